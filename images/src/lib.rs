@@ -1,0 +1,24 @@
+//! The on-disk format of a crr checkpoint: what is recorded, and how the records become bytes.
+//!
+//! An image directory holds a handful of files. Each metadata file is one [`container`]: a fixed header, one
+//! postcard-encoded record tree and a checksum. Page contents are raw and page-aligned in a file of their
+//! own, so that they can be read and written without being looked at. `FORMAT.md` describes every byte.
+//!
+//! Nothing here does I/O, holds a pointer or depends on the width of the machine word: the same crate is
+//! compiled for the coordinator, for the helper and for anyone who wants to read an image.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod container;
+pub mod file;
+pub mod id;
+pub mod inventory;
+pub mod memory;
+pub mod signal;
+pub mod task;
+pub mod thread;
+
+pub use container::{Error, Kind};
+pub use id::{Abi, Addr, DescriptionId, PathId, Pid, SharedId, TaskFd};

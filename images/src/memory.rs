@@ -1,0 +1,160 @@
+//! Memory: the layout of each task's address space and where its page contents lie in `pages.img`.
+
+use crate::id::{Abi, Addr, PathId, SharedId};
+use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
+
+/// The payload of `memory.img`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Memory {
+    /// One address space a task, in the order of [`crate::task::Tree::tasks`].
+    pub spaces: Vec<Space>,
+    /// Anonymous memory that tasks share.
+    pub shared: Vec<Shared>,
+    /// The vDSO of each ABI that a dumped task had mapped.
+    pub vdsos: Vec<Vdso>,
+    /// Pages in `pages.img`.
+    pub page_count: u64,
+    /// CRC-32C of each [`BLOCK_PAGES`] pages of `pages.img`, the last block possibly shorter.
+    pub block_crcs: Vec<u32>,
+}
+
+/// Pages covered by one checksum: 1 MiB.
+pub const BLOCK_PAGES: u64 = 256;
+
+/// One address space.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Space {
+    /// By rising address, not overlapping.
+    pub vmas: Vec<Vma>,
+    /// Page contents of private memory, by rising address; also rising in `first_page`.
+    pub runs: Vec<Run>,
+    /// What `/proc/PID/stat` and brk(2) tell of the layout.
+    pub layout: Layout,
+    /// `/proc/PID/auxv`, as bytes in the layout of the task's ABI.
+    pub auxv: Vec<u8>,
+}
+
+/// The fields of `struct prctl_mm_map` that are addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    /// Text.
+    pub start_code: Addr,
+    /// Text.
+    pub end_code: Addr,
+    /// Data.
+    pub start_data: Addr,
+    /// Data.
+    pub end_data: Addr,
+    /// Heap.
+    pub start_brk: Addr,
+    /// Heap: the current break.
+    pub brk: Addr,
+    /// Stack.
+    pub start_stack: Addr,
+    /// Arguments (`/proc/PID/cmdline`).
+    pub arg_start: Addr,
+    /// Arguments.
+    pub arg_end: Addr,
+    /// Environment.
+    pub env_start: Addr,
+    /// Environment.
+    pub env_end: Addr,
+}
+
+/// A virtual memory area.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vma {
+    /// First byte.
+    pub start: Addr,
+    /// One past the last byte.
+    pub end: Addr,
+    /// PROT_READ 1, PROT_WRITE 2, PROT_EXEC 4.
+    pub prot: u32,
+    /// [`vm`] bits that have to be set again.
+    pub flags: u32,
+    /// What is behind it.
+    pub backing: Backing,
+}
+
+/// What is behind a VMA. Closed: a new kind must be taught to dump, plan and restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Backing {
+    /// Private anonymous memory.
+    Anonymous,
+    /// MAP_PRIVATE of a file, from a byte offset.
+    PrivateFile(PathId, u64),
+    /// MAP_SHARED of a file, from a byte offset.
+    SharedFile(PathId, u64),
+    /// MAP_SHARED | MAP_ANONYMOUS memory, from a byte offset of the object.
+    Shared(SharedId, u64),
+    /// The kernel's code page(s).
+    Vdso,
+    /// The kernel's data pages beside it.
+    Vvar,
+    /// The kernel's paravirtual clock pages beside it (6.13 and later).
+    VvarVclock,
+}
+
+/// Bits of [`Vma::flags`], from the two-letter codes of `/proc/PID/smaps`.
+pub mod vm {
+    /// `gd`: grows down.
+    pub const GROWS_DOWN: u32 = 1 << 0;
+    /// `lo`: locked.
+    pub const LOCKED: u32 = 1 << 1;
+    /// `lf`: locked on fault.
+    pub const LOCK_ON_FAULT: u32 = 1 << 2;
+    /// `sr`: MADV_SEQUENTIAL.
+    pub const SEQUENTIAL: u32 = 1 << 3;
+    /// `rr`: MADV_RANDOM.
+    pub const RANDOM: u32 = 1 << 4;
+    /// `dc`: MADV_DONTFORK.
+    pub const DONT_FORK: u32 = 1 << 5;
+    /// `dd`: MADV_DONTDUMP.
+    pub const DONT_DUMP: u32 = 1 << 6;
+    /// `wf`: MADV_WIPEONFORK.
+    pub const WIPE_ON_FORK: u32 = 1 << 7;
+    /// `nr`: MAP_NORESERVE.
+    pub const NO_RESERVE: u32 = 1 << 8;
+    /// `hg`: MADV_HUGEPAGE.
+    pub const HUGE_PAGE: u32 = 1 << 9;
+    /// `nh`: MADV_NOHUGEPAGE.
+    pub const NO_HUGE_PAGE: u32 = 1 << 10;
+    /// `mg`: MADV_MERGEABLE.
+    pub const MERGEABLE: u32 = 1 << 11;
+    /// `ac`: accounted against the commit limit.
+    pub const ACCOUNTED: u32 = 1 << 12;
+    /// `mw`: may be made writable, so a shared mapping came from a writable file.
+    pub const MAY_WRITE: u32 = 1 << 13;
+}
+
+/// Consecutive pages with their place in `pages.img`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Address of the first page; for shared memory, the byte offset in the object.
+    pub start: Addr,
+    /// Number of pages, at least 1.
+    pub pages: u64,
+    /// Index of the first page in `pages.img`.
+    pub first_page: u64,
+}
+
+/// An anonymous shared memory object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shared {
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its inode number at dump, for messages only.
+    pub ino: u64,
+    /// Its contents; what lies between was never touched.
+    pub runs: Vec<Run>,
+}
+
+/// The vDSO code of one ABI, with the shape of the areas around it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vdso {
+    /// Whose.
+    pub abi: Abi,
+    /// The ELF image, whole pages.
+    pub image: Vec<u8>,
+}

@@ -1,0 +1,73 @@
+//! The process tree: every task with what belongs to it as a whole.
+
+use crate::file::FdEntry;
+use crate::id::{Abi, PathId, Pid};
+use crate::signal::{Action, IntervalTimer, Pending};
+use crate::thread::Thread;
+use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
+
+/// The payload of `tree.img`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tree {
+    /// Parents stand before their children; the first is the root of the tree.
+    pub tasks: Vec<Task>,
+    /// Session and process group that the root shares with a shell outside of the tree (`--shell-job`).
+    pub shell_job: Option<ShellJob>,
+}
+
+/// What a tree dumped with `--shell-job` borrowed from the shell that started it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShellJob {
+    /// The session, led by a task outside of the tree.
+    pub sid: Pid,
+    /// The root's process group.
+    pub pgid: Pid,
+}
+
+/// A task (thread group).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Task {
+    /// Its pid.
+    pub pid: Pid,
+    /// Its parent; for the root, a task outside of the tree.
+    pub ppid: Pid,
+    /// Process group.
+    pub pgid: Pid,
+    /// Session.
+    pub sid: Pid,
+    /// What kind of memory exec gave it.
+    pub abi: Abi,
+    /// `/proc/PID/exe`.
+    pub exe: PathId,
+    /// Current directory.
+    pub cwd: PathId,
+    /// Root directory.
+    pub root: PathId,
+    /// File mode creation mask.
+    pub umask: u32,
+    /// `personality(2)`.
+    pub personality: u32,
+    /// PR_GET_DUMPABLE: 0 or 1.
+    pub dumpable: u32,
+    /// PR_GET_CHILD_SUBREAPER.
+    pub child_subreaper: bool,
+    /// `/proc/PID/oom_score_adj`.
+    pub oom_score_adj: i32,
+    /// `/proc/PID/coredump_filter`.
+    pub coredump_filter: u32,
+    /// ARCH_GET_XCOMP_PERM: state components the task may use; 0 where the kernel has no such call.
+    pub xcomp_permission: u64,
+    /// Resource limits in the order of `RLIMIT_*`: soft and hard, `u64::MAX` for none.
+    pub rlimits: Vec<(u64, u64)>,
+    /// All actions other than plain SIG_DFL.
+    pub actions: Vec<Action>,
+    /// Signals pending for the task as a whole, oldest first.
+    pub pending: Vec<Pending>,
+    /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
+    pub interval_timers: [IntervalTimer; 3],
+    /// Open files, by rising number.
+    pub fds: Vec<FdEntry>,
+    /// The leader stands first.
+    pub threads: Vec<Thread>,
+}

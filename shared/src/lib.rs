@@ -1,0 +1,3 @@
+//! What the coordinator and the restoring tasks have in common.
+#![no_std]
+extern crate alloc;
