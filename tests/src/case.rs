@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -63,6 +64,12 @@ impl Workload {
         let running = Running { root, dir: dir.to_owned(), log, dumps: 0, busy: self.busy };
         running.wait_for("READY")?;
         Ok(running)
+    }
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.file, self.case)
     }
 }
 
@@ -264,4 +271,16 @@ fn others() -> crate::Result<Vec<String>> {
         }
     }
     Ok(found)
+}
+
+/// Bytes of all files of an image directory.
+///
+/// # Errors
+/// It cannot be read.
+pub fn images_size(images: &Path) -> crate::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(images)? {
+        bytes += entry?.metadata()?.len();
+    }
+    Ok(bytes)
 }
