@@ -4,3 +4,5 @@
 mod harness;
 mod mapping;
 mod memory;
+mod registers;
+mod threads;
