@@ -3,8 +3,11 @@
 //! [`dump`] observes a running tree and writes it to an image directory ([`store`]); [`restore`] plans a
 //! tree from the images, forks it and has every task restored by an exec'd program of its own ABI.
 
+pub mod blob;
 pub mod cli;
 pub mod dump;
+pub mod machine;
 pub mod refusal;
 pub mod restore;
 pub mod store;
+pub mod sys;
