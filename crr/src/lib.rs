@@ -5,6 +5,8 @@
 
 pub mod cli;
 pub mod dump;
+pub mod ptrace;
 pub mod refusal;
 pub mod restore;
 pub mod store;
+pub mod sys;
