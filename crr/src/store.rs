@@ -32,7 +32,13 @@ impl Writer {
     ///
     /// # Errors
     /// If a file cannot be written; the directory is then as before.
-    pub fn finish(self, _inventory: Inventory, _tree: &Tree, _files: &Files, _memory: &Memory) -> Result<u64> {
+    pub fn finish(
+        self,
+        _inventory: Inventory,
+        _tree: &Tree,
+        _files: &Files,
+        _memory: &Memory,
+    ) -> Result<u64> {
         bail!("not yet")
     }
 }
