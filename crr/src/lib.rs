@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod dump;
+pub mod progress;
 pub mod refusal;
 pub mod restore;
 pub mod store;
