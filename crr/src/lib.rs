@@ -7,6 +7,7 @@ pub mod blob;
 pub mod cli;
 pub mod dump;
 pub mod machine;
+pub mod progress;
 pub mod ptrace;
 pub mod refusal;
 pub mod restore;
