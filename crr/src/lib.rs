@@ -10,6 +10,7 @@ pub mod machine;
 pub mod progress;
 pub mod ptrace;
 pub mod refusal;
+pub mod resource;
 pub mod restore;
 pub mod store;
 pub mod sys;

@@ -135,6 +135,15 @@ impl Seized {
         Ok(Self { tid })
     }
 
+    /// As [`Seized::seize`], for a thread that is to die if crr ends before it lets go.
+    ///
+    /// # Errors
+    /// As [`Seized::seize`].
+    pub fn seize_for_life(tid: Pid) -> Result<Self, Error> {
+        request::seize(tid, OPTIONS | libc::PTRACE_O_EXITKILL).map_err(error(tid, "seize"))?;
+        Ok(Self { tid })
+    }
+
     /// Its id.
     #[must_use]
     pub fn tid(&self) -> Pid {

@@ -10,12 +10,14 @@
 pub mod exec;
 pub mod int80;
 pub mod kcmp;
+pub mod mapping;
 pub mod pagemap;
 pub mod pidfd;
 pub mod pipe;
 pub mod process;
 pub mod ptrace;
 pub mod sched;
+pub mod shared_page;
 pub mod vm;
 pub mod wait;
 
