@@ -4,8 +4,11 @@
 //! tree from the images, forks it and has every task restored by an exec'd program of its own ABI.
 
 pub mod blob;
+pub mod changed;
 pub mod cli;
 pub mod dump;
+pub mod kernel;
+pub mod log;
 pub mod machine;
 pub mod progress;
 pub mod ptrace;

@@ -60,7 +60,7 @@ pub struct Report {
 }
 /// What the parts of a restore share; lives in the coordinator and, as a copy, in its forked children.
 #[derive(Debug)]
-pub struct Restore<'a> {
+pub(crate) struct Restore<'a> {
     /// The images.
     pub checkpoint: &'a Checkpoint,
     /// Plans, programs, shared memory.
