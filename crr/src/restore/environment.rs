@@ -7,7 +7,7 @@ use std::fs;
 
 /// The coordinator's own attributes, and facts about the kernel and processor.
 #[derive(Clone, Debug)]
-pub struct Environment {
+pub(crate) struct Environment {
     /// What a task has after fork and exec of a program without file capabilities.
     pub creds: Creds,
     /// Scheduling.
@@ -29,7 +29,7 @@ impl Environment {
     ///
     /// # Errors
     /// If /proc does not answer.
-    pub fn read() -> Result<Self> {
+    pub(crate) fn read() -> Result<Self> {
         let number = |path: &str, radix: u32| -> Result<i64> {
             let text = fs::read_to_string(path).with_context(|| path.to_owned())?;
             i64::from_str_radix(text.trim(), radix).with_context(|| path.to_owned())

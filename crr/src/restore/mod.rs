@@ -78,7 +78,7 @@ pub(crate) struct Restore<'a> {
 impl Restore<'_> {
     /// Whether a process group is led by a task of the tree.
     #[must_use]
-    pub fn leads_a_group(&self, pgid: images::Pid) -> bool {
+    pub(crate) fn leads_a_group(&self, pgid: images::Pid) -> bool {
         self.checkpoint.tree.tasks.iter().any(|task| task.pid == pgid)
     }
 }

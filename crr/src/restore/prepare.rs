@@ -18,7 +18,7 @@ use std::os::unix::fs::FileExt;
 
 /// One task, ready to be forked.
 #[derive(Debug)]
-pub(super) struct Prepared {
+pub(crate) struct Prepared {
     /// First message to it.
     pub start: Start,
     /// Files its ops name, in slot order.
@@ -33,7 +33,7 @@ pub(super) struct Prepared {
 
 /// All tasks, ready to be forked.
 #[derive(Debug)]
-pub(super) struct Preparation {
+pub(crate) struct Preparation {
     /// In the order of the tree image.
     pub tasks: Vec<Prepared>,
     /// helper32 and restorer64, each at the places where tasks have room for them.
