@@ -4,6 +4,7 @@ mod child;
 mod environment;
 mod foreground;
 pub mod open;
+pub mod plain;
 mod preflight;
 mod prepare;
 mod serve;
@@ -131,7 +132,8 @@ pub fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
 /// The programs of a preparation under numbers that no task uses.
 fn raise(mut preparation: Preparation, base: i32) -> Result<Preparation> {
     let raiser = open::Raiser::new(base);
-    preparation.programs = preparation.programs.into_iter().map(|fd| raiser.raise(fd)).collect::<Result<_>>()?;
+    preparation.programs =
+        preparation.programs.into_iter().map(|fd| raiser.raise(fd)).collect::<Result<_>>()?;
     preparation.tree = raiser.raise(preparation.tree)?;
     Ok(preparation)
 }
@@ -139,7 +141,8 @@ fn raise(mut preparation: Preparation, base: i32) -> Result<Preparation> {
 /// Forks the tree, serves it, takes it over. On failure nothing of it is left.
 fn bring_back(restore: &Restore<'_>, options: &Options, deadline: Instant) -> Result<images::Pid> {
     let name = restore.socket_name.as_str().to_ns_name::<GenericNamespaced>().context("socket name")?;
-    let listener = ListenerOptions::new().name(name).create_sync().context("listen for the restoring tasks")?;
+    let listener =
+        ListenerOptions::new().name(name).create_sync().context("listen for the restoring tasks")?;
     let pid = restore.checkpoint.tree.tasks[0].pid;
     let old_mask = process::block_all_signals().context("block signals")?;
     let (flags, parent) = if options.sibling {

@@ -93,7 +93,10 @@ pub fn task(machine: &Machine, task: &Task, space: &Space) -> TaskPlan {
     memory::ops(&mut ops, &mut slots, task.exe, space);
     signal::actions(&mut ops, &task.actions);
     if task.xcomp_permission & (1 << XFEATURE_XTILEDATA) != 0 && task.abi == Abi::X86_64 {
-        op::push(&mut ops, &Op::ArchPrctl { option: ARCH_REQ_XCOMP_PERM, arg: u64::from(XFEATURE_XTILEDATA) });
+        op::push(
+            &mut ops,
+            &Op::ArchPrctl { option: ARCH_REQ_XCOMP_PERM, arg: u64::from(XFEATURE_XTILEDATA) },
+        );
     }
     let mut threads = 0;
     for record in &task.threads[1..] {
