@@ -7,7 +7,7 @@ use shared::proto::ProbeReport;
 
 /// Runs the helper and puts its answers into words.
 #[must_use]
-pub fn probe() -> Vec<Feature> {
+pub(super) fn probe() -> Vec<Feature> {
     match machine::probe() {
         Ok((live, report, survived)) => features(&live, &report, survived),
         Err(error) => vec![feature("ia32", Err(format!("{error:#}")), "ia32 tasks cannot be dumped or restored")],

@@ -3,6 +3,7 @@
 mod child;
 mod environment;
 mod foreground;
+mod namespace;
 pub mod open;
 pub mod plain;
 mod preflight;
@@ -90,6 +91,23 @@ impl Restore<'_> {
 /// # Errors
 /// What failed; nothing that was made is left behind.
 pub fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
+    if options.new_pidns {
+        return namespace::restore(options);
+    }
+    let report = restore_here(options)?;
+    write_pidfile(options, report.root)?;
+    let status =
+        if options.detached || options.sibling { None } else { Some(foreground::wait(report.root, report.root)?) };
+    Ok((report, status))
+}
+
+fn write_pidfile(options: &Options, root: images::Pid) -> Result<()> {
+    let Some(path) = &options.pidfile else { return Ok(()) };
+    std::fs::write(path, format!("{root}")).with_context(|| path.display().to_string())
+}
+
+/// Restores a tree as children of this process, in the namespaces it is in.
+fn restore_here(options: &Options) -> Result<Report> {
     let began = Instant::now();
     let deadline = began + options.timeout;
     if let Some(root) = &options.root {
@@ -116,17 +134,12 @@ pub fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
         own_group: nix::unistd::getpgrp().as_raw(),
     };
     let root = bring_back(&restore, options, deadline)?;
-    let report = Report {
+    Ok(Report {
         root,
         tasks: u32::try_from(checkpoint.tree.tasks.len())?,
         bytes: checkpoint.memory.page_count * images::id::PAGE_SIZE,
         total: began.elapsed(),
-    };
-    if let Some(path) = &options.pidfile {
-        std::fs::write(path, format!("{root}")).with_context(|| path.display().to_string())?;
-    }
-    let status = if options.detached || options.sibling { None } else { Some(foreground::wait(root)?) };
-    Ok((report, status))
+    })
 }
 
 /// The programs of a preparation under numbers that no task uses.
