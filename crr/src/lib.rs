@@ -5,8 +5,11 @@
 
 pub mod cli;
 pub mod dump;
+pub mod proc;
 pub mod ptrace;
 pub mod refusal;
+pub mod remote;
+pub mod resource;
 pub mod restore;
 pub mod store;
 pub mod sys;

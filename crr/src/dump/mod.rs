@@ -1,8 +1,25 @@
 //! Dump: seize, collect, write, finish.
 
-use images::Pid;
+mod collect;
+pub(crate) mod freeze;
+mod interrupt;
+mod pages;
+
+use crate::ptrace::Patience;
+use crate::refusal::Refusals;
+use crate::resource::pipe::Holders;
+use crate::store::Writer;
+use anyhow::{Context, Result};
+use freeze::Frozen;
+use images::inventory::Inventory;
+use images::task::Tree;
+use images::{Abi, Pid};
+use pages::Contents;
+use std::fs::File;
+use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 /// What to do with the tree after a successful dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +66,90 @@ pub struct Report {
 
 /// Dumps a tree.
 ///
+/// Whatever fails, the tree runs on as before: [`freeze::Frozen`] and the executor in each task put back what they
+/// changed, and so does the kernel if crr itself is killed.
+///
 /// # Errors
 /// [`crate::refusal::Refused`] with all reasons, or what failed; the tree then runs on as before.
-pub fn dump(_options: &Options) -> anyhow::Result<Report> {
-    anyhow::bail!("not yet")
+pub fn dump(options: &Options) -> Result<Report> {
+    let started = Instant::now();
+    // Dropped last: a signal that came ends crr only after everything is put back.
+    let _held = interrupt::Held::block().context("block signals")?;
+    let patience = Patience::new(options.timeout);
+    let writer = Writer::create(&options.images_dir)?;
+    let mut holders = Holders::scan(&freeze::list(options.root)?)?;
+    let mut refusals = Refusals::default();
+
+    let mut frozen = Frozen::seize(options.root, &patience, &mut refusals)?;
+    let mut collected = collect::collect(&mut frozen, options.shell_job, &mut holders, refusals, &patience)?;
+    collected.memory.block_crcs = write_pages(&collected.contents, writer.pages(), options.progress)?;
+    patience.check(options.root)?;
+    let inventory = inventory(&collected.tree)?;
+    let (tasks, threads) = (inventory.tasks, inventory.threads);
+    let bytes = writer.finish(inventory, &collected.tree, &collected.files, &collected.memory)?;
+    let frozen_for = frozen.finish(options.after, &Patience::new(LAST_RESORT))?;
+    Ok(Report { tasks, threads, bytes, frozen: frozen_for, total: started.elapsed() })
+}
+
+/// How long killed tasks may take to be gone: they may have gigabytes to free.
+const LAST_RESORT: Duration = Duration::from_secs(60);
+
+/// Writes the page contents, saying how far it is when that takes long.
+fn write_pages(contents: &Contents, pages: &File, progress: bool) -> Result<Vec<u32>> {
+    let total = contents.page_count() * images::id::PAGE_SIZE;
+    let written = AtomicU64::new(0);
+    let shown = progress && std::io::stderr().is_terminal();
+    if !shown {
+        return contents.write(pages, &written);
+    }
+    std::thread::scope(|scope| {
+        let (done, waits) = std::sync::mpsc::channel::<()>();
+        let written = &written;
+        scope.spawn(move || show_progress(total, written, &waits));
+        let crcs = contents.write(pages, written);
+        drop(done);
+        crcs
+    })
+}
+
+/// Rewrites one line a few times a second, once the work has taken a second, until the sender of `done` is gone.
+fn show_progress(total: u64, written: &AtomicU64, done: &std::sync::mpsc::Receiver<()>) {
+    use std::sync::mpsc::RecvTimeoutError::Timeout;
+    let started = Instant::now();
+    let mut wait = Duration::from_secs(1);
+    while done.recv_timeout(wait) == Err(Timeout) {
+        wait = Duration::from_millis(200);
+        let bytes = written.load(Ordering::Relaxed).min(total);
+        let rate = u128::from(bytes) * 1000 / started.elapsed().as_millis().max(1);
+        eprint!("\r{} of {} MiB, {} MiB/s ", bytes >> 20, total >> 20, rate >> 20);
+    }
+    if started.elapsed() > Duration::from_secs(1) {
+        eprintln!();
+    }
+}
+
+fn inventory(tree: &Tree) -> Result<Inventory> {
+    let read = |path: &str| std::fs::read_to_string(path).with_context(|| format!("read {path}"));
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let threads = || tree.tasks.iter().flat_map(|task| &task.threads);
+    let mut abis: Vec<Abi> = tree.tasks.iter().map(|task| task.abi).collect();
+    abis.sort_unstable();
+    abis.dedup();
+    Ok(Inventory {
+        crr_version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel_release: read("/proc/sys/kernel/osrelease")?.trim_end().to_owned(),
+        boot_id: read("/proc/sys/kernel/random/boot_id")?.trim_end().to_owned(),
+        created_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+        root: tree.tasks.first().map_or(0, |task| task.pid),
+        abis,
+        tasks: u32::try_from(tree.tasks.len())?,
+        threads: u32::try_from(threads().count())?,
+        xfeatures_in_use: threads().map(|thread| features_in_use(&thread.xstate)).fold(0, |a, b| a | b),
+        files: Vec::new(),
+    })
+}
+
+/// XSTATE_BV of an XSAVE area: the first word of its header, which follows the 512 bytes of FXSAVE.
+fn features_in_use(xstate: &[u8]) -> u64 {
+    xstate.get(512..520).and_then(|word| word.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
