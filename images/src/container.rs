@@ -95,9 +95,7 @@ pub enum Error {
         known: u16,
     },
     /// Tasks of another machine.
-    #[error(
-        "records tasks of another architecture (ELF machine {0}); this crr restores x86_64 and ia32 tasks"
-    )]
+    #[error("records tasks of another architecture (ELF machine {0}); this crr restores x86_64 and ia32 tasks")]
     Machine(u16),
     /// Flags from the future.
     #[error("uses format flags {0:#x} that this crr does not know")]
@@ -158,11 +156,7 @@ pub fn encode<T: Serialize>(kind: Kind, record: &T) -> Result<Vec<u8>, Error> {
 pub fn decode<T: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<T, Error> {
     let actual = bytes.len() as u64;
     if bytes.len() < HEADER_SIZE + TRAILER_SIZE {
-        return Err(if bytes.len() >= 8 && bytes[..8] != MAGIC {
-            Error::Magic
-        } else {
-            Error::Short(actual)
-        });
+        return Err(if bytes.len() >= 8 && bytes[..8] != MAGIC { Error::Magic } else { Error::Short(actual) });
     }
     let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
     if bytes[..8] != MAGIC {
