@@ -3,10 +3,14 @@
 //! [`dump`] observes a running tree and writes it to an image directory ([`store`]); [`restore`] plans a
 //! tree from the images, forks it and has every task restored by an exec'd program of its own ABI.
 
+pub mod changed;
 pub mod cli;
 pub mod dump;
 pub mod proc;
 pub mod ptrace;
+pub mod kernel;
+pub mod log;
+pub mod progress;
 pub mod refusal;
 pub mod remote;
 pub mod resource;
