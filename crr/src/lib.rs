@@ -6,11 +6,11 @@
 pub mod changed;
 pub mod cli;
 pub mod dump;
-pub mod proc;
-pub mod ptrace;
 pub mod kernel;
 pub mod log;
+pub mod proc;
 pub mod progress;
+pub mod ptrace;
 pub mod refusal;
 pub mod remote;
 pub mod resource;

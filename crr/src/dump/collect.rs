@@ -123,8 +123,8 @@ fn collect_task(
     Namespaces::of(dir)?.refuse_others(&tables.own_namespaces, refuse);
     let vmas = dump_areas(dir, tables, refuse)?;
     let fds = tables.files.dump_task(pid, dir, &mut tables.paths, tables.terminal, refuse)?;
-    let [exe, cwd, root] = ["exe", "cwd", "root"]
-        .map(|name| file::dump_link(dir, name, &mut tables.paths, refuse));
+    let [exe, cwd, root] =
+        ["exe", "cwd", "root"].map(|name| file::dump_link(dir, name, &mut tables.paths, refuse));
     let outside = properties::dump_outside(dir, &mut tables.buffer, refuse)?;
     let statuses = read_statuses(dir, threads, &mut tables.buffer)?;
     let Some(leader) = statuses.first() else { return Ok(None) };
@@ -178,7 +178,8 @@ fn read_statuses(dir: &Dir, threads: &[Stopped], buffer: &mut Vec<u8>) -> Result
     let mut statuses = Vec::with_capacity(threads.len());
     for thread in threads {
         let tid = thread.tid();
-        dir.read(&format!("task/{tid}/status"), buffer).with_context(|| format!("thread {tid}: read status"))?;
+        dir.read(&format!("task/{tid}/status"), buffer)
+            .with_context(|| format!("thread {tid}: read status"))?;
         statuses.push(status::parse(buffer).with_context(|| format!("thread {tid}"))?);
     }
     Ok(statuses)
@@ -286,7 +287,7 @@ fn ask(
 ) -> Result<Addr> {
     let [leader, others @ ..] = threads else { anyhow::bail!("no thread") };
     let executor = Executor::open(target, leader, patience)?;
-    let asked = (|| {
+    let asked = (|| -> Result<Addr> {
         check_lock_future(dir, locked, &executor, refuse)?;
         let brk = ask_leader(&executor, leader, record, dir, refuse, patience)?;
         for (thread, record) in others.iter_mut().zip(record.threads.iter_mut().skip(1)) {
@@ -331,12 +332,7 @@ fn ask_leader(
 }
 
 /// A fresh mapping is locked only if the task asked for that: the locked total then exceeds what its areas show.
-fn check_lock_future(
-    dir: &Dir,
-    locked: u64,
-    executor: &Executor,
-    refuse: &mut Refuse<'_>,
-) -> Result<()> {
+fn check_lock_future(dir: &Dir, locked: u64, executor: &Executor, refuse: &mut Refuse<'_>) -> Result<()> {
     let mut buffer = Vec::new();
     dir.read("status", &mut buffer).context("read status")?;
     let range = executor.range();

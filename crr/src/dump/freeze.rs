@@ -234,7 +234,8 @@ pub(super) fn list(root: Pid) -> Result<Vec<Pid>> {
 
 /// The name of any task, for messages.
 pub(crate) fn comm_of(pid: Pid) -> String {
-    std::fs::read_to_string(format!("/proc/{pid}/comm")).map_or_else(|_| "?".into(), |s| s.trim_end().to_owned())
+    std::fs::read_to_string(format!("/proc/{pid}/comm"))
+        .map_or_else(|_| "?".into(), |s| s.trim_end().to_owned())
 }
 
 /// Seizes and stops threads of one task. Those that end meanwhile are left out.
@@ -246,7 +247,7 @@ fn stop_threads(stopped: &mut Vec<Stopped>, tids: &[Pid], patience: &Patience) -
         match thread {
             Ok(thread) => seized.push(thread),
             Err(ptrace::Error::Gone(_)) => {}
-            Err(e) if is_ending(tid) => drop(e),
+            Err(_) if is_ending(tid) => {}
             Err(e) => {
                 failure = Some(e);
                 break;
@@ -280,7 +281,9 @@ fn children(dir: &Dir, buffer: &mut Vec<u8>) -> Result<Vec<Pid>> {
     for tid in dir.numbers::<Pid>("task")? {
         match dir.read(&format!("task/{tid}/children"), buffer) {
             Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound && dir.stat(&format!("task/{tid}")).is_err() => continue,
+            Err(e) if e.kind() == io::ErrorKind::NotFound && dir.stat(&format!("task/{tid}")).is_err() => {
+                continue;
+            }
             Err(e) => return Err(e).context("read children (needs CONFIG_PROC_CHILDREN)"),
         }
         let words = buffer.split(|&b| b == b' ').filter(|word| !word.trim_ascii().is_empty());
@@ -291,7 +294,7 @@ fn children(dir: &Dir, buffer: &mut Vec<u8>) -> Result<Vec<Pid>> {
 
 fn is_gone(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(ptrace::Error::Gone(_)))
-        || error.downcast_ref::<io::Error>().is_some_and(|e| {
-            e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH)
-        })
+        || error
+            .downcast_ref::<io::Error>()
+            .is_some_and(|e| e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH))
 }

@@ -5,6 +5,8 @@ pub(crate) mod freeze;
 mod interrupt;
 mod pages;
 
+use crate::changed::Changed;
+use crate::progress::Progress;
 use crate::ptrace::Patience;
 use crate::refusal::Refusals;
 use crate::resource::pipe::Holders;
@@ -14,11 +16,7 @@ use freeze::Frozen;
 use images::inventory::Inventory;
 use images::task::Tree;
 use images::{Abi, Pid};
-use pages::Contents;
-use std::fs::File;
-use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 /// What to do with the tree after a successful dump.
@@ -82,51 +80,23 @@ pub fn dump(options: &Options) -> Result<Report> {
 
     let mut frozen = Frozen::seize(options.root, &patience, &mut refusals)?;
     let mut collected = collect::collect(&mut frozen, options.shell_job, &mut holders, refusals, &patience)?;
-    collected.memory.block_crcs = write_pages(&collected.contents, writer.pages(), options.progress)?;
+    collected.memory.block_crcs = {
+        let total = collected.contents.page_count() * images::id::PAGE_SIZE;
+        let progress = Progress::new(options.progress, total, "writing pages");
+        collected.contents.write(writer.pages(), &progress)?
+    };
     patience.check(options.root)?;
     let inventory = inventory(&collected.tree)?;
     let (tasks, threads) = (inventory.tasks, inventory.threads);
     let bytes = writer.finish(inventory, &collected.tree, &collected.files, &collected.memory)?;
-    let frozen_for = frozen.finish(options.after, &Patience::new(LAST_RESORT))?;
+    let frozen_for = frozen.finish(options.after, &Patience::new(LAST_RESORT)).map_err(|e| {
+        e.context(Changed { how: "the checkpoint is complete, but not all tasks were ended".to_owned() })
+    })?;
     Ok(Report { tasks, threads, bytes, frozen: frozen_for, total: started.elapsed() })
 }
 
 /// How long killed tasks may take to be gone: they may have gigabytes to free.
 const LAST_RESORT: Duration = Duration::from_secs(60);
-
-/// Writes the page contents, saying how far it is when that takes long.
-fn write_pages(contents: &Contents, pages: &File, progress: bool) -> Result<Vec<u32>> {
-    let total = contents.page_count() * images::id::PAGE_SIZE;
-    let written = AtomicU64::new(0);
-    let shown = progress && std::io::stderr().is_terminal();
-    if !shown {
-        return contents.write(pages, &written);
-    }
-    std::thread::scope(|scope| {
-        let (done, waits) = std::sync::mpsc::channel::<()>();
-        let written = &written;
-        scope.spawn(move || show_progress(total, written, &waits));
-        let crcs = contents.write(pages, written);
-        drop(done);
-        crcs
-    })
-}
-
-/// Rewrites one line a few times a second, once the work has taken a second, until the sender of `done` is gone.
-fn show_progress(total: u64, written: &AtomicU64, done: &std::sync::mpsc::Receiver<()>) {
-    use std::sync::mpsc::RecvTimeoutError::Timeout;
-    let started = Instant::now();
-    let mut wait = Duration::from_secs(1);
-    while done.recv_timeout(wait) == Err(Timeout) {
-        wait = Duration::from_millis(200);
-        let bytes = written.load(Ordering::Relaxed).min(total);
-        let rate = u128::from(bytes) * 1000 / started.elapsed().as_millis().max(1);
-        eprint!("\r{} of {} MiB, {} MiB/s ", bytes >> 20, total >> 20, rate >> 20);
-    }
-    if started.elapsed() > Duration::from_secs(1) {
-        eprintln!();
-    }
-}
 
 fn inventory(tree: &Tree) -> Result<Inventory> {
     let read = |path: &str| std::fs::read_to_string(path).with_context(|| format!("read {path}"));

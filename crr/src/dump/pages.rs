@@ -4,6 +4,7 @@
 //! gather its pages from the tasks into a buffer of their own, take the checksum while they are in the cache and write
 //! the block. So nothing is copied more than once in memory, and no order has to be kept.
 
+use crate::progress::Progress;
 use crate::resource::memory::SharedObject;
 use crate::sys::pagemap;
 use crate::sys::vm::{self, Remote};
@@ -12,8 +13,8 @@ use images::id::PAGE_SIZE;
 use images::memory::{BLOCK_PAGES, Backing, Run, Shared, Vma};
 use images::{Addr, Pid};
 use nix::errno::Errno;
+use nix::unistd::Whence;
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -62,12 +63,7 @@ impl Contents {
     }
 
     /// The pages of a task's private areas that differ from their backing.
-    pub(super) fn find_private(
-        &mut self,
-        source: usize,
-        pagemap: &File,
-        vmas: &[Vma],
-    ) -> Result<Vec<Run>> {
+    pub(super) fn find_private(&mut self, source: usize, pagemap: &File, vmas: &[Vma]) -> Result<Vec<Run>> {
         let private: Vec<&Vma> = vmas
             .iter()
             .filter(|vma| matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..)))
@@ -105,14 +101,14 @@ impl Contents {
 
     /// The touched pages of a shared memory object.
     pub(super) fn add_shared(&mut self, object: SharedObject) -> Result<Shared> {
-        let SharedObject { ino, mut file } = object;
+        let SharedObject { ino, file } = object;
         let size = file.metadata().context("fstat")?.len();
         let source = self.sources.len();
         let mut runs = Vec::new();
         let mut at = 0;
         while at < size {
-            let Some(start) = seek(&mut file, SeekFrom::Start(at), libc::SEEK_DATA)? else { break };
-            let hole = seek(&mut file, SeekFrom::Start(start), libc::SEEK_HOLE)?.unwrap_or(size);
+            let Some(start) = seek(&file, at, Whence::SeekData)? else { break };
+            let hole = seek(&file, start, Whence::SeekHole)?.unwrap_or(size);
             let end = hole.min(size).next_multiple_of(PAGE_SIZE);
             runs.push(self.push(source, start, end, false));
             at = end;
@@ -121,8 +117,8 @@ impl Contents {
         Ok(Shared { size, ino, runs })
     }
 
-    /// Writes everything to the page file, and returns the checksum of each block. `written` grows as bytes are.
-    pub(super) fn write(&self, pages: &File, written: &AtomicU64) -> Result<Vec<u32>> {
+    /// Writes everything to the page file, and returns the checksum of each block.
+    pub(super) fn write(&self, pages: &File, progress: &Progress) -> Result<Vec<u32>> {
         let blocks = usize::try_from(self.pages.div_ceil(BLOCK_PAGES)).context("too many pages")?;
         let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 8).min(blocks);
         let next = AtomicU64::new(0);
@@ -142,7 +138,7 @@ impl Contents {
                         return Err(e);
                     }
                 }
-                written.fetch_add(BLOCK_PAGES * PAGE_SIZE, Ordering::Relaxed);
+                progress.add(BLOCK_PAGES * PAGE_SIZE);
             }
         };
         let mut crcs = vec![0u32; blocks];
@@ -205,14 +201,8 @@ fn end_of(run: &Run) -> u64 {
 }
 
 /// lseek to data or to a hole; `None` when there is none behind.
-fn seek(file: &mut File, from: SeekFrom, whence: i32) -> Result<Option<u64>> {
-    let SeekFrom::Start(offset) = from else { bail!("seek") };
-    let whence = if whence == libc::SEEK_DATA {
-        nix::unistd::Whence::SeekData
-    } else {
-        nix::unistd::Whence::SeekHole
-    };
-    match nix::unistd::lseek(&*file, i64::try_from(offset)?, whence) {
+fn seek(file: &File, offset: u64, whence: Whence) -> Result<Option<u64>> {
+    match nix::unistd::lseek(file, i64::try_from(offset)?, whence) {
         Ok(at) => Ok(Some(u64::try_from(at)?)),
         Err(Errno::ENXIO) => Ok(None),
         Err(errno) => Err(errno).context("seek"),
@@ -261,13 +251,7 @@ fn read_each(file: &File, gather: &[Remote], buffer: &mut [u8]) -> Result<(), (A
 }
 
 /// Ranges of pages to store, by PAGEMAP_SCAN or, before Linux 6.7, by reading pagemap.
-fn scan(
-    pagemap: &File,
-    start: u64,
-    end: u64,
-    areas: &[&Vma],
-    mut found: impl FnMut(u64, u64),
-) -> Result<()> {
+fn scan(pagemap: &File, start: u64, end: u64, areas: &[&Vma], mut found: impl FnMut(u64, u64)) -> Result<()> {
     match pagemap::scan_private(pagemap.as_fd(), start, end, &mut found) {
         Ok(()) => Ok(()),
         Err(Errno::ENOTTY) => read_pagemap(pagemap, areas, found),

@@ -19,11 +19,14 @@ pub(crate) struct SharedObject {
     pub(crate) file: File,
 }
 
+/// A mapped file as smaps shows it: device, inode, name.
+type Shown = (Vec<u8>, u64, Vec<u8>);
+
 /// What the areas of a tree refer to, collected over all tasks.
 #[derive(Debug, Default)]
 pub(crate) struct Backings {
     /// Mapped files by what smaps shows of them, so that ten thousand areas of one library cost one stat.
-    files: HashMap<(Vec<u8>, u64, Vec<u8>), Result<Mapped, Lost>>,
+    files: HashMap<Shown, Result<Mapped, Lost>>,
     shared_ids: HashMap<(u64, u64), SharedId>,
     /// Anonymous shared memory, by id.
     pub(crate) shared: Vec<SharedObject>,
@@ -147,12 +150,7 @@ impl Backings {
         Ok(Some(Vma { start: Addr(area.start), end: Addr(area.end), prot: area.prot, flags: bits, backing }))
     }
 
-    fn backing(
-        &mut self,
-        area: &Area<'_>,
-        dir: &Dir,
-        paths: &mut Paths,
-    ) -> Result<Result<Backing, String>> {
+    fn backing(&mut self, area: &Area<'_>, dir: &Dir, paths: &mut Paths) -> Result<Result<Backing, String>> {
         let anonymous = matches!(area.name, b"" | b"[heap]" | b"[stack]");
         if area.ino == 0 && anonymous && !area.shared {
             return Ok(Ok(Backing::Anonymous));
@@ -184,12 +182,7 @@ impl Backings {
     }
 
     /// Looks through the link in `map_files`, which leads to the file itself.
-    fn mapped_file(
-        &mut self,
-        area: &Area<'_>,
-        dir: &Dir,
-        paths: &mut Paths,
-    ) -> Result<Result<Mapped, Lost>> {
+    fn mapped_file(&mut self, area: &Area<'_>, dir: &Dir, paths: &mut Paths) -> Result<Result<Mapped, Lost>> {
         let link = format!("map_files/{:x}-{:x}", area.start, area.end);
         let open = dir.stat(&link).with_context(|| format!("stat {link}"))?;
         if area.name == b"/dev/zero (deleted)" && file_type(open.st_mode) == SFlag::S_IFREG {

@@ -7,7 +7,9 @@ use crate::sys::pipe;
 use anyhow::{Context, Result, bail};
 use images::Pid;
 use images::file::Pipe;
+use nix::fcntl::OFlag;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -23,14 +25,14 @@ pub(crate) fn dump_contents(end: BorrowedFd<'_>, ino: u64) -> Result<Pipe> {
     let bytes = pipe::readable_bytes(end).context("ask what is in a pipe")?;
     let mut contents = vec![0u8; bytes];
     if bytes > 0 {
-        let (mut from, to) = std::io::pipe().context("make a pipe")?;
+        let (from, to) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("make a pipe")?;
         // tee() moves whole buffers, so the copy needs as many slots as the original.
         pipe::set_capacity(to.as_fd(), capacity).context("make a pipe of the same size")?;
         let n = pipe::tee(end, to.as_fd(), bytes).context("copy the contents of a pipe")?;
         if n != bytes {
             bail!("pipe:[{ino}]: copied {n} of {bytes} bytes");
         }
-        from.read_exact(&mut contents).context("read the contents of a pipe")?;
+        File::from(from).read_exact(&mut contents).context("read the contents of a pipe")?;
     }
     Ok(Pipe { ino, capacity, contents })
 }
@@ -122,7 +124,8 @@ mod tests {
 
     #[test]
     fn contents_are_read_and_stay() {
-        let (mut from, mut to) = std::io::pipe().unwrap();
+        let (from, to) = nix::unistd::pipe().unwrap();
+        let (mut from, mut to) = (File::from(from), File::from(to));
         pipe::set_capacity(to.as_fd(), 8192).unwrap();
         to.write_all(b"abc").unwrap();
         to.write_all(&[7; 5000]).unwrap();

@@ -78,11 +78,7 @@ pub(crate) fn altstack(reply: &Reply, buffer: Buffer) -> AltStack {
     const SS_ONSTACK: u32 = 1;
     // x86_64 pads the flags to a word, and in ia32 they are one.
     let flags = crate::ptrace::regs::low_half(reply.word(buffer, 1));
-    AltStack {
-        base: Addr(reply.word(buffer, 0)),
-        size: reply.word(buffer, 2),
-        flags: flags & !SS_ONSTACK,
-    }
+    AltStack { base: Addr(reply.word(buffer, 0)), size: reply.word(buffer, 2), flags: flags & !SS_ONSTACK }
 }
 
 /// Signals pending for a thread alone, or for its task (`shared`), oldest first.

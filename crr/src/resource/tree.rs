@@ -58,16 +58,12 @@ fn check_session(place: &Place, parent: Option<&Place>, job: Option<ShellJob>, r
     if parent.is_none() {
         refuse.with_hint(object, "led by a task outside of the tree", SHELL_JOB);
     } else {
-        refuse.because(object, "neither its own nor its parent's (an orphan, or its parent left the session)");
+        refuse
+            .because(object, "neither its own nor its parent's (an orphan, or its parent left the session)");
     }
 }
 
-fn check_group(
-    place: &Place,
-    by_pid: &HashMap<Pid, &Place>,
-    job: Option<ShellJob>,
-    refuse: &mut Refuse<'_>,
-) {
+fn check_group(place: &Place, by_pid: &HashMap<Pid, &Place>, job: Option<ShellJob>, refuse: &mut Refuse<'_>) {
     let leader = by_pid.get(&place.pgid);
     let led = leader.is_some_and(|leader| leader.pgid == place.pgid && leader.sid == place.sid);
     let shell = job.is_some_and(|job| job.pgid == place.pgid && job.sid == place.sid);
