@@ -5,4 +5,6 @@ mod harness;
 mod mapping;
 mod memory;
 mod registers;
+mod signals;
+mod syscalls;
 mod threads;
