@@ -6,7 +6,7 @@ import sys
 import threading
 
 child = subprocess.Popen(
-    ["/host/bin/bash", "/work/demo.d/third.bash", "bash64"], stdin=subprocess.PIPE
+    ["/host/bin/bash", "/work/chain/third.bash", "bash64"], stdin=subprocess.PIPE
 )
 lines = queue.Queue()
 
