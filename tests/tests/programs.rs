@@ -1,10 +1,10 @@
-//! Real programs, not written to be checkpointed: i386 ones out of the tree that `ci/i386-root` makes, 64-bit
-//! ones of the machine, alone and mixed. Each goes through several rounds of dump, gone, restore while it works,
-//! and a client that knows what the right answers are asks it before and after.
+//! Real programs, not written to be checkpointed: i386 ones out of the tree that `ci/i386-root` makes,
+//! 64-bit ones of the machine, alone and mixed. Each goes through several rounds of dump, gone, restore while
+//! it works, and a client that knows what the right answers are asks it before and after.
 //!
-//! They run in the world of `programs/world`: the i386 tree with the host's 64-bit programs at `/host` and the
-//! test's directory at `/work`, as the root of the test's own mount namespace ([`Place::Namespace`]) or by plain
-//! chroot below a `crr` that has another root ([`Place::Chroot`]).
+//! They run in the world of `programs/world`: the i386 tree with the host's 64-bit programs at `/host` and
+//! the test's directory at `/work`, as the root of the test's own mount namespace ([`Place::Namespace`]) or
+//! by plain chroot below a `crr` that has another root ([`Place::Chroot`]).
 
 use anyhow::{Context, bail, ensure};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -67,13 +67,20 @@ impl World {
         }
         std::env::set_current_dir("/")?;
         let crr = Path::new("/host").join(crr.strip_prefix("/")?);
-        Ok(World { root: "/".into(), dir: "/work".into(), host: "/host".into(), host_dir, script: "/work/world".into(), crr })
+        Ok(World {
+            root: "/".into(),
+            dir: "/work".into(),
+            host: "/host".into(),
+            host_dir,
+            script: "/work/world".into(),
+            crr,
+        })
     }
 
     /// Starts a program in a session of its own; what it prints goes to `log`.
     fn start(&self, program: &[&str]) -> Result<Running<'_>> {
         let log = File::create(self.dir.join("log"))?;
-        #[expect(clippy::zombie_processes, reason = "once restored it is not this child any more; reaped by pid")]
+        // Once restored it is not this child any more: it is reaped by its pid.
         let child = Command::new("setsid")
             .args([&self.script, Path::new("--start"), &self.root])
             .args(program)
@@ -104,7 +111,8 @@ impl World {
             child.kill()?;
             child.wait()?;
         }
-        let said = || format!("crr {} said:\n{}", args.join(" "), fs::read_to_string(&said).unwrap_or_default());
+        let said =
+            || format!("crr {} said:\n{}", args.join(" "), fs::read_to_string(&said).unwrap_or_default());
         let status = ended.with_context(said)?;
         ensure!(status.success(), "{status}; {}", said());
         Ok(())
@@ -135,7 +143,9 @@ impl Running<'_> {
             .crr(&["dump", "-t", &self.root.to_string(), "-D", &images])
             .with_context(|| format!("round {round}: dump"))?;
         case::nothing_left().with_context(|| format!("round {round}: after the dump"))?;
-        self.world.crr(&["restore", "-D", &images, "-d"]).with_context(|| format!("round {round}: restore"))?;
+        self.world
+            .crr(&["restore", "-D", &images, "-d"])
+            .with_context(|| format!("round {round}: restore"))?;
         fs::remove_dir_all(&*images)?;
         Ok(())
     }
@@ -203,7 +213,9 @@ fn i386_root() -> Option<PathBuf> {
 
 /// Whether the i386 tree is there and its programs run.
 fn have_programs() -> bool {
-    i386_root().is_some_and(|root| Command::new("chroot").arg(root).arg("true").status().is_ok_and(|status| status.success()))
+    i386_root().is_some_and(|root| {
+        Command::new("chroot").arg(root).arg("true").status().is_ok_and(|status| status.success())
+    })
 }
 
 /// Skips the test where the i386 programs are missing; fails in CI.
@@ -246,24 +258,12 @@ programs! {
     perl32_family in Namespace => |world| right_answers(world, &["/usr/bin/perl", "/work/family.pl"]);
     perl32_family_in_chroot in Chroot => |world| right_answers(world, &["/usr/bin/perl", "/work/family.pl"]);
     /// A stream through a pipeline of one i386 program.
-    busybox32_pipeline in Namespace => |world| stream(
-        world,
-        "/bin/busybox",
-        "/usr/bin/python3 /work/lines.py COUNT PAUSE | busybox grep -v '^00' | busybox sed 's/^/line /' \
-         | busybox awk '{ print NR, $2, $3 }' | busybox gzip -1 | busybox gunzip | busybox sort | busybox md5sum >/work/out",
-    );
+    busybox32_pipeline in Namespace => |world| stream(world, &["/bin/busybox", "sh", "-c"], BUSYBOX);
     /// A stream through 64-bit bash, i386 python, i386 gzip, 64-bit sort, i386 gzip.
-    mixed_pipeline in Namespace => |world| stream(world, BASH64, MIXED);
-    mixed_pipeline_in_chroot in Chroot => |world| stream(world, BASH64, MIXED);
+    mixed_pipeline in Namespace => |world| stream(world, BASH, MIXED);
+    mixed_pipeline_in_chroot in Chroot => |world| stream(world, BASH, MIXED);
     /// A stream enciphered by an i386 program and deciphered by a 64-bit one.
-    openssl_stream in Namespace => |world| stream(
-        world,
-        BASH64,
-        "/usr/bin/python3 /work/lines.py COUNT PAUSE \
-         | /usr/bin/openssl enc -aes-256-ctr -K 0f1e2d3c -iv 00112233 2>/dev/null \
-         | /host/usr/bin/openssl enc -d -aes-256-ctr -K 0f1e2d3c -iv 00112233 2>/dev/null \
-         | /usr/bin/openssl dgst -sha512 >/work/out",
-    );
+    openssl_stream in Namespace => |world| stream(world, BASH, OPENSSL);
     /// Numbers that live in SSE, AVX and x87 registers.
     numbers_ia32 in Namespace => |world| numbers(world, "-m32");
     numbers_x86_64 in Namespace => |world| numbers(world, "-m64");
@@ -272,9 +272,20 @@ programs! {
     chain_of_abis_in_chroot in Chroot => chain;
 }
 
-/// What it makes of the stream is the same with and without checkpoints only if no byte is lost or doubled.
+/// The shell of the mixed pipelines, which fail if one of their programs does.
+const BASH: &[&str] = &[BASH64, "-o", "pipefail", "-c"];
+
+const BUSYBOX: &str = "/usr/bin/python3 /work/lines.py COUNT PAUSE \
+     | busybox grep -v '^00' | busybox sed 's/^/line /' | busybox awk '{ print NR, $2, $3 }' \
+     | busybox gzip -1 | busybox gunzip | busybox sort | busybox md5sum >/work/out";
+
 const MIXED: &str = "/usr/bin/python3 /work/lines.py COUNT PAUSE | /usr/bin/gzip -1 | /usr/bin/gzip -d \
      | /host/usr/bin/sort | /usr/bin/gzip -n >/work/out";
+
+const OPENSSL: &str = "/usr/bin/python3 /work/lines.py COUNT PAUSE \
+     | /usr/bin/openssl enc -aes-256-ctr -K 0f1e2d3c -iv 00112233 2>/dev/null \
+     | /host/usr/bin/openssl enc -d -aes-256-ctr -K 0f1e2d3c -iv 00112233 2>/dev/null \
+     | /usr/bin/openssl dgst -sha512 >/work/out";
 
 /// `programs/growing.py`: after every round it has gone on, and its hash is the one of a replay.
 fn threads(world: &World, python: &str) -> Result {
@@ -290,7 +301,10 @@ fn threads(world: &World, python: &str) -> Result {
         ensure!(count > before, "round {round}: {count} steps after {before}");
         before = count;
         // The control is the machine's own Python, of the other ABI or not: the hash does not depend on that.
-        let control = Command::new(world.root.join(&PYTHON64[1..])).arg(world.dir.join("growing.py")).arg(steps).output()?;
+        let control = Command::new(world.root.join(&PYTHON64[1..]))
+            .arg(world.dir.join("growing.py"))
+            .arg(steps)
+            .output()?;
         let control = String::from_utf8(control.stdout)?;
         ensure!(control.trim() == hash, "round {round}: {steps} steps give {control}, not {hash}");
     }
@@ -332,8 +346,7 @@ fn sqlite(world: &World, python: &str) -> Result {
         let answer = running.ask("check")?;
         ensure!(answer == format!("{rows} {total} {rows} ok"), "round {round}: {answer}");
         let other = Command::new(world.root.join(&PYTHON64[1..]))
-            .args(["-c", "import sqlite3, sys; print(*sqlite3.connect(sys.argv[1]).execute('SELECT count(*), sum(amount) FROM entry').fetchone())"])
-            .arg(world.dir.join("ledger.sqlite"))
+            .args([world.dir.join("ledger_sum.py"), world.dir.join("ledger.sqlite")])
             .output()?;
         let other = String::from_utf8(other.stdout)?;
         ensure!(other.trim() == format!("{rows} {total}"), "round {round}: the file has {other}");
@@ -341,14 +354,13 @@ fn sqlite(world: &World, python: &str) -> Result {
     Ok(())
 }
 
-/// A pipeline, `$shell sh -c` or `-c`, on a stream of COUNT chunks: dumped and restored all along its way,
-/// it writes to `out` what it writes when it is left alone.
-fn stream(world: &World, shell: &str, pipeline: &str) -> Result {
+/// A pipeline on a stream of COUNT chunks with a PAUSE after each: dumped and restored all along its way, it
+/// writes to `out` what it writes when it is left alone. That is so only if no byte is lost or doubled.
+fn stream(world: &World, shell: &[&str], pipeline: &str) -> Result {
     const CHUNKS: u32 = 200;
-    let run = |pause: &str| {
-        let command = format!("set -e; {}", pipeline.replace("COUNT", &CHUNKS.to_string()).replace("PAUSE", pause));
-        let shell = if shell == "/bin/busybox" { vec![shell, "sh", "-c"] } else { vec![shell, "-o", "pipefail", "-c"] };
-        world.start(&[&shell[..], &[&command]].concat())
+    let run = |pause| {
+        let pipeline = pipeline.replace("COUNT", &CHUNKS.to_string()).replace("PAUSE", pause);
+        world.start(&[shell, &[&pipeline]].concat())
     };
     run("0")?.finish().context("the control run")?;
     let control = fs::read(world.dir.join("out"))?;
@@ -363,7 +375,12 @@ fn stream(world: &World, shell: &str, pipeline: &str) -> Result {
     }
     running.finish()?;
     let out = fs::read(world.dir.join("out"))?;
-    ensure!(out == control, "what came out differs from the control run: {} and {} bytes", out.len(), control.len());
+    ensure!(
+        out == control,
+        "what came out differs from the control run: {} and {} bytes",
+        out.len(),
+        control.len()
+    );
     ensure!(world.read("log")?.is_empty(), "the programs complained:\n{}", world.read("log")?);
     Ok(())
 }
@@ -414,7 +431,8 @@ fn chain(world: &World) -> Result {
     }
     for (number, line) in fs::read_to_string(&counted)?.split_inclusive('\n').enumerate() {
         let count = (number + 1).to_string();
-        let right = line.split_whitespace().filter(|word| word.split_once('=').is_some_and(|(_, n)| n == count));
+        let right =
+            line.split_whitespace().filter(|word| word.split_once('=').is_some_and(|(_, n)| n == count));
         // The last one may be half written.
         ensure!(right.count() == 6 || !line.ends_with('\n'), "line {count} is wrong: {line}");
     }
