@@ -95,7 +95,9 @@ pub enum Error {
         known: u16,
     },
     /// Tasks of another machine.
-    #[error("records tasks of another architecture (ELF machine {0}); this crr restores x86_64 and ia32 tasks")]
+    #[error(
+        "records tasks of another architecture (ELF machine {0}); this crr restores x86_64 and ia32 tasks"
+    )]
     Machine(u16),
     /// Flags from the future.
     #[error("uses format flags {0:#x} that this crr does not know")]
@@ -149,19 +151,20 @@ pub fn encode<T: Serialize>(kind: Kind, record: &T) -> Result<Vec<u8>, Error> {
     Ok(out)
 }
 
-/// The record of a metadata file.
+/// Checks the header of a metadata file of `size` bytes, so that a reader knows before it takes memory for the
+/// rest that the rest can be what it looks for. `start` is the file's beginning, a whole header if it has one.
 ///
 /// # Errors
-/// Any [`Error`]; no input panics or allocates more than a small multiple of its own size.
-pub fn decode<T: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<T, Error> {
-    let actual = bytes.len() as u64;
-    if bytes.len() < HEADER_SIZE + TRAILER_SIZE {
-        return Err(if bytes.len() >= 8 && bytes[..8] != MAGIC { Error::Magic } else { Error::Short(actual) });
-    }
-    let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
-    if bytes[..8] != MAGIC {
+/// Any [`Error`] that a header can show.
+pub fn check_header(kind: Kind, start: &[u8], size: u64) -> Result<(), Error> {
+    if start.len() >= MAGIC.len() && start[..MAGIC.len()] != MAGIC {
         return Err(Error::Magic);
     }
+    let around = (HEADER_SIZE + TRAILER_SIZE) as u64;
+    if start.len() < HEADER_SIZE || size < around {
+        return Err(Error::Short(size));
+    }
+    let u16_at = |at: usize| u16::from_le_bytes([start[at], start[at + 1]]);
     if u16_at(8) != kind.code() {
         return Err(Error::Kind { expected: kind.code(), found: u16_at(8) });
     }
@@ -174,20 +177,28 @@ pub fn decode<T: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<T, Error>
     if u16_at(14) != 0 {
         return Err(Error::Flags(u16_at(14)));
     }
-    let mut length = [0u8; 8];
-    length.copy_from_slice(&bytes[16..24]);
-    let claimed = u64::from_le_bytes(length);
-    let payload = &bytes[HEADER_SIZE..bytes.len() - TRAILER_SIZE];
-    if claimed != payload.len() as u64 || claimed > MAX_PAYLOAD {
-        return Err(Error::Length { claimed, actual: payload.len() as u64 });
+    let mut claimed = [0u8; 8];
+    claimed.copy_from_slice(&start[16..24]);
+    let (claimed, actual) = (u64::from_le_bytes(claimed), size - around);
+    if claimed != actual || claimed > MAX_PAYLOAD {
+        return Err(Error::Length { claimed, actual });
     }
+    Ok(())
+}
+
+/// The record of a metadata file.
+///
+/// # Errors
+/// Any [`Error`]; no input panics or allocates more than a small multiple of its own size.
+pub fn decode<T: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<T, Error> {
+    check_header(kind, bytes, bytes.len() as u64)?;
     let (body, trailer) = bytes.split_at(bytes.len() - TRAILER_SIZE);
     let expected = u32::from_le_bytes([trailer[0], trailer[1], trailer[2], trailer[3]]);
-    let found = crc32c(body);
-    if expected != found {
-        return Err(Error::Checksum { expected, actual: found });
+    let actual = crc32c(body);
+    if expected != actual {
+        return Err(Error::Checksum { expected, actual });
     }
-    let (record, rest) = postcard::take_from_bytes(payload).map_err(|_| Error::Decode)?;
+    let (record, rest) = postcard::take_from_bytes(&body[HEADER_SIZE..]).map_err(|_| Error::Decode)?;
     if !rest.is_empty() {
         return Err(Error::Trailing(rest.len() as u64));
     }
