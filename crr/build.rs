@@ -59,7 +59,9 @@ fn require_target(blob: &Blob) {
         .unwrap_or_else(|error| fail(&format!("{rustc}: {error}")));
     let libdir = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
     let has_core = std::fs::read_dir(&libdir).is_ok_and(|entries| {
-        entries.filter_map(Result::ok).any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-"))
+        entries
+            .filter_map(Result::ok)
+            .any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-"))
     });
     if !has_core {
         fail(&format!(
@@ -93,11 +95,33 @@ fn build(root: &Path, blob: &Blob) {
     let mut cargo = Command::new(variable("CARGO"));
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy();
-        let foreign = ["CARGO_FEATURE_", "CARGO_CFG_", "CARGO_PKG_", "CARGO_PROFILE_", "CARGO_MANIFEST_", "CARGO_ENCODED_"];
+        let foreign = [
+            "CARGO_FEATURE_",
+            "CARGO_CFG_",
+            "CARGO_PKG_",
+            "CARGO_PROFILE_",
+            "CARGO_MANIFEST_",
+            "CARGO_ENCODED_",
+        ];
         let exact = [
-            "RUSTFLAGS", "RUSTC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTC_LINKER", "RUSTDOC", "CARGO_BUILD_TARGET",
-            "CARGO_TARGET_DIR", "CARGO_MAKEFLAGS", "MAKEFLAGS", "TARGET", "HOST", "OUT_DIR", "PROFILE", "OPT_LEVEL", "DEBUG",
-            "NUM_JOBS", "CLIPPY_ARGS",
+            "RUSTFLAGS",
+            "RUSTC",
+            "RUSTC_WRAPPER",
+            "RUSTC_WORKSPACE_WRAPPER",
+            "RUSTC_LINKER",
+            "RUSTDOC",
+            "CARGO_BUILD_TARGET",
+            "CARGO_TARGET_DIR",
+            "CARGO_MAKEFLAGS",
+            "MAKEFLAGS",
+            "TARGET",
+            "HOST",
+            "OUT_DIR",
+            "PROFILE",
+            "OPT_LEVEL",
+            "DEBUG",
+            "NUM_JOBS",
+            "CLIPPY_ARGS",
         ];
         if foreign.iter().any(|prefix| name.starts_with(prefix)) || exact.contains(&&*name) {
             cargo.env_remove(&*name);
@@ -105,7 +129,17 @@ fn build(root: &Path, blob: &Blob) {
     }
     cargo
         .current_dir(root)
-        .args(["build", "--quiet", "--locked", "--profile", "blob", "-p", blob.package, "--target", &blob.target])
+        .args([
+            "build",
+            "--quiet",
+            "--locked",
+            "--profile",
+            "blob",
+            "-p",
+            blob.package,
+            "--target",
+            &blob.target,
+        ])
         .arg("--target-dir")
         .arg(&target_dir)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
@@ -115,7 +149,10 @@ fn build(root: &Path, blob: &Blob) {
     let output = cargo.output().unwrap_or_else(|error| fail(&format!("cargo: {error}")));
     if !output.status.success() {
         eprintln!("{}", String::from_utf8_lossy(&output.stderr));
-        fail(&format!("{} could not be built for {}; the compiler's words are above", blob.package, blob.target));
+        fail(&format!(
+            "{} could not be built for {}; the compiler's words are above",
+            blob.package, blob.target
+        ));
     }
     let built = target_dir.join(&blob.target).join("blob").join(blob.package);
     println!("cargo::rustc-env=CRR_BLOB_{}={}", blob.package.to_uppercase(), built.display());

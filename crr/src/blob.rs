@@ -69,7 +69,9 @@ impl Blob {
         let first: u64 = header.e_phoff(endian).into();
         let step = usize::from(header.e_phentsize(endian));
         let mut headers = Vec::new();
-        for (index, segment) in header.program_headers(endian, data).context("program headers")?.iter().enumerate() {
+        for (index, segment) in
+            header.program_headers(endian, data).context("program headers")?.iter().enumerate()
+        {
             headers.push(HeaderAt {
                 at: usize::try_from(first)? + index * step,
                 kind: segment.p_type(endian),

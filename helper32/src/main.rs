@@ -113,7 +113,8 @@ unsafe extern "C" {
 }
 
 extern "C" fn entry(initial_stack: usize) -> ! {
-    let segment = |start: *const u8, end: *const u8, prot| Segment { start: start as usize, end: end as usize, prot };
+    let segment =
+        |start: *const u8, end: *const u8, prot| Segment { start: start as usize, end: end as usize, prot };
     main(&Program {
         initial_stack,
         segments: [

@@ -131,3 +131,42 @@ pub struct Report {
     /// For [`Stage::Parked`]: address of a system call instruction in the hole, for the coordinator's use.
     pub syscall_at: u64,
 }
+
+/// What a probed helper is asked to look at: the special areas as the coordinator sees them from outside.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProbeRequest {
+    /// `[vvar]`, `[vvar_vclock]`, `[vdso]`.
+    pub special: [SpecialArea; 3],
+}
+
+/// What a probed helper found. Negative values are error numbers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProbeReport {
+    /// Address that mmap chose for a page that could then be written; 0 if none.
+    pub mmap_at: i64,
+    /// mremap of all special areas by one call.
+    pub move_whole: i64,
+    /// mremap of the special areas, each by a call of its own.
+    pub move_each: i64,
+    /// getpid through the moved vDSO's entry point.
+    pub moved_call: i64,
+    /// set_robust_list of this ABI, then get_robust_list: 0 if the same came back.
+    pub robust_list: i64,
+    /// GDT entry that set_thread_area chose.
+    pub tls_entry: i64,
+    /// rseq registration.
+    pub rseq: i64,
+    /// Bytes that PR_SET_MM_MAP takes.
+    pub mm_map_size: i64,
+}
+
+impl ProbeReport {
+    /// From its words, in their order.
+    #[must_use]
+    pub const fn from_words(words: [i64; 8]) -> Self {
+        let [mmap_at, move_whole, move_each, moved_call, robust_list, tls_entry, rseq, mm_map_size] = words;
+        Self { mmap_at, move_whole, move_each, moved_call, robust_list, tls_entry, rseq, mm_map_size }
+    }
+}

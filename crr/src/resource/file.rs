@@ -32,7 +32,8 @@ pub fn open_all(files: &Files, raiser: &Raiser) -> Result<Vec<OwnedFd>> {
 fn open(path: &Path, description: &Description) -> Result<OwnedFd> {
     let name = String::from_utf8_lossy(&path.path);
     let flags = OFlag::from_bits_retain(description.flags.cast_signed());
-    let flags = flags & !(OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_TRUNC) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let flags =
+        flags & !(OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_TRUNC) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let c_path = CString::new(path.path.as_slice()).with_context(|| format!("{name}: not a path"))?;
     // The 64-bit open always adds O_LARGEFILE, which is visible in F_GETFL and matters beyond 2 GiB.
     let fd = if description.flags & O_LARGEFILE == 0 {
@@ -55,6 +56,7 @@ const O_LARGEFILE: u32 = 0o100_000;
 fn terminal(path: &Path, description: &Description) -> Result<OwnedFd> {
     let name = String::from_utf8_lossy(&path.path);
     let flags = OFlag::from_bits_retain(description.flags.cast_signed()) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    nix::fcntl::open(c"/dev/tty", flags, Mode::empty())
-        .with_context(|| format!("the tree was dumped on terminal {name}, and crr has no terminal to take its place"))
+    nix::fcntl::open(c"/dev/tty", flags, Mode::empty()).with_context(|| {
+        format!("the tree was dumped on terminal {name}, and crr has no terminal to take its place")
+    })
 }

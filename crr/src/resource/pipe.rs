@@ -55,14 +55,17 @@ impl Restored {
         };
         // The first description of an end is the one that pipe(2) made; others came from opening it in /proc.
         if let Some(fd) = end.take() {
-            fcntl(&fd, FcntlArg::F_SETFL(wanted)).with_context(|| format!("pipe:[{}]: set flags", self.ino))?;
+            fcntl(&fd, FcntlArg::F_SETFL(wanted))
+                .with_context(|| format!("pipe:[{}]: set flags", self.ino))?;
             return Ok(fd);
         }
         let path = format!("/proc/self/fd/{}", self.keep.as_raw_fd());
-        let opened = nix::fcntl::open(path.as_str(), wanted | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())
-            .with_context(|| format!("pipe:[{}]: open again", self.ino))?;
+        let opened =
+            nix::fcntl::open(path.as_str(), wanted | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())
+                .with_context(|| format!("pipe:[{}]: open again", self.ino))?;
         if !wanted.contains(OFlag::O_NONBLOCK) {
-            fcntl(&opened, FcntlArg::F_SETFL(wanted)).with_context(|| format!("pipe:[{}]: set flags", self.ino))?;
+            fcntl(&opened, FcntlArg::F_SETFL(wanted))
+                .with_context(|| format!("pipe:[{}]: set flags", self.ino))?;
         }
         Ok(opened)
     }

@@ -16,7 +16,8 @@ use std::os::unix::fs::FileExt;
 /// # Errors
 /// If memory or the page file fall short.
 pub fn create(object: &Shared, pages: &File) -> Result<OwnedFd> {
-    let mut mapping = SharedAnonymous::map(object.size).with_context(|| format!("map {} bytes", object.size))?;
+    let mut mapping =
+        SharedAnonymous::map(object.size).with_context(|| format!("map {} bytes", object.size))?;
     for run in &object.runs {
         let bytes = mapping.slice(run.start.0, run.pages * PAGE_SIZE);
         let Some(bytes) = bytes else { bail!("shared memory: pages at {} lie beyond its size", run.start) };

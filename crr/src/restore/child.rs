@@ -85,7 +85,7 @@ pub(super) fn become_task(restore: &Restore<'_>, index: usize, parent: Pid) -> !
             value,
             ..Report::default()
         };
-        let _ = nix::unistd::write(&socket, super::serve::as_bytes(&report));
+        let _ = nix::unistd::write(&socket, super::plain::as_bytes(&report));
         restore.preparation.control.fail();
     }
     process::exit(1)
@@ -130,7 +130,8 @@ fn steps(restore: &Restore<'_>, index: usize, parent: Pid, socket: &OwnedFd) -> 
 
 /// Until the restore is through, a task dies with its parent, so that a failed one leaves nobody behind.
 fn tie(parent: Pid) -> Outcome {
-    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(|errno| (Step::Tie, errno, 0))?;
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
+        .map_err(|errno| (Step::Tie, errno, 0))?;
     if nix::unistd::getppid().as_raw() == parent { Ok(()) } else { Err((Step::Tie, Errno::ESRCH, 0)) }
 }
 

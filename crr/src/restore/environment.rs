@@ -65,7 +65,9 @@ fn creds() -> Result<Creds> {
     let field = |name: &str| {
         status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default().trim()
     };
-    let set = |name: &str| u64::from_str_radix(field(name), 16).with_context(|| format!("{name} in /proc/self/status"));
+    let set = |name: &str| {
+        u64::from_str_radix(field(name), 16).with_context(|| format!("{name} in /proc/self/status"))
+    };
     let ids = |name: &str| -> Result<[u32; 4]> {
         let ids: Vec<u32> = field(name).split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
         ids.try_into().ok().with_context(|| format!("{name} in /proc/self/status"))

@@ -17,24 +17,25 @@ const PASSED_ON: [Signal; 7] = [
     Signal::SIGCONT,
 ];
 
-/// Waits for the root; its exit status, or 128 + the signal that killed it.
+/// Waits for a child of ours; its exit status, or 128 + the signal that killed it. Signals go on to the root of the
+/// tree, which is that child or, in a pid namespace of its own, a child of it.
 ///
 /// # Errors
 /// If it cannot be waited for.
-pub(super) fn wait(root: Pid) -> Result<u8> {
-    let root = nix::unistd::Pid::from_raw(root);
+pub(super) fn wait(child: Pid, root: Pid) -> Result<u8> {
+    let [child, root] = [child, root].map(nix::unistd::Pid::from_raw);
     let mut watched: SigSet = PASSED_ON.into_iter().collect();
     watched.add(Signal::SIGCHLD);
     let mut old = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&watched), Some(&mut old)).context("sigprocmask")?;
     let terminal = Terminal::lend(root);
     let status = loop {
-        match waitpid(root, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
+        match waitpid(child, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
             Ok(WaitStatus::Exited(_, code)) => break u8::try_from(code & 0xff).unwrap_or(u8::MAX),
             Ok(WaitStatus::Signaled(_, signal, _)) => break 128 + u8::try_from(signal as i32).unwrap_or(0),
             Ok(WaitStatus::Stopped(..)) => suspend(root, terminal.as_ref()),
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno).with_context(|| format!("wait for task {root}")),
+            Err(errno) => return Err(errno).with_context(|| format!("wait for task {child}")),
         }
         let Ok(signal) = watched.wait() else { continue };
         if signal != Signal::SIGCHLD {

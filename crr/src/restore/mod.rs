@@ -3,7 +3,9 @@
 mod child;
 mod environment;
 mod foreground;
+mod namespace;
 pub mod open;
+pub mod plain;
 mod preflight;
 mod prepare;
 mod serve;
@@ -89,6 +91,23 @@ impl Restore<'_> {
 /// # Errors
 /// What failed; nothing that was made is left behind.
 pub fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
+    if options.new_pidns {
+        return namespace::restore(options);
+    }
+    let report = restore_here(options)?;
+    write_pidfile(options, report.root)?;
+    let status =
+        if options.detached || options.sibling { None } else { Some(foreground::wait(report.root, report.root)?) };
+    Ok((report, status))
+}
+
+fn write_pidfile(options: &Options, root: images::Pid) -> Result<()> {
+    let Some(path) = &options.pidfile else { return Ok(()) };
+    std::fs::write(path, format!("{root}")).with_context(|| path.display().to_string())
+}
+
+/// Restores a tree as children of this process, in the namespaces it is in.
+fn restore_here(options: &Options) -> Result<Report> {
     let began = Instant::now();
     let deadline = began + options.timeout;
     if let Some(root) = &options.root {
@@ -115,23 +134,19 @@ pub fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
         own_group: nix::unistd::getpgrp().as_raw(),
     };
     let root = bring_back(&restore, options, deadline)?;
-    let report = Report {
+    Ok(Report {
         root,
         tasks: u32::try_from(checkpoint.tree.tasks.len())?,
         bytes: checkpoint.memory.page_count * images::id::PAGE_SIZE,
         total: began.elapsed(),
-    };
-    if let Some(path) = &options.pidfile {
-        std::fs::write(path, format!("{root}")).with_context(|| path.display().to_string())?;
-    }
-    let status = if options.detached || options.sibling { None } else { Some(foreground::wait(root)?) };
-    Ok((report, status))
+    })
 }
 
 /// The programs of a preparation under numbers that no task uses.
 fn raise(mut preparation: Preparation, base: i32) -> Result<Preparation> {
     let raiser = open::Raiser::new(base);
-    preparation.programs = preparation.programs.into_iter().map(|fd| raiser.raise(fd)).collect::<Result<_>>()?;
+    preparation.programs =
+        preparation.programs.into_iter().map(|fd| raiser.raise(fd)).collect::<Result<_>>()?;
     preparation.tree = raiser.raise(preparation.tree)?;
     Ok(preparation)
 }
@@ -139,7 +154,8 @@ fn raise(mut preparation: Preparation, base: i32) -> Result<Preparation> {
 /// Forks the tree, serves it, takes it over. On failure nothing of it is left.
 fn bring_back(restore: &Restore<'_>, options: &Options, deadline: Instant) -> Result<images::Pid> {
     let name = restore.socket_name.as_str().to_ns_name::<GenericNamespaced>().context("socket name")?;
-    let listener = ListenerOptions::new().name(name).create_sync().context("listen for the restoring tasks")?;
+    let listener =
+        ListenerOptions::new().name(name).create_sync().context("listen for the restoring tasks")?;
     let pid = restore.checkpoint.tree.tasks[0].pid;
     let old_mask = process::block_all_signals().context("block signals")?;
     let (flags, parent) = if options.sibling {

@@ -49,7 +49,11 @@ impl Opened {
         let mut directories = BTreeMap::new();
         for path in tasks.iter().flat_map(|task| [task.root, task.cwd]) {
             if let std::collections::btree_map::Entry::Vacant(entry) = directories.entry(path) {
-                entry.insert(raiser.raise(open_path(checkpoint, path, OFlag::O_PATH | OFlag::O_DIRECTORY)?)?);
+                entry.insert(raiser.raise(open_path(
+                    checkpoint,
+                    path,
+                    OFlag::O_PATH | OFlag::O_DIRECTORY,
+                )?)?);
             }
         }
         let pages = raiser.raise(checkpoint.pages.try_clone().context("pages.img")?.into())?;
@@ -111,7 +115,9 @@ fn make_room(base: RawFd, more: usize) -> Result<()> {
     let wanted = u64::try_from(base)? + more as u64;
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("getrlimit")?;
     if wanted > hard {
-        bail!("the tree needs {wanted} file descriptors at once; this process may have {hard} (RLIMIT_NOFILE)");
+        bail!(
+            "the tree needs {wanted} file descriptors at once; this process may have {hard} (RLIMIT_NOFILE)"
+        );
     }
     if wanted > soft {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("setrlimit")?;
@@ -123,7 +129,8 @@ fn open_path(checkpoint: &Checkpoint, path: PathId, flags: OFlag) -> Result<Owne
     let record = &checkpoint.files.paths[path.0 as usize];
     let name = String::from_utf8_lossy(&record.path);
     let path = CString::new(record.path.as_slice()).with_context(|| format!("{name}: not a path"))?;
-    nix::fcntl::open(path.as_c_str(), flags | OFlag::O_CLOEXEC, Mode::empty()).with_context(|| format!("open {name}"))
+    nix::fcntl::open(path.as_c_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
+        .with_context(|| format!("open {name}"))
 }
 
 fn open_need(checkpoint: &Checkpoint, need: Need, raiser: &Raiser) -> Result<OwnedFd> {

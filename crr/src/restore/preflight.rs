@@ -16,7 +16,12 @@ use std::os::unix::fs::MetadataExt;
 
 /// Collects everything that stands in the way.
 #[must_use]
-pub(super) fn preflight(checkpoint: &Checkpoint, environment: &Environment, lives: &Lives, options: &Options) -> Refusals {
+pub(super) fn preflight(
+    checkpoint: &Checkpoint,
+    environment: &Environment,
+    lives: &Lives,
+    options: &Options,
+) -> Refusals {
     let mut refusals = Refusals::default();
     session(&mut refusals, checkpoint, options);
     pids(&mut refusals, checkpoint);
@@ -43,7 +48,8 @@ fn session(refusals: &mut Refusals, checkpoint: &Checkpoint, options: &Options) 
 }
 
 fn pids(refusals: &mut Refusals, checkpoint: &Checkpoint) {
-    let limit = fs::read_to_string("/proc/sys/kernel/pid_max").ok().and_then(|text| text.trim().parse::<Pid>().ok());
+    let limit =
+        fs::read_to_string("/proc/sys/kernel/pid_max").ok().and_then(|text| text.trim().parse::<Pid>().ok());
     let hint = Some("end it, or restore with --new-pidns");
     for task in &checkpoint.tree.tasks {
         for tid in task.threads.iter().map(|thread| thread.tid) {
@@ -69,7 +75,8 @@ fn vdso(refusals: &mut Refusals, checkpoint: &Checkpoint, lives: &Lives) {
         let Some(live) = lives.get(&dumped.abi) else { continue };
         if live.image != dumped.image {
             let object = format!("{} vDSO", dumped.abi);
-            let reason = format!("this kernel's differs from that of {}", checkpoint.inventory.kernel_release);
+            let reason =
+                format!("this kernel's differs from that of {}", checkpoint.inventory.kernel_release);
             refuse(refusals, object, reason, Some("restore on the kernel of the dump"));
         }
     }
@@ -196,7 +203,8 @@ fn privileges(refusals: &mut Refusals, checkpoint: &Checkpoint, environment: &En
         for (resource, (own, wanted)) in limits.iter().zip(&task.rlimits).enumerate() {
             if wanted.1 > own.1 && !may_raise {
                 let object = format!("hard limit {resource} (RLIMIT_*) of {}", wanted.1);
-                let reason = format!("is above this process's own ({}), and CAP_SYS_RESOURCE is missing", own.1);
+                let reason =
+                    format!("is above this process's own ({}), and CAP_SYS_RESOURCE is missing", own.1);
                 refusals.task(who, object, reason, Some("raise the hard limit of the shell that runs crr"));
             }
         }
@@ -208,7 +216,9 @@ fn privileges(refusals: &mut Refusals, checkpoint: &Checkpoint, environment: &En
             .threads
             .iter()
             .map(|thread| &thread.creds)
-            .flat_map(|creds| bits((creds.cap_permitted & !own.cap_permitted) | (creds.cap_bounding & !own.cap_bounding)))
+            .flat_map(|creds| {
+                bits((creds.cap_permitted & !own.cap_permitted) | (creds.cap_bounding & !own.cap_bounding))
+            })
             .collect();
         for capability in missing {
             refusals.task(who, format!("capability {capability}"), "crr does not have it to give", None);

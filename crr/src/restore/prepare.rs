@@ -118,7 +118,10 @@ fn bases(checkpoint: &Checkpoint, lens: &[u64]) -> Result<Vec<u64>> {
         for index in of_abi() {
             let Some(hole) = common.or_else(|| hole::choose(abi, [&spaces[index]], lens[index])) else {
                 let pid = tasks[index].pid;
-                bail!("task {pid}: its address space has no {} KiB free for the program that restores it", lens[index] / 1024);
+                bail!(
+                    "task {pid}: its address space has no {} KiB free for the program that restores it",
+                    lens[index] / 1024
+                );
             };
             bases[index] = hole.start;
         }
@@ -128,7 +131,8 @@ fn bases(checkpoint: &Checkpoint, lens: &[u64]) -> Result<Vec<u64>> {
 
 fn children(checkpoint: &Checkpoint) -> Vec<Vec<usize>> {
     let tasks = &checkpoint.tree.tasks;
-    let index_of: BTreeMap<Pid, usize> = tasks.iter().enumerate().map(|(index, task)| (task.pid, index)).collect();
+    let index_of: BTreeMap<Pid, usize> =
+        tasks.iter().enumerate().map(|(index, task)| (task.pid, index)).collect();
     let mut children = vec![Vec::new(); tasks.len()];
     for (index, task) in tasks.iter().enumerate().skip(1) {
         if let Some(&parent) = index_of.get(&task.ppid) {
@@ -139,7 +143,8 @@ fn children(checkpoint: &Checkpoint) -> Vec<Vec<usize>> {
 }
 
 fn shared_tree(tasks: &[Prepared], len: u64) -> Result<(OwnedFd, ControlPage)> {
-    let memfd = memfd::MemfdOptions::default().close_on_exec(true).create("crr-tree").context("memfd_create")?;
+    let memfd =
+        memfd::MemfdOptions::default().close_on_exec(true).create("crr-tree").context("memfd_create")?;
     let file = memfd.into_file();
     file.set_len(len).context("shared-memory tree")?;
     for task in tasks {

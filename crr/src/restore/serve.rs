@@ -1,5 +1,6 @@
 //! The coordinator's side of the restoring tasks: accept each, send its plan and files, take its answer.
 
+use super::plain::as_bytes;
 use super::{Restore, child::Step};
 use anyhow::{Context, Result, anyhow, bail};
 use images::Pid;
@@ -8,25 +9,10 @@ use interprocess::local_socket::{Listener, Stream};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, sendmsg, sockopt};
 use shared::op;
-use shared::proto::{FDS_PER_MESSAGE, Report, Stage, Start};
+use shared::proto::{FDS_PER_MESSAGE, Report, Stage};
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Instant;
-
-/// A record that consists of integers without padding between them.
-pub(super) trait Plain: Copy {}
-impl Plain for Start {}
-impl Plain for Report {}
-
-/// The bytes of a record.
-#[allow(unsafe_code)]
-pub(super) fn as_bytes<T: Plain>(record: &T) -> &[u8] {
-    // SAFETY: `Plain` types are repr(C) integers without padding (asserted below), so every byte is initialised.
-    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(record).cast(), size_of::<T>()) }
-}
-
-const _: () = assert!(size_of::<Report>() == 4 * 4 + 2 * 8);
-const _: () = assert!(size_of::<Start>() == 12 * 8 + 3 * 16 + 8);
 
 /// A restoring task that has made contact.
 struct Peer {
@@ -41,7 +27,12 @@ pub(super) type Parked = Vec<u64>;
 ///
 /// # Errors
 /// The first failure that a task reports, or its silent death.
-pub(super) fn serve(restore: &Restore<'_>, listener: &Listener, root: Pid, deadline: Instant) -> Result<Parked> {
+pub(super) fn serve(
+    restore: &Restore<'_>,
+    listener: &Listener,
+    root: Pid,
+    deadline: Instant,
+) -> Result<Parked> {
     let Listener::UdSocket(waiting) = listener;
     let tasks = &restore.checkpoint.tree.tasks;
     let mut peers: Vec<Peer> = Vec::new();
@@ -127,8 +118,14 @@ fn answer(restore: &Restore<'_>, peer: &Peer) -> Result<u64> {
     }
     let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
-    let report =
-        Report { stage: word(0), errno: word(4), tid: word(8), op: word(12), value: long(16), syscall_at: long(24) };
+    let report = Report {
+        stage: word(0),
+        errno: word(4),
+        tid: word(8),
+        op: word(12),
+        value: long(16),
+        syscall_at: long(24),
+    };
     if report.stage == Stage::Parked as u32 {
         return Ok(report.syscall_at);
     }
@@ -181,4 +178,3 @@ fn failed_op(ops: &[u8], report: &Report) -> String {
     }
     format!("op {}", report.op)
 }
-

@@ -25,7 +25,8 @@ impl ControlPage {
     pub fn map(tree: BorrowedFd<'_>) -> nix::Result<Self> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping where the kernel likes.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), LEN, prot, libc::MAP_SHARED, tree.as_raw_fd(), 0) };
+        let at =
+            unsafe { libc::mmap(std::ptr::null_mut(), LEN, prot, libc::MAP_SHARED, tree.as_raw_fd(), 0) };
         if at == libc::MAP_FAILED {
             return Err(Errno::last());
         }

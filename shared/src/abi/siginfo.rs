@@ -117,7 +117,10 @@ mod tests {
 
     #[test]
     fn sigqueue_keeps_pid_uid_and_value() {
-        assert_eq!(to_ia32(&info(34, -1, &[(16, 7), (20, 8), (24, 9)])), info(34, -1, &[(12, 7), (16, 8), (20, 9)]));
+        assert_eq!(
+            to_ia32(&info(34, -1, &[(16, 7), (20, 8), (24, 9)])),
+            info(34, -1, &[(12, 7), (16, 8), (20, 9)])
+        );
     }
 
     #[test]

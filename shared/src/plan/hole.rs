@@ -10,8 +10,8 @@ use crate::proto::{Control, SpecialArea, Start, THREAD_STACK};
 use crate::range::{Range, find_gap, page_align};
 use alloc::vec::Vec;
 use images::Abi;
-use images::memory::Space;
 use images::id::PAGE_SIZE;
+use images::memory::Space;
 
 /// Lowest address a hole may have: above any sensible `vm.mmap_min_addr`.
 const LOWEST: u64 = 0x4_0000;

@@ -70,7 +70,8 @@ const fn open_prot(vma: &Vma, has_contents: bool) -> u32 {
 
 fn map(list: &mut Vec<u8>, slots: &mut Slots, vma: &Vma, has_contents: bool) {
     let has = |bit: u32| vma.flags & bit != 0;
-    let mut path = |path, shared: bool| slots.slot(Need::Path { path, writable: shared && has(vm::MAY_WRITE) });
+    let mut path =
+        |path, shared: bool| slots.slot(Need::Path { path, writable: shared && has(vm::MAY_WRITE) });
     let (mut flags, fd, offset) = match vma.backing {
         Backing::Anonymous => (MAP_PRIVATE | MAP_ANONYMOUS, None, 0),
         Backing::PrivateFile(file, offset) => (MAP_PRIVATE, Some(path(file, false)), offset),

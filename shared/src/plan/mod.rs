@@ -61,6 +61,12 @@ pub struct Slots {
 }
 
 impl Slots {
+    /// All that was asked for, in slot order.
+    #[must_use]
+    pub fn into_needs(self) -> Vec<Need> {
+        self.needs
+    }
+
     /// The slot of a file, the same for the same need.
     #[allow(clippy::cast_possible_truncation)] // Files of one task: far below 2^32.
     pub fn slot(&mut self, need: Need) -> Slot {
@@ -93,7 +99,10 @@ pub fn task(machine: &Machine, task: &Task, space: &Space) -> TaskPlan {
     memory::ops(&mut ops, &mut slots, task.exe, space);
     signal::actions(&mut ops, &task.actions);
     if task.xcomp_permission & (1 << XFEATURE_XTILEDATA) != 0 && task.abi == Abi::X86_64 {
-        op::push(&mut ops, &Op::ArchPrctl { option: ARCH_REQ_XCOMP_PERM, arg: u64::from(XFEATURE_XTILEDATA) });
+        op::push(
+            &mut ops,
+            &Op::ArchPrctl { option: ARCH_REQ_XCOMP_PERM, arg: u64::from(XFEATURE_XTILEDATA) },
+        );
     }
     let mut threads = 0;
     for record in &task.threads[1..] {
@@ -126,7 +135,7 @@ pub fn task(machine: &Machine, task: &Task, space: &Space) -> TaskPlan {
     op::push(&mut ops, &Op::Prctl { option: PR_SET_DUMPABLE, args: [u64::from(task.dumpable), 0, 0] });
     last_of_thread(&mut ops, leader);
     signal::timers(&mut ops, &task.interval_timers);
-    TaskPlan { ops, needs: slots.needs, threads }
+    TaskPlan { ops, needs: slots.into_needs(), threads }
 }
 
 /// What a change of credentials would undo (`commit_creds` clears the parent-death signal) or what would stand in

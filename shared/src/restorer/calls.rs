@@ -34,9 +34,15 @@ pub(super) fn syscall_address() -> u64 {
 pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
     match *op {
         Op::Map { addr, len, prot, flags, fd, offset } => map(session, addr, len, prot, flags, fd, offset),
-        Op::Protect { addr, len, prot } => plain(nr::__NR_mprotect, addr, &[size(addr)?, size(len)?, prot as usize]),
-        Op::Advise { addr, len, advice } => plain(nr::__NR_madvise, addr, &[size(addr)?, size(len)?, advice as usize]),
-        Op::Lock { addr, len, flags } => plain(nr::__NR_mlock2, addr, &[size(addr)?, size(len)?, flags as usize]),
+        Op::Protect { addr, len, prot } => {
+            plain(nr::__NR_mprotect, addr, &[size(addr)?, size(len)?, prot as usize])
+        }
+        Op::Advise { addr, len, advice } => {
+            plain(nr::__NR_madvise, addr, &[size(addr)?, size(len)?, advice as usize])
+        }
+        Op::Lock { addr, len, flags } => {
+            plain(nr::__NR_mlock2, addr, &[size(addr)?, size(len)?, flags as usize])
+        }
         Op::Place { area, addr } => place(session, area, addr),
         Op::Layout { addresses, auxv, exe } => layout(session, &addresses, auxv, exe),
         Op::Action { signal, handler, flags, restorer, mask } => {
@@ -67,12 +73,12 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
             let timer = ITimerVal { interval: time(interval_us)?, value: time(value_us)? };
             plain(nr::__NR_setitimer, u64::from(which), &[which as usize, address(&timer), 0])
         }
-        Op::Groups(groups) => {
-            plain(uid_calls::SETGROUPS, 0, &[groups.len() / 4, groups.as_ptr() as usize])
-        }
+        Op::Groups(groups) => plain(uid_calls::SETGROUPS, 0, &[groups.len() / 4, groups.as_ptr() as usize]),
         Op::Gid(ids) => set_ids(uid_calls::SETRESGID, uid_calls::SETFSGID, ids),
         Op::Uid(ids) => set_ids(uid_calls::SETRESUID, uid_calls::SETFSUID, ids),
-        Op::Capabilities { effective, permitted, inheritable } => capabilities(effective, permitted, inheritable),
+        Op::Capabilities { effective, permitted, inheritable } => {
+            capabilities(effective, permitted, inheritable)
+        }
         Op::Limit { resource, soft, hard } => {
             let limit = Rlimit64 { soft, hard };
             plain(nr::__NR_prlimit64, u64::from(resource), &[0, resource as usize, address(&limit), 0])
@@ -166,8 +172,19 @@ fn place(session: &Session, area: Special, addr: u64) -> Result<(), Failure> {
 fn layout(session: &Session, addresses: &[u64; 11], auxv: &[u8], exe: u32) -> Result<(), Failure> {
     const PR_SET_MM: usize = 35;
     const PR_SET_MM_MAP: usize = 14;
-    let [start_code, end_code, start_data, end_data, start_brk, brk, start_stack, arg_start, arg_end, env_start, env_end] =
-        *addresses;
+    let [
+        start_code,
+        end_code,
+        start_data,
+        end_data,
+        start_brk,
+        brk,
+        start_stack,
+        arg_start,
+        arg_end,
+        env_start,
+        env_end,
+    ] = *addresses;
     #[allow(clippy::cast_possible_truncation)] // The kernel's own vector has some 50 words.
     let map = PrctlMmMap {
         start_code,

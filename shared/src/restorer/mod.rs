@@ -12,6 +12,7 @@
 mod calls;
 mod clear;
 mod memory;
+mod probe;
 mod receive;
 mod run;
 
@@ -70,10 +71,10 @@ pub struct Program {
 
 /// Restores the task. Never returns: it parks, or reports and exits.
 pub fn main(program: &Program) -> ! {
-    let (argument, vdso) = arguments(program.initial_stack);
+    let Arguments { argument, vdso, sysinfo } = arguments(program.initial_stack);
     let socket = match argument {
         Argument::Socket(socket) => socket,
-        Argument::Probe => probe(),
+        Argument::Probe => probe::probe(vdso, sysinfo),
         Argument::None => sys::exit_group(2),
     };
     let mut start = Start::default();
@@ -97,19 +98,17 @@ enum Argument {
     None,
 }
 
-/// Says that it runs, and stays until its standard input ends.
-fn probe() -> ! {
-    let mut byte = 0u8;
-    let at = core::ptr::from_mut(&mut byte) as usize;
-    // SAFETY: writes one byte of ours.
-    let _ = unsafe { sys::call(nr::__NR_write, &[1, at, 1]) };
-    // SAFETY: reads at most one byte into ours.
-    let _ = unsafe { sys::call(nr::__NR_read, &[0, at, 1]) };
-    sys::exit_group(0)
+/// What the kernel told the program.
+struct Arguments {
+    argument: Argument,
+    /// AT_SYSINFO_EHDR: the vDSO; 0 if there is none.
+    vdso: usize,
+    /// AT_SYSINFO: the ia32 vDSO's system call entry; 0 if there is none.
+    sysinfo: usize,
 }
 
-/// The first argument, and the vDSO's address (AT_SYSINFO_EHDR; 0 if none).
-fn arguments(stack: usize) -> (Argument, usize) {
+fn arguments(stack: usize) -> Arguments {
+    const AT_SYSINFO: usize = 32;
     const AT_SYSINFO_EHDR: usize = 33;
     // SAFETY: the kernel lays out argc, argv, envp and auxv as words from the initial stack pointer upward, each
     // list ended by a zero (the psABI's process initialization); nothing has written there.
@@ -120,15 +119,17 @@ fn arguments(stack: usize) -> (Argument, usize) {
         at += 1;
     }
     at += 1;
-    let mut vdso = 0;
+    let (mut vdso, mut sysinfo) = (0, 0);
     while word(at) != 0 {
-        if word(at) == AT_SYSINFO_EHDR {
-            vdso = word(at + 1);
+        match word(at) {
+            AT_SYSINFO => sysinfo = word(at + 1),
+            AT_SYSINFO_EHDR => vdso = word(at + 1),
+            _ => {}
         }
         at += 2;
     }
     let argument = if argc < 2 { Argument::None } else { parse(word(2) as *const u8) };
-    (argument, vdso)
+    Arguments { argument, vdso, sysinfo }
 }
 
 fn parse(mut text: *const u8) -> Argument {
@@ -148,7 +149,10 @@ fn parse(mut text: *const u8) -> Argument {
 
 /// Reports and ends the task.
 pub(crate) fn fail(socket: c_int, stage: Stage, tid: u32, op: u32, failure: Failure) -> ! {
-    send(socket, &Report { stage: stage as u32, errno: failure.errno, tid, op, value: failure.value, syscall_at: 0 });
+    send(
+        socket,
+        &Report { stage: stage as u32, errno: failure.errno, tid, op, value: failure.value, syscall_at: 0 },
+    );
     sys::exit_group(1)
 }
 

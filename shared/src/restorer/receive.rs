@@ -76,7 +76,12 @@ fn map(addr: u64, len: u64, prot: u32, flags: u32, fd: c_int, offset: u64) -> Re
 }
 
 /// One message of exactly `len` bytes; the number of fds that came with it.
-fn message(socket: c_int, at: usize, len: usize, fds: &mut [c_int; FDS_PER_MESSAGE]) -> Result<usize, Failure> {
+fn message(
+    socket: c_int,
+    at: usize,
+    len: usize,
+    fds: &mut [c_int; FDS_PER_MESSAGE],
+) -> Result<usize, Failure> {
     const MSG_CTRUNC: u32 = 8;
     const MSG_WAITALL: usize = 0x100;
     const SCM_RIGHTS: u32 = 1;

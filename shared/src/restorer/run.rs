@@ -36,7 +36,8 @@ pub(super) fn leader(session: &Session) -> ! {
     for &fd in session.fds {
         sys::close(fd);
     }
-    let parked = Report { stage: Stage::Parked as u32, syscall_at: calls::syscall_address(), ..Report::default() };
+    let parked =
+        Report { stage: Stage::Parked as u32, syscall_at: calls::syscall_address(), ..Report::default() };
     super::send(session.socket, &parked);
     sys::close(session.socket);
     park(session)

@@ -57,7 +57,12 @@ global_asm!(
 
 unsafe extern "C" {
     fn crr_syscall6(nr: usize, args: *const usize) -> isize;
-    fn crr_clone3_thread(args: *const CloneArgs, size: usize, entry: extern "C" fn(usize) -> !, arg: usize) -> isize;
+    fn crr_clone3_thread(
+        args: *const CloneArgs,
+        size: usize,
+        entry: extern "C" fn(usize) -> !,
+        arg: usize,
+    ) -> isize;
 }
 
 /// A system call.

@@ -17,7 +17,7 @@ use ia32 as arch;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as arch;
 
-pub use arch::{clone3_thread, syscall6, syscall_ia32};
+pub use arch::{clone3_thread, syscall_ia32, syscall6};
 pub use linux_raw_sys::general as nr;
 
 /// A kernel error number, positive.
@@ -51,12 +51,20 @@ pub unsafe fn call(nr: u32, args: &[usize]) -> Result<usize, Errno> {
 ///
 /// # Safety
 /// Replaces what is mapped at `addr` if `flags` say so.
-pub unsafe fn mmap(addr: usize, len: usize, prot: u32, flags: u32, fd: c_int, offset: u64) -> Result<usize, Errno> {
+pub unsafe fn mmap(
+    addr: usize,
+    len: usize,
+    prot: u32,
+    flags: u32,
+    fd: c_int,
+    offset: u64,
+) -> Result<usize, Errno> {
     #[cfg(target_arch = "x86_64")]
     let (nr, offset) = (nr::__NR_mmap, offset);
     #[cfg(target_arch = "x86")]
     let (nr, offset) = (nr::__NR_mmap2, offset >> 12);
-    #[allow(clippy::cast_possible_truncation)] // mmap2 counts pages: 32 bits reach 16 TiB, more than a file mapping can ask for.
+    #[allow(clippy::cast_possible_truncation)]
+    // mmap2 counts pages: 32 bits reach 16 TiB, more than a file mapping can ask for.
     let offset = offset as usize;
     // SAFETY: the caller's promise.
     unsafe { call(nr, &[addr, len, prot as usize, flags as usize, fd as usize, offset]) }

@@ -69,7 +69,12 @@ global_asm!(
 );
 
 unsafe extern "C" {
-    fn crr_clone3_thread(args: *const CloneArgs, size: usize, entry: extern "C" fn(usize) -> !, arg: usize) -> isize;
+    fn crr_clone3_thread(
+        args: *const CloneArgs,
+        size: usize,
+        entry: extern "C" fn(usize) -> !,
+        arg: usize,
+    ) -> isize;
 }
 
 /// clone3 of a thread that runs `entry(arg)` on the stack of `args`.
