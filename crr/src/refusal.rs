@@ -63,7 +63,13 @@ impl Refusals {
     }
 
     /// Notes one that belongs to a task.
-    pub fn task(&mut self, task: (Pid, &str), object: impl Into<String>, reason: impl Into<String>, hint: Option<&str>) {
+    pub fn task(
+        &mut self,
+        task: (Pid, &str),
+        object: impl Into<String>,
+        reason: impl Into<String>,
+        hint: Option<&str>,
+    ) {
         self.push(Refusal {
             task: Some((task.0, task.1.to_owned())),
             object: object.into(),

@@ -19,6 +19,7 @@ pub struct Files {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Path {
     /// Absolute, as seen from the root of `crr dump`.
+    #[serde(serialize_with = "crate::readable::text")]
     pub path: Vec<u8>,
     /// `st_mode`: kind and permissions.
     pub mode: u32,
@@ -64,6 +65,7 @@ pub struct Pipe {
     /// F_GETPIPE_SZ.
     pub capacity: u32,
     /// Bytes written and not yet read.
+    #[serde(serialize_with = "crate::readable::text")]
     pub contents: Vec<u8>,
 }
 

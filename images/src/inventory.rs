@@ -38,6 +38,7 @@ pub struct FileEntry {
     pub kind: Kind,
     /// Its exact size.
     pub size: u64,
-    /// CRC-32C of a metadata file as a whole; 0 for pages, whose checksums are in the memory map.
+    /// The checksum in the trailer of a metadata file, which ties the file to this inventory (one over the
+    /// trailer too would be the same for every file); 0 for pages, whose checksums are in the memory map.
     pub crc: u32,
 }

@@ -16,6 +16,7 @@ pub mod file;
 pub mod id;
 pub mod inventory;
 pub mod memory;
+mod readable;
 pub mod signal;
 pub mod task;
 pub mod thread;

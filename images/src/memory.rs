@@ -32,6 +32,7 @@ pub struct Space {
     /// What `/proc/PID/stat` and brk(2) tell of the layout.
     pub layout: Layout,
     /// `/proc/PID/auxv`, as bytes in the layout of the task's ABI.
+    #[serde(serialize_with = "crate::readable::hex")]
     pub auxv: Vec<u8>,
 }
 
@@ -156,5 +157,6 @@ pub struct Vdso {
     /// Whose.
     pub abi: Abi,
     /// The ELF image, whole pages.
+    #[serde(serialize_with = "crate::readable::hex")]
     pub image: Vec<u8>,
 }

@@ -25,6 +25,7 @@ pub struct Action {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pending {
     /// Always 128 bytes.
+    #[serde(serialize_with = "crate::readable::hex")]
     pub info: Vec<u8>,
 }
 

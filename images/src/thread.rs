@@ -11,10 +11,12 @@ pub struct Thread {
     /// Its id; the leader's equals the task's pid.
     pub tid: Pid,
     /// `comm`, at most 15 bytes.
+    #[serde(serialize_with = "crate::readable::text")]
     pub comm: Vec<u8>,
     /// General registers.
     pub regs: Regs,
     /// NT_X86_XSTATE whole: the non-compacted XSAVE area as ptrace shows it.
+    #[serde(serialize_with = "crate::readable::hex")]
     pub xstate: Vec<u8>,
     /// GDT TLS slots 12 to 14 that are in use.
     pub tls: Vec<TlsEntry>,

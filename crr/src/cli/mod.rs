@@ -1,7 +1,163 @@
-//! The command line.
+//! The command line: parse, run, print once.
+//!
+//! One file per command, each with its flags, their help and what they are turned into. Options are spelled as
+//! in CRIU where they mean the same.
+
+mod check;
+mod dirs;
+mod dump;
+mod generate;
+mod restore;
+mod show;
+mod verbosity;
+
+use crate::changed::Changed;
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::process::ExitCode;
+
+/// Refused or failed, everything is as before.
+const FAILED: u8 = 1;
+/// The command line makes no sense.
+const USAGE: u8 = 2;
+/// Failed, and the target was changed.
+const CHANGED: u8 = 3;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  refused or failed; every task is as it was before
+  2  the command line makes no sense
+  3  failed, and the tasks were changed: the message says how
+A restore without --restore-detached ends with the exit code of the tree's root.";
+
+/// Checkpoint a tree of x86_64 and ia32 processes to files, and restore it later, here or elsewhere.
+#[derive(Debug, Parser)]
+#[command(name = "crr", version, after_help = EXIT_CODES, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    verbosity: verbosity::Verbosity,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Dump(dump::Dump),
+    Restore(restore::Restore),
+    Check(check::Check),
+    Show(show::Show),
+    Completions(generate::Completions),
+    Man(generate::Man),
+}
+
+/// What a command ends with when it does not fail.
+type Outcome = Result<ExitCode>;
 
 /// Parses, runs, prints once.
 #[must_use]
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let arguments = verbosity::spelled_out(std::env::args_os());
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version go to stdout and are no error. A closed stdout is no reason to complain.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    run(cli).unwrap_or_else(|error| {
+        report(&error);
+        ExitCode::from(exit_code(&error))
+    })
+}
+
+fn run(cli: Cli) -> Outcome {
+    let level = cli.verbosity.level();
+    match cli.command {
+        Command::Dump(command) => command.run(level),
+        Command::Restore(command) => command.run(level),
+        Command::Check(command) => command.run(level),
+        Command::Show(command) => command.run(level),
+        Command::Completions(command) => command.run(),
+        Command::Man(command) => command.run(),
+    }
+}
+
+/// Prints an error, on stderr and in the log file.
+fn report(error: &anyhow::Error) {
+    let message = format!("{error:#}");
+    crate::log::note_failure(&message);
+    let erase = if io::stderr().is_terminal() { "\r\x1b[K" } else { "" };
+    let _ = writeln!(io::stderr(), "{erase}crr: error: {message}");
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<Usage>() {
+        USAGE
+    } else if error.is::<Changed>() {
+        CHANGED
+    } else {
+        FAILED
+    }
+}
+
+/// A mistake on the command line that only shows once it has been parsed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// Writes data to stdout. A reader that has seen enough (`crr show | head`) is no error.
+fn print(text: &str) -> Outcome {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// `--json`, for commands that print data.
+#[derive(Debug, Args)]
+struct Format {
+    /// Print JSON instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Parses a duration in whole or broken seconds.
+fn seconds(text: &str) -> Result<std::time::Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    // A year: enough for every wait, small enough for every clock.
+    if !(0.001..=31_536_000.0).contains(&seconds) {
+        return Err("not between 0.001 and 31536000 seconds".to_owned());
+    }
+    Ok(std::time::Duration::from_secs_f64(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn seconds_may_be_broken_and_must_be_sane() {
+        assert_eq!(seconds("0.5").unwrap().as_millis(), 500);
+        for wrong in ["", "x", "0", "-1", "nan", "inf", "1e300"] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_changed_target_has_its_own_exit_code_wherever_it_stands_in_the_chain() {
+        let changed = Changed { how: "task 5 was killed".to_owned() };
+        let error = anyhow::anyhow!("out of memory").context(changed).context("dump");
+        assert_eq!(exit_code(&error), CHANGED);
+        assert_eq!(exit_code(&anyhow::anyhow!("out of memory")), FAILED);
+    }
 }

@@ -1,0 +1,79 @@
+//! `crr dump`.
+
+use super::dirs::Dirs;
+use super::{Outcome, seconds};
+use crate::dump::{After, Options, dump};
+use crate::progress::bytes;
+use clap::Args;
+use images::Pid;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  crr dump -t 1234 -D ckpt            checkpoint the tree under 1234 and kill it
+  crr dump -t 1234 -D ckpt -R         checkpoint it and let it run on
+  crr dump -t $(pidof job) -D ckpt -j checkpoint a job started from this shell
+  crr dump -t 1234 -D ckpt -v4 -o dump.log
+
+Whatever cannot be restored is refused before anything is written, all of it at once, and the tree runs on.
+A checkpoint that is already in the directory stays until the new one is whole.";
+
+/// Checkpoint a process tree into a directory.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Dump {
+    /// Root of the tree: this process and all its descendants are dumped.
+    #[arg(short = 't', long, value_name = "PID", value_parser = clap::value_parser!(Pid).range(1..))]
+    tree: Pid,
+
+    #[command(flatten)]
+    dirs: Dirs,
+
+    /// Let the tree run on after the dump instead of killing it.
+    #[arg(short = 'R', long)]
+    leave_running: bool,
+
+    /// Leave the tree stopped after the dump, as by SIGSTOP.
+    #[arg(short = 's', long, conflicts_with = "leave_running")]
+    leave_stopped: bool,
+
+    /// Allow a session, process group and terminal that belong to a shell outside of the tree.
+    #[arg(short = 'j', long)]
+    shell_job: bool,
+
+    /// How long stopping the tree may take.
+    #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds)]
+    timeout: Duration,
+}
+
+impl Dump {
+    pub(super) fn run(&self, level: u8) -> Outcome {
+        self.dirs.start(level)?;
+        let report = dump(&self.options(level))?;
+        log::info!(
+            "dumped {} tasks with {} threads: {} in {:.3} s, frozen for {:.3} s",
+            report.tasks,
+            report.threads,
+            bytes(report.bytes),
+            report.total.as_secs_f64(),
+            report.frozen.as_secs_f64(),
+        );
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn options(&self, level: u8) -> Options {
+        Options {
+            root: self.tree,
+            images_dir: self.dirs.images_dir.clone(),
+            after: match (self.leave_running, self.leave_stopped) {
+                (true, _) => After::Run,
+                (false, true) => After::Stop,
+                (false, false) => After::Kill,
+            },
+            shell_job: self.shell_job,
+            timeout: self.timeout,
+            progress: level > 0,
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! `crr restore`.
+
+use super::dirs::Dirs;
+use super::{Outcome, seconds};
+use crate::progress::bytes;
+use crate::restore::{Options, restore};
+use clap::Args;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  crr restore -D ckpt                 restore, pass signals on, end with the exit code of the root
+  crr restore -D ckpt -d              restore and leave the tree to itself
+  crr restore -D ckpt -d --pidfile p  and write the pid of its root to ckpt/p
+  crr restore -D ckpt -j              restore a shell job onto this terminal
+  crr restore -D ckpt --new-pidns     restore under the old pids although they are taken
+
+Images are checked and everything is planned before the first process is made; a restore that fails later
+removes all that it made.";
+
+/// Restore a process tree from a checkpoint.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Restore {
+    #[command(flatten)]
+    dirs: Dirs,
+
+    /// Exit once the tree runs, instead of waiting for its end.
+    #[arg(short = 'd', long)]
+    restore_detached: bool,
+
+    /// Make the root of the tree a child of crr's parent, not of crr.
+    #[arg(short = 'S', long, requires = "restore_detached")]
+    restore_sibling: bool,
+
+    /// Put the tree into the session, process group and terminal that crr runs in.
+    #[arg(short = 'j', long)]
+    shell_job: bool,
+
+    /// Write the pid of the tree's root to this file.
+    #[arg(long, value_name = "FILE")]
+    pidfile: Option<PathBuf>,
+
+    /// Change the root directory to this one first: all paths in the images are taken from there.
+    #[arg(short = 'r', long, value_name = "DIR")]
+    root: Option<PathBuf>,
+
+    /// Restore inside a fresh pid namespace, so that the old pids are free.
+    #[arg(long)]
+    new_pidns: bool,
+
+    /// How long the tree may take to come back.
+    #[arg(long, value_name = "SECS", default_value = "300", value_parser = seconds)]
+    timeout: Duration,
+}
+
+impl Restore {
+    pub(super) fn run(&self, level: u8) -> Outcome {
+        self.dirs.start(level)?;
+        let (report, status) = restore(&self.options(level))?;
+        log::info!(
+            "restored {} tasks under {}: {} in {:.3} s",
+            report.tasks,
+            report.root,
+            bytes(report.bytes),
+            report.total.as_secs_f64(),
+        );
+        Ok(status.map_or(ExitCode::SUCCESS, ExitCode::from))
+    }
+
+    fn options(&self, level: u8) -> Options {
+        Options {
+            images_dir: self.dirs.images_dir.clone(),
+            detached: self.restore_detached,
+            sibling: self.restore_sibling,
+            shell_job: self.shell_job,
+            pidfile: self.pidfile.as_deref().map(|file| self.dirs.in_work_dir(file)),
+            root: self.root.clone(),
+            new_pidns: self.new_pidns,
+            timeout: self.timeout,
+            progress: level > 0,
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! `crr show`: a checkpoint for people, or all of it as JSON.
+
+mod table;
+mod tree;
+
+use super::{Format, Outcome, print, verbosity};
+use crate::progress::bytes;
+use crate::store::Checkpoint;
+use clap::Args;
+use images::Abi;
+use images::file::{Description, Target};
+use images::memory::Backing;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::PathBuf;
+use table::Table;
+
+const EXAMPLES: &str = "\
+Examples:
+  crr show ckpt                       the tree, its files and pipes
+  crr show -v ckpt                    and every thread and memory area
+  crr show --json ckpt | jq '.tree.tasks[].pid'";
+
+/// Show what is in a checkpoint.
+///
+/// Records are checked; page contents are not looked at, restore does that.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Show {
+    /// Directory of the images.
+    #[arg(value_name = "DIR", default_value = ".")]
+    images_dir: PathBuf,
+
+    #[command(flatten)]
+    format: Format,
+}
+
+impl Show {
+    pub(super) fn run(&self, level: u8) -> Outcome {
+        crate::log::start(None, level)?;
+        let checkpoint = Checkpoint::open(&self.images_dir)?;
+        if self.format.json {
+            return print(&(json(&checkpoint)? + "\n"));
+        }
+        print(&text(&checkpoint, level >= verbosity::INFO))
+    }
+}
+
+/// All records. Bytes are text where they are, else numbers or hexadecimal.
+fn json(checkpoint: &Checkpoint) -> serde_json::Result<String> {
+    let Checkpoint { inventory, tree, files, memory, pages: _ } = checkpoint;
+    serde_json::to_string_pretty(&json!({
+        "inventory": inventory,
+        "tree": tree,
+        "files": files,
+        "memory": memory,
+    }))
+}
+
+/// The summary.
+fn text(checkpoint: &Checkpoint, verbose: bool) -> String {
+    let mut out = head(checkpoint);
+    out.push('\n');
+    out.push_str(&tree::tree(checkpoint));
+    out.push('\n');
+    out.push_str(&descriptions(checkpoint));
+    if !checkpoint.files.pipes.is_empty() {
+        out.push('\n');
+        out.push_str(&pipes(checkpoint));
+    }
+    if verbose {
+        for (task, space) in checkpoint.tree.tasks.iter().zip(&checkpoint.memory.spaces) {
+            out.push('\n');
+            out.push_str(&tree::threads(task));
+            out.push_str(&areas(checkpoint, task.pid, space));
+        }
+    }
+    out
+}
+
+/// Who made it, when, on what, how large; what is in it.
+fn head(checkpoint: &Checkpoint) -> String {
+    let inventory = &checkpoint.inventory;
+    let count = |abi| checkpoint.tree.tasks.iter().filter(|task| task.abi == abi).count();
+    let size: u64 = inventory.files.iter().map(|entry| entry.size).sum();
+    format!(
+        "crr {}, kernel {}, {}, {}\n{} tasks ({} x86_64, {} ia32), {} threads, {} pages\n",
+        printable(inventory.crr_version.as_bytes()),
+        printable(inventory.kernel_release.as_bytes()),
+        date(inventory.created_ns),
+        bytes(size),
+        inventory.tasks,
+        count(Abi::X86_64),
+        count(Abi::Ia32),
+        inventory.threads,
+        checkpoint.memory.page_count,
+    )
+}
+
+/// `2026-11-23 16:25:00 UTC`.
+fn date(nanoseconds: u64) -> String {
+    jiff::Timestamp::from_second(i64::try_from(nanoseconds / 1_000_000_000).unwrap_or(i64::MAX))
+        .map_or_else(|_| "unknown date".to_owned(), |time| time.strftime("%F %T UTC").to_string())
+}
+
+/// Open files, each once, with everyone who holds it.
+fn descriptions(checkpoint: &Checkpoint) -> String {
+    let mut holders = vec![String::new(); checkpoint.files.descriptions.len()];
+    for task in &checkpoint.tree.tasks {
+        let mut own: BTreeMap<usize, String> = BTreeMap::new();
+        for entry in &task.fds {
+            let _ = write!(own.entry(entry.description.0 as usize).or_default(), " {}", entry.fd);
+        }
+        for (description, fds) in own {
+            let comma = if holders[description].is_empty() { "" } else { ", " };
+            let _ = write!(holders[description], "{comma}{}:{fds}", task.pid);
+        }
+    }
+    let mut table = Table::new(["FILE", "MODE", "OFFSET", "HELD AS (PID: FDS)"]);
+    for (description, holders) in checkpoint.files.descriptions.iter().zip(holders) {
+        let mode = ["r", "w", "rw", "-"][(description.flags & 3) as usize].to_owned();
+        table.row([target(checkpoint, description), mode, description.position.to_string(), holders]);
+    }
+    table.to_string()
+}
+
+fn target(checkpoint: &Checkpoint, description: &Description) -> String {
+    let path = |index: u32| printable(&checkpoint.files.paths[index as usize].path);
+    match description.target {
+        Target::Path(id) => path(id.0),
+        Target::Terminal(id) => format!("{} (terminal)", path(id.0)),
+        Target::Pipe(pipe) => format!("pipe#{pipe}"),
+    }
+}
+
+fn pipes(checkpoint: &Checkpoint) -> String {
+    let mut table = Table::new(["PIPE", "CAPACITY", "UNREAD"]);
+    for (index, pipe) in checkpoint.files.pipes.iter().enumerate() {
+        let unread = bytes(pipe.contents.len() as u64);
+        table.row([format!("pipe#{index}"), bytes(pipe.capacity.into()), unread]);
+    }
+    table.to_string()
+}
+
+/// The memory map of one task, with the bytes saved of each area.
+fn areas(checkpoint: &Checkpoint, pid: images::Pid, space: &images::memory::Space) -> String {
+    let mut out = format!("memory of {pid}\n");
+    let mut table = Table::new(["ADDRESS", "PROT", "SAVED", "BACKING"]);
+    for vma in &space.vmas {
+        let [from, to] = [vma.start, vma.end].map(|end| space.runs.partition_point(|run| run.start < end));
+        let saved: u64 = space.runs[from..to].iter().map(|run| run.pages * images::id::PAGE_SIZE).sum();
+        let bit = |bit, letter| if vma.prot & bit == 0 { '-' } else { letter };
+        table.row([
+            format!("{:08x}-{:08x}", vma.start.0, vma.end.0),
+            [bit(1, 'r'), bit(2, 'w'), bit(4, 'x')].iter().collect(),
+            bytes(saved),
+            backing(checkpoint, vma.backing),
+        ]);
+    }
+    let _ = write!(out, "{table}");
+    out
+}
+
+fn backing(checkpoint: &Checkpoint, backing: Backing) -> String {
+    let file = |id: images::PathId, offset: u64| {
+        format!("{} +{offset:#x}", printable(&checkpoint.files.paths[id.0 as usize].path))
+    };
+    match backing {
+        Backing::Anonymous => "anonymous".to_owned(),
+        Backing::PrivateFile(id, offset) => file(id, offset),
+        Backing::SharedFile(id, offset) => format!("{} shared", file(id, offset)),
+        Backing::Shared(id, offset) => format!("{id} +{offset:#x}"),
+        Backing::Vdso => "[vdso]".to_owned(),
+        Backing::Vvar => "[vvar]".to_owned(),
+        Backing::VvarVclock => "[vvar_vclock]".to_owned(),
+    }
+}
+
+/// Names from images, safe for a terminal: control characters and what is no UTF-8 are escaped.
+fn printable(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    for chunk in bytes.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            if character.is_control() {
+                out.extend(character.escape_default());
+            } else {
+                out.push(character);
+            }
+        }
+        for byte in chunk.invalid() {
+            let _ = write!(out, "\\x{byte:02x}");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_drive_a_terminal() {
+        assert_eq!(printable(b"a\x1b[2Jb\n\xff\xc3\xa9"), "a\\u{1b}[2Jb\\n\\xff\u{e9}");
+    }
+
+    #[test]
+    fn dates_are_utc() {
+        assert_eq!(date(1_790_000_000_123_456_789), "2026-09-21 14:13:20 UTC");
+        assert_eq!(date(u64::MAX), "2554-07-21 23:34:33 UTC");
+    }
+}

@@ -1,0 +1,69 @@
+//! The process tree, drawn; and the threads of a task.
+
+use super::printable;
+use super::table::Table;
+use crate::progress::bytes;
+use crate::store::Checkpoint;
+use images::Pid;
+use images::id::PAGE_SIZE;
+use images::memory::Space;
+use images::task::Task;
+use images::thread::Regs;
+use std::collections::BTreeMap;
+
+/// All tasks, children under their parents.
+pub(super) fn tree(checkpoint: &Checkpoint) -> String {
+    let tasks = &checkpoint.tree.tasks;
+    let mut children: BTreeMap<Pid, Vec<usize>> = BTreeMap::new();
+    for (index, task) in tasks.iter().enumerate().skip(1) {
+        children.entry(task.ppid).or_default().push(index);
+    }
+    let mut table = Table::new(["PID", "COMMAND", "ABI", "THREADS", "MAPPED", "SAVED", "FDS"]);
+    // A tree may be deeper than our stack: what is still to be drawn is a stack of its own.
+    let mut waiting = vec![(0, String::new(), String::new())];
+    while let Some((index, prefix, below)) = waiting.pop() {
+        let (task, space) = (&tasks[index], &checkpoint.memory.spaces[index]);
+        table.row(row(task, space, &prefix));
+        let own = children.get(&task.pid).map_or(&[][..], Vec::as_slice);
+        for (place, child) in own.iter().enumerate().rev() {
+            let (branch, trunk) =
+                if place + 1 == own.len() { ("└─ ", "   ") } else { ("├─ ", "│  ") };
+            waiting.push((*child, format!("{below}{branch}"), format!("{below}{trunk}")));
+        }
+    }
+    table.to_string()
+}
+
+fn row(task: &Task, space: &Space, prefix: &str) -> [String; 7] {
+    let mapped: u64 = space.vmas.iter().map(|vma| vma.end.0 - vma.start.0).sum();
+    let saved: u64 = space.runs.iter().map(|run| run.pages * PAGE_SIZE).sum();
+    [
+        format!("{prefix}{}", task.pid),
+        printable(&task.threads[0].comm),
+        task.abi.to_string(),
+        task.threads.len().to_string(),
+        bytes(mapped),
+        bytes(saved),
+        task.fds.len().to_string(),
+    ]
+}
+
+/// The threads of a task and where they stand.
+pub(super) fn threads(task: &Task) -> String {
+    let mut table = Table::new(["TID", "NAME", "MODE", "INSTRUCTION", "STACK"]);
+    for thread in &task.threads {
+        // Places in the two user_regs_struct: rip 16, rsp 19; eip 12, esp 15.
+        let (mode, ip, sp) = match &thread.regs {
+            Regs::X86_64(regs) => ("64-bit", regs[16], regs[19]),
+            Regs::Ia32(regs) => ("32-bit", regs[12].into(), regs[15].into()),
+        };
+        table.row([
+            thread.tid.to_string(),
+            printable(&thread.comm),
+            mode.to_owned(),
+            format!("{ip:08x}"),
+            format!("{sp:08x}"),
+        ]);
+    }
+    format!("threads of {}\n{table}", task.pid)
+}

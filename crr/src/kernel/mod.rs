@@ -1,0 +1,197 @@
+//! What this kernel can do, probed by trying it, and what the lack of each thing costs.
+//!
+//! A version number tells little: distributions backport, configurations leave out. Every probe does the
+//! thing itself on this process or on a child of its own, and leaves nothing behind.
+
+mod ia32;
+mod probe;
+mod tracee;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use std::fs;
+
+/// One thing that the kernel can do or not.
+#[derive(Clone, Debug, Serialize)]
+pub struct Feature {
+    /// What `crr check --feature` calls it.
+    pub name: &'static str,
+    /// Whether it works here, for this user.
+    pub present: bool,
+    /// What was found, or why it does not work.
+    pub detail: String,
+    /// What its lack costs.
+    pub cost: &'static str,
+    /// Whether crr can do nothing without it.
+    pub required: bool,
+}
+
+/// A capability that crr makes use of.
+#[derive(Clone, Debug, Serialize)]
+pub struct Capability {
+    /// As in capabilities(7), without `CAP_`.
+    pub name: &'static str,
+    /// Whether crr has it.
+    pub held: bool,
+    /// What its lack costs.
+    pub cost: &'static str,
+}
+
+/// All that was probed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// `uname -r`.
+    pub kernel_release: String,
+    /// The 64-bit side.
+    pub features: Vec<Feature>,
+    /// The 32-bit side, as the helper found it; `None` where the helper was not run.
+    pub helper: Option<Vec<Feature>>,
+    /// Privileges.
+    pub capabilities: Vec<Capability>,
+}
+
+impl Report {
+    /// All features, of both sides.
+    pub fn all(&self) -> impl Iterator<Item = &Feature> {
+        self.features.iter().chain(self.helper.iter().flatten())
+    }
+
+    /// Whether everything required is there.
+    #[must_use]
+    pub fn usable(&self) -> bool {
+        self.all().all(|feature| feature.present || !feature.required)
+    }
+}
+
+/// What a probe found: a detail if the feature works, the reason if it does not.
+type Found = Result<String, String>;
+
+/// One line of the table of features.
+struct Entry {
+    name: &'static str,
+    required: bool,
+    probe: fn() -> Found,
+    cost: &'static str,
+}
+
+const REQUIRED: bool = true;
+const OPTIONAL: bool = false;
+
+const fn entry(name: &'static str, required: bool, probe: fn() -> Found, cost: &'static str) -> Entry {
+    Entry { name, required, probe, cost }
+}
+
+#[rustfmt::skip]
+const FEATURES: [Entry; 20] = [
+    entry("ptrace", REQUIRED, probe::ptrace, "no task can be dumped or restored"),
+    entry("clone3-set-tid", REQUIRED, probe::clone3_set_tid, "tasks cannot get their pids and tids back"),
+    entry("pidfd-open", REQUIRED, probe::pidfd_open, "tasks cannot be held by a handle that survives pid reuse"),
+    entry("pidfd-getfd", REQUIRED, probe::pidfd_getfd, "the contents of pipes cannot be dumped"),
+    entry("kcmp", REQUIRED, probe::kcmp, "descriptors that share a file cannot be told from ones that do not"),
+    entry("memfd-exec", REQUIRED, probe::memfd_exec, "the programs that restore tasks need a file to be executed from"),
+    entry("mm-map", REQUIRED, probe::mm_map, "heap, arguments and the exe link of a task cannot be set"),
+    entry("process-vm", OPTIONAL, probe::process_vm, "memory of tasks can only be read slowly"),
+    entry("vdso", OPTIONAL, probe::vdso, "x86_64 tasks dumped with a vDSO cannot be restored"),
+    entry("ptrace-syscall-info", OPTIONAL, probe::ptrace_syscall_info, "a system call's ABI is not told for 64-bit tasks in int 0x80"),
+    entry("ptrace-set-syscall-info", OPTIONAL, probe::ptrace_set_syscall_info, "interrupted system calls are set by registers"),
+    entry("ptrace-rseq", OPTIONAL, probe::ptrace_rseq, "tasks that registered rseq (glibc 2.35 and later do) are refused"),
+    entry("pagemap-scan", OPTIONAL, probe::pagemap_scan, "dumps of large sparse memory take longer"),
+    entry("procmap-query", OPTIONAL, probe::procmap_query, "memory maps are read as text"),
+    entry("map-files", OPTIONAL, probe::map_files, "files that were mapped and deleted cannot be looked at"),
+    entry("timer-restore-ids", OPTIONAL, probe::timer_restore_ids, "POSIX timers get their ids by creating those before them"),
+    entry("mseal", OPTIONAL, probe::mseal, "sealed memory cannot be sealed again"),
+    entry("userfaultfd", OPTIONAL, probe::userfaultfd, "memory cannot be restored lazily"),
+    entry("uffd-wp-async", OPTIONAL, probe::uffd_wp_async, "changed pages cannot be tracked without stopping tasks"),
+    entry("soft-dirty", OPTIONAL, probe::soft_dirty, "changed pages cannot be tracked the old way"),
+];
+
+/// Capability, its number in linux/capability.h, what its lack costs.
+#[rustfmt::skip]
+const CAPABILITIES: [(&str, u8, &str); 15] = [
+    ("SYS_PTRACE", 19, "only tasks of the same user that allow it can be dumped"),
+    ("CHECKPOINT_RESTORE", 40, "pids cannot be chosen and exe links not set, unless SYS_ADMIN is held"),
+    ("SYS_ADMIN", 21, "seccomp cannot be suspended, namespaces not entered or made"),
+    ("SYS_RESOURCE", 24, "hard limits cannot be raised, oom_score_adj not lowered, nor limits of other users be set"),
+    ("SYS_NICE", 23, "nice values cannot be lowered, real-time policies not set"),
+    ("SETUID", 7, "tasks of other users cannot be restored"),
+    ("SETGID", 6, "tasks with other groups cannot be restored"),
+    ("SETPCAP", 8, "bounding sets and securebits cannot be restored"),
+    ("KILL", 5, "tasks of other users cannot be stopped or killed"),
+    ("IPC_LOCK", 14, "memory locked beyond the limit cannot be locked again"),
+    ("DAC_OVERRIDE", 1, "files that only their owner may write cannot be reopened"),
+    ("DAC_READ_SEARCH", 2, "files in closed directories cannot be found"),
+    ("FOWNER", 3, "files opened with O_NOATIME by other users cannot be reopened"),
+    ("SYS_CHROOT", 18, "tasks with another root directory cannot be restored"),
+    ("NET_ADMIN", 12, "network settings of sockets and namespaces cannot be restored"),
+];
+
+/// Probes everything.
+///
+/// # Errors
+/// If /proc cannot be read.
+pub fn probe() -> Result<Report> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("/proc/sys/kernel/osrelease")?;
+    Ok(Report {
+        kernel_release: release.trim().to_owned(),
+        features: FEATURES.iter().map(run).collect(),
+        helper: Some(ia32::probe()),
+        capabilities: capabilities()?,
+    })
+}
+
+fn run(entry: &Entry) -> Feature {
+    let found = (entry.probe)();
+    Feature {
+        name: entry.name,
+        present: found.is_ok(),
+        detail: found.unwrap_or_else(|reason| reason),
+        cost: entry.cost,
+        required: entry.required,
+    }
+}
+
+fn capabilities() -> Result<Vec<Capability>> {
+    let status = fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
+    let effective = effective_capabilities(&status).context("/proc/self/status has no CapEff")?;
+    let held = |number: u8| effective & (1 << number) != 0;
+    Ok(CAPABILITIES
+        .iter()
+        .map(|(name, number, cost)| Capability { name, held: held(*number), cost })
+        .collect())
+}
+
+/// The `CapEff` line of `/proc/PID/status`.
+fn effective_capabilities(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_unique() {
+        let names: BTreeSet<_> = FEATURES.iter().map(|entry| entry.name).collect();
+        assert_eq!(names.len(), FEATURES.len());
+    }
+
+    #[test]
+    fn effective_capabilities_are_found_in_captured_status() {
+        let status = "Name:\tcat\nCapPrm:\t000001ffffffffff\nCapEff:\t0000000000080020\nCapBnd:\t0\n";
+        assert_eq!(effective_capabilities(status), Some(1 << 19 | 1 << 5));
+        assert_eq!(effective_capabilities("Name:\tcat\n"), None);
+    }
+
+    #[test]
+    fn probes_answer_and_leave_no_descriptor_behind() {
+        let open = || fs::read_dir("/proc/self/fd").unwrap().count();
+        drop(probe().unwrap());
+        let before = open();
+        let report = probe().unwrap();
+        assert!(report.all().all(|feature| !feature.detail.is_empty()));
+        // Other tests of this process may open files meanwhile; twenty probes that leak one each would show.
+        assert!(open() < before + FEATURES.len() / 2);
+    }
+}

@@ -1,0 +1,123 @@
+//! What must hold between the records of a checkpoint, so that nothing after this has to doubt them.
+//!
+//! Decoding guarantees shapes; this guarantees sense: every index leads somewhere, addresses are ordered and
+//! inside what the ABI can map, tables of fixed length have it. Whether the tree can be restored on *this*
+//! machine is not asked here but by the plan.
+
+mod files;
+mod memory;
+mod tree;
+
+use images::container::Kind;
+use images::file::Files;
+use images::id::PAGE_SIZE;
+use images::inventory::{FileEntry, Inventory};
+use images::memory::Memory;
+use images::task::Tree;
+use images::{Abi, PathId};
+use std::collections::BTreeSet;
+use std::fmt;
+
+/// A contradiction between records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inconsistent {
+    /// The file whose record is wrong.
+    pub kind: Kind,
+    /// The record and what is wrong with it.
+    pub what: String,
+}
+
+impl fmt::Display for Inconsistent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: is inconsistent: {}", self.kind.file_name(), self.what)
+    }
+}
+
+impl std::error::Error for Inconsistent {}
+
+/// What is wrong inside one file; the file's name is added where the file is known.
+type Check = Result<(), String>;
+
+/// Ends a check with a message unless a condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)+) => {
+        if !$condition {
+            return Err(format!($($message)+));
+        }
+    };
+}
+use ensure;
+
+/// Checks all records of a checkpoint against each other.
+///
+/// # Errors
+/// The first contradiction.
+pub fn records(
+    inventory: &Inventory,
+    tree: &Tree,
+    files: &Files,
+    memory: &Memory,
+) -> Result<(), Inconsistent> {
+    let of = |kind| move |what| Inconsistent { kind, what };
+    files::check(files).map_err(of(Kind::Files))?;
+    tree::check(tree, files).map_err(of(Kind::Tree))?;
+    memory::check(memory, tree, files).map_err(of(Kind::Memory))?;
+    check_inventory(inventory, tree, memory).map_err(of(Kind::Inventory))
+}
+
+/// The entries of the four files that an inventory lists, tree, files, memory, pages, each once.
+///
+/// # Errors
+/// A file that is listed twice or not at all.
+pub fn entries(inventory: &Inventory) -> Result<[&FileEntry; 4], Inconsistent> {
+    let wrong = |what| Inconsistent { kind: Kind::Inventory, what };
+    let find = |kind: Kind| {
+        inventory
+            .files
+            .iter()
+            .find(|entry| entry.kind == kind)
+            .ok_or_else(|| wrong(format!("{} is not listed", kind.file_name())))
+    };
+    let found = [find(Kind::Tree)?, find(Kind::Files)?, find(Kind::Memory)?, find(Kind::Pages)?];
+    if inventory.files.len() > found.len() {
+        return Err(wrong(format!("{} files are listed, not {}", inventory.files.len(), found.len())));
+    }
+    Ok(found)
+}
+
+/// The size of `pages.img` in bytes.
+///
+/// # Errors
+/// If there cannot be so many pages.
+pub fn pages_size(memory: &Memory) -> Result<u64, Inconsistent> {
+    memory.page_count.checked_mul(PAGE_SIZE).filter(|size| i64::try_from(*size).is_ok()).ok_or_else(|| {
+        Inconsistent { kind: Kind::Memory, what: format!("{} pages are impossible", memory.page_count) }
+    })
+}
+
+fn check_inventory(inventory: &Inventory, tree: &Tree, memory: &Memory) -> Check {
+    let [_, _, _, pages] = entries(inventory).map_err(|wrong| wrong.what)?;
+    let expected = memory.page_count * PAGE_SIZE;
+    ensure!(pages.size == expected, "pages.img has {} bytes, the memory map {expected}", pages.size);
+    let root = tree.tasks.first().map(|task| task.pid);
+    ensure!(root == Some(inventory.root), "the root is task {}, not that of the tree", inventory.root);
+    let tasks = tree.tasks.len();
+    ensure!(inventory.tasks as usize == tasks, "{} tasks, the tree has {tasks}", inventory.tasks);
+    let threads: usize = tree.tasks.iter().map(|task| task.threads.len()).sum();
+    ensure!(inventory.threads as usize == threads, "{} threads, the tree has {threads}", inventory.threads);
+    let listed: BTreeSet<Abi> = inventory.abis.iter().copied().collect();
+    let present: BTreeSet<Abi> = tree.tasks.iter().map(|task| task.abi).collect();
+    ensure!(listed == present, "ABIs {listed:?}, the tree has {present:?}");
+    Ok(())
+}
+
+/// A path that exists in the table.
+fn path(files: &Files, id: PathId) -> Check {
+    ensure!((id.0 as usize) < files.paths.len(), "{id} of {} paths", files.paths.len());
+    Ok(())
+}
+
+/// Puts the object before what is wrong with it.
+fn inside(object: impl fmt::Display) -> impl FnOnce(String) -> String {
+    move |what| format!("{object}: {what}")
+}

@@ -1,0 +1,130 @@
+//! Tasks and threads.
+
+use super::{Check, ensure, inside, path};
+use images::Pid;
+use images::file::Files;
+use images::signal::{Action, Pending, SIGINFO_SIZE};
+use images::task::{Task, Tree};
+use images::thread::Thread;
+use std::collections::BTreeSet;
+
+/// PID_MAX_LIMIT of include/linux/threads.h.
+const PID_MAX: Pid = 1 << 22;
+/// TASK_COMM_LEN of include/linux/sched.h, without the NUL.
+const COMM_MAX: usize = 15;
+/// RLIM_NLIMITS.
+const RLIMITS: usize = 16;
+/// `_NSIG`.
+const SIGNALS: u8 = 64;
+/// NGROUPS_MAX.
+const GROUPS_MAX: usize = 65_536;
+/// The FXSAVE area (a machine without XSAVE), and one with its header.
+const FXSAVE_SIZE: usize = 512;
+const XSAVE_MIN: usize = FXSAVE_SIZE + 64;
+/// No processor has an area half as large: AMX tiles make it 11 KiB.
+const XSAVE_MAX: usize = 64 << 10;
+
+pub(super) fn check(tree: &Tree, files: &Files) -> Check {
+    let mut pids = BTreeSet::new();
+    let mut tids = BTreeSet::new();
+    for (index, task) in tree.tasks.iter().enumerate() {
+        let pid = task.pid;
+        check_place(index, task, &pids).map_err(inside(format_args!("task {pid}")))?;
+        check_task(task, files).map_err(inside(format_args!("task {pid}")))?;
+        pids.insert(pid);
+        for thread in &task.threads {
+            let tid = thread.tid;
+            ensure!(tids.insert(tid), "task {pid}: tid {tid} occurs twice");
+            check_thread(thread).map_err(inside(format_args!("task {pid}: thread {tid}")))?;
+        }
+    }
+    ensure!(!pids.is_empty(), "there is no task");
+    let root = tree.tasks[0].ppid;
+    ensure!(!tids.contains(&root), "the parent of the root, {root}, is in the tree");
+    if let Some(job) = tree.shell_job {
+        ensure!(job.sid >= 0 && job.pgid >= 0, "the shell has session {}, group {}", job.sid, job.pgid);
+    }
+    Ok(())
+}
+
+/// Where a task stands in the tree. `before` are the pids of the tasks before it.
+fn check_place(index: usize, task: &Task, before: &BTreeSet<Pid>) -> Check {
+    ensure!((1..=PID_MAX).contains(&task.pid), "is no pid");
+    ensure!(!before.contains(&task.pid), "occurs twice");
+    // 0 is how a task outside of the pid namespace looks from inside.
+    ensure!(task.ppid >= 0 && task.pgid >= 0 && task.sid >= 0, "has negative relatives");
+    ensure!(index == 0 || before.contains(&task.ppid), "its parent {} does not stand before it", task.ppid);
+    ensure!(
+        task.threads.first().map(|thread| thread.tid) == Some(task.pid),
+        "its leader does not stand first"
+    );
+    Ok(())
+}
+
+fn check_task(task: &Task, files: &Files) -> Check {
+    path(files, task.exe).map_err(inside("exe"))?;
+    path(files, task.cwd).map_err(inside("cwd"))?;
+    path(files, task.root).map_err(inside("root"))?;
+    ensure!(task.umask <= 0o777, "umask {:#o}", task.umask);
+    ensure!(task.dumpable <= 2, "dumpable {}", task.dumpable);
+    ensure!((-1000..=1000).contains(&task.oom_score_adj), "oom_score_adj {}", task.oom_score_adj);
+    ensure!(task.rlimits.len() == RLIMITS, "{} resource limits, not {RLIMITS}", task.rlimits.len());
+    let crossed = task.rlimits.iter().position(|(soft, hard)| soft > hard);
+    ensure!(crossed.is_none(), "resource limit {} is over its maximum", crossed.unwrap_or_default());
+    check_actions(&task.actions)?;
+    check_pending(&task.pending)?;
+    check_fds(task, files)
+}
+
+fn check_actions(actions: &[Action]) -> Check {
+    let mut seen = 0u64;
+    for action in actions {
+        let signal = action.signal;
+        ensure!((1..=SIGNALS).contains(&signal), "an action on signal {signal}");
+        let uncatchable = [libc::SIGKILL, libc::SIGSTOP].contains(&signal.into());
+        ensure!(!uncatchable, "an action on signal {signal}, which has none");
+        ensure!(seen & (1 << (signal - 1)) == 0, "two actions on signal {signal}");
+        seen |= 1 << (signal - 1);
+    }
+    Ok(())
+}
+
+fn check_pending(pending: &[Pending]) -> Check {
+    for Pending { info } in pending {
+        ensure!(info.len() == SIGINFO_SIZE, "a pending signal of {} bytes, not {SIGINFO_SIZE}", info.len());
+        let number = info.first_chunk().map_or(0, |number| i32::from_le_bytes(*number));
+        ensure!((1..=i32::from(SIGNALS)).contains(&number), "a pending signal {number}");
+    }
+    Ok(())
+}
+
+fn check_fds(task: &Task, files: &Files) -> Check {
+    for entry in &task.fds {
+        let (fd, id, known) = (entry.fd, entry.description, files.descriptions.len());
+        ensure!(i32::try_from(fd.0).is_ok(), "fd {fd} is no number of a file");
+        ensure!((id.0 as usize) < known, "fd {fd}: {id} of {known} descriptions");
+    }
+    let unsorted = task.fds.windows(2).find(|pair| pair[0].fd >= pair[1].fd);
+    ensure!(unsorted.is_none(), "fd {} is out of order", unsorted.map_or(0, |pair| pair[1].fd.0));
+    Ok(())
+}
+
+fn check_thread(thread: &Thread) -> Check {
+    ensure!((1..=PID_MAX).contains(&thread.tid), "is no tid");
+    ensure!(thread.comm.len() <= COMM_MAX, "a name of {} bytes", thread.comm.len());
+    ensure!(!thread.comm.contains(&0), "a name with a NUL");
+    let size = thread.xstate.len();
+    let sane = size == FXSAVE_SIZE || (XSAVE_MIN..=XSAVE_MAX).contains(&size);
+    ensure!(sane, "extended state of {size} bytes");
+    ensure!(thread.creds.groups.len() <= GROUPS_MAX, "{} groups", thread.creds.groups.len());
+    ensure!(thread.parent_death_signal <= SIGNALS.into(), "death signal {}", thread.parent_death_signal);
+    ensure!(!thread.sched.affinity.is_empty(), "no processor to run on");
+    ensure!((-20..=19).contains(&thread.sched.nice), "nice value {}", thread.sched.nice);
+    let mut slots = BTreeSet::new();
+    for tls in &thread.tls {
+        // GDT_ENTRY_TLS_MIN to GDT_ENTRY_TLS_MAX of arch/x86/include/asm/segment.h.
+        ensure!((12..=14).contains(&tls.entry), "TLS in slot {}", tls.entry);
+        ensure!(slots.insert(tls.entry), "TLS slot {} occurs twice", tls.entry);
+    }
+    check_pending(&thread.pending)
+}

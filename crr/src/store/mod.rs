@@ -1,0 +1,16 @@
+//! The image directory: writing a checkpoint so that it is whole or absent, reading it trusting nothing.
+//!
+//! [`Writer`] is used by dump, [`Checkpoint`] by restore and show. Both run the same cross checks ([`check`]):
+//! what restore would refuse to read, dump refuses to write.
+
+pub mod check;
+mod pages;
+mod reader;
+mod writer;
+
+pub use pages::block_crcs;
+pub use reader::Checkpoint;
+pub use writer::Writer;
+
+#[cfg(test)]
+mod tests;

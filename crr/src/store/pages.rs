@@ -1,0 +1,99 @@
+//! The checksums of `pages.img`: one per [`BLOCK_PAGES`] pages, computed on all processors.
+
+use anyhow::{Context, Result, bail};
+use images::container::Kind;
+use images::id::PAGE_SIZE;
+use images::memory::{BLOCK_PAGES, Memory};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+/// Bytes under one checksum.
+const BLOCK_SIZE: u64 = BLOCK_PAGES * PAGE_SIZE;
+/// Bytes read at a time: small enough to stay in the processor's cache between the copy and the checksum.
+const PIECE_SIZE: usize = 128 << 10;
+/// More threads than this only wait for memory.
+const MAX_THREADS: usize = 8;
+
+/// The checksums of the first `page_count` pages of a file, for [`Memory::block_crcs`].
+///
+/// # Errors
+/// If the file cannot be read or is shorter.
+pub fn block_crcs(pages: &File, page_count: u64) -> Result<Vec<u32>> {
+    let blocks = page_count.div_ceil(BLOCK_PAGES);
+    let crcs = Mutex::new(vec![0u32; usize::try_from(blocks)?]);
+    for_each_block(pages, page_count, |block, crc| {
+        let at = usize::try_from(block)?;
+        crcs.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[at] = crc;
+        Ok(())
+    })?;
+    Ok(crcs.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+}
+
+/// Compares every page with the checksums in the memory map. `seen` is told the bytes checked so far.
+///
+/// # Errors
+/// Names the first block found corrupt.
+pub(super) fn verify(pages: &File, memory: &Memory, seen: &(dyn Fn(u64) + Sync)) -> Result<()> {
+    for_each_block(pages, memory.page_count, |block, actual| {
+        let expected = usize::try_from(block).ok().and_then(|at| memory.block_crcs.get(at)).copied();
+        if expected != Some(actual) {
+            let first = block * BLOCK_SIZE;
+            let expected = expected.unwrap_or_default();
+            bail!("is corrupt: bytes from {first:#x}: checksum {actual:08x} instead of {expected:08x}");
+        }
+        seen(BLOCK_SIZE.min(memory.page_count * PAGE_SIZE - block * BLOCK_SIZE));
+        Ok(())
+    })
+    .context(Kind::Pages.file_name())
+}
+
+/// Calls `each` with the number and checksum of every block, from several threads; stops at the first error.
+fn for_each_block(pages: &File, page_count: u64, each: impl Fn(u64, u32) -> Result<()> + Sync) -> Result<()> {
+    let blocks = page_count.div_ceil(BLOCK_PAGES);
+    let next = AtomicU64::new(0);
+    let failed = AtomicBool::new(false);
+    let work = || -> Result<()> {
+        let mut piece = vec![0u8; PIECE_SIZE];
+        while !failed.load(Ordering::Relaxed) {
+            let block = next.fetch_add(1, Ordering::Relaxed);
+            if block >= blocks {
+                break;
+            }
+            let size = (page_count * PAGE_SIZE - block * BLOCK_SIZE).min(BLOCK_SIZE);
+            let done =
+                block_crc(pages, block * BLOCK_SIZE, size, &mut piece).and_then(|crc| each(block, crc));
+            if done.is_err() {
+                failed.store(true, Ordering::Relaxed);
+                return done;
+            }
+        }
+        Ok(())
+    };
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let threads = processors.min(MAX_THREADS).min(usize::try_from(blocks).unwrap_or(MAX_THREADS));
+    thread::scope(|scope| {
+        // The calling thread is one of the workers.
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let own = work();
+        others.into_iter().fold(own, |result, other| {
+            result.and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })
+    })
+}
+
+/// The checksum of one block.
+fn block_crc(pages: &File, mut at: u64, size: u64, piece: &mut [u8]) -> Result<u32> {
+    let end = at + size;
+    let mut crc = 0;
+    while at < end {
+        let len = usize::try_from(end - at).map_or(piece.len(), |left| left.min(piece.len()));
+        let part = &mut piece[..len];
+        pages.read_exact_at(part, at).with_context(|| format!("read at {at:#x}"))?;
+        crc = crc32c::crc32c_append(crc, part);
+        at += len as u64;
+    }
+    Ok(crc)
+}

@@ -1,0 +1,209 @@
+//! Reading a checkpoint: sizes and checksums before records, records before pages.
+
+use super::{check, pages};
+use crate::progress::Progress;
+use anyhow::{Context, Result, anyhow, bail};
+use images::container::{self, HEADER_SIZE, Kind, TRAILER_SIZE};
+use images::file::Files;
+use images::inventory::{FileEntry, Inventory};
+use images::memory::Memory;
+use images::task::Tree;
+use serde::de::DeserializeOwned;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+/// An inventory lists four files: more than this is none.
+const MAX_INVENTORY: u64 = 1 << 20;
+/// How an `inventory.img` of CRIU begins: the magic of its inventories, little-endian.
+const CRIU_INVENTORY: [u8; 4] = 0x5831_3116_u32.to_le_bytes();
+
+/// A checkpoint that was read and checked.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// See [`Inventory`].
+    pub inventory: Inventory,
+    /// See [`Tree`].
+    pub tree: Tree,
+    /// See [`Files`].
+    pub files: Files,
+    /// See [`Memory`].
+    pub memory: Memory,
+    /// Raw pages, open for reading.
+    pub pages: File,
+}
+
+impl Checkpoint {
+    /// Reads a checkpoint and checks versions, sizes, checksums (those of the pages too) and that every
+    /// reference from one record to another leads somewhere.
+    ///
+    /// # Errors
+    /// Names the file and what is wrong with it.
+    pub fn read(dir: &Path) -> Result<Self> {
+        Self::read_showing(dir, false)
+    }
+
+    /// As [`Self::read`], with progress on stderr while the pages are checked.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_showing(dir: &Path, progress: bool) -> Result<Self> {
+        let checkpoint = Self::open(dir)?;
+        let total = check::pages_size(&checkpoint.memory)?;
+        let progress = Progress::new(progress, total, "checking pages");
+        pages::verify(&checkpoint.pages, &checkpoint.memory, &|bytes| progress.add(bytes))
+            .context(place(dir))?;
+        Ok(checkpoint)
+    }
+
+    /// As [`Self::read`], without looking into the pages: enough to show what is there.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn open(dir: &Path) -> Result<Self> {
+        Self::open_files(dir).with_context(|| place(dir))
+    }
+
+    fn open_files(dir: &Path) -> Result<Self> {
+        let inventory = read_inventory(dir)?;
+        let [tree, files, memory, pages] = check::entries(&inventory)
+            .context(Kind::Inventory.file_name())
+            .map(|found| found.map(Clone::clone))?;
+        let checkpoint = Self {
+            tree: read_listed(dir, &tree)?,
+            files: read_listed(dir, &files)?,
+            memory: read_listed(dir, &memory)?,
+            pages: open_pages(dir, &pages).context(Kind::Pages.file_name())?,
+            inventory,
+        };
+        check::records(&checkpoint.inventory, &checkpoint.tree, &checkpoint.files, &checkpoint.memory)?;
+        Ok(checkpoint)
+    }
+}
+
+/// The context of every error: which checkpoint.
+fn place(dir: &Path) -> String {
+    format!("checkpoint {}", dir.display())
+}
+
+/// Reads the inventory, or says what the directory holds instead of a checkpoint.
+fn read_inventory(dir: &Path) -> Result<Inventory> {
+    let name = Kind::Inventory.file_name();
+    let (mut file, size) = match open_regular(&dir.join(name)) {
+        Ok(found) => found,
+        Err(error) if is_missing(&error) => return Err(without_inventory(dir)),
+        Err(error) => return Err(error.context(name)),
+    };
+    let mut read = || {
+        if starts_like_criu(&file)? {
+            bail!("is an inventory of CRIU, whose images crr does not restore\n  hint: use `criu restore`");
+        }
+        let start = read_header(&mut file, Kind::Inventory)?;
+        if size > MAX_INVENTORY {
+            bail!("is oversized: it has {size} bytes, an inventory has at most {MAX_INVENTORY}");
+        }
+        Ok(start)
+    };
+    let start = read().context(name)?;
+    Ok(read_records(file, start, size, Kind::Inventory).context(name)?.0)
+}
+
+fn starts_like_criu(file: &File) -> Result<bool> {
+    let mut start = [0u8; CRIU_INVENTORY.len()];
+    match file.read_exact_at(&mut start, 0) {
+        Err(error) if error.kind() != ErrorKind::UnexpectedEof => Err(error.into()),
+        // An empty file keeps its zeros.
+        _ => Ok(start == CRIU_INVENTORY),
+    }
+}
+
+/// Why there is no inventory.
+fn without_inventory(dir: &Path) -> anyhow::Error {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) => return anyhow!(error),
+    };
+    let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+    let ours = |name: &&std::ffi::OsString| {
+        Kind::ALL.iter().any(|kind| name.to_str().is_some_and(|name| name.starts_with(kind.file_name())))
+    };
+    if names.is_empty() {
+        anyhow!("the directory is empty")
+    } else if names.iter().any(|name| ours(&name)) {
+        anyhow!("there is no inventory.img: the dump did not finish, or a file was lost")
+    } else {
+        anyhow!("there is no inventory.img: this is not a checkpoint")
+    }
+}
+
+/// Reads a metadata file that the inventory lists.
+fn read_listed<T: DeserializeOwned>(dir: &Path, entry: &FileEntry) -> Result<T> {
+    let read = || {
+        let (mut file, size) = open_existing(dir, entry.kind)?;
+        let start = read_header(&mut file, entry.kind)?;
+        check_size(size, entry.size)?;
+        let (record, crc) = read_records(file, start, size, entry.kind)?;
+        if crc != entry.crc {
+            bail!("is of another checkpoint: checksum {crc:08x}, the inventory says {:08x}", entry.crc);
+        }
+        Ok(record)
+    };
+    read().context(entry.kind.file_name())
+}
+
+/// Opens the page file that the inventory lists.
+fn open_pages(dir: &Path, entry: &FileEntry) -> Result<File> {
+    let (file, size) = open_existing(dir, entry.kind)?;
+    check_size(size, entry.size)?;
+    Ok(file)
+}
+
+/// Opens a file that must be there.
+fn open_existing(dir: &Path, kind: Kind) -> Result<(File, u64)> {
+    open_regular(&dir.join(kind.file_name()))
+        .map_err(|error| if is_missing(&error) { anyhow!("is missing") } else { error })
+}
+
+/// Compares the size of a file with what the inventory says.
+fn check_size(size: u64, known: u64) -> Result<()> {
+    if size < known {
+        bail!("is cut off: it has {size} bytes of {known}");
+    } else if size > known {
+        bail!("is oversized: it has {size} bytes instead of {known}");
+    }
+    Ok(())
+}
+
+/// Reads the header and checks that the rest is worth reading.
+fn read_header(file: &mut File, kind: Kind) -> Result<Vec<u8>> {
+    let mut start = Vec::new();
+    file.take(HEADER_SIZE as u64).read_to_end(&mut start)?;
+    container::check_header(kind, &start)?;
+    Ok(start)
+}
+
+/// Reads what follows the header in a file of a known size; decodes all. Also returns the checksum.
+fn read_records<T: DeserializeOwned>(file: File, start: Vec<u8>, size: u64, kind: Kind) -> Result<(T, u32)> {
+    let mut bytes = start;
+    let rest = size.saturating_sub(bytes.len() as u64);
+    bytes.try_reserve_exact(usize::try_from(rest)?).context("is too large")?;
+    file.take(rest).read_to_end(&mut bytes)?;
+    let record = container::decode(kind, &bytes)?;
+    let crc = bytes.last_chunk::<TRAILER_SIZE>().map_or(0, |trailer| u32::from_le_bytes(*trailer));
+    Ok((record, crc))
+}
+
+/// Opens a regular file, and nothing else: opening a FIFO would wait for its writer.
+fn open_regular(path: &Path) -> Result<(File, u64)> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        bail!("is not a regular file");
+    }
+    Ok((file, metadata.len()))
+}
+
+fn is_missing(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::NotFound)
+}

@@ -1,0 +1,158 @@
+//! Writing a checkpoint: everything under temporary names first, then renamed, the inventory last.
+//!
+//! A reader takes a directory for a checkpoint only if it finds an inventory, so at any instant the directory
+//! holds the old checkpoint whole, no checkpoint, or the new one whole. Nothing is synced to disk: after a
+//! power cut, the sizes and checksums in the inventory tell whether all of it got there.
+
+use super::check;
+use anyhow::{Context, Result, bail};
+use images::container::{Kind, TRAILER_SIZE, encode};
+use images::file::Files;
+use images::inventory::{FileEntry, Inventory};
+use images::memory::Memory;
+use images::task::Tree;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use serde::Serialize;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// A checkpoint being written. Dropped before [`Writer::finish`], it leaves nothing behind.
+#[derive(Debug)]
+pub struct Writer {
+    dir: PathBuf,
+    pages: File,
+    /// Held for the life of the writer, so that the temporary names are its own.
+    _lock: Option<Flock<File>>,
+    /// Set once no temporary name is left.
+    published: bool,
+}
+
+impl Writer {
+    /// Starts a checkpoint in an existing directory. A checkpoint that is already there stays until `finish`.
+    ///
+    /// # Errors
+    /// If the directory cannot be written, or another dump writes to it.
+    pub fn create(dir: &Path) -> Result<Self> {
+        let lock = lock(dir)?;
+        let pages = create_temporary(dir, Kind::Pages)?;
+        Ok(Self { dir: dir.to_owned(), pages, _lock: lock, published: false })
+    }
+
+    /// The page file, for positional writes from any thread.
+    #[must_use]
+    pub fn pages(&self) -> &File {
+        &self.pages
+    }
+
+    /// Writes the metadata, gives all files their final names, the inventory last. Returns the bytes of all files.
+    /// `inventory.files` is filled in here. The page file is cut or extended to `memory.page_count` pages.
+    ///
+    /// # Errors
+    /// If the records contradict each other or a file cannot be written; the directory is then as before. Only
+    /// if a file cannot be renamed is an older checkpoint lost.
+    pub fn finish(
+        mut self,
+        mut inventory: Inventory,
+        tree: &Tree,
+        files: &Files,
+        memory: &Memory,
+    ) -> Result<u64> {
+        let pages_size = check::pages_size(memory).context("what was collected cannot be restored")?;
+        self.pages.set_len(pages_size).context(Kind::Pages.file_name())?;
+        inventory.files = vec![
+            self.write(Kind::Tree, tree)?,
+            self.write(Kind::Files, files)?,
+            self.write(Kind::Memory, memory)?,
+            FileEntry { kind: Kind::Pages, size: pages_size, crc: 0 },
+        ];
+        check::records(&inventory, tree, files, memory).context("what was collected cannot be restored")?;
+        let inventory_size = self.write(Kind::Inventory, &inventory)?.size;
+        self.publish()?;
+        Ok(inventory.files.iter().map(|entry| entry.size).sum::<u64>() + inventory_size)
+    }
+
+    /// Writes one metadata file under its temporary name.
+    fn write<T: Serialize>(&self, kind: Kind, record: &T) -> Result<FileEntry> {
+        let bytes = encode(kind, record).context(kind.file_name())?;
+        let mut file = create_temporary(&self.dir, kind)?;
+        file.write_all(&bytes).with_context(|| format!("write {}", temporary(&self.dir, kind).display()))?;
+        let (_, trailer) = bytes.split_at(bytes.len() - TRAILER_SIZE);
+        let crc = u32::from_le_bytes(trailer.try_into().context("an image has a trailer")?);
+        Ok(FileEntry { kind, size: bytes.len() as u64, crc })
+    }
+
+    /// Takes the old checkpoint away by its inventory, then renames everything, the new inventory last.
+    fn publish(&mut self) -> Result<()> {
+        remove(&self.dir.join(Kind::Inventory.file_name()))?;
+        for kind in Kind::ALL.into_iter().rev() {
+            let name = self.dir.join(kind.file_name());
+            fs::rename(temporary(&self.dir, kind), &name)
+                .with_context(|| format!("rename to {}", name.display()))?;
+        }
+        self.published = true;
+        Ok(())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if self.published {
+            return;
+        }
+        for kind in Kind::ALL {
+            if let Err(error) = remove(&temporary(&self.dir, kind)) {
+                log::warn!("{error:#}");
+            }
+        }
+    }
+}
+
+/// The name of a file until the checkpoint is whole.
+fn temporary(dir: &Path, kind: Kind) -> PathBuf {
+    dir.join(format!("{}.tmp", kind.file_name()))
+}
+
+/// Keeps a second dump out of the directory. File systems that cannot lock a directory (NFS) go without.
+fn lock(dir: &Path) -> Result<Option<Flock<File>>> {
+    let open = File::open(dir).with_context(|| format!("images directory {}", dir.display()))?;
+    if !open.metadata().with_context(|| dir.display().to_string())?.is_dir() {
+        bail!("images directory {}: is not a directory", dir.display());
+    }
+    match Flock::lock(open, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, Errno::EWOULDBLOCK)) => {
+            bail!("images directory {}: another crr dump is writing to it", dir.display())
+        }
+        Err((_, errno)) => {
+            log::debug!("images directory {}: cannot be locked: {errno}", dir.display());
+            Ok(None)
+        }
+    }
+}
+
+/// Creates a file that only its owner may read: images hold all that the tasks had in memory. What a killed
+/// dump left under the name is removed, never followed or reused.
+fn create_temporary(dir: &Path, kind: Kind) -> Result<File> {
+    let path = temporary(dir, kind);
+    remove(&path)?;
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("create {}", path.display()))
+}
+
+/// Removes a file that may be absent.
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}

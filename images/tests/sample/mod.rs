@@ -1,0 +1,228 @@
+//! A small checkpoint by hand: an x86_64 shell with an ia32 child, a pipe between them and shared memory.
+//! It uses every record and every variant at least once.
+
+use images::container::{Kind, TRAILER_SIZE, crc32c, encode};
+use images::file::{Description, FdEntry, Files, Path, Pipe, Target};
+use images::id::PAGE_SIZE;
+use images::inventory::{FileEntry, Inventory};
+use images::memory::{Backing, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
+use images::signal::{Action, AltStack, IntervalTimer, Pending};
+use images::task::{ShellJob, Task, Tree};
+use images::thread::{Creds, Regs, RobustList, Rseq, Sched, Thread, TlsEntry};
+use images::{Abi, Addr, DescriptionId, PathId, Pid, SharedId, TaskFd};
+
+/// Pages of `pages.img`.
+const PAGES: u64 = 6;
+
+/// The files of the checkpoint, as they must look.
+pub(crate) fn files_of_checkpoint() -> Vec<(Kind, Vec<u8>)> {
+    let tree = encode(Kind::Tree, &tree()).unwrap();
+    let files = encode(Kind::Files, &files()).unwrap();
+    let memory = encode(Kind::Memory, &memory()).unwrap();
+    let mut inventory = inventory();
+    for (kind, bytes) in [(Kind::Tree, &tree), (Kind::Files, &files), (Kind::Memory, &memory)] {
+        let crc = crc32c(&bytes[..bytes.len() - TRAILER_SIZE]);
+        inventory.files.push(FileEntry { kind, size: bytes.len() as u64, crc });
+    }
+    inventory.files.push(FileEntry { kind: Kind::Pages, size: PAGES * PAGE_SIZE, crc: 0 });
+    vec![
+        (Kind::Inventory, encode(Kind::Inventory, &inventory).unwrap()),
+        (Kind::Tree, tree),
+        (Kind::Files, files),
+        (Kind::Memory, memory),
+        (Kind::Pages, pages()),
+    ]
+}
+
+/// Each page is filled with its number.
+fn pages() -> Vec<u8> {
+    (0..PAGES).flat_map(|page| vec![u8::try_from(page).unwrap(); 4096]).collect()
+}
+
+fn inventory() -> Inventory {
+    Inventory {
+        crr_version: "0.1.0".into(),
+        kernel_release: "6.18.0".into(),
+        boot_id: "01234567-89ab-cdef-0123-456789abcdef".into(),
+        created_ns: 1_790_000_000_000_000_000,
+        root: 100,
+        abis: vec![Abi::X86_64, Abi::Ia32],
+        tasks: 2,
+        threads: 4,
+        xfeatures_in_use: 7,
+        files: Vec::new(),
+    }
+}
+
+fn tree() -> Tree {
+    Tree {
+        tasks: vec![task(100, 1, Abi::X86_64), task(101, 100, Abi::Ia32)],
+        shell_job: Some(ShellJob { sid: 50, pgid: 100 }),
+    }
+}
+
+fn memory() -> Memory {
+    Memory {
+        spaces: vec![space(Abi::X86_64, 0), space(Abi::Ia32, 2)],
+        shared: vec![Shared {
+            size: 0x4000,
+            ino: 9,
+            runs: vec![Run { start: Addr(0x1000), pages: 1, first_page: 5 }],
+        }],
+        vdsos: vec![
+            Vdso { abi: Abi::X86_64, image: vec![0x64; 0x1000] },
+            Vdso { abi: Abi::Ia32, image: vec![0x32; 0x1000] },
+        ],
+        page_count: PAGES,
+        block_crcs: vec![crc32c(&pages())],
+    }
+}
+
+fn files() -> Files {
+    let path = |path: &str, mode, size, rdev| Path {
+        path: path.into(),
+        mode,
+        size,
+        mtime: (1_700_000_000, 5),
+        dev: 0x801,
+        ino: 77,
+        rdev,
+    };
+    Files {
+        paths: vec![
+            path("/", 0o040_755, 4096, 0),
+            path("/bin/sh", 0o100_755, 125_688, 0),
+            path("/opt/i386/bin/counter", 0o100_755, 9_000, 0),
+            path("/dev/pts/3", 0o020_620, 0, 0x8803),
+            path("/tmp/caf\u{e9}", 0o100_644, 12, 0),
+        ],
+        descriptions: vec![
+            Description { target: Target::Terminal(PathId(3)), flags: 0o2, position: 0 },
+            Description { target: Target::Pipe(0), flags: 0o0, position: 0 },
+            Description { target: Target::Pipe(0), flags: 0o1, position: 0 },
+            Description { target: Target::Path(PathId(4)), flags: 0o2001, position: 12 },
+        ],
+        pipes: vec![Pipe { ino: 4242, capacity: 65_536, contents: b"in flight".to_vec() }],
+    }
+}
+
+fn task(pid: Pid, ppid: Pid, abi: Abi) -> Task {
+    let fd =
+        |fd, id, close_on_exec| FdEntry { fd: TaskFd(fd), description: DescriptionId(id), close_on_exec };
+    Task {
+        pid,
+        ppid,
+        pgid: 100,
+        sid: 50,
+        abi,
+        exe: PathId(if abi == Abi::Ia32 { 2 } else { 1 }),
+        cwd: PathId(0),
+        root: PathId(0),
+        umask: 0o22,
+        personality: 0,
+        dumpable: 1,
+        child_subreaper: false,
+        oom_score_adj: -17,
+        coredump_filter: 0x33,
+        xcomp_permission: 7,
+        rlimits: vec![(1024, u64::MAX); 16],
+        actions: vec![Action {
+            signal: 17,
+            handler: Addr(0x0804_9000),
+            flags: 0x1400_0000,
+            restorer: Addr(0x0804_9100),
+            mask: 1 << 16,
+        }],
+        pending: Vec::new(),
+        interval_timers: [
+            IntervalTimer { interval_us: 0, value_us: 1_500_000 },
+            IntervalTimer::default(),
+            IntervalTimer::default(),
+        ],
+        fds: vec![fd(0, 0, false), fd(1, 2, false), fd(3, 1, true), fd(7, 3, false)],
+        threads: vec![thread(pid, abi), thread(pid + 1000, abi)],
+    }
+}
+
+fn thread(tid: Pid, abi: Abi) -> Thread {
+    let mut info = vec![0u8; 128];
+    info[0] = 10;
+    Thread {
+        tid,
+        comm: if abi == Abi::Ia32 { b"counter".to_vec() } else { b"sh".to_vec() },
+        regs: match abi {
+            Abi::X86_64 => Regs::X86_64([0x7fff_0000_1234; 27]),
+            Abi::Ia32 => Regs::Ia32([0xf7f0_1234; 17]),
+        },
+        xstate: vec![0; 832],
+        tls: match abi {
+            Abi::X86_64 => Vec::new(),
+            Abi::Ia32 => vec![TlsEntry { entry: 12, base: 0xf7d0_0500, limit: 0xf_ffff, flags: 0x51 }],
+        },
+        sigmask: 0x1_0000,
+        pending: vec![Pending { info }],
+        altstack: AltStack { base: Addr(0x1000), size: 8192, flags: 0 },
+        robust_list_64: (abi == Abi::X86_64).then_some(RobustList { head: Addr(0x7f00_0000_0010), len: 24 }),
+        robust_list_32: (abi == Abi::Ia32).then_some(RobustList { head: Addr(0xf7d0_0510), len: 12 }),
+        rseq: Some(Rseq { area: Addr(0xf7d0_0800), size: 32, signature: 0x5305_3053, flags: 0 }),
+        clear_child_tid: Addr(0xf7d0_0568),
+        sched: Sched {
+            policy: 0,
+            flags: 0,
+            nice: 5,
+            priority: 0,
+            runtime: 2_800_000,
+            deadline: 0,
+            period: 0,
+            affinity: vec![3],
+            io_priority: 0,
+        },
+        creds: Creds {
+            uid: [0, 1, 2, 3],
+            gid: [4, 5, 6, 7],
+            groups: vec![20, 100],
+            cap_inheritable: 0,
+            cap_permitted: 0x1ff,
+            cap_effective: 0x1ff,
+            cap_bounding: 0x1ff_ffff_ffff,
+            cap_ambient: 0,
+            securebits: 0,
+            no_new_privs: true,
+        },
+        parent_death_signal: 15,
+        timer_slack_ns: 50_000,
+    }
+}
+
+fn space(abi: Abi, first_page: u64) -> Space {
+    let vma = |start, pages: u64, prot, backing| Vma {
+        start: Addr(start),
+        end: Addr(start + pages * 4096),
+        prot,
+        flags: 0,
+        backing,
+    };
+    let top = match abi {
+        Abi::X86_64 => 0x7fff_f7fc_0000,
+        Abi::Ia32 => 0xf7fc_0000,
+    };
+    Space {
+        vmas: vec![
+            vma(0x0804_8000, 16, 5, Backing::PrivateFile(PathId(1), 0)),
+            vma(0x0900_0000, 200, 3, Backing::Anonymous),
+            vma(0x0a00_0000, 4, 3, Backing::Shared(SharedId(0), 0)),
+            vma(0x0b00_0000, 1, 1, Backing::SharedFile(PathId(4), 0)),
+            vma(top, 4, 1, Backing::Vvar),
+            vma(top + 0x4000, 2, 1, Backing::VvarVclock),
+            vma(top + 0x6000, 1, 5, Backing::Vdso),
+            Vma { flags: vm::GROWS_DOWN | vm::ACCOUNTED, ..vma(top + 0x1_0000, 33, 3, Backing::Anonymous) },
+        ],
+        runs: vec![
+            Run { start: Addr(0x0804_9000), pages: 1, first_page },
+            Run { start: Addr(0x0900_0000), pages: 1, first_page: first_page + 1 },
+            Run { start: Addr(top + 0x3_0000), pages: 1, first_page: first_page + 2 },
+        ],
+        layout: Layout { start_brk: Addr(0x0900_0000), brk: Addr(0x0900_1234), ..Layout::default() },
+        auxv: vec![0; 2 * usize::try_from(abi.word()).unwrap()],
+    }
+}
