@@ -5,7 +5,6 @@
 #include <linux/securebits.h>
 #include <sys/personality.h>
 #include <sys/resource.h>
-#include <sys/sysmacros.h>
 
 /* One attribute that a prctl reads. */
 static int option(int get)

@@ -1,10 +1,12 @@
 //! All behavioural tests, one module per resource. One binary, so that they run beside each other.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod files;
 mod harness;
 mod identity;
 mod mapping;
 mod memory;
+mod pipes;
 mod registers;
 mod signals;
 mod syscalls;
