@@ -3,12 +3,19 @@
 //! [`dump`] observes a running tree and writes it to an image directory ([`store`]); [`restore`] plans a
 //! tree from the images, forks it and has every task restored by an exec'd program of its own ABI.
 
+pub mod blob;
 pub mod changed;
 pub mod cli;
 pub mod dump;
 pub mod kernel;
 pub mod log;
+pub mod machine;
+pub mod proc;
 pub mod progress;
+pub mod ptrace;
 pub mod refusal;
+pub mod remote;
+pub mod resource;
 pub mod restore;
 pub mod store;
+pub mod sys;

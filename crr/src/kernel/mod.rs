@@ -3,6 +3,7 @@
 //! A version number tells little: distributions backport, configurations leave out. Every probe does the
 //! thing itself on this process or on a child of its own, and leaves nothing behind.
 
+mod ia32;
 mod probe;
 mod tracee;
 
@@ -133,7 +134,7 @@ pub fn probe() -> Result<Report> {
     Ok(Report {
         kernel_release: release.trim().to_owned(),
         features: FEATURES.iter().map(run).collect(),
-        helper: None,
+        helper: Some(ia32::probe()),
         capabilities: capabilities()?,
     })
 }

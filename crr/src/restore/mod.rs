@@ -1,7 +1,29 @@
 //! Restore: read, plan, fork, split, resume.
 
+mod child;
+mod environment;
+mod foreground;
+mod namespace;
+pub(crate) mod open;
+pub mod plain;
+mod preflight;
+mod prepare;
+mod serve;
+mod takeover;
+
+use crate::machine;
+use crate::store::Checkpoint;
+use crate::sys::process;
+use anyhow::{Context, Result, bail};
+use environment::Environment;
+use interprocess::local_socket::prelude::*;
+use interprocess::local_socket::{GenericNamespaced, ListenerOptions};
+use nix::sys::signal::SigSet;
+use open::Opened;
+use prepare::Preparation;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Options of `crr restore`.
 #[derive(Clone, Debug)]
@@ -38,12 +60,171 @@ pub struct Report {
     /// From start to the tree running.
     pub total: Duration,
 }
+/// What the parts of a restore share; lives in the coordinator and, as a copy, in its forked children.
+#[derive(Debug)]
+pub(crate) struct Restore<'a> {
+    /// The images.
+    pub checkpoint: &'a Checkpoint,
+    /// Plans, programs, shared memory.
+    pub preparation: Preparation,
+    /// Files.
+    pub opened: Opened,
+    /// What forked children start with.
+    pub environment: Environment,
+    /// Abstract name of the socket that restoring tasks connect to.
+    pub socket_name: String,
+    /// crr's own process group, for the members of a shell job.
+    pub own_group: images::Pid,
+}
+
+impl Restore<'_> {
+    /// Whether a process group is led by a task of the tree.
+    #[must_use]
+    pub(crate) fn leads_a_group(&self, pgid: images::Pid) -> bool {
+        self.checkpoint.tree.tasks.iter().any(|task| task.pid == pgid)
+    }
+}
 
 /// Restores a tree. Without `detached`, waits for its root and returns the exit status the root ended with
 /// (128 + signal if a signal killed it).
 ///
 /// # Errors
 /// What failed; nothing that was made is left behind.
-pub fn restore(_options: &Options) -> anyhow::Result<(Report, Option<u8>)> {
-    anyhow::bail!("not yet")
+pub fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
+    if options.new_pidns {
+        return namespace::restore(options);
+    }
+    let report = restore_here(options)?;
+    write_pidfile(options, report.root)?;
+    let status =
+        if options.detached || options.sibling { None } else { Some(foreground::wait(report.root, report.root)?) };
+    Ok((report, status))
+}
+
+fn write_pidfile(options: &Options, root: images::Pid) -> Result<()> {
+    let Some(path) = &options.pidfile else { return Ok(()) };
+    std::fs::write(path, format!("{root}")).with_context(|| path.display().to_string())
+}
+
+/// Restores a tree as children of this process, in the namespaces it is in.
+fn restore_here(options: &Options) -> Result<Report> {
+    let began = Instant::now();
+    let deadline = began + options.timeout;
+    if let Some(root) = &options.root {
+        nix::unistd::chroot(root).with_context(|| format!("{}: change root", root.display()))?;
+        nix::unistd::chdir("/").context("/")?;
+    }
+    let checkpoint = Checkpoint::read(&options.images_dir)?;
+    let mut lives = BTreeMap::new();
+    for abi in preflight::abis(&checkpoint) {
+        lives.insert(abi, machine::live(abi)?);
+    }
+    let environment = Environment::read()?;
+    preflight::preflight(&checkpoint, &environment, &lives, options).finish("restore")?;
+    process::close_on_exec_from(3).context("close_range")?;
+    let preparation = prepare::prepare(&checkpoint, &lives, &environment.creds)?;
+    let needs = preparation.tasks.iter().flat_map(|task| task.needs.iter().copied());
+    let opened = Opened::open(&checkpoint, needs)?;
+    let restore = Restore {
+        checkpoint: &checkpoint,
+        preparation: raise(preparation, opened.base)?,
+        opened,
+        environment,
+        socket_name: format!("crr-restore-{}", std::process::id()),
+        own_group: nix::unistd::getpgrp().as_raw(),
+    };
+    let root = bring_back(&restore, options, deadline)?;
+    Ok(Report {
+        root,
+        tasks: u32::try_from(checkpoint.tree.tasks.len())?,
+        bytes: checkpoint.memory.page_count * images::id::PAGE_SIZE,
+        total: began.elapsed(),
+    })
+}
+
+/// The programs of a preparation under numbers that no task uses.
+fn raise(mut preparation: Preparation, base: i32) -> Result<Preparation> {
+    let raiser = open::Raiser::new(base);
+    preparation.programs =
+        preparation.programs.into_iter().map(|fd| raiser.raise(fd)).collect::<Result<_>>()?;
+    preparation.tree = raiser.raise(preparation.tree)?;
+    Ok(preparation)
+}
+
+/// Forks the tree, serves it, takes it over. On failure nothing of it is left.
+fn bring_back(restore: &Restore<'_>, options: &Options, deadline: Instant) -> Result<images::Pid> {
+    let name = restore.socket_name.as_str().to_ns_name::<GenericNamespaced>().context("socket name")?;
+    let listener =
+        ListenerOptions::new().name(name).create_sync().context("listen for the restoring tasks")?;
+    let pid = restore.checkpoint.tree.tasks[0].pid;
+    let old_mask = process::block_all_signals().context("block signals")?;
+    let (flags, parent) = if options.sibling {
+        (process::CLONE_PARENT, nix::unistd::getppid().as_raw())
+    } else {
+        (0, i32::try_from(std::process::id())?)
+    };
+    let forked = match process::fork(Some(pid), flags) {
+        Ok(Some(forked)) => forked,
+        Ok(None) => child::become_task(restore, 0, parent),
+        Err(errno) => {
+            set_mask(&old_mask)?;
+            return Err(errno).with_context(|| format!("fork the root with pid {pid}"));
+        }
+    };
+    let outcome = serve::serve(restore, &listener, forked, deadline)
+        .and_then(|parked| takeover::take_over(restore, &parked));
+    if let Err(error) = outcome {
+        restore.preparation.control.fail();
+        undo(restore, options);
+        set_mask(&old_mask)?;
+        return Err(error);
+    }
+    set_mask(&old_mask)?;
+    Ok(forked)
+}
+
+fn set_mask(mask: &SigSet) -> Result<()> {
+    mask.thread_set_mask().context("signal mask")
+}
+
+/// Kills whatever of the tree exists. All of its pids were free before the first fork, and a task that is gone
+/// with its parent (see `child`) is gone for good.
+fn undo(restore: &Restore<'_>, options: &Options) {
+    let tasks = &restore.checkpoint.tree.tasks;
+    for task in tasks.iter().rev() {
+        let pid = nix::unistd::Pid::from_raw(task.pid);
+        if is_ours(restore, task.pid) {
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+    if !options.sibling {
+        let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(tasks[0].pid), None);
+    }
+}
+
+/// Whether a process with a pid of the tree is one that this restore made: an ancestor of it is the root we forked.
+fn is_ours(restore: &Restore<'_>, pid: images::Pid) -> bool {
+    let root = restore.checkpoint.tree.tasks[0].pid;
+    let mut at = pid;
+    for _ in 0..restore.checkpoint.tree.tasks.len() + 1 {
+        if at == root {
+            return true;
+        }
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{at}/stat")) else { return false };
+        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok());
+        match parent {
+            Some(parent) => at = parent,
+            None => return false,
+        }
+    }
+    false
+}
+
+/// Fails if the root has ended without a word.
+fn still_there(root: images::Pid) -> Result<()> {
+    let stat = std::fs::read_to_string(format!("/proc/{root}/stat")).unwrap_or_default();
+    if stat.is_empty() || stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')) {
+        bail!("task {root}: ended before it made contact");
+    }
+    Ok(())
 }

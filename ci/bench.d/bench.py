@@ -1,0 +1,259 @@
+"""The bench behind ci/bench: runs as pid 1 of a pid namespace with a tmpfs to work in.
+
+For every row a load is started; in each round, for each tool in turn, it is dumped with --leave-running (how
+long was it frozen?), dumped and killed, restored, and asked whether all it has is right. A row is the median of
+its rounds.
+
+  dump, restore   wall time of the command, ms
+  frozen          longest gap that the load itself saw during a dump that leaves it running, ms
+  dump-peak,      peak resident memory of the tool, MiB
+  restore-peak
+  images          bytes in all images, MiB
+"""
+
+import argparse
+import json
+import mmap
+import os
+import re
+import shutil
+import signal
+import statistics
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+# The words of struct beat in load.c.
+READY, BEATS, LONGEST, RESET, VERIFY, VERDICT = range(6)
+RIGHT = 1
+
+# name -> (load, kind, number): what load.c is asked for.
+ROWS = {
+    "tiny/ia32": ("load32", "memory", 1),
+    "tiny/x86_64": ("load64", "memory", 1),
+    "memory-1g/ia32": ("load32", "memory", 1024),
+    "memory-2g/x86_64": ("load64", "memory", 2048),
+    "threads-100/ia32": ("load32", "threads", 100),
+    "threads-100/x86_64": ("load64", "threads", 100),
+    "tasks-200/mixed": ("load64", "tasks", 200),
+    "fds-1000/ia32": ("load32", "fds", 1000),
+    "fds-1000/x86_64": ("load64", "fds", 1000),
+    "vmas-10000/ia32": ("load32", "vmas", 10000),
+    "vmas-10000/x86_64": ("load64", "vmas", 10000),
+}
+MEASURES = ["dump", "restore", "frozen", "dump-peak", "restore-peak", "images"]
+PATIENCE = 120
+
+
+class Failed(Exception):
+    """A tool or a load did not do what it had to."""
+
+
+def until(what, condition):
+    end = time.monotonic() + PATIENCE
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise Failed(f"waited {PATIENCE} s for {what}")
+        time.sleep(0.001)
+    return value
+
+
+class Load:
+    """A running load and the page it shares with this script."""
+
+    def __init__(self, work, row):
+        program, kind, number = ROWS[row]
+        self.dir = work / "load"
+        self.dir.mkdir()
+        beat = self.dir / "beat"
+        beat.write_bytes(bytes(mmap.PAGESIZE))
+        with open(beat, "r+b") as file:
+            self.page = mmap.mmap(file.fileno(), mmap.PAGESIZE)
+        other = work / ("load64" if program == "load32" else "load32")
+        with open(self.dir / "said", "wb") as said:
+            child = subprocess.Popen(
+                [work / program, beat, kind, str(number), other],
+                cwd=self.dir, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True,
+            )
+        self.pid = child.pid
+        # Once restored it is no child that subprocess knows of: reap() takes care of it.
+        child.returncode = 0
+        until("the load to be ready", lambda: self.word(READY) or self.check_alive())
+
+    def word(self, index, value=None):
+        if value is not None:
+            struct.pack_into("=Q", self.page, 8 * index, value)
+        return struct.unpack_from("=Q", self.page, 8 * index)[0]
+
+    def check_alive(self):
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if pid:
+            said = (self.dir / "said").read_text()
+            raise Failed(f"the load ended with status {status:#x}: {said}")
+
+    def beats(self, count):
+        """Waits until it has beaten that often again."""
+        goal = self.word(BEATS) + count
+        until("the load to go on", lambda: self.word(BEATS) >= goal or self.check_alive())
+
+    def start_watch(self):
+        self.word(RESET, 1)
+        until("the load to start its watch", lambda: not self.word(RESET))
+
+    def longest_gap(self):
+        self.beats(2)
+        return self.word(LONGEST) / 1e6
+
+    def verify(self):
+        self.word(VERDICT, 0)
+        self.word(VERIFY, 1)
+        verdict = until("the load to check itself", lambda: self.word(VERDICT) or self.check_alive())
+        if verdict != RIGHT:
+            raise Failed("the restored load is not what it was")
+
+    def end(self):
+        self.page.close()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                os.kill(int(entry.name), signal.SIGKILL)
+        alone()
+        shutil.rmtree(self.dir)
+
+
+def alone():
+    """Reaps until no process of the namespace is left but this one."""
+
+    def nobody():
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass
+        return not [e for e in Path("/proc").iterdir() if e.name.isdigit() and int(e.name) != os.getpid()]
+
+    until("all processes to be gone", nobody)
+
+
+def run(work, command):
+    """Runs a tool; returns (wall ms, peak MiB)."""
+    result = work / "measured"
+    with open(work / "tool.log", "wb") as log:
+        subprocess.run(
+            [work / "measure", result, *command],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True, timeout=PATIENCE,
+        )
+    status, wall, peak = result.read_text().split()
+    if status != "0":
+        said = (work / "tool.log").read_text(errors="replace")
+        raise Failed(f"{' '.join(map(str, command))} ended with {status}:\n{said}")
+    return int(wall) / 1e6, int(peak) / 1024
+
+
+def one_round(work, row, tool):
+    images = work / "images"
+    load = Load(work, row)
+    try:
+        measured = {}
+        dump = [tool, "dump", "-t", str(load.pid), "-D", images]
+        load.beats(10)
+        images.mkdir()
+        load.start_watch()
+        run(work, [*dump, "-R"])
+        measured["frozen"] = load.longest_gap()
+        shutil.rmtree(images)
+        images.mkdir()
+        measured["dump"], measured["dump-peak"] = run(work, dump)
+        alone()
+        sizes = [f.stat().st_size for f in images.rglob("*") if f.is_file() and f.suffix != ".log"]
+        measured["images"] = sum(sizes) / 2**20
+        measured["restore"], measured["restore-peak"] = run(work, [tool, "restore", "-D", images, "-d"])
+        load.beats(2)
+        load.verify()
+        return measured
+    finally:
+        load.end()
+        shutil.rmtree(images, ignore_errors=True)
+
+
+def enough_memory(row):
+    """The load, its images and a restore that fills it again."""
+    _, kind, number = ROWS[row]
+    need = 3 * number if kind == "memory" else 512
+    available = int(re.search(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text())[1]) // 1024
+    return need < available
+
+
+def show(row, medians):
+    names = list(medians)
+    for measure in MEASURES:
+        values = [medians[name].get(measure) for name in names]
+        texts = ["failed" if v is None else f"{v:.3f}" if v < 10 else f"{v:.1f}" for v in values]
+        ratio = ""
+        if len(values) == 2 and None not in values and values[1]:
+            ratio = f"{values[0] / values[1]:.2f}"
+        print(f"{row:20} {measure:14}" + "".join(f"{text:>12}" for text in texts) + f"{ratio:>9}", flush=True)
+        row = ""
+
+
+def arguments():
+    parser = argparse.ArgumentParser(prog="ci/bench", description=__doc__.split("\n\n", 1)[1],
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-n", "--rounds", type=int, default=5, metavar="N", help="rounds per row (default 5)")
+    parser.add_argument("-r", "--rows", type=re.compile, default=re.compile(""), metavar="REGEX",
+                        help="only rows that match: " + ", ".join(ROWS))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every round to FILE")
+    parser.add_argument("--bar", action="store_true", help="fail if crr is slower than the peer in dump, restore or frozen")
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--crr", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main():
+    args = arguments()
+    tools = {"crr": args.crr} | ({"criu": args.peer} if args.peer else {})
+    # What tools find out once per machine is not part of any row.
+    for tool in tools.values():
+        subprocess.run([tool, "check"], stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=PATIENCE)
+    alone()
+    heading = "".join(f"{name:>12}" for name in tools) + ("    ratio" if args.peer else "")
+    print(f"{'row':20} {'median of ' + str(args.rounds):14}{heading}", flush=True)
+    rounds, slower, failed = {}, [], []
+    for row in filter(args.rows.search, ROWS):
+        if not enough_memory(row):
+            print(f"{row:20} skipped: not enough memory")
+            continue
+        seen = rounds[row] = {name: [] for name in tools}
+        broken = set()
+        for number in range(args.rounds):
+            # Neither tool always has the warmer machine.
+            for name in sorted(tools, reverse=number % 2 == 1):
+                if name in broken:
+                    continue
+                try:
+                    seen[name].append(one_round(args.work, row, tools[name]))
+                except (Failed, subprocess.SubprocessError) as error:
+                    broken.add(name)
+                    print(f"{name}: {row}: {error}", file=sys.stderr, flush=True)
+        medians = {
+            name: {} if name in broken else {m: statistics.median(r[m] for r in list_) for m in MEASURES}
+            for name, list_ in seen.items()
+        }
+        show(row, medians)
+        failed += [row] if "crr" in broken else []
+        for measure in ("dump", "restore", "frozen"):
+            if all(measure in medians.get(name, {}) for name in ("crr", "criu")):
+                if medians["crr"][measure] > medians["criu"][measure]:
+                    slower.append(f"{row} {measure}")
+    if args.json:
+        args.json.write_text(json.dumps(rounds, indent=1))
+    if slower:
+        print("slower than the peer: " + ", ".join(slower))
+    if failed:
+        sys.exit("failed: " + ", ".join(failed))
+    sys.exit(1 if args.bar and slower else 0)
+
+
+main()

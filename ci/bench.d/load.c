@@ -1,0 +1,257 @@
+/* load BEAT KIND N [OTHER]: something to checkpoint, with a heart.
+ *
+ * Its first thread writes the time to the mapped file BEAT every 100 us and keeps the longest gap it saw: how
+ * long it was frozen, measured in the same way for every tool. Asked to by the file, it checks that all it
+ * has is still right.
+ *
+ *   memory N   N MiB of private memory, every page with other contents
+ *   threads N  N threads, the first included
+ *   tasks N    N tasks; every second one runs OTHER, this program built for the other ABI
+ *   fds N      N descriptors, half of them files and half of them pipes
+ *   vmas N     N areas of one page each
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+/* The layout is the same in both ABIs; bench.py knows it too. */
+struct beat {
+	_Atomic uint64_t ready, beats, longest_ns, reset, verify, verdict;
+};
+enum { RIGHT = 1, WRONG = 2 };
+
+static struct beat *beat;
+static long count;
+static unsigned char *memory;
+static pid_t *children;
+static int *fds;
+static atomic_long threads_alive;
+
+static void need(int good, const char *what)
+{
+	if (!good) {
+		fprintf(stderr, "load: %s: %s\n", what, strerror(errno));
+		exit(1);
+	}
+}
+
+static uint64_t now(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static uint64_t mix(uint64_t x)
+{
+	x = (x ^ (x >> 31)) * 0x9e3779b97f4a7c15u;
+	return x ^ (x >> 29);
+}
+
+enum { page = 4096, words = page / 8 };
+
+/* Fills or checks a page whose contents depend on its number alone. */
+static int page_is(uint64_t *at, uint64_t number, int fill)
+{
+	uint64_t value = mix(number + 1);
+	for (int i = 0; i < words; i++, value += 0x632be59bd9b4e019u) {
+		if (fill)
+			at[i] = value;
+		else if (at[i] != value)
+			return 0;
+	}
+	return 1;
+}
+
+static int pages_are(long pages, int fill)
+{
+	for (long i = 0; i < pages; i++)
+		if (!page_is((uint64_t *)(memory + i * page), (uint64_t)i, fill))
+			return 0;
+	return 1;
+}
+
+static void map(size_t size)
+{
+	memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	need(memory != MAP_FAILED, "mmap");
+}
+
+static void make_memory(void)
+{
+	map((size_t)count << 20);
+	pages_are(count << 8, 1);
+}
+static int check_memory(void) { return pages_are(count << 8, 0); }
+
+static void make_vmas(void)
+{
+	map((size_t)count * page);
+	pages_are(count, 1);
+	/* Neighbours with the same protection would be one area. */
+	for (long i = 1; i < count; i += 2)
+		need(mprotect(memory + i * page, page, PROT_READ) == 0, "mprotect");
+}
+static int check_vmas(void) { return pages_are(count, 0); }
+
+static void *wait_for_end(void *unused)
+{
+	threads_alive++;
+	for (;;)
+		pause();
+	return unused;
+}
+static void make_threads(void)
+{
+	pthread_attr_t attr;
+	pthread_t thread;
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, 256 << 10);
+	for (long i = 1; i < count; i++)
+		need(pthread_create(&thread, &attr, wait_for_end, NULL) == 0, "pthread_create");
+	while (threads_alive < count - 1)
+		usleep(1000);
+}
+static int check_threads(void)
+{
+	FILE *status = fopen("/proc/self/status", "re");
+	char line[256];
+	long threads = 0;
+	while (status && fgets(line, sizeof line, status))
+		sscanf(line, "Threads: %ld", &threads);
+	if (status)
+		fclose(status);
+	return threads == count;
+}
+
+static void make_fds(void)
+{
+	char name[64];
+	int ends[2];
+	fds = calloc((size_t)count, sizeof *fds);
+	for (long i = 0; i + 3 < count; i += 4) {
+		for (int k = 0; k < 2; k++) {
+			snprintf(name, sizeof name, "file-%ld", i + k);
+			fds[i + k] = open(name, O_RDWR | O_CREAT, 0600);
+			need(fds[i + k] >= 0 && write(fds[i + k], name, 5 + (size_t)k) > 0, name);
+		}
+		need(pipe(ends) == 0 && write(ends[1], &i, sizeof i) == sizeof i, "pipe");
+		fds[i + 2] = ends[0];
+		fds[i + 3] = ends[1];
+	}
+}
+static int check_fds(void)
+{
+	for (long i = 0; i + 3 < count; i += 4) {
+		long in_pipe = -1;
+		if (lseek(fds[i], 0, SEEK_CUR) != 5 || lseek(fds[i + 1], 0, SEEK_CUR) != 6)
+			return 0;
+		if (read(fds[i + 2], &in_pipe, sizeof in_pipe) != sizeof in_pipe || in_pipe != i)
+			return 0;
+		if (write(fds[i + 3], &i, sizeof i) != sizeof i)
+			return 0;
+	}
+	return 1;
+}
+
+static const char *other;
+
+static void make_tasks(void)
+{
+	int ends[2];
+	char byte;
+	need(pipe(ends) == 0, "pipe");
+	children = calloc((size_t)count, sizeof *children);
+	for (long i = 1; i < count; i++) {
+		children[i] = fork();
+		need(children[i] >= 0, "fork");
+		if (children[i] == 0) {
+			dup2(ends[1], 1);
+			close(ends[0]);
+			close(ends[1]);
+			execl(i % 2 ? other : "/proc/self/exe", "load", "-", "child", "0", NULL);
+			_exit(127);
+		}
+	}
+	close(ends[1]);
+	for (long i = 1; i < count; i++)
+		need(read(ends[0], &byte, 1) == 1, "a child does not start");
+	close(ends[0]);
+}
+static int check_tasks(void)
+{
+	for (long i = 1; i < count; i++)
+		if (kill(children[i], 0))
+			return 0;
+	return 1;
+}
+
+static const struct kind {
+	const char *name;
+	void (*make)(void);
+	int (*check)(void);
+} kinds[] = {
+	{"memory", make_memory, check_memory}, {"vmas", make_vmas, check_vmas}, {"threads", make_threads, check_threads},
+	{"fds", make_fds, check_fds},          {"tasks", make_tasks, check_tasks},
+};
+
+static void live(const struct kind *kind)
+{
+	const struct timespec pause_time = {0, 100000};
+	uint64_t last = now();
+	prctl(PR_SET_TIMERSLACK, 1);
+	for (;;) {
+		uint64_t at = now();
+		if (beat->reset) {
+			beat->longest_ns = 0;
+			beat->reset = 0;
+		} else if (at - last > beat->longest_ns) {
+			beat->longest_ns = at - last;
+		}
+		last = at;
+		beat->beats++;
+		if (beat->verify) {
+			beat->verify = 0;
+			beat->verdict = kind->check() ? RIGHT : WRONG;
+			last = now();
+		}
+		nanosleep(&pause_time, NULL);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	need(argc >= 4, "usage: load BEAT KIND N [OTHER]");
+	if (strcmp(argv[2], "child") == 0) {
+		need(write(1, "x", 1) == 1, "say ready");
+		close(1);
+		for (;;)
+			pause();
+	}
+	count = atol(argv[3]);
+	other = argc > 4 ? argv[4] : NULL;
+	int fd = open(argv[1], O_RDWR);
+	need(fd >= 0, argv[1]);
+	beat = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	need(beat != MAP_FAILED, "mmap");
+	close(fd);
+	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+		if (strcmp(argv[2], kinds[i].name) == 0) {
+			kinds[i].make();
+			beat->ready = 1;
+			live(&kinds[i]);
+		}
+	need(0, "unknown kind");
+}

@@ -1,0 +1,441 @@
+//! ptrace as types: what can be done to a thread follows from its state.
+//!
+//! [`Seized`] is a traced thread that may run; [`Stopped`] is one that stands in a ptrace-stop, the only state
+//! in which registers, masks and queues can be read and written. Going on consumes the value. All requests come from
+//! one thread of crr: a tracee belongs to the thread that seized it.
+//!
+//! Neither type detaches when dropped: who seizes a tree owns the decision how it goes on (see
+//! `dump::freeze`), and the kernel detaches everything when crr ends.
+
+pub mod regs;
+
+use crate::sys::{self, ptrace as request};
+use images::Pid;
+use images::signal::SIGINFO_SIZE;
+use images::thread::{Regs, Rseq, TlsEntry};
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal};
+use std::time::{Duration, Instant};
+
+/// What can go wrong with a traced thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// It died: ESRCH for a thread that we hold stopped has no other cause, since only SIGKILL gets through.
+    #[error("thread {0}: gone")]
+    Gone(Pid),
+    /// It did not stop in time.
+    #[error("thread {0}: does not stop (waiting in the kernel, or in vfork for a child)")]
+    TimedOut(Pid),
+    /// SIGINT, SIGTERM or SIGHUP came, and the caller holds it blocked to clean up first.
+    #[error("interrupted by a signal")]
+    Interrupted,
+    /// Any other failure.
+    #[error("thread {tid}: {what}: {errno}")]
+    Request {
+        /// Which thread.
+        tid: Pid,
+        /// Which request.
+        what: &'static str,
+        /// Its answer.
+        errno: Errno,
+    },
+}
+
+fn error(tid: Pid, what: &'static str) -> impl Fn(Errno) -> Error {
+    move |errno| match errno {
+        Errno::ESRCH | Errno::ECHILD => Error::Gone(tid),
+        errno => Error::Request { tid, what, errno },
+    }
+}
+
+/// How long to wait for a thread.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    until: Instant,
+}
+
+impl Patience {
+    /// Until `timeout` from now.
+    #[must_use]
+    pub fn new(timeout: Duration) -> Self {
+        Self { until: Instant::now() + timeout }
+    }
+
+    /// The moment it ends.
+    #[must_use]
+    pub fn until(&self) -> Instant {
+        self.until
+    }
+
+    /// Fails when time is up or a blocked SIGINT, SIGTERM or SIGHUP is pending for crr.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`], [`Error::Interrupted`].
+    pub fn check(&self, tid: Pid) -> Result<(), Error> {
+        let pending = pending_signals();
+        if [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().any(|s| pending.contains(s)) {
+            return Err(Error::Interrupted);
+        }
+        if Instant::now() >= self.until { Err(Error::TimedOut(tid)) } else { Ok(()) }
+    }
+}
+
+/// Signals that are pending for crr because it blocks them.
+fn pending_signals() -> SigSet {
+    sys::pending_signals().unwrap_or_else(|_| SigSet::empty())
+}
+
+/// A traced thread that may be running.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Seized {
+    tid: Pid,
+}
+
+/// Why a thread stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// PTRACE_INTERRUPT: the stop from which everything goes on as if it had not been.
+    Interrupt,
+    /// The task is stopped by this signal (state T).
+    Group(i32),
+    /// About to take this signal, which is off the queue already.
+    Signal(i32),
+    /// Entry or exit of a system call, after [`Stopped::cont_to_syscall`].
+    Syscall,
+    /// Another PTRACE_EVENT.
+    Event(i32),
+}
+
+/// What waiting for a thread found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// It stopped.
+    Stopped(Stopped),
+    /// It is gone, with this wait status.
+    Ended(i32),
+}
+
+/// A thread in a ptrace-stop.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Stopped {
+    tid: Pid,
+    stop: Stop,
+}
+
+/// PTRACE_O_TRACESYSGOOD: without it a system call stop looks like SIGTRAP.
+const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD;
+
+impl Seized {
+    /// Starts to trace a thread without stopping it.
+    ///
+    /// # Errors
+    /// EPERM when somebody else traces it, it is a zombie or a kernel thread, or we may not; [`Error::Gone`].
+    pub fn seize(tid: Pid) -> Result<Self, Error> {
+        request::seize(tid, OPTIONS).map_err(error(tid, "seize"))?;
+        Ok(Self { tid })
+    }
+
+    /// As [`Seized::seize`], for a thread that is to die if crr ends before it lets go.
+    ///
+    /// # Errors
+    /// As [`Seized::seize`].
+    pub fn seize_for_life(tid: Pid) -> Result<Self, Error> {
+        request::seize(tid, OPTIONS | libc::PTRACE_O_EXITKILL).map_err(error(tid, "seize"))?;
+        Ok(Self { tid })
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn tid(&self) -> Pid {
+        self.tid
+    }
+
+    /// Asks it to stop; [`Seized::wait`] tells when it has.
+    ///
+    /// # Errors
+    /// [`Error::Gone`].
+    pub fn interrupt(&self) -> Result<(), Error> {
+        request::interrupt(self.tid).map_err(error(self.tid, "interrupt"))
+    }
+
+    /// Waits until it stops or ends.
+    ///
+    /// Looks often at first: a running thread stops within microseconds, and sleeping would cost more than that.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn wait(self, patience: &Patience) -> Result<Waited, Error> {
+        const QUICK: u32 = 200;
+        let mut looks = 0;
+        loop {
+            match sys::wait::wait(self.tid, false) {
+                Ok(Some(status)) => return Ok(self.decode(status)),
+                Ok(None) => {}
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(error(self.tid, "wait")(errno)),
+            }
+            looks += 1;
+            if looks < QUICK {
+                std::thread::yield_now();
+            } else {
+                patience.check(self.tid)?;
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+    }
+
+    /// As [`Seized::wait`], for a thread whose end is a failure.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn wait_stop(self, patience: &Patience) -> Result<Stopped, Error> {
+        let tid = self.tid;
+        match self.wait(patience)? {
+            Waited::Stopped(stopped) => Ok(stopped),
+            Waited::Ended(_) => Err(Error::Gone(tid)),
+        }
+    }
+
+    fn decode(self, status: i32) -> Waited {
+        if !libc::WIFSTOPPED(status) {
+            return Waited::Ended(status);
+        }
+        let signal = libc::WSTOPSIG(status);
+        let stop = match status >> 16 {
+            0 if signal == libc::SIGTRAP | 0x80 => Stop::Syscall,
+            0 => Stop::Signal(signal),
+            libc::PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Stop::Interrupt,
+            libc::PTRACE_EVENT_STOP => Stop::Group(signal),
+            event => Stop::Event(event),
+        };
+        Waited::Stopped(Stopped { tid: self.tid, stop })
+    }
+}
+
+impl Stopped {
+    /// Its id.
+    #[must_use]
+    pub fn tid(&self) -> Pid {
+        self.tid
+    }
+
+    /// Why it stopped.
+    #[must_use]
+    pub fn stop(&self) -> Stop {
+        self.stop
+    }
+
+    /// General registers, in the layout of the mode that the thread is in.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn regs(&self) -> Result<Regs, Error> {
+        let mut buffer = [0u8; 27 * 8];
+        let len = request::get_regset(self.tid, request::NT_PRSTATUS, &mut buffer)
+            .map_err(error(self.tid, "read registers"))?;
+        regs::from_bytes(&buffer[..len]).ok_or_else(|| error(self.tid, "read registers")(Errno::EINVAL))
+    }
+
+    /// Sets the general registers. The layout has to be that of the mode that the thread is in.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn set_regs(&self, regs: &Regs) -> Result<(), Error> {
+        request::set_regset(self.tid, request::NT_PRSTATUS, &regs::to_bytes(regs))
+            .map_err(error(self.tid, "write registers"))
+    }
+
+    /// The whole XSAVE area.
+    ///
+    /// # Errors
+    /// Everything of [`Error`]; ENODEV on a processor without XSAVE.
+    pub fn xstate(&self) -> Result<Vec<u8>, Error> {
+        // Room for all components there are, AMX tiles included; the kernel cuts to what it has.
+        let mut buffer = vec![0u8; 16384];
+        let len = request::get_regset(self.tid, request::NT_X86_XSTATE, &mut buffer)
+            .map_err(error(self.tid, "read xstate"))?;
+        buffer.truncate(len);
+        buffer.shrink_to_fit();
+        Ok(buffer)
+    }
+
+    /// Sets the whole XSAVE area.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn set_xstate(&self, xstate: &[u8]) -> Result<(), Error> {
+        request::set_regset(self.tid, request::NT_X86_XSTATE, xstate).map_err(error(self.tid, "write xstate"))
+    }
+
+    /// Blocked signals; inside `sigsuspend` and its kin those that will be blocked afterwards.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn sigmask(&self) -> Result<u64, Error> {
+        request::get_sigmask(self.tid).map_err(error(self.tid, "read signal mask"))
+    }
+
+    /// Sets the blocked signals.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn set_sigmask(&self, mask: u64) -> Result<(), Error> {
+        request::set_sigmask(self.tid, mask).map_err(error(self.tid, "write signal mask"))
+    }
+
+    /// Signals pending for this thread alone (`shared` false) or its task, oldest first.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn pending(&self, shared: bool) -> Result<Vec<[u8; SIGINFO_SIZE]>, Error> {
+        request::peek_siginfo(self.tid, shared).map_err(error(self.tid, "read pending signals"))
+    }
+
+    /// The signal that it stopped for.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn siginfo(&self) -> Result<[u8; SIGINFO_SIZE], Error> {
+        request::get_siginfo(self.tid).map_err(error(self.tid, "read siginfo"))
+    }
+
+    /// One GDT TLS slot (12 to 14).
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn thread_area(&self, entry: u32) -> Result<Option<TlsEntry>, Error> {
+        request::get_thread_area(self.tid, entry).map_err(error(self.tid, "read GDT entry"))
+    }
+
+    /// Sets one GDT TLS slot.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn set_thread_area(&self, tls: TlsEntry) -> Result<(), Error> {
+        request::set_thread_area(self.tid, tls).map_err(error(self.tid, "write GDT entry"))
+    }
+
+    /// rseq registration.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn rseq(&self) -> Result<Option<Rseq>, Error> {
+        request::get_rseq(self.tid).map_err(error(self.tid, "read rseq registration"))
+    }
+
+    /// Whether system call user dispatch is on; `None` where the kernel cannot tell (before 6.4).
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn syscall_user_dispatch(&self) -> Result<Option<bool>, Error> {
+        match request::syscall_user_dispatch(self.tid) {
+            Ok(on) => Ok(Some(on)),
+            Err(Errno::EIO) => Ok(None),
+            Err(errno) => Err(error(self.tid, "read system call user dispatch")(errno)),
+        }
+    }
+
+    /// Makes the next resumption end in [`Stop::Interrupt`] before the thread runs any code of its own.
+    ///
+    /// # Errors
+    /// [`Error::Gone`].
+    pub fn interrupt(&self) -> Result<(), Error> {
+        request::interrupt(self.tid).map_err(error(self.tid, "interrupt"))
+    }
+
+    /// Lets it run; `signal` is delivered where it stopped for one, 0 drops that.
+    ///
+    /// # Errors
+    /// [`Error::Gone`].
+    pub fn cont(self, signal: i32) -> Result<Seized, Error> {
+        self.resume(request::Resume::Cont, signal)
+    }
+
+    /// Lets it run to the next entry or exit of a system call.
+    ///
+    /// # Errors
+    /// [`Error::Gone`].
+    pub fn cont_to_syscall(self, signal: i32) -> Result<Seized, Error> {
+        self.resume(request::Resume::Syscall, signal)
+    }
+
+    /// The same thread after its task was sent SIGKILL: it is on its way out, whatever it stood in.
+    #[must_use]
+    pub fn doomed(self) -> Seized {
+        Seized { tid: self.tid }
+    }
+
+    /// Stops tracing it; it goes on as `signal` says.
+    ///
+    /// # Errors
+    /// [`Error::Gone`].
+    pub fn detach(self, signal: i32) -> Result<(), Error> {
+        self.resume(request::Resume::Detach, signal).map(drop)
+    }
+
+    /// Lets it run until the next stop, which becomes this one. For a caller that keeps a thread over many steps.
+    ///
+    /// # Errors
+    /// Everything of [`Error`]; the thread is then gone, or still on its way.
+    pub fn advance_cont(&mut self, signal: i32, patience: &Patience) -> Result<Stop, Error> {
+        self.advance(request::Resume::Cont, signal, patience)
+    }
+
+    /// As [`Stopped::advance_cont`], to the next entry or exit of a system call at the latest.
+    ///
+    /// # Errors
+    /// Everything of [`Error`]; the thread is then gone, or still on its way.
+    pub fn advance_to_syscall(&mut self, signal: i32, patience: &Patience) -> Result<Stop, Error> {
+        self.advance(request::Resume::Syscall, signal, patience)
+    }
+
+    fn advance(&mut self, how: request::Resume, signal: i32, patience: &Patience) -> Result<Stop, Error> {
+        let this = Self { tid: self.tid, stop: self.stop };
+        self.stop = this.resume(how, signal)?.wait_stop(patience)?.stop;
+        Ok(self.stop)
+    }
+
+    fn resume(self, how: request::Resume, signal: i32) -> Result<Seized, Error> {
+        request::resume(self.tid, how, signal).map_err(error(self.tid, "resume"))?;
+        Ok(Seized { tid: self.tid })
+    }
+
+    /// Brings a thread that was asked to interrupt, and stopped for something else first, to the
+    /// interrupt-stop, with the signal it was about to take back on its queue.
+    ///
+    /// ptrace_signal() of kernel/signal.c queues an injected signal again when it is blocked at that moment, to the
+    /// queue it came from; so it is blocked for this one resumption. A stop signal cannot be put back: the group stops.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn settle(self, patience: &Patience) -> Result<Stopped, Error> {
+        let mut stopped = self;
+        loop {
+            let signal = match stopped.stop {
+                Stop::Interrupt | Stop::Group(_) => return Ok(stopped),
+                Stop::Signal(signal) => signal,
+                Stop::Syscall | Stop::Event(_) => 0,
+            };
+            let mask = stopped.sigmask()?;
+            let blocked = signal_bit(signal);
+            if blocked & !mask != 0 {
+                stopped.set_sigmask(mask | blocked)?;
+            }
+            // Without the interrupt still outstanding the thread would run on.
+            stopped.interrupt()?;
+            stopped = stopped.cont(signal)?.wait_stop(patience)?;
+            if blocked & !mask != 0 {
+                stopped.set_sigmask(mask)?;
+            }
+        }
+    }
+}
+
+/// The bit of a signal in a mask; 0 for no signal.
+#[must_use]
+pub fn signal_bit(signal: i32) -> u64 {
+    match signal {
+        1..=64 => 1 << (signal - 1),
+        _ => 0,
+    }
+}

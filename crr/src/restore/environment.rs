@@ -1,0 +1,93 @@
+//! What this process passes on to the tasks it forks, so that only differences are restored.
+
+use crate::sys::{process, ptrace, sched};
+use anyhow::{Context, Result};
+use images::thread::{Creds, Sched};
+use std::fs;
+
+/// The coordinator's own attributes, and facts about the kernel and processor.
+#[derive(Clone, Debug)]
+pub(crate) struct Environment {
+    /// What a task has after fork and exec of a program without file capabilities.
+    pub creds: Creds,
+    /// Scheduling.
+    pub sched: Sched,
+    /// `/proc/self/oom_score_adj`.
+    pub oom_score_adj: i32,
+    /// `/proc/self/coredump_filter`.
+    pub coredump_filter: u32,
+    /// `/proc/self/personality`.
+    pub personality: u32,
+    /// Enabled state components.
+    pub xfeatures: u64,
+    /// Bytes of NT_X86_XSTATE.
+    pub xstate_size: usize,
+}
+
+impl Environment {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// If /proc does not answer.
+    pub(crate) fn read() -> Result<Self> {
+        let number = |path: &str, radix: u32| -> Result<i64> {
+            let text = fs::read_to_string(path).with_context(|| path.to_owned())?;
+            i64::from_str_radix(text.trim(), radix).with_context(|| path.to_owned())
+        };
+        let attr = sched::get_attr(0).context("sched_getattr")?;
+        let sched = Sched {
+            policy: attr.policy,
+            flags: attr.flags,
+            nice: attr.nice,
+            priority: attr.priority,
+            runtime: attr.runtime,
+            deadline: attr.deadline,
+            period: attr.period,
+            affinity: sched::get_affinity(0).context("sched_getaffinity")?,
+            io_priority: sched::get_io_priority(0).context("ioprio_get")?,
+        };
+        Ok(Self {
+            creds: creds()?,
+            sched,
+            oom_score_adj: i32::try_from(number("/proc/self/oom_score_adj", 10)?)?,
+            coredump_filter: u32::try_from(number("/proc/self/coredump_filter", 16)?)?,
+            personality: u32::try_from(number("/proc/self/personality", 16)?)?,
+            xfeatures: process::enabled_xfeatures(),
+            xstate_size: ptrace::own_xstate_size().context("size of the xstate register set")?,
+        })
+    }
+}
+
+/// Credentials after exec, capabilities(7): root gains what the bounding and inheritable sets allow; ambient
+/// capabilities go.
+fn creds() -> Result<Creds> {
+    let status = fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
+    let field = |name: &str| {
+        status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default().trim()
+    };
+    let set = |name: &str| {
+        u64::from_str_radix(field(name), 16).with_context(|| format!("{name} in /proc/self/status"))
+    };
+    let ids = |name: &str| -> Result<[u32; 4]> {
+        let ids: Vec<u32> = field(name).split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+        ids.try_into().ok().with_context(|| format!("{name} in /proc/self/status"))
+    };
+    let groups = field("Groups").split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    let (inheritable, bounding) = (set("CapInh")?, set("CapBnd")?);
+    let uid = ids("Uid")?;
+    // Saved and file-system ids follow the effective one at exec.
+    let after_exec = |[real, effective, _, _]: [u32; 4]| [real, effective, effective, effective];
+    let full = if uid[1] == 0 { inheritable | bounding } else { set("CapAmb")? };
+    Ok(Creds {
+        uid: after_exec(uid),
+        gid: after_exec(ids("Gid")?),
+        groups,
+        cap_inheritable: inheritable,
+        cap_permitted: full,
+        cap_effective: full,
+        cap_bounding: bounding,
+        cap_ambient: if uid[1] == 0 { 0 } else { set("CapAmb")? },
+        securebits: process::securebits(),
+        no_new_privs: field("NoNewPrivs") == "1",
+    })
+}

@@ -1,0 +1,146 @@
+//! Opening the tree's files: each description once, each mapped file once, in the coordinator, before the first fork.
+//!
+//! All of them get numbers above those that any task uses, so that forked children can put their own in place
+//! without overwriting what they still need.
+
+use crate::resource;
+use crate::store::Checkpoint;
+use anyhow::{Context, Result, bail};
+use images::{DescriptionId, PathId, SharedId};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::Mode;
+use shared::plan::Need;
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// The files of a tree.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    /// Lowest number that no task uses.
+    pub(crate) base: RawFd,
+    descriptions: Vec<OwnedFd>,
+    mapped: BTreeMap<Need, OwnedFd>,
+    directories: BTreeMap<PathId, OwnedFd>,
+    /// The page file.
+    pub(crate) pages: OwnedFd,
+}
+
+impl Opened {
+    /// Opens everything.
+    ///
+    /// # Errors
+    /// Names the first file that cannot be opened.
+    pub(crate) fn open(checkpoint: &Checkpoint, needs: impl IntoIterator<Item = Need>) -> Result<Self> {
+        let tasks = &checkpoint.tree.tasks;
+        let highest = tasks.iter().flat_map(|task| &task.fds).map(|entry| entry.fd.0).max().unwrap_or(0);
+        let base = RawFd::try_from(highest)?.max(2) + 1;
+        let opened = checkpoint.files.descriptions.len() + checkpoint.files.pipes.len() * 2;
+        make_room(base, opened + checkpoint.files.paths.len() * 2 + checkpoint.memory.shared.len() + 64)?;
+        let raiser = Raiser::new(base);
+        let descriptions = resource::file::reopen::open_all(&checkpoint.files, &raiser)?;
+        let mut mapped = BTreeMap::new();
+        for need in needs {
+            if let std::collections::btree_map::Entry::Vacant(entry) = mapped.entry(need) {
+                entry.insert(open_need(checkpoint, need, &raiser)?);
+            }
+        }
+        let mut directories = BTreeMap::new();
+        for path in tasks.iter().flat_map(|task| [task.root, task.cwd]) {
+            if let std::collections::btree_map::Entry::Vacant(entry) = directories.entry(path) {
+                entry.insert(raiser.raise(open_path(
+                    checkpoint,
+                    path,
+                    OFlag::O_PATH | OFlag::O_DIRECTORY,
+                )?)?);
+            }
+        }
+        let pages = raiser.raise(checkpoint.pages.try_clone().context("pages.img")?.into())?;
+        Ok(Self { base, descriptions, mapped, directories, pages })
+    }
+
+    /// An open file description of the tree.
+    #[must_use]
+    pub(crate) fn description(&self, id: DescriptionId) -> BorrowedFd<'_> {
+        self.descriptions[id.0 as usize].as_fd()
+    }
+
+    /// A file that an op names.
+    #[must_use]
+    pub(crate) fn need(&self, need: Need) -> Option<BorrowedFd<'_>> {
+        self.mapped.get(&need).map(AsFd::as_fd)
+    }
+
+    /// A current or root directory.
+    #[must_use]
+    pub(crate) fn directory(&self, path: PathId) -> BorrowedFd<'_> {
+        self.directories[&path].as_fd()
+    }
+}
+
+/// Moves descriptors out of the way of the tasks' numbers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Raiser {
+    base: RawFd,
+}
+
+impl Raiser {
+    /// To numbers from `base` on.
+    #[must_use]
+    pub(crate) const fn new(base: RawFd) -> Self {
+        Self { base }
+    }
+
+    /// The same description under a number from the base on, close-on-exec.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub(crate) fn raise(&self, fd: OwnedFd) -> Result<OwnedFd> {
+        let raised = fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(self.base)).context("fcntl F_DUPFD_CLOEXEC")?;
+        owned(raised).context("F_DUPFD_CLOEXEC")
+    }
+}
+
+/// Takes a number that the kernel has just handed out.
+#[must_use]
+#[allow(unsafe_code)]
+pub(super) fn owned(fd: RawFd) -> Option<OwnedFd> {
+    // SAFETY: both callers pass the fresh result of F_DUPFD, which nobody else owns.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Raises the soft limit of open files to what the tree needs.
+fn make_room(base: RawFd, more: usize) -> Result<()> {
+    let wanted = u64::try_from(base)? + more as u64;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("getrlimit")?;
+    if wanted > hard {
+        bail!(
+            "the tree needs {wanted} file descriptors at once; this process may have {hard} (RLIMIT_NOFILE)"
+        );
+    }
+    if wanted > soft {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("setrlimit")?;
+    }
+    Ok(())
+}
+
+fn open_path(checkpoint: &Checkpoint, path: PathId, flags: OFlag) -> Result<OwnedFd> {
+    let record = &checkpoint.files.paths[path.0 as usize];
+    let name = String::from_utf8_lossy(&record.path);
+    let path = CString::new(record.path.as_slice()).with_context(|| format!("{name}: not a path"))?;
+    nix::fcntl::open(path.as_c_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
+        .with_context(|| format!("open {name}"))
+}
+
+fn open_need(checkpoint: &Checkpoint, need: Need, raiser: &Raiser) -> Result<OwnedFd> {
+    match need {
+        Need::Path { path, writable } => {
+            raiser.raise(open_path(checkpoint, path, if writable { OFlag::O_RDWR } else { OFlag::O_RDONLY })?)
+        }
+        Need::Shared(SharedId(id)) => {
+            let object = &checkpoint.memory.shared[id as usize];
+            raiser.raise(resource::shared_memory::create(object, &checkpoint.pages)?)
+        }
+    }
+}

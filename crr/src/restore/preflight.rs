@@ -1,0 +1,237 @@
+//! Whatever would make a restore fail, found before the first fork, all of it at once.
+
+use super::Options;
+use super::environment::Environment;
+use super::prepare::Lives;
+use crate::refusal::{Refusal, Refusals};
+use crate::store::Checkpoint;
+use images::file::Path;
+use images::memory::Backing;
+use images::{Abi, PathId, Pid};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+
+/// Collects everything that stands in the way.
+#[must_use]
+pub(super) fn preflight(
+    checkpoint: &Checkpoint,
+    environment: &Environment,
+    lives: &Lives,
+    options: &Options,
+) -> Refusals {
+    let mut refusals = Refusals::default();
+    session(&mut refusals, checkpoint, options);
+    pids(&mut refusals, checkpoint);
+    vdso(&mut refusals, checkpoint, lives);
+    processor(&mut refusals, checkpoint, environment);
+    files(&mut refusals, checkpoint);
+    privileges(&mut refusals, checkpoint, environment);
+    refusals
+}
+
+fn refuse(refusals: &mut Refusals, object: String, reason: impl Into<String>, hint: Option<&str>) {
+    refusals.push(Refusal { task: None, object, reason: reason.into(), hint: hint.map(str::to_owned) });
+}
+
+fn session(refusals: &mut Refusals, checkpoint: &Checkpoint, options: &Options) {
+    if let (Some(job), false) = (checkpoint.tree.shell_job, options.shell_job) {
+        refuse(
+            refusals,
+            format!("session {}", job.sid),
+            "was led by a shell outside of the tree",
+            Some("--shell-job gives the tree the session and terminal of this command"),
+        );
+    }
+}
+
+fn pids(refusals: &mut Refusals, checkpoint: &Checkpoint) {
+    let limit =
+        fs::read_to_string("/proc/sys/kernel/pid_max").ok().and_then(|text| text.trim().parse::<Pid>().ok());
+    let hint = Some("end it, or restore with --new-pidns");
+    for task in &checkpoint.tree.tasks {
+        for tid in task.threads.iter().map(|thread| thread.tid) {
+            let object = format!("pid {tid}");
+            if limit.is_some_and(|limit| tid >= limit) {
+                refuse(refusals, object, "is beyond kernel.pid_max", Some("raise kernel.pid_max"));
+            } else if exists(tid) {
+                let comm = fs::read_to_string(format!("/proc/{tid}/comm")).unwrap_or_default();
+                refuse(refusals, object, format!("is taken by {}", comm.trim_end()), hint);
+            } else if nix::sys::signal::killpg(nix::unistd::Pid::from_raw(tid), None).is_ok() {
+                refuse(refusals, object, "is the id of a process group that is still in use", hint);
+            }
+        }
+    }
+}
+
+fn exists(tid: Pid) -> bool {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(tid), None) != Err(nix::errno::Errno::ESRCH)
+}
+
+fn vdso(refusals: &mut Refusals, checkpoint: &Checkpoint, lives: &Lives) {
+    for dumped in &checkpoint.memory.vdsos {
+        let Some(live) = lives.get(&dumped.abi) else { continue };
+        if live.image != dumped.image {
+            let object = format!("{} vDSO", dumped.abi);
+            let reason =
+                format!("this kernel's differs from that of {}", checkpoint.inventory.kernel_release);
+            refuse(refusals, object, reason, Some("restore on the kernel of the dump"));
+        }
+    }
+    for (task, space) in checkpoint.tree.tasks.iter().zip(&checkpoint.memory.spaces) {
+        let Some(live) = lives.get(&task.abi) else { continue };
+        for vma in &space.vmas {
+            let (index, name) = match vma.backing {
+                Backing::Vvar => (0, "[vvar]"),
+                Backing::VvarVclock => (1, "[vvar_vclock]"),
+                Backing::Vdso => (2, "[vdso]"),
+                _ => continue,
+            };
+            if live.special[index].len != vma.end.0 - vma.start.0 {
+                let reason = format!("has another size on this kernel ({} tasks)", task.abi);
+                refuse(refusals, name.to_owned(), reason, Some("restore on the kernel of the dump"));
+            }
+        }
+    }
+}
+
+fn processor(refusals: &mut Refusals, checkpoint: &Checkpoint, environment: &Environment) {
+    let missing = checkpoint.inventory.xfeatures_in_use & !environment.xfeatures;
+    for bit in (0..64).filter(|bit| missing & (1 << bit) != 0) {
+        let name = match bit {
+            0 => "x87",
+            1 => "SSE",
+            2 => "AVX",
+            3 | 4 => "MPX",
+            5..=7 => "AVX-512",
+            9 => "PKRU",
+            17 | 18 => "AMX",
+            _ => "unknown",
+        };
+        let object = format!("processor state {name} (component {bit})");
+        refuse(refusals, object, "is in use by a thread, and this processor does not have it", None);
+    }
+}
+
+/// What a path is used for; decides how much it may have changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Use {
+    /// Open for data, or a directory.
+    Open,
+    /// Mapped or executed: other contents would be another program.
+    Mapped,
+}
+
+fn files(refusals: &mut Refusals, checkpoint: &Checkpoint) {
+    let mut uses: BTreeMap<PathId, Use> = BTreeMap::new();
+    let mut note = |path: PathId, what: Use| {
+        let entry = uses.entry(path).or_insert(what);
+        *entry = (*entry).max(what);
+    };
+    for task in &checkpoint.tree.tasks {
+        note(task.exe, Use::Mapped);
+        note(task.cwd, Use::Open);
+        note(task.root, Use::Open);
+    }
+    for vma in checkpoint.memory.spaces.iter().flat_map(|space| &space.vmas) {
+        match vma.backing {
+            Backing::PrivateFile(path, _) => note(path, Use::Mapped),
+            Backing::SharedFile(path, _) => note(path, Use::Open),
+            _ => {}
+        }
+    }
+    for description in &checkpoint.files.descriptions {
+        if let images::file::Target::Path(path) = description.target {
+            note(path, Use::Open);
+        }
+    }
+    for (id, what) in uses {
+        let path = &checkpoint.files.paths[id.0 as usize];
+        if let Some((reason, hint)) = changed(path, what) {
+            refuse(refusals, String::from_utf8_lossy(&path.path).into_owned(), reason, hint);
+        }
+    }
+}
+
+/// Why a path is no longer what it was, if so. Warns of what a program has to expect.
+fn changed(path: &Path, what: Use) -> Option<(String, Option<&'static str>)> {
+    const PUT_BACK: Option<&str> = Some("put the file of the dump back in its place");
+    let name = std::path::Path::new(OsStr::from_bytes(&path.path));
+    let now = match fs::metadata(name) {
+        Ok(now) => now,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Some(("has been deleted since the dump".to_owned(), PUT_BACK));
+        }
+        Err(error) => return Some((format!("cannot be looked at: {error}"), None)),
+    };
+    let kind = nix::libc::S_IFMT;
+    if now.mode() & kind != path.mode & kind {
+        return Some(("is another kind of file than at the dump".to_owned(), PUT_BACK));
+    }
+    if path.mode & kind == nix::libc::S_IFCHR {
+        return (now.rdev() != path.rdev).then(|| ("is another device than at the dump".to_owned(), None));
+    }
+    if path.mode & kind != nix::libc::S_IFREG {
+        return None;
+    }
+    let same_size = now.size() == path.size;
+    let same_time = (now.mtime(), now.mtime_nsec()) == (path.mtime.0, i64::from(path.mtime.1));
+    if same_size && same_time {
+        return None;
+    }
+    let how = if same_size { "other modification time" } else { "other size" };
+    if what == Use::Mapped {
+        return Some((format!("is mapped and has changed since the dump ({how})"), PUT_BACK));
+    }
+    if (now.dev(), now.ino()) != (path.dev, path.ino) {
+        return Some((format!("has been replaced since the dump ({how})"), PUT_BACK));
+    }
+    log::warn!("{}: changed since the dump ({how})", name.display());
+    None
+}
+
+fn privileges(refusals: &mut Refusals, checkpoint: &Checkpoint, environment: &Environment) {
+    const CAP_SYS_RESOURCE: u64 = 1 << 24;
+    let own = &environment.creds;
+    let limits: Vec<(u64, u64)> = super::prepare::own_limits().unwrap_or_default();
+    let may_raise = own.cap_effective & CAP_SYS_RESOURCE != 0;
+    for task in &checkpoint.tree.tasks {
+        let comm = String::from_utf8_lossy(&task.threads[0].comm).into_owned();
+        let who = (task.pid, comm.as_str());
+        for (resource, (own, wanted)) in limits.iter().zip(&task.rlimits).enumerate() {
+            if wanted.1 > own.1 && !may_raise {
+                let object = format!("hard limit {resource} (RLIMIT_*) of {}", wanted.1);
+                let reason =
+                    format!("is above this process's own ({}), and CAP_SYS_RESOURCE is missing", own.1);
+                refusals.task(who, object, reason, Some("raise the hard limit of the shell that runs crr"));
+            }
+        }
+        if task.oom_score_adj < environment.oom_score_adj && !may_raise {
+            let reason = "is below this process's own, and CAP_SYS_RESOURCE is missing";
+            refusals.task(who, format!("oom_score_adj {}", task.oom_score_adj), reason, None);
+        }
+        let missing: BTreeSet<u32> = task
+            .threads
+            .iter()
+            .map(|thread| &thread.creds)
+            .flat_map(|creds| {
+                bits((creds.cap_permitted & !own.cap_permitted) | (creds.cap_bounding & !own.cap_bounding))
+            })
+            .collect();
+        for capability in missing {
+            refusals.task(who, format!("capability {capability}"), "crr does not have it to give", None);
+        }
+    }
+}
+
+fn bits(set: u64) -> impl Iterator<Item = u32> {
+    (0..64).filter(move |bit| set & (1 << bit) != 0)
+}
+
+/// ABIs that this kernel has to run.
+#[must_use]
+pub(super) fn abis(checkpoint: &Checkpoint) -> BTreeSet<Abi> {
+    checkpoint.tree.tasks.iter().map(|task| task.abi).collect()
+}

@@ -1,0 +1,151 @@
+//! Resume: taking over each parked thread from outside and making it the one that was dumped.
+//!
+//! From a ptrace-stop, `orig_ax` and `ax` are enough for the kernel to restart or end the interrupted system call
+//! as it would have done (`arch_do_signal_or_restart`, arch/x86/kernel/signal.c) - but only from a stop that lies on
+//! the way to user mode with a signal pending, as PTRACE_INTERRUPT's does; not from a system call's exit stop.
+
+use super::Restore;
+use super::serve::Parked;
+use crate::ptrace::{Patience, Seized, Stopped, regs};
+use crate::sys::sched;
+use anyhow::{Context, Result, bail};
+use images::Abi;
+use images::task::Task;
+use images::thread::{Sched, Thread};
+use shared::proto::Start;
+use std::time::Duration;
+
+/// A thread in our hands, with its record.
+struct Taken<'a> {
+    record: &'a Thread,
+    stopped: Stopped,
+}
+
+/// Seizes every thread, removes the holes, sets the registers, lets everything go.
+///
+/// # Errors
+/// If a thread is gone or does not take its state; the tree is then to be killed.
+pub(super) fn take_over(restore: &Restore<'_>, parked: &Parked) -> Result<()> {
+    let patience = Patience::new(Duration::from_secs(10));
+    let mut all = Vec::new();
+    let tasks = &restore.checkpoint.tree.tasks;
+    for task in tasks {
+        all.push(seize(task, &patience).with_context(|| format!("task {}: take it over", task.pid))?);
+    }
+    let mut finished = Vec::new();
+    for ((task, taken), (prepared, &syscall_at)) in
+        tasks.iter().zip(all).zip(restore.preparation.tasks.iter().zip(parked))
+    {
+        let taken = finish(restore, taken, &prepared.start, syscall_at, &patience)
+            .with_context(|| format!("task {}: set its threads' state", task.pid))?;
+        finished.extend(taken);
+    }
+    // Children first: a parent that finds its child gone or stopped would act on it.
+    for taken in finished.into_iter().rev() {
+        let tid = taken.record.tid;
+        taken.stopped.detach(0).with_context(|| format!("thread {tid}: let it go"))?;
+    }
+    Ok(())
+}
+
+fn seize<'a>(task: &'a Task, patience: &Patience) -> Result<Vec<Taken<'a>>> {
+    let mut seized = Vec::new();
+    for record in &task.threads {
+        let thread = Seized::seize_for_life(record.tid)?;
+        thread.interrupt()?;
+        seized.push((record, thread));
+    }
+    let mut taken = Vec::new();
+    for (record, thread) in seized {
+        taken.push(Taken { record, stopped: thread.wait_stop(patience)?.settle(patience)? });
+    }
+    Ok(taken)
+}
+
+/// Sets the state of a task's threads; they stay stopped.
+fn finish<'a>(
+    restore: &Restore<'_>,
+    mut taken: Vec<Taken<'a>>,
+    start: &Start,
+    syscall_at: u64,
+    patience: &Patience,
+) -> Result<Vec<Taken<'a>>> {
+    let leader = taken.remove(0);
+    let stopped = remove_hole(leader.stopped, start, syscall_at, patience).context("remove the hole")?;
+    taken.insert(0, Taken { record: leader.record, stopped });
+    for thread in &taken {
+        set_state(restore, thread).with_context(|| format!("thread {}", thread.record.tid))?;
+    }
+    Ok(taken)
+}
+
+/// Runs munmap of the hole at a system call instruction in the hole. On entry an interrupt is asked for, so that
+/// the thread stops again on its way out, before it could run what is no longer there.
+fn remove_hole(stopped: Stopped, start: &Start, syscall_at: u64, patience: &Patience) -> Result<Stopped> {
+    let mut now = stopped.regs()?;
+    let munmap = match regs::mode(&now) {
+        Abi::X86_64 => 11,
+        Abi::Ia32 => 91,
+    };
+    for (field, value) in [
+        (regs::Field::Ip, syscall_at),
+        (regs::Field::Ax, munmap),
+        (regs::Field::OrigAx, u64::MAX),
+        (regs::Field::Arg(0), start.hole_start),
+        (regs::Field::Arg(1), start.hole_end - start.hole_start),
+    ] {
+        regs::set(&mut now, field, value);
+    }
+    stopped.set_regs(&now)?;
+    let entered = stopped.cont_to_syscall(0)?.wait_stop(patience)?;
+    entered.interrupt()?;
+    let out = entered.cont(0)?.wait_stop(patience)?.settle(patience)?;
+    let result = regs::get_signed(&out.regs()?, regs::Field::Ax);
+    if result != 0 {
+        bail!("munmap: error {}", -result);
+    }
+    Ok(out)
+}
+
+fn set_state(restore: &Restore<'_>, thread: &Taken<'_>) -> Result<()> {
+    let Taken { record, stopped } = thread;
+    for &tls in &record.tls {
+        stopped.set_thread_area(tls)?;
+    }
+    stopped.set_xstate(&fitted(&record.xstate, restore.environment.xstate_size))?;
+    stopped.set_regs(&record.regs)?;
+    stopped.set_sigmask(record.sigmask)?;
+    schedule(&restore.environment.sched, record)
+}
+
+/// The XSAVE area at the size that this kernel takes; what is cut off or added was checked to be unused.
+fn fitted(xstate: &[u8], size: usize) -> Vec<u8> {
+    let mut xstate = xstate.to_vec();
+    xstate.resize(size, 0);
+    xstate
+}
+
+fn schedule(own: &Sched, record: &Thread) -> Result<()> {
+    let want = &record.sched;
+    if want.affinity != own.affinity {
+        sched::set_affinity(record.tid, &want.affinity).context("set CPU affinity")?;
+    }
+    if want.io_priority != own.io_priority {
+        sched::set_io_priority(record.tid, want.io_priority).context("set I/O priority")?;
+    }
+    let neutral = Sched { affinity: Vec::new(), io_priority: 0, ..want.clone() };
+    if neutral != (Sched { affinity: Vec::new(), io_priority: 0, ..own.clone() }) {
+        let attr = sched::Attr {
+            policy: want.policy,
+            flags: want.flags,
+            nice: want.nice,
+            priority: want.priority,
+            runtime: want.runtime,
+            deadline: want.deadline,
+            period: want.period,
+            ..sched::Attr::default()
+        };
+        sched::set_attr(record.tid, &attr).context("set scheduling")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,128 @@
+//! System calls of the ia32 ABI made by this 64-bit process, and the robust lists that need one.
+//!
+//! The kernel keeps two robust lists a thread: `get_robust_list` shows the one of the ABI of the call, so the
+//! ia32 one is only to be had by `int 0x80`, with pointers below 4 GiB.
+//!
+//! # Safety
+//! `int 0x80` from 64-bit code keeps rbx, rbp and r12-r15 and may clear r8-r11; the block saves rbx, which
+//! LLVM reserves, and names the rest. Pointers handed to it lie in a mapping of ours below 4 GiB.
+#![allow(unsafe_code)]
+
+use super::check;
+use images::thread::RobustList;
+use images::{Addr, Pid};
+use nix::errno::Errno;
+use std::arch::asm;
+use std::ptr::NonNull;
+
+/// get_robust_list by the 64-bit call; `None` when no list is registered.
+///
+/// # Errors
+/// ESRCH when gone, EPERM.
+pub fn robust_list_64(tid: Pid) -> nix::Result<Option<RobustList>> {
+    let mut head = 0u64;
+    let mut len = 0u64;
+    // SAFETY: the kernel writes one word to each.
+    check(unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut len) })?;
+    Ok((head != 0).then_some(RobustList { head: Addr(head), len }))
+}
+
+/// `__NR_get_robust_list` of arch/x86/entry/syscalls/syscall_32.tbl.
+const GET_ROBUST_LIST: u32 = 312;
+
+/// Two words below 4 GiB for the kernel to write to.
+#[derive(Debug)]
+pub struct LowBuffer {
+    base: NonNull<u32>,
+}
+
+impl LowBuffer {
+    /// Maps one page below 4 GiB (below 2 GiB by MAP_32BIT).
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn new() -> nix::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a fresh mapping touches nothing that exists.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), Self::SIZE, protection, flags, -1, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        NonNull::new(base.cast()).map(|base| Self { base }).ok_or(Errno::ENOMEM)
+    }
+
+    const SIZE: usize = 4096;
+
+    /// get_robust_list by the ia32 call; `None` when no list is registered.
+    ///
+    /// # Errors
+    /// ESRCH when gone, EPERM; ENOSYS or death by SIGSEGV where ia32 emulation is off, so probe before.
+    pub fn robust_list_32(&self, tid: Pid) -> nix::Result<Option<RobustList>> {
+        let base = u32::try_from(self.base.as_ptr().expose_provenance()).map_err(|_| Errno::EFAULT)?;
+        let tid = u32::try_from(tid).map_err(|_| Errno::ESRCH)?;
+        // SAFETY: the kernel writes one 32-bit word to each of the first two words of our page.
+        let result = unsafe { int80(GET_ROBUST_LIST, [tid, base, base + 4]) };
+        if result < 0 {
+            return Err(Errno::from_raw(-result));
+        }
+        // SAFETY: the mapping is ours, readable and aligned; nobody else writes to it now.
+        let [head, len] = unsafe { self.base.cast::<[u32; 2]>().read_volatile() };
+        Ok((head != 0).then_some(RobustList { head: Addr(u64::from(head)), len: u64::from(len) }))
+    }
+}
+
+impl Drop for LowBuffer {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, to which no reference is left. A failure leaves one page mapped.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), Self::SIZE) };
+    }
+}
+
+/// One ia32 system call with three arguments.
+///
+/// # Safety
+/// As the call demands; pointers must be below 4 GiB.
+unsafe fn int80(number: u32, arguments: [u32; 3]) -> i32 {
+    let result: i32;
+    // SAFETY: the registers that the call may change are named; rbx is put back.
+    unsafe {
+        asm!(
+            "xchg {first}, rbx",
+            "int 0x80",
+            "xchg {first}, rbx",
+            first = inout(reg) u64::from(arguments[0]) => _,
+            inlateout("eax") number => result,
+            in("ecx") arguments[1],
+            in("edx") arguments[2],
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+    }
+    result
+}
+
+/// `__NR_openat` of arch/x86/entry/syscalls/syscall_32.tbl.
+const OPENAT: u32 = 295;
+
+/// open by the ia32 call, which unlike the 64-bit one does not add O_LARGEFILE to the flags.
+///
+/// # Errors
+/// As open(2); ENAMETOOLONG for a path of a page or more.
+pub fn open(path: &std::ffi::CStr, flags: i32) -> nix::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd;
+    let low = LowBuffer::new()?;
+    let bytes = path.to_bytes_with_nul();
+    if bytes.len() > LowBuffer::SIZE {
+        return Err(Errno::ENAMETOOLONG);
+    }
+    // SAFETY: the page is ours, large enough (checked), and not shared with anything.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), low.base.as_ptr().cast(), bytes.len()) };
+    let base = u32::try_from(low.base.as_ptr().expose_provenance()).map_err(|_| Errno::EFAULT)?;
+    // SAFETY: the kernel reads the string from our page.
+    let fd = unsafe { int80(OPENAT, [libc::AT_FDCWD.cast_unsigned(), base, flags.cast_unsigned()]) };
+    if fd < 0 {
+        return Err(Errno::from_raw(-fd));
+    }
+    // SAFETY: a number that the kernel has just handed out.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
+}

@@ -1,0 +1,47 @@
+//! kcmp(2): do two tasks share a kernel object?
+//!
+//! # Safety
+//! kcmp takes numbers only.
+#![allow(unsafe_code)]
+
+use super::check;
+use images::Pid;
+use nix::errno::Errno;
+use std::cmp::Ordering;
+
+/// The kinds of objects that are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Open file descriptions of two descriptors.
+    File,
+    /// Address space.
+    Vm,
+    /// Descriptor table.
+    Files,
+    /// Current directory, root and umask.
+    Fs,
+    /// Signal handlers.
+    Sighand,
+}
+
+/// Compares; the order is the kernel's own (a permuted pointer), stable while both objects live.
+///
+/// # Errors
+/// EPERM, ESRCH, EBADF, or ENOSYS where the kernel lacks CONFIG_KCMP.
+pub fn kcmp(kind: Kind, a: (Pid, u32), b: (Pid, u32)) -> nix::Result<Ordering> {
+    // enum kcmp_type of include/uapi/linux/kcmp.h.
+    let number = match kind {
+        Kind::File => 0,
+        Kind::Vm => 1,
+        Kind::Files => 2,
+        Kind::Fs => 3,
+        Kind::Sighand => 4,
+    };
+    // SAFETY: no pointers.
+    match check(unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, number, u64::from(a.1), u64::from(b.1)) })? {
+        0 => Ok(Ordering::Equal),
+        1 => Ok(Ordering::Less),
+        2 => Ok(Ordering::Greater),
+        _ => Err(Errno::EINVAL),
+    }
+}

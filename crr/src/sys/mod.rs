@@ -1,0 +1,43 @@
+//! Thin wrappers around the system calls that nix lacks or gets wrong for 32-bit tracees.
+//!
+//! One file per family. Each function does one call, returns [`nix::Result`] and takes slices and plain
+//! values, so that everything above this module is safe code.
+//!
+//! # Safety
+//! Only [`pending_signals`] here: the kernel fills in a set of ours.
+#![allow(unsafe_code)]
+
+pub mod exec;
+pub mod int80;
+pub mod kcmp;
+pub mod mapping;
+pub mod pagemap;
+pub mod pidfd;
+pub mod pipe;
+pub mod process;
+pub mod ptrace;
+pub mod sched;
+pub mod shared_page;
+pub mod vm;
+pub mod wait;
+
+use nix::errno::Errno;
+
+/// The result of a libc call that answers -1 on failure.
+fn check<T: PartialEq + From<i8>>(value: T) -> nix::Result<T> {
+    if value == T::from(-1) { Err(Errno::last()) } else { Ok(value) }
+}
+
+/// Signals that are pending for the calling thread or process while blocked.
+///
+/// # Errors
+/// Never, by the manual.
+pub fn pending_signals() -> nix::Result<nix::sys::signal::SigSet> {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: sigpending writes one whole set.
+    check(unsafe { libc::sigpending(set.as_mut_ptr()) })?;
+    // SAFETY: initialised by the call above, and before it: all zeroes is a valid set.
+    let set = unsafe { set.assume_init() };
+    // SAFETY: the kernel made it.
+    Ok(unsafe { nix::sys::signal::SigSet::from_sigset_t_unchecked(set) })
+}

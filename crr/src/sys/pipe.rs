@@ -1,0 +1,67 @@
+//! What fcntl and ioctl tell of an open description, and pipe contents without taking them.
+//!
+//! # Safety
+//! Pointers lead to live objects of the size that each command writes.
+#![allow(unsafe_code)]
+
+use super::check;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+// include/uapi/asm-generic/fcntl.h
+const F_GETSIG: i32 = 11;
+const F_GETOWN_EX: i32 = 16;
+
+/// `fcntl` with a number.
+fn fcntl(fd: BorrowedFd<'_>, command: i32, argument: i32) -> nix::Result<i32> {
+    // SAFETY: callers use commands that take a number or nothing.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), command, argument) })
+}
+
+/// F_GETPIPE_SZ.
+///
+/// # Errors
+/// EBADF when it is no pipe.
+pub fn capacity(fd: BorrowedFd<'_>) -> nix::Result<u32> {
+    Ok(u32::try_from(fcntl(fd, libc::F_GETPIPE_SZ, 0)?).unwrap_or(0))
+}
+
+/// F_SETPIPE_SZ.
+///
+/// # Errors
+/// EPERM above the user's limit, EBUSY when the contents need more.
+pub fn set_capacity(fd: BorrowedFd<'_>, bytes: u32) -> nix::Result<()> {
+    fcntl(fd, libc::F_SETPIPE_SZ, i32::try_from(bytes).unwrap_or(i32::MAX)).map(drop)
+}
+
+/// FIONREAD: bytes that a read would find.
+///
+/// # Errors
+/// Whatever the file type answers.
+pub fn readable_bytes(fd: BorrowedFd<'_>) -> nix::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+/// tee(2) without blocking: copies what is in one pipe to another.
+///
+/// # Errors
+/// EAGAIN when the source is empty or the destination full.
+pub fn tee(from: BorrowedFd<'_>, to: BorrowedFd<'_>, bytes: usize) -> nix::Result<usize> {
+    // SAFETY: no pointers.
+    let n = check(unsafe { libc::tee(from.as_raw_fd(), to.as_raw_fd(), bytes, libc::SPLICE_F_NONBLOCK) })?;
+    Ok(usize::try_from(n).unwrap_or(0))
+}
+
+/// Who gets SIGIO for a description, and which signal instead of it: F_GETOWN_EX (type and id) and F_GETSIG.
+///
+/// # Errors
+/// EBADF.
+pub fn owner(fd: BorrowedFd<'_>) -> nix::Result<(i32, i32, i32)> {
+    // struct f_owner_ex: type, pid.
+    let mut owner = [0i32; 2];
+    // SAFETY: F_GETOWN_EX writes two ints.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWN_EX, owner.as_mut_ptr()) })?;
+    Ok((owner[0], owner[1], fcntl(fd, F_GETSIG, 0)?))
+}

@@ -1,0 +1,120 @@
+//! Making processes with chosen ids, and what a new process sets up before it execs.
+//!
+//! # Safety
+//! clone3 without CLONE_VM is fork: safe to return from in both processes as long as this process has one thread.
+#![allow(unsafe_code)]
+
+use images::Pid;
+use nix::errno::Errno;
+use shared::abi::common::CloneArgs;
+
+/// CLONE_PARENT: the child becomes a sibling.
+pub const CLONE_PARENT: u64 = 0x8000;
+
+/// Forks a process with a given id, if one is given. Returns its id in the parent, `None` in the child.
+///
+/// # Errors
+/// EEXIST if the id is taken; as clone3(2).
+pub fn fork(pid: Option<Pid>, flags: u64) -> nix::Result<Option<Pid>> {
+    let set_tid = pid.unwrap_or(0);
+    let args = CloneArgs {
+        flags,
+        // A sibling takes the exit signal of its new parent's other child, us.
+        exit_signal: if flags & CLONE_PARENT == 0 { libc::SIGCHLD as u64 } else { 0 },
+        set_tid: if pid.is_some() { std::ptr::from_ref(&set_tid) as u64 } else { 0 },
+        set_tid_size: u64::from(pid.is_some()),
+        ..CloneArgs::default()
+    };
+    // SAFETY: no shared memory, no stack: a fork.
+    let ret = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    match ret {
+        -1 => Err(Errno::last()),
+        0 => Ok(None),
+        pid => Ok(Pid::try_from(pid).ok()),
+    }
+}
+
+/// Ends this process at once, running no destructors: for a forked child.
+pub fn exit(status: i32) -> ! {
+    // SAFETY: does not return.
+    unsafe { libc::_exit(status) }
+}
+
+/// Blocks every signal of the calling thread.
+///
+/// # Errors
+/// Never, by the manual.
+pub fn block_all_signals() -> nix::Result<nix::sys::signal::SigSet> {
+    let mut old = nix::sys::signal::SigSet::empty();
+    let all = nix::sys::signal::SigSet::all();
+    nix::sys::signal::sigprocmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut old))?;
+    Ok(old)
+}
+
+/// Sets every signal to its default action: exec keeps those that are ignored.
+pub fn default_signal_actions() {
+    for signal in 1..=64 {
+        let action = shared::abi::x86_64::SigAction::default();
+        // SAFETY: SIG_DFL installs no code; what cannot be set (SIGKILL, SIGSTOP) is an error without effect.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, &raw const action, std::ptr::null::<u8>(), 8usize);
+        }
+    }
+}
+
+/// Marks every fd from `first` on close-on-exec.
+///
+/// # Errors
+/// As close_range(2).
+pub fn close_on_exec_from(first: u32) -> nix::Result<()> {
+    const CLOSE_RANGE_CLOEXEC: u32 = 4;
+    // SAFETY: changes flags only.
+    let ret = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) };
+    if ret == 0 { Ok(()) } else { Err(Errno::last()) }
+}
+
+/// Makes `to` refer to what `from` refers to, without close-on-exec, replacing what `to` was.
+///
+/// # Errors
+/// As dup2(2).
+pub fn place_fd(from: i32, to: i32) -> nix::Result<()> {
+    // SAFETY: in a forked child, whose fd numbers no Rust value owns any more (it only ever execs or exits).
+    if unsafe { libc::dup2(from, to) } < 0 { Err(Errno::last()) } else { Ok(()) }
+}
+
+/// Closes an fd number.
+pub fn close_fd(fd: i32) {
+    // SAFETY: as in `place_fd`.
+    unsafe { libc::close(fd) };
+}
+
+/// XCR0: the state components that the kernel has enabled; 3 (x87, SSE) on a processor without XSAVE.
+#[must_use]
+pub fn enabled_xfeatures() -> u64 {
+    let leaf = std::arch::x86_64::__cpuid(1);
+    if leaf.ecx & (1 << 27) == 0 {
+        return 3;
+    }
+    let (low, high): (u32, u32);
+    // SAFETY: OSXSAVE is set, so xgetbv exists in user mode.
+    unsafe {
+        std::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// The calling thread's securebits.
+#[must_use]
+pub fn securebits() -> u32 {
+    // SAFETY: plain numbers.
+    let bits = unsafe { libc::prctl(libc::PR_GET_SECUREBITS) };
+    u32::try_from(bits).unwrap_or(0)
+}
+
+/// The calling thread's timer slack.
+#[must_use]
+pub fn timer_slack_ns() -> u64 {
+    // SAFETY: plain numbers.
+    let slack = unsafe { libc::syscall(libc::SYS_prctl, libc::PR_GET_TIMERSLACK) };
+    u64::try_from(slack).unwrap_or(0)
+}

@@ -1,0 +1,273 @@
+//! The ptrace requests, one function each. [`crate::ptrace`] puts types around them.
+//!
+//! # Safety
+//! Every request that writes to our memory gets the address of a live, writable object of the size that
+//! the kernel writes: its own struct, a slice with its length in an iovec, or a fixed 8-byte set.
+#![allow(unsafe_code)]
+
+use super::check;
+use images::Addr;
+use images::Pid;
+use images::signal::SIGINFO_SIZE;
+use images::thread::{Rseq, TlsEntry};
+use libc::{c_int, c_uint, c_void};
+use nix::errno::Errno;
+
+/// General registers (`struct user_regs_struct` of the thread's mode).
+pub const NT_PRSTATUS: c_int = 1;
+/// The XSAVE area, in the non-compacted form.
+pub const NT_X86_XSTATE: c_int = 0x202;
+
+/// `PTRACE_GET_THREAD_AREA`, arch/x86/include/uapi/asm/ptrace-abi.h.
+const GET_THREAD_AREA: c_uint = 25;
+/// `PTRACE_SET_THREAD_AREA`, same file.
+const SET_THREAD_AREA: c_uint = 26;
+
+/// Bytes of the kernel's `sigset_t`.
+const SIGSET_SIZE: usize = 8;
+
+/// A request whose address and data are values, not pointers.
+fn by_value(request: c_uint, tid: Pid, address: usize, data: usize) -> nix::Result<()> {
+    // SAFETY: callers pass only requests that dereference neither argument.
+    check(unsafe { libc::ptrace(request, tid, address, data) }).map(drop)
+}
+
+/// A request that reads or writes `*object`.
+fn by_pointer<T>(request: c_uint, tid: Pid, address: usize, object: *mut T) -> nix::Result<usize> {
+    // SAFETY: callers pass the object that the request is defined for, live for the length of the call.
+    let value = check(unsafe { libc::ptrace(request, tid, address, object.cast::<c_void>()) })?;
+    Ok(usize::try_from(value).unwrap_or(0))
+}
+
+/// PTRACE_SEIZE with `PTRACE_O_*` options.
+///
+/// # Errors
+/// EPERM when traced by others, exiting or not permitted; ESRCH when gone.
+pub fn seize(tid: Pid, options: c_int) -> nix::Result<()> {
+    by_value(libc::PTRACE_SEIZE, tid, 0, usize::try_from(options).map_err(|_| Errno::EINVAL)?)
+}
+
+/// PTRACE_INTERRUPT.
+///
+/// # Errors
+/// ESRCH when gone or not ours.
+pub fn interrupt(tid: Pid) -> nix::Result<()> {
+    by_value(libc::PTRACE_INTERRUPT, tid, 0, 0)
+}
+
+/// PTRACE_SETOPTIONS.
+///
+/// # Errors
+/// ESRCH when not stopped.
+pub fn set_options(tid: Pid, options: c_int) -> nix::Result<()> {
+    by_value(libc::PTRACE_SETOPTIONS, tid, 0, usize::try_from(options).map_err(|_| Errno::EINVAL)?)
+}
+
+/// How a stopped thread goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// PTRACE_CONT.
+    Cont,
+    /// PTRACE_SYSCALL: until the next system call entry or exit.
+    Syscall,
+    /// PTRACE_LISTEN: stay in group-stop, report when it ends.
+    Listen,
+    /// PTRACE_DETACH.
+    Detach,
+}
+
+/// Resumes a stopped thread, injecting `signal` (0 for none) where it stopped for a signal.
+///
+/// # Errors
+/// ESRCH when gone.
+pub fn resume(tid: Pid, how: Resume, signal: c_int) -> nix::Result<()> {
+    let request = match how {
+        Resume::Cont => libc::PTRACE_CONT,
+        Resume::Syscall => libc::PTRACE_SYSCALL,
+        Resume::Listen => libc::PTRACE_LISTEN,
+        Resume::Detach => libc::PTRACE_DETACH,
+    };
+    by_value(request, tid, 0, usize::try_from(signal).map_err(|_| Errno::EINVAL)?)
+}
+
+/// PTRACE_GETREGSET: fills `buffer` as far as the set goes and returns its length.
+///
+/// For [`NT_PRSTATUS`] the length tells the mode of the thread: 68 bytes in 32-bit code, 216 in 64-bit code.
+///
+/// # Errors
+/// ESRCH when gone, ENODEV when the processor has no such set.
+pub fn get_regset(tid: Pid, note: c_int, buffer: &mut [u8]) -> nix::Result<usize> {
+    let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    by_pointer(libc::PTRACE_GETREGSET, tid, usize::try_from(note).unwrap_or(0), &raw mut iov)?;
+    Ok(iov.iov_len)
+}
+
+/// PTRACE_SETREGSET.
+///
+/// # Errors
+/// ESRCH when gone, EINVAL or EFAULT when the kernel rejects the contents.
+pub fn set_regset(tid: Pid, note: c_int, contents: &[u8]) -> nix::Result<()> {
+    let mut iov = libc::iovec { iov_base: contents.as_ptr().cast_mut().cast(), iov_len: contents.len() };
+    by_pointer(libc::PTRACE_SETREGSET, tid, usize::try_from(note).unwrap_or(0), &raw mut iov).map(drop)
+}
+
+/// PTRACE_GETSIGMASK. Inside `sigsuspend` and its kin this is the mask that will be put back.
+///
+/// # Errors
+/// ESRCH when gone.
+pub fn get_sigmask(tid: Pid) -> nix::Result<u64> {
+    let mut mask = 0u64;
+    by_pointer(libc::PTRACE_GETSIGMASK, tid, SIGSET_SIZE, &raw mut mask)?;
+    Ok(mask)
+}
+
+/// PTRACE_SETSIGMASK.
+///
+/// # Errors
+/// ESRCH when gone.
+pub fn set_sigmask(tid: Pid, mask: u64) -> nix::Result<()> {
+    let mut mask = mask;
+    by_pointer(libc::PTRACE_SETSIGMASK, tid, SIGSET_SIZE, &raw mut mask).map(drop)
+}
+
+/// PTRACE_GETSIGINFO: the signal that stopped the thread.
+///
+/// # Errors
+/// ESRCH when gone, EINVAL in a group-stop.
+pub fn get_siginfo(tid: Pid) -> nix::Result<[u8; SIGINFO_SIZE]> {
+    let mut info = [0u8; SIGINFO_SIZE];
+    by_pointer(libc::PTRACE_GETSIGINFO, tid, 0, info.as_mut_ptr())?;
+    Ok(info)
+}
+
+/// `struct ptrace_peeksiginfo_args`.
+#[repr(C)]
+struct PeekArgs {
+    offset: u64,
+    flags: u32,
+    count: i32,
+}
+
+/// PTRACE_PEEKSIGINFO: pending signals, oldest first, without taking them. `shared` picks the queue of the
+/// task over that of the thread.
+///
+/// # Errors
+/// ESRCH when gone.
+pub fn peek_siginfo(tid: Pid, shared: bool) -> nix::Result<Vec<[u8; SIGINFO_SIZE]>> {
+    const BATCH: usize = 16;
+    let mut all: Vec<[u8; SIGINFO_SIZE]> = Vec::new();
+    loop {
+        let mut args = PeekArgs { offset: all.len() as u64, flags: u32::from(shared), count: 16 };
+        let mut batch = [[0u8; SIGINFO_SIZE]; BATCH];
+        let args = (&raw mut args).addr_for_kernel();
+        let count = by_pointer(libc::PTRACE_PEEKSIGINFO, tid, args, batch.as_mut_ptr())?;
+        all.extend_from_slice(&batch[..count]);
+        if count < BATCH {
+            return Ok(all);
+        }
+    }
+}
+
+/// The address of an object that the kernel reads during one call.
+trait KernelAddress {
+    fn addr_for_kernel(self) -> usize;
+}
+
+impl<T> KernelAddress for *mut T {
+    fn addr_for_kernel(self) -> usize {
+        self.expose_provenance()
+    }
+}
+
+/// PTRACE_GET_THREAD_AREA: one GDT TLS slot; `None` when it is empty.
+///
+/// # Errors
+/// ESRCH when gone, EIO when the kernel has no 32-bit side.
+pub fn get_thread_area(tid: Pid, entry: u32) -> nix::Result<Option<TlsEntry>> {
+    let mut desc = [0u32; 4];
+    by_pointer(GET_THREAD_AREA, tid, usize::try_from(entry).unwrap_or(0), desc.as_mut_ptr())?;
+    let found = TlsEntry { entry: desc[0], base: desc[1], limit: desc[2], flags: desc[3] };
+    // fill_user_desc() of arch/x86/kernel/tls.c shows an empty slot as not present, read-only, all else 0.
+    let empty = found.base == 0 && found.limit == 0 && matches!(found.flags, 0 | EMPTY_USER_DESC);
+    Ok((!empty).then_some(found))
+}
+
+/// `read_exec_only | seg_not_present` of `struct user_desc`: LDT_empty() of arch/x86/include/asm/desc.h.
+pub const EMPTY_USER_DESC: u32 = 0x28;
+
+/// PTRACE_SET_THREAD_AREA.
+///
+/// # Errors
+/// ESRCH when gone, EINVAL for a descriptor that the kernel does not allow.
+pub fn set_thread_area(tid: Pid, tls: TlsEntry) -> nix::Result<()> {
+    let mut desc = [tls.entry, tls.base, tls.limit, tls.flags];
+    by_pointer(SET_THREAD_AREA, tid, usize::try_from(tls.entry).unwrap_or(0), desc.as_mut_ptr()).map(drop)
+}
+
+/// `struct ptrace_rseq_configuration`.
+#[repr(C)]
+#[derive(Default)]
+struct RseqConfiguration {
+    pointer: u64,
+    size: u32,
+    signature: u32,
+    flags: u32,
+    pad: u32,
+}
+
+/// PTRACE_GET_RSEQ_CONFIGURATION; `None` when no area is registered.
+///
+/// # Errors
+/// ESRCH when gone, EIO on kernels before 5.13.
+pub fn get_rseq(tid: Pid) -> nix::Result<Option<Rseq>> {
+    let mut conf = RseqConfiguration::default();
+    by_pointer(libc::PTRACE_GET_RSEQ_CONFIGURATION, tid, size_of::<RseqConfiguration>(), &raw mut conf)?;
+    Ok((conf.pointer != 0).then_some(Rseq {
+        area: Addr(conf.pointer),
+        size: conf.size,
+        signature: conf.signature,
+        flags: conf.flags,
+    }))
+}
+
+/// Whether system call user dispatch is on (PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG).
+///
+/// # Errors
+/// ESRCH when gone, EIO on kernels before 6.4.
+pub fn syscall_user_dispatch(tid: Pid) -> nix::Result<bool> {
+    // struct ptrace_sud_config: mode, selector, offset, len.
+    let mut config = [0u64; 4];
+    by_pointer(
+        libc::PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG,
+        tid,
+        size_of_val(&config),
+        config.as_mut_ptr(),
+    )?;
+    Ok(config[0] != 0)
+}
+
+/// Bytes of NT_X86_XSTATE on this machine.
+///
+/// The kernel tells nobody but a tracer, so a child that stops itself is traced for the moment.
+///
+/// # Errors
+/// If no child can be forked, or the processor has no XSAVE (ENODEV).
+pub fn own_xstate_size() -> nix::Result<usize> {
+    use crate::sys::process;
+    let Some(child) = process::fork(None, 0)? else {
+        loop {
+            nix::unistd::pause();
+        }
+    };
+    let size = (|| {
+        seize(child, libc::PTRACE_O_EXITKILL)?;
+        interrupt(child)?;
+        super::wait::wait(child, true)?;
+        let mut buffer = vec![0u8; 16384];
+        get_regset(child, NT_X86_XSTATE, &mut buffer)
+    })();
+    let pid = nix::unistd::Pid::from_raw(child);
+    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    let _ = nix::sys::wait::waitpid(pid, None);
+    size
+}

@@ -1,0 +1,98 @@
+//! Scheduling attributes, affinity and I/O priority of a thread.
+//!
+//! # Safety
+//! The kernel reads or writes at most the size given with each pointer.
+#![allow(unsafe_code)]
+
+use super::check;
+use images::Pid;
+
+/// `struct sched_attr`, first version with utilization clamps left out (48 bytes).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attr {
+    /// Filled in by the calls.
+    pub size: u32,
+    /// SCHED_*.
+    pub policy: u32,
+    /// SCHED_FLAG_*.
+    pub flags: u64,
+    /// Nice value of a fair thread.
+    pub nice: i32,
+    /// Real-time priority.
+    pub priority: u32,
+    /// Nanoseconds; the slice of a fair thread.
+    pub runtime: u64,
+    /// Nanoseconds.
+    pub deadline: u64,
+    /// Nanoseconds.
+    pub period: u64,
+}
+
+const _: () = assert!(size_of::<Attr>() == 48);
+
+/// sched_getattr.
+///
+/// # Errors
+/// ESRCH when gone.
+pub fn get_attr(tid: Pid) -> nix::Result<Attr> {
+    let mut attr = Attr::default();
+    // SAFETY: the kernel writes at most 48 bytes to `attr`.
+    check(unsafe { libc::syscall(libc::SYS_sched_getattr, tid, &raw mut attr, size_of::<Attr>(), 0) })?;
+    Ok(attr)
+}
+
+/// sched_setattr.
+///
+/// # Errors
+/// EPERM without the privilege, EINVAL, EBUSY when a deadline cannot be admitted.
+pub fn set_attr(tid: Pid, attr: &Attr) -> nix::Result<()> {
+    let mut attr = *attr;
+    attr.size = 48;
+    // SAFETY: the kernel reads 48 bytes of `attr`.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, tid, &raw mut attr, 0) }).map(drop)
+}
+
+/// sched_getaffinity: as many words as the kernel has.
+///
+/// # Errors
+/// ESRCH when gone.
+pub fn get_affinity(tid: Pid) -> nix::Result<Vec<u64>> {
+    let mut mask = [0u64; 128];
+    // SAFETY: the kernel writes at most the size of `mask`.
+    let bytes = check(unsafe {
+        libc::syscall(libc::SYS_sched_getaffinity, tid, size_of_val(&mask), mask.as_mut_ptr())
+    })?;
+    Ok(mask[..usize::try_from(bytes).unwrap_or(0).div_ceil(8)].to_vec())
+}
+
+/// sched_setaffinity.
+///
+/// # Errors
+/// EINVAL when no CPU of the mask is there.
+pub fn set_affinity(tid: Pid, mask: &[u64]) -> nix::Result<()> {
+    // SAFETY: the kernel reads the bytes of `mask`.
+    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, tid, size_of_val(mask), mask.as_ptr()) })
+        .map(drop)
+}
+
+const IOPRIO_WHO_PROCESS: i32 = 1;
+
+/// ioprio_get of a thread: class and level, raw.
+///
+/// # Errors
+/// ESRCH when gone.
+pub fn get_io_priority(tid: Pid) -> nix::Result<u32> {
+    // SAFETY: no pointers.
+    let value = check(unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid) })?;
+    Ok(u32::try_from(value).unwrap_or(0))
+}
+
+/// ioprio_set of a thread.
+///
+/// # Errors
+/// EPERM without the privilege for the class.
+pub fn set_io_priority(tid: Pid, value: u32) -> nix::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, tid, value) }).map(drop)
+}

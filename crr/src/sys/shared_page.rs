@@ -1,0 +1,88 @@
+//! The control page of a restore, mapped by the coordinator and inherited by its forked children.
+//!
+//! # Safety
+//! The page holds only atomics, so that everyone may change it at any time.
+#![allow(unsafe_code)]
+
+use nix::errno::Errno;
+use shared::proto::Control;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// The mapping; unmapped when dropped.
+#[derive(Debug)]
+pub struct ControlPage(NonNull<Control>);
+
+const LEN: usize = 4096;
+const _: () = assert!(size_of::<Control>() <= LEN);
+
+impl ControlPage {
+    /// Maps the first page of the shared-memory tree.
+    ///
+    /// # Errors
+    /// As mmap(2).
+    pub fn map(tree: BorrowedFd<'_>) -> nix::Result<Self> {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping where the kernel likes.
+        let at =
+            unsafe { libc::mmap(std::ptr::null_mut(), LEN, prot, libc::MAP_SHARED, tree.as_raw_fd(), 0) };
+        if at == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        NonNull::new(at.cast()).map(Self).ok_or(Errno::ENOMEM)
+    }
+
+    /// What is in it.
+    #[must_use]
+    pub fn get(&self) -> &Control {
+        // SAFETY: mapped until drop, as large as the type, which is valid for any bytes and changed only atomically.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// Counts one more task that has taken its place as leader.
+    pub fn count_led(&self) {
+        self.get().led.fetch_add(1, Ordering::AcqRel);
+        wake(&self.get().led);
+    }
+
+    /// Waits until `tasks` have, or the restore has failed. Returns whether it goes on.
+    #[must_use]
+    pub fn wait_led(&self, tasks: u32) -> bool {
+        loop {
+            if self.get().failed.load(Ordering::Acquire) != 0 {
+                return false;
+            }
+            let led = self.get().led.load(Ordering::Acquire);
+            if led >= tasks {
+                return true;
+            }
+            wait(&self.get().led, led);
+        }
+    }
+
+    /// Makes whoever waits give up.
+    pub fn fail(&self) {
+        self.get().failed.store(1, Ordering::Release);
+        wake(&self.get().led);
+    }
+}
+
+impl Drop for ControlPage {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, to which no reference is left.
+        unsafe { libc::munmap(self.0.as_ptr().cast(), LEN) };
+    }
+}
+
+fn wait(word: &AtomicU32, value: u32) {
+    // A failure is noted before the wake, but on another word: look again now and then.
+    let timeout = libc::timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    // SAFETY: the kernel reads the word and the time.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, &raw const timeout) };
+}
+
+fn wake(word: &AtomicU32) {
+    // SAFETY: the kernel only takes the address.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+}

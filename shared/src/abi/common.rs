@@ -1,0 +1,77 @@
+//! Layouts that both ABIs pass to the kernel in the same form.
+
+use core::mem::size_of;
+
+/// `struct clone_args`, include/uapi/linux/sched.h: 64-bit fields in both ABIs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct CloneArgs {
+    pub flags: u64,
+    pub pidfd: u64,
+    pub child_tid: u64,
+    pub parent_tid: u64,
+    pub exit_signal: u64,
+    pub stack: u64,
+    pub stack_size: u64,
+    pub tls: u64,
+    pub set_tid: u64,
+    pub set_tid_size: u64,
+    pub cgroup: u64,
+}
+const _: () = assert!(size_of::<CloneArgs>() == 88);
+
+/// `struct prctl_mm_map`, include/uapi/linux/prctl.h. It has no compat form: a 32-bit caller passes this too.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct PrctlMmMap {
+    pub start_code: u64,
+    pub end_code: u64,
+    pub start_data: u64,
+    pub end_data: u64,
+    pub start_brk: u64,
+    pub brk: u64,
+    pub start_stack: u64,
+    pub arg_start: u64,
+    pub arg_end: u64,
+    pub env_start: u64,
+    pub env_end: u64,
+    pub auxv: u64,
+    pub auxv_size: u32,
+    pub exe_fd: u32,
+}
+const _: () = assert!(size_of::<PrctlMmMap>() == 104);
+
+/// `struct rlimit64`, include/uapi/linux/resource.h: what prlimit64 takes in both ABIs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct Rlimit64 {
+    pub soft: u64,
+    pub hard: u64,
+}
+
+/// `struct __user_cap_header_struct`, include/uapi/linux/capability.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct CapHeader {
+    pub version: u32,
+    pub pid: i32,
+}
+
+impl CapHeader {
+    /// `_LINUX_CAPABILITY_VERSION_3`, for the calling thread.
+    pub const SELF: Self = Self { version: 0x2008_0522, pid: 0 };
+}
+
+/// `struct __user_cap_data_struct`; version 3 takes two, low words first.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct CapData {
+    pub effective: u32,
+    pub permitted: u32,
+    pub inheritable: u32,
+}

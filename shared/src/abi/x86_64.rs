@@ -1,0 +1,93 @@
+//! Kernel layouts of the x86_64 ABI.
+
+use core::mem::size_of;
+
+/// `unsigned long` of this ABI.
+pub type Word = u64;
+
+/// `struct iovec`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct IoVec {
+    pub base: Word,
+    pub len: Word,
+}
+const _: () = assert!(size_of::<IoVec>() == 16);
+
+/// `struct msghdr`, include/linux/socket.h (`user_msghdr`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct MsgHdr {
+    pub name: Word,
+    pub name_len: u32,
+    pub pad0: u32,
+    pub iov: Word,
+    pub iov_len: Word,
+    pub control: Word,
+    pub control_len: Word,
+    pub flags: u32,
+    pub pad1: u32,
+}
+
+/// `struct sigaction` as rt_sigaction takes it, include/linux/signal_types.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct SigAction {
+    pub handler: Word,
+    pub flags: Word,
+    pub restorer: Word,
+    pub mask: u64,
+}
+
+/// `stack_t`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct Stack {
+    pub base: Word,
+    pub flags: u32,
+    pub pad: u32,
+    pub size: Word,
+}
+
+impl Stack {
+    /// From its three values.
+    #[must_use]
+    pub const fn new(base: Word, flags: u32, size: Word) -> Self {
+        Self { base, flags, pad: 0, size }
+    }
+}
+
+impl SigAction {
+    /// From its four values.
+    #[must_use]
+    pub const fn new(handler: Word, flags: Word, restorer: Word, mask: u64) -> Self {
+        Self { handler, flags, restorer, mask }
+    }
+}
+
+/// `struct timeval`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct TimeVal {
+    pub seconds: Word,
+    pub micros: Word,
+}
+
+/// `struct itimerval` as setitimer takes it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct ITimerVal {
+    pub interval: TimeVal,
+    pub value: TimeVal,
+}
+
+const _: () = assert!(size_of::<SigAction>() == 32);
+const _: () = assert!(size_of::<Stack>() == 24);
+const _: () = assert!(size_of::<ITimerVal>() == 32);
+const _: () = assert!(size_of::<MsgHdr>() == 56);

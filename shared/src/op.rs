@@ -1,0 +1,230 @@
+//! The instructions that a restoring task follows, one after the other.
+//!
+//! An op says what the kernel is to be told, in widened values; how that is said in an ABI is the restorer's
+//! business. Ops are decoded one at a time straight from the plan, so borrowed bytes are all they may hold.
+
+use serde::{Deserialize, Serialize};
+
+/// Which of the working fds an op means: an index into those sent with the plan.
+pub type Slot = u32;
+
+/// The kernel-provided areas around the vDSO.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Special {
+    /// `[vvar]`
+    Vvar,
+    /// `[vvar_vclock]`
+    VvarVclock,
+    /// `[vdso]`
+    Vdso,
+}
+
+/// One instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Op<'a> {
+    /// mmap at a fixed address; `flags` without MAP_FIXED.
+    Map {
+        /// Address.
+        addr: u64,
+        /// Bytes.
+        len: u64,
+        /// PROT_*.
+        prot: u32,
+        /// MAP_*.
+        flags: u32,
+        /// File, or none for anonymous memory.
+        fd: Option<Slot>,
+        /// Byte offset in the file.
+        offset: u64,
+    },
+    /// Read page contents from the page file.
+    Fill {
+        /// Address.
+        addr: u64,
+        /// Bytes.
+        len: u64,
+        /// Byte offset in the page file.
+        offset: u64,
+    },
+    /// mprotect.
+    Protect {
+        /// Address.
+        addr: u64,
+        /// Bytes.
+        len: u64,
+        /// PROT_*.
+        prot: u32,
+    },
+    /// madvise.
+    Advise {
+        /// Address.
+        addr: u64,
+        /// Bytes.
+        len: u64,
+        /// MADV_*.
+        advice: u32,
+    },
+    /// mlock2.
+    Lock {
+        /// Address.
+        addr: u64,
+        /// Bytes.
+        len: u64,
+        /// MLOCK_ONFAULT or 0.
+        flags: u32,
+    },
+    /// Move a special area from where it was parked to its place.
+    Place {
+        /// Which.
+        area: Special,
+        /// Where to.
+        addr: u64,
+    },
+    /// PR_SET_MM_MAP: eleven addresses in the order of `struct prctl_mm_map`.
+    Layout {
+        /// The addresses.
+        addresses: [u64; 11],
+        /// Auxiliary vector, as bytes in the layout of the task's ABI.
+        auxv: &'a [u8],
+        /// The executable.
+        exe: Slot,
+    },
+    /// rt_sigaction.
+    Action {
+        /// Signal.
+        signal: u8,
+        /// Handler.
+        handler: u64,
+        /// SA_*.
+        flags: u64,
+        /// Restorer.
+        restorer: u64,
+        /// Mask.
+        mask: u64,
+    },
+    /// clone3 of a thread with this id; it follows the ops inside and parks.
+    Thread {
+        /// Its id.
+        tid: i32,
+        /// Which of the stacks in the hole it uses, from 0.
+        stack: u32,
+        /// Its own ops.
+        ops: &'a [u8],
+    },
+    /// Wait until all threads have followed their ops.
+    Join,
+    /// prctl with up to three arguments.
+    Prctl {
+        /// PR_*.
+        option: u32,
+        /// Arguments 2 to 4.
+        args: [u64; 3],
+    },
+    /// PR_SET_NAME.
+    Name(&'a [u8]),
+    /// sigaltstack.
+    AltStack {
+        /// Base.
+        base: u64,
+        /// Size.
+        size: u64,
+        /// Flags.
+        flags: u32,
+    },
+    /// set_robust_list by the task's own kind of system call.
+    RobustList {
+        /// Head.
+        head: u64,
+        /// Length.
+        len: u64,
+    },
+    /// set_robust_list by `int 0x80`, whatever the task's ABI.
+    RobustList32 {
+        /// Head.
+        head: u64,
+        /// Length.
+        len: u64,
+    },
+    /// set_tid_address.
+    TidAddress(u64),
+    /// rseq registration.
+    Rseq {
+        /// Area.
+        area: u64,
+        /// Size.
+        size: u32,
+        /// Flags.
+        flags: u32,
+        /// Signature.
+        signature: u32,
+    },
+    /// Queue a signal to the calling thread (`rt_tgsigqueueinfo`) or task (`rt_sigqueueinfo`).
+    Queue {
+        /// For this thread alone.
+        thread: bool,
+        /// `siginfo_t` in the layout of the task's ABI.
+        info: &'a [u8],
+    },
+    /// setitimer.
+    IntervalTimer {
+        /// ITIMER_*.
+        which: u32,
+        /// Reload, microseconds.
+        interval_us: u64,
+        /// Time left, microseconds.
+        value_us: u64,
+    },
+    /// setgroups: 32-bit ids, little endian.
+    Groups(&'a [u8]),
+    /// setresgid and setfsgid: real, effective, saved, file system.
+    Gid([u32; 4]),
+    /// setresuid and setfsuid.
+    Uid([u32; 4]),
+    /// capset.
+    Capabilities {
+        /// Effective set.
+        effective: u64,
+        /// Permitted set.
+        permitted: u64,
+        /// Inheritable set.
+        inheritable: u64,
+    },
+    /// prlimit on itself.
+    Limit {
+        /// RLIMIT_*.
+        resource: u32,
+        /// Soft.
+        soft: u64,
+        /// Hard.
+        hard: u64,
+    },
+    /// personality.
+    Personality(u32),
+    /// FD_CLOEXEC on a task's fd.
+    CloseOnExec(u32),
+    /// arch_prctl (x86_64 only: ARCH_REQ_XCOMP_PERM).
+    ArchPrctl {
+        /// ARCH_*.
+        option: u32,
+        /// Argument.
+        arg: u64,
+    },
+}
+
+/// Appends an op to a list.
+pub fn push(list: &mut alloc::vec::Vec<u8>, op: &Op<'_>) {
+    let bytes = core::mem::take(list);
+    // INVARIANT: ops are plain values and byte slices; writing them to a growing vector cannot fail.
+    *list = postcard::to_extend(op, bytes).expect("an op always encodes");
+}
+
+/// The first op of a list and the rest, or nothing at its end.
+///
+/// # Errors
+/// If the bytes are no op, which a plan from the same build rules out.
+pub fn next(list: &[u8]) -> Result<Option<(Op<'_>, &[u8])>, postcard::Error> {
+    if list.is_empty() {
+        return Ok(None);
+    }
+    postcard::take_from_bytes(list).map(Some)
+}

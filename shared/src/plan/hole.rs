@@ -1,0 +1,96 @@
+//! The hole: one range that is free in the task's address space and in the one that exec makes, where the
+//! restoring program lives with all it needs.
+//!
+//! ```text
+//! base                                                                                            end
+//! | code | data, stack | control | fd table | parked vvar, vclock, vdso | thread stacks | plan |
+//! ```
+
+use crate::proto::{Control, SpecialArea, Start, THREAD_STACK};
+use crate::range::{Range, find_gap, page_align};
+use alloc::vec::Vec;
+use images::Abi;
+use images::id::PAGE_SIZE;
+use images::memory::Space;
+
+/// Lowest address a hole may have: above any sensible `vm.mmap_min_addr`.
+const LOWEST: u64 = 0x4_0000;
+
+/// Sizes of what lies in a hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contents {
+    /// The program with its data and stack.
+    pub program: u64,
+    /// Working fds.
+    pub fds: u64,
+    /// Special areas of this kernel.
+    pub special: [SpecialArea; 3],
+    /// Threads beside the leader.
+    pub threads: u64,
+    /// Bytes of the plan.
+    pub plan: u64,
+}
+
+impl Contents {
+    const fn scratch(&self) -> u64 {
+        page_align(self.fds * 4)
+    }
+
+    fn parking(&self) -> u64 {
+        self.special.iter().map(|area| area.len).sum()
+    }
+
+    /// Bytes of the hole.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        page_align(self.program)
+            + page_align(size_of::<Control>() as u64)
+            + self.scratch()
+            + self.parking()
+            + self.threads * THREAD_STACK
+            + page_align(self.plan)
+    }
+
+    /// Never: there is always a program.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.program == 0
+    }
+
+    /// The first message for a task whose hole begins at `base` and whose plan lies at `plan_offset` of the tree.
+    #[must_use]
+    pub fn start(&self, abi: Abi, base: u64, plan_offset: u64) -> Start {
+        let control_addr = base + page_align(self.program);
+        let scratch_addr = control_addr + page_align(size_of::<Control>() as u64);
+        let parking_addr = scratch_addr + self.scratch();
+        let stacks_addr = parking_addr + self.parking();
+        let plan_addr = stacks_addr + self.threads * THREAD_STACK;
+        Start {
+            magic: Start::MAGIC,
+            hole_start: base,
+            hole_end: base + self.len(),
+            task_size: abi.task_size(),
+            control_addr,
+            plan_addr,
+            plan_offset,
+            plan_len: self.plan,
+            scratch_addr,
+            scratch_len: self.scratch(),
+            stacks_addr,
+            parking_addr,
+            special: self.special,
+            fds: self.fds,
+        }
+    }
+}
+
+/// The lowest hole of `len` bytes for any of these address spaces: tasks with the same hole share one program image.
+#[must_use]
+pub fn choose<'a>(abi: Abi, spaces: impl IntoIterator<Item = &'a Space>, len: u64) -> Option<Range> {
+    let taken: Vec<Range> = spaces
+        .into_iter()
+        .flat_map(|space| &space.vmas)
+        .map(|vma| Range { start: vma.start.0, end: vma.end.0 })
+        .collect();
+    find_gap(&taken, Range { start: LOWEST, end: abi.task_size() - PAGE_SIZE }, len)
+}

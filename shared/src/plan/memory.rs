@@ -1,0 +1,141 @@
+//! An address space as ops: all mappings, then all contents in the order of the page file (so that they become few
+//! large reads), then what has to wait for the contents, then the kernel's own areas and the layout.
+
+use super::{Need, Slots};
+use crate::op::{self, Op, Special};
+use alloc::vec::Vec;
+use images::PathId;
+use images::id::PAGE_SIZE;
+use images::memory::{Backing, Run, Space, Vma, vm};
+
+const PROT_READ: u32 = 1;
+const PROT_WRITE: u32 = 2;
+const MAP_SHARED: u32 = 0x01;
+const MAP_PRIVATE: u32 = 0x02;
+const MAP_ANONYMOUS: u32 = 0x20;
+const MAP_GROWSDOWN: u32 = 0x100;
+const MAP_NORESERVE: u32 = 0x4000;
+const MLOCK_ONFAULT: u32 = 1;
+
+/// `vm` bit and MADV_* that sets it, for what must be said before pages come in.
+const ADVICE_BEFORE: [(u32, u32); 2] = [(vm::HUGE_PAGE, 14), (vm::NO_HUGE_PAGE, 15)];
+/// The same for what can wait.
+const ADVICE_AFTER: [(u32, u32); 6] = [
+    (vm::RANDOM, 1),
+    (vm::SEQUENTIAL, 2),
+    (vm::DONT_FORK, 10),
+    (vm::MERGEABLE, 12),
+    (vm::DONT_DUMP, 16),
+    (vm::WIPE_ON_FORK, 18),
+];
+
+/// Appends the ops of a space.
+pub fn ops(list: &mut Vec<u8>, slots: &mut Slots, exe: PathId, space: &Space) {
+    let filled = filled(space);
+    for (vma, &has_contents) in space.vmas.iter().zip(&filled) {
+        map(list, slots, vma, has_contents);
+    }
+    for run in &space.runs {
+        let (len, offset) = (run.pages * PAGE_SIZE, run.first_page * PAGE_SIZE);
+        op::push(list, &Op::Fill { addr: run.start.0, len, offset });
+    }
+    for (vma, &has_contents) in space.vmas.iter().zip(&filled) {
+        finish(list, vma, has_contents);
+    }
+    layout(list, slots, exe, space);
+}
+
+/// For each area, whether page contents go into it. Areas and runs both rise.
+fn filled(space: &Space) -> Vec<bool> {
+    let mut runs: &[Run] = &space.runs;
+    space
+        .vmas
+        .iter()
+        .map(|vma| {
+            let inside = runs.iter().take_while(|run| run.start < vma.end).count();
+            runs = &runs[inside..];
+            inside > 0
+        })
+        .collect()
+}
+
+fn length(vma: &Vma) -> u64 {
+    vma.end.0 - vma.start.0
+}
+
+/// Protection while contents come in.
+const fn open_prot(vma: &Vma, has_contents: bool) -> u32 {
+    if has_contents { vma.prot | PROT_READ | PROT_WRITE } else { vma.prot }
+}
+
+fn map(list: &mut Vec<u8>, slots: &mut Slots, vma: &Vma, has_contents: bool) {
+    let has = |bit: u32| vma.flags & bit != 0;
+    let mut path =
+        |path, shared: bool| slots.slot(Need::Path { path, writable: shared && has(vm::MAY_WRITE) });
+    let (mut flags, fd, offset) = match vma.backing {
+        Backing::Anonymous => (MAP_PRIVATE | MAP_ANONYMOUS, None, 0),
+        Backing::PrivateFile(file, offset) => (MAP_PRIVATE, Some(path(file, false)), offset),
+        Backing::SharedFile(file, offset) => (MAP_SHARED, Some(path(file, true)), offset),
+        Backing::Shared(object, offset) => (MAP_SHARED, Some(slots.slot(Need::Shared(object))), offset),
+        Backing::Vdso | Backing::Vvar | Backing::VvarVclock => return,
+    };
+    if has(vm::GROWS_DOWN) {
+        flags |= MAP_GROWSDOWN;
+    }
+    if has(vm::NO_RESERVE) {
+        flags |= MAP_NORESERVE;
+    }
+    let (addr, len) = (vma.start.0, length(vma));
+    op::push(list, &Op::Map { addr, len, prot: open_prot(vma, has_contents), flags, fd, offset });
+    for (bit, advice) in ADVICE_BEFORE {
+        if has(bit) {
+            op::push(list, &Op::Advise { addr, len, advice });
+        }
+    }
+}
+
+fn finish(list: &mut Vec<u8>, vma: &Vma, has_contents: bool) {
+    let (addr, len) = (vma.start.0, length(vma));
+    let special = match vma.backing {
+        Backing::Vdso => Some(Special::Vdso),
+        Backing::Vvar => Some(Special::Vvar),
+        Backing::VvarVclock => Some(Special::VvarVclock),
+        _ => None,
+    };
+    if let Some(area) = special {
+        op::push(list, &Op::Place { area, addr });
+        return;
+    }
+    if open_prot(vma, has_contents) != vma.prot {
+        op::push(list, &Op::Protect { addr, len, prot: vma.prot });
+    }
+    for (bit, advice) in ADVICE_AFTER {
+        if vma.flags & bit != 0 {
+            op::push(list, &Op::Advise { addr, len, advice });
+        }
+    }
+    if vma.flags & vm::LOCKED != 0 {
+        let flags = if vma.flags & vm::LOCK_ON_FAULT != 0 { MLOCK_ONFAULT } else { 0 };
+        op::push(list, &Op::Lock { addr, len, flags });
+    }
+}
+
+fn layout(list: &mut Vec<u8>, slots: &mut Slots, exe: PathId, space: &Space) {
+    let l = &space.layout;
+    let addresses = [
+        l.start_code,
+        l.end_code,
+        l.start_data,
+        l.end_data,
+        l.start_brk,
+        l.brk,
+        l.start_stack,
+        l.arg_start,
+        l.arg_end,
+        l.env_start,
+        l.env_end,
+    ]
+    .map(|addr| addr.0);
+    let exe = slots.slot(Need::Path { path: exe, writable: false });
+    op::push(list, &Op::Layout { addresses, auxv: &space.auxv, exe });
+}

@@ -1,0 +1,159 @@
+//! Plans: what a restoring task will do, from records alone.
+//!
+//! Pure code. Everything that can be decided is decided here, before anything is touched; what depends on the
+//! running kernel comes in as plain values ([`Machine`]).
+
+pub mod creds;
+pub mod hole;
+pub mod memory;
+pub mod signal;
+pub mod thread;
+
+use crate::op::{self, Op, Slot};
+use crate::proto::{SLOT_FILES, SpecialArea};
+use alloc::vec::Vec;
+use images::memory::Space;
+use images::task::Task;
+use images::thread::Creds;
+use images::{Abi, PathId, SharedId};
+
+/// READ_IMPLIES_EXEC: would add PROT_EXEC to every mapping the restorer makes, so it is set last.
+pub const READ_IMPLIES_EXEC: u32 = 0x040_0000;
+
+const PR_SET_PDEATHSIG: u32 = 1;
+const PR_SET_DUMPABLE: u32 = 4;
+const PR_SET_CHILD_SUBREAPER: u32 = 36;
+const ARCH_REQ_XCOMP_PERM: u32 = 0x1023;
+/// XTILEDATA, the one state component that needs permission.
+const XFEATURE_XTILEDATA: u32 = 18;
+
+/// What the running kernel and the coordinator bring along.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Special areas of this kernel for the ABI of the task: vvar, vvar_vclock, vdso.
+    pub special: [SpecialArea; 3],
+    /// What a task has after the coordinator's fork and exec.
+    pub creds: Creds,
+    /// Its limits then, in the order of `RLIMIT_*`.
+    pub rlimits: Vec<(u64, u64)>,
+    /// Its timer slack then.
+    pub timer_slack_ns: u64,
+}
+
+/// A file that ops refer to by slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Need {
+    /// A path, opened for reading or for reading and writing.
+    Path {
+        /// Which.
+        path: PathId,
+        /// Opened for writing too.
+        writable: bool,
+    },
+    /// A shared anonymous memory object.
+    Shared(SharedId),
+}
+
+/// The working fds of one task, in slot order after the fixed ones.
+#[derive(Debug, Default)]
+pub struct Slots {
+    needs: Vec<Need>,
+}
+
+impl Slots {
+    /// All that was asked for, in slot order.
+    #[must_use]
+    pub fn into_needs(self) -> Vec<Need> {
+        self.needs
+    }
+
+    /// The slot of a file, the same for the same need.
+    #[allow(clippy::cast_possible_truncation)] // Files of one task: far below 2^32.
+    pub fn slot(&mut self, need: Need) -> Slot {
+        // Neighbouring areas mostly map the same file.
+        let found = self.needs.iter().rposition(|&known| known == need);
+        let index = found.unwrap_or_else(|| {
+            self.needs.push(need);
+            self.needs.len() - 1
+        });
+        SLOT_FILES + index as u32
+    }
+}
+
+/// What one task will do.
+#[derive(Clone, Debug)]
+pub struct TaskPlan {
+    /// Encoded ops of the leader, with those of the threads inside.
+    pub ops: Vec<u8>,
+    /// Working fds from [`SLOT_FILES`] on.
+    pub needs: Vec<Need>,
+    /// Threads beside the leader.
+    pub threads: u32,
+}
+
+/// Plans one task.
+#[must_use]
+pub fn task(machine: &Machine, task: &Task, space: &Space) -> TaskPlan {
+    let mut slots = Slots::default();
+    let mut ops = Vec::new();
+    memory::ops(&mut ops, &mut slots, task.exe, space);
+    signal::actions(&mut ops, &task.actions);
+    if task.xcomp_permission & (1 << XFEATURE_XTILEDATA) != 0 && task.abi == Abi::X86_64 {
+        op::push(
+            &mut ops,
+            &Op::ArchPrctl { option: ARCH_REQ_XCOMP_PERM, arg: u64::from(XFEATURE_XTILEDATA) },
+        );
+    }
+    let mut threads = 0;
+    for record in &task.threads[1..] {
+        let mut own = Vec::new();
+        thread::ops(&mut own, machine, task.abi, record);
+        creds::ops(&mut own, &machine.creds, &record.creds);
+        last_of_thread(&mut own, record);
+        op::push(&mut ops, &Op::Thread { tid: record.tid, stack: threads, ops: &own });
+        threads += 1;
+    }
+    let leader = &task.threads[0];
+    thread::ops(&mut ops, machine, task.abi, leader);
+    signal::pending(&mut ops, task.abi, &task.pending, false);
+    for entry in task.fds.iter().filter(|entry| entry.close_on_exec) {
+        op::push(&mut ops, &Op::CloseOnExec(entry.fd.0));
+    }
+    if task.child_subreaper {
+        op::push(&mut ops, &Op::Prctl { option: PR_SET_CHILD_SUBREAPER, args: [1, 0, 0] });
+    }
+    limits(&mut ops, machine, task);
+    if task.personality & READ_IMPLIES_EXEC != 0 {
+        op::push(&mut ops, &Op::Personality(task.personality));
+    }
+    creds::ops(&mut ops, &machine.creds, &leader.creds);
+    // A change of credentials resets dumpable for the whole address space (commit_creds, kernel/cred.c), so the
+    // threads' own changes come first.
+    if threads > 0 {
+        op::push(&mut ops, &Op::Join);
+    }
+    op::push(&mut ops, &Op::Prctl { option: PR_SET_DUMPABLE, args: [u64::from(task.dumpable), 0, 0] });
+    last_of_thread(&mut ops, leader);
+    signal::timers(&mut ops, &task.interval_timers);
+    TaskPlan { ops, needs: slots.into_needs(), threads }
+}
+
+/// What a change of credentials would undo (`commit_creds` clears the parent-death signal) or what would stand in
+/// the way of it.
+fn last_of_thread(ops: &mut Vec<u8>, thread: &images::thread::Thread) {
+    const PR_SET_NO_NEW_PRIVS: u32 = 38;
+    // Always set: until here it is SIGKILL, so that a failed restore leaves nobody behind.
+    let signal = u64::from(thread.parent_death_signal);
+    op::push(ops, &Op::Prctl { option: PR_SET_PDEATHSIG, args: [signal, 0, 0] });
+    if thread.creds.no_new_privs {
+        op::push(ops, &Op::Prctl { option: PR_SET_NO_NEW_PRIVS, args: [1, 0, 0] });
+    }
+}
+
+fn limits(ops: &mut Vec<u8>, machine: &Machine, task: &Task) {
+    for (resource, (&now, &(soft, hard))) in (0u32..).zip(machine.rlimits.iter().zip(&task.rlimits)) {
+        if now != (soft, hard) {
+            op::push(ops, &Op::Limit { resource, soft, hard });
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! One system call an op, in the layouts of the program's own ABI.
+//!
+//! # Safety
+//! See the parent module: the plan decides what is touched, and it never names the hole.
+
+use super::receive::size;
+use super::{Failure, Session};
+use crate::abi::common::{CapData, CapHeader, PrctlMmMap, Rlimit64};
+use crate::abi::native::{ITimerVal, SigAction, Stack, TimeVal, Word};
+use crate::op::{Op, Special};
+use crate::sys::{self, Errno, nr};
+use core::arch::global_asm;
+use core::ffi::c_int;
+
+const MAP_FIXED: u32 = 0x10;
+const KERNEL_SIGSET_SIZE: usize = 8;
+
+// Where the coordinator has the hole unmapped from: nothing runs after the call.
+#[cfg(target_arch = "x86_64")]
+global_asm!(".globl crr_syscall_here", "crr_syscall_here:", "syscall", "ud2");
+#[cfg(target_arch = "x86")]
+global_asm!(".globl crr_syscall_here", "crr_syscall_here:", "int 0x80", "ud2");
+
+unsafe extern "C" {
+    fn crr_syscall_here();
+}
+
+/// Address of a system call instruction of this ABI in the hole.
+pub(super) fn syscall_address() -> u64 {
+    crr_syscall_here as *const () as u64
+}
+
+/// Carries out an op that is a plain call.
+pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
+    match *op {
+        Op::Map { addr, len, prot, flags, fd, offset } => map(session, addr, len, prot, flags, fd, offset),
+        Op::Protect { addr, len, prot } => {
+            plain(nr::__NR_mprotect, addr, &[size(addr)?, size(len)?, prot as usize])
+        }
+        Op::Advise { addr, len, advice } => {
+            plain(nr::__NR_madvise, addr, &[size(addr)?, size(len)?, advice as usize])
+        }
+        Op::Lock { addr, len, flags } => {
+            plain(nr::__NR_mlock2, addr, &[size(addr)?, size(len)?, flags as usize])
+        }
+        Op::Place { area, addr } => place(session, area, addr),
+        Op::Layout { addresses, auxv, exe } => layout(session, &addresses, auxv, exe),
+        Op::Action { signal, handler, flags, restorer, mask } => {
+            let action = SigAction::new(word(handler)?, word(flags)?, word(restorer)?, mask);
+            let args = [usize::from(signal), address(&action), 0, KERNEL_SIGSET_SIZE];
+            plain(nr::__NR_rt_sigaction, u64::from(signal), &args)
+        }
+        Op::Prctl { option, args } => prctl(option, args),
+        Op::Name(name) => {
+            const PR_SET_NAME: usize = 15;
+            let mut buffer = [0u8; 16];
+            let len = name.len().min(15);
+            buffer[..len].copy_from_slice(&name[..len]);
+            plain(nr::__NR_prctl, 0, &[PR_SET_NAME, address(&buffer)])
+        }
+        Op::AltStack { base, size: len, flags } => {
+            let stack = Stack::new(word(base)?, flags, word(len)?);
+            plain(nr::__NR_sigaltstack, base, &[address(&stack), 0])
+        }
+        Op::RobustList { head, len } => plain(nr::__NR_set_robust_list, head, &[size(head)?, size(len)?]),
+        Op::RobustList32 { head, len } => robust_list_32(head, len),
+        Op::TidAddress(addr) => plain(nr::__NR_set_tid_address, addr, &[size(addr)?]),
+        Op::Rseq { area, size: len, flags, signature } => {
+            plain(nr::__NR_rseq, area, &[size(area)?, len as usize, flags as usize, signature as usize])
+        }
+        Op::Queue { thread, info } => queue(thread, info),
+        Op::IntervalTimer { which, interval_us, value_us } => {
+            let timer = ITimerVal { interval: time(interval_us)?, value: time(value_us)? };
+            plain(nr::__NR_setitimer, u64::from(which), &[which as usize, address(&timer), 0])
+        }
+        Op::Groups(groups) => plain(uid_calls::SETGROUPS, 0, &[groups.len() / 4, groups.as_ptr() as usize]),
+        Op::Gid(ids) => set_ids(uid_calls::SETRESGID, uid_calls::SETFSGID, ids),
+        Op::Uid(ids) => set_ids(uid_calls::SETRESUID, uid_calls::SETFSUID, ids),
+        Op::Capabilities { effective, permitted, inheritable } => {
+            capabilities(effective, permitted, inheritable)
+        }
+        Op::Limit { resource, soft, hard } => {
+            let limit = Rlimit64 { soft, hard };
+            plain(nr::__NR_prlimit64, u64::from(resource), &[0, resource as usize, address(&limit), 0])
+        }
+        Op::Personality(personality) => plain(nr::__NR_personality, 0, &[personality as usize]),
+        Op::CloseOnExec(fd) => {
+            const F_SETFD: usize = 2;
+            plain(nr::__NR_fcntl, u64::from(fd), &[fd as usize, F_SETFD, 1])
+        }
+        Op::ArchPrctl { option, arg } => plain(nr::__NR_arch_prctl, arg, &[option as usize, size(arg)?]),
+        // The leader's loop takes these.
+        Op::Join => Err(Failure::wrong(0)),
+        Op::Fill { addr, .. } => Err(Failure::wrong(addr)),
+        Op::Thread { tid, .. } => Err(Failure::wrong(u64::from(tid.cast_unsigned()))),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod uid_calls {
+    use crate::sys::nr;
+    pub(super) const SETGROUPS: u32 = nr::__NR_setgroups;
+    pub(super) const SETRESGID: u32 = nr::__NR_setresgid;
+    pub(super) const SETRESUID: u32 = nr::__NR_setresuid;
+    pub(super) const SETFSGID: u32 = nr::__NR_setfsgid;
+    pub(super) const SETFSUID: u32 = nr::__NR_setfsuid;
+}
+
+/// The plain names are the old calls with 16-bit ids.
+#[cfg(target_arch = "x86")]
+mod uid_calls {
+    use crate::sys::nr;
+    pub(super) const SETGROUPS: u32 = nr::__NR_setgroups32;
+    pub(super) const SETRESGID: u32 = nr::__NR_setresgid32;
+    pub(super) const SETRESUID: u32 = nr::__NR_setresuid32;
+    pub(super) const SETFSGID: u32 = nr::__NR_setfsgid32;
+    pub(super) const SETFSUID: u32 = nr::__NR_setfsuid32;
+}
+
+fn address<T>(value: &T) -> usize {
+    core::ptr::from_ref(value) as usize
+}
+
+fn word(value: u64) -> Result<Word, Failure> {
+    Word::try_from(value).map_err(|_| Failure::wrong(value))
+}
+
+/// A call whose result is only success or an error.
+fn plain(nr: u32, value: u64, args: &[usize]) -> Result<(), Failure> {
+    // SAFETY: the plan names only memory of the task; structs live in the caller's frame.
+    unsafe { sys::call(nr, args) }.map(drop).map_err(|errno| Failure::new(errno, value))
+}
+
+fn time(us: u64) -> Result<TimeVal, Failure> {
+    Ok(TimeVal { seconds: word(us / 1_000_000)?, micros: word(us % 1_000_000)? })
+}
+
+fn working_fd(session: &Session, slot: u32) -> Result<c_int, Failure> {
+    session.fds.get(slot as usize).copied().ok_or(Failure::wrong(u64::from(slot)))
+}
+
+fn map(
+    session: &Session,
+    addr: u64,
+    len: u64,
+    prot: u32,
+    flags: u32,
+    fd: Option<u32>,
+    offset: u64,
+) -> Result<(), Failure> {
+    let fd = fd.map_or(Ok(-1), |slot| working_fd(session, slot))?;
+    // SAFETY: the plan maps only outside of the hole.
+    let at = unsafe { sys::mmap(size(addr)?, size(len)?, prot, flags | MAP_FIXED, fd, offset) }
+        .map_err(|errno| Failure::new(errno, addr))?;
+    if at as u64 == addr { Ok(()) } else { Err(Failure::wrong(at as u64)) }
+}
+
+fn place(session: &Session, area: Special, addr: u64) -> Result<(), Failure> {
+    let wanted = match area {
+        Special::Vvar => 0,
+        Special::VvarVclock => 1,
+        Special::Vdso => 2,
+    };
+    let before: u64 = session.start.special[..wanted].iter().map(|area| area.len).sum();
+    let from = session.start.parking_addr + before;
+    // SAFETY: nothing of this program uses the area, and the plan's place for it is free.
+    unsafe { sys::move_mapping(size(from)?, size(addr)?, size(session.start.special[wanted].len)?) }
+        .map(drop)
+        .map_err(|errno| Failure::new(errno, addr))
+}
+
+fn layout(session: &Session, addresses: &[u64; 11], auxv: &[u8], exe: u32) -> Result<(), Failure> {
+    const PR_SET_MM: usize = 35;
+    const PR_SET_MM_MAP: usize = 14;
+    let [
+        start_code,
+        end_code,
+        start_data,
+        end_data,
+        start_brk,
+        brk,
+        start_stack,
+        arg_start,
+        arg_end,
+        env_start,
+        env_end,
+    ] = *addresses;
+    #[allow(clippy::cast_possible_truncation)] // The kernel's own vector has some 50 words.
+    let map = PrctlMmMap {
+        start_code,
+        end_code,
+        start_data,
+        end_data,
+        start_brk,
+        brk,
+        start_stack,
+        arg_start,
+        arg_end,
+        env_start,
+        env_end,
+        auxv: auxv.as_ptr() as u64,
+        auxv_size: auxv.len() as u32,
+        exe_fd: working_fd(session, exe)?.cast_unsigned(),
+    };
+    plain(nr::__NR_prctl, start_brk, &[PR_SET_MM, PR_SET_MM_MAP, address(&map), size_of::<PrctlMmMap>(), 0])
+}
+
+fn prctl(option: u32, args: [u64; 3]) -> Result<(), Failure> {
+    let args = [option as usize, size(args[0])?, size(args[1])?, size(args[2])?, 0];
+    plain(nr::__NR_prctl, u64::from(option), &args)
+}
+
+fn robust_list_32(head: u64, len: u64) -> Result<(), Failure> {
+    const SET_ROBUST_LIST: u32 = 311;
+    let narrow = |value: u64| u32::try_from(value).map_err(|_| Failure::wrong(value));
+    // SAFETY: the kernel only notes the address.
+    let ret = unsafe { sys::syscall_ia32(SET_ROBUST_LIST, [narrow(head)?, narrow(len)?]) };
+    if ret == 0 { Ok(()) } else { Err(Failure::new(Errno(ret.unsigned_abs()), head)) }
+}
+
+/// The kernel lets a task queue any siginfo to itself (`do_rt_sigqueueinfo`, kernel/signal.c).
+fn queue(thread: bool, info: &[u8]) -> Result<(), Failure> {
+    let signal = info.first().copied().map_or(0, usize::from);
+    // SAFETY: no arguments.
+    let pid = unsafe { sys::call(nr::__NR_getpid, &[]) }.map_err(|errno| Failure::new(errno, 0))?;
+    // SAFETY: no arguments.
+    let tid = unsafe { sys::call(nr::__NR_gettid, &[]) }.map_err(|errno| Failure::new(errno, 0))?;
+    let info = info.as_ptr() as usize;
+    if thread {
+        plain(nr::__NR_rt_tgsigqueueinfo, signal as u64, &[pid, tid, signal, info])
+    } else {
+        plain(nr::__NR_rt_sigqueueinfo, signal as u64, &[pid, signal, info])
+    }
+}
+
+fn set_ids(set: u32, set_fs: u32, [real, effective, saved, fs]: [u32; 4]) -> Result<(), Failure> {
+    plain(set, u64::from(effective), &[real as usize, effective as usize, saved as usize])?;
+    // setfsuid and setfsgid answer with the old id, success or not: ask again.
+    // SAFETY: plain numbers.
+    let _ = unsafe { sys::call(set_fs, &[fs as usize]) };
+    // SAFETY: plain numbers; -1 changes nothing.
+    let now = unsafe { sys::syscall6(set_fs as usize, [u32::MAX as usize, 0, 0, 0, 0, 0]) };
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // An id, widened by the kernel.
+    if now as u32 == fs { Ok(()) } else { Err(Failure::wrong(u64::from(fs))) }
+}
+
+fn capabilities(effective: u64, permitted: u64, inheritable: u64) -> Result<(), Failure> {
+    #[allow(clippy::cast_possible_truncation)] // Two halves of each set.
+    let half = |shift: u32| CapData {
+        effective: (effective >> shift) as u32,
+        permitted: (permitted >> shift) as u32,
+        inheritable: (inheritable >> shift) as u32,
+    };
+    let data = [half(0), half(32)];
+    plain(nr::__NR_capset, permitted, &[address(&CapHeader::SELF), address(&data)])
+}

@@ -1,0 +1,176 @@
+//! The restorer: what runs inside a task to make it the one that was dumped.
+//!
+//! Compiled once for each ABI and exec'd, it starts in an address space of the right kind, lying in the hole
+//! that the plan chose. It receives its plan ([`receive`]), makes room ([`clear`]), follows the ops ([`run`]) and
+//! parks; the coordinator then takes over each thread from outside. Nothing here allocates, unwinds or panics.
+//!
+//! # Safety
+//! This program rewrites the address space it runs in. That is sound only because the plan puts nothing of the
+//! task into the hole, where all of the program's own memory lies once [`clear`] is done.
+#![allow(unsafe_code)]
+
+mod calls;
+mod clear;
+mod memory;
+mod probe;
+mod receive;
+mod run;
+
+use crate::proto::{Report, Stage, Start};
+use crate::sys::{self, Errno, nr};
+use core::ffi::c_int;
+use core::sync::atomic::AtomicU32;
+
+/// What went wrong, before it becomes a [`Report`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Failure {
+    pub(crate) errno: u32,
+    pub(crate) value: u64,
+}
+
+impl Failure {
+    pub(crate) const fn new(errno: Errno, value: u64) -> Self {
+        Self { errno: errno.0, value }
+    }
+    /// The kernel said yes, but not what it was asked for.
+    pub(crate) const fn wrong(value: u64) -> Self {
+        Self { errno: 0, value }
+    }
+}
+
+/// What all code of a restoring task works with; lives on the main stack until the end.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) socket: c_int,
+    pub(crate) start: Start,
+    /// Working fds by slot, in the scratch memory.
+    pub(crate) fds: &'static [c_int],
+    /// Threads that have followed their ops.
+    pub(crate) ready: AtomicU32,
+}
+
+/// Where a segment of this program lies.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment {
+    /// First byte.
+    pub start: usize,
+    /// One past the last byte.
+    pub end: usize,
+    /// PROT_*.
+    pub prot: u32,
+}
+
+/// What the shell around this crate tells about itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    /// The stack pointer the kernel started the program with.
+    pub initial_stack: usize,
+    /// Its file-backed segments.
+    pub segments: [Segment; 2],
+}
+
+/// Restores the task. Never returns: it parks, or reports and exits.
+pub fn main(program: &Program) -> ! {
+    let Arguments { argument, vdso, sysinfo } = arguments(program.initial_stack);
+    let socket = match argument {
+        Argument::Socket(socket) => socket,
+        Argument::Probe => probe::probe(vdso, sysinfo),
+        Argument::None => sys::exit_group(2),
+    };
+    let mut start = Start::default();
+    let fds = match receive::receive(socket, &mut start) {
+        Ok(fds) => fds,
+        Err(failure) => fail(socket, Stage::Receive, 0, 0, failure),
+    };
+    if let Err(failure) = clear::clear(program, &start, vdso, fds) {
+        fail(socket, Stage::Clear, 0, 0, failure);
+    }
+    let session = Session { socket, start, fds, ready: AtomicU32::new(0) };
+    run::leader(&session)
+}
+
+/// The first argument.
+enum Argument {
+    /// The number of the socket to the coordinator, in decimal.
+    Socket(c_int),
+    /// `probe`: to be looked at from outside.
+    Probe,
+    None,
+}
+
+/// What the kernel told the program.
+struct Arguments {
+    argument: Argument,
+    /// AT_SYSINFO_EHDR: the vDSO; 0 if there is none.
+    vdso: usize,
+    /// AT_SYSINFO: the ia32 vDSO's system call entry; 0 if there is none.
+    sysinfo: usize,
+}
+
+fn arguments(stack: usize) -> Arguments {
+    const AT_SYSINFO: usize = 32;
+    const AT_SYSINFO_EHDR: usize = 33;
+    // SAFETY: the kernel lays out argc, argv, envp and auxv as words from the initial stack pointer upward, each
+    // list ended by a zero (the psABI's process initialization); nothing has written there.
+    let word = |index: usize| unsafe { *(stack as *const usize).add(index) };
+    let argc = word(0);
+    let mut at = 1 + argc + 1;
+    while word(at) != 0 {
+        at += 1;
+    }
+    at += 1;
+    let (mut vdso, mut sysinfo) = (0, 0);
+    while word(at) != 0 {
+        match word(at) {
+            AT_SYSINFO => sysinfo = word(at + 1),
+            AT_SYSINFO_EHDR => vdso = word(at + 1),
+            _ => {}
+        }
+        at += 2;
+    }
+    let argument = if argc < 2 { Argument::None } else { parse(word(2) as *const u8) };
+    Arguments { argument, vdso, sysinfo }
+}
+
+fn parse(mut text: *const u8) -> Argument {
+    let mut number: c_int = 0;
+    loop {
+        // SAFETY: an argument is a string that ends with a zero byte, which is looked for byte by byte.
+        let (byte, next) = unsafe { (*text, text.add(1)) };
+        match byte {
+            0 => return Argument::Socket(number),
+            b'0'..=b'9' => number = number.wrapping_mul(10).wrapping_add(c_int::from(byte - b'0')),
+            b'p' => return Argument::Probe,
+            _ => return Argument::None,
+        }
+        text = next;
+    }
+}
+
+/// Reports and ends the task.
+pub(crate) fn fail(socket: c_int, stage: Stage, tid: u32, op: u32, failure: Failure) -> ! {
+    send(
+        socket,
+        &Report { stage: stage as u32, errno: failure.errno, tid, op, value: failure.value, syscall_at: 0 },
+    );
+    sys::exit_group(1)
+}
+
+/// Sends the task's one answer.
+pub(crate) fn send(socket: c_int, report: &Report) {
+    let at = core::ptr::from_ref(report) as usize;
+    // SAFETY: the kernel reads the record.
+    let _ = unsafe { sys::call(nr::__NR_write, &[socket as usize, at, size_of::<Report>()]) };
+}
+
+/// The allocator of a program that never allocates: crates it is linked with could, so it has to name one.
+#[derive(Debug)]
+pub struct NoMemory;
+
+// SAFETY: handing out nothing is always allowed.
+unsafe impl core::alloc::GlobalAlloc for NoMemory {
+    unsafe fn alloc(&self, _: core::alloc::Layout) -> *mut u8 {
+        core::ptr::null_mut()
+    }
+    unsafe fn dealloc(&self, _: *mut u8, _: core::alloc::Layout) {}
+}

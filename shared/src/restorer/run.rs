@@ -1,0 +1,166 @@
+//! Following the ops: memory first, then what exec destroyed, then the threads, then parking.
+//!
+//! # Safety
+//! See the parent module: the plan decides what is touched, and it never names the hole.
+
+use super::memory::Fills;
+use super::receive::size;
+use super::{Failure, Session, calls, fail};
+use crate::abi::common::CloneArgs;
+use crate::op::{self, Op};
+use crate::proto::{Control, Report, Stage, THREAD_STACK};
+use crate::sys::{self, nr};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+/// What a new thread is told: lies at the bottom of its own stack.
+#[repr(C)]
+struct Birth<'a> {
+    session: &'a Session,
+    tid: i32,
+    ops: &'a [u8],
+    count: &'a AtomicU32,
+}
+
+/// The leader: all ops, wait for the threads, answer, park.
+pub(super) fn leader(session: &Session) -> ! {
+    let start = &session.start;
+    let mut threads = 0;
+    let (Ok(at), Ok(len)) = (size(start.plan_addr), size(start.plan_len)) else {
+        fail(session.socket, Stage::Receive, 0, 0, Failure::wrong(start.plan_addr));
+    };
+    // SAFETY: mapped read-only for the length of the plan, until the hole goes away with this code.
+    let plan = unsafe { core::slice::from_raw_parts(at as *const u8, len) };
+    let mut fills = Fills::new();
+    follow(session, 0, plan, &mut Leader { fills: &mut fills, threads: &mut threads });
+    join(session, threads);
+    for &fd in session.fds {
+        sys::close(fd);
+    }
+    let parked =
+        Report { stage: Stage::Parked as u32, syscall_at: calls::syscall_address(), ..Report::default() };
+    super::send(session.socket, &parked);
+    sys::close(session.socket);
+    park(session)
+}
+
+fn join(session: &Session, threads: u32) {
+    loop {
+        let ready = session.ready.load(Ordering::Acquire);
+        if ready == threads {
+            break;
+        }
+        sys::futex_wait(&session.ready, ready);
+    }
+}
+
+extern "C" fn thread(birth: usize) -> ! {
+    // SAFETY: the leader wrote it there before the thread existed, and nobody else uses this stack.
+    let birth = unsafe { &*(birth as *const Birth<'_>) };
+    follow(birth.session, birth.tid.cast_unsigned(), birth.ops, &mut Follower);
+    birth.count.fetch_add(1, Ordering::Release);
+    sys::futex_wake(birth.count);
+    park(birth.session)
+}
+
+/// Waits to be taken over from outside. All signals are blocked.
+fn park(session: &Session) -> ! {
+    // SAFETY: the control page stays mapped until the hole goes away with this code.
+    let control = unsafe { &*(session.start.control_addr as usize as *const Control) };
+    loop {
+        sys::futex_wait(&control.parked, 0);
+    }
+}
+
+/// Who follows the ops: some are for the leader alone.
+trait Follow {
+    fn step(&mut self, session: &Session, op: &Op<'_>) -> Result<(), Failure>;
+    fn end(&mut self, session: &Session) -> Result<(), Failure>;
+}
+
+struct Leader<'a> {
+    fills: &'a mut Fills,
+    threads: &'a mut u32,
+}
+
+/// Any other thread; its stack is small, so it carries no state.
+struct Follower;
+
+impl Follow for Leader<'_> {
+    fn step(&mut self, session: &Session, op: &Op<'_>) -> Result<(), Failure> {
+        match *op {
+            Op::Fill { addr, len, offset } => return self.fills.add(session, addr, len, offset),
+            Op::Thread { tid, stack, ops } => {
+                self.fills.flush(session)?;
+                *self.threads += 1;
+                return spawn(session, tid, stack, ops);
+            }
+            Op::Join => {
+                join(session, *self.threads);
+                return Ok(());
+            }
+            // Fresh memory: what waits to be read goes elsewhere, or it would follow this op.
+            Op::Map { .. } => {}
+            // Contents must be in before protection takes the right to write away, and before anything reads them.
+            _ => self.fills.flush(session)?,
+        }
+        calls::call(session, op)
+    }
+    fn end(&mut self, session: &Session) -> Result<(), Failure> {
+        self.fills.flush(session)
+    }
+}
+
+impl Follow for Follower {
+    fn step(&mut self, session: &Session, op: &Op<'_>) -> Result<(), Failure> {
+        calls::call(session, op)
+    }
+    fn end(&mut self, _session: &Session) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+fn follow(session: &Session, tid: u32, mut list: &[u8], follower: &mut impl Follow) {
+    let mut index = 0;
+    loop {
+        let (op, rest) = match op::next(list) {
+            Ok(Some(next)) => next,
+            Ok(None) => break,
+            Err(_) => fail(session.socket, Stage::Ops, tid, index, Failure::wrong(0)),
+        };
+        if let Err(failure) = follower.step(session, &op) {
+            fail(session.socket, Stage::Ops, tid, index, failure);
+        }
+        list = rest;
+        index += 1;
+    }
+    if let Err(failure) = follower.end(session) {
+        fail(session.socket, Stage::Ops, tid, index, failure);
+    }
+}
+
+fn spawn(session: &Session, tid: i32, stack: u32, ops: &[u8]) -> Result<(), Failure> {
+    // CLONE_VM | FS | FILES | SIGHAND | THREAD | SYSVSEM: what pthread_create shares.
+    const FLAGS: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
+    let birth = Birth { session, tid, ops, count: &session.ready };
+    let stack = session.start.stacks_addr + u64::from(stack) * THREAD_STACK;
+    let at = size(stack)? as *mut Birth<'_>;
+    // SAFETY: the bottom of the thread's own stack, mapped, aligned, and unused; the references in it outlive the
+    // thread's use of them, since the leader's frame stays until the hole goes away.
+    unsafe { at.write(birth) };
+    let args = CloneArgs {
+        flags: FLAGS,
+        stack,
+        stack_size: THREAD_STACK,
+        set_tid: core::ptr::from_ref(&tid) as u64,
+        set_tid_size: 1,
+        ..CloneArgs::default()
+    };
+    // SAFETY: the stack is the thread's alone.
+    let ret = unsafe { sys::clone3_thread(&args, thread, at as usize) };
+    match sys::check(ret) {
+        Ok(_) => Ok(()),
+        Err(errno) => Err(Failure::new(errno, u64::from(tid.cast_unsigned()))),
+    }
+}
+
+const _: () = assert!(nr::__NR_clone3 == 435, "the number in the assembly of sys");

@@ -1,0 +1,134 @@
+//! Raw system calls for programs without a C library.
+//!
+//! # Safety
+//! The functions here pass numbers to the kernel and hand back what it says. What a call does to memory is the
+//! caller's concern: every wrapper that can change memory is `unsafe`.
+#![allow(unsafe_code)]
+
+use core::ffi::c_int;
+
+#[cfg(target_arch = "x86")]
+mod ia32;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+#[cfg(target_arch = "x86")]
+use ia32 as arch;
+#[cfg(target_arch = "x86_64")]
+use x86_64 as arch;
+
+pub use arch::{clone3_thread, syscall_ia32, syscall6};
+pub use linux_raw_sys::general as nr;
+
+/// A kernel error number, positive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub u32);
+
+/// The kernel's answer: -4095 to -1 are errors (include/linux/err.h).
+///
+/// # Errors
+/// If it is one.
+pub fn check(ret: isize) -> Result<usize, Errno> {
+    if (-4095..0).contains(&ret) {
+        #[allow(clippy::cast_possible_truncation)] // At most 4095.
+        return Err(Errno(ret.unsigned_abs() as u32));
+    }
+    Ok(ret.cast_unsigned())
+}
+
+/// A system call with up to six arguments.
+///
+/// # Safety
+/// As the call itself.
+pub unsafe fn call(nr: u32, args: &[usize]) -> Result<usize, Errno> {
+    let mut all = [0usize; 6];
+    all[..args.len()].copy_from_slice(args);
+    // SAFETY: the caller's promise.
+    check(unsafe { syscall6(nr as usize, all) })
+}
+
+/// mmap, with a byte offset in both ABIs.
+///
+/// # Safety
+/// Replaces what is mapped at `addr` if `flags` say so.
+pub unsafe fn mmap(
+    addr: usize,
+    len: usize,
+    prot: u32,
+    flags: u32,
+    fd: c_int,
+    offset: u64,
+) -> Result<usize, Errno> {
+    #[cfg(target_arch = "x86_64")]
+    let (nr, offset) = (nr::__NR_mmap, offset);
+    #[cfg(target_arch = "x86")]
+    let (nr, offset) = (nr::__NR_mmap2, offset >> 12);
+    #[allow(clippy::cast_possible_truncation)]
+    // mmap2 counts pages: 32 bits reach 16 TiB, more than a file mapping can ask for.
+    let offset = offset as usize;
+    // SAFETY: the caller's promise.
+    unsafe { call(nr, &[addr, len, prot as usize, flags as usize, fd as usize, offset]) }
+}
+
+/// munmap.
+///
+/// # Safety
+/// Nothing in the range may be used again.
+pub unsafe fn munmap(addr: usize, len: usize) -> Result<usize, Errno> {
+    // SAFETY: the caller's promise.
+    unsafe { call(nr::__NR_munmap, &[addr, len]) }
+}
+
+/// mremap to a fixed place, same size.
+///
+/// # Safety
+/// Replaces what is mapped at `to`; nothing may use `from` again.
+pub unsafe fn move_mapping(from: usize, to: usize, len: usize) -> Result<usize, Errno> {
+    /// MREMAP_MAYMOVE | MREMAP_FIXED
+    const FLAGS: usize = 3;
+    // SAFETY: the caller's promise.
+    unsafe { call(nr::__NR_mremap, &[from, len, len, FLAGS, to]) }
+}
+
+/// preadv with a 64-bit offset.
+///
+/// # Safety
+/// Writes to the buffers.
+pub unsafe fn preadv(fd: c_int, iov: &[crate::abi::native::IoVec], offset: u64) -> Result<usize, Errno> {
+    let at = iov.as_ptr() as usize;
+    #[cfg(target_arch = "x86_64")]
+    let (low, high) = (usize::try_from(offset).unwrap_or(0), 0);
+    #[cfg(target_arch = "x86")]
+    #[allow(clippy::cast_possible_truncation)] // preadv takes the offset in two longs.
+    let (low, high) = (offset as usize, (offset >> 32) as usize);
+    // SAFETY: the caller's promise.
+    unsafe { call(nr::__NR_preadv, &[fd as usize, at, iov.len(), low, high]) }
+}
+
+/// close; an error has no consequence here.
+pub fn close(fd: c_int) {
+    // SAFETY: no memory is involved, and no fd number is owned by Rust code in these programs.
+    let _ = unsafe { call(nr::__NR_close, &[fd as usize]) };
+}
+
+/// Ends the whole program.
+pub fn exit_group(status: u32) -> ! {
+    loop {
+        // SAFETY: does not return.
+        let _ = unsafe { call(nr::__NR_exit_group, &[status as usize]) };
+    }
+}
+
+/// FUTEX_WAIT while `word` is `value`; may return early.
+pub fn futex_wait(word: &core::sync::atomic::AtomicU32, value: u32) {
+    let at = core::ptr::from_ref(word) as usize;
+    // SAFETY: the kernel only reads the word.
+    let _ = unsafe { call(nr::__NR_futex, &[at, 0, value as usize, 0]) };
+}
+
+/// FUTEX_WAKE of everyone.
+pub fn futex_wake(word: &core::sync::atomic::AtomicU32) {
+    let at = core::ptr::from_ref(word) as usize;
+    // SAFETY: the kernel only takes the address.
+    let _ = unsafe { call(nr::__NR_futex, &[at, 1, i32::MAX as usize]) };
+}

@@ -1,0 +1,87 @@
+//! System calls of x86_64.
+//!
+//! # Safety
+//! See the module above.
+
+use crate::abi::common::CloneArgs;
+use core::arch::{asm, global_asm};
+
+/// A system call.
+///
+/// # Safety
+/// As the call itself.
+pub unsafe fn syscall6(nr: usize, args: [usize; 6]) -> isize {
+    let ret: isize;
+    // SAFETY: the registers are those of the ABI (syscall(2)); the kernel clobbers rcx and r11.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") nr => ret,
+            in("rdi") args[0], in("rsi") args[1], in("rdx") args[2],
+            in("r10") args[3], in("r8") args[4], in("r9") args[5],
+            lateout("rcx") _, lateout("r11") _,
+            options(nostack),
+        );
+    }
+    ret
+}
+
+/// A system call of the ia32 table, by `int 0x80`.
+///
+/// # Safety
+/// As the call itself; pointers must lie below 4 GiB.
+pub unsafe fn syscall_ia32(nr: u32, args: [u32; 2]) -> i32 {
+    let ret: u32;
+    // SAFETY: rbx is reserved by LLVM, so it is swapped in and out; int 0x80 keeps every register but rax,
+    // before 4.16 it cleared r8 to r11.
+    unsafe {
+        asm!(
+            "xchg {first:r}, rbx",
+            "int 0x80",
+            "xchg {first:r}, rbx",
+            first = inout(reg) u64::from(args[0]) => _,
+            inlateout("eax") nr => ret,
+            in("ecx") args[1],
+            lateout("r8") _, lateout("r9") _, lateout("r10") _, lateout("r11") _,
+            options(nostack),
+        );
+    }
+    ret.cast_signed()
+}
+
+// long crr_clone3_thread(struct clone_args *args, size_t size, void (*entry)(void *), void *arg)
+// The child starts on the stack of the arguments, where nothing may be assumed: it calls entry(arg), which does
+// not return.
+global_asm!(
+    ".globl crr_clone3_thread",
+    "crr_clone3_thread:",
+    "mov r8, rdx",
+    "mov r9, rcx",
+    "mov eax, 435",
+    "syscall",
+    "test rax, rax",
+    "jnz 2f",
+    "xor ebp, ebp",
+    "mov rdi, r9",
+    "call r8",
+    "ud2",
+    "2: ret",
+);
+
+unsafe extern "C" {
+    fn crr_clone3_thread(
+        args: *const CloneArgs,
+        size: usize,
+        entry: extern "C" fn(usize) -> !,
+        arg: usize,
+    ) -> isize;
+}
+
+/// clone3 of a thread that runs `entry(arg)` on the stack of `args`.
+///
+/// # Safety
+/// The stack must be the thread's alone.
+pub unsafe fn clone3_thread(args: &CloneArgs, entry: extern "C" fn(usize) -> !, arg: usize) -> isize {
+    // SAFETY: the caller's promise.
+    unsafe { crr_clone3_thread(args, size_of::<CloneArgs>(), entry, arg) }
+}

@@ -1,0 +1,43 @@
+# A Perl parent with two children: one hands it numbers through a pipe, the other sorts them through two.
+# The command `check` answers `ROUNDS WRONG`.
+use strict;
+use warnings;
+use IPC::Open2;
+
+$| = 1;
+my $numbers = open(my $source, '-|') // die "fork: $!";
+if (!$numbers) {
+    my $n = 0;
+    while (1) { print $n++ * 7919 % 10007, "\n" }
+}
+my ($round, $wrong, %seen, $last) = (0, 0);
+$last = '';
+while (1) {
+    my @taken = map { scalar <$source> } 1 .. 200;
+    chomp @taken;
+    my $expected = 200 * $round;
+    for my $number (@taken) {
+        $wrong++ if $number != $expected++ * 7919 % 10007;
+        push @{ $seen{ $number % 100 } }, "$round:$number";
+        shift @{ $seen{ $number % 100 } } if @{ $seen{ $number % 100 } } > 50;
+    }
+    my $pid = open2(my $sorted, my $unsorted, 'sort', '-n');
+    print $unsorted map { "$_\n" } @taken;
+    close $unsorted;
+    chomp(my @back = <$sorted>);
+    close $sorted;
+    waitpid $pid, 0;
+    $wrong++ if $? or "@back" ne join ' ', sort { $a <=> $b } @taken;
+    $round++;
+    if (open my $command, '<', '/work/command') {
+        my $line = <$command> // '';
+        close $command;
+        if ($line ne $last && $line =~ /^(\d+) check$/) {
+            $last = $line;
+            open my $answer, '>', '/work/answer.new' or die $!;
+            print $answer "$1 $round $wrong\n";
+            close $answer;
+            rename '/work/answer.new', '/work/answer' or die $!;
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Runs `crr` with a time limit and keeps what it said.
+
+use crate::wait;
+use anyhow::{Context, bail};
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+/// What a finished command left.
+#[derive(Debug)]
+pub struct Output {
+    /// The arguments after `crr`.
+    pub args: String,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Output {
+    /// Asks for exit code 0.
+    ///
+    /// # Errors
+    /// It ended otherwise.
+    pub fn success(self) -> crate::Result<Self> {
+        self.code(0)
+    }
+
+    /// Asks for an exit code.
+    ///
+    /// # Errors
+    /// It ended otherwise.
+    pub fn code(self, code: i32) -> crate::Result<Self> {
+        if self.status.code() != Some(code) {
+            bail!(
+                "crr {}: {} instead of exit code {code}\n{}{}",
+                self.args,
+                self.status,
+                self.stdout,
+                self.stderr
+            );
+        }
+        Ok(self)
+    }
+
+    /// Asks that stderr names something.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn says(&self, what: &str) -> crate::Result {
+        if !self.stderr.contains(what) {
+            bail!("crr {} does not say \"{what}\":\n{}", self.args, self.stderr);
+        }
+        Ok(())
+    }
+}
+
+/// Starts `crr` with its output going to files in `dir`.
+///
+/// # Errors
+/// It could not be started.
+pub fn spawn(dir: &Path, args: &[&str]) -> crate::Result<Child> {
+    let crr = std::env::var_os("CRR_BIN").context("CRR_BIN is not set inside of the test")?;
+    Command::new(&crr)
+        .args(args)
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .stdout(File::create(dir.join("crr.stdout"))?)
+        .stderr(File::create(dir.join("crr.stderr"))?)
+        .spawn()
+        .with_context(|| format!("start {}", crr.to_string_lossy()))
+}
+
+/// Runs `crr` to its end.
+///
+/// # Errors
+/// It could not be started or did not end in time; a bad exit code is for the caller to judge.
+pub fn crr(dir: &Path, args: &[&str]) -> crate::Result<Output> {
+    let mut child = spawn(dir, args)?;
+    let args = args.join(" ");
+    let status = wait::until(wait::STEP, &format!("crr {args}"), || Ok(child.try_wait()?));
+    let read = |name| fs::read(dir.join(name)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let (stdout, stderr) = (read("crr.stdout")?, read("crr.stderr")?);
+    match status {
+        Ok(status) => Ok(Output { args, status, stdout, stderr }),
+        Err(e) => {
+            child.kill()?;
+            child.wait()?;
+            Err(e.context(format!("it said so far:\n{stdout}{stderr}")))
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Open files: what each descriptor refers to, and which descriptors are one open file description.
+
+use super::{Renumber, Rule, Snapshot, link, numbers, read};
+use crate::sys::same_description;
+use std::collections::BTreeMap;
+
+pub(super) fn add(snapshot: &mut Snapshot, pids: &[i32]) -> crate::Result {
+    let mut pipes = Renumber::default();
+    let mut by_target: BTreeMap<String, Vec<(i32, i32)>> = BTreeMap::new();
+    for &pid in pids {
+        let mut links = Vec::new();
+        let mut offsets = Vec::new();
+        for fd in numbers(&format!("/proc/{pid}/fd"))? {
+            let target = normalise(&link(&format!("/proc/{pid}/fd/{fd}"))?, &mut pipes);
+            let info = read(&format!("/proc/{pid}/fdinfo/{fd}"))?;
+            let details: Vec<&str> =
+                info.lines().filter(|line| !line.starts_with("pos:") && !line.starts_with("ino:")).collect();
+            links.push(format!("{fd} -> {target} {}", details.join(" ").replace('\t', "")));
+            offsets.extend(
+                info.lines().filter(|line| line.starts_with("pos:")).map(|line| format!("{fd} {line}")),
+            );
+            by_target.entry(target).or_default().push((pid, fd));
+        }
+        snapshot.insert(format!("task {pid} descriptors"), Rule::Equal, links);
+        snapshot.insert(format!("task {pid} offsets"), Rule::Equal, offsets);
+    }
+    snapshot.insert("open file descriptions".to_owned(), Rule::Equal, descriptions(by_target.into_values())?);
+    Ok(())
+}
+
+/// For each description, who holds it. Only descriptors on the same object can share one.
+fn descriptions(candidates: impl Iterator<Item = Vec<(i32, i32)>>) -> crate::Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for holders in candidates {
+        let mut groups: Vec<Vec<(i32, i32)>> = Vec::new();
+        for holder in holders {
+            match position(&groups, holder)? {
+                Some(found) => groups[found].push(holder),
+                None => groups.push(vec![holder]),
+            }
+        }
+        for group in groups {
+            let names: Vec<String> = group.iter().map(|(pid, fd)| format!("task {pid} fd {fd}")).collect();
+            lines.push(names.join(", "));
+        }
+    }
+    lines.sort_unstable();
+    Ok(lines)
+}
+
+/// The group whose description `holder` also has.
+fn position(groups: &[Vec<(i32, i32)>], holder: (i32, i32)) -> crate::Result<Option<usize>> {
+    for (index, group) in groups.iter().enumerate() {
+        if same_description(group[0], holder)? {
+            return Ok(Some(index));
+        }
+    }
+    Ok(None)
+}
+
+/// Replaces the inode of a pipe by its order of appearance.
+fn normalise(target: &str, pipes: &mut Renumber) -> String {
+    if target.starts_with("pipe:[") { format!("pipe #{}", pipes.number(target)) } else { target.to_owned() }
+}

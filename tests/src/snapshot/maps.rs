@@ -1,0 +1,88 @@
+//! Memory: the lines of maps, with the flags and the anonymous pages that smaps adds.
+
+use super::{Renumber, Rule, Snapshot, read};
+
+/// `sd` (soft-dirty) is a statement about the past.
+const VOLATILE_FLAGS: [&str; 1] = ["sd"];
+
+pub(super) fn add(snapshot: &mut Snapshot, pid: i32, shared_memory: &mut Renumber) -> crate::Result {
+    let text = read(&format!("/proc/{pid}/smaps"))?;
+    let areas = parse(&text, shared_memory);
+    let range = |area: &Area| area.line.split(' ').next().unwrap_or_default().to_owned();
+    let flags = areas.iter().map(|area| format!("{} {}", range(area), area.flags)).collect();
+    let anonymous = areas.iter().map(|area| format!("{} {}", range(area), area.anonymous)).collect();
+    let lines = areas.into_iter().map(|area| area.line).collect();
+    snapshot.insert(format!("task {pid} maps"), Rule::Equal, lines);
+    snapshot.insert(format!("task {pid} vmflags"), Rule::Equal, flags);
+    snapshot.insert(format!("task {pid} anonymous"), Rule::AtMost, anonymous);
+    Ok(())
+}
+
+/// One area.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Area {
+    /// Its line in maps.
+    line: String,
+    /// VmFlags.
+    flags: String,
+    /// Anonymous, in kB.
+    anonymous: String,
+}
+
+fn parse(text: &str, shared_memory: &mut Renumber) -> Vec<Area> {
+    let mut areas: Vec<Area> = Vec::new();
+    for line in text.lines() {
+        // A detail is "Name:  value"; the line of an area starts with its addresses.
+        let detail =
+            line.split_once(':').filter(|(name, _)| name.chars().all(|c| c.is_alphanumeric() || c == '_'));
+        match (detail, areas.last_mut()) {
+            (None, _) => areas.push(Area { line: normalise(line, shared_memory), ..Area::default() }),
+            (Some(("VmFlags", value)), Some(area)) => {
+                let kept: Vec<&str> =
+                    value.split_whitespace().filter(|flag| !VOLATILE_FLAGS.contains(flag)).collect();
+                area.flags = kept.join(" ");
+            }
+            (Some(("Anonymous", value)), Some(area)) => value.trim().clone_into(&mut area.anonymous),
+            (Some(_), _) => {}
+        }
+    }
+    areas
+}
+
+/// Replaces the inode of shared anonymous memory by its order of appearance.
+fn normalise(line: &str, shared_memory: &mut Renumber) -> String {
+    let mut fields: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+    if line.ends_with("/dev/zero (deleted)") {
+        if let Some(inode) = fields.get_mut(4) {
+            *inode = format!("#{}", shared_memory.number(inode));
+        }
+    }
+    fields.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMAPS: &str = "\
+f7d00000-f7d01000 rw-s 00000000 00:01 1025                               /dev/zero (deleted)
+Size:                  4 kB
+Anonymous:             0 kB
+VmFlags: rd wr sh sd mr mw
+f7d01000-f7d02000 rw-p 00000000 00:00 0
+Anonymous:             4 kB
+VmFlags: rd wr mr mw
+";
+
+    #[test]
+    fn smaps_is_parsed_and_normalised() {
+        let mut numbers = Renumber::default();
+        let areas = parse(SMAPS, &mut numbers);
+        assert_eq!(areas.len(), 2);
+        assert_eq!(areas[0].line, "f7d00000-f7d01000 rw-s 00000000 00:01 #1 /dev/zero (deleted)");
+        assert_eq!(areas[0].flags, "rd wr sh mr mw");
+        assert_eq!(areas[1].anonymous, "4 kB");
+        let again = parse(&SMAPS.replace("1025", "9"), &mut numbers);
+        assert!(again[0].line.contains(" #2 "));
+    }
+}

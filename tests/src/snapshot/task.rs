@@ -1,0 +1,152 @@
+//! Everything of a task and its threads but memory and files.
+
+use super::{Rule, Snapshot, link, read, threads};
+
+/// Files of /proc/PID that are compared as they are. Zero bytes in them become line breaks.
+const VERBATIM: [&str; 9] = [
+    "cmdline",
+    "coredump_filter",
+    "environ",
+    "limits",
+    "oom_score_adj",
+    "personality",
+    "setgroups",
+    "timers",
+    "timerslack_ns",
+];
+
+/// Links of /proc/PID.
+const LINKS: [&str; 9] =
+    ["cwd", "exe", "root", "ns/cgroup", "ns/ipc", "ns/mnt", "ns/pid", "ns/user", "ns/uts"];
+
+/// Lines of /proc/PID/status that tell of the past, of statistics or of resident pages.
+const STATUS_VOLATILE: [&str; 12] = [
+    "FDSize",
+    "SigQ",
+    "VmHWM",
+    "VmPTE",
+    "VmPeak",
+    "VmRSS",
+    "VmSwap",
+    "RssAnon",
+    "RssFile",
+    "RssShmem",
+    "nonvoluntary_ctxt_switches",
+    "voluntary_ctxt_switches",
+];
+
+/// Fields of /proc/PID/stat that must stay, by their number in proc_pid_stat(5).
+const STAT_FIELDS: [(usize, &str); 23] = [
+    (4, "ppid"),
+    (5, "pgrp"),
+    (6, "session"),
+    (7, "tty"),
+    (8, "tpgid"),
+    (18, "priority"),
+    (19, "nice"),
+    (20, "threads"),
+    (23, "vsize"),
+    (26, "startcode"),
+    (27, "endcode"),
+    (28, "startstack"),
+    (38, "exit_signal"),
+    (40, "rt_priority"),
+    (41, "policy"),
+    (45, "start_data"),
+    (46, "end_data"),
+    (47, "start_brk"),
+    (48, "arg_start"),
+    (49, "arg_end"),
+    (50, "env_start"),
+    (51, "env_end"),
+    (52, "exit_code"),
+];
+
+/// Adds a task. The parent of the root is nobody's promise: a detached restore hands it to init.
+pub(super) fn add(snapshot: &mut Snapshot, pid: i32, is_root: bool) -> crate::Result {
+    let proc = format!("/proc/{pid}");
+    for file in VERBATIM {
+        let Ok(text) = read(&format!("{proc}/{file}")) else {
+            // `timers` and `setgroups` depend on the kernel's configuration; it is the same before and after.
+            continue;
+        };
+        let lines = text.split(['\n', '\0']).map(str::to_owned).collect();
+        snapshot.insert(format!("task {pid} {file}"), Rule::Equal, lines);
+    }
+    for name in LINKS {
+        let target = link(&format!("{proc}/{name}"))?;
+        snapshot.insert(format!("task {pid} {name}"), Rule::Equal, vec![target]);
+    }
+    let auxv = std::fs::read(format!("{proc}/auxv"))?;
+    let words = auxv.chunks(8).map(|word| format!("{word:02x?}")).collect();
+    snapshot.insert(format!("task {pid} auxv"), Rule::Equal, words);
+    for tid in threads(pid)? {
+        add_thread(snapshot, pid, tid, is_root)?;
+    }
+    Ok(())
+}
+
+fn add_thread(snapshot: &mut Snapshot, pid: i32, tid: i32, of_root: bool) -> crate::Result {
+    let proc = format!("/proc/{pid}/task/{tid}");
+    let key = |what: &str| format!("task {pid} thread {tid} {what}");
+    let (pending, status): (Vec<String>, Vec<String>) =
+        status_lines(&read(&format!("{proc}/status"))?, of_root).partition(|line| line.contains("Pnd:"));
+    snapshot.insert(key("status"), Rule::Equal, status);
+    snapshot.insert(key("pending signals"), Rule::Equal, pending);
+    let stat = stat_lines(&read(&format!("{proc}/stat"))?, of_root);
+    snapshot.insert(key("stat"), Rule::Equal, stat);
+    snapshot.insert(key("comm"), Rule::Equal, vec![read(&format!("{proc}/comm"))?.trim_end().to_owned()]);
+    let syscall = read(&format!("{proc}/syscall"))?;
+    // "-1 SP PC": stopped outside of a system call, in a page fault for instance. It runs.
+    let shown = if syscall.starts_with("-1 ") { "running" } else { syscall.trim_end() };
+    snapshot.insert(key("syscall"), Rule::Syscall, vec![shown.to_owned()]);
+    Ok(())
+}
+
+fn status_lines(text: &str, of_root: bool) -> impl Iterator<Item = String> {
+    text.lines().filter_map(move |line| {
+        let (name, value) = line.split_once(':')?;
+        if STATUS_VOLATILE.contains(&name) || (of_root && name == "PPid") {
+            return None;
+        }
+        if name == "State" {
+            return Some(format!("State: {}", state_class(value.trim_start())));
+        }
+        Some(line.to_owned())
+    })
+}
+
+/// Whether a thread runs or sleeps changes by itself; whether it is stopped, traced or dead does not.
+fn state_class(state: &str) -> &str {
+    if state.starts_with(['R', 'S', 'D']) { "alive" } else { state }
+}
+
+fn stat_lines(text: &str, of_root: bool) -> Vec<String> {
+    // The command name may contain anything; the fields after its last parenthesis are numbered from 3.
+    let fields: Vec<&str> = text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+    let wanted = STAT_FIELDS.iter().filter(|(_, name)| !(of_root && *name == "ppid"));
+    wanted.map(|(number, name)| format!("{name} {}", fields.get(number - 3).unwrap_or(&"missing"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_survives_any_command_name() {
+        let numbers: Vec<String> = (4..=52).map(|n| n.to_string()).collect();
+        let text = format!("7 (a) b (c) S {}\n", numbers.join(" "));
+        let lines = stat_lines(&text, false);
+        assert_eq!(lines.first().map(String::as_str), Some("ppid 4"));
+        assert_eq!(lines.last().map(String::as_str), Some("exit_code 52"));
+        assert!(stat_lines(&text, true).iter().all(|line| !line.starts_with("ppid")));
+    }
+
+    #[test]
+    fn status_keeps_what_matters() {
+        let text = "Name:\tx\nState:\tS (sleeping)\nPPid:\t1\nVmRSS:\t12 kB\nSigPnd:\t00\n";
+        let lines: Vec<String> = status_lines(text, true).collect();
+        assert_eq!(lines, ["Name:\tx", "State: alive", "SigPnd:\t00"]);
+        assert!(status_lines("State:\tT (stopped)\n", false).any(|line| line == "State: T (stopped)"));
+    }
+}

@@ -1,0 +1,47 @@
+//! Private memory.
+
+use tests::abi::Abi;
+use tests::case::Workload;
+use tests::isolate::isolated;
+use tests::{here, require_ia32, require_root};
+
+const fn memory(case: &'static str) -> Workload {
+    Workload::new("memory", case)
+}
+
+tests::survives! {
+    anonymous => memory("anonymous");
+    holes => memory("holes");
+    prot_none => memory("prot_none");
+    code => memory("code");
+    heap => memory("heap");
+    stack => memory("stack");
+    grows_down => memory("grows_down");
+    sparse => memory("sparse");
+    many_areas => memory("many_areas");
+    extremes => memory("extremes");
+    advice => memory("advice");
+    locked => memory("locked");
+    huge_pages => memory("huge_pages");
+    zero_page => memory("zero_page");
+}
+
+/// A gigabyte of which 64 pages were touched, private or shared, costs about 64 pages of image.
+#[test]
+fn sparse_memory_costs_what_is_touched() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        for abi in Abi::ALL {
+            for workload in [memory("sparse"), Workload::new("mapping", "shared_sparse")] {
+                let dir = dir.join(format!("{abi}-{workload}"));
+                let mut running = workload.start(&dir, abi)?;
+                running.dump(&[])?.success()?;
+                let bytes = tests::case::images_size(&running.images())?;
+                assert!(bytes < 4 << 20, "{abi} {workload}: the images have {bytes} bytes");
+                tests::case::nothing_left()?;
+            }
+        }
+        Ok(())
+    });
+}

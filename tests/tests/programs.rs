@@ -1,0 +1,441 @@
+//! Real programs, not written to be checkpointed: i386 ones out of the tree that `ci/i386-root` makes,
+//! 64-bit ones of the machine, alone and mixed. Each goes through several rounds of dump, gone, restore while
+//! it works, and a client that knows what the right answers are asks it before and after.
+//!
+//! They run in the world of `programs/world`: the i386 tree with the host's 64-bit programs at `/host` and
+//! the test's directory at `/work`, as the root of the test's own mount namespace ([`Place::Namespace`]) or
+//! by plain chroot below a `crr` that has another root ([`Place::Chroot`]).
+
+use anyhow::{Context, bail, ensure};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use tests::{Result, binaries, case, isolate, require_root, wait};
+
+/// Rounds of dump and restore that each program goes through.
+const ROUNDS: u32 = 5;
+
+/// Limit of one test: the machine may be busy with others.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// 64-bit programs, by their names inside of the world.
+const PYTHON64: &str = "/host/usr/bin/python3";
+const BASH64: &str = "/host/usr/bin/bash";
+/// i386 ones.
+const PYTHON32: &str = "/usr/bin/python3";
+
+/// Where the root directory of the programs comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// It is the root of the mount namespace, and `crr`'s too.
+    Namespace,
+    /// The programs were started by chroot(8).
+    Chroot,
+}
+
+/// The i386 tree with everything mounted, and the test's directory in it.
+struct World {
+    /// What the programs see as /, as this process sees it.
+    root: PathBuf,
+    /// What the programs see as /work, as this process sees it.
+    dir: PathBuf,
+    /// The host's own tree, as this process sees it, and the test's directory in there.
+    host: PathBuf,
+    host_dir: PathBuf,
+    /// `programs/world`, as this process sees it.
+    script: PathBuf,
+    crr: PathBuf,
+}
+
+impl World {
+    /// Makes the mounts. In [`Place::Namespace`] that changes the root of this very process.
+    fn enter(dir: &Path, place: Place) -> Result<Self> {
+        let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs");
+        let copied = Command::new("cp").arg("-r").arg(programs.join(".")).arg(dir).status()?;
+        ensure!(copied.success(), "copy the programs: {copied}");
+        let root = i386_root().context("no i386 tree: run ci/setup, or set CRR_I386_ROOT")?;
+        let mode = if place == Place::Namespace { "--pivot" } else { "--mounts" };
+        let made = Command::new(programs.join("world")).arg(mode).args([&root, dir]).status()?;
+        ensure!(made.success(), "make the world: {made}");
+        let (crr, host_dir) = (binaries::crr()?, dir.to_owned());
+        if place == Place::Chroot {
+            let (dir, script) = (dir.to_owned(), dir.join("world"));
+            return Ok(World { root, dir, host: "/".into(), host_dir, script, crr });
+        }
+        std::env::set_current_dir("/")?;
+        let crr = Path::new("/host").join(crr.strip_prefix("/")?);
+        Ok(World {
+            root: "/".into(),
+            dir: "/work".into(),
+            host: "/host".into(),
+            host_dir,
+            script: "/work/world".into(),
+            crr,
+        })
+    }
+
+    /// Starts a program in a session of its own; what it prints goes to `log`.
+    fn start(&self, program: &[&str]) -> Result<Running<'_>> {
+        let log = File::create(self.dir.join("log"))?;
+        // Once restored it is not this child any more: it is reaped by its pid.
+        let child = Command::new("setsid")
+            .args([&self.script, Path::new("--start"), &self.root])
+            .args(program)
+            .env_clear()
+            .envs([("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/tmp"), ("LC_ALL", "C.UTF-8")])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {program:?}"))?;
+        let root = Pid::from_raw(i32::try_from(child.id())?);
+        Ok(Running { world: self, root, dumps: 0, asked: 0 })
+    }
+
+    fn crr(&self, args: &[&str]) -> Result {
+        let said = self.dir.join("crr.log");
+        let output = File::create(&said)?;
+        let mut child = Command::new(&self.crr)
+            .args(args)
+            .current_dir(&self.dir)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("start {}", self.crr.display()))?;
+        let ended = wait::until(wait::STEP, "crr", || Ok(child.try_wait()?));
+        if ended.is_err() {
+            child.kill()?;
+            child.wait()?;
+        }
+        let said =
+            || format!("crr {} said:\n{}", args.join(" "), fs::read_to_string(&said).unwrap_or_default());
+        let status = ended.with_context(said)?;
+        ensure!(status.success(), "{status}; {}", said());
+        Ok(())
+    }
+
+    fn read(&self, name: &str) -> Result<String> {
+        fs::read_to_string(self.dir.join(name)).with_context(|| format!("read {name}"))
+    }
+}
+
+/// A started program, by the pid of the root of its tree.
+struct Running<'a> {
+    world: &'a World,
+    root: Pid,
+    dumps: u32,
+    asked: u32,
+}
+
+impl Running<'_> {
+    /// One round: dump, see that all of it is gone, restore.
+    fn round(&mut self) -> Result {
+        self.dumps += 1;
+        let round = self.dumps;
+        let images = self.world.dir.join(format!("images-{round}"));
+        fs::create_dir(&images)?;
+        let images = images.to_string_lossy();
+        self.world
+            .crr(&["dump", "-t", &self.root.to_string(), "-D", &images])
+            .with_context(|| format!("round {round}: dump"))?;
+        case::nothing_left().with_context(|| format!("round {round}: after the dump"))?;
+        self.world
+            .crr(&["restore", "-D", &images, "-d"])
+            .with_context(|| format!("round {round}: restore"))?;
+        fs::remove_dir_all(&*images)?;
+        Ok(())
+    }
+
+    /// The answer to a command, by the files of `programs/desk.py`.
+    fn ask(&mut self, command: &str) -> Result<String> {
+        self.asked += 1;
+        let (asked, answered) = (self.world.dir.join("command"), self.world.dir.join("answer"));
+        let new = asked.with_extension("new");
+        fs::write(&new, format!("{} {command}\n", self.asked))?;
+        fs::rename(&new, &asked)?;
+        let number = format!("{} ", self.asked);
+        let answer = wait::until(wait::STEP, &format!("an answer to {command}"), || {
+            self.still_runs()?;
+            let text = fs::read_to_string(&answered).unwrap_or_default();
+            Ok(text.strip_prefix(&number).map(|answer| answer.trim_end().to_owned()))
+        });
+        answer.with_context(|| format!("the program said:\n{}", self.world.read("log").unwrap_or_default()))
+    }
+
+    /// [`Self::ask`], with the answer as numbers.
+    fn ask_numbers(&mut self, command: &str) -> Result<Vec<u64>> {
+        let answer = self.ask(command)?;
+        answer.split_whitespace().map(|word| word.parse().with_context(|| answer.clone())).collect()
+    }
+
+    /// Waits until the program has come to a point of its work.
+    fn wait_for_progress(&self, point: u32) -> Result {
+        wait::until(wait::STEP, &format!("progress {point}"), || {
+            self.still_runs()?;
+            let text = self.world.read("progress").unwrap_or_default();
+            Ok(text.trim().parse::<u32>().is_ok_and(|now| now >= point).then_some(()))
+        })
+    }
+
+    fn still_runs(&self) -> Result {
+        match waitpid(self.root, Some(WaitPidFlag::WNOHANG))? {
+            WaitStatus::StillAlive => Ok(()),
+            status => bail!("the program ended: {status:?}\n{}", self.world.read("log").unwrap_or_default()),
+        }
+    }
+
+    /// Waits until it has ended, well and with no process left.
+    fn finish(self) -> Result {
+        let status = wait::until(LIMIT, "the program ends", || {
+            Ok(match waitpid(self.root, Some(WaitPidFlag::WNOHANG))? {
+                WaitStatus::StillAlive => None,
+                status => Some(status),
+            })
+        })?;
+        let log = self.world.read("log")?;
+        ensure!(status == WaitStatus::Exited(self.root, 0), "it ended with {status:?} and said:\n{log}");
+        case::nothing_left()
+    }
+}
+
+/// The i386 tree: `$CRR_I386_ROOT`, or where `ci/setup` puts it.
+fn i386_root() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    let cache = || variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
+    let tree = variable("CRR_I386_ROOT")
+        .or_else(|| Some(variable("CRR_CACHE").or_else(|| Some(cache()?.join("crr")))?.join("i386-root")))?;
+    tree.join("usr/bin/python3").exists().then_some(tree)
+}
+
+/// Whether the i386 tree is there and its programs run.
+fn have_programs() -> bool {
+    i386_root().is_some_and(|root| {
+        Command::new("chroot").arg(root).arg("true").status().is_ok_and(|status| status.success())
+    })
+}
+
+/// Skips the test where the i386 programs are missing; fails in CI.
+macro_rules! require_programs {
+    ($test:expr) => {
+        if !tests::needs::has($test, have_programs(), "the i386 tree of ci/setup") {
+            return;
+        }
+    };
+}
+
+/// A test of the given name that runs `$body` in a world.
+macro_rules! programs {
+    ($($(#[$meta:meta])* $name:ident in $place:ident => $body:expr;)*) => {$(
+        $(#[$meta])*
+        #[test]
+        fn $name() {
+            require_root!();
+            require_programs!(stringify!($name));
+            isolate::isolated_for(LIMIT, stringify!($name), |dir| {
+                let body: fn(&World) -> Result = $body;
+                body(&World::enter(dir, Place::$place)?)
+            });
+        }
+    )*};
+}
+
+programs! {
+    /// Six threads that grow dictionaries, lists, byte strings and big integers.
+    python32_threads in Namespace => |world| threads(world, PYTHON32);
+    python32_threads_in_chroot in Chroot => |world| threads(world, PYTHON32);
+    python64_threads in Namespace => |world| threads(world, PYTHON64);
+    /// multiprocessing over pipes.
+    python32_workers in Namespace => |world| right_answers(world, &[PYTHON32, "/work/workers.py"]);
+    python64_workers in Chroot => |world| right_answers(world, &[PYTHON64, "/work/workers.py"]);
+    /// SQLite on disk.
+    python32_sqlite in Namespace => |world| sqlite(world, PYTHON32);
+    python64_sqlite in Namespace => |world| sqlite(world, PYTHON64);
+    /// A parent with two children, pipes and a new `sort` all the time.
+    perl32_family in Namespace => |world| right_answers(world, &["/usr/bin/perl", "/work/family.pl"]);
+    perl32_family_in_chroot in Chroot => |world| right_answers(world, &["/usr/bin/perl", "/work/family.pl"]);
+    /// A stream through a pipeline of one i386 program.
+    busybox32_pipeline in Namespace => |world| stream(world, &["/bin/busybox", "sh", "-c"], BUSYBOX);
+    /// A stream through 64-bit bash, i386 python, i386 gzip, 64-bit sort, i386 gzip.
+    mixed_pipeline in Namespace => |world| stream(world, BASH, MIXED);
+    mixed_pipeline_in_chroot in Chroot => |world| stream(world, BASH, MIXED);
+    /// A stream enciphered by an i386 program and deciphered by a 64-bit one.
+    openssl_stream in Namespace => |world| stream(world, BASH, OPENSSL);
+    /// Numbers that live in SSE, AVX and x87 registers.
+    numbers_ia32 in Namespace => |world| numbers(world, "-m32");
+    numbers_x86_64 in Namespace => |world| numbers(world, "-m64");
+    /// Six programs, each the child of the one before: 64, 32, 64, 32, 64, 32.
+    chain_of_abis in Namespace => chain;
+    chain_of_abis_in_chroot in Chroot => chain;
+}
+
+/// The shell of the mixed pipelines, which fail if one of their programs does.
+const BASH: &[&str] = &[BASH64, "-o", "pipefail", "-c"];
+
+const BUSYBOX: &str = "/usr/bin/python3 /work/lines.py COUNT PAUSE \
+     | busybox grep -v '^00' | busybox sed 's/^/line /' | busybox awk '{ print NR, $2, $3 }' \
+     | busybox gzip -1 | busybox gunzip | busybox sort | busybox md5sum >/work/out";
+
+const MIXED: &str = "/usr/bin/python3 /work/lines.py COUNT PAUSE | /usr/bin/gzip -1 | /usr/bin/gzip -d \
+     | /host/usr/bin/sort | /usr/bin/gzip -n >/work/out";
+
+const OPENSSL: &str = "/usr/bin/python3 /work/lines.py COUNT PAUSE \
+     | /usr/bin/openssl enc -aes-256-ctr -K 0f1e2d3c -iv 00112233 2>/dev/null \
+     | /host/usr/bin/openssl enc -d -aes-256-ctr -K 0f1e2d3c -iv 00112233 2>/dev/null \
+     | /usr/bin/openssl dgst -sha512 >/work/out";
+
+/// `programs/growing.py`: after every round it has gone on, and its hash is the one of a replay.
+fn threads(world: &World, python: &str) -> Result {
+    let mut running = world.start(&[python, "/work/growing.py"])?;
+    let mut before = 0;
+    for round in 0..=ROUNDS {
+        if round > 0 {
+            running.round()?;
+        }
+        let answer = running.ask("check")?;
+        let (steps, hash) = answer.split_once(' ').with_context(|| answer.clone())?;
+        let count: u64 = steps.parse()?;
+        ensure!(count > before, "round {round}: {count} steps after {before}");
+        before = count;
+        // The control is the machine's own Python, of the other ABI or not: the hash does not depend on that.
+        let control = Command::new(world.root.join(&PYTHON64[1..]))
+            .arg(world.dir.join("growing.py"))
+            .arg(steps)
+            .output()?;
+        let control = String::from_utf8(control.stdout)?;
+        ensure!(control.trim() == hash, "round {round}: {steps} steps give {control}, not {hash}");
+    }
+    Ok(())
+}
+
+/// A program that answers `check` by how much it did and how much of it was wrong.
+fn right_answers(world: &World, program: &[&str]) -> Result {
+    let mut running = world.start(program)?;
+    let mut before = 0;
+    for round in 0..=ROUNDS {
+        if round > 0 {
+            running.round()?;
+        }
+        let goes_on = wait::until(wait::STEP, "the program goes on", || {
+            let answer = running.ask_numbers("check")?;
+            let &[done, wrong] = &answer[..] else { bail!("two numbers expected: {answer:?}") };
+            ensure!(wrong == 0, "{wrong} of {done} are wrong");
+            let more = done > before + 10;
+            before = if more { done } else { before };
+            Ok(more.then_some(()))
+        });
+        goes_on.with_context(|| format!("round {round}"))?;
+    }
+    Ok(())
+}
+
+/// `programs/ledger.py`: rows go in before and after each round; the file is asked by another SQLite too.
+fn sqlite(world: &World, python: &str) -> Result {
+    let mut running = world.start(&[python, "/work/ledger.py"])?;
+    let mut rows = 0u64;
+    for round in 0..=ROUNDS {
+        if round > 0 {
+            running.round()?;
+        }
+        rows += 700;
+        ensure!(running.ask_numbers("insert 700")? == [rows], "round {round}: rows got lost");
+        let total: u64 = (1..=rows).map(|id| id * 37 % 1009).sum();
+        let answer = running.ask("check")?;
+        ensure!(answer == format!("{rows} {total} {rows} ok"), "round {round}: {answer}");
+        let other = Command::new(world.root.join(&PYTHON64[1..]))
+            .args([world.dir.join("ledger_sum.py"), world.dir.join("ledger.sqlite")])
+            .output()?;
+        let other = String::from_utf8(other.stdout)?;
+        ensure!(other.trim() == format!("{rows} {total}"), "round {round}: the file has {other}");
+    }
+    Ok(())
+}
+
+/// A pipeline on a stream of COUNT chunks with a PAUSE after each: dumped and restored all along its way, it
+/// writes to `out` what it writes when it is left alone. That is so only if no byte is lost or doubled.
+fn stream(world: &World, shell: &[&str], pipeline: &str) -> Result {
+    const CHUNKS: u32 = 200;
+    let run = |pause| {
+        let pipeline = pipeline.replace("COUNT", &CHUNKS.to_string()).replace("PAUSE", pause);
+        world.start(&[shell, &[&pipeline]].concat())
+    };
+    run("0")?.finish().context("the control run")?;
+    let control = fs::read(world.dir.join("out"))?;
+    ensure!(!control.is_empty(), "the control run wrote nothing");
+    fs::remove_file(world.dir.join("out"))?;
+    fs::remove_file(world.dir.join("progress"))?;
+
+    let mut running = run("0.01")?;
+    for round in 1..=ROUNDS {
+        running.wait_for_progress(round * CHUNKS / (ROUNDS + 2))?;
+        running.round()?;
+    }
+    running.finish()?;
+    let out = fs::read(world.dir.join("out"))?;
+    ensure!(
+        out == control,
+        "what came out differs from the control run: {} and {} bytes",
+        out.len(),
+        control.len()
+    );
+    ensure!(world.read("log")?.is_empty(), "the programs complained:\n{}", world.read("log")?);
+    Ok(())
+}
+
+/// `programs/crunch.c`: the result is, to the bit, that of a run without checkpoints.
+fn numbers(world: &World, abi: &str) -> Result {
+    const STEPS: u32 = 6000;
+    // The compiler is the host's, and needs the host's tree around it.
+    let built = Command::new("chroot")
+        .args([&world.host, Path::new("gcc")])
+        .args(["-O2", "-Wall", "-Wextra", "-Werror", "-pthread", abi, "-o"])
+        .args([world.host_dir.join("crunch"), world.host_dir.join("crunch.c")])
+        .status()?;
+    ensure!(built.success(), "build crunch.c {abi}: {built}");
+    let steps = STEPS.to_string();
+    let program = ["/work/crunch", &steps];
+    world.start(&program)?.finish().context("the control run")?;
+    let control = world.read("log")?;
+    ensure!(control.lines().count() == 27 && !control.contains("nan"), "the control run gives:\n{control}");
+    fs::remove_file(world.dir.join("progress"))?;
+
+    let mut running = world.start(&program)?;
+    for round in 1..=ROUNDS {
+        running.wait_for_progress(round * STEPS / (ROUNDS + 2))?;
+        running.round()?;
+    }
+    running.finish()?;
+    let log = world.read("log")?;
+    ensure!(log == control, "the numbers differ; alone:\n{control}with checkpoints:\n{log}");
+    Ok(())
+}
+
+/// `programs/chain`: each line passes all six programs, and each counts it.
+fn chain(world: &World) -> Result {
+    let mut running = world.start(&[BASH64, "/work/chain/first.bash", "bash64-root"])?;
+    let counted = world.dir.join("counted");
+    let lines = || fs::read_to_string(&counted).unwrap_or_default().lines().count();
+    for round in 0..=ROUNDS {
+        if round > 0 {
+            running.round()?;
+        }
+        let before = lines();
+        wait::until(wait::STEP, "the chain counts on", || {
+            running.still_runs()?;
+            Ok((lines() >= before + 30).then_some(()))
+        })
+        .with_context(|| format!("round {round}"))?;
+    }
+    for (number, line) in fs::read_to_string(&counted)?.split_inclusive('\n').enumerate() {
+        let count = (number + 1).to_string();
+        let right =
+            line.split_whitespace().filter(|word| word.split_once('=').is_some_and(|(_, n)| n == count));
+        // The last one may be half written.
+        ensure!(right.count() == 6 || !line.ends_with('\n'), "line {count} is wrong: {line}");
+    }
+    ensure!(world.read("log")?.is_empty(), "the programs complained:\n{}", world.read("log")?);
+    Ok(())
+}

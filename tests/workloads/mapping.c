@@ -1,0 +1,229 @@
+/* Mappings of files, and memory that tasks share. */
+#include "workload.h"
+#include <setjmp.h>
+
+/* A new file of this many pages in the working directory, page i filled with seed + i. */
+static int make_file(const char *name, size_t pages, uint32_t seed)
+{
+	char page[PAGE];
+	int fd = MUST(open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+	for (size_t i = 0; i < pages; i++) {
+		fill(page, PAGE, seed + (uint32_t)i);
+		MUST(write(fd, page, PAGE));
+	}
+	return fd;
+}
+
+static char *map_file(int fd, int flags, int protection, size_t pages, size_t from)
+{
+	return MUST((char *)mmap(NULL, pages * PAGE, protection, flags, fd, (off_t)(from * PAGE)));
+}
+
+static void check_file_page(const char *name, size_t index, uint32_t seed)
+{
+	char page[PAGE];
+	int fd = MUST(open(name, O_RDONLY));
+	CHECK(pread(fd, page, PAGE, (off_t)(index * PAGE)) == (ssize_t)PAGE, "read %s", name);
+	CHECK_FILL(page, PAGE, seed);
+	close(fd);
+}
+
+CASE(private_file)
+{
+	int fd = make_file("private", 16, 100);
+	char *memory = map_file(fd, MAP_PRIVATE, PROT_READ | PROT_WRITE, 12, 2);
+	close(fd);
+	for (size_t i = 0; i < 12; i += 3)
+		fill(memory + i * PAGE, PAGE, (uint32_t)(500 + i));
+	/* Overwritten with zeros: not what the file has, and a zero page all the same. */
+	memset(memory + PAGE, 0, PAGE);
+	MUST(mprotect(memory + 6 * PAGE, 3 * PAGE, PROT_READ));
+	checkpoint();
+	for (size_t i = 0; i < 12; i++) {
+		if (i == 1)
+			CHECK(memory[PAGE] == 0 && memory[2 * PAGE - 1] == 0, "the zeroed page");
+		else
+			CHECK_FILL(memory + i * PAGE, PAGE, (uint32_t)(i % 3 == 0 ? 500 + i : 102 + i));
+		check_file_page("private", i + 2, (uint32_t)(102 + i));
+	}
+	fill(memory + 2 * PAGE, PAGE, 7);
+	check_file_page("private", 4, 104);
+}
+
+CASE(shared_file)
+{
+	int fd = make_file("shared", 16, 200);
+	char *memory = map_file(fd, MAP_SHARED, PROT_READ | PROT_WRITE, 8, 4);
+	int reader = MUST(open("shared", O_RDONLY));
+	char *view = map_file(reader, MAP_SHARED, PROT_READ, 16, 0);
+	close(fd);
+	close(reader);
+	fill(memory, PAGE, 300);
+	checkpoint();
+	CHECK_FILL(memory, PAGE, 300);
+	CHECK_FILL(view + 4 * PAGE, PAGE, 300);
+	CHECK_FILL(view + 5 * PAGE, PAGE, 205);
+	fill(memory + PAGE, PAGE, 301);
+	CHECK_FILL(view + 5 * PAGE, PAGE, 301);
+	check_file_page("shared", 5, 301);
+	CHECK(mprotect(view, PAGE, PROT_READ | PROT_WRITE) == -1 && errno == EACCES,
+	      "a shared mapping of a read-only file became writable");
+	MUST(mprotect(memory, PAGE, PROT_READ));
+}
+
+static sigjmp_buf bus_jump;
+
+static void on_bus(int signal)
+{
+	(void)signal;
+	siglongjmp(bus_jump, 1);
+}
+
+/* Behind the end of the file there is SIGBUS, and behind its last byte zeros. */
+CASE(file_tail)
+{
+	int fd = make_file("tail", 2, 400);
+	MUST(ftruncate(fd, (off_t)PAGE + 100));
+	char *memory = map_file(fd, MAP_PRIVATE, PROT_READ | PROT_WRITE, 8, 0);
+	char *shared = map_file(fd, MAP_SHARED, PROT_READ | PROT_WRITE, 8, 0);
+	memory[PAGE + 200] = 9;
+	checkpoint();
+	CHECK_FILL(memory, PAGE, 400);
+	CHECK(memory[PAGE + 200] == 9 && memory[PAGE + 300] == 0, "the last page");
+	CHECK(shared[PAGE + 200] == 0, "the last page, shared");
+	MUST((intptr_t)signal(SIGBUS, on_bus));
+	volatile char byte;
+	if (sigsetjmp(bus_jump, 1) == 0) {
+		byte = memory[4 * PAGE];
+		CHECK(false, "read %d behind the end of the file", byte);
+	}
+	MUST(ftruncate(fd, (off_t)(8 * PAGE)));
+	CHECK(memory[4 * PAGE] == 0 && shared[4 * PAGE] == 0, "the file grew");
+}
+
+/* Mapping /dev/zero privately is anonymous memory that keeps the name of the device. */
+CASE(zero_device)
+{
+	int fd = MUST(open("/dev/zero", O_RDWR));
+	char *memory = map_file(fd, MAP_PRIVATE, PROT_READ | PROT_WRITE, 8, 0);
+	close(fd);
+	fill(memory, 4 * PAGE, 8);
+	checkpoint();
+	CHECK_FILL(memory, 4 * PAGE, 8);
+	CHECK(memory[5 * PAGE] == 0, "untouched");
+}
+
+struct family {
+	/* 32 pages; the child has lost the middle of it, the grandchild sees a part read-only. */
+	char *shared;
+	/* Of another object. */
+	volatile int *turn;
+};
+
+static void grandchild(void *argument)
+{
+	struct family *family = argument;
+	MUST(mprotect(family->shared, 4 * PAGE, PROT_READ));
+	prepared();
+	wait_for_go();
+	CHECK_FILL(family->shared, 4 * PAGE, 10);
+	CHECK_FILL(family->shared + 20 * PAGE, PAGE, 12);
+	await(family->turn, 2);
+	CHECK_FILL(family->shared + 24 * PAGE, PAGE, 52);
+	fill(family->shared + 25 * PAGE, PAGE, 53);
+	__atomic_store_n(family->turn, 3, __ATOMIC_SEQ_CST);
+}
+
+static void child(void *argument)
+{
+	struct family *family = argument;
+	MUST(munmap(family->shared + 8 * PAGE, 8 * PAGE));
+	fill(family->shared + 20 * PAGE, PAGE, 12);
+	pid_t below = spawn(grandchild, family);
+	prepared();
+	wait_for_go();
+	await(family->turn, 1);
+	CHECK_FILL(family->shared + 23 * PAGE, PAGE, 51);
+	fill(family->shared + 24 * PAGE, PAGE, 52);
+	__atomic_store_n(family->turn, 2, __ATOMIC_SEQ_CST);
+	finish(below);
+}
+
+static char *map_shared(size_t pages)
+{
+	return MUST((char *)mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+}
+
+CASE(shared_anonymous)
+{
+	struct family family = { map_shared(32), (volatile int *)(void *)map_shared(1) };
+	fill(family.shared, 4 * PAGE, 10);
+	fill(family.shared + 10 * PAGE, PAGE, 11);
+	pid_t below = spawn(child, &family);
+	checkpoint();
+	CHECK_FILL(family.shared, 4 * PAGE, 10);
+	CHECK_FILL(family.shared + 10 * PAGE, PAGE, 11);
+	CHECK_FILL(family.shared + 20 * PAGE, PAGE, 12);
+	CHECK(family.shared[30 * PAGE] == 0, "untouched");
+	fill(family.shared + 23 * PAGE, PAGE, 51);
+	__atomic_store_n(family.turn, 1, __ATOMIC_SEQ_CST);
+	MUST(kill(below, SIGUSR1));
+	await(family.turn, 3);
+	CHECK_FILL(family.shared + 25 * PAGE, PAGE, 53);
+	reap(below);
+}
+
+/* One object mapped twice in one task, at different offsets. */
+CASE(shared_twice)
+{
+	char *first = map_shared(8);
+	fill(first, 8 * PAGE, 20);
+	/* mremap with an old size of 0 maps shared memory once more. */
+	char *second = MUST((char *)mremap(first + 2 * PAGE, 0, 4 * PAGE, MREMAP_MAYMOVE));
+	MUST(munmap(first, PAGE));
+	checkpoint();
+	CHECK(memcmp(first + 2 * PAGE, second, 4 * PAGE) == 0, "both views");
+	fill(second, PAGE, 21);
+	CHECK_FILL(first + 2 * PAGE, PAGE, 21);
+	first[3 * PAGE] = 77;
+	CHECK(second[PAGE] == 77, "the other way");
+}
+
+/* A shared object of 1 GiB with little in it. */
+CASE(shared_sparse)
+{
+	const size_t pages = 1024 * MIB / PAGE;
+	char *memory = MUST((char *)mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE,
+					 MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+	for (size_t i = 0; i < pages; i += 8192)
+		fill(memory + i * PAGE, PAGE, (uint32_t)i);
+	checkpoint();
+	for (size_t i = 0; i < pages; i += 8192)
+		CHECK_FILL(memory + i * PAGE, PAGE, (uint32_t)i);
+	CHECK(memory[PAGE] == 0, "untouched");
+}
+
+/* Pages that parent and child still share copy-on-write. */
+static void cow_child(void *argument)
+{
+	char *memory = argument;
+	fill(memory, PAGE, 31);
+	prepared();
+	wait_for_go();
+	CHECK_FILL(memory, PAGE, 31);
+	CHECK_FILL(memory + PAGE, PAGE, 41);
+	fill(memory + PAGE, PAGE, 32);
+	CHECK_FILL(memory + PAGE, PAGE, 32);
+}
+
+CASE(copy_on_write)
+{
+	char *memory = map_anonymous(4 * PAGE);
+	fill(memory, PAGE, 40);
+	fill(memory + PAGE, PAGE, 41);
+	pid_t below = spawn(cow_child, memory);
+	checkpoint();
+	finish(below);
+	CHECK_FILL(memory, PAGE, 40);
+	CHECK_FILL(memory + PAGE, PAGE, 41);
+}

@@ -1,0 +1,293 @@
+/* Private memory: contents, protections, holes, heap, stacks, advice, locks, extremes of the address space. */
+#include "workload.h"
+
+CASE(anonymous)
+{
+	enum { PAGES = 1024 };
+	char *memory = map_anonymous(PAGES * PAGE);
+	for (size_t i = 0; i < PAGES; i++)
+		if (i % 3 != 0)
+			fill(memory + i * PAGE, PAGE, (uint32_t)i);
+	checkpoint();
+	for (size_t i = 0; i < PAGES; i++) {
+		if (i % 3 != 0)
+			CHECK_FILL(memory + i * PAGE, PAGE, (uint32_t)i);
+		else
+			for (size_t k = 0; k < PAGE; k++)
+				CHECK(memory[i * PAGE + k] == 0, "page %zu, byte %zu", i, k);
+	}
+	fill(memory, PAGES * PAGE, 99);
+	CHECK_FILL(memory, PAGES * PAGE, 99);
+}
+
+static bool is_mapped(const void *page)
+{
+	/* msync answers ENOMEM for what is not mapped, whatever its protection. */
+	return msync((void *)page, PAGE, MS_ASYNC) == 0;
+}
+
+CASE(holes)
+{
+	enum { PAGES = 64 };
+	char *memory = map_anonymous(PAGES * PAGE);
+	fill(memory, PAGES * PAGE, 5);
+	for (size_t i = 1; i < PAGES; i += 4)
+		MUST(munmap(memory + i * PAGE, PAGE * (1 + i % 3)));
+	bool before[PAGES], word_differs = false;
+	for (size_t i = 0; i < PAGES; i++)
+		before[i] = is_mapped(memory + i * PAGE);
+	checkpoint();
+	for (size_t i = 0; i < PAGES; i++) {
+		CHECK(is_mapped(memory + i * PAGE) == before[i], "page %zu", i);
+		if (before[i]) {
+			static uint32_t expected[PAGES * PAGE / 4];
+			fill(expected, sizeof(expected), 5);
+			word_differs |= memcmp(memory + i * PAGE, (char *)expected + i * PAGE, PAGE) != 0;
+		}
+	}
+	CHECK(!word_differs, "pages between the holes");
+	/* A hole is free for a new mapping. */
+	char *again = mmap(memory + PAGE, PAGE, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	CHECK(again == memory + PAGE, "%s", strerror(errno));
+	if (again == memory + PAGE)
+		CHECK(*again == 0, "new memory in a hole");
+}
+
+CASE(prot_none)
+{
+	static const int protections[] = { PROT_NONE, PROT_READ, PROT_READ | PROT_EXEC, PROT_EXEC, PROT_WRITE };
+	char *memory[LENGTH(protections)];
+	for (size_t i = 0; i < LENGTH(protections); i++) {
+		memory[i] = map_anonymous(16 * PAGE);
+		fill(memory[i], 16 * PAGE, (uint32_t)i);
+		MUST(mprotect(memory[i], 16 * PAGE, protections[i]));
+	}
+	/* A reservation of which nothing was ever touched. */
+	char *reserve = MUST((char *)mmap(NULL, 64 * MIB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(protections); i++) {
+		MUST(mprotect(memory[i], 16 * PAGE, PROT_READ | PROT_WRITE));
+		CHECK_FILL(memory[i], 16 * PAGE, (uint32_t)i);
+	}
+	MUST(mprotect(reserve, 64 * MIB, PROT_READ | PROT_WRITE));
+	CHECK(reserve[0] == 0 && reserve[64 * MIB - 1] == 0, "the reservation");
+	reserve[32 * MIB] = 1;
+}
+
+CASE(code)
+{
+	/* mov $0x12345678, %eax; ret: the same bytes in both ABIs. */
+	static const uint8_t code[] = { 0xb8, 0x78, 0x56, 0x34, 0x12, 0xc3 };
+	char *writable = MUST((char *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC,
+					   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	char *fixed = map_anonymous(PAGE);
+	memcpy(writable, code, sizeof(code));
+	memcpy(fixed, code, sizeof(code));
+	MUST(mprotect(fixed, PAGE, PROT_READ | PROT_EXEC));
+	checkpoint();
+	CHECK(((int (*)(void))(void *)writable)() == 0x12345678, "writable code");
+	CHECK(((int (*)(void))(void *)fixed)() == 0x12345678, "fixed code");
+}
+
+CASE(heap)
+{
+	char *start = MUST((char *)sbrk((intptr_t)MIB));
+	fill(start, MIB, 1);
+	checkpoint();
+	CHECK(sbrk(0) == start + MIB, "the break is %p, not %p", sbrk(0), (void *)(start + MIB));
+	CHECK_FILL(start, MIB, 1);
+	char *more = MUST((char *)sbrk((intptr_t)MIB));
+	CHECK(more == start + MIB, "the heap grows at %p", (void *)more);
+	CHECK(more[0] == 0 && more[MIB - 1] == 0, "new heap");
+	fill(more, MIB, 2);
+	CHECK_FILL(start, MIB, 1);
+	MUST(sbrk(-(intptr_t)MIB));
+	CHECK(sbrk(0) == start + MIB, "the heap shrinks to %p", sbrk(0));
+	for (int i = 0; i < 1000; i++) {
+		char *block = malloc(1000 + (size_t)i * 7);
+		CHECK(block != NULL, "malloc");
+		memset(block, i, 1000);
+	}
+}
+
+static __attribute__((noinline)) unsigned sink(unsigned depth)
+{
+	volatile char frame[PAGE];
+	memset((char *)frame, (int)depth, sizeof(frame));
+	unsigned below = depth == 0 ? 0 : sink(depth - 1);
+	for (size_t i = 0; i < sizeof(frame); i += 512)
+		CHECK(frame[i] == (char)depth, "stack at depth %u", depth);
+	return below + 1;
+}
+
+CASE(stack)
+{
+	volatile char local[16 * PAGE];
+	fill((char *)local, sizeof(local), 3);
+	checkpoint();
+	CHECK_FILL((char *)local, sizeof(local), 3);
+	/* 4 MiB deeper than the stack was at the dump: it still grows by itself. */
+	CHECK(sink(1000) == 1001, "recursion");
+}
+
+CASE(grows_down)
+{
+	const size_t room = 16 * MIB;
+	char *base = map_anonymous(room);
+	MUST(munmap(base, room));
+	char *top = MUST((char *)mmap(base + room - 4 * PAGE, 4 * PAGE, PROT_READ | PROT_WRITE,
+				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_FIXED_NOREPLACE, -1, 0));
+	fill(top, 4 * PAGE, 4);
+	/* Grown once before. */
+	fill(top - PAGE, PAGE, 5);
+	checkpoint();
+	CHECK_FILL(top, 4 * PAGE, 4);
+	CHECK_FILL(top - PAGE, PAGE, 5);
+	for (size_t i = 2; i < 1000; i++)
+		top[-(ssize_t)(i * PAGE)] = (char)i;
+	for (size_t i = 2; i < 1000; i++)
+		CHECK(top[-(ssize_t)(i * PAGE)] == (char)i, "page %zu below", i);
+}
+
+CASE(sparse)
+{
+	const size_t size = 1024 * MIB, step = 16 * MIB;
+	char *memory = MUST((char *)mmap(NULL, size, PROT_READ | PROT_WRITE,
+					 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+	MUST(madvise(memory, size, MADV_NOHUGEPAGE));
+	for (size_t at = 0; at < size; at += step)
+		fill(memory + at, PAGE, (uint32_t)(at / step));
+	checkpoint();
+	unsigned char present[16 * MIB / PAGE];
+	for (size_t at = 0; at < size; at += step) {
+		MUST(mincore(memory + at, step, present));
+		size_t pages = 0;
+		for (size_t i = 0; i < LENGTH(present); i++)
+			pages += present[i] & 1;
+		CHECK(pages <= 1, "%zu pages present at %zu MiB", pages, at / MIB);
+		CHECK_FILL(memory + at, PAGE, (uint32_t)(at / step));
+		CHECK(memory[at + step - 1] == 0, "untouched memory");
+	}
+}
+
+CASE(many_areas)
+{
+	enum { AREAS = 2000 };
+	char *memory = map_anonymous(AREAS * 2 * PAGE);
+	for (size_t i = 0; i < AREAS; i++) {
+		fill(memory + i * 2 * PAGE, PAGE, (uint32_t)i);
+		MUST(mprotect(memory + i * 2 * PAGE, PAGE, PROT_READ));
+	}
+	checkpoint();
+	for (size_t i = 0; i < AREAS; i++)
+		CHECK_FILL(memory + i * 2 * PAGE, PAGE, (uint32_t)i);
+}
+
+static const uintptr_t extremes[] = {
+	0x10000,
+#ifdef __x86_64__
+	0xfffff000, 0x100000000, 0x7fffffffe000,
+#else
+	0x7ffff000, 0xbffff000, 0xffffd000,
+#endif
+};
+
+CASE(extremes)
+{
+	bool made[LENGTH(extremes)];
+	for (size_t i = 0; i < LENGTH(extremes); i++) {
+		char *page = mmap((void *)extremes[i], PAGE, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+		/* The stack may already be in the last page. */
+		made[i] = page == (void *)extremes[i];
+		if (made[i])
+			fill(page, PAGE, (uint32_t)i);
+		else
+			CHECK(errno == EEXIST, "%#lx: %s", (long)extremes[i], strerror(errno));
+	}
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(extremes); i++)
+		if (made[i])
+			CHECK_FILL((char *)extremes[i], PAGE, (uint32_t)i);
+}
+
+static const int advices[] = {
+	MADV_DONTFORK, MADV_DONTDUMP, MADV_WIPEONFORK, MADV_SEQUENTIAL, MADV_RANDOM,
+	MADV_NOHUGEPAGE, MADV_HUGEPAGE, MADV_MERGEABLE,
+};
+
+static void check_inherited(void *argument)
+{
+	char **memory = argument;
+	CHECK(!is_mapped(memory[0]), "DONTFORK memory was inherited");
+	CHECK(memory[2][0] == 0 && memory[2][PAGE] == 0, "WIPEONFORK memory was not wiped");
+	CHECK_FILL(memory[3], 8 * PAGE, 3);
+	prepared();
+}
+
+CASE(advice)
+{
+	char *memory[LENGTH(advices)];
+	for (size_t i = 0; i < LENGTH(advices); i++) {
+		/* A page between them keeps areas from merging. */
+		memory[i] = map_anonymous(9 * PAGE) + PAGE;
+		MUST(mprotect(memory[i] - PAGE, PAGE, PROT_NONE));
+		if (madvise(memory[i], 8 * PAGE, advices[i]) != 0)
+			CHECK(errno == EINVAL && advices[i] == MADV_MERGEABLE, "advice %d: %s", advices[i], strerror(errno));
+		fill(memory[i], 8 * PAGE, (uint32_t)i);
+	}
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(advices); i++)
+		CHECK_FILL(memory[i], 8 * PAGE, (uint32_t)i);
+	reap(spawn(check_inherited, memory));
+}
+
+CASE(locked)
+{
+	char *all = map_anonymous(8 * PAGE);
+	MUST(mprotect(all, PAGE, PROT_READ));
+	char *part = map_anonymous(8 * PAGE);
+	fill(part, 2 * PAGE, 2);
+	MUST(mlock(all, 8 * PAGE));
+	MUST(mlock2(part, 8 * PAGE, MLOCK_ONFAULT));
+	fill(all + PAGE, 7 * PAGE, 1);
+	checkpoint();
+	CHECK_FILL(all + PAGE, 7 * PAGE, 1);
+	CHECK_FILL(part, 2 * PAGE, 2);
+	unsigned char present[8];
+	MUST(mincore(all, 8 * PAGE, present));
+	for (size_t i = 0; i < LENGTH(present); i++)
+		CHECK(present[i] & 1, "locked page %zu is not there", i);
+	MUST(mincore(part, 8 * PAGE, present));
+	CHECK(!(present[5] & 1), "a page locked on fault came before its fault");
+}
+
+CASE(huge_pages)
+{
+	const size_t huge = 2 * MIB;
+	char *room = map_anonymous(4 * huge);
+	char *memory = (char *)(((uintptr_t)room + huge - 1) & ~(huge - 1));
+	MUST(madvise(memory, 2 * huge, MADV_HUGEPAGE));
+	fill(memory, 2 * huge, 6);
+	checkpoint();
+	CHECK_FILL(memory, 2 * huge, 6);
+}
+
+/* Reading maps the zero page: present, and without contents. */
+CASE(zero_page)
+{
+	enum { PAGES = 256 };
+	char *memory = map_anonymous(PAGES * PAGE);
+	char sum = 0;
+	for (size_t i = 0; i < PAGES; i++)
+		sum |= ((volatile char *)memory)[i * PAGE];
+	/* Written with zeros: anonymous pages that need not be stored. */
+	char *zeros = map_anonymous(PAGES * PAGE);
+	memset(zeros, 0, PAGES * PAGE);
+	checkpoint();
+	for (size_t i = 0; i < PAGES * PAGE; i++)
+		sum |= memory[i] | zeros[i];
+	CHECK(sum == 0, "zeros");
+	memset(memory, 1, PAGES * PAGE);
+}
