@@ -194,6 +194,17 @@ fn corrupt_images_are_named_once() {
 }
 
 #[test]
+fn restore_of_corrupt_images_fails_before_anything_is_made() {
+    for name in ["inventory.img", "tree.img", "files.img", "memory.img", "pages.img"] {
+        let dir = corrupt(name);
+        let output = crr(&["restore", "-d", "-D", dir.path().to_str().unwrap(), "--pidfile", "pid"]);
+        assert_eq!(output.status.code(), Some(1), "{name}");
+        assert!(stderr(&output).contains(&format!("{name}: is corrupt: ")), "{}", stderr(&output));
+        assert!(!dir.path().join("pid").exists(), "{name}");
+    }
+}
+
+#[test]
 fn a_directory_that_is_missing_is_named() {
     for arguments in [&["dump", "-t", "1", "-D", "/nonexistent"][..], &["restore", "-D", "/nonexistent"]] {
         let output = crr(arguments);
