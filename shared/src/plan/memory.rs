@@ -63,9 +63,16 @@ fn length(vma: &Vma) -> u64 {
     vma.end.0 - vma.start.0
 }
 
-/// Protection while contents come in.
+/// Protection while contents come in. Private memory counts against the commit limit (smaps `ac`) from the moment it
+/// is writable, and still does when it is no longer.
 const fn open_prot(vma: &Vma, has_contents: bool) -> u32 {
-    if has_contents { vma.prot | PROT_READ | PROT_WRITE } else { vma.prot }
+    let private = matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..));
+    let accounted = private && vma.flags & vm::ACCOUNTED != 0;
+    match (has_contents, accounted) {
+        (true, _) => vma.prot | PROT_READ | PROT_WRITE,
+        (false, true) => vma.prot | PROT_WRITE,
+        (false, false) => vma.prot,
+    }
 }
 
 fn map(list: &mut Vec<u8>, slots: &mut Slots, vma: &Vma, has_contents: bool) {
