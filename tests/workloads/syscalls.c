@@ -222,14 +222,7 @@ CASE(waiting)
 	for (size_t i = 0; i < LENGTH(operations); i++)
 		CHECK(operations[i].times_out || operations[i].ended == 0, "%s ended early with %ld", operations[i].name,
 		      operations[i].result);
-	/* The pollers look and leave it; the two readers take three bytes each. */
-	MUST(write(data[1], "abc", 3));
-	for (int i = 0; i < 3; i++) {
-		static const char *const pollers[] = { "poll", "poll forever", "select" };
-		for (size_t k = 0; k < LENGTH(operations); k++)
-			if (strcmp(operations[k].name, pollers[i]) == 0 && operations[k].ended == 0)
-				sched_yield();
-	}
+	/* The pollers look and leave it; each of the two readers takes three bytes, and the rest stays readable. */
 	MUST(write(data[1], "def", 3));
 	MUST(write(data[1], "more", 4));
 	static char bytes[2 * PAGE];
@@ -248,10 +241,15 @@ CASE(timing_out)
 	check_all(true);
 }
 
+static void do_nothing(int signal)
+{
+	(void)signal;
+}
+
 static void wait_in_child(void *argument)
 {
 	const char *how = argument;
-	struct sigaction action = { .sa_handler = (void (*)(int))(void (*)(void))prepared };
+	struct sigaction action = { .sa_handler = do_nothing };
 	sigset_t mask;
 	MUST(sigaction(SIGUSR2, &action, NULL));
 	sigprocmask(SIG_SETMASK, NULL, &mask);

@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod harness;
+mod identity;
 mod mapping;
 mod memory;
 mod registers;
 mod signals;
 mod syscalls;
 mod threads;
+mod tree;

@@ -1,0 +1,18 @@
+//! Attributes, limits, credentials and scheduling of tasks.
+
+use tests::case::Workload;
+
+const fn identity(case: &'static str) -> Workload {
+    Workload::new("identity", case)
+}
+
+tests::survives! {
+    attributes => identity("attributes");
+    undumpable => identity("undumpable");
+    limits => identity("limits");
+    scheduling => identity("scheduling");
+    credentials => identity("credentials");
+    thread_credentials => identity("thread_credentials");
+    chrooted => identity("chrooted");
+    arguments => identity("arguments");
+}
