@@ -130,7 +130,7 @@ fn restore_here(options: &Options) -> Result<Report> {
         preparation: raise(preparation, opened.base)?,
         opened,
         environment,
-        socket_name: format!("crr-restore-{}", std::process::id()),
+        socket_name: socket_name()?,
         own_group: nix::unistd::getpgrp().as_raw(),
     };
     let root = bring_back(&restore, options, deadline)?;
@@ -140,6 +140,14 @@ fn restore_here(options: &Options) -> Result<Report> {
         bytes: checkpoint.memory.page_count * images::id::PAGE_SIZE,
         total: began.elapsed(),
     })
+}
+
+/// A name that no other restore uses: abstract names are shared by all pid namespaces of a network namespace.
+fn socket_name() -> Result<String> {
+    let mut random = [0u8; 16];
+    let mut source = std::fs::File::open("/dev/urandom").context("/dev/urandom")?;
+    std::io::Read::read_exact(&mut source, &mut random).context("/dev/urandom")?;
+    Ok(format!("crr-restore-{:032x}", u128::from_le_bytes(random)))
 }
 
 /// The programs of a preparation under numbers that no task uses.
@@ -165,7 +173,7 @@ fn bring_back(restore: &Restore<'_>, options: &Options, deadline: Instant) -> Re
     };
     let forked = match process::fork(Some(pid), flags) {
         Ok(Some(forked)) => forked,
-        Ok(None) => child::become_task(restore, 0, parent),
+        Ok(None) => child::become_task(restore, 0, child::Parent { pid: parent, socket: None }),
         Err(errno) => {
             set_mask(&old_mask)?;
             return Err(errno).with_context(|| format!("fork the root with pid {pid}"));

@@ -11,7 +11,7 @@ use crate::sys::sched;
 use anyhow::{Context, Result, bail};
 use images::Abi;
 use images::task::Task;
-use images::thread::{Sched, Thread};
+use images::thread::{Regs, Sched, Thread};
 use shared::proto::Start;
 use std::time::Duration;
 
@@ -113,9 +113,25 @@ fn set_state(restore: &Restore<'_>, thread: &Taken<'_>) -> Result<()> {
         stopped.set_thread_area(tls)?;
     }
     stopped.set_xstate(&fitted(&record.xstate, restore.environment.xstate_size))?;
-    stopped.set_regs(&record.regs)?;
+    stopped.set_regs(&restartable(&record.regs))?;
     stopped.set_sigmask(record.sigmask)?;
     schedule(&restore.environment.sched, record)
+}
+
+/// Registers with which the kernel continues the system call that was interrupted.
+///
+/// A call that would go on by restart_syscall(2) (relative sleeps, poll and futex waits with a timeout) left the time
+/// at which it ends in the old thread's restart block, which nobody can read: it starts over with the timeout it was
+/// given. Left as it is, it would fail with EINTR.
+fn restartable(regs: &Regs) -> Regs {
+    const ERESTARTNOINTR: i64 = 513;
+    const ERESTART_RESTARTBLOCK: i64 = 516;
+    let mut regs = regs.clone();
+    let in_call = regs::get_signed(&regs, regs::Field::OrigAx) >= 0;
+    if in_call && regs::get_signed(&regs, regs::Field::Ax) == -ERESTART_RESTARTBLOCK {
+        regs::set(&mut regs, regs::Field::Ax, (-ERESTARTNOINTR).cast_unsigned());
+    }
+    regs
 }
 
 /// The XSAVE area at the size that this kernel takes; what is cut off or added was checked to be unused.
