@@ -143,7 +143,7 @@ impl Blob {
             if header.kind == elf::PT_LOAD {
                 put(&mut out, self.abi, header.at + vaddr, base + header.vaddr);
                 put(&mut out, self.abi, header.at + paddr, base + header.vaddr);
-            } else {
+            } else if header.kind != elf::PT_GNU_STACK {
                 out[header.at..header.at + 4].copy_from_slice(&elf::PT_NULL.0.to_le_bytes());
             }
         }

@@ -100,6 +100,9 @@ global_asm!(
     "pop esi",
     "ret",
 );
+// Links again when the script changes.
+const _: &str = include_str!("../blob.ld");
+
 #[repr(C, align(4096))]
 struct Stack([u8; 65536]);
 #[unsafe(no_mangle)]

@@ -69,17 +69,28 @@ impl Kind {
     }
 }
 
+/// What a file with this code in its header is.
+fn name_of(code: u16) -> &'static str {
+    match Kind::ALL.into_iter().find(|kind| kind.code() == code) {
+        Some(Kind::Inventory) => "an inventory",
+        Some(Kind::Tree) => "a tree image",
+        Some(Kind::Files) => "a files image",
+        Some(Kind::Memory) => "a memory image",
+        Some(Kind::Pages) | None => "an image of an unknown kind",
+    }
+}
+
 /// Why bytes are not an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Error {
-    /// Shorter than a header and trailer.
-    #[error("is cut off: {0} bytes are not even a header")]
+    /// Shorter than a header.
+    #[error("is cut off: its {0} bytes are not even a header")]
     Short(u64),
     /// The magic is another.
     #[error("is not a crr image (wrong magic)")]
     Magic,
     /// Another kind of image under this name.
-    #[error("holds an image of kind {found}, not {expected}")]
+    #[error("is {}, not {}", name_of(*.found), name_of(*.expected))]
     Kind {
         /// Code of the kind asked for.
         expected: u16,
@@ -102,8 +113,14 @@ pub enum Error {
     /// Flags from the future.
     #[error("uses format flags {0:#x} that this crr does not know")]
     Flags(u16),
+    /// Bytes that must be zero are not.
+    #[error("uses a reserved header field ({0:#x}) that this crr does not know")]
+    Reserved(u64),
+    /// No image is that large.
+    #[error("claims an impossible payload of {0} bytes")]
+    Oversized(u64),
     /// The length in the header does not fit the file.
-    #[error("claims a payload of {claimed} bytes, but has {actual}")]
+    #[error("has {actual} bytes, by its header it must have {claimed}")]
     Length {
         /// By the header.
         claimed: u64,
@@ -151,18 +168,17 @@ pub fn encode<T: Serialize>(kind: Kind, record: &T) -> Result<Vec<u8>, Error> {
     Ok(out)
 }
 
-/// Checks the header of a metadata file of `size` bytes, so that a reader knows before it takes memory for the
-/// rest that the rest can be what it looks for. `start` is the file's beginning, a whole header if it has one.
+/// Checks the header of a metadata file, of which `start` is the beginning or all, and returns the size that the
+/// file must have by its header. So a reader knows before it takes memory for the rest that it is worth reading.
 ///
 /// # Errors
 /// Any [`Error`] that a header can show.
-pub fn check_header(kind: Kind, start: &[u8], size: u64) -> Result<(), Error> {
+pub fn check_header(kind: Kind, start: &[u8]) -> Result<u64, Error> {
     if start.len() >= MAGIC.len() && start[..MAGIC.len()] != MAGIC {
         return Err(Error::Magic);
     }
-    let around = (HEADER_SIZE + TRAILER_SIZE) as u64;
-    if start.len() < HEADER_SIZE || size < around {
-        return Err(Error::Short(size));
+    if start.len() < HEADER_SIZE {
+        return Err(Error::Short(start.len() as u64));
     }
     let u16_at = |at: usize| u16::from_le_bytes([start[at], start[at + 1]]);
     if u16_at(8) != kind.code() {
@@ -177,13 +193,18 @@ pub fn check_header(kind: Kind, start: &[u8], size: u64) -> Result<(), Error> {
     if u16_at(14) != 0 {
         return Err(Error::Flags(u16_at(14)));
     }
-    let mut claimed = [0u8; 8];
-    claimed.copy_from_slice(&start[16..24]);
-    let (claimed, actual) = (u64::from_le_bytes(claimed), size - around);
-    if claimed != actual || claimed > MAX_PAYLOAD {
-        return Err(Error::Length { claimed, actual });
+    let u64_at = |at: usize| {
+        let mut bytes = [0u8; 8];
+        bytes.copy_from_slice(&start[at..at + 8]);
+        u64::from_le_bytes(bytes)
+    };
+    if u64_at(24) != 0 {
+        return Err(Error::Reserved(u64_at(24)));
     }
-    Ok(())
+    match u64_at(16) {
+        payload if payload > MAX_PAYLOAD => Err(Error::Oversized(payload)),
+        payload => Ok(payload + (HEADER_SIZE + TRAILER_SIZE) as u64),
+    }
 }
 
 /// The record of a metadata file.
@@ -191,7 +212,10 @@ pub fn check_header(kind: Kind, start: &[u8], size: u64) -> Result<(), Error> {
 /// # Errors
 /// Any [`Error`]; no input panics or allocates more than a small multiple of its own size.
 pub fn decode<T: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<T, Error> {
-    check_header(kind, bytes, bytes.len() as u64)?;
+    let (claimed, actual) = (check_header(kind, bytes)?, bytes.len() as u64);
+    if claimed != actual {
+        return Err(Error::Length { claimed, actual });
+    }
     let (body, trailer) = bytes.split_at(bytes.len() - TRAILER_SIZE);
     let expected = u32::from_le_bytes([trailer[0], trailer[1], trailer[2], trailer[3]]);
     let actual = crc32c(body);
@@ -203,4 +227,117 @@ pub fn decode<T: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<T, Error>
         return Err(Error::Trailing(rest.len() as u64));
     }
     Ok(record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+    use alloc::vec;
+
+    /// A file of kind tree, with some bytes of its header replaced and the checksum made right again.
+    fn with_header(at: usize, bytes: &[u8]) -> Vec<u8> {
+        let mut file = encode(Kind::Tree, &vec![1u32, 2, 3]).unwrap();
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+        seal(file)
+    }
+
+    fn seal(mut file: Vec<u8>) -> Vec<u8> {
+        file.truncate(file.len() - TRAILER_SIZE);
+        let crc = crc32c(&file);
+        file.extend_from_slice(&crc.to_le_bytes());
+        file
+    }
+
+    fn error(file: &[u8]) -> Error {
+        decode::<Vec<u32>>(Kind::Tree, file).unwrap_err()
+    }
+
+    #[test]
+    fn the_checksum_is_crc_32c() {
+        // The check value of the CRC catalogue; RFC 3720 B.4 for the zeros.
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+        assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
+    }
+
+    #[test]
+    fn a_record_comes_back() {
+        let file = encode(Kind::Tree, &vec![1u32, 2, 3]).unwrap();
+        assert_eq!(decode::<Vec<u32>>(Kind::Tree, &file), Ok(vec![1, 2, 3]));
+    }
+
+    #[test]
+    fn short_files_are_cut_off() {
+        let file = encode(Kind::Tree, &vec![1u32, 2, 3]).unwrap();
+        assert_eq!(error(&[]), Error::Short(0));
+        assert_eq!(error(&file[..31]), Error::Short(31));
+        assert_eq!(error(&file[..32]), Error::Length { claimed: 40, actual: 32 });
+        assert_eq!(error(&file[..39]), Error::Length { claimed: 40, actual: 39 });
+    }
+
+    #[test]
+    fn longer_files_are_noticed() {
+        let mut file = encode(Kind::Tree, &vec![1u32, 2, 3]).unwrap();
+        file.push(0);
+        assert_eq!(error(&file), Error::Length { claimed: 40, actual: 41 });
+    }
+
+    #[test]
+    fn other_files_have_another_magic() {
+        assert_eq!(error(&with_header(0, b"CRRIMAGE")), Error::Magic);
+        assert_eq!(error(b"#!/bin/sh"), Error::Magic);
+    }
+
+    #[test]
+    fn images_under_the_name_of_another_are_told() {
+        let found = error(&with_header(8, &Kind::Memory.code().to_le_bytes()));
+        assert_eq!(found, Error::Kind { expected: 2, found: 4 });
+        assert_eq!(found.to_string(), "is a memory image, not a tree image");
+        let unknown = error(&with_header(8, &[0xff, 0xff])).to_string();
+        assert_eq!(unknown, "is an image of an unknown kind, not a tree image");
+    }
+
+    #[test]
+    fn newer_versions_are_told() {
+        let found = error(&with_header(10, &[2, 0]));
+        assert_eq!(found, Error::Version { found: 2, known: 1 });
+        assert_eq!(found.to_string(), "has format version 2; this crr reads version 1");
+    }
+
+    #[test]
+    fn other_machines_are_told() {
+        // EM_AARCH64.
+        assert_eq!(error(&with_header(12, &183u16.to_le_bytes())), Error::Machine(183));
+    }
+
+    #[test]
+    fn unknown_flags_and_reserved_bytes_are_not_ignored() {
+        assert_eq!(error(&with_header(14, &[0, 0x80])), Error::Flags(0x8000));
+        assert_eq!(error(&with_header(31, &[1])), Error::Reserved(1 << 56));
+    }
+
+    #[test]
+    fn impossible_lengths_are_told_before_anything_is_read() {
+        let huge = (MAX_PAYLOAD + 1).to_le_bytes();
+        assert_eq!(error(&with_header(16, &huge)), Error::Oversized(MAX_PAYLOAD + 1));
+        assert_eq!(error(&with_header(16, &[0xff; 8])), Error::Oversized(u64::MAX));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let file = encode(Kind::Tree, &vec![1u32, 2, 3]).unwrap();
+        for bit in 0..file.len() * 8 {
+            let mut flipped = file.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode::<Vec<u32>>(Kind::Tree, &flipped).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn wrong_records_under_a_right_checksum_are_noticed() {
+        // A fourth element is claimed and missing.
+        assert_eq!(error(&with_header(HEADER_SIZE, &[4])), Error::Decode);
+        // A third one is there and not claimed.
+        assert_eq!(error(&with_header(HEADER_SIZE, &[2])), Error::Trailing(1));
+    }
 }

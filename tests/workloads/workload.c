@@ -33,12 +33,13 @@ static void print_line(const char *text)
 		_exit(3);
 }
 
-void fail(const char *file, int line, const char *format, ...)
+void fail(const char *file, int line, const char *condition, const char *format, ...)
 {
-	char text[512];
+	char text[1024];
 	va_list arguments;
 	const char *name = strrchr(file, '/');
-	int start = snprintf(text, sizeof(text), "FAIL %d %s:%d: ", getpid(), name ? name + 1 : file, line);
+	int start = snprintf(text, sizeof(text), "FAIL %d %s:%d: %s: ", getpid(), name ? name + 1 : file, line,
+			     condition);
 	va_start(arguments, format);
 	vsnprintf(text + start, sizeof(text) - (size_t)start - 1, format, arguments);
 	va_end(arguments);
@@ -49,7 +50,7 @@ void fail(const char *file, int line, const char *format, ...)
 
 void die(const char *file, int line, const char *what)
 {
-	fail(file, line, "%s: %s", what, strerror(errno));
+	fail(file, line, what, "%s", strerror(errno));
 	_exit(2);
 }
 

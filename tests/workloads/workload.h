@@ -74,7 +74,8 @@ void checkpoint(void);
 void wait_for_go(void);
 
 /* Prints a FAIL line; the case goes on and cannot pass any more. */
-void fail(const char *file, int line, const char *format, ...) __attribute__((format(printf, 3, 4)));
+void fail(const char *file, int line, const char *condition, const char *format, ...)
+	__attribute__((format(printf, 4, 5)));
 /* Gives up. */
 void die(const char *file, int line, const char *what) __attribute__((noreturn));
 bool failed(void);
@@ -82,7 +83,7 @@ bool failed(void);
 #define CHECK(condition, ...)                                                                     \
 	do {                                                                                      \
 		if (!(condition))                                                                 \
-			fail(__FILE__, __LINE__, #condition ": " __VA_ARGS__);                    \
+			fail(__FILE__, __LINE__, #condition, __VA_ARGS__);                        \
 	} while (0)
 
 /* For calls that return -1 and set errno. The value of the call is the value of the expression. */

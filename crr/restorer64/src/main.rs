@@ -73,6 +73,9 @@ global_asm!(
     "2: ret",
 );
 
+// Links again when the script changes.
+const _: &str = include_str!("../blob.ld");
+
 #[repr(C, align(4096))]
 struct Stack([u8; 65536]);
 #[unsafe(no_mangle)]

@@ -67,7 +67,10 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    run(cli).unwrap_or_else(|error| ExitCode::from(report(&error)))
+    run(cli).unwrap_or_else(|error| {
+        report(&error);
+        ExitCode::from(exit_code(&error))
+    })
 }
 
 fn run(cli: Cli) -> Outcome {
@@ -82,12 +85,15 @@ fn run(cli: Cli) -> Outcome {
     }
 }
 
-/// Prints an error, on stderr and in the log file, and finds its exit code.
-fn report(error: &anyhow::Error) -> u8 {
+/// Prints an error, on stderr and in the log file.
+fn report(error: &anyhow::Error) {
     let message = format!("{error:#}");
     crate::log::note_failure(&message);
     let erase = if io::stderr().is_terminal() { "\r\x1b[K" } else { "" };
     let _ = writeln!(io::stderr(), "{erase}crr: error: {message}");
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<Usage>() {
         USAGE
     } else if error.is::<Changed>() {
@@ -151,7 +157,7 @@ mod tests {
     fn a_changed_target_has_its_own_exit_code_wherever_it_stands_in_the_chain() {
         let changed = Changed { how: "task 5 was killed".to_owned() };
         let error = anyhow::anyhow!("out of memory").context(changed).context("dump");
-        assert_eq!(report(&error), CHANGED);
-        assert_eq!(report(&anyhow::anyhow!("out of memory")), FAILED);
+        assert_eq!(exit_code(&error), CHANGED);
+        assert_eq!(exit_code(&anyhow::anyhow!("out of memory")), FAILED);
     }
 }

@@ -1,8 +1,23 @@
 //! Dump: seize, collect, write, finish.
 
-use images::Pid;
+mod collect;
+pub(crate) mod freeze;
+mod interrupt;
+mod pages;
+
+use crate::changed::Changed;
+use crate::progress::Progress;
+use crate::ptrace::Patience;
+use crate::refusal::Refusals;
+use crate::resource::pipe::Holders;
+use crate::store::Writer;
+use anyhow::{Context, Result};
+use freeze::Frozen;
+use images::inventory::Inventory;
+use images::task::Tree;
+use images::{Abi, Pid};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 /// What to do with the tree after a successful dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +64,62 @@ pub struct Report {
 
 /// Dumps a tree.
 ///
+/// Whatever fails, the tree runs on as before: [`freeze::Frozen`] and the executor in each task put back what they
+/// changed, and so does the kernel if crr itself is killed.
+///
 /// # Errors
 /// [`crate::refusal::Refused`] with all reasons, or what failed; the tree then runs on as before.
-pub fn dump(_options: &Options) -> anyhow::Result<Report> {
-    anyhow::bail!("not yet")
+pub fn dump(options: &Options) -> Result<Report> {
+    let started = Instant::now();
+    // Dropped last: a signal that came ends crr only after everything is put back.
+    let _held = interrupt::Held::block().context("block signals")?;
+    let patience = Patience::new(options.timeout);
+    let writer = Writer::create(&options.images_dir)?;
+    let mut holders = Holders::scan(&freeze::list(options.root)?)?;
+    let mut refusals = Refusals::default();
+
+    let mut frozen = Frozen::seize(options.root, &patience, &mut refusals)?;
+    let mut collected = collect::collect(&mut frozen, options.shell_job, &mut holders, refusals, &patience)?;
+    collected.memory.block_crcs = {
+        let total = collected.contents.page_count() * images::id::PAGE_SIZE;
+        let progress = Progress::new(options.progress, total, "writing pages");
+        collected.contents.write(writer.pages(), &progress)?
+    };
+    patience.check(options.root)?;
+    let inventory = inventory(&collected.tree)?;
+    let (tasks, threads) = (inventory.tasks, inventory.threads);
+    let bytes = writer.finish(inventory, &collected.tree, &collected.files, &collected.memory)?;
+    let frozen_for = frozen.finish(options.after, &Patience::new(LAST_RESORT)).map_err(|e| {
+        e.context(Changed { how: "the checkpoint is complete, but not all tasks were ended".to_owned() })
+    })?;
+    Ok(Report { tasks, threads, bytes, frozen: frozen_for, total: started.elapsed() })
+}
+
+/// How long killed tasks may take to be gone: they may have gigabytes to free.
+const LAST_RESORT: Duration = Duration::from_secs(60);
+
+fn inventory(tree: &Tree) -> Result<Inventory> {
+    let read = |path: &str| std::fs::read_to_string(path).with_context(|| format!("read {path}"));
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let threads = || tree.tasks.iter().flat_map(|task| &task.threads);
+    let mut abis: Vec<Abi> = tree.tasks.iter().map(|task| task.abi).collect();
+    abis.sort_unstable();
+    abis.dedup();
+    Ok(Inventory {
+        crr_version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel_release: read("/proc/sys/kernel/osrelease")?.trim_end().to_owned(),
+        boot_id: read("/proc/sys/kernel/random/boot_id")?.trim_end().to_owned(),
+        created_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+        root: tree.tasks.first().map_or(0, |task| task.pid),
+        abis,
+        tasks: u32::try_from(tree.tasks.len())?,
+        threads: u32::try_from(threads().count())?,
+        xfeatures_in_use: threads().map(|thread| features_in_use(&thread.xstate)).fold(0, |a, b| a | b),
+        files: Vec::new(),
+    })
+}
+
+/// XSTATE_BV of an XSAVE area: the first word of its header, which follows the 512 bytes of FXSAVE.
+fn features_in_use(xstate: &[u8]) -> u64 {
+    xstate.get(512..520).and_then(|word| word.try_into().ok()).map_or(0, u64::from_le_bytes)
 }

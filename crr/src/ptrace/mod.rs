@@ -359,12 +359,40 @@ impl Stopped {
         self.resume(request::Resume::Syscall, signal)
     }
 
+    /// The same thread after its task was sent SIGKILL: it is on its way out, whatever it stood in.
+    #[must_use]
+    pub fn doomed(self) -> Seized {
+        Seized { tid: self.tid }
+    }
+
     /// Stops tracing it; it goes on as `signal` says.
     ///
     /// # Errors
     /// [`Error::Gone`].
     pub fn detach(self, signal: i32) -> Result<(), Error> {
         self.resume(request::Resume::Detach, signal).map(drop)
+    }
+
+    /// Lets it run until the next stop, which becomes this one. For a caller that keeps a thread over many steps.
+    ///
+    /// # Errors
+    /// Everything of [`Error`]; the thread is then gone, or still on its way.
+    pub fn advance_cont(&mut self, signal: i32, patience: &Patience) -> Result<Stop, Error> {
+        self.advance(request::Resume::Cont, signal, patience)
+    }
+
+    /// As [`Stopped::advance_cont`], to the next entry or exit of a system call at the latest.
+    ///
+    /// # Errors
+    /// Everything of [`Error`]; the thread is then gone, or still on its way.
+    pub fn advance_to_syscall(&mut self, signal: i32, patience: &Patience) -> Result<Stop, Error> {
+        self.advance(request::Resume::Syscall, signal, patience)
+    }
+
+    fn advance(&mut self, how: request::Resume, signal: i32, patience: &Patience) -> Result<Stop, Error> {
+        let this = Self { tid: self.tid, stop: self.stop };
+        self.stop = this.resume(how, signal)?.wait_stop(patience)?.stop;
+        Ok(self.stop)
     }
 
     fn resume(self, how: request::Resume, signal: i32) -> Result<Seized, Error> {

@@ -1,62 +1,328 @@
-//! Regular files, directories, memory devices and the shell's terminal: opened again by name.
+//! Open files: descriptors, the descriptions that they share, and which can be opened again.
 
-use super::pipe;
-use crate::restore::open::Raiser;
-use crate::sys::int80;
+pub(crate) mod reopen;
+
+use super::path::{Paths, file_type};
+use super::{Refuse, pipe};
+use crate::proc::{Dir, fdinfo};
+use crate::refusal::Refusals;
+use crate::sys::kcmp::{Kind, kcmp};
+use crate::sys::{pidfd, pipe as fd_ops};
 use anyhow::{Context, Result};
-use images::file::{Description, Files, Path, Target};
-use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
-use nix::unistd::{Whence, lseek64};
-use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use images::file::{Description, FdEntry, Files, Pipe, Target};
+use images::{DescriptionId, Pid, TaskFd};
+use nix::sys::stat::{FileStat, SFlag};
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
-/// Opens every description, in order.
-///
-/// # Errors
-/// Names the file that cannot be opened.
-pub fn open_all(files: &Files, raiser: &Raiser) -> Result<Vec<OwnedFd>> {
-    let mut pipes = pipe::create_all(&files.pipes)?;
-    let mut opened = Vec::with_capacity(files.descriptions.len());
-    for description in &files.descriptions {
-        let fd = match description.target {
-            Target::Path(path) => open(&files.paths[path.0 as usize], description)?,
-            Target::Terminal(path) => terminal(&files.paths[path.0 as usize], description)?,
-            Target::Pipe(index) => pipes[index as usize].open(description.flags)?,
+const O_CLOEXEC: u32 = 0o2_000_000;
+const O_PATH: u32 = 0o10_000_000;
+const O_ASYNC: u32 = 0o20_000;
+const O_ACCMODE: u32 = 3;
+const O_WRONLY: u32 = 1;
+
+/// A description found so far, with one descriptor that leads to it.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    id: DescriptionId,
+    holder: (Pid, u32),
+}
+
+/// What two descriptors must agree in to be the same description: device, inode, flags, position.
+type Likeness = (u64, u64, u32, u64);
+
+/// Open files of a tree, being collected.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    descriptions: Vec<Description>,
+    /// Candidates for sharing, each list in the kernel's order.
+    alike: HashMap<Likeness, Vec<Known>>,
+    pipes: Vec<Pipe>,
+    pipe_ids: HashMap<u64, u32>,
+    /// Pipes without a read end so far: their contents can be lost to nobody.
+    unread: HashMap<u64, u32>,
+}
+
+/// The terminal of a shell job, by device number.
+pub(crate) type Terminal = Option<u32>;
+
+/// One descriptor as /proc shows it.
+struct Open {
+    fd: u32,
+    link: Vec<u8>,
+    stat: FileStat,
+    info: fdinfo::FdInfo,
+}
+
+impl Open {
+    fn describe(&self) -> String {
+        format!("fd {} ({})", self.fd, String::from_utf8_lossy(&self.link))
+    }
+}
+
+impl Table {
+    /// Collects the descriptors of one task.
+    pub(crate) fn dump_task(
+        &mut self,
+        pid: Pid,
+        dir: &Dir,
+        paths: &mut Paths,
+        terminal: Terminal,
+        refuse: &mut Refuse<'_>,
+    ) -> Result<Vec<FdEntry>> {
+        let (fd_dir, info_dir) = (dir.dir("fd")?, dir.dir("fdinfo")?);
+        let pidfd = pidfd::open(pid).context("pidfd_open")?;
+        let mut buffer = Vec::new();
+        let mut entries = Vec::new();
+        for fd in fd_dir.numbers::<u32>(".").context("list fds")? {
+            let name = fd.to_string();
+            let read = || -> Result<Open> {
+                info_dir.read(&name, &mut buffer)?;
+                let info = fdinfo::parse(&buffer)?;
+                let link = fd_dir.link(&name)?.as_bytes().to_vec();
+                Ok(Open { fd, link, stat: fd_dir.stat(&name)?, info })
+            };
+            let open = { read }().with_context(|| format!("fd {fd}"))?;
+            let id = self
+                .description(pid, &open, &pidfd, paths, terminal, refuse)
+                .with_context(|| open.describe())?;
+            if let Some(description) = id {
+                let close_on_exec = open.info.flags & O_CLOEXEC != 0;
+                entries.push(FdEntry { fd: TaskFd(fd), description, close_on_exec });
+            }
+        }
+        Ok(entries)
+    }
+
+    /// The description behind a descriptor; `None` when it was refused.
+    fn description(
+        &mut self,
+        pid: Pid,
+        open: &Open,
+        pidfd: &OwnedFd,
+        paths: &mut Paths,
+        terminal: Terminal,
+        refuse: &mut Refuse<'_>,
+    ) -> Result<Option<DescriptionId>> {
+        for lock in &open.info.locks {
+            let kind = if lock.windows(5).any(|word| word == b"LEASE") { "a lease" } else { "a file lock" };
+            let text = String::from_utf8_lossy(lock).into_owned();
+            refuse.because(open.describe(), format!("{kind} is held ({text})"));
+        }
+        let flags = open.info.flags & !O_CLOEXEC;
+        let likeness = (open.stat.st_dev, open.stat.st_ino, flags, open.info.position);
+        let place = match self.find(likeness, (pid, open.fd))? {
+            Ok(known) => return Ok(Some(known)),
+            Err(place) => place,
         };
-        opened.push(raiser.raise(fd)?);
+        let Some(target) = self.target(open, pidfd, paths, terminal, refuse)? else { return Ok(None) };
+        check_owner(open, pidfd, refuse)?;
+        let id = DescriptionId(u32::try_from(self.descriptions.len()).context("too many open files")?);
+        self.descriptions.push(Description { target, flags, position: open.info.position });
+        let known = Known { id, holder: (pid, open.fd) };
+        self.alike.entry(likeness).or_default().insert(place, known);
+        Ok(Some(id))
     }
-    Ok(opened)
+
+    /// Looks a descriptor up among those like it: its description, or where it belongs in their order.
+    fn find(&self, likeness: Likeness, holder: (Pid, u32)) -> Result<Result<DescriptionId, usize>> {
+        let Some(alike) = self.alike.get(&likeness) else { return Ok(Err(0)) };
+        let (mut low, mut high) = (0, alike.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match kcmp(Kind::File, alike[middle].holder, holder).context("kcmp (needs CONFIG_KCMP)")? {
+                Ordering::Equal => return Ok(Ok(alike[middle].id)),
+                Ordering::Less => low = middle + 1,
+                Ordering::Greater => high = middle,
+            }
+        }
+        Ok(Err(low))
+    }
+
+    fn target(
+        &mut self,
+        open: &Open,
+        pidfd: &OwnedFd,
+        paths: &mut Paths,
+        terminal: Terminal,
+        refuse: &mut Refuse<'_>,
+    ) -> Result<Option<Target>> {
+        if open.info.flags & O_PATH != 0 {
+            refuse.because(open.describe(), "opened with O_PATH");
+            return Ok(None);
+        }
+        if let Some(ino) = pipe::inode(&open.link) {
+            pipe::check_flags(open.info.flags, &open.describe(), refuse);
+            return Ok(Some(Target::Pipe(self.pipe(ino, open, pidfd)?)));
+        }
+        let kind = file_type(open.stat.st_mode);
+        let supported = kind == SFlag::S_IFREG
+            || kind == SFlag::S_IFDIR
+            || (kind == SFlag::S_IFCHR && is_memory_device(open.stat.st_rdev));
+        if supported && !open.link.starts_with(b"/memfd:") && open.link.starts_with(b"/") {
+            return match paths.resolve(&open.link, &open.stat) {
+                Ok(path) => Ok(Some(Target::Path(path))),
+                Err(lost) => {
+                    refuse.because(open.describe(), lost.to_string());
+                    Ok(None)
+                }
+            };
+        }
+        if kind == SFlag::S_IFCHR && is_terminal(open.stat.st_rdev) {
+            return Ok(terminal_target(open, paths, terminal, refuse));
+        }
+        refuse.because(open.describe(), format!("{} not supported", unsupported(&open.link, kind)));
+        Ok(None)
+    }
+
+    /// The record of a pipe. Its contents are read when the first read end turns up.
+    fn pipe(&mut self, ino: u64, open: &Open, pidfd: &OwnedFd) -> Result<u32> {
+        let readable = open.info.flags & O_ACCMODE != O_WRONLY;
+        if let Some(&id) = self.pipe_ids.get(&ino) {
+            if readable && self.unread.remove(&ino).is_some() {
+                let end = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
+                let index = usize::try_from(id).context("pipe id")?;
+                self.pipes[index] = pipe::dump_contents(end.as_fd(), ino)?;
+            }
+            return Ok(id);
+        }
+        let id = u32::try_from(self.pipes.len()).context("too many pipes")?;
+        let end = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
+        self.pipes.push(if readable {
+            pipe::dump_contents(end.as_fd(), ino)?
+        } else {
+            self.unread.insert(ino, id);
+            Pipe { ino, capacity: fd_ops::capacity(end.as_fd())?, contents: Vec::new() }
+        });
+        self.pipe_ids.insert(ino, id);
+        Ok(id)
+    }
+
+    /// Inodes of all pipes.
+    pub(crate) fn pipes(&self) -> impl Iterator<Item = u64> {
+        self.pipe_ids.keys().copied()
+    }
+
+    /// All records.
+    pub(crate) fn into_files(self, paths: Paths) -> Files {
+        Files { paths: paths.into_list(), descriptions: self.descriptions, pipes: self.pipes }
+    }
 }
 
-fn open(path: &Path, description: &Description) -> Result<OwnedFd> {
-    let name = String::from_utf8_lossy(&path.path);
-    let flags = OFlag::from_bits_retain(description.flags.cast_signed());
-    let flags =
-        flags & !(OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_TRUNC) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let c_path = CString::new(path.path.as_slice()).with_context(|| format!("{name}: not a path"))?;
-    // The 64-bit open always adds O_LARGEFILE, which is visible in F_GETFL and matters beyond 2 GiB.
-    let fd = if description.flags & O_LARGEFILE == 0 {
-        int80::open(&c_path, flags.bits())
-    } else {
-        nix::fcntl::open(c_path.as_c_str(), flags, Mode::empty())
-    }
-    .with_context(|| format!("open {name} again"))?;
-    if description.position != 0 {
-        let position = i64::try_from(description.position).with_context(|| format!("{name}: offset"))?;
-        lseek64(&fd, position, Whence::SeekSet).with_context(|| format!("{name}: seek to {position}"))?;
-    }
-    Ok(fd)
+/// Major and minor number.
+fn device(rdev: u64) -> (u64, u64) {
+    (nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev))
 }
 
-/// O_LARGEFILE as the kernel shows it; the C library's constant is 0 on x86_64.
-const O_LARGEFILE: u32 = 0o100_000;
+/// null, zero, full, random, urandom: drivers/char/mem.c.
+fn is_memory_device(rdev: u64) -> bool {
+    matches!(device(rdev), (1, 3 | 5 | 7 | 8 | 9))
+}
 
-/// The terminal that crr itself runs on takes the place of the one at dump.
-fn terminal(path: &Path, description: &Description) -> Result<OwnedFd> {
-    let name = String::from_utf8_lossy(&path.path);
-    let flags = OFlag::from_bits_retain(description.flags.cast_signed()) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    nix::fcntl::open(c"/dev/tty", flags, Mode::empty()).with_context(|| {
-        format!("the tree was dumped on terminal {name}, and crr has no terminal to take its place")
+/// Virtual consoles, serial lines, /dev/tty, /dev/console, pseudo terminals: Documentation/admin-guide/devices.txt.
+fn is_terminal(rdev: u64) -> bool {
+    matches!(device(rdev), (4, _) | (5, 0 | 1) | (136..=143, _))
+}
+
+fn terminal_target(
+    open: &Open,
+    paths: &mut Paths,
+    terminal: Terminal,
+    refuse: &mut Refuse<'_>,
+) -> Option<Target> {
+    const DEV_TTY: (u64, u64) = (5, 0);
+    let (major, minor) = device(open.stat.st_rdev);
+    // The kernel's own 32-bit form: minor bits 0-7, major bits 8-19, more minor bits above.
+    let number = u32::try_from((minor & 0xff) | major << 8 | (minor & 0xfff00) << 12).unwrap_or(0);
+    match terminal {
+        Some(tty) if tty == number || (major, minor) == DEV_TTY => {
+            Some(Target::Terminal(paths.terminal(&open.link, &open.stat)))
+        }
+        Some(_) => {
+            refuse.because(open.describe(), "a terminal other than that of the shell job");
+            None
+        }
+        None => {
+            let hint = "use --shell-job to restore it on the terminal of crr restore";
+            refuse.with_hint(open.describe(), "a terminal", hint);
+            None
+        }
+    }
+}
+
+/// What to call an object that cannot be dumped.
+fn unsupported(link: &[u8], kind: SFlag) -> &'static str {
+    const BY_LINK: [(&[u8], &str); 15] = [
+        (b"socket:[", "sockets are"),
+        (b"anon_inode:[eventfd", "eventfds are"),
+        (b"anon_inode:[eventpoll", "epoll descriptors are"),
+        (b"anon_inode:[timerfd", "timerfds are"),
+        (b"anon_inode:[signalfd", "signalfds are"),
+        (b"anon_inode:inotify", "inotify descriptors are"),
+        (b"anon_inode:[fanotify", "fanotify descriptors are"),
+        (b"anon_inode:[io_uring", "io_uring is"),
+        (b"anon_inode:[userfaultfd", "userfaultfd is"),
+        (b"anon_inode:[perf_event", "performance counters are"),
+        (b"anon_inode:[pidfd", "pidfds are"),
+        (b"pidfd:[", "pidfds are"),
+        (b"anon_inode:", "anonymous inodes of this kind are"),
+        (b"/memfd:", "memfds are"),
+        (b"/dev/ptmx", "terminal masters are"),
+    ];
+    if let Some((_, name)) = BY_LINK.iter().find(|(prefix, _)| link.starts_with(prefix)) {
+        return name;
+    }
+    match kind {
+        SFlag::S_IFIFO => "named pipes (FIFOs) are",
+        SFlag::S_IFCHR => "character devices of this kind are",
+        SFlag::S_IFBLK => "block devices are",
+        SFlag::S_IFSOCK => "sockets are",
+        _ => "files of this kind are",
+    }
+}
+
+/// Refuses signal-driven I/O: nobody would be told after a restore.
+fn check_owner(open: &Open, pidfd: &OwnedFd, refuse: &mut Refuse<'_>) -> Result<()> {
+    let fd = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
+    let (_, owner, signal) = fd_ops::owner(fd.as_fd()).context("F_GETOWN_EX")?;
+    if open.info.flags & O_ASYNC != 0 {
+        refuse.because(open.describe(), "signal-driven I/O (O_ASYNC) is on");
+    }
+    if owner != 0 {
+        refuse.because(open.describe(), format!("has an owner for signals (F_SETOWN {owner})"));
+    }
+    if signal != 0 {
+        refuse.because(open.describe(), format!("has a signal of its own (F_SETSIG {signal})"));
+    }
+    Ok(())
+}
+
+/// The path of a link of a task: `exe`, `cwd`, `root`.
+pub(crate) fn dump_link(
+    dir: &Dir,
+    name: &str,
+    paths: &mut Paths,
+    refuse: &mut Refuse<'_>,
+) -> Result<images::PathId> {
+    let link = dir.link(name).with_context(|| format!("read {name}"))?;
+    let stat = dir.stat(name).with_context(|| format!("stat {name}"))?;
+    Ok(match paths.resolve(link.as_bytes(), &stat) {
+        Ok(path) => path,
+        Err(lost) => {
+            refuse.because(format!("{name} ({})", link.to_string_lossy()), lost.to_string());
+            images::PathId(u32::MAX)
+        }
     })
+}
+
+/// Refuses pipes that tasks outside of the tree hold as well.
+pub(crate) fn check_outsiders(
+    table: &Table,
+    holders: &mut pipe::Holders,
+    tree: &[Pid],
+    refusals: &mut Refusals,
+) -> Result<()> {
+    holders.refuse_outsiders(tree, table.pipes(), refusals)
 }

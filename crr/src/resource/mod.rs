@@ -1,5 +1,42 @@
-//! One file a resource: how it is dumped, and the part of its restore that 64-bit code does.
+//! What a task consists of, one file per resource: how each is observed at dump and put back at restore.
 
+pub mod creds;
 pub mod file;
+pub mod limits;
+pub mod memory;
+pub mod namespace;
+pub mod path;
 pub mod pipe;
 pub mod shared_memory;
+pub mod sharing;
+pub mod signal;
+pub mod task;
+pub mod thread;
+pub mod tree;
+
+use crate::refusal::Refusals;
+use images::Pid;
+
+/// Notes refusals that belong to one task.
+#[derive(Debug)]
+pub(crate) struct Refuse<'a> {
+    refusals: &'a mut Refusals,
+    pid: Pid,
+    name: &'a str,
+}
+
+impl<'a> Refuse<'a> {
+    pub(crate) fn new(refusals: &'a mut Refusals, pid: Pid, name: &'a str) -> Self {
+        Self { refusals, pid, name }
+    }
+
+    /// Something that stands in the way, with no way out.
+    pub(crate) fn because(&mut self, object: impl Into<String>, reason: impl Into<String>) {
+        self.refusals.task((self.pid, self.name), object, reason, None);
+    }
+
+    /// Something that stands in the way, with a way out.
+    pub(crate) fn with_hint(&mut self, object: impl Into<String>, reason: impl Into<String>, hint: &str) {
+        self.refusals.task((self.pid, self.name), object, reason, Some(hint));
+    }
+}

@@ -1,72 +1,147 @@
-//! Pipes: created with their capacity and contents, then opened once for each description.
+//! Pipes: what is in them, and who else holds an end.
 
-use crate::sys::pipe as sys;
-use anyhow::{Context, Result};
+pub(crate) mod recreate;
+
+use super::Refuse;
+use crate::proc::Dir;
+use crate::refusal::{Refusal, Refusals};
+use crate::sys::pipe;
+use anyhow::{Context, Result, bail};
+use images::Pid;
 use images::file::Pipe;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::stat::Mode;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use nix::fcntl::OFlag;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 
-/// A pipe being restored. Dropped, it closes what no description took: an end that was closed is closed again.
-#[derive(Debug)]
-pub struct Restored {
-    ino: u64,
-    reader: Option<OwnedFd>,
-    writer: Option<OwnedFd>,
-    /// Kept to open further descriptions, after the first of each end was handed out.
-    keep: OwnedFd,
+/// The inode number of a pipe, from its link in `/proc/PID/fd`.
+pub(crate) fn inode(link: &[u8]) -> Option<u64> {
+    crate::proc::decimal(link.strip_prefix(b"pipe:[")?.strip_suffix(b"]")?)
 }
 
-/// Creates all pipes.
-///
-/// # Errors
-/// If one cannot be created with its capacity and contents.
-pub fn create_all(pipes: &[Pipe]) -> Result<Vec<Restored>> {
-    pipes.iter().map(|pipe| create(pipe).with_context(|| format!("pipe:[{}]", pipe.ino))).collect()
-}
-
-fn create(pipe: &Pipe) -> Result<Restored> {
-    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).context("create")?;
-    if sys::capacity(writer.as_fd())? != pipe.capacity {
-        sys::set_capacity(writer.as_fd(), pipe.capacity)
-            .with_context(|| format!("set its capacity to {} bytes", pipe.capacity))?;
-    }
-    let mut rest = pipe.contents.as_slice();
-    while !rest.is_empty() {
-        let written = nix::unistd::write(&writer, rest)
-            .with_context(|| format!("put its {} bytes back, {} left", pipe.contents.len(), rest.len()))?;
-        rest = &rest[written..];
-    }
-    let keep = reader.try_clone()?;
-    Ok(Restored { ino: pipe.ino, reader: Some(reader), writer: Some(writer), keep })
-}
-
-impl Restored {
-    /// A description with these flags.
-    ///
-    /// # Errors
-    /// If the kernel refuses it.
-    pub fn open(&mut self, flags: u32) -> Result<OwnedFd> {
-        let wanted = OFlag::from_bits_retain(flags.cast_signed());
-        let end = match wanted & OFlag::O_ACCMODE {
-            OFlag::O_RDONLY => &mut self.reader,
-            OFlag::O_WRONLY => &mut self.writer,
-            _ => &mut None,
-        };
-        // The first description of an end is the one that pipe(2) made; others came from opening it in /proc.
-        if let Some(fd) = end.take() {
-            fcntl(&fd, FcntlArg::F_SETFL(wanted))
-                .with_context(|| format!("pipe:[{}]: set flags", self.ino))?;
-            return Ok(fd);
+/// Reads what is in a pipe without taking it out. `end` is any description of a read end.
+pub(crate) fn dump_contents(end: BorrowedFd<'_>, ino: u64) -> Result<Pipe> {
+    let capacity = pipe::capacity(end).context("read the capacity of a pipe")?;
+    let bytes = pipe::readable_bytes(end).context("ask what is in a pipe")?;
+    let mut contents = vec![0u8; bytes];
+    if bytes > 0 {
+        let (from, to) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("make a pipe")?;
+        // tee() moves whole buffers, so the copy needs as many slots as the original.
+        pipe::set_capacity(to.as_fd(), capacity).context("make a pipe of the same size")?;
+        let n = pipe::tee(end, to.as_fd(), bytes).context("copy the contents of a pipe")?;
+        if n != bytes {
+            bail!("pipe:[{ino}]: copied {n} of {bytes} bytes");
         }
-        let path = format!("/proc/self/fd/{}", self.keep.as_raw_fd());
-        let opened =
-            nix::fcntl::open(path.as_str(), wanted | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())
-                .with_context(|| format!("pipe:[{}]: open again", self.ino))?;
-        if !wanted.contains(OFlag::O_NONBLOCK) {
-            fcntl(&opened, FcntlArg::F_SETFL(wanted))
-                .with_context(|| format!("pipe:[{}]: set flags", self.ino))?;
+        File::from(from).read_exact(&mut contents).context("read the contents of a pipe")?;
+    }
+    Ok(Pipe { ino, capacity, contents })
+}
+
+/// Tasks outside of the tree that hold ends of pipes: by pipe, then by task.
+#[derive(Debug, Default)]
+pub(crate) struct Holders {
+    by_pipe: HashMap<u64, BTreeMap<Pid, ()>>,
+    tree: HashSet<Pid>,
+}
+
+impl Holders {
+    /// Looks before the tree is stopped, if any task of it has a pipe: this takes longer than the rest.
+    pub(crate) fn scan(tree: &[Pid]) -> Result<Self> {
+        let mut holders = Self { by_pipe: HashMap::new(), tree: tree.iter().copied().collect() };
+        let has_pipe = tree.iter().any(|&pid| !pipes_of(pid).is_empty());
+        if has_pipe {
+            holders.scan_others()?;
         }
-        Ok(opened)
+        Ok(holders)
+    }
+
+    fn scan_others(&mut self) -> Result<()> {
+        self.by_pipe.clear();
+        let own = nix::unistd::getpid().as_raw();
+        for entry in std::fs::read_dir("/proc").context("list /proc")? {
+            let name = entry.context("list /proc")?.file_name();
+            let Some(pid) = crate::proc::decimal::<Pid>(name.as_bytes()) else { continue };
+            if pid == own || self.tree.contains(&pid) {
+                continue;
+            }
+            for ino in pipes_of(pid) {
+                self.by_pipe.entry(ino).or_default().insert(pid, ());
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses pipes that a task outside of the tree holds as well. `tree` is what was stopped in the end; when
+    /// it has grown since the scan, the scan is repeated.
+    pub(crate) fn refuse_outsiders(
+        &mut self,
+        tree: &[Pid],
+        pipes: impl Iterator<Item = u64>,
+        refusals: &mut Refusals,
+    ) -> Result<()> {
+        let pipes: Vec<u64> = pipes.collect();
+        if pipes.is_empty() {
+            return Ok(());
+        }
+        if tree.iter().any(|pid| !self.tree.contains(pid)) || self.by_pipe.is_empty() {
+            self.tree.extend(tree);
+            self.scan_others()?;
+        }
+        for ino in pipes {
+            for &pid in self.by_pipe.get(&ino).into_iter().flat_map(BTreeMap::keys) {
+                let comm = crate::dump::freeze::comm_of(pid);
+                refusals.push(Refusal {
+                    task: None,
+                    object: format!("pipe:[{ino}]"),
+                    reason: format!("also open in task {pid} ({comm}), outside of the tree"),
+                    hint: Some("dump a tree that holds both ends, or redirect to files".into()),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Inodes of the pipes that a task has open. A task that is gone or not ours to look at has none.
+fn pipes_of(pid: Pid) -> Vec<u64> {
+    let Ok(dir) = Dir::task(pid).and_then(|dir| dir.dir("fd")) else { return Vec::new() };
+    let fds: Vec<u32> = dir.numbers(".").unwrap_or_default();
+    fds.into_iter().filter_map(|fd| inode(dir.link(&fd.to_string()).ok()?.as_bytes())).collect()
+}
+
+/// O_DIRECT on a pipe makes it keep message boundaries.
+pub(crate) fn check_flags(flags: u32, object: &str, refuse: &mut Refuse<'_>) {
+    const O_DIRECT: u32 = 0o40000;
+    if flags & O_DIRECT != 0 {
+        refuse.because(object, "a pipe in packet mode (O_DIRECT) is not supported");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn contents_are_read_and_stay() {
+        let (from, to) = nix::unistd::pipe().unwrap();
+        let (mut from, mut to) = (File::from(from), File::from(to));
+        pipe::set_capacity(to.as_fd(), 8192).unwrap();
+        to.write_all(b"abc").unwrap();
+        to.write_all(&[7; 5000]).unwrap();
+        let dumped = dump_contents(from.as_fd(), 1).unwrap();
+        assert_eq!((dumped.capacity, dumped.contents.len()), (8192, 5003));
+        assert_eq!(&dumped.contents[..4], b"abc\x07");
+        let mut still = [0u8; 5003];
+        from.read_exact(&mut still).unwrap();
+        assert_eq!(still[..], dumped.contents[..]);
+    }
+
+    #[test]
+    fn links_of_pipes_are_known() {
+        assert_eq!(inode(b"pipe:[77]"), Some(77));
+        assert_eq!(inode(b"/tmp/pipe:[77]"), None);
     }
 }

@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt;
 ///
 /// # Errors
 /// If memory or the page file fall short.
-pub fn create(object: &Shared, pages: &File) -> Result<OwnedFd> {
+pub(crate) fn create(object: &Shared, pages: &File) -> Result<OwnedFd> {
     let mut mapping =
         SharedAnonymous::map(object.size).with_context(|| format!("map {} bytes", object.size))?;
     for run in &object.runs {

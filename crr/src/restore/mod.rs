@@ -4,7 +4,7 @@ mod child;
 mod environment;
 mod foreground;
 mod namespace;
-pub mod open;
+pub(crate) mod open;
 pub mod plain;
 mod preflight;
 mod prepare;

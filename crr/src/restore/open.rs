@@ -17,14 +17,14 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// The files of a tree.
 #[derive(Debug)]
-pub struct Opened {
+pub(crate) struct Opened {
     /// Lowest number that no task uses.
-    pub base: RawFd,
+    pub(crate) base: RawFd,
     descriptions: Vec<OwnedFd>,
     mapped: BTreeMap<Need, OwnedFd>,
     directories: BTreeMap<PathId, OwnedFd>,
     /// The page file.
-    pub pages: OwnedFd,
+    pub(crate) pages: OwnedFd,
 }
 
 impl Opened {
@@ -32,14 +32,14 @@ impl Opened {
     ///
     /// # Errors
     /// Names the first file that cannot be opened.
-    pub fn open(checkpoint: &Checkpoint, needs: impl IntoIterator<Item = Need>) -> Result<Self> {
+    pub(crate) fn open(checkpoint: &Checkpoint, needs: impl IntoIterator<Item = Need>) -> Result<Self> {
         let tasks = &checkpoint.tree.tasks;
         let highest = tasks.iter().flat_map(|task| &task.fds).map(|entry| entry.fd.0).max().unwrap_or(0);
         let base = RawFd::try_from(highest)?.max(2) + 1;
         let opened = checkpoint.files.descriptions.len() + checkpoint.files.pipes.len() * 2;
         make_room(base, opened + checkpoint.files.paths.len() * 2 + checkpoint.memory.shared.len() + 64)?;
         let raiser = Raiser::new(base);
-        let descriptions = resource::file::open_all(&checkpoint.files, &raiser)?;
+        let descriptions = resource::file::reopen::open_all(&checkpoint.files, &raiser)?;
         let mut mapped = BTreeMap::new();
         for need in needs {
             if let std::collections::btree_map::Entry::Vacant(entry) = mapped.entry(need) {
@@ -62,33 +62,33 @@ impl Opened {
 
     /// An open file description of the tree.
     #[must_use]
-    pub fn description(&self, id: DescriptionId) -> BorrowedFd<'_> {
+    pub(crate) fn description(&self, id: DescriptionId) -> BorrowedFd<'_> {
         self.descriptions[id.0 as usize].as_fd()
     }
 
     /// A file that an op names.
     #[must_use]
-    pub fn need(&self, need: Need) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn need(&self, need: Need) -> Option<BorrowedFd<'_>> {
         self.mapped.get(&need).map(AsFd::as_fd)
     }
 
     /// A current or root directory.
     #[must_use]
-    pub fn directory(&self, path: PathId) -> BorrowedFd<'_> {
+    pub(crate) fn directory(&self, path: PathId) -> BorrowedFd<'_> {
         self.directories[&path].as_fd()
     }
 }
 
 /// Moves descriptors out of the way of the tasks' numbers.
 #[derive(Clone, Copy, Debug)]
-pub struct Raiser {
+pub(crate) struct Raiser {
     base: RawFd,
 }
 
 impl Raiser {
     /// To numbers from `base` on.
     #[must_use]
-    pub const fn new(base: RawFd) -> Self {
+    pub(crate) const fn new(base: RawFd) -> Self {
         Self { base }
     }
 
@@ -96,7 +96,7 @@ impl Raiser {
     ///
     /// # Errors
     /// EMFILE.
-    pub fn raise(&self, fd: OwnedFd) -> Result<OwnedFd> {
+    pub(crate) fn raise(&self, fd: OwnedFd) -> Result<OwnedFd> {
         let raised = fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(self.base)).context("fcntl F_DUPFD_CLOEXEC")?;
         owned(raised).context("F_DUPFD_CLOEXEC")
     }
@@ -105,7 +105,7 @@ impl Raiser {
 /// Takes a number that the kernel has just handed out.
 #[must_use]
 #[allow(unsafe_code)]
-pub fn owned(fd: RawFd) -> Option<OwnedFd> {
+pub(super) fn owned(fd: RawFd) -> Option<OwnedFd> {
     // SAFETY: both callers pass the fresh result of F_DUPFD, which nobody else owns.
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -10,8 +10,8 @@ use images::memory::Memory;
 use images::task::Tree;
 use serde::de::DeserializeOwned;
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Seek};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 /// An inventory lists four files: more than this is none.
@@ -74,7 +74,7 @@ impl Checkpoint {
             tree: read_listed(dir, &tree)?,
             files: read_listed(dir, &files)?,
             memory: read_listed(dir, &memory)?,
-            pages: open_listed(dir, &pages).context(Kind::Pages.file_name())?,
+            pages: open_pages(dir, &pages).context(Kind::Pages.file_name())?,
             inventory,
         };
         check::records(&checkpoint.inventory, &checkpoint.tree, &checkpoint.files, &checkpoint.memory)?;
@@ -95,16 +95,27 @@ fn read_inventory(dir: &Path) -> Result<Inventory> {
         Err(error) if is_missing(&error) => return Err(without_inventory(dir)),
         Err(error) => return Err(error.context(name)),
     };
-    let mut start = Vec::new();
-    Read::by_ref(&mut file).take(CRIU_INVENTORY.len() as u64).read_to_end(&mut start).context(name)?;
-    if start == CRIU_INVENTORY {
-        bail!("holds images of CRIU, which crr cannot restore\n  hint: restore them with `criu restore`");
+    let mut read = || {
+        if starts_like_criu(&file)? {
+            bail!("is an inventory of CRIU, whose images crr does not restore\n  hint: use `criu restore`");
+        }
+        let start = read_header(&mut file, Kind::Inventory)?;
+        if size > MAX_INVENTORY {
+            bail!("is oversized: it has {size} bytes, an inventory has at most {MAX_INVENTORY}");
+        }
+        Ok(start)
+    };
+    let start = read().context(name)?;
+    Ok(read_records(file, start, size, Kind::Inventory).context(name)?.0)
+}
+
+fn starts_like_criu(file: &File) -> Result<bool> {
+    let mut start = [0u8; CRIU_INVENTORY.len()];
+    match file.read_exact_at(&mut start, 0) {
+        Err(error) if error.kind() != ErrorKind::UnexpectedEof => Err(error.into()),
+        // An empty file keeps its zeros.
+        _ => Ok(start == CRIU_INVENTORY),
     }
-    file.rewind().context(name)?;
-    if size > MAX_INVENTORY {
-        bail!("{name}: is oversized: {size} bytes, an inventory has at most {MAX_INVENTORY}");
-    }
-    read_records(file, size, Kind::Inventory).context(name)
 }
 
 /// Why there is no inventory.
@@ -128,47 +139,59 @@ fn without_inventory(dir: &Path) -> anyhow::Error {
 
 /// Reads a metadata file that the inventory lists.
 fn read_listed<T: DeserializeOwned>(dir: &Path, entry: &FileEntry) -> Result<T> {
-    let file = open_listed(dir, entry);
-    let read = file.and_then(|mut file| {
-        let crc = trailer(&mut file, entry.size)?;
+    let read = || {
+        let (mut file, size) = open_existing(dir, entry.kind)?;
+        let start = read_header(&mut file, entry.kind)?;
+        check_size(size, entry.size)?;
+        let (record, crc) = read_records(file, start, size, entry.kind)?;
         if crc != entry.crc {
             bail!("is of another checkpoint: checksum {crc:08x}, the inventory says {:08x}", entry.crc);
         }
-        read_records(file, entry.size, entry.kind)
-    });
-    read.context(entry.kind.file_name())
+        Ok(record)
+    };
+    read().context(entry.kind.file_name())
 }
 
-/// Opens a file that the inventory lists, which must have the size it says.
-fn open_listed(dir: &Path, entry: &FileEntry) -> Result<File> {
-    let (file, size) = open_regular(&dir.join(entry.kind.file_name()))
-        .map_err(|error| if is_missing(&error) { anyhow!("is missing") } else { error })?;
-    let known = entry.size;
+/// Opens the page file that the inventory lists.
+fn open_pages(dir: &Path, entry: &FileEntry) -> Result<File> {
+    let (file, size) = open_existing(dir, entry.kind)?;
+    check_size(size, entry.size)?;
+    Ok(file)
+}
+
+/// Opens a file that must be there.
+fn open_existing(dir: &Path, kind: Kind) -> Result<(File, u64)> {
+    open_regular(&dir.join(kind.file_name()))
+        .map_err(|error| if is_missing(&error) { anyhow!("is missing") } else { error })
+}
+
+/// Compares the size of a file with what the inventory says.
+fn check_size(size: u64, known: u64) -> Result<()> {
     if size < known {
         bail!("is cut off: it has {size} bytes of {known}");
     } else if size > known {
         bail!("is oversized: it has {size} bytes instead of {known}");
     }
-    Ok(file)
+    Ok(())
 }
 
-/// The last bytes of a file: its checksum.
-fn trailer(file: &mut File, size: u64) -> Result<u32> {
-    let mut crc = [0u8; TRAILER_SIZE];
-    let at = size.checked_sub(TRAILER_SIZE as u64).ok_or(container::Error::Short(size))?;
-    std::os::unix::fs::FileExt::read_exact_at(file, &mut crc, at)?;
-    Ok(u32::from_le_bytes(crc))
+/// Reads the header and checks that the rest is worth reading.
+fn read_header(file: &mut File, kind: Kind) -> Result<Vec<u8>> {
+    let mut start = Vec::new();
+    file.take(HEADER_SIZE as u64).read_to_end(&mut start)?;
+    container::check_header(kind, &start)?;
+    Ok(start)
 }
 
-/// Reads and decodes a metadata file of a known size. Memory is taken only once the header has been found to be
-/// one of this size, so that no mistaken file is read whole.
-fn read_records<T: DeserializeOwned>(mut file: File, size: u64, kind: Kind) -> Result<T> {
-    let mut bytes = Vec::new();
-    Read::by_ref(&mut file).take(HEADER_SIZE as u64).read_to_end(&mut bytes)?;
-    container::check_header(kind, &bytes, size)?;
-    bytes.try_reserve_exact(usize::try_from(size)?.saturating_sub(bytes.len())).context("is too large")?;
-    file.take(size - bytes.len() as u64).read_to_end(&mut bytes)?;
-    Ok(container::decode(kind, &bytes)?)
+/// Reads what follows the header in a file of a known size; decodes all. Also returns the checksum.
+fn read_records<T: DeserializeOwned>(file: File, start: Vec<u8>, size: u64, kind: Kind) -> Result<(T, u32)> {
+    let mut bytes = start;
+    let rest = size.saturating_sub(bytes.len() as u64);
+    bytes.try_reserve_exact(usize::try_from(rest)?).context("is too large")?;
+    file.take(rest).read_to_end(&mut bytes)?;
+    let record = container::decode(kind, &bytes)?;
+    let crc = bytes.last_chunk::<TRAILER_SIZE>().map_or(0, |trailer| u32::from_le_bytes(*trailer));
+    Ok((record, crc))
 }
 
 /// Opens a regular file, and nothing else: opening a FIFO would wait for its writer.

@@ -63,6 +63,13 @@ impl Snapshot {
         self
     }
 
+    /// Whether every thread is blocked in a system call, so that nothing changes by itself.
+    #[must_use]
+    pub fn all_asleep(&self) -> bool {
+        let calls = self.entries.values().filter(|entry| entry.rule == Rule::Syscall);
+        calls.flat_map(|entry| &entry.lines).all(|line| line != "running")
+    }
+
     /// What differs in `after`, or nothing.
     #[must_use]
     pub fn difference(&self, after: &Self) -> Option<String> {

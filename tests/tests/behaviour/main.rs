@@ -4,3 +4,7 @@
 mod harness;
 mod mapping;
 mod memory;
+mod registers;
+mod signals;
+mod syscalls;
+mod threads;

@@ -1,61 +1,49 @@
 //! A small checkpoint by hand: an x86_64 shell with an ia32 child, a pipe between them and shared memory.
+//! It uses every record and every variant at least once.
 
-use crate::store::{Writer, block_crcs};
+use images::container::{Kind, TRAILER_SIZE, crc32c, encode};
 use images::file::{Description, FdEntry, Files, Path, Pipe, Target};
-use images::inventory::Inventory;
-use images::memory::{Backing, Layout, Memory, Run, Shared, Space, Vdso, Vma};
+use images::id::PAGE_SIZE;
+use images::inventory::{FileEntry, Inventory};
+use images::memory::{Backing, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
 use images::signal::{Action, AltStack, IntervalTimer, Pending};
 use images::task::{ShellJob, Task, Tree};
 use images::thread::{Creds, Regs, RobustList, Rseq, Sched, Thread, TlsEntry};
 use images::{Abi, Addr, DescriptionId, PathId, Pid, SharedId, TaskFd};
-use std::os::unix::fs::FileExt;
 
-/// All records of a checkpoint, and its pages.
-pub(crate) struct Sample {
-    pub(crate) inventory: Inventory,
-    pub(crate) tree: Tree,
-    pub(crate) files: Files,
-    pub(crate) memory: Memory,
-    pub(crate) pages: Vec<u8>,
-}
+/// Pages of `pages.img`.
+const PAGES: u64 = 6;
 
-impl Sample {
-    /// Writes it as a dump would.
-    pub(crate) fn write(&self, dir: &std::path::Path) -> anyhow::Result<u64> {
-        let writer = Writer::create(dir)?;
-        writer.pages().write_all_at(&self.pages, 0)?;
-        writer.finish(self.inventory.clone(), &self.tree, &self.files, &self.memory)
+/// The files of the checkpoint, as they must look.
+pub(crate) fn files_of_checkpoint() -> Vec<(Kind, Vec<u8>)> {
+    let tree = encode(Kind::Tree, &tree()).unwrap();
+    let files = encode(Kind::Files, &files()).unwrap();
+    let memory = encode(Kind::Memory, &memory()).unwrap();
+    let mut inventory = inventory();
+    for (kind, bytes) in [(Kind::Tree, &tree), (Kind::Files, &files), (Kind::Memory, &memory)] {
+        let crc = crc32c(&bytes[..bytes.len() - TRAILER_SIZE]);
+        inventory.files.push(FileEntry { kind, size: bytes.len() as u64, crc });
     }
+    inventory.files.push(FileEntry { kind: Kind::Pages, size: PAGES * PAGE_SIZE, crc: 0 });
+    vec![
+        (Kind::Inventory, encode(Kind::Inventory, &inventory).unwrap()),
+        (Kind::Tree, tree),
+        (Kind::Files, files),
+        (Kind::Memory, memory),
+        (Kind::Pages, pages()),
+    ]
 }
 
-/// The sample: 300 pages, so that there is more than one checksum.
-pub(crate) fn mixed() -> Sample {
-    let pages: Vec<u8> = (0..300u32 * 4096).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    let tree = Tree {
-        tasks: vec![task(100, 1, Abi::X86_64), task(101, 100, Abi::Ia32)],
-        shell_job: Some(ShellJob { sid: 50, pgid: 100 }),
-    };
-    let mut memory = Memory {
-        spaces: vec![space(Abi::X86_64, 0), space(Abi::Ia32, 100)],
-        shared: vec![Shared {
-            size: 0x4000,
-            ino: 9,
-            runs: vec![Run { start: Addr(0x1000), pages: 2, first_page: 298 }],
-        }],
-        vdsos: vec![
-            Vdso { abi: Abi::X86_64, image: vec![0x7f; 0x2000] },
-            Vdso { abi: Abi::Ia32, image: vec![0x45; 0x2000] },
-        ],
-        page_count: 300,
-        block_crcs: Vec::new(),
-    };
-    let file = tempfile::tempfile().unwrap();
-    file.write_all_at(&pages, 0).unwrap();
-    memory.block_crcs = block_crcs(&file, memory.page_count).unwrap();
-    let inventory = Inventory {
-        crr_version: "0.1.0".to_owned(),
-        kernel_release: "6.18.0".to_owned(),
-        boot_id: "00000000-0000-0000-0000-000000000000".to_owned(),
+/// Each page is filled with its number.
+fn pages() -> Vec<u8> {
+    (0..PAGES).flat_map(|page| vec![u8::try_from(page).unwrap(); 4096]).collect()
+}
+
+fn inventory() -> Inventory {
+    Inventory {
+        crr_version: "0.1.0".into(),
+        kernel_release: "6.18.0".into(),
+        boot_id: "01234567-89ab-cdef-0123-456789abcdef".into(),
         created_ns: 1_790_000_000_000_000_000,
         root: 100,
         abis: vec![Abi::X86_64, Abi::Ia32],
@@ -63,8 +51,31 @@ pub(crate) fn mixed() -> Sample {
         threads: 4,
         xfeatures_in_use: 7,
         files: Vec::new(),
-    };
-    Sample { inventory, tree, files: files(), memory, pages }
+    }
+}
+
+fn tree() -> Tree {
+    Tree {
+        tasks: vec![task(100, 1, Abi::X86_64), task(101, 100, Abi::Ia32)],
+        shell_job: Some(ShellJob { sid: 50, pgid: 100 }),
+    }
+}
+
+fn memory() -> Memory {
+    Memory {
+        spaces: vec![space(Abi::X86_64, 0), space(Abi::Ia32, 2)],
+        shared: vec![Shared {
+            size: 0x4000,
+            ino: 9,
+            runs: vec![Run { start: Addr(0x1000), pages: 1, first_page: 5 }],
+        }],
+        vdsos: vec![
+            Vdso { abi: Abi::X86_64, image: vec![0x64; 0x1000] },
+            Vdso { abi: Abi::Ia32, image: vec![0x32; 0x1000] },
+        ],
+        page_count: PAGES,
+        block_crcs: vec![crc32c(&pages())],
+    }
 }
 
 fn files() -> Files {
@@ -83,7 +94,7 @@ fn files() -> Files {
             path("/bin/sh", 0o100_755, 125_688, 0),
             path("/opt/i386/bin/counter", 0o100_755, 9_000, 0),
             path("/dev/pts/3", 0o020_620, 0, 0x8803),
-            path("/tmp/log", 0o100_644, 12, 0),
+            path("/tmp/caf\u{e9}", 0o100_644, 12, 0),
         ],
         descriptions: vec![
             Description { target: Target::Terminal(PathId(3)), flags: 0o2, position: 0 },
@@ -203,11 +214,13 @@ fn space(abi: Abi, first_page: u64) -> Space {
             vma(0x0b00_0000, 1, 1, Backing::SharedFile(PathId(4), 0)),
             vma(top, 4, 1, Backing::Vvar),
             vma(top + 0x4000, 2, 1, Backing::VvarVclock),
-            vma(top + 0x6000, 2, 5, Backing::Vdso),
+            vma(top + 0x6000, 1, 5, Backing::Vdso),
+            Vma { flags: vm::GROWS_DOWN | vm::ACCOUNTED, ..vma(top + 0x1_0000, 33, 3, Backing::Anonymous) },
         ],
         runs: vec![
-            Run { start: Addr(0x0804_9000), pages: 2, first_page },
-            Run { start: Addr(0x0900_0000), pages: 98, first_page: first_page + 2 },
+            Run { start: Addr(0x0804_9000), pages: 1, first_page },
+            Run { start: Addr(0x0900_0000), pages: 1, first_page: first_page + 1 },
+            Run { start: Addr(top + 0x3_0000), pages: 1, first_page: first_page + 2 },
         ],
         layout: Layout { start_brk: Addr(0x0900_0000), brk: Addr(0x0900_1234), ..Layout::default() },
         auxv: vec![0; 2 * usize::try_from(abi.word()).unwrap()],

@@ -1,0 +1,398 @@
+//! Looking at a stopped tree: from outside first, then asking each task for the rest.
+//!
+//! Everything that stands in the way is noted, not returned, so that one dump names all of it.
+
+use super::freeze::{Frozen, FrozenTask};
+use super::pages::Contents;
+use crate::proc::{Dir, smaps, stat, status};
+use crate::ptrace::{Patience, Stop, Stopped, regs};
+use crate::refusal::Refusals;
+use crate::remote::{Batch, Executor, Gadget, Target};
+use crate::resource::file::{self, Terminal};
+use crate::resource::namespace::Namespaces;
+use crate::resource::path::Paths;
+use crate::resource::pipe::Holders;
+use crate::resource::signal::{self, AskSignals};
+use crate::resource::task::{self as properties, AskTask};
+use crate::resource::thread::{self, AskThread};
+use crate::resource::tree::{self, Place};
+use crate::resource::{Refuse, limits, memory, sharing};
+use crate::sys::int80::LowBuffer;
+use crate::sys::vm;
+use anyhow::{Context, Result};
+use images::file::Files;
+use images::memory::{Backing, Memory, Space, Vdso, Vma};
+use images::task::{Task, Tree};
+use images::{Abi, Addr, Pid};
+use std::fs::File;
+
+/// A tree as the images show it, and where its page contents are to be had.
+#[derive(Debug)]
+pub(super) struct Collected {
+    pub(super) tree: Tree,
+    pub(super) files: Files,
+    pub(super) memory: Memory,
+    pub(super) contents: Contents,
+}
+
+/// What is shared by the tasks of a tree while they are looked at.
+struct Tables {
+    own_namespaces: Namespaces,
+    low: LowBuffer,
+    paths: Paths,
+    files: file::Table,
+    backings: memory::Backings,
+    vdsos: Vec<Vdso>,
+    terminal: Terminal,
+    buffer: Vec<u8>,
+}
+
+/// Looks at the whole tree.
+///
+/// # Errors
+/// [`crate::refusal::Refused`] with everything in the way, or what failed.
+pub(super) fn collect(
+    frozen: &mut Frozen,
+    shell_job: bool,
+    holders: &mut Holders,
+    mut refusals: Refusals,
+    patience: &Patience,
+) -> Result<Collected> {
+    let mut tables = Tables {
+        own_namespaces: Namespaces::of(&Dir::task(nix::unistd::getpid().as_raw())?)?,
+        low: LowBuffer::new().context("map a page below 4 GiB")?,
+        paths: Paths::default(),
+        files: file::Table::default(),
+        backings: memory::Backings::default(),
+        vdsos: Vec::new(),
+        terminal: None,
+        buffer: Vec::new(),
+    };
+    let mut stats = Vec::with_capacity(frozen.tasks.len());
+    for task in &frozen.tasks {
+        task.dir.read("stat", &mut tables.buffer).with_context(|| format!("task {}: read stat", task.pid))?;
+        stats.push(stat::parse(&tables.buffer).with_context(|| format!("task {}", task.pid))?);
+    }
+    let places: Vec<Place> = frozen.tasks.iter().zip(&stats).map(|(task, stat)| place(task, stat)).collect();
+    let shell_job = tree::check(&places, shell_job, &mut refusals);
+    tables.terminal = shell_job.and_then(|_| places.first()).map(|root| root.tty).filter(|tty| *tty != 0);
+    sharing::check(&frozen.tasks, &mut refusals)?;
+
+    let mut tasks = Vec::with_capacity(stats.len());
+    let mut spaces = Vec::with_capacity(stats.len());
+    for (frozen_task, stat) in frozen.tasks.iter_mut().zip(stats) {
+        let pid = frozen_task.pid;
+        let one = collect_task(frozen_task, stat, &mut tables, &mut refusals, patience);
+        if let Some((task, space)) = one.with_context(|| format!("task {pid}"))? {
+            tasks.push(task);
+            spaces.push(space);
+        }
+    }
+    let pids: Vec<Pid> = frozen.tasks.iter().map(|task| task.pid).collect();
+    file::check_outsiders(&tables.files, holders, &pids, &mut refusals)?;
+    refusals.finish("dump")?;
+
+    let (memory, contents) = find_contents(frozen, spaces, tables.backings, tables.vdsos)?;
+    let files = tables.files.into_files(tables.paths);
+    Ok(Collected { tree: Tree { tasks, shell_job }, files, memory, contents })
+}
+
+fn place(task: &FrozenTask, stat: &stat::Stat) -> Place {
+    Place {
+        pid: task.pid,
+        ppid: stat.ppid,
+        pgid: stat.pgid,
+        sid: stat.sid,
+        tty: stat.tty,
+        exit_signal: stat.exit_signal,
+        name: task.name.clone(),
+    }
+}
+
+/// One task. Nothing is asked of a task that could not answer or would be harmed. `None` when it is of an ABI that crr does not know, which is then refused.
+fn collect_task(
+    task: &mut FrozenTask,
+    stat: stat::Stat,
+    tables: &mut Tables,
+    refusals: &mut Refusals,
+    patience: &Patience,
+) -> Result<Option<(Task, Space)>> {
+    let FrozenTask { pid, name, dir, threads } = task;
+    let (pid, dir) = (*pid, &*dir);
+    let refuse = &mut Refuse::new(refusals, pid, name);
+    Namespaces::of(dir)?.refuse_others(&tables.own_namespaces, refuse);
+    let vmas = dump_areas(dir, tables, refuse)?;
+    let fds = tables.files.dump_task(pid, dir, &mut tables.paths, tables.terminal, refuse)?;
+    let [exe, cwd, root] =
+        ["exe", "cwd", "root"].map(|name| file::dump_link(dir, name, &mut tables.paths, refuse));
+    let outside = properties::dump_outside(dir, &mut tables.buffer, refuse)?;
+    let statuses = read_statuses(dir, threads, &mut tables.buffer)?;
+    let Some(leader) = statuses.first() else { return Ok(None) };
+    let Some(abi) = dump_vdso(pid, dir, &vmas, &mut tables.vdsos, refuse)? else { return Ok(None) };
+
+    let mut records = Vec::with_capacity(threads.len());
+    for (thread, status) in threads.iter().zip(&statuses) {
+        let record = thread::dump_outside(thread, abi, status, &tables.low, refuse)?;
+        thread::check_rseq(pid, &record, refuse)?;
+        records.push(record);
+    }
+    let mut record = Task {
+        pid,
+        ppid: stat.ppid,
+        pgid: stat.pgid,
+        sid: stat.sid,
+        abi,
+        exe: exe?,
+        cwd: cwd?,
+        root: root?,
+        umask: leader.umask,
+        personality: outside.personality,
+        dumpable: 1,
+        child_subreaper: false,
+        oom_score_adj: outside.oom_score_adj,
+        coredump_filter: outside.coredump_filter,
+        xcomp_permission: 0,
+        rlimits: limits::dump_limits(dir, &mut tables.buffer)?,
+        actions: Vec::new(),
+        pending: match threads.first() {
+            Some(thread) if leader.shared_pending != 0 => signal::dump_pending(thread, true)?,
+            _ => Vec::new(),
+        },
+        interval_timers: Default::default(),
+        fds,
+        threads: records,
+    };
+    let mut layout = stat.layout;
+    if can_be_asked(threads, &statuses, abi)? {
+        let ignored_and_caught = (leader.ignored, leader.caught);
+        let locked = memory::locked_bytes(&vmas);
+        let target = target(pid, abi, ignored_and_caught, &vmas)?;
+        layout.brk = ask(target, threads, &mut record, dir, locked, refuse, patience)?;
+    }
+    dir.read("auxv", &mut tables.buffer).context("read auxv")?;
+    let auxv = cut_auxv(&tables.buffer, abi).to_vec();
+    Ok(Some((record, Space { vmas, runs: Vec::new(), layout, auxv })))
+}
+
+fn read_statuses(dir: &Dir, threads: &[Stopped], buffer: &mut Vec<u8>) -> Result<Vec<status::Status>> {
+    let mut statuses = Vec::with_capacity(threads.len());
+    for thread in threads {
+        let tid = thread.tid();
+        dir.read(&format!("task/{tid}/status"), buffer)
+            .with_context(|| format!("thread {tid}: read status"))?;
+        statuses.push(status::parse(buffer).with_context(|| format!("thread {tid}"))?);
+    }
+    Ok(statuses)
+}
+
+fn dump_areas(dir: &Dir, tables: &mut Tables, refuse: &mut Refuse<'_>) -> Result<Vec<Vma>> {
+    dir.read("smaps", &mut tables.buffer).context("read smaps")?;
+    let mut vmas = Vec::new();
+    let Tables { buffer, backings, paths, .. } = tables;
+    smaps::parse(buffer, |area| -> Result<()> {
+        vmas.extend(backings.dump_area(&area, dir, paths, refuse)?);
+        Ok(())
+    })?;
+    Ok(vmas)
+}
+
+/// The ABI of a task, by the vDSO that exec gave it or, where it has none, by its program. Records the vDSO.
+fn dump_vdso(
+    pid: Pid,
+    dir: &Dir,
+    vmas: &[Vma],
+    vdsos: &mut Vec<Vdso>,
+    refuse: &mut Refuse<'_>,
+) -> Result<Option<Abi>> {
+    let mut found = vmas.iter().filter(|vma| vma.backing == Backing::Vdso);
+    let Some(vma) = found.next() else {
+        let mut header = [0u8; 64];
+        let exe = dir.open("exe").context("open exe")?;
+        nix::unistd::read(&exe, &mut header).context("read exe")?;
+        return Ok(abi_of(&header, refuse));
+    };
+    if found.next().is_some() {
+        refuse.because("vDSO", "mapped more than once");
+    }
+    let mut image = vec![0u8; usize::try_from(vma.end.0 - vma.start.0)?];
+    vm::read_exact(pid, vma.start, &mut image).context("read the vDSO")?;
+    let Some(abi) = abi_of(&image, refuse) else { return Ok(None) };
+    match vdsos.iter().find(|vdso| vdso.abi == abi) {
+        Some(vdso) if vdso.image == image => {}
+        Some(_) => refuse.because("vDSO", format!("differs from that of another {abi} task of the tree")),
+        None => vdsos.push(Vdso { abi, image }),
+    }
+    Ok(Some(abi))
+}
+
+/// The ABI that an ELF header is for.
+fn abi_of(header: &[u8], refuse: &mut Refuse<'_>) -> Option<Abi> {
+    const CLASS_32: u8 = 1;
+    const CLASS_64: u8 = 2;
+    const EM_386: u8 = 3;
+    const EM_X86_64: u8 = 62;
+    match header {
+        [0x7f, b'E', b'L', b'F', class, ..] if header.len() > 19 => match (*class, header[18], header[19]) {
+            (CLASS_64, EM_X86_64, 0) => return Some(Abi::X86_64),
+            (CLASS_32, EM_386, 0) => return Some(Abi::Ia32),
+            (CLASS_32, EM_X86_64, 0) => refuse.because("ABI", "x32 tasks are not supported"),
+            _ => refuse.because("ABI", "neither x86_64 nor ia32"),
+        },
+        _ => refuse.because("ABI", "neither x86_64 nor ia32: no ELF program"),
+    }
+    None
+}
+
+/// `/proc/PID/auxv` up to its end mark: what follows is room that the kernel keeps.
+fn cut_auxv(auxv: &[u8], abi: Abi) -> &[u8] {
+    let pair = if abi == Abi::X86_64 { 16 } else { 8 };
+    let end = auxv.chunks_exact(pair).position(|entry| entry[..pair / 2].iter().all(|byte| *byte == 0));
+    &auxv[..end.map_or(auxv.len(), |at| (at + 1) * pair)]
+}
+
+/// Whether all threads can make system calls: they stand in an interrupt-stop in code of the task's ABI,
+/// and nothing between them and the kernel interferes.
+fn can_be_asked(threads: &[Stopped], statuses: &[status::Status], abi: Abi) -> Result<bool> {
+    for (thread, status) in threads.iter().zip(statuses) {
+        let usable = thread.stop() == Stop::Interrupt
+            && status.seccomp == 0
+            && regs::mode(&thread.regs()?) == abi
+            && thread.syscall_user_dispatch()? != Some(true);
+        if !usable {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn target(pid: Pid, abi: Abi, (ignored, caught): (u64, u64), vmas: &[Vma]) -> Result<Target> {
+    const PROT_EXEC: u32 = 4;
+    let code = vmas.iter().filter(|vma| vma.prot & PROT_EXEC != 0);
+    // The vDSO first: it has the instruction on its two or three pages.
+    let (vdso, rest): (Vec<&Vma>, Vec<&Vma>) = code.partition(|vma| vma.backing == Backing::Vdso);
+    let areas = vdso.into_iter().chain(rest).map(|vma| (vma.start, vma.end.0 - vma.start.0));
+    let gadget = Gadget::find_in(pid, abi, areas).context("no system call instruction found in its code")?;
+    Ok(Target { pid, abi, gadget, ignored, caught })
+}
+
+/// Has the task tell what only it can, and returns its break. Its executor is unmapped again even if that fails.
+fn ask(
+    target: Target,
+    threads: &mut [Stopped],
+    record: &mut Task,
+    dir: &Dir,
+    locked: u64,
+    refuse: &mut Refuse<'_>,
+    patience: &Patience,
+) -> Result<Addr> {
+    let [leader, others @ ..] = threads else { anyhow::bail!("no thread") };
+    let executor = Executor::open(target, leader, patience)?;
+    let asked = (|| -> Result<Addr> {
+        check_lock_future(dir, locked, &executor, refuse)?;
+        let brk = ask_leader(&executor, leader, record, dir, refuse, patience)?;
+        for (thread, record) in others.iter_mut().zip(record.threads.iter_mut().skip(1)) {
+            let mut batch = Batch::new(target.abi);
+            let about_thread = AskThread::new(&mut batch);
+            let reply = executor.run(thread, &batch, patience)?;
+            let tid = thread.tid();
+            about_thread.fill(&reply, record, dir, refuse).with_context(|| format!("thread {tid}"))?;
+        }
+        Ok(brk)
+    })();
+    let closed = executor.close(leader, patience);
+    let brk = asked?;
+    closed?;
+    Ok(brk)
+}
+
+/// What the task as a whole and its leader know.
+fn ask_leader(
+    executor: &Executor,
+    leader: &mut Stopped,
+    record: &mut Task,
+    dir: &Dir,
+    refuse: &mut Refuse<'_>,
+    patience: &Patience,
+) -> Result<Addr> {
+    let mut batch = Batch::new(record.abi);
+    let about_signals = AskSignals::new(&mut batch);
+    let about_task = AskTask::new(&mut batch);
+    let about_thread = AskThread::new(&mut batch);
+    let reply = executor.run(leader, &batch, patience)?;
+    record.actions = about_signals.actions(&reply, record.abi)?;
+    record.interval_timers = about_signals.timers(&reply)?;
+    let inside = about_task.read(&reply, refuse)?;
+    record.dumpable = inside.dumpable;
+    record.child_subreaper = inside.child_subreaper;
+    record.xcomp_permission = inside.xcomp_permission;
+    if let Some(thread) = record.threads.first_mut() {
+        about_thread.fill(&reply, thread, dir, refuse)?;
+    }
+    Ok(inside.brk)
+}
+
+/// A fresh mapping is locked only if the task asked for that: the locked total then exceeds what its areas show.
+fn check_lock_future(dir: &Dir, locked: u64, executor: &Executor, refuse: &mut Refuse<'_>) -> Result<()> {
+    let mut buffer = Vec::new();
+    dir.read("status", &mut buffer).context("read status")?;
+    let range = executor.range();
+    let with_ours = status::parse(&buffer)?.locked_kib * 1024;
+    if with_ours >= locked + (range.end - range.start) {
+        refuse.because("memory", "all future mappings are to be locked (mlockall(MCL_FUTURE))");
+    }
+    Ok(())
+}
+
+/// Finds all page contents that have to be stored, and gives each its place in the page file.
+fn find_contents(
+    frozen: &Frozen,
+    mut spaces: Vec<Space>,
+    backings: memory::Backings,
+    vdsos: Vec<Vdso>,
+) -> Result<(Memory, Contents)> {
+    let mut contents = Contents::default();
+    for (task, space) in frozen.tasks.iter().zip(&mut spaces) {
+        let pagemap = File::from(task.dir.open("pagemap").context("open pagemap")?);
+        let memory = File::from(task.dir.open("mem").context("open mem")?);
+        let source = contents.add_task(task.pid, memory);
+        space.runs = contents
+            .find_private(source, &pagemap, &space.vmas)
+            .with_context(|| format!("task {}: look for pages", task.pid))?;
+    }
+    let mut shared = Vec::with_capacity(backings.shared.len());
+    for object in backings.shared {
+        shared.push(contents.add_shared(object).context("look for pages of shared memory")?);
+    }
+    let page_count = contents.page_count();
+    let memory = Memory { spaces, shared, vdsos, page_count, block_crcs: Vec::new() };
+    Ok((memory, contents))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_abi_follows_from_the_elf_header() {
+        let abi = |class, machine| {
+            let mut header = [0u8; 64];
+            header[..5].copy_from_slice(&[0x7f, b'E', b'L', b'F', class]);
+            header[18] = machine;
+            let mut refusals = Refusals::default();
+            let abi = abi_of(&header, &mut Refuse::new(&mut refusals, 1, "a"));
+            (abi, refusals.finish("dump").err().map(|refused| refused.refusals[0].reason.clone()))
+        };
+        assert_eq!(abi(2, 62), (Some(Abi::X86_64), None));
+        assert_eq!(abi(1, 3), (Some(Abi::Ia32), None));
+        assert_eq!(abi(1, 62), (None, Some("x32 tasks are not supported".into())));
+        assert!(abi(2, 183).0.is_none());
+    }
+
+    #[test]
+    fn auxv_ends_at_its_null_entry() {
+        let mut words: Vec<u8> = [3u32, 0x1000, 0, 0, 0, 0].iter().flat_map(|w| w.to_le_bytes()).collect();
+        assert_eq!(cut_auxv(&words, Abi::Ia32).len(), 16);
+        words = [3u64, 0x1000, 0, 0, 0, 0].iter().flat_map(|w| w.to_le_bytes()).collect();
+        assert_eq!(cut_auxv(&words, Abi::X86_64).len(), 32);
+    }
+}

@@ -1,0 +1,300 @@
+//! Stopping a whole tree, and letting it go again.
+//!
+//! Tasks are stopped parents first, each with all its threads, until neither a new thread nor a new child
+//! turns up: a stopped parent makes no more of them. What cannot be stopped is refused by name, and the walk goes on.
+
+use super::After;
+use crate::proc::{Dir, decimal, stat, status};
+use crate::ptrace::{self, Patience, Seized, Stop, Stopped, Waited};
+use crate::refusal::Refusals;
+use anyhow::{Context, Result, bail};
+use images::Pid;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use std::collections::{HashSet, VecDeque};
+use std::io;
+use std::time::{Duration, Instant};
+
+/// A task with all its threads stopped.
+#[derive(Debug)]
+pub(crate) struct FrozenTask {
+    /// Its pid.
+    pub(crate) pid: Pid,
+    /// Its name, for messages.
+    pub(crate) name: String,
+    /// `/proc/PID`.
+    pub(crate) dir: Dir,
+    /// All threads, the leader first.
+    pub(crate) threads: Vec<Stopped>,
+}
+
+/// A stopped tree. Dropped, it runs on as before.
+#[derive(Debug)]
+pub(crate) struct Frozen {
+    /// Parents before their children.
+    pub(crate) tasks: Vec<FrozenTask>,
+    since: Instant,
+}
+
+impl Frozen {
+    /// Stops the tree under `root`.
+    pub(crate) fn seize(root: Pid, patience: &Patience, refusals: &mut Refusals) -> Result<Self> {
+        let mut frozen = Self { tasks: Vec::new(), since: Instant::now() };
+        let mut queue = VecDeque::from([root]);
+        let mut seen = HashSet::from([root]);
+        let mut buffer = Vec::new();
+        while let Some(pid) = queue.pop_front() {
+            let dir = match Dir::task(pid) {
+                Ok(dir) => dir,
+                Err(e) if pid == root => return Err(e).with_context(|| format!("no task {pid}")),
+                Err(_gone) => continue,
+            };
+            match frozen.seize_task(pid, &dir, patience, refusals) {
+                Ok(()) => {}
+                Err(e) if pid != root && is_gone(&e) => continue,
+                Err(e) => return Err(e.context(format!("task {pid}: stop"))),
+            }
+            for child in children(&dir, &mut buffer).with_context(|| format!("task {pid}: list children"))? {
+                if seen.insert(child) {
+                    queue.push_back(child);
+                }
+            }
+            if let Some(task) = frozen.tasks.last_mut().filter(|task| task.pid == pid) {
+                task.dir = dir;
+            }
+        }
+        Ok(frozen)
+    }
+
+    /// Stops one task; one that cannot be is noted as refused and left alone.
+    fn seize_task(
+        &mut self,
+        pid: Pid,
+        dir: &Dir,
+        patience: &Patience,
+        refusals: &mut Refusals,
+    ) -> Result<()> {
+        let name = match blocker(pid, dir)? {
+            Ok(name) => name,
+            Err(refusal) => {
+                let hint = refusal.hint.as_deref();
+                refusals.task((pid, &refusal.name), "task", refusal.reason, hint);
+                return Ok(());
+            }
+        };
+        self.tasks.push(FrozenTask { pid, name, dir: Dir::task(pid)?, threads: Vec::new() });
+        let Some(task) = self.tasks.last_mut() else { bail!("no task") };
+        loop {
+            let new: Vec<Pid> = dir
+                .numbers::<Pid>("task")?
+                .into_iter()
+                .filter(|tid| task.threads.iter().all(|thread| thread.tid() != *tid))
+                .collect();
+            if new.is_empty() {
+                break;
+            }
+            stop_threads(&mut task.threads, &new, patience)?;
+        }
+        if task.threads.is_empty() {
+            bail!(ptrace::Error::Gone(pid));
+        }
+        // The directory lists the leader first as long as tids have not wrapped; threads of a wrapped range follow it.
+        task.threads.sort_by_key(|thread| (thread.tid() != pid, thread.tid()));
+        if task.threads.iter().any(|thread| matches!(thread.stop(), Stop::Group(_))) {
+            let hint = Some("continue it with SIGCONT first");
+            refusals.task((pid, &task.name), "task", "stopped by a signal (state T)", hint);
+        }
+        Ok(())
+    }
+
+    /// How long the tree has been stopped.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// Ends the dump for the tree, and tells how long it was stopped.
+    pub(crate) fn finish(mut self, after: After, patience: &Patience) -> Result<Duration> {
+        match after {
+            After::Run => self.release(),
+            After::Stop => {
+                for task in &self.tasks {
+                    send(task, Signal::SIGSTOP)?;
+                }
+                self.release();
+            }
+            After::Kill => self.kill(patience)?,
+        }
+        Ok(self.elapsed())
+    }
+
+    fn release(&mut self) {
+        for task in self.tasks.drain(..) {
+            for thread in task.threads {
+                // Gone is the only failure there is, and then nothing is left to release.
+                let _ = thread.detach(0);
+            }
+        }
+    }
+
+    /// Kills all tasks and waits until they are gone from our hands, so that their pids and files are free as
+    /// soon as their parents have seen it.
+    fn kill(&mut self, patience: &Patience) -> Result<()> {
+        for task in &self.tasks {
+            send(task, Signal::SIGKILL)?;
+        }
+        // Children first: their parents, being dead, are reaped by others as soon as we have waited for them. The leader of a
+        // task can be waited for only after its other threads.
+        while let Some(mut task) = self.tasks.pop() {
+            while let Some(thread) = task.threads.pop() {
+                let mut seized = thread.doomed();
+                loop {
+                    let tid = seized.tid();
+                    match seized.wait(patience) {
+                        Ok(Waited::Ended(_)) | Err(ptrace::Error::Gone(_)) => break,
+                        Ok(Waited::Stopped(again)) => seized = again.doomed(),
+                        Err(e) => return Err(e).with_context(|| format!("thread {tid}: wait for its end")),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+fn send(task: &FrozenTask, signal: Signal) -> Result<()> {
+    match kill(nix::unistd::Pid::from_raw(task.pid), signal) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(errno).with_context(|| format!("task {}: send {signal}", task.pid)),
+    }
+}
+
+/// Why a task cannot be seized.
+struct Blocker {
+    name: String,
+    reason: String,
+    hint: Option<String>,
+}
+
+/// Looks at what rules out seizing; the name of the task otherwise.
+fn blocker(pid: Pid, dir: &Dir) -> Result<Result<String, Blocker>> {
+    let mut buffer = Vec::new();
+    dir.read("stat", &mut buffer)?;
+    let stat = stat::parse(&buffer)?;
+    let name = String::from_utf8_lossy(&stat.comm).into_owned();
+    let refuse = |reason: String, hint: Option<String>| Ok(Err(Blocker { name: name.clone(), reason, hint }));
+    if stat.flags & stat::PF_KTHREAD != 0 {
+        return refuse("a kernel thread".into(), None);
+    }
+    if pid == nix::unistd::getpid().as_raw() {
+        let hint = "run crr from outside of the tree, or give --tree a task that is not crr's ancestor";
+        return refuse("this is crr itself".into(), Some(hint.into()));
+    }
+    if matches!(stat.state, b'Z' | b'X') {
+        let threads = dir.numbers::<Pid>("task")?.len();
+        return if threads > 1 {
+            refuse("its leading thread has ended while others go on".into(), None)
+        } else {
+            refuse("a zombie: it has ended and its parent has not waited for it".into(), None)
+        };
+    }
+    dir.read("status", &mut buffer)?;
+    let status = status::parse(&buffer)?;
+    if status.tgid != pid {
+        let hint = format!("use --tree {}", status.tgid);
+        return refuse(format!("a thread of task {}, not a task", status.tgid), Some(hint));
+    }
+    if status.tracer != 0 {
+        let tracer = comm_of(status.tracer);
+        let hint = "detach the debugger first".to_owned();
+        return refuse(format!("traced by {} ({tracer})", status.tracer), Some(hint));
+    }
+    Ok(Ok(name))
+}
+
+/// The tasks of a tree as it runs, for looks that need not wait until it is stopped. Tasks that come and go
+/// meanwhile may be missing.
+pub(super) fn list(root: Pid) -> Result<Vec<Pid>> {
+    let mut all = vec![root];
+    let mut buffer = Vec::new();
+    let mut next = 0;
+    while let Some(&pid) = all.get(next) {
+        next += 1;
+        if let Ok(dir) = Dir::task(pid) {
+            all.extend(children(&dir, &mut buffer).unwrap_or_default());
+        }
+    }
+    Ok(all)
+}
+
+/// The name of any task, for messages.
+pub(crate) fn comm_of(pid: Pid) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm"))
+        .map_or_else(|_| "?".into(), |s| s.trim_end().to_owned())
+}
+
+/// Seizes and stops threads of one task. Those that end meanwhile are left out.
+fn stop_threads(stopped: &mut Vec<Stopped>, tids: &[Pid], patience: &Patience) -> Result<()> {
+    let mut seized = Vec::with_capacity(tids.len());
+    let mut failure = None;
+    for &tid in tids {
+        let thread = Seized::seize(tid).and_then(|thread| thread.interrupt().map(|()| thread));
+        match thread {
+            Ok(thread) => seized.push(thread),
+            Err(ptrace::Error::Gone(_)) => {}
+            Err(_) if is_ending(tid) => {}
+            Err(e) => {
+                failure = Some(e);
+                break;
+            }
+        }
+    }
+    // Whatever happens, every thread that was seized is waited for, so that it can be released.
+    for thread in seized {
+        match thread.wait(patience).and_then(|waited| match waited {
+            Waited::Stopped(thread) => thread.settle(patience).map(Some),
+            Waited::Ended(_) => Ok(None),
+        }) {
+            Ok(thread) => stopped.extend(thread),
+            Err(ptrace::Error::Gone(_)) => {}
+            Err(e) => failure = failure.or(Some(e)),
+        }
+    }
+    failure.map_or(Ok(()), |e| Err(e.into()))
+}
+
+/// Whether a thread is past its end: seizing it answers EPERM.
+fn is_ending(tid: Pid) -> bool {
+    let mut buffer = Vec::new();
+    let stat = Dir::task(tid).and_then(|dir| dir.read("stat", &mut buffer));
+    stat.is_err() || stat::parse(&buffer).is_ok_and(|stat| matches!(stat.state, b'Z' | b'X'))
+}
+
+/// Children of all threads of a task.
+fn children(dir: &Dir, buffer: &mut Vec<u8>) -> Result<Vec<Pid>> {
+    let mut all = Vec::new();
+    for tid in dir.numbers::<Pid>("task")? {
+        match dir.read(&format!("task/{tid}/children"), buffer) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound && dir.stat(&format!("task/{tid}")).is_err() => {
+                continue;
+            }
+            Err(e) => return Err(e).context("read children (needs CONFIG_PROC_CHILDREN)"),
+        }
+        let words = buffer.split(|&b| b == b' ').filter(|word| !word.trim_ascii().is_empty());
+        all.extend(words.filter_map(decimal::<Pid>));
+    }
+    Ok(all)
+}
+
+fn is_gone(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ptrace::Error::Gone(_)))
+        || error
+            .downcast_ref::<io::Error>()
+            .is_some_and(|e| e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH))
+}

@@ -1,0 +1,146 @@
+//! `/proc/PID/smaps`: memory areas with their flags.
+//!
+//! A task may have ten thousand areas of 25 lines each, so this parser allocates nothing and looks at no more
+//! than the first byte of the lines that it does not need.
+
+use super::{Malformed, hex};
+
+/// One area. Borrows the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Area<'a> {
+    /// First byte.
+    pub start: u64,
+    /// One past the last.
+    pub end: u64,
+    /// PROT_READ 1, PROT_WRITE 2, PROT_EXEC 4.
+    pub prot: u32,
+    /// MAP_SHARED.
+    pub shared: bool,
+    /// Byte offset in the file.
+    pub offset: u64,
+    /// The file's device as the kernel shows it: `fe:00`.
+    pub dev: &'a [u8],
+    /// The file's inode number; 0 without a file.
+    pub ino: u64,
+    /// Path or `[name]`; newlines are escaped.
+    pub name: &'a [u8],
+    /// Two-letter codes, separated by blanks.
+    pub flags: &'a [u8],
+    /// Protection key; 0 where the processor has none.
+    pub pkey: u32,
+}
+
+/// Calls `each` for every area, by rising address.
+///
+/// # Errors
+/// [`Malformed`], or the first error of `each`.
+pub fn parse<'a, E: From<Malformed>>(
+    text: &'a [u8],
+    mut each: impl FnMut(Area<'a>) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut area: Option<Area<'a>> = None;
+    for line in text.split(|&b| b == b'\n') {
+        match line.first() {
+            Some(b'0'..=b'9' | b'a'..=b'f') => {
+                if let Some(done) = area.replace(header(line)?) {
+                    each(complete(done)?)?;
+                }
+            }
+            Some(b'V') => {
+                if let (Some(flags), Some(area)) = (line.strip_prefix(b"VmFlags: "), &mut area) {
+                    area.flags = flags.trim_ascii();
+                }
+            }
+            Some(b'P') => {
+                if let (Some(key), Some(area)) = (line.strip_prefix(b"ProtectionKey:"), &mut area) {
+                    area.pkey = super::decimal(key).ok_or(bad("ProtectionKey"))?;
+                }
+            }
+            _ => {}
+        }
+    }
+    match area {
+        Some(last) => each(complete(last)?),
+        None => Ok(()),
+    }
+}
+
+const fn bad(field: &'static str) -> Malformed {
+    Malformed { file: "smaps", field }
+}
+
+/// An area that ends without flags was cut off.
+fn complete(area: Area<'_>) -> Result<Area<'_>, Malformed> {
+    if area.flags.is_empty() && area.name != b"[vsyscall]" { Err(bad("VmFlags")) } else { Ok(area) }
+}
+
+/// `start-end perms offset dev inode   name`.
+fn header(line: &[u8]) -> Result<Area<'_>, Malformed> {
+    let mut rest = line;
+    let mut word = |end: u8| {
+        let at = rest.iter().position(|&b| b == end).unwrap_or(rest.len());
+        let (word, tail) = rest.split_at(at);
+        rest = tail.get(1..).unwrap_or_default();
+        word
+    };
+    let start = hex(word(b'-')).ok_or(bad("start"))?;
+    let end = hex(word(b' ')).ok_or(bad("end"))?;
+    let &[r, w, x, s] = word(b' ') else { return Err(bad("permissions")) };
+    let offset = hex(word(b' ')).ok_or(bad("offset"))?;
+    let dev = word(b' ');
+    let ino = super::decimal(word(b' ')).ok_or(bad("inode"))?;
+    let prot = u32::from(r == b'r') | u32::from(w == b'w') << 1 | u32::from(x == b'x') << 2;
+    let name = rest.trim_ascii_start();
+    Ok(Area { start, end, prot, shared: s == b's', offset, dev, ino, name, flags: b"", pkey: 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of an ia32 task, cut to the lines that matter.
+    const IA32: &[u8] =
+        b"08048000-08049000 r-xp 00001000 fe:00 325843                             /tmp/a b\\012c
+Size:                  4 kB
+Pss_Dirty:             0 kB
+VmFlags: rd ex mr mw me 
+f7ee9000-f7ef3000 rw-p 00000000 00:00 0 
+Size:                 40 kB
+ProtectionKey:         3
+VmFlags: rd wr mr mw me ac 
+f7f04000-f7f06000 r-xp 00000000 00:00 0                                  [vdso]
+VmFlags: rd ex mr mw me de 
+ffd3a000-ffd5b000 rw-s 00000000 00:01 77                                 /dev/zero (deleted)
+VmFlags: rd wr mr mw me gd ac 
+";
+
+    fn all(text: &[u8]) -> Result<Vec<Area<'_>>, Malformed> {
+        let mut areas = Vec::new();
+        parse(text, |area| {
+            areas.push(area);
+            Ok::<_, Malformed>(())
+        })?;
+        Ok(areas)
+    }
+
+    #[test]
+    fn captured_text() {
+        let areas = all(IA32).unwrap();
+        assert_eq!(areas.len(), 4);
+        assert_eq!((areas[0].start, areas[0].end, areas[0].prot), (0x0804_8000, 0x0804_9000, 5));
+        assert_eq!((areas[0].offset, areas[0].dev, areas[0].ino), (0x1000, &b"fe:00"[..], 325_843));
+        assert_eq!(areas[0].name, b"/tmp/a b\\012c");
+        assert_eq!((areas[1].name, areas[1].pkey, areas[1].flags), (&b""[..], 3, &b"rd wr mr mw me ac"[..]));
+        assert_eq!(areas[2].name, b"[vdso]");
+        assert!(areas[3].shared && !areas[2].shared);
+        assert_eq!(areas[3].name, b"/dev/zero (deleted)");
+    }
+
+    #[test]
+    fn cut_text_is_an_error() {
+        let cut = IA32.len() - 40;
+        assert_eq!(all(&IA32[..cut]).unwrap_err().field, "VmFlags");
+        assert!(all(b"08048000 r-xp\n").is_err());
+        assert_eq!(all(b"").unwrap().len(), 0);
+    }
+}

@@ -1,0 +1,56 @@
+//! The system calls that a task is asked to make, and their numbers in both ABIs.
+
+use images::Abi;
+
+macro_rules! calls {
+    ($($(#[$doc:meta])* $name:ident = $x86_64:literal, $ia32:literal;)*) => {
+        /// A system call that exists in both ABIs.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Call {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Call {
+            /// Its number: arch/x86/entry/syscalls/syscall_64.tbl and syscall_32.tbl.
+            #[must_use]
+            pub const fn number(self, abi: Abi) -> u64 {
+                match (self, abi) {
+                    $((Self::$name, Abi::X86_64) => $x86_64, (Self::$name, Abi::Ia32) => $ia32,)*
+                }
+            }
+        }
+    };
+}
+
+calls! {
+    /// mmap; mmap2 of ia32 counts the offset in pages, which is 0 here.
+    Mmap = 9, 192;
+    /// munmap.
+    Munmap = 11, 91;
+    /// brk.
+    Brk = 12, 45;
+    /// rt_sigaction.
+    RtSigaction = 13, 174;
+    /// rt_sigprocmask.
+    RtSigprocmask = 14, 175;
+    /// rt_sigreturn.
+    RtSigreturn = 15, 173;
+    /// sched_yield.
+    SchedYield = 24, 158;
+    /// getitimer.
+    Getitimer = 36, 105;
+    /// sigaltstack.
+    Sigaltstack = 131, 186;
+    /// modify_ldt.
+    ModifyLdt = 154, 123;
+    /// prctl.
+    Prctl = 157, 172;
+    /// arch_prctl.
+    ArchPrctl = 158, 384;
+    /// restart_syscall.
+    RestartSyscall = 219, 0;
+    /// tgkill.
+    Tgkill = 234, 270;
+    /// get_mempolicy.
+    GetMempolicy = 239, 275;
+}

@@ -1,0 +1,298 @@
+//! Asking a stopped task to make system calls, without leaving a trace.
+//!
+//! What the kernel tells only to the task itself (signal actions, timers, alternate stacks, …) is asked for
+//! in batches: one area is mapped in the task, a few bytes of code there walk a table of calls ([`code`]), and the area
+//! is unmapped again. Nothing is written to memory that the task already had but, for the first and the
+//! last call, dead bytes below its stack, which are put back.
+//!
+//! Nothing here may harm the task if crr is killed in the middle: see the order of steps in [`Executor::run`].
+
+mod batch;
+mod calls;
+mod code;
+mod gadget;
+
+pub use batch::{Arg, Batch, Buffer, Handle, Reply};
+pub use calls::Call;
+pub use gadget::Gadget;
+
+use crate::ptrace::regs::{self, Field};
+use crate::ptrace::{Error, Patience, Stop, Stopped, signal_bit};
+use crate::sys::vm;
+use anyhow::{Context, Result, bail};
+use code::layout;
+use images::thread::Regs;
+use images::{Abi, Addr, Pid};
+use std::cell::Cell;
+
+/// What the executor has to know of a task.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// The task.
+    pub pid: Pid,
+    /// Its ABI.
+    pub abi: Abi,
+    /// Where a system call instruction lies.
+    pub gadget: Gadget,
+    /// Signals that it ignores.
+    pub ignored: u64,
+    /// Signals that it handles.
+    pub caught: u64,
+}
+
+/// An area in a task that runs batches.
+#[derive(Debug)]
+pub struct Executor {
+    target: Target,
+    area: Addr,
+    /// SIGSTOP was taken off the queue while a thread ran for us.
+    stop_came: Cell<bool>,
+}
+
+/// Registers and signal mask of a thread, to be put back.
+struct Saved {
+    regs: Regs,
+    mask: u64,
+}
+
+impl Saved {
+    fn of(thread: &Stopped) -> Result<Self, Error> {
+        Ok(Self { regs: thread.regs()?, mask: thread.sigmask()? })
+    }
+}
+
+/// Registers for code of ours: no interrupted system call for the kernel to restart, no trap flag.
+fn leave_syscall(own: &Regs) -> Regs {
+    const TRAP_FLAG: u64 = 0x100;
+    let mut regs = own.clone();
+    regs::set(&mut regs, Field::OrigAx, u64::MAX);
+    regs::set(&mut regs, Field::Ax, 0);
+    let flags = regs::get(&regs, Field::Flags) & !TRAP_FLAG;
+    regs::set(&mut regs, Field::Flags, flags);
+    regs
+}
+
+impl Executor {
+    /// Maps the area by one call of `thread` (any thread of the task, in an interrupt- or signal-stop).
+    ///
+    /// # Errors
+    /// When the thread dies, or has no address space left.
+    pub fn open(target: Target, thread: &mut Stopped, patience: &Patience) -> Result<Self> {
+        const PROT_RWX: u64 = 7;
+        // Shared: such an area is never merged with a neighbour, so it can be told from the task's own.
+        const MAP_SHARED_ANONYMOUS: u64 = 0x21;
+        let no_fd = u64::MAX;
+        let args = [0, layout::SIZE, PROT_RWX, MAP_SHARED_ANONYMOUS, no_fd, 0];
+        let mut executor = Self { target, area: Addr(0), stop_came: Cell::new(false) };
+        let area = executor.call_at_gadget(thread, Call::Mmap, args, patience)?;
+        executor.area = Addr(area.context("cannot map a page in the task")?);
+        Ok(executor)
+    }
+
+    /// Where the area lies, as a range of addresses: it is not part of the task.
+    #[must_use]
+    pub fn range(&self) -> std::ops::Range<u64> {
+        self.area.0..self.area.0 + layout::SIZE
+    }
+
+    /// Has `thread` run a batch. It stands in a stop with its own registers and mask before and after.
+    ///
+    /// The order makes each step safe to die after: code, table and the thread's own state are in the area
+    /// before its registers lead there; the mask is narrowed after that, since only the way out of the code widens it
+    /// again; on return the mask comes first, since the way out still works with it.
+    ///
+    /// # Errors
+    /// When the thread dies or does not come back in time.
+    pub fn run(&self, thread: &mut Stopped, batch: &Batch, patience: &Patience) -> Result<Reply> {
+        let saved = Saved::of(thread)?;
+        let signal = self.done_signal(thread, saved.mask)?;
+        let last = match signal {
+            Some(signal) => {
+                let id = |pid: Pid| u64::try_from(pid).unwrap_or(0);
+                let signal = u64::try_from(signal).unwrap_or(0);
+                (Call::Tgkill, [id(self.target.pid), id(thread.tid()), signal])
+            }
+            None => (Call::SchedYield, [0; 3]),
+        };
+        let (table, done) = batch.table(self.area, last);
+        self.write(&table, batch.answer_sizes().1, &saved)?;
+
+        thread.set_regs(&self.entry_regs(&saved.regs))?;
+        match signal {
+            Some(signal) => {
+                thread.set_sigmask(!signal_bit(signal))?;
+                self.run_to_signal(thread, signal, done, patience)?;
+            }
+            None => {
+                thread.set_sigmask(u64::MAX)?;
+                self.step_to_end(thread, done, patience)?;
+            }
+        }
+        let reply = self.read(batch)?;
+        put_back(thread, &saved, patience)?;
+        self.keep_stop_signal()?;
+        Ok(reply)
+    }
+
+    /// Unmaps the area.
+    ///
+    /// # Errors
+    /// When the thread dies or does not come back in time.
+    pub fn close(self, thread: &mut Stopped, patience: &Patience) -> Result<()> {
+        let args = [self.area.0, layout::SIZE, 0, 0, 0, 0];
+        self.call_at_gadget(thread, Call::Munmap, args, patience)?
+            .context("cannot unmap a page in the task")?;
+        Ok(())
+    }
+
+    /// One call at an instruction that the task already has.
+    fn call_at_gadget(
+        &self,
+        thread: &mut Stopped,
+        call: Call,
+        args: [u64; 6],
+        patience: &Patience,
+    ) -> Result<nix::Result<u64>> {
+        let saved = Saved::of(thread)?;
+        let mut regs = leave_syscall(&saved.regs);
+        regs::set(&mut regs, Field::Ip, self.target.gadget.syscall.0);
+        regs::set(&mut regs, Field::Ax, call.number(self.target.abi));
+        for (n, arg) in args.into_iter().enumerate() {
+            regs::set(&mut regs, Field::Arg(n), arg);
+        }
+        thread.set_regs(&regs)?;
+        thread.set_sigmask(u64::MAX)?;
+        for _entry_then_exit in 0..2 {
+            loop {
+                match thread.advance_to_syscall(0, patience)? {
+                    Stop::Syscall => break,
+                    Stop::Signal(libc::SIGSTOP) => self.stop_came.set(true),
+                    Stop::Interrupt => {}
+                    other => bail!("thread {}: {other:?} while making a system call", thread.tid()),
+                }
+            }
+        }
+        let after = thread.regs()?;
+        put_back(thread, &saved, patience)?;
+        self.keep_stop_signal()?;
+        Ok(batch::decode_result(self.target.abi, regs::get(&after, Field::Ax)))
+    }
+
+    /// A signal that means nothing to this thread: ignored, not blocked, not pending. A tracer sees it
+    /// nevertheless; without a tracer it vanishes when it is sent.
+    fn done_signal(&self, thread: &Stopped, mask: u64) -> Result<Option<i32>, Error> {
+        const QUIET: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
+        const OTHERS: [i32; 6] =
+            [libc::SIGPIPE, libc::SIGUSR1, libc::SIGUSR2, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT];
+        let free = |signal: &i32| (mask | self.target.caught) & signal_bit(*signal) == 0;
+        let ignored = |signal: &i32| self.target.ignored & signal_bit(*signal) != 0;
+        let mut candidates =
+            QUIET.into_iter().filter(free).chain(OTHERS.into_iter().filter(free).filter(ignored)).peekable();
+        if candidates.peek().is_none() {
+            return Ok(None);
+        }
+        let mut pending = 0;
+        for info in thread.pending(false)?.iter().chain(&thread.pending(true)?) {
+            pending |= signal_bit(i32::from_le_bytes([info[0], info[1], info[2], info[3]]));
+        }
+        Ok(candidates.find(|&signal| pending & signal_bit(signal) == 0))
+    }
+
+    fn entry_regs(&self, own: &Regs) -> Regs {
+        let mut regs = leave_syscall(own);
+        regs::set(&mut regs, Field::Ip, self.area.offset(layout::CODE).0);
+        regs::set(&mut regs, Field::Sp, self.area.offset(layout::TABLE).0);
+        regs
+    }
+
+    fn write(&self, table: &[u8], buffers: usize, saved: &Saved) -> Result<()> {
+        let at = |place: u64| usize::try_from(place - layout::USED).unwrap_or(0);
+        let mut image = vec![0u8; at(layout::BUFFERS) + buffers];
+        let mut put = |place, bytes: &[u8]| image[at(place)..at(place) + bytes.len()].copy_from_slice(bytes);
+        put(layout::TABLE, table);
+        put(layout::CODE, &code::assemble(self.target.abi, self.area));
+        put(layout::SAVED, &code::saved_block(&saved.regs, saved.mask));
+        vm::write_all(self.target.pid, self.area.offset(layout::USED), &image)
+            .context("write a batch of calls")
+    }
+
+    fn read(&self, batch: &Batch) -> Result<Reply> {
+        let (table_len, buffers_len) = batch.answer_sizes();
+        let mut both = vec![0u8; table_len + buffers_len];
+        let remote = [
+            vm::Remote::new(self.area.offset(layout::TABLE), table_len),
+            vm::Remote::new(self.area.offset(layout::BUFFERS), buffers_len),
+        ];
+        let n =
+            vm::read(self.target.pid, &mut both, &remote).context("read the answers of a batch of calls")?;
+        if n != both.len() {
+            bail!("read the answers of a batch of calls: {n} of {} bytes", both.len());
+        }
+        let buffers = both.split_off(table_len);
+        Ok(Reply { abi: batch.abi(), table: both, buffers })
+    }
+
+    fn run_to_signal(
+        &self,
+        thread: &mut Stopped,
+        signal: i32,
+        done: Addr,
+        patience: &Patience,
+    ) -> Result<()> {
+        loop {
+            match thread.advance_cont(0, patience)? {
+                // The same signal from elsewhere is ignored as it would have been.
+                Stop::Signal(stopped_for) if stopped_for == signal => {
+                    if regs::sp(&thread.regs()?) == done {
+                        return Ok(());
+                    }
+                }
+                Stop::Signal(libc::SIGSTOP) => self.stop_came.set(true),
+                Stop::Interrupt => {}
+                other => bail!("thread {}: {other:?} while making system calls", thread.tid()),
+            }
+        }
+    }
+
+    fn step_to_end(&self, thread: &mut Stopped, done: Addr, patience: &Patience) -> Result<()> {
+        let mut entered = false;
+        loop {
+            match thread.advance_to_syscall(0, patience)? {
+                Stop::Syscall => {
+                    if entered && regs::sp(&thread.regs()?) == done {
+                        return Ok(());
+                    }
+                    entered = !entered;
+                }
+                Stop::Signal(libc::SIGSTOP) => self.stop_came.set(true),
+                Stop::Interrupt => {}
+                other => bail!("thread {}: {other:?} while making system calls", thread.tid()),
+            }
+        }
+    }
+
+    /// SIGSTOP cannot be blocked. One that came while the thread ran our calls is sent again once the thread
+    /// stands still, so that it waits for the task to run on.
+    fn keep_stop_signal(&self) -> Result<()> {
+        if self.stop_came.take() {
+            let pid = nix::unistd::Pid::from_raw(self.target.pid);
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).context("send SIGSTOP again")?;
+        }
+        Ok(())
+    }
+}
+
+/// Puts mask and registers back. After it the thread stands where the kernel decides about restarting the
+/// interrupted system call, which is not so in a system call stop.
+fn put_back(thread: &mut Stopped, saved: &Saved, patience: &Patience) -> Result<(), Error> {
+    let needs_interrupt = thread.stop() == Stop::Syscall;
+    if needs_interrupt {
+        thread.interrupt()?;
+    }
+    thread.set_sigmask(saved.mask)?;
+    thread.set_regs(&saved.regs)?;
+    while needs_interrupt && thread.stop() != Stop::Interrupt {
+        thread.advance_cont(0, patience)?;
+    }
+    Ok(())
+}

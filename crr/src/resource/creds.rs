@@ -1,0 +1,22 @@
+//! Identity and privileges: per thread in the kernel, shown by `/proc/PID/task/TID/status`.
+
+use crate::proc::status::Status;
+use images::thread::Creds;
+
+/// The record, with the securebits that the thread itself told.
+#[must_use]
+pub fn dump_creds(status: &Status, securebits: u32) -> Creds {
+    let [inheritable, permitted, effective, bounding, ambient] = status.caps;
+    Creds {
+        uid: status.uid,
+        gid: status.gid,
+        groups: status.groups.clone(),
+        cap_inheritable: inheritable,
+        cap_permitted: permitted,
+        cap_effective: effective,
+        cap_bounding: bounding,
+        cap_ambient: ambient,
+        securebits,
+        no_new_privs: status.no_new_privs,
+    }
+}

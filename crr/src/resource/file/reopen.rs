@@ -1,0 +1,62 @@
+//! Regular files, directories, memory devices and the shell's terminal, opened again by name.
+
+use crate::resource::pipe::recreate;
+use crate::restore::open::Raiser;
+use crate::sys::int80;
+use anyhow::{Context, Result};
+use images::file::{Description, Files, Path, Target};
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use nix::unistd::{Whence, lseek64};
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+
+/// Opens every description, in order.
+///
+/// # Errors
+/// Names the file that cannot be opened.
+pub(crate) fn open_all(files: &Files, raiser: &Raiser) -> Result<Vec<OwnedFd>> {
+    let mut pipes = recreate::create_all(&files.pipes)?;
+    let mut opened = Vec::with_capacity(files.descriptions.len());
+    for description in &files.descriptions {
+        let fd = match description.target {
+            Target::Path(path) => open(&files.paths[path.0 as usize], description)?,
+            Target::Terminal(path) => terminal(&files.paths[path.0 as usize], description)?,
+            Target::Pipe(index) => pipes[index as usize].open(description.flags)?,
+        };
+        opened.push(raiser.raise(fd)?);
+    }
+    Ok(opened)
+}
+
+fn open(path: &Path, description: &Description) -> Result<OwnedFd> {
+    let name = String::from_utf8_lossy(&path.path);
+    let flags = OFlag::from_bits_retain(description.flags.cast_signed());
+    let flags =
+        flags & !(OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_TRUNC) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let c_path = CString::new(path.path.as_slice()).with_context(|| format!("{name}: not a path"))?;
+    // The 64-bit open always adds O_LARGEFILE, which is visible in F_GETFL and matters beyond 2 GiB.
+    let fd = if description.flags & O_LARGEFILE == 0 {
+        int80::open(&c_path, flags.bits())
+    } else {
+        nix::fcntl::open(c_path.as_c_str(), flags, Mode::empty())
+    }
+    .with_context(|| format!("open {name} again"))?;
+    if description.position != 0 {
+        let position = i64::try_from(description.position).with_context(|| format!("{name}: offset"))?;
+        lseek64(&fd, position, Whence::SeekSet).with_context(|| format!("{name}: seek to {position}"))?;
+    }
+    Ok(fd)
+}
+
+/// O_LARGEFILE as the kernel shows it; the C library's constant is 0 on x86_64.
+const O_LARGEFILE: u32 = 0o100_000;
+
+/// The terminal that crr itself runs on takes the place of the one at dump.
+fn terminal(path: &Path, description: &Description) -> Result<OwnedFd> {
+    let name = String::from_utf8_lossy(&path.path);
+    let flags = OFlag::from_bits_retain(description.flags.cast_signed()) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    nix::fcntl::open(c"/dev/tty", flags, Mode::empty()).with_context(|| {
+        format!("the tree was dumped on terminal {name}, and crr has no terminal to take its place")
+    })
+}

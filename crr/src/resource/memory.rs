@@ -1,0 +1,257 @@
+//! Address spaces: which areas there are, what is behind them, and which can be restored.
+
+use super::Refuse;
+use super::path::{Lost, Paths, file_type};
+use crate::proc::Dir;
+use crate::proc::smaps::Area;
+use anyhow::{Context, Result};
+use images::memory::{Backing, Vma, vm};
+use images::{Addr, PathId, SharedId};
+use nix::sys::stat::SFlag;
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+
+/// An anonymous shared memory object, open for reading.
+#[derive(Debug)]
+pub(crate) struct SharedObject {
+    pub(crate) ino: u64,
+    pub(crate) file: File,
+}
+
+/// A mapped file as smaps shows it: device, inode, name.
+type Shown = (Vec<u8>, u64, Vec<u8>);
+
+/// What the areas of a tree refer to, collected over all tasks.
+#[derive(Debug, Default)]
+pub(crate) struct Backings {
+    /// Mapped files by what smaps shows of them, so that ten thousand areas of one library cost one stat.
+    files: HashMap<Shown, Result<Mapped, Lost>>,
+    shared_ids: HashMap<(u64, u64), SharedId>,
+    /// Anonymous shared memory, by id.
+    pub(crate) shared: Vec<SharedObject>,
+}
+
+/// What a mapped file is.
+#[derive(Clone, Copy, Debug)]
+enum Mapped {
+    File(PathId),
+    Shared(SharedId),
+}
+
+/// A code of `VmFlags` in smaps, and what it means for a restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flag {
+    /// Follows from the rest of the record, or says nothing about the area itself.
+    Implied,
+    /// One of the [`vm`] bits.
+    Kept(u32),
+    /// Of special mappings only.
+    Special,
+    /// Not restored.
+    Refused(&'static str),
+}
+
+/// show_smap_vma_flags() of fs/proc/task_mmu.c.
+fn flag(code: [u8; 2]) -> Flag {
+    match &code {
+        b"rd" | b"wr" | b"ex" | b"sh" | b"mr" | b"me" | b"ms" | b"sd" => Flag::Implied,
+        b"gd" => Flag::Kept(vm::GROWS_DOWN),
+        b"lo" => Flag::Kept(vm::LOCKED),
+        b"lf" => Flag::Kept(vm::LOCK_ON_FAULT),
+        b"sr" => Flag::Kept(vm::SEQUENTIAL),
+        b"rr" => Flag::Kept(vm::RANDOM),
+        b"dc" => Flag::Kept(vm::DONT_FORK),
+        b"dd" => Flag::Kept(vm::DONT_DUMP),
+        b"wf" => Flag::Kept(vm::WIPE_ON_FORK),
+        b"nr" => Flag::Kept(vm::NO_RESERVE),
+        b"hg" => Flag::Kept(vm::HUGE_PAGE),
+        b"nh" => Flag::Kept(vm::NO_HUGE_PAGE),
+        b"mg" => Flag::Kept(vm::MERGEABLE),
+        b"ac" => Flag::Kept(vm::ACCOUNTED),
+        b"mw" => Flag::Kept(vm::MAY_WRITE),
+        b"io" | b"pf" | b"de" | b"mm" => Flag::Special,
+        b"sl" => Flag::Refused("sealed (mseal)"),
+        b"gu" => Flag::Refused("has guard pages (MADV_GUARD_INSTALL)"),
+        b"dp" => Flag::Refused("droppable (MAP_DROPPABLE)"),
+        b"um" | b"uw" | b"ui" => Flag::Refused("watched by userfaultfd"),
+        b"ht" => Flag::Refused("huge TLB pages (MAP_HUGETLB)"),
+        b"ss" => Flag::Refused("a user shadow stack"),
+        b"sf" => Flag::Refused("synchronous (MAP_SYNC)"),
+        _ => Flag::Refused("has a flag that crr does not know"),
+    }
+}
+
+/// The [`vm`] bits of an area; what is not restored goes to `refused`.
+fn flags(codes: &[u8], special: bool, mut refused: impl FnMut(&'static str, [u8; 2])) -> u32 {
+    let mut bits = 0;
+    for code in codes.split(|&b| b == b' ') {
+        let &[a, b] = code else { continue };
+        match flag([a, b]) {
+            Flag::Implied => {}
+            Flag::Kept(bit) => bits |= bit,
+            Flag::Special if special => {}
+            Flag::Special => refused("a device or another special mapping", [a, b]),
+            Flag::Refused(reason) => refused(reason, [a, b]),
+        }
+    }
+    bits
+}
+
+/// The areas of one task that the kernel provides.
+fn special(name: &[u8]) -> Option<Backing> {
+    match name {
+        b"[vdso]" => Some(Backing::Vdso),
+        b"[vvar]" => Some(Backing::Vvar),
+        b"[vvar_vclock]" => Some(Backing::VvarVclock),
+        _ => None,
+    }
+}
+
+/// How an area is named in messages.
+fn describe(area: &Area<'_>) -> String {
+    let range = format!("{:#x}-{:#x}", area.start, area.end);
+    match area.name {
+        b"" => range,
+        name => format!("{range} ({})", String::from_utf8_lossy(name)),
+    }
+}
+
+impl Backings {
+    /// The record of an area, `None` for [vsyscall], which belongs to the kernel, and for what was refused.
+    pub(crate) fn dump_area(
+        &mut self,
+        area: &Area<'_>,
+        dir: &Dir,
+        paths: &mut Paths,
+        refuse: &mut Refuse<'_>,
+    ) -> Result<Option<Vma>> {
+        if area.name == b"[vsyscall]" {
+            return Ok(None);
+        }
+        let kernel = special(area.name);
+        let bits = flags(area.flags, kernel.is_some(), |reason, code| {
+            let code = String::from_utf8_lossy(&code).into_owned();
+            refuse.because(describe(area), format!("{reason} (smaps flag {code})"));
+        });
+        if area.pkey != 0 {
+            refuse.because(describe(area), format!("has protection key {}", area.pkey));
+        }
+        let backing = match kernel {
+            Some(backing) => backing,
+            None => match self.backing(area, dir, paths)? {
+                Ok(backing) => backing,
+                Err(reason) => {
+                    refuse.because(describe(area), reason);
+                    return Ok(None);
+                }
+            },
+        };
+        Ok(Some(Vma { start: Addr(area.start), end: Addr(area.end), prot: area.prot, flags: bits, backing }))
+    }
+
+    fn backing(&mut self, area: &Area<'_>, dir: &Dir, paths: &mut Paths) -> Result<Result<Backing, String>> {
+        let anonymous = matches!(area.name, b"" | b"[heap]" | b"[stack]");
+        if area.ino == 0 && anonymous && !area.shared {
+            return Ok(Ok(Backing::Anonymous));
+        }
+        if !area.name.starts_with(b"/") {
+            let reason = if area.name.starts_with(b"[anon") {
+                "named memory (PR_SET_VMA_ANON_NAME) is not supported"
+            } else {
+                "mappings of this kind are not supported"
+            };
+            return Ok(Err(reason.into()));
+        }
+        let key = (area.dev.to_vec(), area.ino, area.name.to_vec());
+        let mapped = match self.files.get(&key) {
+            Some(mapped) => *mapped,
+            None => {
+                let mapped = self.mapped_file(area, dir, paths)?;
+                self.files.insert(key, mapped);
+                mapped
+            }
+        };
+        Ok(match mapped {
+            Ok(Mapped::File(path)) if area.shared => Ok(Backing::SharedFile(path, area.offset)),
+            Ok(Mapped::File(path)) => Ok(Backing::PrivateFile(path, area.offset)),
+            Ok(Mapped::Shared(id)) if area.shared => Ok(Backing::Shared(id, area.offset)),
+            Ok(Mapped::Shared(_)) => Err("a private mapping of shared memory".into()),
+            Err(lost) => Err(unmappable(area.name, lost)),
+        })
+    }
+
+    /// Looks through the link in `map_files`, which leads to the file itself.
+    fn mapped_file(&mut self, area: &Area<'_>, dir: &Dir, paths: &mut Paths) -> Result<Result<Mapped, Lost>> {
+        let link = format!("map_files/{:x}-{:x}", area.start, area.end);
+        let open = dir.stat(&link).with_context(|| format!("stat {link}"))?;
+        if area.name == b"/dev/zero (deleted)" && file_type(open.st_mode) == SFlag::S_IFREG {
+            let key = (open.st_dev, open.st_ino);
+            if let Some(&id) = self.shared_ids.get(&key) {
+                return Ok(Ok(Mapped::Shared(id)));
+            }
+            let file = File::from(dir.open(&link).with_context(|| format!("open {link}"))?);
+            let id = SharedId(u32::try_from(self.shared.len()).unwrap_or(u32::MAX));
+            self.shared.push(SharedObject { ino: open.st_ino, file });
+            self.shared_ids.insert(key, id);
+            return Ok(Ok(Mapped::Shared(id)));
+        }
+        let name = dir.link(&link).with_context(|| format!("read {link}"))?;
+        if file_type(open.st_mode) != SFlag::S_IFREG {
+            return Ok(Err(Lost::Unreachable));
+        }
+        Ok(paths.resolve(name.as_bytes(), &open).map(Mapped::File))
+    }
+}
+
+/// Why a file that is mapped cannot be mapped again.
+fn unmappable(name: &[u8], lost: Lost) -> String {
+    let kind = |prefix: &[u8]| name.starts_with(prefix);
+    if kind(b"/memfd:") {
+        "a memfd is not supported".into()
+    } else if kind(b"/SYSV") {
+        "System V shared memory is not supported".into()
+    } else if kind(b"/anon_hugepage") {
+        "huge TLB pages (MAP_HUGETLB) are not supported".into()
+    } else if kind(b"/[aio]") {
+        "an AIO context (io_setup) is not supported".into()
+    } else if kind(b"/dev/") && lost == Lost::Unreachable {
+        "mappings of devices are not supported".into()
+    } else if lost == Lost::Unreachable {
+        "mappings of this kind are not supported".into()
+    } else {
+        lost.to_string()
+    }
+}
+
+/// Bytes of areas that are locked, to tell whether a fresh area is (mlockall(MCL_FUTURE)).
+pub(crate) fn locked_bytes(vmas: &[Vma]) -> u64 {
+    vmas.iter().filter(|vma| vma.flags & vm::LOCKED != 0).map(|vma| vma.end.0 - vma.start.0).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(codes: &[u8], special: bool) -> Vec<&'static str> {
+        let mut reasons = Vec::new();
+        flags(codes, special, |reason, _| reasons.push(reason));
+        reasons
+    }
+
+    #[test]
+    fn known_flags_become_bits() {
+        let bits = flags(b"rd wr mr mw me gd ac lo lf", false, |reason, _| panic!("{reason}"));
+        assert_eq!(bits, vm::MAY_WRITE | vm::GROWS_DOWN | vm::ACCOUNTED | vm::LOCKED | vm::LOCK_ON_FAULT);
+    }
+
+    #[test]
+    fn what_is_not_restored_is_named() {
+        assert_eq!(refused(b"rd sl", false), ["sealed (mseal)"]);
+        assert_eq!(refused(b"rd gu zz", false).len(), 2);
+        assert_eq!(refused(b"rd io pf de dd", false).len(), 3);
+        assert_eq!(refused(b"rd mr pf io de dd sd", true), [""; 0]);
+        // Flags that matter are refused on special mappings too.
+        assert_eq!(refused(b"rd sl", true), ["sealed (mseal)"]);
+    }
+}

@@ -1,0 +1,50 @@
+//! Namespaces: a task must be in those of crr.
+
+use super::Refuse;
+use crate::proc::Dir;
+use anyhow::{Context, Result};
+use std::ffi::OsString;
+use std::io;
+
+/// The entries of `/proc/PID/ns`. Those that a kernel lacks are absent for crr too.
+const NAMES: [&str; 10] = [
+    "ns/mnt",
+    "ns/pid",
+    "ns/pid_for_children",
+    "ns/net",
+    "ns/ipc",
+    "ns/uts",
+    "ns/user",
+    "ns/cgroup",
+    "ns/time",
+    "ns/time_for_children",
+];
+
+/// The namespaces of a task.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Namespaces([Option<OsString>; NAMES.len()]);
+
+impl Namespaces {
+    pub(crate) fn of(dir: &Dir) -> Result<Self> {
+        let mut links = [const { None }; NAMES.len()];
+        for (link, name) in links.iter_mut().zip(NAMES) {
+            *link = match dir.link(name) {
+                Ok(target) => Some(target),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+                Err(e) => return Err(e).with_context(|| format!("read {name}")),
+            };
+        }
+        Ok(Self(links))
+    }
+
+    /// Refuses each namespace that is not crr's own.
+    pub(crate) fn refuse_others(&self, own: &Self, refuse: &mut Refuse<'_>) {
+        for ((theirs, ours), name) in self.0.iter().zip(&own.0).zip(NAMES) {
+            if theirs != ours {
+                let shown = theirs.as_ref().map_or_else(|| "none".into(), |link| link.to_string_lossy());
+                let object = format!("namespace {} ({shown})", name.trim_start_matches("ns/"));
+                refuse.with_hint(object, "not the one that crr runs in", "run crr inside of it, by nsenter");
+            }
+        }
+    }
+}

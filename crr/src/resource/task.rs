@@ -1,0 +1,132 @@
+//! Properties of a task as a whole that have no file of their own.
+
+use super::Refuse;
+use crate::proc::{Dir, decimal, hex};
+use crate::ptrace::regs::low_half;
+use crate::remote::{Arg, Batch, Buffer, Call, Handle, Reply};
+use anyhow::{Context, Result};
+use images::Addr;
+
+/// What small files in `/proc/PID` tell.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outside {
+    pub(crate) personality: u32,
+    pub(crate) oom_score_adj: i32,
+    pub(crate) coredump_filter: u32,
+}
+
+/// Reads them, and refuses POSIX timers.
+pub(crate) fn dump_outside(dir: &Dir, buffer: &mut Vec<u8>, refuse: &mut Refuse<'_>) -> Result<Outside> {
+    let mut read = |name: &str| -> Result<Vec<u8>> {
+        dir.read(name, buffer).with_context(|| format!("read {name}"))?;
+        Ok(buffer.trim_ascii().to_vec())
+    };
+    let personality = hex(&read("personality")?).context("personality")?;
+    let oom_score_adj = decimal(&read("oom_score_adj")?).context("oom_score_adj")?;
+    let coredump_filter = hex(&read("coredump_filter")?).context("coredump_filter")?;
+    let timers = read("timers").context("list POSIX timers (needs CONFIG_CHECKPOINT_RESTORE)")?;
+    for line in timers.split(|&b| b == b'\n') {
+        if let Some(id) = line.strip_prefix(b"ID: ") {
+            let id = String::from_utf8_lossy(id);
+            refuse.because(format!("POSIX timer {id}"), "timers of timer_create are not supported");
+        }
+    }
+    Ok(Outside {
+        personality: low_half(personality),
+        oom_score_adj,
+        coredump_filter: low_half(coredump_filter),
+    })
+}
+
+/// prctl options, include/uapi/linux/prctl.h.
+mod pr {
+    pub(super) const GET_DUMPABLE: u64 = 3;
+    pub(super) const GET_CHILD_SUBREAPER: u64 = 37;
+    pub(super) const GET_THP_DISABLE: u64 = 42;
+    pub(super) const GET_MDWE: u64 = 66;
+    pub(super) const GET_MEMORY_MERGE: u64 = 68;
+}
+/// arch_prctl option, arch/x86/include/uapi/asm/prctl.h.
+const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
+
+/// The part of a batch that asks a task about itself.
+#[derive(Debug)]
+pub(crate) struct AskTask {
+    brk: Handle,
+    ldt: Handle,
+    dumpable: Handle,
+    subreaper: (Handle, Buffer),
+    thp_disable: Handle,
+    mdwe: Handle,
+    memory_merge: Handle,
+    xcomp: (Handle, Buffer),
+}
+
+/// What it answered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inside {
+    pub(crate) brk: Addr,
+    pub(crate) dumpable: u32,
+    pub(crate) child_subreaper: bool,
+    pub(crate) xcomp_permission: u64,
+}
+
+impl AskTask {
+    pub(crate) fn new(batch: &mut Batch) -> Self {
+        let ldt = batch.buffer(16);
+        let mut prctl = |option| batch.call(Call::Prctl, &[Arg::Value(option)]);
+        let dumpable = prctl(pr::GET_DUMPABLE);
+        let thp_disable = prctl(pr::GET_THP_DISABLE);
+        let mdwe = prctl(pr::GET_MDWE);
+        let memory_merge = prctl(pr::GET_MEMORY_MERGE);
+        let subreaper = batch.buffer(4);
+        let xcomp = batch.buffer(8);
+        Self {
+            brk: batch.call(Call::Brk, &[]),
+            ldt: batch.call(Call::ModifyLdt, &[Arg::Value(0), Arg::Out(ldt), Arg::Value(16)]),
+            dumpable,
+            subreaper: {
+                let args = [Arg::Value(pr::GET_CHILD_SUBREAPER), Arg::Out(subreaper)];
+                (batch.call(Call::Prctl, &args), subreaper)
+            },
+            thp_disable,
+            mdwe,
+            memory_merge,
+            xcomp: {
+                let args = [Arg::Value(ARCH_GET_XCOMP_PERM), Arg::Out(xcomp)];
+                (batch.call(Call::ArchPrctl, &args), xcomp)
+            },
+        }
+    }
+
+    /// Decodes the answers and refuses what is not restored.
+    pub(crate) fn read(&self, reply: &Reply, refuse: &mut Refuse<'_>) -> Result<Inside> {
+        // Settings that some kernels do not know answer an error there, which means the default.
+        let is_set = |handle| reply.result(handle).is_ok_and(|value| value != 0);
+        if is_set(self.ldt) {
+            refuse.because("LDT", "local descriptor tables (modify_ldt) are not supported");
+        }
+        if is_set(self.thp_disable) {
+            refuse.because("task", "huge pages are switched off (PR_SET_THP_DISABLE)");
+        }
+        if is_set(self.mdwe) {
+            refuse.because("task", "writable code is forbidden (PR_SET_MDWE)");
+        }
+        if is_set(self.memory_merge) {
+            refuse.because("task", "all memory is mergeable (PR_SET_MEMORY_MERGE)");
+        }
+        let dumpable = low_half(reply.result(self.dumpable).context("PR_GET_DUMPABLE")?);
+        if dumpable > 1 {
+            let reason = "its dumpable flag cannot be set again (it ran a program set to another user)";
+            refuse.because(format!("dumpable {dumpable}"), reason);
+        }
+        reply.result(self.subreaper.0).context("PR_GET_CHILD_SUBREAPER")?;
+        let xcomp_known = reply.result(self.xcomp.0).is_ok();
+        Ok(Inside {
+            brk: Addr(reply.result(self.brk).context("brk")?),
+            dumpable,
+            child_subreaper: reply.u32(self.subreaper.1, 0) != 0,
+            xcomp_permission: if xcomp_known { reply.u64(self.xcomp.1, 0) } else { 0 },
+        })
+    }
+}

@@ -1,0 +1,260 @@
+//! One thread: registers, extended state, TLS, lists, scheduling, and what it tells about itself.
+
+use super::signal::{STACK_ROOM, altstack, dump_pending};
+use super::{Refuse, creds};
+use crate::proc::status::Status;
+use crate::proc::{Dir, stat};
+use crate::ptrace::regs::{self, Field, low_half};
+use crate::ptrace::{Error, Stopped};
+use crate::remote::{Arg, Batch, Buffer, Call, Handle, Reply};
+use crate::sys::int80::{LowBuffer, robust_list_64};
+use crate::sys::{sched, vm};
+use anyhow::{Context, Result};
+use images::thread::{Regs, Rseq, Sched, Thread, TlsEntry};
+use images::{Abi, Addr, Pid};
+use nix::errno::Errno;
+
+/// GDT_ENTRY_TLS_MIN to GDT_ENTRY_TLS_MAX of 64-bit kernels, arch/x86/include/asm/segment.h.
+const TLS_SLOTS: std::ops::RangeInclusive<u32> = 12..=14;
+
+/// Code segments: __USER32_CS and __USER_CS.
+const CS_32: u64 = 0x23;
+const CS_64: u64 = 0x33;
+
+/// Scheduling of one thread.
+fn dump_sched(tid: Pid) -> Result<Sched> {
+    let attr = sched::get_attr(tid).context("read scheduling attributes")?;
+    Ok(Sched {
+        policy: attr.policy,
+        flags: attr.flags,
+        nice: attr.nice,
+        priority: attr.priority,
+        runtime: attr.runtime,
+        deadline: attr.deadline,
+        period: attr.period,
+        affinity: sched::get_affinity(tid).context("read CPU affinity")?,
+        io_priority: sched::get_io_priority(tid).context("read I/O priority")?,
+    })
+}
+
+/// GDT TLS slots in use.
+fn dump_tls(thread: &Stopped) -> Result<Vec<TlsEntry>, Error> {
+    let mut entries = Vec::new();
+    for slot in TLS_SLOTS {
+        entries.extend(thread.thread_area(slot)?);
+    }
+    Ok(entries)
+}
+
+/// What is observed of a thread without its help. The rest is asked and filled in by [`AskThread::fill`].
+pub(crate) fn dump_outside(
+    thread: &Stopped,
+    abi: Abi,
+    status: &Status,
+    low: &LowBuffer,
+    refuse: &mut Refuse<'_>,
+) -> Result<Thread> {
+    let tid = thread.tid();
+    let regs = thread.regs()?;
+    check_mode(tid, &regs, abi, refuse);
+    check_status(tid, status, refuse);
+    if thread.syscall_user_dispatch()? == Some(true) {
+        refuse.because(format!("thread {tid}"), "system call user dispatch is on");
+    }
+    let rseq = match thread.rseq() {
+        Ok(rseq) => rseq,
+        Err(Error::Request { errno: Errno::EIO, .. }) => {
+            let reason = "this kernel cannot tell its rseq registration (needs Linux 5.13)";
+            refuse.because(format!("thread {tid}"), reason);
+            None
+        }
+        Err(e) => return Err(e.into()),
+    };
+    Ok(Thread {
+        tid,
+        comm: status.comm.clone(),
+        xstate: thread.xstate()?,
+        tls: dump_tls(thread)?,
+        sigmask: thread.sigmask()?,
+        pending: if status.pending == 0 { Vec::new() } else { dump_pending(thread, false)? },
+        altstack: images::signal::AltStack::default(),
+        robust_list_64: robust_list_64(tid).context("read the robust list")?,
+        robust_list_32: low.robust_list_32(tid).context("read the ia32 robust list")?,
+        rseq,
+        clear_child_tid: Addr(0),
+        sched: dump_sched(tid)?,
+        creds: creds::dump_creds(status, 0),
+        parent_death_signal: 0,
+        timer_slack_ns: 0,
+        regs,
+    })
+}
+
+/// A thread must stand in code of its task's ABI, with the ordinary code and stack segments.
+fn check_mode(tid: Pid, regs: &Regs, abi: Abi, refuse: &mut Refuse<'_>) {
+    let (mode, cs) = (regs::mode(regs), regs::get(regs, Field::Cs));
+    if mode != abi {
+        let reason = format!("runs {mode} code in an {abi} task (code segment {cs:#x})");
+        refuse.because(format!("thread {tid}"), reason);
+        return;
+    }
+    let usual = match mode {
+        Abi::X86_64 => CS_64,
+        Abi::Ia32 => CS_32,
+    };
+    // __USER_DS is the stack segment of both modes; a null one is allowed in 64-bit code.
+    const USER_DS: u64 = 0x2b;
+    let ss = regs::get(regs, Field::Ss);
+    if cs != usual || (ss != USER_DS && !(mode == Abi::X86_64 && ss == 0)) {
+        let reason = format!("unusual code or stack segment ({cs:#x}, {ss:#x})");
+        refuse.because(format!("thread {tid}"), reason);
+    }
+}
+
+/// What `/proc/PID/task/TID/status` shows and cannot be restored.
+fn check_status(tid: Pid, status: &Status, refuse: &mut Refuse<'_>) {
+    let object = || format!("thread {tid}");
+    if status.seccomp != 0 {
+        let mode = if status.seccomp == 1 { "strict" } else { "filter" };
+        refuse.because(object(), format!("seccomp is on ({mode} mode)"));
+    }
+    if status.thread_features.starts_with(b"shstk") {
+        refuse.because(object(), "has a user shadow stack");
+    }
+    if status.untag_mask.is_some_and(|mask| mask != u64::MAX) {
+        refuse.because(object(), "linear address masking is on");
+    }
+}
+
+/// Refuses a thread that was stopped inside a restartable sequence: where it goes on is for the kernel to decide.
+pub(crate) fn check_rseq(pid: Pid, thread: &Thread, refuse: &mut Refuse<'_>) -> Result<()> {
+    let Some(Rseq { area, .. }) = thread.rseq else { return Ok(()) };
+    // struct rseq: rseq_cs at 8. struct rseq_cs: version, flags, start_ip, post_commit_offset, abort_ip.
+    let mut word = [0u8; 8];
+    vm::read_exact(pid, area.offset(8), &mut word)
+        .with_context(|| format!("thread {}: read its rseq area at {area}", thread.tid))?;
+    let descriptor = Addr(u64::from_le_bytes(word));
+    if descriptor.0 == 0 {
+        return Ok(());
+    }
+    let mut cs = [0u8; 32];
+    vm::read_exact(pid, descriptor, &mut cs)
+        .with_context(|| format!("thread {}: read its rseq descriptor at {descriptor}", thread.tid))?;
+    let field = |at: usize| {
+        let mut word = [0u8; 8];
+        word.copy_from_slice(&cs[at..at + 8]);
+        u64::from_le_bytes(word)
+    };
+    if regs::ip(&thread.regs).0.wrapping_sub(field(8)) < field(16) {
+        let object = format!("thread {}", thread.tid);
+        refuse.with_hint(object, "stopped inside a restartable sequence", "dump again");
+    }
+    Ok(())
+}
+
+/// prctl options, include/uapi/linux/prctl.h.
+mod pr {
+    pub(super) const GET_PDEATHSIG: u64 = 2;
+    pub(super) const GET_TSC: u64 = 25;
+    pub(super) const GET_SECUREBITS: u64 = 27;
+    pub(super) const GET_TIMERSLACK: u64 = 30;
+    pub(super) const MCE_KILL_GET: u64 = 34;
+    pub(super) const GET_TID_ADDRESS: u64 = 40;
+    pub(super) const GET_IO_FLUSHER: u64 = 58;
+}
+
+/// The part of a batch that asks one thread about itself.
+#[derive(Debug)]
+pub(crate) struct AskThread {
+    altstack: (Handle, Buffer),
+    tid_address: (Handle, Buffer),
+    death_signal: (Handle, Buffer),
+    tsc: (Handle, Buffer),
+    policy: (Handle, Buffer),
+    timer_slack: Handle,
+    securebits: Handle,
+    mce_policy: Handle,
+    io_flusher: Handle,
+}
+
+impl AskThread {
+    pub(crate) fn new(batch: &mut Batch) -> Self {
+        let mut prctl_to = |option, room| {
+            let buffer = batch.buffer(room);
+            (batch.call(Call::Prctl, &[Arg::Value(option), Arg::Out(buffer)]), buffer)
+        };
+        // The kernel writes a 64-bit pointer for PR_GET_TID_ADDRESS in both ABIs.
+        let tid_address = prctl_to(pr::GET_TID_ADDRESS, 8);
+        let death_signal = prctl_to(pr::GET_PDEATHSIG, 4);
+        let tsc = prctl_to(pr::GET_TSC, 4);
+        let mut prctl = |option| batch.call(Call::Prctl, &[Arg::Value(option)]);
+        let timer_slack = prctl(pr::GET_TIMERSLACK);
+        let securebits = prctl(pr::GET_SECUREBITS);
+        let mce_policy = prctl(pr::MCE_KILL_GET);
+        let io_flusher = prctl(pr::GET_IO_FLUSHER);
+        let stack = batch.buffer(STACK_ROOM);
+        let altstack = (batch.call(Call::Sigaltstack, &[Arg::Value(0), Arg::Out(stack)]), stack);
+        let mode = batch.buffer(4);
+        let policy = (batch.call(Call::GetMempolicy, &[Arg::Out(mode)]), mode);
+        Self {
+            altstack,
+            tid_address,
+            death_signal,
+            tsc,
+            policy,
+            timer_slack,
+            securebits,
+            mce_policy,
+            io_flusher,
+        }
+    }
+
+    /// Completes a thread by its own answers.
+    pub(crate) fn fill(
+        &self,
+        reply: &Reply,
+        thread: &mut Thread,
+        task_dir: &Dir,
+        refuse: &mut Refuse<'_>,
+    ) -> Result<()> {
+        reply.result(self.altstack.0).context("sigaltstack")?;
+        thread.altstack = altstack(reply, self.altstack.1);
+        reply.result(self.tid_address.0).context("PR_GET_TID_ADDRESS (needs CONFIG_CHECKPOINT_RESTORE)")?;
+        thread.clear_child_tid = Addr(reply.u64(self.tid_address.1, 0));
+        reply.result(self.death_signal.0).context("PR_GET_PDEATHSIG")?;
+        thread.parent_death_signal = reply.u32(self.death_signal.1, 0);
+        thread.timer_slack_ns = reply.result(self.timer_slack).context("PR_GET_TIMERSLACK")?;
+        thread.creds.securebits = low_half(reply.result(self.securebits).context("PR_GET_SECUREBITS")?);
+        self.check(reply, thread.tid, task_dir, refuse)
+    }
+
+    /// Settings that are not restored must be at their defaults. Kernels without one answer an error.
+    fn check(&self, reply: &Reply, tid: Pid, task_dir: &Dir, refuse: &mut Refuse<'_>) -> Result<()> {
+        const PR_TSC_ENABLE: u32 = 1;
+        const PR_MCE_KILL_DEFAULT: u64 = 2;
+        let object = || format!("thread {tid}");
+        if reply.result(self.tsc.0).is_ok() && reply.u32(self.tsc.1, 0) != PR_TSC_ENABLE {
+            refuse.because(object(), "rdtsc is made to fault (PR_SET_TSC)");
+        }
+        if reply.result(self.policy.0).is_ok() && reply.u32(self.policy.1, 0) != 0 {
+            refuse.because(object(), "has a memory policy (set_mempolicy)");
+        }
+        if reply.result(self.mce_policy).is_ok_and(|policy| policy != PR_MCE_KILL_DEFAULT) {
+            refuse.because(object(), "has a machine check policy (PR_MCE_KILL)");
+        }
+        let io_flusher = match reply.result(self.io_flusher) {
+            Ok(value) => value != 0,
+            // Without CAP_SYS_RESOURCE it may not ask, so its flags are looked at.
+            Err(Errno::EPERM) => {
+                let mut text = Vec::new();
+                task_dir.read(&format!("task/{tid}/stat"), &mut text).context("read stat")?;
+                stat::parse(&text)?.flags & stat::PF_IO_FLUSHER == stat::PF_IO_FLUSHER
+            }
+            Err(_) => false,
+        };
+        if io_flusher {
+            refuse.because(object(), "is an I/O flusher (PR_SET_IO_FLUSHER)");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,16 @@
+//! Threads and what the kernel keeps for each.
+
+use tests::case::Workload;
+
+const fn threads(case: &'static str) -> Workload {
+    Workload::new("threads", case)
+}
+
+tests::survives! {
+    many => threads("many");
+    waiting => threads("waiting");
+    robust_mutex => threads("robust_mutex");
+    robust_shared => threads("robust_shared");
+    registrations => threads("registrations");
+    in_children => threads("in_children");
+}
