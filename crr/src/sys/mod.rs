@@ -16,6 +16,7 @@ pub mod ptrace;
 pub mod sched;
 pub mod vm;
 pub mod wait;
+pub mod xsave;
 
 use nix::errno::Errno;
 
