@@ -7,7 +7,7 @@ use super::pages::Contents;
 use crate::proc::{Dir, smaps, stat, status};
 use crate::ptrace::{Patience, Stop, Stopped, regs};
 use crate::refusal::Refusals;
-use crate::remote::{Batch, Executor, Gadget, Target};
+use crate::remote::{Batch, Cache, CodeArea, Executor, Gadget, Target};
 use crate::resource::file::{self, Terminal};
 use crate::resource::namespace::Namespaces;
 use crate::resource::path::Paths;
@@ -43,6 +43,7 @@ struct Tables {
     files: file::Table,
     backings: memory::Backings,
     vdsos: Vec<Vdso>,
+    gadgets: Cache,
     terminal: Terminal,
     buffer: Vec<u8>,
 }
@@ -65,6 +66,7 @@ pub(super) fn collect(
         files: file::Table::default(),
         backings: memory::Backings::default(),
         vdsos: Vec::new(),
+        gadgets: Cache::default(),
         terminal: None,
         buffer: Vec::new(),
     };
@@ -166,7 +168,7 @@ fn collect_task(
     if can_be_asked(threads, &statuses, abi)? {
         let ignored_and_caught = (leader.ignored, leader.caught);
         let locked = memory::locked_bytes(&vmas);
-        let target = target(pid, abi, ignored_and_caught, &vmas)?;
+        let target = target(pid, abi, ignored_and_caught, &vmas, &mut tables.gadgets)?;
         layout.brk = ask(target, threads, &mut record, dir, locked, refuse, patience)?;
     }
     dir.read("auxv", &mut tables.buffer).context("read auxv")?;
@@ -265,13 +267,27 @@ fn can_be_asked(threads: &[Stopped], statuses: &[status::Status], abi: Abi) -> R
     Ok(true)
 }
 
-fn target(pid: Pid, abi: Abi, (ignored, caught): (u64, u64), vmas: &[Vma]) -> Result<Target> {
+fn target(
+    pid: Pid,
+    abi: Abi,
+    (ignored, caught): (u64, u64),
+    vmas: &[Vma],
+    cache: &mut Cache,
+) -> Result<Target> {
     const PROT_EXEC: u32 = 4;
-    let code = vmas.iter().filter(|vma| vma.prot & PROT_EXEC != 0);
-    // The vDSO first: it has the instruction on its two or three pages.
-    let (vdso, rest): (Vec<&Vma>, Vec<&Vma>) = code.partition(|vma| vma.backing == Backing::Vdso);
-    let areas = vdso.into_iter().chain(rest).map(|vma| (vma.start, vma.end.0 - vma.start.0));
-    let gadget = Gadget::find_in(pid, abi, areas).context("no system call instruction found in its code")?;
+    let area = |vma: &Vma| CodeArea {
+        start: vma.start,
+        size: vma.end.0 - vma.start.0,
+        key: match vma.backing {
+            Backing::PrivateFile(path, offset) => Some((path.0, offset)),
+            _ => None,
+        },
+    };
+    let mut code: Vec<CodeArea> = vmas.iter().filter(|vma| vma.prot & PROT_EXEC != 0).map(area).collect();
+    // Small ones first: the vDSO, then ld.so, have what is needed.
+    code.sort_by_key(|area| area.size);
+    let gadget =
+        Gadget::find(pid, abi, &code, cache).context("no system call instruction found in its code")?;
     Ok(Target { pid, abi, gadget, ignored, caught })
 }
 
