@@ -45,9 +45,7 @@ pub fn start(file: Option<&Path>, level: u8) -> Result<()> {
 
 /// Notes in the log file, if there is one, the error that main prints on stderr.
 pub fn note_failure(message: &str) {
-    if let Some(logger) = LOGGER.get()
-        && logger.file.is_some()
-    {
+    if let Some(logger) = LOGGER.get().filter(|logger| logger.file.is_some()) {
         logger.put(Level::Error, message);
     }
 }

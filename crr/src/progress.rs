@@ -1,7 +1,7 @@
 //! Progress of long work: one line on a terminal's stderr, only when the work takes longer than a second.
 
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal, Write as _};
+use std::io::{self, IsTerminal};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -57,19 +57,27 @@ impl Display {
     /// `None` where no thread can be had: work goes on unseen.
     fn start(done: &Arc<AtomicU64>, total: u64, label: &'static str) -> Option<Self> {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
-        let (signal, done) = (Arc::clone(&stop), Arc::clone(done));
+        let (signal, done, started) = (Arc::clone(&stop), Arc::clone(done), Instant::now());
         let thread = thread::Builder::new()
             .name("progress".to_owned())
-            .spawn(move || draw(&signal, &done, total, label))
+            .spawn(move || {
+                draw(&mut io::stderr(), &signal, QUIET, || {
+                    line(label, done.load(Ordering::Relaxed), total, started.elapsed())
+                })
+            })
             .ok()?;
         Some(Self { stop, thread })
     }
 }
 
-/// Draws until told to stop.
-fn draw(signal: &(Mutex<bool>, Condvar), done: &AtomicU64, total: u64, label: &str) {
-    let started = Instant::now();
-    let mut wait = QUIET;
+/// Draws until told to stop; begins after `quiet`. A terminal that is gone is no reason to stop the work.
+fn draw(
+    out: &mut impl io::Write,
+    signal: &(Mutex<bool>, Condvar),
+    quiet: Duration,
+    line: impl Fn() -> String,
+) {
+    let mut wait = quiet;
     let mut drawn = false;
     let mut stopped = signal.0.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
@@ -78,13 +86,12 @@ fn draw(signal: &(Mutex<bool>, Condvar), done: &AtomicU64, total: u64, label: &s
         if *stopped {
             break;
         }
-        let line = line(label, done.load(Ordering::Relaxed), total, started.elapsed());
-        // Carriage return, line, erase to its end: a terminal that is gone is no reason to stop the work.
-        drop(write!(io::stderr(), "\r{line}\x1b[K"));
+        // Carriage return, line, erase to its end.
+        let _ = write!(out, "\r{}\x1b[K", line());
         (drawn, wait) = (true, STEP);
     }
     if drawn {
-        drop(write!(io::stderr(), "\r\x1b[K"));
+        let _ = write!(out, "\r\x1b[K");
     }
 }
 
@@ -133,6 +140,41 @@ mod tests {
             "checking pages: 1.0 GiB of 2.0 GiB (50%), 512.0 MiB/s"
         );
         assert_eq!(line("reading", 0, 0, Duration::ZERO), "reading: 0 B, 0 B/s");
+    }
+
+    /// Draws until `stop` is answered with true, which is asked each time a line is made.
+    fn drawn(quiet: Duration, stop: impl Fn() -> bool) -> String {
+        let signal = (Mutex::new(false), Condvar::new());
+        let mut out = Vec::new();
+        thread::scope(|scope| {
+            let (asked, answers) = std::sync::mpsc::channel();
+            let drawing = scope.spawn(|| {
+                draw(&mut out, &signal, quiet, move || {
+                    let _ = asked.send(());
+                    "half".to_owned()
+                });
+            });
+            while !stop() {
+                answers.recv().unwrap();
+            }
+            *signal.0.lock().unwrap() = true;
+            signal.1.notify_one();
+            drawing.join().unwrap();
+        });
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn long_work_is_drawn_and_erased() {
+        let asked = std::cell::Cell::new(0);
+        let twice = || asked.replace(asked.get() + 1) == 2;
+        let out = drawn(Duration::ZERO, twice);
+        assert!(out.starts_with("\rhalf\x1b[K\rhalf\x1b[K") && out.ends_with("\r\x1b[K"), "{out:?}");
+    }
+
+    #[test]
+    fn short_work_is_not_drawn() {
+        assert_eq!(drawn(Duration::from_secs(60), || true), "");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! An image directory holds a handful of files. Each metadata file is one [`container`]: a fixed header, one
 //! postcard-encoded record tree and a checksum. Page contents are raw and page-aligned in a file of their
-//! own, so that they can be read and written without being looked at. `FORMAT.md` describes every byte.
+//! own, so that they can be read and written without being looked at. `FORMAT.md` beside this crate describes
+//! every byte.
 //!
 //! Nothing here does I/O, holds a pointer or depends on the width of the machine word: the same crate is
 //! compiled for the coordinator, for the helper and for anyone who wants to read an image.

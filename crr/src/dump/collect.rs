@@ -7,7 +7,7 @@ use super::pages::Contents;
 use crate::proc::{Dir, smaps, stat, status};
 use crate::ptrace::{Patience, Stop, Stopped, regs};
 use crate::refusal::Refusals;
-use crate::remote::{Batch, Executor, Gadget, Target};
+use crate::remote::{Batch, Cache, CodeArea, Executor, Gadget, Target, in_restart_block};
 use crate::resource::file::{self, Terminal};
 use crate::resource::namespace::Namespaces;
 use crate::resource::path::Paths;
@@ -19,7 +19,7 @@ use crate::resource::tree::{self, Place};
 use crate::resource::{Refuse, limits, memory, sharing};
 use crate::sys::int80::LowBuffer;
 use crate::sys::vm;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use images::file::Files;
 use images::memory::{Backing, Memory, Space, Vdso, Vma};
 use images::task::{Task, Tree};
@@ -43,6 +43,7 @@ struct Tables {
     files: file::Table,
     backings: memory::Backings,
     vdsos: Vec<Vdso>,
+    gadgets: Cache,
     terminal: Terminal,
     buffer: Vec<u8>,
 }
@@ -65,6 +66,7 @@ pub(super) fn collect(
         files: file::Table::default(),
         backings: memory::Backings::default(),
         vdsos: Vec::new(),
+        gadgets: Cache::default(),
         terminal: None,
         buffer: Vec::new(),
     };
@@ -132,7 +134,7 @@ fn collect_task(
 
     let mut records = Vec::with_capacity(threads.len());
     for (thread, status) in threads.iter().zip(&statuses) {
-        let record = thread::dump_outside(thread, abi, status, &tables.low, refuse)?;
+        let record = thread::dump_outside(pid, thread, abi, status, &tables.low, refuse)?;
         thread::check_rseq(pid, &record, refuse)?;
         records.push(record);
     }
@@ -166,7 +168,7 @@ fn collect_task(
     if can_be_asked(threads, &statuses, abi)? {
         let ignored_and_caught = (leader.ignored, leader.caught);
         let locked = memory::locked_bytes(&vmas);
-        let target = target(pid, abi, ignored_and_caught, &vmas)?;
+        let target = target(pid, abi, ignored_and_caught, &vmas, &mut tables.gadgets)?;
         layout.brk = ask(target, threads, &mut record, dir, locked, refuse, patience)?;
     }
     dir.read("auxv", &mut tables.buffer).context("read auxv")?;
@@ -265,13 +267,27 @@ fn can_be_asked(threads: &[Stopped], statuses: &[status::Status], abi: Abi) -> R
     Ok(true)
 }
 
-fn target(pid: Pid, abi: Abi, (ignored, caught): (u64, u64), vmas: &[Vma]) -> Result<Target> {
+fn target(
+    pid: Pid,
+    abi: Abi,
+    (ignored, caught): (u64, u64),
+    vmas: &[Vma],
+    cache: &mut Cache,
+) -> Result<Target> {
     const PROT_EXEC: u32 = 4;
-    let code = vmas.iter().filter(|vma| vma.prot & PROT_EXEC != 0);
-    // The vDSO first: it has the instruction on its two or three pages.
-    let (vdso, rest): (Vec<&Vma>, Vec<&Vma>) = code.partition(|vma| vma.backing == Backing::Vdso);
-    let areas = vdso.into_iter().chain(rest).map(|vma| (vma.start, vma.end.0 - vma.start.0));
-    let gadget = Gadget::find_in(pid, abi, areas).context("no system call instruction found in its code")?;
+    let area = |vma: &Vma| CodeArea {
+        start: vma.start,
+        size: vma.end.0 - vma.start.0,
+        key: match vma.backing {
+            Backing::PrivateFile(path, offset) => Some((path.0, offset)),
+            _ => None,
+        },
+    };
+    let mut code: Vec<CodeArea> = vmas.iter().filter(|vma| vma.prot & PROT_EXEC != 0).map(area).collect();
+    // Small ones first: the vDSO, then ld.so, have what is needed.
+    code.sort_by_key(|area| area.size);
+    let gadget =
+        Gadget::find(pid, abi, &code, cache).context("no system call instruction found in its code")?;
     Ok(Target { pid, abi, gadget, ignored, caught })
 }
 
@@ -285,10 +301,13 @@ fn ask(
     refuse: &mut Refuse<'_>,
     patience: &Patience,
 ) -> Result<Addr> {
-    let [leader, others @ ..] = threads else { anyhow::bail!("no thread") };
-    let executor = Executor::open(target, leader, patience)?;
+    // A thread that is not in the middle of a sleep, if there is one: should crr be killed just then, a sleep starts over.
+    let settled = |thread: &Stopped| thread.regs().is_ok_and(|regs| !in_restart_block(&regs));
+    let caller = threads.iter().position(settled).unwrap_or(0);
+    let executor = Executor::open(target, &mut threads[caller], patience)?;
     let asked = (|| -> Result<Addr> {
         check_lock_future(dir, locked, &executor, refuse)?;
+        let [leader, others @ ..] = &mut *threads else { bail!("no thread") };
         let brk = ask_leader(&executor, leader, record, dir, refuse, patience)?;
         for (thread, record) in others.iter_mut().zip(record.threads.iter_mut().skip(1)) {
             let mut batch = Batch::new(target.abi);
@@ -299,7 +318,7 @@ fn ask(
         }
         Ok(brk)
     })();
-    let closed = executor.close(leader, patience);
+    let closed = executor.close(&mut threads[caller], patience);
     let brk = asked?;
     closed?;
     Ok(brk)

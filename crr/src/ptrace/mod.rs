@@ -259,6 +259,19 @@ impl Stopped {
         Ok(buffer)
     }
 
+    /// What FSAVE would store, of a thread in 32-bit code: `struct user_i387_ia32_struct`, 108 bytes.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn legacy_fpu(&self) -> Result<Vec<u8>, Error> {
+        const SIZE: usize = 108;
+        let mut buffer = vec![0u8; SIZE];
+        let len = request::get_regset(self.tid, request::NT_PRFPREG, &mut buffer)
+            .map_err(error(self.tid, "read x87 state"))?;
+        buffer.truncate(len);
+        Ok(buffer)
+    }
+
     /// Sets the whole XSAVE area.
     ///
     /// # Errors

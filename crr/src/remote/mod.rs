@@ -10,17 +10,21 @@
 mod batch;
 mod calls;
 mod code;
+mod frame;
 mod gadget;
+mod restart;
 
 pub use batch::{Arg, Batch, Buffer, Handle, Reply};
 pub use calls::Call;
-pub use gadget::Gadget;
+pub use gadget::{Cache, CodeArea, Gadget};
+pub use restart::{in_restart_block, with_original_call};
 
 use crate::ptrace::regs::{self, Field};
 use crate::ptrace::{Error, Patience, Stop, Stopped, signal_bit};
 use crate::sys::vm;
 use anyhow::{Context, Result, bail};
 use code::layout;
+use frame::Frame;
 use images::thread::Regs;
 use images::{Abi, Addr, Pid};
 use std::cell::Cell;
@@ -106,32 +110,31 @@ impl Executor {
     pub fn run(&self, thread: &mut Stopped, batch: &Batch, patience: &Patience) -> Result<Reply> {
         let saved = Saved::of(thread)?;
         let signal = self.done_signal(thread, saved.mask)?;
-        let last = match signal {
-            Some(signal) => {
-                let id = |pid: Pid| u64::try_from(pid).unwrap_or(0);
-                let signal = u64::try_from(signal).unwrap_or(0);
-                (Call::Tgkill, [id(self.target.pid), id(thread.tid()), signal])
-            }
-            None => (Call::SchedYield, [0; 3]),
-        };
-        let (table, done) = batch.table(self.area, last);
-        self.write(&table, batch.answer_sizes().1, &saved)?;
-
-        thread.set_regs(&self.entry_regs(&saved.regs))?;
+        let done = self.start(thread, &saved, batch, signal)?;
         match signal {
-            Some(signal) => {
-                thread.set_sigmask(!signal_bit(signal))?;
-                self.run_to_signal(thread, signal, done, patience)?;
-            }
-            None => {
-                thread.set_sigmask(u64::MAX)?;
-                self.step_to_end(thread, done, patience)?;
-            }
+            Some(signal) => self.run_to_signal(thread, signal, done, patience)?,
+            None => self.step_to_end(thread, done, patience)?,
         }
         let reply = self.read(batch)?;
         put_back(thread, &saved, patience)?;
         self.keep_stop_signal()?;
         Ok(reply)
+    }
+
+    /// Writes a batch and makes `thread` ready to run it. Returns where its stack pointer will stand at the end.
+    fn start(&self, thread: &Stopped, saved: &Saved, batch: &Batch, signal: Option<i32>) -> Result<Addr> {
+        let last = match signal {
+            Some(signal) => {
+                let id = |pid: i32| u64::try_from(pid).unwrap_or(0);
+                (Call::Tgkill, [id(self.target.pid), id(thread.tid()), id(signal)])
+            }
+            None => (Call::SchedYield, [0; 3]),
+        };
+        let (table, done) = batch.table(self.area, last);
+        self.write(&table, batch.answer_sizes().1, saved)?;
+        thread.set_regs(&self.entry_regs(&saved.regs))?;
+        thread.set_sigmask(!signal.map_or(0, signal_bit))?;
+        Ok(done)
     }
 
     /// Unmaps the area.
@@ -154,14 +157,7 @@ impl Executor {
         patience: &Patience,
     ) -> Result<nix::Result<u64>> {
         let saved = Saved::of(thread)?;
-        let mut regs = leave_syscall(&saved.regs);
-        regs::set(&mut regs, Field::Ip, self.target.gadget.syscall.0);
-        regs::set(&mut regs, Field::Ax, call.number(self.target.abi));
-        for (n, arg) in args.into_iter().enumerate() {
-            regs::set(&mut regs, Field::Arg(n), arg);
-        }
-        thread.set_regs(&regs)?;
-        thread.set_sigmask(u64::MAX)?;
+        let frame = self.start_at_gadget(thread, &saved, call, args)?;
         for _entry_then_exit in 0..2 {
             loop {
                 match thread.advance_to_syscall(0, patience)? {
@@ -174,8 +170,42 @@ impl Executor {
         }
         let after = thread.regs()?;
         put_back(thread, &saved, patience)?;
+        if let Some(frame) = frame {
+            frame.remove()?;
+        }
         self.keep_stop_signal()?;
         Ok(batch::decode_result(self.target.abi, regs::get(&after, Field::Ax)))
+    }
+
+    /// Makes `thread` ready for a call at an instruction of its own. With a frame below its stack, it comes
+    /// back by itself when nobody traces it any more; the frame is there before the registers lead to it.
+    fn start_at_gadget(
+        &self,
+        thread: &Stopped,
+        saved: &Saved,
+        call: Call,
+        args: [u64; 6],
+    ) -> Result<Option<Frame>> {
+        let gadget = &self.target.gadget;
+        let frame = match &gadget.escape {
+            Some(escape) => Frame::place(self.target.pid, thread, saved, escape)?,
+            None => None,
+        };
+        let mut regs = leave_syscall(&saved.regs);
+        match (&frame, &gadget.escape) {
+            (Some(frame), Some(escape)) => {
+                regs::set(&mut regs, Field::Ip, escape.syscall.0);
+                regs::set(&mut regs, Field::Sp, frame.sp.0);
+            }
+            _ => regs::set(&mut regs, Field::Ip, gadget.syscall.0),
+        }
+        regs::set(&mut regs, Field::Ax, call.number(self.target.abi));
+        for (n, arg) in args.into_iter().enumerate() {
+            regs::set(&mut regs, Field::Arg(n), arg);
+        }
+        thread.set_regs(&regs)?;
+        thread.set_sigmask(u64::MAX)?;
+        Ok(frame)
     }
 
     /// A signal that means nothing to this thread: ignored, not blocked, not pending. A tracer sees it

@@ -163,7 +163,8 @@ mod tests {
         assert_eq!(Paths::default().resolve(name(&file), &open), Err(Lost::Replaced));
         fs::remove_file(&file).unwrap();
         assert_eq!(Paths::default().resolve(name(&file), &open), Err(Lost::Renamed));
-        let unlinked = FileStat { st_nlink: 0, ..open };
+        let mut unlinked = open;
+        unlinked.st_nlink = 0;
         assert_eq!(Paths::default().resolve(name(&file), &unlinked), Err(Lost::Deleted));
     }
 

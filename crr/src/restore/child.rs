@@ -13,7 +13,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use shared::proto::{Report, Stage};
 use std::ffi::CString;
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// What a child does before it execs; the number goes into its report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,10 +74,20 @@ impl Step {
 /// A step that failed, with what it was about.
 type Outcome = Result<(), (Step, Errno, u64)>;
 
+/// Who forked a child: its pid, and its socket, which the child must not keep open.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parent<'a> {
+    pub(super) pid: Pid,
+    pub(super) socket: Option<BorrowedFd<'a>>,
+}
+
 /// Becomes the task. Never returns.
-pub(super) fn become_task(restore: &Restore<'_>, index: usize, parent: Pid) -> ! {
+pub(super) fn become_task(restore: &Restore<'_>, index: usize, parent: Parent<'_>) -> ! {
+    if let Some(socket) = parent.socket {
+        process::close_fd(socket.as_raw_fd());
+    }
     let Some(socket) = connect(restore) else { process::exit(1) };
-    if let Err((step, errno, value)) = steps(restore, index, parent, &socket) {
+    if let Err((step, errno, value)) = steps(restore, index, parent.pid, &socket) {
         let report = Report {
             stage: Stage::Child as u32,
             errno: errno as i32 as u32,
@@ -114,7 +124,7 @@ fn steps(restore: &Restore<'_>, index: usize, parent: Pid, socket: &OwnedFd) -> 
         let pid = restore.checkpoint.tree.tasks[child].pid;
         match process::fork(Some(pid), 0) {
             Ok(Some(_)) => {}
-            Ok(None) => become_task(restore, child, task.pid),
+            Ok(None) => become_task(restore, child, Parent { pid: task.pid, socket: Some(socket.as_fd()) }),
             Err(errno) => return Err((Step::Fork, errno, u64::from(pid.cast_unsigned()))),
         }
     }

@@ -127,6 +127,9 @@ fn answer(restore: &Restore<'_>, peer: &Peer) -> Result<u64> {
         syscall_at: long(24),
     };
     if report.stage == Stage::Parked as u32 {
+        // It closes the socket next, and must not be caught with it still open.
+        let mut end = [0];
+        while nix::unistd::read(&peer.socket, &mut end) == Err(nix::errno::Errno::EINTR) {}
         return Ok(report.syscall_at);
     }
     Err(explain(restore, peer.index, &report))

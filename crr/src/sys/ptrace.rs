@@ -15,6 +15,8 @@ use nix::errno::Errno;
 
 /// General registers (`struct user_regs_struct` of the thread's mode).
 pub const NT_PRSTATUS: c_int = 1;
+/// x87 state: FXSAVE in 64-bit code, FSAVE in 32-bit code.
+pub const NT_PRFPREG: c_int = 2;
 /// The XSAVE area, in the non-compacted form.
 pub const NT_X86_XSTATE: c_int = 0x202;
 

@@ -15,6 +15,8 @@ const MAP_PRIVATE: u32 = 0x02;
 const MAP_ANONYMOUS: u32 = 0x20;
 const MAP_GROWSDOWN: u32 = 0x100;
 const MAP_NORESERVE: u32 = 0x4000;
+const MADV_DONTNEED: u32 = 4;
+const MADV_POPULATE_WRITE: u32 = 23;
 const MLOCK_ONFAULT: u32 = 1;
 
 /// `vm` bit and MADV_* that sets it, for what must be said before pages come in.
@@ -63,9 +65,16 @@ fn length(vma: &Vma) -> u64 {
     vma.end.0 - vma.start.0
 }
 
-/// Protection while contents come in.
+/// Protection while contents come in. Private memory counts against the commit limit (smaps `ac`) from the moment it
+/// is writable, and still does when it is no longer.
 const fn open_prot(vma: &Vma, has_contents: bool) -> u32 {
-    if has_contents { vma.prot | PROT_READ | PROT_WRITE } else { vma.prot }
+    let private = matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..));
+    let accounted = private && vma.flags & vm::ACCOUNTED != 0;
+    match (has_contents, accounted) {
+        (true, _) => vma.prot | PROT_READ | PROT_WRITE,
+        (false, true) => vma.prot | PROT_WRITE,
+        (false, false) => vma.prot,
+    }
 }
 
 fn map(list: &mut Vec<u8>, slots: &mut Slots, vma: &Vma, has_contents: bool) {
@@ -87,6 +96,12 @@ fn map(list: &mut Vec<u8>, slots: &mut Slots, vma: &Vma, has_contents: bool) {
     }
     let (addr, len) = (vma.start.0, length(vma));
     op::push(list, &Op::Map { addr, len, prot: open_prot(vma, has_contents), flags, fd, offset });
+    if !has_contents && open_prot(vma, false) != vma.prot {
+        // mprotect takes the accounting back from an area that never had a page (mprotect_fixup, mm/mprotect.c).
+        for advice in [MADV_POPULATE_WRITE, MADV_DONTNEED] {
+            op::push(list, &Op::Advise { addr, len: PAGE_SIZE, advice });
+        }
+    }
     for (bit, advice) in ADVICE_BEFORE {
         if has(bit) {
             op::push(list, &Op::Advise { addr, len, advice });

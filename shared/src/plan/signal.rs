@@ -29,10 +29,15 @@ pub fn pending(list: &mut Vec<u8>, abi: Abi, pending: &[Pending], thread: bool) 
 }
 
 /// Appends the interval timers that are armed.
+///
+/// A real timer with an interval and no time left has expired, and starts again when its SIGALRM is taken
+/// (`dequeue_signal`, kernel/signal.c). That state cannot be set, but it is reached by expiring at once.
 pub fn timers(list: &mut Vec<u8>, timers: &[IntervalTimer; 3]) {
+    const ITIMER_REAL: u32 = 0;
     for (which, timer) in (0u32..).zip(timers) {
         if timer.value_us != 0 || timer.interval_us != 0 {
             let IntervalTimer { interval_us, value_us } = *timer;
+            let value_us = if which == ITIMER_REAL { value_us.max(1) } else { value_us };
             op::push(list, &Op::IntervalTimer { which, interval_us, value_us });
         }
     }

@@ -54,6 +54,11 @@ pub(super) fn receive(socket: c_int, start: &mut Start) -> Result<&'static [c_in
         have += got;
     }
     let tree = *fds.get(SLOT_TREE as usize).ok_or(Failure::new(EPROTO, 0))?;
+    // The stacks lie right below the plan.
+    let stacks = start.plan_addr - start.stacks_addr;
+    if stacks > 0 {
+        map(start.stacks_addr, stacks, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)?;
+    }
     let control = page_align(size_of::<Control>() as u64);
     map(start.control_addr, control, PROT_READ | PROT_WRITE, MAP_SHARED, tree, 0)?;
     map(start.plan_addr, page_align(start.plan_len), PROT_READ, MAP_SHARED, tree, start.plan_offset)?;

@@ -56,7 +56,7 @@ fn join(session: &Session, threads: u32) {
 extern "C" fn thread(birth: usize) -> ! {
     // SAFETY: the leader wrote it there before the thread existed, and nobody else uses this stack.
     let birth = unsafe { &*(birth as *const Birth<'_>) };
-    follow(birth.session, birth.tid.cast_unsigned(), birth.ops, &mut Follower);
+    follow(birth.session, birth.tid as u32, birth.ops, &mut Follower);
     birth.count.fetch_add(1, Ordering::Release);
     sys::futex_wake(birth.count);
     park(birth.session)
@@ -159,7 +159,7 @@ fn spawn(session: &Session, tid: i32, stack: u32, ops: &[u8]) -> Result<(), Fail
     let ret = unsafe { sys::clone3_thread(&args, thread, at as usize) };
     match sys::check(ret) {
         Ok(_) => Ok(()),
-        Err(errno) => Err(Failure::new(errno, u64::from(tid.cast_unsigned()))),
+        Err(errno) => Err(Failure::new(errno, u64::from(tid as u32))),
     }
 }
 

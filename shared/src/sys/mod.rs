@@ -33,7 +33,8 @@ pub fn check(ret: isize) -> Result<usize, Errno> {
         #[allow(clippy::cast_possible_truncation)] // At most 4095.
         return Err(Errno(ret.unsigned_abs() as u32));
     }
-    Ok(ret.cast_unsigned())
+    #[allow(clippy::cast_sign_loss)] // Not negative, or an address.
+    Ok(ret as usize)
 }
 
 /// A system call with up to six arguments.

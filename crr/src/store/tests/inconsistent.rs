@@ -1,0 +1,218 @@
+//! Records that are well-formed and make no sense together: one case per rule of [`crate::store::check`].
+
+use super::sample::Sample;
+use crate::store::check::records;
+use images::container::Kind;
+use images::file::Target;
+use images::memory::{Backing, Run};
+use images::{Abi, Addr, DescriptionId, PathId, SharedId};
+
+/// Checks that a change of the golden checkpoint is refused with a message.
+#[track_caller]
+fn refused(message: &str, change: impl FnOnce(&mut Sample)) {
+    let mut sample = Sample::golden();
+    records(&sample.inventory, &sample.tree, &sample.files, &sample.memory).unwrap();
+    change(&mut sample);
+    let wrong = records(&sample.inventory, &sample.tree, &sample.files, &sample.memory).unwrap_err();
+    let text = wrong.to_string();
+    assert_eq!(text.replacen(": is inconsistent", "", 1), message);
+}
+
+#[test]
+fn inventory() {
+    refused("inventory.img: pages.img is not listed", |s| {
+        s.inventory.files.retain(|f| f.kind != Kind::Pages)
+    });
+    refused("inventory.img: 5 files are listed, not 4", |s| {
+        s.inventory.files.push(s.inventory.files[0].clone())
+    });
+    refused("inventory.img: pages.img has 1 bytes, the memory map 24576", |s| s.inventory.files[3].size = 1);
+    refused("inventory.img: the root is task 7, not that of the tree", |s| s.inventory.root = 7);
+    refused("inventory.img: 3 tasks, the tree has 2", |s| s.inventory.tasks = 3);
+    refused("inventory.img: 1 threads, the tree has 4", |s| s.inventory.threads = 1);
+    refused("inventory.img: ABIs {Ia32}, the tree has {X86_64, Ia32}", |s| {
+        s.inventory.abis = vec![Abi::Ia32]
+    });
+}
+
+#[test]
+fn places_in_the_tree() {
+    refused("tree.img: task 0: is no pid", |s| s.tree.tasks[0].pid = 0);
+    refused("tree.img: task 4194305: is no pid", |s| s.tree.tasks[1].pid = (1 << 22) + 1);
+    refused("tree.img: task 100: occurs twice", |s| s.tree.tasks[1].pid = 100);
+    refused("tree.img: task 101: has negative relatives", |s| s.tree.tasks[1].sid = -1);
+    refused("tree.img: task 101: its parent 55 does not stand before it", |s| s.tree.tasks[1].ppid = 55);
+    refused("tree.img: task 101: its parent 101 does not stand before it", |s| s.tree.tasks[1].ppid = 101);
+    refused("tree.img: task 100: its leader does not stand first", |s| s.tree.tasks[0].threads.swap(0, 1));
+    refused("tree.img: task 100: its leader does not stand first", |s| s.tree.tasks[0].threads.clear());
+    refused("tree.img: task 101: tid 1100 occurs twice", |s| s.tree.tasks[1].threads[1].tid = 1100);
+    refused("tree.img: the parent of the root, 1101, is in the tree", |s| s.tree.tasks[0].ppid = 1101);
+    refused("tree.img: the shell has session -5, group 100", |s| s.tree.shell_job.as_mut().unwrap().sid = -5);
+    refused("tree.img: there is no task", |s| s.tree.tasks.clear());
+}
+
+#[test]
+fn properties_of_tasks() {
+    refused("tree.img: task 100: exe: path#9 of 5 paths", |s| s.tree.tasks[0].exe = PathId(9));
+    refused("tree.img: task 100: cwd: path#5 of 5 paths", |s| s.tree.tasks[0].cwd = PathId(5));
+    refused("tree.img: task 100: root: path#4294967295 of 5 paths", |s| {
+        s.tree.tasks[0].root = PathId(u32::MAX)
+    });
+    refused("tree.img: task 100: umask 0o1000", |s| s.tree.tasks[0].umask = 0o1000);
+    refused("tree.img: task 100: dumpable 3", |s| s.tree.tasks[0].dumpable = 3);
+    refused("tree.img: task 100: oom_score_adj 1001", |s| s.tree.tasks[0].oom_score_adj = 1001);
+    refused("tree.img: task 100: 15 resource limits, not 16", |s| s.tree.tasks[0].rlimits.truncate(15));
+    refused("tree.img: task 100: resource limit 3 is over its maximum", |s| {
+        s.tree.tasks[0].rlimits[3] = (2, 1)
+    });
+    refused("tree.img: task 100: an action on signal 65", |s| s.tree.tasks[0].actions[0].signal = 65);
+    refused("tree.img: task 100: an action on signal 9, which has none", |s| {
+        s.tree.tasks[0].actions[0].signal = 9
+    });
+    refused("tree.img: task 100: two actions on signal 17", |s| {
+        let action = s.tree.tasks[0].actions[0];
+        s.tree.tasks[0].actions.push(action);
+    });
+    refused("tree.img: task 100: fd 1: description#4 of 4 descriptions", |s| {
+        s.tree.tasks[0].fds[1].description = DescriptionId(4);
+    });
+    refused("tree.img: task 100: fd 1 is out of order", |s| s.tree.tasks[0].fds.swap(1, 2));
+    refused("tree.img: task 100: fd 4294967295 is no number of a file", |s| {
+        s.tree.tasks[0].fds[3].fd.0 = u32::MAX
+    });
+}
+
+#[test]
+fn properties_of_threads() {
+    refused("tree.img: task 100: thread -4: is no tid", |s| s.tree.tasks[0].threads[1].tid = -4);
+    refused("tree.img: task 100: thread 100: a name of 16 bytes", |s| {
+        s.tree.tasks[0].threads[0].comm = vec![b'x'; 16]
+    });
+    refused("tree.img: task 100: thread 100: a name with a NUL", |s| {
+        s.tree.tasks[0].threads[0].comm = vec![0]
+    });
+    for size in [0, 511, 513, 575, 65_537] {
+        refused(&format!("tree.img: task 100: thread 100: extended state of {size} bytes"), |s| {
+            s.tree.tasks[0].threads[0].xstate = vec![0; size];
+        });
+    }
+    refused("tree.img: task 100: thread 100: 65537 groups", |s| {
+        s.tree.tasks[0].threads[0].creds.groups = vec![0; 65_537];
+    });
+    refused("tree.img: task 100: thread 100: death signal 65", |s| {
+        s.tree.tasks[0].threads[0].parent_death_signal = 65;
+    });
+    refused("tree.img: task 100: thread 100: no processor to run on", |s| {
+        s.tree.tasks[0].threads[0].sched.affinity.clear();
+    });
+    refused("tree.img: task 100: thread 100: nice value 20", |s| s.tree.tasks[0].threads[0].sched.nice = 20);
+    refused("tree.img: task 101: thread 101: TLS in slot 6", |s| s.tree.tasks[1].threads[0].tls[0].entry = 6);
+    refused("tree.img: task 101: thread 101: TLS slot 12 occurs twice", |s| {
+        let entry = s.tree.tasks[1].threads[0].tls[0];
+        s.tree.tasks[1].threads[0].tls.push(entry);
+    });
+    refused("tree.img: task 100: thread 100: a pending signal of 127 bytes, not 128", |s| {
+        s.tree.tasks[0].threads[0].pending[0].info.pop();
+    });
+    refused("tree.img: task 100: thread 100: a pending signal 0", |s| {
+        s.tree.tasks[0].threads[0].pending[0].info.fill(0);
+    });
+}
+
+#[test]
+fn files() {
+    refused("files.img: path#1: is not absolute", |s| s.files.paths[1].path = b"bin/sh".to_vec());
+    refused("files.img: path#1: is not absolute", |s| s.files.paths[1].path.clear());
+    refused("files.img: path#1: has a NUL", |s| s.files.paths[1].path = b"/bin/\0".to_vec());
+    refused("files.img: path#1: has 4096 bytes, the kernel takes 4095", |s| {
+        s.files.paths[1].path = vec![b'/'; 4096]
+    });
+    refused("files.img: path#1: has a time of 1000000000 ns", |s| s.files.paths[1].mtime.1 = 1_000_000_000);
+    refused("files.img: pipe#0: has a capacity of 2147483648 bytes", |s| s.files.pipes[0].capacity = 1 << 31);
+    refused("files.img: pipe#0: holds 9 bytes, more than its capacity of 8", |s| {
+        s.files.pipes[0].capacity = 8
+    });
+    refused("files.img: description#0: path#5 of 5 paths", |s| {
+        s.files.descriptions[0].target = Target::Terminal(PathId(5));
+    });
+    refused("files.img: description#3: path#6 of 5 paths", |s| {
+        s.files.descriptions[3].target = Target::Path(PathId(6))
+    });
+    refused("files.img: description#1: pipe#1 of 1 pipes", |s| {
+        s.files.descriptions[1].target = Target::Pipe(1)
+    });
+    refused("files.img: description#3: has offset 0x8000000000000000", |s| {
+        s.files.descriptions[3].position = 1 << 63;
+    });
+}
+
+#[test]
+fn page_map() {
+    refused("memory.img: 2 checksums for 1 blocks", |s| s.memory.block_crcs.push(0));
+    refused("memory.img: 4503599627370496 pages are impossible", |s| s.memory.page_count = 1 << 52);
+    refused("memory.img: 1 address spaces for 2 tasks", |s| drop(s.memory.spaces.pop()));
+    let runs = |s: &mut Sample, change: fn(&mut Run)| change(&mut s.memory.spaces[0].runs[1]);
+    let task = "memory.img: task 100: contents at";
+    refused(&format!("{task} 0x9000001: not page-aligned"), |s| runs(s, |run| run.start.0 += 1));
+    refused(&format!("{task} 0x9000000: no page"), |s| runs(s, |run| run.pages = 0));
+    refused(&format!("{task} 0x9000000: pages 1+6 of 6"), |s| runs(s, |run| run.pages = 6));
+    refused(&format!("{task} 0x9000000: pages 18446744073709551615+1 of 6"), |s| {
+        runs(s, |run| run.first_page = u64::MAX);
+    });
+    refused(&format!("{task} 0x9000000: out of order"), |s| runs(s, |run| run.first_page = 0));
+    refused(&format!("{task} 0x8049000: out of order"), |s| runs(s, |run| run.start = Addr(0x0804_9000)));
+    refused(&format!("{task} 0xfffffffffffff000: end beyond all addresses"), |s| {
+        runs(s, |run| run.start = Addr(u64::MAX - 4095));
+    });
+    let nowhere = "no private memory of that extent";
+    refused(&format!("{task} 0x90c8000: {nowhere}"), |s| runs(s, |run| run.start = Addr(0x090c_8000)));
+    refused(&format!("{task} 0xa000000: {nowhere}"), |s| runs(s, |run| run.start = Addr(0x0a00_0000)));
+    // Two pages from the last of its area.
+    refused(&format!("{task} 0x90c7000: {nowhere}"), |s| {
+        s.memory.spaces[0].runs.pop();
+        runs(s, |run| (run.start, run.pages) = (Addr(0x090c_7000), 2));
+    });
+}
+
+#[test]
+fn areas() {
+    let vma = |s: &mut Sample, change: fn(&mut images::memory::Vma)| change(&mut s.memory.spaces[1].vmas[0]);
+    let task = "memory.img: task 101:";
+    refused(&format!("{task} 0x8048001-0x8058000: is not page-aligned"), |s| vma(s, |vma| vma.start.0 += 1));
+    refused(&format!("{task} 0x8058000-0x8058000: is empty"), |s| vma(s, |vma| vma.start = vma.end));
+    refused(&format!("{task} 0x8048000-0x100000000: is beyond what an ia32 task can map"), |s| {
+        vma(s, |vma| vma.end = Addr(1 << 32));
+    });
+    refused(&format!("{task} 0x9000000-0x90c8000: begins below 0x9001000"), |s| {
+        vma(s, |vma| vma.end = Addr(0x0900_1000));
+    });
+    refused(&format!("{task} 0x8048000-0x8058000: protection 0xf"), |s| vma(s, |vma| vma.prot = 15));
+    refused(&format!("{task} 0x8048000-0x8058000: flags 0x4000"), |s| vma(s, |vma| vma.flags = 1 << 14));
+    refused(&format!("{task} 0x8048000-0x8058000: path#7 of 5 paths"), |s| {
+        vma(s, |vma| vma.backing = Backing::SharedFile(PathId(7), 0));
+    });
+    refused(&format!("{task} 0x8048000-0x8058000: offset 0x10 is not page-aligned"), |s| {
+        vma(s, |vma| vma.backing = Backing::PrivateFile(PathId(1), 0x10));
+    });
+    refused(&format!("{task} 0x8048000-0x8058000: offset 0x7ffffffffffff000 is no place in a file"), |s| {
+        vma(s, |vma| vma.backing = Backing::PrivateFile(PathId(1), 0x7fff_ffff_ffff_f000));
+    });
+    refused(&format!("{task} 0x8048000-0x8058000: shared#1 of 1 shared objects"), |s| {
+        vma(s, |vma| vma.backing = Backing::Shared(SharedId(1), 0));
+    });
+    refused(&format!("{task} auxv of 7 bytes"), |s| s.memory.spaces[1].auxv.truncate(7));
+}
+
+#[test]
+fn shared_memory_and_vdsos() {
+    refused("memory.img: shared#0: contents up to 0x2000 of 0x1000", |s| s.memory.shared[0].size = 0x1000);
+    refused("memory.img: shared#0: 0x8000000000000000 bytes", |s| s.memory.shared[0].size = 1 << 63);
+    refused("memory.img: two vDSOs of x86_64", |s| s.memory.vdsos[1].abi = Abi::X86_64);
+    refused("memory.img: the vDSO of ia32 has 4095 bytes, not whole pages", |s| {
+        s.memory.vdsos[1].image.truncate(4095)
+    });
+    refused("memory.img: the vDSO of ia32 has 0 bytes, not whole pages", |s| s.memory.vdsos[1].image.clear());
+    refused("memory.img: task 101: 0xf7fc6000-0xf7fc7000: there is no vDSO image of ia32", |s| {
+        s.memory.vdsos.pop();
+    });
+}

@@ -1,0 +1,259 @@
+//! The command line from outside: exit codes, what goes to which stream, and the words people read.
+#![allow(clippy::unwrap_used)] // A failed step is a failed test.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
+
+fn crr(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_crr")).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../images/tests/golden")
+}
+
+/// A copy of the golden checkpoint with one byte of a file changed.
+fn corrupt(name: &str) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(golden()).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let path = dir.path().join(name);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[60] ^= 1;
+    fs::write(path, bytes).unwrap();
+    dir
+}
+
+#[test]
+fn mistakes_on_the_command_line_exit_with_2() {
+    let mistakes: [&[&str]; 14] = [
+        &[],
+        &["undump"],
+        &["dump"],
+        &["dump", "-t"],
+        &["dump", "-t", "0"],
+        &["dump", "-t", "-5"],
+        &["dump", "-t", "init"],
+        &["dump", "-t", "1", "--leave-running", "--leave-stopped"],
+        &["dump", "-t", "1", "--timeout", "soon"],
+        &["restore", "--restore-sibling"],
+        &["restore", "surplus"],
+        &["show", "a", "b"],
+        &["check", "--feature", "mseal", "--json"],
+        &["completions", "csh"],
+    ];
+    for arguments in mistakes {
+        let output = crr(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert_eq!(stdout(&output), "", "{arguments:?}");
+        assert!(!stderr(&output).is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn unknown_features_exit_with_2_and_name_the_known() {
+    let output = crr(&["check", "--feature", "teleport"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        stderr(&output)
+            .starts_with("crr: error: there is no feature `teleport`\n  hint: features are ptrace, ")
+    );
+    assert_eq!(stderr(&output).matches("teleport").count(), 1);
+}
+
+#[test]
+fn help_goes_to_stdout_and_has_examples() {
+    for command in ["dump", "restore", "check", "show", "completions", "man"] {
+        let output = crr(&[command, "--help"]);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(stdout(&output).contains(&format!("Usage: crr {command}")), "{command}");
+        assert!(stdout(&output).contains("Example"), "{command}");
+        assert_eq!(stderr(&output), "");
+    }
+}
+
+#[test]
+fn options_are_spelled_as_in_criu() {
+    let help =
+        [crr(&["dump", "--help"]), crr(&["restore", "--help"])].map(|output| stdout(&output).to_owned());
+    let common =
+        ["-D, --images-dir", "-W, --work-dir", "-o, --log-file", "-v", "-j, --shell-job", "--timeout"];
+    for option in common.iter().chain(&["-t, --tree", "-R, --leave-running", "-s, --leave-stopped"]) {
+        assert!(help[0].contains(option), "dump {option}");
+    }
+    let restore =
+        ["-d, --restore-detached", "-S, --restore-sibling", "--pidfile", "-r, --root", "--new-pidns"];
+    for option in common.iter().chain(&restore) {
+        assert!(help[1].contains(option), "restore {option}");
+    }
+}
+
+#[test]
+fn version_is_that_of_the_package() {
+    assert_eq!(stdout(&crr(&["--version"])), concat!("crr ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+const SUMMARY: &str = "\
+crr 0.1.0, kernel 6.18.0, 2026-09-21 14:13:20 UTC, 37.7 KiB
+2 tasks (1 x86_64, 1 ia32), 4 threads, 6 pages
+
+PID     COMMAND  ABI     THREADS  MAPPED   SAVED     FDS
+100     sh       x86_64  2        1.0 MiB  12.0 KiB  4
+└─ 101  counter  ia32    2        1.0 MiB  12.0 KiB  4
+
+FILE                   MODE  OFFSET  HELD AS (PID: FDS)
+/dev/pts/3 (terminal)  rw    0       100: 0, 101: 0
+pipe#0                 r     0       100: 3, 101: 3
+pipe#0                 w     0       100: 1, 101: 1
+/tmp/café              w     12      100: 7, 101: 7
+
+PIPE    CAPACITY  UNREAD
+pipe#0  64.0 KiB  9 B
+";
+
+#[test]
+fn show_draws_the_tree_and_lists_files() {
+    let output = crr(&["show", golden().to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(stderr(&output), "");
+    assert_eq!(stdout(&output), SUMMARY);
+}
+
+#[test]
+fn show_starts_in_the_current_directory() {
+    let output = Command::new(env!("CARGO_BIN_EXE_crr")).arg("show").current_dir(golden()).output().unwrap();
+    assert_eq!(stdout(&output), SUMMARY);
+}
+
+#[test]
+fn show_with_v_adds_threads_and_areas() {
+    let output = crr(&["show", "-v", golden().to_str().unwrap()]);
+    let shown = stdout(&output);
+    assert!(shown.starts_with(SUMMARY));
+    for line in [
+        "threads of 101",
+        "1101  counter  32-bit  f7f01234     f7f01234",
+        "memory of 101",
+        "08048000-08058000  r-x   4.0 KiB  /bin/sh +0x0",
+        "0a000000-0a004000  rw-   0 B      shared#0 +0x0",
+        "f7fc6000-f7fc7000  r-x   0 B      [vdso]",
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{line} is not in\n{shown}");
+    }
+}
+
+#[test]
+fn show_json_has_all_records() {
+    let output = crr(&["show", "--json", golden().to_str().unwrap()]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["inventory"]["root"], 100);
+    assert_eq!(json["tree"]["tasks"][1]["abi"], "Ia32");
+    assert_eq!(json["tree"]["tasks"][1]["threads"][0]["comm"], "counter");
+    assert_eq!(json["files"]["paths"][4]["path"], "/tmp/caf\u{e9}");
+    assert_eq!(json["files"]["pipes"][0]["contents"], "in flight");
+    assert_eq!(json["memory"]["vdsos"][0]["image"].as_str().unwrap().len(), 2 * 4096);
+    assert_eq!(json["memory"]["page_count"], 6);
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_crr"))
+        .args(["show", "--json", golden().to_str().unwrap()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));
+}
+
+#[test]
+fn corrupt_images_are_named_once() {
+    for name in ["inventory.img", "tree.img", "files.img", "memory.img"] {
+        let dir = corrupt(name);
+        let output = crr(&["show", dir.path().to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1), "{name}");
+        assert_eq!(stdout(&output), "", "{name}");
+        let start = format!("crr: error: checkpoint {}: {name}: is corrupt: checksum ", dir.path().display());
+        assert!(stderr(&output).starts_with(&start), "{}", stderr(&output));
+        assert_eq!(stderr(&output).lines().count(), 1);
+    }
+}
+
+#[test]
+fn restore_of_corrupt_images_fails_before_anything_is_made() {
+    for name in ["inventory.img", "tree.img", "files.img", "memory.img", "pages.img"] {
+        let dir = corrupt(name);
+        let output = crr(&["restore", "-d", "-D", dir.path().to_str().unwrap(), "--pidfile", "pid"]);
+        assert_eq!(output.status.code(), Some(1), "{name}");
+        assert!(stderr(&output).contains(&format!("{name}: is corrupt: ")), "{}", stderr(&output));
+        assert!(!dir.path().join("pid").exists(), "{name}");
+    }
+}
+
+#[test]
+fn a_directory_that_is_missing_is_named() {
+    for arguments in [&["dump", "-t", "1", "-D", "/nonexistent"][..], &["restore", "-D", "/nonexistent"]] {
+        let output = crr(arguments);
+        assert_eq!(output.status.code(), Some(1));
+        let expected = "crr: error: /nonexistent: is not a directory\n  hint: create it first\n";
+        assert_eq!(stderr(&output), expected);
+    }
+}
+
+#[test]
+fn a_log_file_starts_from_the_work_dir_and_gets_the_error_too() {
+    let (images, work) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let [images_dir, work_dir] = [&images, &work].map(|dir| dir.path().to_str().unwrap());
+    let output = crr(&["restore", "-D", images_dir, "-W", work_dir, "-v4", "-o", "restore.log"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = stderr(&output).strip_prefix("crr: error: ").unwrap();
+    let log = fs::read_to_string(work.path().join("restore.log")).unwrap();
+    assert!(log.ends_with(&format!("] error: {error}")), "{log}");
+}
+
+#[test]
+fn check_tells_what_works_and_its_json_parses() {
+    let output = crr(&["check"]);
+    let text = stdout(&output);
+    assert!(text.starts_with("kernel ") && text.contains("clone3-set-tid"), "{text}");
+    let json: serde_json::Value = serde_json::from_slice(&crr(&["check", "--json"]).stdout).unwrap();
+    let features = json["features"].as_array().unwrap();
+    let usable = features.iter().all(|feature| feature["present"] == true || feature["required"] == false);
+    assert_eq!(output.status.code(), Some(if usable { 0 } else { 1 }));
+    for feature in features {
+        let name = feature["name"].as_str().unwrap();
+        let asked = crr(&["check", "--feature", name]);
+        assert_eq!(asked.status.code(), Some(if feature["present"] == true { 0 } else { 1 }), "{name}");
+        assert_eq!((stdout(&asked), stderr(&asked)), ("", ""), "{name}");
+    }
+}
+
+#[test]
+fn completions_and_manual_pages_are_generated() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = crr(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(stdout(&output).contains("leave-running"), "{shell}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let output = crr(&["man", dir.path().to_str().unwrap()]);
+    assert_eq!((output.status.code(), stdout(&output)), (Some(0), ""));
+    for page in ["crr.1", "crr-dump.1", "crr-restore.1", "crr-check.1", "crr-show.1"] {
+        let text = fs::read_to_string(dir.path().join(page)).unwrap();
+        assert!(text.contains(".SH"), "{page}");
+    }
+}
