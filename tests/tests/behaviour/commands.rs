@@ -47,9 +47,11 @@ fn restore_waits_and_passes_signals_on() {
             running.dump(&[])?.success()?;
             tests::case::nothing_left()?;
             let images = running.images().display().to_string();
-            let mut crr = command::spawn(&dir, &["restore", "-D", &images, "--pidfile", "root.pid"])?;
+            let pidfile = dir.join("root.pid");
+            let args = ["restore", "-D", &images, "--pidfile", pidfile.to_str().unwrap()];
+            let mut crr = command::spawn(&dir, &args)?;
             let pidfile = wait::until(wait::STEP, "the pidfile", || {
-                Ok(fs::read_to_string(dir.join("root.pid")).ok().filter(|text| !text.is_empty()))
+                Ok(fs::read_to_string(&pidfile).ok().filter(|text| !text.is_empty()))
             })?;
             assert_eq!(pidfile.trim(), running.root.to_string());
             wait::until(wait::STEP, "crr passes signals on", || {

@@ -101,9 +101,9 @@ fn damaged_images_are_refused() {
             let mut flipped = whole.clone();
             flipped[middle] ^= 0x10;
             for damaged in [None, Some(&[][..]), Some(&whole[..middle]), Some(&flipped)] {
-                fs::remove_file(path)?;
-                if let Some(bytes) = damaged {
-                    fs::write(path, bytes)?;
+                match damaged {
+                    Some(bytes) => fs::write(path, bytes)?,
+                    None => fs::remove_file(path)?,
                 }
                 running.restore(&["-d"])?.code(1)?.says(name)?;
                 nothing_left()?;

@@ -18,7 +18,6 @@ fn refused(dir: &std::path::Path, abi: Abi, case: &'static str) -> Result {
         output.says(name)?;
     }
     output.says(&format!("task {}", running.root))?;
-    output.says("hint:")?;
     no_inventory(&running);
     running.looks_like(&before)?;
     running.verify()
