@@ -7,7 +7,7 @@ use super::pages::Contents;
 use crate::proc::{Dir, smaps, stat, status};
 use crate::ptrace::{Patience, Stop, Stopped, regs};
 use crate::refusal::Refusals;
-use crate::remote::{Batch, Cache, CodeArea, Executor, Gadget, Target};
+use crate::remote::{Batch, Cache, CodeArea, Executor, Gadget, Target, in_restart_block};
 use crate::resource::file::{self, Terminal};
 use crate::resource::namespace::Namespaces;
 use crate::resource::path::Paths;
@@ -19,7 +19,7 @@ use crate::resource::tree::{self, Place};
 use crate::resource::{Refuse, limits, memory, sharing};
 use crate::sys::int80::LowBuffer;
 use crate::sys::vm;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use images::file::Files;
 use images::memory::{Backing, Memory, Space, Vdso, Vma};
 use images::task::{Task, Tree};
@@ -134,7 +134,7 @@ fn collect_task(
 
     let mut records = Vec::with_capacity(threads.len());
     for (thread, status) in threads.iter().zip(&statuses) {
-        let record = thread::dump_outside(thread, abi, status, &tables.low, refuse)?;
+        let record = thread::dump_outside(pid, thread, abi, status, &tables.low, refuse)?;
         thread::check_rseq(pid, &record, refuse)?;
         records.push(record);
     }
@@ -301,10 +301,13 @@ fn ask(
     refuse: &mut Refuse<'_>,
     patience: &Patience,
 ) -> Result<Addr> {
-    let [leader, others @ ..] = threads else { anyhow::bail!("no thread") };
-    let executor = Executor::open(target, leader, patience)?;
+    // A thread that is not in the middle of a sleep, if there is one: should crr be killed just then, a sleep starts over.
+    let settled = |thread: &Stopped| thread.regs().is_ok_and(|regs| !in_restart_block(&regs));
+    let caller = threads.iter().position(settled).unwrap_or(0);
+    let executor = Executor::open(target, &mut threads[caller], patience)?;
     let asked = (|| -> Result<Addr> {
         check_lock_future(dir, locked, &executor, refuse)?;
+        let [leader, others @ ..] = &mut *threads else { bail!("no thread") };
         let brk = ask_leader(&executor, leader, record, dir, refuse, patience)?;
         for (thread, record) in others.iter_mut().zip(record.threads.iter_mut().skip(1)) {
             let mut batch = Batch::new(target.abi);
@@ -315,7 +318,7 @@ fn ask(
         }
         Ok(brk)
     })();
-    let closed = executor.close(leader, patience);
+    let closed = executor.close(&mut threads[caller], patience);
     let brk = asked?;
     closed?;
     Ok(brk)

@@ -10,9 +10,9 @@
 //! arch/x86/include/uapi/asm/sigcontext.h, the extended state of arch/x86/kernel/fpu/signal.c.
 
 use super::Saved;
-use super::calls::Call;
 use super::code::resumed;
 use super::gadget::{Escape, popped_words};
+use super::restart::{in_restart_block, with_original_call};
 use crate::ptrace::Stopped;
 use crate::ptrace::regs::{self, Field};
 use crate::sys::{vm, xsave};
@@ -47,7 +47,7 @@ impl Frame {
     /// Writes a frame for a thread. `None` when there is no room below its stack.
     pub(super) fn place(pid: Pid, thread: &Stopped, saved: &Saved, escape: &Escape) -> Result<Option<Self>> {
         let fpu = Fpu::of(thread, saved)?;
-        let image = Image::new(saved, &fpu, escape);
+        let image = Image::new(pid, saved, &fpu, escape);
         let mut before = vec![0u8; image.bytes.len()];
         if vm::read_exact(pid, image.start, &mut before).is_err()
             || vm::write_all(pid, image.start, &image.bytes).is_err()
@@ -110,7 +110,7 @@ struct Image {
 }
 
 impl Image {
-    fn new(saved: &Saved, fpu: &Fpu, escape: &Escape) -> Self {
+    fn new(pid: Pid, saved: &Saved, fpu: &Fpu, escape: &Escape) -> Self {
         let abi = regs::mode(&saved.regs);
         let (frame_size, fsave, free) = match abi {
             Abi::X86_64 => (FRAME_64, 0, RED_ZONE),
@@ -123,7 +123,7 @@ impl Image {
         let mut bytes = vec![0u8; usize::try_from(fx - sp).unwrap_or(0)];
         bytes.extend(&fpu.extended);
         let mut image = Self { start: Addr(sp), sp: Addr(sp), bytes };
-        match &resumed_by_frame(&saved.regs) {
+        match &resumed_by_frame(pid, &saved.regs) {
             Regs::X86_64(all) => image.fill_64(frame, fx, all, saved.mask, escape),
             Regs::Ia32(all) => {
                 image.put(fx - fsave, &fpu.legacy);
@@ -207,11 +207,11 @@ impl Image {
 }
 
 /// As [`resumed`], but rt_sigreturn forgets how far a sleep had come: then the call is made from its start.
-fn resumed_by_frame(regs: &Regs) -> Regs {
+fn resumed_by_frame(pid: Pid, regs: &Regs) -> Regs {
     let mut out = resumed(regs);
-    let restarts = Call::RestartSyscall.number(regs::mode(regs));
-    if regs::ip(&out) != regs::ip(regs) && regs::get(&out, Field::Ax) == restarts {
-        regs::set(&mut out, Field::Ax, regs::get(regs, Field::OrigAx));
+    if in_restart_block(regs) {
+        let call = with_original_call(pid, regs);
+        regs::set(&mut out, Field::Ax, regs::get(&call, Field::OrigAx));
     }
     out
 }

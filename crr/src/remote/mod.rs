@@ -12,10 +12,12 @@ mod calls;
 mod code;
 mod frame;
 mod gadget;
+mod restart;
 
 pub use batch::{Arg, Batch, Buffer, Handle, Reply};
 pub use calls::Call;
 pub use gadget::{Cache, CodeArea, Gadget};
+pub use restart::{in_restart_block, with_original_call};
 
 use crate::ptrace::regs::{self, Field};
 use crate::ptrace::{Error, Patience, Stop, Stopped, signal_bit};

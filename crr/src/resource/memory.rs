@@ -130,6 +130,17 @@ impl Backings {
             return Ok(None);
         }
         let kernel = special(area.name);
+        let backing = match kernel {
+            Some(backing) => Ok(backing),
+            None => self.backing(area, dir, paths)?,
+        };
+        let backing = match backing {
+            Ok(backing) => backing,
+            Err(reason) => {
+                refuse.because(describe(area), reason);
+                return Ok(None);
+            }
+        };
         let bits = flags(area.flags, kernel.is_some(), |reason, code| {
             let code = String::from_utf8_lossy(&code).into_owned();
             refuse.because(describe(area), format!("{reason} (smaps flag {code})"));
@@ -137,16 +148,6 @@ impl Backings {
         if area.pkey != 0 {
             refuse.because(describe(area), format!("has protection key {}", area.pkey));
         }
-        let backing = match kernel {
-            Some(backing) => backing,
-            None => match self.backing(area, dir, paths)? {
-                Ok(backing) => backing,
-                Err(reason) => {
-                    refuse.because(describe(area), reason);
-                    return Ok(None);
-                }
-            },
-        };
         Ok(Some(Vma { start: Addr(area.start), end: Addr(area.end), prot: area.prot, flags: bits, backing }))
     }
 

@@ -6,7 +6,7 @@ use crate::proc::status::Status;
 use crate::proc::{Dir, stat};
 use crate::ptrace::regs::{self, Field, low_half};
 use crate::ptrace::{Error, Stopped};
-use crate::remote::{Arg, Batch, Buffer, Call, Handle, Reply};
+use crate::remote::{Arg, Batch, Buffer, Call, Handle, Reply, with_original_call};
 use crate::sys::int80::{LowBuffer, robust_list_64};
 use crate::sys::{sched, vm};
 use anyhow::{Context, Result};
@@ -48,6 +48,7 @@ fn dump_tls(thread: &Stopped) -> Result<Vec<TlsEntry>, Error> {
 
 /// What is observed of a thread without its help. The rest is asked and filled in by [`AskThread::fill`].
 pub(crate) fn dump_outside(
+    pid: Pid,
     thread: &Stopped,
     abi: Abi,
     status: &Status,
@@ -86,7 +87,7 @@ pub(crate) fn dump_outside(
         creds: creds::dump_creds(status, 0),
         parent_death_signal: 0,
         timer_slack_ns: 0,
-        regs,
+        regs: with_original_call(pid, &regs),
     })
 }
 

@@ -9,18 +9,21 @@ pub mod plain;
 mod preflight;
 mod prepare;
 mod serve;
+mod stand_in;
 mod takeover;
 
 use crate::machine;
 use crate::store::Checkpoint;
 use crate::sys::process;
 use anyhow::{Context, Result, bail};
+use images::task::Tree;
 use environment::Environment;
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{GenericNamespaced, ListenerOptions};
 use nix::sys::signal::SigSet;
 use open::Opened;
 use prepare::Preparation;
+use stand_in::StandIn;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -110,11 +113,11 @@ fn write_pidfile(options: &Options, root: images::Pid) -> Result<()> {
 fn restore_here(options: &Options) -> Result<Report> {
     let began = Instant::now();
     let deadline = began + options.timeout;
+    let checkpoint = Checkpoint::read_showing(&options.images_dir, options.progress)?;
     if let Some(root) = &options.root {
         nix::unistd::chroot(root).with_context(|| format!("{}: change root", root.display()))?;
         nix::unistd::chdir("/").context("/")?;
     }
-    let checkpoint = Checkpoint::read(&options.images_dir)?;
     let mut lives = BTreeMap::new();
     for abi in preflight::abis(&checkpoint) {
         lives.insert(abi, machine::live(abi)?);
@@ -122,7 +125,7 @@ fn restore_here(options: &Options) -> Result<Report> {
     let environment = Environment::read()?;
     preflight::preflight(&checkpoint, &environment, &lives, options).finish("restore")?;
     process::close_on_exec_from(3).context("close_range")?;
-    let preparation = prepare::prepare(&checkpoint, &lives, &environment.creds)?;
+    let preparation = prepare::prepare(&checkpoint, &lives, &environment.creds, needs_stand_in(&checkpoint.tree, options))?;
     let needs = preparation.tasks.iter().flat_map(|task| task.needs.iter().copied());
     let opened = Opened::open(&checkpoint, needs)?;
     let restore = Restore {
@@ -166,21 +169,10 @@ fn bring_back(restore: &Restore<'_>, options: &Options, deadline: Instant) -> Re
         ListenerOptions::new().name(name).create_sync().context("listen for the restoring tasks")?;
     let pid = restore.checkpoint.tree.tasks[0].pid;
     let old_mask = process::block_all_signals().context("block signals")?;
-    let (flags, parent) = if options.sibling {
-        (process::CLONE_PARENT, nix::unistd::getppid().as_raw())
-    } else {
-        (0, i32::try_from(std::process::id())?)
-    };
-    let forked = match process::fork(Some(pid), flags) {
-        Ok(Some(forked)) => forked,
-        Ok(None) => child::become_task(restore, 0, child::Parent { pid: parent, socket: None }),
-        Err(errno) => {
-            set_mask(&old_mask)?;
-            return Err(errno).with_context(|| format!("fork the root with pid {pid}"));
-        }
-    };
-    let outcome = serve::serve(restore, &listener, forked, deadline)
-        .and_then(|parked| takeover::take_over(restore, &parked));
+    let outcome = fork_root(restore, options, pid).and_then(|parent| {
+        let parked = serve::serve(restore, &listener, pid, deadline)?;
+        takeover::take_over(restore, &parked, parent)
+    });
     if let Err(error) = outcome {
         restore.preparation.control.fail();
         undo(restore, options);
@@ -188,7 +180,28 @@ fn bring_back(restore: &Restore<'_>, options: &Options, deadline: Instant) -> Re
         return Err(error);
     }
     set_mask(&old_mask)?;
-    Ok(forked)
+    Ok(pid)
+}
+
+/// Forks the root; its other parent, if it needs one.
+fn fork_root(restore: &Restore<'_>, options: &Options, pid: images::Pid) -> Result<Option<StandIn>> {
+    let own = i32::try_from(std::process::id())?;
+    if needs_stand_in(&restore.checkpoint.tree, options) {
+        return StandIn::fork(restore, pid).map(Some);
+    }
+    let (flags, parent) =
+        if options.sibling { (process::CLONE_PARENT, nix::unistd::getppid().as_raw()) } else { (0, own) };
+    match process::fork(Some(pid), flags) {
+        Ok(Some(_)) => Ok(None),
+        Ok(None) => child::become_task(restore, 0, child::Parent { pid: parent, socket: None }),
+        Err(errno) => Err(errno).with_context(|| format!("fork the root with pid {pid}")),
+    }
+}
+
+/// Whether the end of this process would send the root a signal that it asked for.
+fn needs_stand_in(tree: &Tree, options: &Options) -> bool {
+    let asked = tree.tasks[0].threads.iter().any(|thread| thread.parent_death_signal != 0);
+    asked && options.detached && !options.sibling
 }
 
 fn set_mask(mask: &SigSet) -> Result<()> {
@@ -205,7 +218,8 @@ fn undo(restore: &Restore<'_>, options: &Options) {
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
     }
-    if !options.sibling {
+    // With a parent of its own it is for that one, and then for init, to reap.
+    if !options.sibling && !needs_stand_in(&restore.checkpoint.tree, options) {
         let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(tasks[0].pid), None);
     }
 }

@@ -49,18 +49,23 @@ pub(super) type Lives = BTreeMap<Abi, Live>;
 
 /// Plans the whole tree.
 ///
+/// With a stand-in for its parent, the root sets its parent-death signal only when that one is gone, see `takeover`.
+///
 /// # Errors
 /// If a task has no room for the program that restores it.
-pub(super) fn prepare(checkpoint: &Checkpoint, lives: &Lives, creds: &Creds) -> Result<Preparation> {
+pub(super) fn prepare(checkpoint: &Checkpoint, lives: &Lives, creds: &Creds, stand_in: bool) -> Result<Preparation> {
     let rlimits = own_limits()?;
     let timer_slack_ns = process::timer_slack_ns();
-    let tree = &checkpoint.tree;
     let mut machines = BTreeMap::new();
     let mut blobs = BTreeMap::new();
     for (&abi, live) in lives {
         let (creds, rlimits) = (creds.clone(), rlimits.clone());
         machines.insert(abi, Machine { special: live.special, creds, rlimits, timer_slack_ns });
         blobs.insert(abi, Blob::of(abi)?);
+    }
+    let mut tree = checkpoint.tree.clone();
+    if stand_in {
+        tree.tasks[0].threads.iter_mut().for_each(|thread| thread.parent_death_signal = 0);
     }
     let plans: Vec<plan::TaskPlan> = tree
         .tasks

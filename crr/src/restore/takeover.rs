@@ -6,6 +6,7 @@
 
 use super::Restore;
 use super::serve::Parked;
+use super::stand_in::StandIn;
 use crate::ptrace::{Patience, Seized, Stopped, regs};
 use crate::sys::sched;
 use anyhow::{Context, Result, bail};
@@ -25,12 +26,17 @@ struct Taken<'a> {
 ///
 /// # Errors
 /// If a thread is gone or does not take its state; the tree is then to be killed.
-pub(super) fn take_over(restore: &Restore<'_>, parked: &Parked) -> Result<()> {
+pub(super) fn take_over(restore: &Restore<'_>, parked: &Parked, stand_in: Option<StandIn>) -> Result<()> {
     let patience = Patience::new(Duration::from_secs(10));
     let mut all = Vec::new();
     let tasks = &restore.checkpoint.tree.tasks;
     for task in tasks {
         all.push(seize(task, &patience).with_context(|| format!("task {}: take it over", task.pid))?);
+    }
+    if let Some(stand_in) = stand_in {
+        stand_in.leave();
+        all[0] = parent_death_signals(std::mem::take(&mut all[0]), parked[0], &patience)
+            .with_context(|| format!("task {}: set its parent-death signal", tasks[0].pid))?;
     }
     let mut finished = Vec::new();
     for ((task, taken), (prepared, &syscall_at)) in
@@ -79,20 +85,48 @@ fn finish<'a>(
     Ok(taken)
 }
 
-/// Runs munmap of the hole at a system call instruction in the hole. On entry an interrupt is asked for, so that
-/// the thread stops again on its way out, before it could run what is no longer there.
+/// What each thread of the root could not ask for while it had another parent.
+fn parent_death_signals<'a>(taken: Vec<Taken<'a>>, syscall_at: u64, patience: &Patience) -> Result<Vec<Taken<'a>>> {
+    const PR_SET_PDEATHSIG: u64 = 1;
+    let mut done = Vec::new();
+    for Taken { record, mut stopped } in taken {
+        let signal = u64::from(record.parent_death_signal);
+        if signal != 0 {
+            let (x86_64, ia32) = (157, 172);
+            stopped = call(stopped, syscall_at, [x86_64, ia32], [PR_SET_PDEATHSIG, signal], patience)?;
+        }
+        done.push(Taken { record, stopped });
+    }
+    Ok(done)
+}
+
+/// Unmaps the hole, code included: the thread does not run there again.
 fn remove_hole(stopped: Stopped, start: &Start, syscall_at: u64, patience: &Patience) -> Result<Stopped> {
+    let (munmap_64, munmap_32) = (11, 91);
+    let range = [start.hole_start, start.hole_end - start.hole_start];
+    call(stopped, syscall_at, [munmap_64, munmap_32], range, patience)
+}
+
+/// Runs a system call (by its numbers in x86_64 and ia32) at the instruction in the hole. On entry an interrupt is
+/// asked for, so that the thread stops again on its way out, before it could run what follows.
+fn call(
+    stopped: Stopped,
+    syscall_at: u64,
+    [x86_64, ia32]: [u64; 2],
+    args: [u64; 2],
+    patience: &Patience,
+) -> Result<Stopped> {
     let mut now = stopped.regs()?;
-    let munmap = match regs::mode(&now) {
-        Abi::X86_64 => 11,
-        Abi::Ia32 => 91,
+    let number = match regs::mode(&now) {
+        Abi::X86_64 => x86_64,
+        Abi::Ia32 => ia32,
     };
     for (field, value) in [
         (regs::Field::Ip, syscall_at),
-        (regs::Field::Ax, munmap),
+        (regs::Field::Ax, number),
         (regs::Field::OrigAx, u64::MAX),
-        (regs::Field::Arg(0), start.hole_start),
-        (regs::Field::Arg(1), start.hole_end - start.hole_start),
+        (regs::Field::Arg(0), args[0]),
+        (regs::Field::Arg(1), args[1]),
     ] {
         regs::set(&mut now, field, value);
     }
@@ -102,7 +136,7 @@ fn remove_hole(stopped: Stopped, start: &Start, syscall_at: u64, patience: &Pati
     let out = entered.cont(0)?.wait_stop(patience)?.settle(patience)?;
     let result = regs::get_signed(&out.regs()?, regs::Field::Ax);
     if result != 0 {
-        bail!("munmap: error {}", -result);
+        bail!("system call {number}: {}", nix::errno::Errno::from_raw(i32::try_from(-result)?));
     }
     Ok(out)
 }
