@@ -7,7 +7,7 @@ mod pages;
 
 use crate::changed::Changed;
 use crate::progress::Progress;
-use crate::ptrace::Patience;
+use crate::ptrace::{self, Patience};
 use crate::refusal::Refusals;
 use crate::resource::pipe::Holders;
 use crate::store::Writer;
@@ -85,7 +85,7 @@ pub fn dump(options: &Options) -> Result<Report> {
         let progress = Progress::new(options.progress, total, "writing pages");
         collected.contents.write(writer.pages(), &progress)?
     };
-    patience.check(options.root)?;
+    ptrace::check_interrupted()?;
     let inventory = inventory(&collected.tree)?;
     let (tasks, threads) = (inventory.tasks, inventory.threads);
     let bytes = writer.finish(inventory, &collected.tree, &collected.files, &collected.memory)?;
