@@ -1,5 +1,7 @@
 //! Plans are followed here by models of the kernel: whatever the records say must come out.
 
+#![allow(clippy::unwrap_used)] // A test: what is not there is a failure.
+
 use images::id::PAGE_SIZE;
 use images::memory::{Backing, Layout, Run, Space, Vma, vm};
 use images::thread::Creds;
@@ -31,7 +33,8 @@ fn follow(list: &[u8], needs: &[Need]) -> BTreeMap<u64, Page> {
             Op::Map { addr, len, prot, flags, fd, offset } => {
                 for at in range(addr, len) {
                     let file = fd.map(|slot| (needs[(slot - SLOT_FILES) as usize], offset + (at - addr)));
-                    let old = pages.insert(at, Page { prot, flags, file, contents: None, advice: Vec::new() });
+                    let old =
+                        pages.insert(at, Page { prot, flags, file, contents: None, advice: Vec::new() });
                     assert!(old.is_none(), "mapped twice: {at:#x}");
                 }
             }
@@ -46,7 +49,8 @@ fn follow(list: &[u8], needs: &[Need]) -> BTreeMap<u64, Page> {
                 range(addr, len).for_each(|at| pages.get_mut(&at).expect("protected a gap").prot = prot);
             }
             Op::Advise { addr, len, advice } => {
-                range(addr, len).for_each(|at| pages.get_mut(&at).expect("advised a gap").advice.push(advice));
+                range(addr, len)
+                    .for_each(|at| pages.get_mut(&at).expect("advised a gap").advice.push(advice));
             }
             Op::Lock { .. } | Op::Place { .. } | Op::Layout { .. } => {}
             other => panic!("not a memory op: {other:?}"),
@@ -183,7 +187,8 @@ fn follow_creds(list: &[u8], mut now: Creds) -> Creds {
                 assert_eq!(permitted & !now.cap_permitted, 0, "permitted cannot grow");
                 assert_eq!(inheritable & !(now.cap_inheritable | now.cap_permitted | now.cap_bounding), 0);
                 assert_eq!(effective & !permitted, 0);
-                (now.cap_effective, now.cap_permitted, now.cap_inheritable) = (effective, permitted, inheritable);
+                (now.cap_effective, now.cap_permitted, now.cap_inheritable) =
+                    (effective, permitted, inheritable);
                 now.cap_ambient &= permitted & inheritable;
             }
             Op::Groups(bytes) => {

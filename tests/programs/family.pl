@@ -1,5 +1,5 @@
-# A Perl parent with two children: one hands it numbers through a pipe, the other sorts them through two.
-# The command `check` answers `ROUNDS WRONG`.
+# A Perl parent with two children: one hands it numbers through a pipe, the other turns round what it is
+# given, through two. The command `check` answers `ROUNDS WRONG`.
 use strict;
 use warnings;
 use IPC::Open2;
@@ -10,6 +10,7 @@ if (!$numbers) {
     my $n = 0;
     while (1) { print $n++ * 7919 % 10007, "\n" }
 }
+open2(my $back, my $there, 'perl', '-ne', '$| = 1; chomp; print scalar reverse, "\n"');
 my ($round, $wrong, %seen, $last) = (0, 0);
 $last = '';
 while (1) {
@@ -21,13 +22,9 @@ while (1) {
         push @{ $seen{ $number % 100 } }, "$round:$number";
         shift @{ $seen{ $number % 100 } } if @{ $seen{ $number % 100 } } > 50;
     }
-    my $pid = open2(my $sorted, my $unsorted, 'sort', '-n');
-    print $unsorted map { "$_\n" } @taken;
-    close $unsorted;
-    chomp(my @back = <$sorted>);
-    close $sorted;
-    waitpid $pid, 0;
-    $wrong++ if $? or "@back" ne join ' ', sort { $a <=> $b } @taken;
+    print $there map { "$_\n" } @taken;
+    chomp(my @back = map { scalar <$back> } @taken);
+    $wrong++ if "@back" ne join ' ', map { scalar reverse } @taken;
     $round++;
     if (open my $command, '<', '/work/command') {
         my $line = <$command> // '';

@@ -254,7 +254,7 @@ programs! {
     /// SQLite on disk.
     python32_sqlite in Namespace => |world| sqlite(world, PYTHON32);
     python64_sqlite in Namespace => |world| sqlite(world, PYTHON64);
-    /// A parent with two children, pipes and a new `sort` all the time.
+    /// A parent with two children and three pipes.
     perl32_family in Namespace => |world| right_answers(world, &["/usr/bin/perl", "/work/family.pl"]);
     perl32_family_in_chroot in Chroot => |world| right_answers(world, &["/usr/bin/perl", "/work/family.pl"]);
     /// A stream through a pipeline of one i386 program.

@@ -55,13 +55,14 @@ struct Tables {
 pub(super) fn collect(
     frozen: &mut Frozen,
     shell_job: bool,
+    low: LowBuffer,
     holders: &mut Holders,
     mut refusals: Refusals,
     patience: &Patience,
 ) -> Result<Collected> {
     let mut tables = Tables {
         own_namespaces: Namespaces::of(&Dir::task(nix::unistd::getpid().as_raw())?)?,
-        low: LowBuffer::new().context("map a page below 4 GiB")?,
+        low,
         paths: Paths::default(),
         files: file::Table::default(),
         backings: memory::Backings::default(),
@@ -91,7 +92,8 @@ pub(super) fn collect(
         }
     }
     let pids: Vec<Pid> = frozen.tasks.iter().map(|task| task.pid).collect();
-    file::check_outsiders(&tables.files, holders, &pids, &mut refusals)?;
+    holders.refuse_outsiders(&pids, tables.files.pipes(), &mut refusals)?;
+    tables.backings.refuse_outsiders(&pids, &mut refusals)?;
     refusals.finish("dump")?;
 
     let (memory, contents) = find_contents(frozen, spaces, tables.backings, tables.vdsos)?;

@@ -33,13 +33,15 @@ pub(crate) struct FrozenTask {
 pub(crate) struct Frozen {
     /// Parents before their children.
     pub(crate) tasks: Vec<FrozenTask>,
+    /// A task had ended and was not waited for: perhaps only because its parent was stopped just then.
+    pub(crate) saw_zombie: bool,
     since: Instant,
 }
 
 impl Frozen {
     /// Stops the tree under `root`.
     pub(crate) fn seize(root: Pid, patience: &Patience, refusals: &mut Refusals) -> Result<Self> {
-        let mut frozen = Self { tasks: Vec::new(), since: Instant::now() };
+        let mut frozen = Self { tasks: Vec::new(), saw_zombie: false, since: Instant::now() };
         let mut queue = VecDeque::from([root]);
         let mut seen = HashSet::from([root]);
         let mut buffer = Vec::new();
@@ -77,6 +79,7 @@ impl Frozen {
         let name = match blocker(pid, dir)? {
             Ok(name) => name,
             Err(refusal) => {
+                self.saw_zombie |= refusal.zombie;
                 let hint = refusal.hint.as_deref();
                 refusals.task((pid, &refusal.name), "task", refusal.reason, hint);
                 return Ok(());
@@ -179,6 +182,7 @@ struct Blocker {
     name: String,
     reason: String,
     hint: Option<String>,
+    zombie: bool,
 }
 
 /// Looks at what rules out seizing; the name of the task otherwise.
@@ -187,7 +191,9 @@ fn blocker(pid: Pid, dir: &Dir) -> Result<Result<String, Blocker>> {
     dir.read("stat", &mut buffer)?;
     let stat = stat::parse(&buffer)?;
     let name = String::from_utf8_lossy(&stat.comm).into_owned();
-    let refuse = |reason: String, hint: Option<String>| Ok(Err(Blocker { name: name.clone(), reason, hint }));
+    let zombie = matches!(stat.state, b'Z' | b'X');
+    let refuse =
+        |reason: String, hint: Option<String>| Ok(Err(Blocker { name: name.clone(), reason, hint, zombie }));
     if stat.flags & stat::PF_KTHREAD != 0 {
         return refuse("a kernel thread".into(), None);
     }
@@ -195,7 +201,7 @@ fn blocker(pid: Pid, dir: &Dir) -> Result<Result<String, Blocker>> {
         let hint = "run crr from outside of the tree, or give --tree a task that is not crr's ancestor";
         return refuse("this is crr itself".into(), Some(hint.into()));
     }
-    if matches!(stat.state, b'Z' | b'X') {
+    if zombie {
         let threads = dir.numbers::<Pid>("task")?.len();
         return if threads > 1 {
             refuse("its leading thread has ended while others go on".into(), None)

@@ -5,6 +5,7 @@
 //! the block. So nothing is copied more than once in memory, and no order has to be kept.
 
 use crate::progress::Progress;
+use crate::ptrace;
 use crate::resource::memory::SharedObject;
 use crate::sys::pagemap;
 use crate::sys::vm::{self, Remote};
@@ -131,7 +132,10 @@ impl Contents {
                 if block >= blocks as u64 || failed.load(Ordering::Relaxed) {
                     return Ok(done);
                 }
-                match self.write_block(block, &mut buffer, pages) {
+                let written = ptrace::check_interrupted()
+                    .map_err(Into::into)
+                    .and_then(|()| self.write_block(block, &mut buffer, pages));
+                match written {
                     Ok(crc) => done.push((block, crc)),
                     Err(e) => {
                         failed.store(true, Ordering::Relaxed);

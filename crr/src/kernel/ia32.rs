@@ -10,7 +10,9 @@ use shared::proto::ProbeReport;
 pub(super) fn probe() -> Vec<Feature> {
     match machine::probe() {
         Ok((live, report, survived)) => features(&live, &report, survived),
-        Err(error) => vec![feature("ia32", Err(format!("{error:#}")), "ia32 tasks cannot be dumped or restored")],
+        Err(error) => {
+            vec![feature("ia32", Err(format!("{error:#}")), "ia32 tasks cannot be dumped or restored")]
+        }
     }
 }
 
@@ -34,7 +36,8 @@ fn answer(value: i64, good: impl FnOnce(i64) -> String) -> Result<String, String
 }
 
 fn features(live: &Live, report: &ProbeReport, survived: bool) -> Vec<Feature> {
-    let moved = if survived { answer(report.move_each, |_| "area by area".to_owned()) } else { Err(DIED.to_owned()) };
+    let moved =
+        if survived { answer(report.move_each, |_| "area by area".to_owned()) } else { Err(DIED.to_owned()) };
     let entry = if survived && report.moved_call > 0 {
         Ok("a call through it came back".to_owned())
     } else {
@@ -63,7 +66,11 @@ fn features(live: &Live, report: &ProbeReport, survived: bool) -> Vec<Feature> {
             answer(report.tls_entry, |entry| format!("GDT entry {entry}")),
             "ia32 tasks cannot have thread-local storage",
         ),
-        feature("ia32-rseq", answer(report.rseq, |_| "registered".to_owned()), "ia32 tasks with rseq cannot be restored"),
+        feature(
+            "ia32-rseq",
+            answer(report.rseq, |_| "registered".to_owned()),
+            "ia32 tasks with rseq cannot be restored",
+        ),
         feature(
             "ia32-mm-map",
             answer(report.mm_map_size, |size| format!("PR_SET_MM_MAP takes {size} bytes")),
@@ -75,7 +82,8 @@ fn features(live: &Live, report: &ProbeReport, survived: bool) -> Vec<Feature> {
 const DIED: &str = "the helper died trying";
 
 fn layout(live: &Live) -> String {
-    let mut areas: Vec<_> = live.special.iter().zip(SPECIAL_NAMES).filter(|(area, _)| area.len != 0).collect();
+    let mut areas: Vec<_> =
+        live.special.iter().zip(SPECIAL_NAMES).filter(|(area, _)| area.len != 0).collect();
     areas.sort_by_key(|(area, _)| area.offset);
     let areas: Vec<String> = areas.iter().map(|(area, name)| format!("{name} {}", area.len / 4096)).collect();
     format!("pages by rising address: {}", areas.join(", "))

@@ -67,17 +67,24 @@ impl Patience {
         self.until
     }
 
-    /// Fails when time is up or a blocked SIGINT, SIGTERM or SIGHUP is pending for crr.
+    /// Fails when time is up, or as [`check_interrupted`] does.
     ///
     /// # Errors
     /// [`Error::TimedOut`], [`Error::Interrupted`].
     pub fn check(&self, tid: Pid) -> Result<(), Error> {
-        let pending = pending_signals();
-        if [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().any(|s| pending.contains(s)) {
-            return Err(Error::Interrupted);
-        }
+        check_interrupted()?;
         if Instant::now() >= self.until { Err(Error::TimedOut(tid)) } else { Ok(()) }
     }
+}
+
+/// Fails when SIGINT, SIGTERM or SIGHUP is pending for crr while the caller holds it blocked.
+///
+/// # Errors
+/// [`Error::Interrupted`].
+pub fn check_interrupted() -> Result<(), Error> {
+    let pending = pending_signals();
+    let ending = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+    if ending.into_iter().any(|s| pending.contains(s)) { Err(Error::Interrupted) } else { Ok(()) }
 }
 
 /// Signals that are pending for crr because it blocks them.

@@ -5,7 +5,6 @@ pub(crate) mod reopen;
 use super::path::{Paths, file_type};
 use super::{Refuse, pipe};
 use crate::proc::{Dir, fdinfo};
-use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
 use crate::sys::{pidfd, pipe as fd_ops};
 use anyhow::{Context, Result};
@@ -315,14 +314,4 @@ pub(crate) fn dump_link(
             images::PathId(u32::MAX)
         }
     })
-}
-
-/// Refuses pipes that tasks outside of the tree hold as well.
-pub(crate) fn check_outsiders(
-    table: &Table,
-    holders: &mut pipe::Holders,
-    tree: &[Pid],
-    refusals: &mut Refusals,
-) -> Result<()> {
-    holders.refuse_outsiders(tree, table.pipes(), refusals)
 }

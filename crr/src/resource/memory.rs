@@ -2,11 +2,12 @@
 
 use super::Refuse;
 use super::path::{Lost, Paths, file_type};
-use crate::proc::Dir;
 use crate::proc::smaps::Area;
+use crate::proc::{Dir, decimal};
+use crate::refusal::{Refusal, Refusals};
 use anyhow::{Context, Result};
 use images::memory::{Backing, Vma, vm};
-use images::{Addr, PathId, SharedId};
+use images::{Addr, PathId, Pid, SharedId};
 use nix::sys::stat::SFlag;
 use std::collections::HashMap;
 use std::fs::File;
@@ -205,6 +206,47 @@ impl Backings {
     }
 }
 
+impl Backings {
+    /// Refuses anonymous shared memory that a task outside of the tree has mapped too: after a restore they
+    /// would no longer see each other's writes.
+    pub(crate) fn refuse_outsiders(&self, tree: &[Pid], refusals: &mut Refusals) -> Result<()> {
+        if self.shared.is_empty() {
+            return Ok(());
+        }
+        let own = nix::unistd::getpid().as_raw();
+        let mut text = Vec::new();
+        for entry in std::fs::read_dir("/proc").context("list /proc")? {
+            let name = entry.context("list /proc")?.file_name();
+            let Some(pid) = decimal::<Pid>(name.as_bytes()) else { continue };
+            // A task that is gone, or not ours to look at, is none that crr could name.
+            if pid == own
+                || tree.contains(&pid)
+                || Dir::task(pid).and_then(|d| d.read("maps", &mut text)).is_err()
+            {
+                continue;
+            }
+            for object in self.shared.iter().filter(|object| maps_object(&text, object.ino)) {
+                let comm = crate::dump::freeze::comm_of(pid);
+                refusals.push(Refusal {
+                    task: None,
+                    object: format!("anonymous shared memory (inode {})", object.ino),
+                    reason: format!("also mapped by task {pid} ({comm}), outside of the tree"),
+                    hint: Some("dump a tree that holds all tasks that share it".into()),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a maps file shows an object of anonymous shared memory.
+fn maps_object(maps: &[u8], ino: u64) -> bool {
+    maps.split(|&b| b == b'\n').filter(|line| line.ends_with(b"/dev/zero (deleted)")).any(|line| {
+        let mut words = line.split(|&b| b == b' ').filter(|word| !word.is_empty());
+        words.nth(4).and_then(decimal::<u64>) == Some(ino)
+    })
+}
+
 /// Why a file that is mapped cannot be mapped again.
 fn unmappable(name: &[u8], lost: Lost) -> String {
     let kind = |prefix: &[u8]| name.starts_with(prefix);
@@ -238,6 +280,15 @@ mod tests {
         let mut reasons = Vec::new();
         flags(codes, special, |reason, _| reasons.push(reason));
         reasons
+    }
+
+    #[test]
+    fn shared_objects_are_found_in_maps() {
+        let maps = b"f7e00000-f7f00000 rw-s 00000000 00:01 77                 /dev/zero (deleted)\n\
+            f7f00000-f7f01000 rw-s 00000000 00:01 78                         /memfd:x (deleted)\n";
+        assert!(maps_object(maps, 77));
+        assert!(!maps_object(maps, 78));
+        assert!(!maps_object(maps, 7));
     }
 
     #[test]

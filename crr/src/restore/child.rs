@@ -90,7 +90,7 @@ pub(super) fn become_task(restore: &Restore<'_>, index: usize, parent: Parent<'_
     if let Err((step, errno, value)) = steps(restore, index, parent.pid, &socket) {
         let report = Report {
             stage: Stage::Child as u32,
-            errno: errno as i32 as u32,
+            errno: (errno as i32).cast_unsigned(),
             op: step as u32,
             value,
             ..Report::default()

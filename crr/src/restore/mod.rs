@@ -16,8 +16,8 @@ use crate::machine;
 use crate::store::Checkpoint;
 use crate::sys::process;
 use anyhow::{Context, Result, bail};
-use images::task::Tree;
 use environment::Environment;
+use images::task::Tree;
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{GenericNamespaced, ListenerOptions};
 use nix::sys::signal::SigSet;
@@ -99,8 +99,11 @@ pub fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
     }
     let report = restore_here(options)?;
     write_pidfile(options, report.root)?;
-    let status =
-        if options.detached || options.sibling { None } else { Some(foreground::wait(report.root, report.root)?) };
+    let status = if options.detached || options.sibling {
+        None
+    } else {
+        Some(foreground::wait(report.root, report.root)?)
+    };
     Ok((report, status))
 }
 
@@ -125,7 +128,8 @@ fn restore_here(options: &Options) -> Result<Report> {
     let environment = Environment::read()?;
     preflight::preflight(&checkpoint, &environment, &lives, options).finish("restore")?;
     process::close_on_exec_from(3).context("close_range")?;
-    let preparation = prepare::prepare(&checkpoint, &lives, &environment.creds, needs_stand_in(&checkpoint.tree, options))?;
+    let preparation =
+        prepare::prepare(&checkpoint, &lives, &environment.creds, needs_stand_in(&checkpoint.tree, options))?;
     let needs = preparation.tasks.iter().flat_map(|task| task.needs.iter().copied());
     let opened = Opened::open(&checkpoint, needs)?;
     let restore = Restore {

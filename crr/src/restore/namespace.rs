@@ -28,7 +28,9 @@ enum Outcome {
 /// As the restore itself, or if no namespace can be made.
 pub(super) fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
     if options.sibling {
-        bail!("--new-pidns and --restore-sibling exclude each other: the root is a child of the new namespace's init");
+        bail!(
+            "--new-pidns and --restore-sibling exclude each other: the root is a child of the new namespace's init"
+        );
     }
     let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("pipe")?;
     unshare(CloneFlags::CLONE_NEWPID).context("make a pid namespace (needs CAP_SYS_ADMIN)")?;

@@ -53,7 +53,12 @@ pub(super) type Lives = BTreeMap<Abi, Live>;
 ///
 /// # Errors
 /// If a task has no room for the program that restores it.
-pub(super) fn prepare(checkpoint: &Checkpoint, lives: &Lives, creds: &Creds, stand_in: bool) -> Result<Preparation> {
+pub(super) fn prepare(
+    checkpoint: &Checkpoint,
+    lives: &Lives,
+    creds: &Creds,
+    stand_in: bool,
+) -> Result<Preparation> {
     let rlimits = own_limits()?;
     let timer_slack_ns = process::timer_slack_ns();
     let mut machines = BTreeMap::new();

@@ -167,10 +167,11 @@ fn failed_op(ops: &[u8], report: &Report) -> String {
     let mut list = ops;
     let mut index = 0;
     while let Ok(Some((op, rest))) = op::next(list) {
-        if let op::Op::Thread { tid, ops, .. } = op {
-            if report.tid != 0 && tid.cast_unsigned() == report.tid {
+        match op {
+            op::Op::Thread { tid, ops, .. } if report.tid != 0 && tid.cast_unsigned() == report.tid => {
                 return failed_op(ops, &Report { tid: 0, ..*report });
             }
+            _ => {}
         }
         if report.tid == 0 && index == report.op {
             let text = format!("{op:?}");

@@ -86,7 +86,11 @@ fn finish<'a>(
 }
 
 /// What each thread of the root could not ask for while it had another parent.
-fn parent_death_signals<'a>(taken: Vec<Taken<'a>>, syscall_at: u64, patience: &Patience) -> Result<Vec<Taken<'a>>> {
+fn parent_death_signals<'a>(
+    taken: Vec<Taken<'a>>,
+    syscall_at: u64,
+    patience: &Patience,
+) -> Result<Vec<Taken<'a>>> {
     const PR_SET_PDEATHSIG: u64 = 1;
     let mut done = Vec::new();
     for Taken { record, mut stopped } in taken {

@@ -34,10 +34,11 @@ const GET_ROBUST_LIST: u32 = 312;
 #[derive(Debug)]
 pub struct LowBuffer {
     base: NonNull<u32>,
+    available: bool,
 }
 
 impl LowBuffer {
-    /// Maps one page below 4 GiB (below 2 GiB by MAP_32BIT).
+    /// Maps one page below 4 GiB (below 2 GiB by MAP_32BIT), and looks whether ia32 calls can be made.
     ///
     /// # Errors
     /// ENOMEM.
@@ -49,16 +50,20 @@ impl LowBuffer {
         if base == libc::MAP_FAILED {
             return Err(Errno::last());
         }
-        NonNull::new(base.cast()).map(|base| Self { base }).ok_or(Errno::ENOMEM)
+        let base = NonNull::new(base.cast()).ok_or(Errno::ENOMEM)?;
+        Ok(Self { base, available: available()? })
     }
 
     const SIZE: usize = 4096;
 
-    /// get_robust_list by the ia32 call; `None` when no list is registered.
+    /// get_robust_list by the ia32 call; `None` when no list is registered, and where none can be.
     ///
     /// # Errors
-    /// ESRCH when gone, EPERM; ENOSYS or death by SIGSEGV where ia32 emulation is off, so probe before.
+    /// ESRCH when gone, EPERM.
     pub fn robust_list_32(&self, tid: Pid) -> nix::Result<Option<RobustList>> {
+        if !self.available {
+            return Ok(None);
+        }
         let base = u32::try_from(self.base.as_ptr().expose_provenance()).map_err(|_| Errno::EFAULT)?;
         let tid = u32::try_from(tid).map_err(|_| Errno::ESRCH)?;
         // SAFETY: the kernel writes one 32-bit word to each of the first two words of our page.
@@ -76,6 +81,32 @@ impl Drop for LowBuffer {
     fn drop(&mut self) {
         // SAFETY: our own mapping, to which no reference is left. A failure leaves one page mapped.
         unsafe { libc::munmap(self.base.as_ptr().cast(), Self::SIZE) };
+    }
+}
+
+/// Whether this kernel takes ia32 system calls. Booted with `ia32_emulation=0` it answers `int 0x80` with SIGSEGV, so
+/// a child tries it.
+///
+/// # Errors
+/// If no child can be made.
+pub fn available() -> nix::Result<bool> {
+    // SAFETY: the child makes two system calls and touches nothing.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Child => {
+            /// `__NR_getpid` of syscall_32.tbl.
+            const GETPID: u32 = 20;
+            // SAFETY: getpid takes no pointers.
+            let worked = unsafe { int80(GETPID, [0; 3]) } > 0;
+            // SAFETY: ends the child at once.
+            unsafe { libc::_exit(i32::from(!worked)) }
+        }
+        nix::unistd::ForkResult::Parent { child } => loop {
+            match super::wait::wait(child.as_raw(), true) {
+                Ok(status) => return Ok(status == Some(0)),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        },
     }
 }
 

@@ -84,13 +84,16 @@ pub fn scan_private(
         };
         // SAFETY: `arg` and the regions it names live across the call.
         let n = check(unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) })?;
-        for region in &regions[..usize::try_from(n).unwrap_or(0)] {
+        let found_now = &regions[..usize::try_from(n).unwrap_or(0)];
+        for region in found_now {
             found(region.start, region.end);
         }
-        if arg.walk_end <= from {
-            return Err(nix::errno::Errno::EIO);
+        // A vector that is not full means that the end was reached. `walk_end` does not tell: the kernel leaves it
+        // where its own smaller buffer was last full (do_pagemap_scan() of fs/proc/task_mmu.c).
+        match found_now.last() {
+            Some(last) if found_now.len() == regions.len() && last.end > from => from = last.end,
+            _ => break,
         }
-        from = arg.walk_end;
     }
     Ok(())
 }

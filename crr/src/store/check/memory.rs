@@ -54,7 +54,7 @@ fn check_space(space: &Space, task: &Task, memory: &Memory, files: &Files) -> Ch
     }
     // The auxv is pairs of words, ended by AT_NULL.
     let pair = 2 * task.abi.word();
-    ensure!(space.auxv.len() as u64 % pair == 0, "auxv of {} bytes", space.auxv.len());
+    ensure!((space.auxv.len() as u64).is_multiple_of(pair), "auxv of {} bytes", space.auxv.len());
     check_runs(&space.runs, memory)?;
     let mut vmas = space.vmas.iter().peekable();
     for run in &space.runs {
@@ -93,7 +93,7 @@ fn check_vma(vma: &Vma, abi: Abi, memory: &Memory, files: &Files) -> Check {
 }
 
 fn check_offset(offset: u64, len: u64) -> Check {
-    ensure!(offset % PAGE_SIZE == 0, "offset {offset:#x} is not page-aligned");
+    ensure!(offset.is_multiple_of(PAGE_SIZE), "offset {offset:#x} is not page-aligned");
     let end = offset.checked_add(len).and_then(|end| i64::try_from(end).ok());
     ensure!(end.is_some(), "offset {offset:#x} is no place in a file");
     Ok(())
