@@ -48,7 +48,7 @@ fn two_hundred_cycles_of_small_trees() {
 /// A pseudo-random number below `limit`: the same sequence every run.
 fn random(state: &mut u64, limit: u128) -> u128 {
     *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-    u128::from(*state >> 33) * limit >> 31
+    (u128::from(*state >> 33) * limit) >> 31
 }
 
 /// SIGKILL hits `crr dump` at a hundred random moments; the tree of both ABIs works on, every thread of it, and has
