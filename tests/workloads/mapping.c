@@ -101,18 +101,6 @@ CASE(file_tail)
 	CHECK(memory[4 * PAGE] == 0 && shared[4 * PAGE] == 0, "the file grew");
 }
 
-/* Mapping /dev/zero privately is anonymous memory that keeps the name of the device. */
-CASE(zero_device)
-{
-	int fd = MUST(open("/dev/zero", O_RDWR));
-	char *memory = map_file(fd, MAP_PRIVATE, PROT_READ | PROT_WRITE, 8, 0);
-	close(fd);
-	fill(memory, 4 * PAGE, 8);
-	checkpoint();
-	CHECK_FILL(memory, 4 * PAGE, 8);
-	CHECK(memory[5 * PAGE] == 0, "untouched");
-}
-
 struct family {
 	/* 32 pages; the child has lost the middle of it, the grandchild sees a part read-only. */
 	char *shared;

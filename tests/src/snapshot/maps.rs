@@ -1,6 +1,6 @@
 //! Memory: the lines of maps, with the flags and the anonymous pages that smaps adds.
 
-use super::{Renumber, Rule, Snapshot, read};
+use super::{Renumber, Rule, Snapshot, read, threads};
 
 /// `sd` (soft-dirty) is a statement about the past.
 const VOLATILE_FLAGS: [&str; 1] = ["sd"];
@@ -10,12 +10,38 @@ pub(super) fn add(snapshot: &mut Snapshot, pid: i32, shared_memory: &mut Renumbe
     let areas = parse(&text, shared_memory);
     let range = |area: &Area| area.line.split(' ').next().unwrap_or_default().to_owned();
     let flags = areas.iter().map(|area| format!("{} {}", range(area), area.flags)).collect();
-    let anonymous = areas.iter().map(|area| format!("{} {}", range(area), area.anonymous)).collect();
+    let stack_pointers = stack_pointers(pid)?;
+    let anonymous = areas
+        .iter()
+        .map(|area| {
+            let stack = stack_pointers.iter().any(|&sp| contains(&range(area), sp));
+            format!("{} {}{}", range(area), area.anonymous, if stack { " stack" } else { "" })
+        })
+        .collect();
     let lines = areas.into_iter().map(|area| area.line).collect();
     snapshot.insert(format!("task {pid} maps"), Rule::Equal, lines);
     snapshot.insert(format!("task {pid} vmflags"), Rule::Equal, flags);
     snapshot.insert(format!("task {pid} anonymous"), Rule::AtMost, anonymous);
     Ok(())
+}
+
+/// Where the stacks of a task's blocked threads end: the last field but one of /proc/PID/syscall.
+fn stack_pointers(pid: i32) -> crate::Result<Vec<u64>> {
+    let mut found = Vec::new();
+    for tid in threads(pid)? {
+        let text = read(&format!("/proc/{pid}/task/{tid}/syscall"))?;
+        let field = text.split_whitespace().rev().nth(1).and_then(|field| field.strip_prefix("0x"));
+        found.extend(field.and_then(|digits| u64::from_str_radix(digits, 16).ok()));
+    }
+    Ok(found)
+}
+
+/// Whether an address lies in a range like `7f00-8000`.
+fn contains(range: &str, address: u64) -> bool {
+    let bound = |text: &str| u64::from_str_radix(text, 16).ok();
+    range.split_once('-').is_some_and(|(start, end)| {
+        bound(start).is_some_and(|start| start <= address) && bound(end).is_some_and(|end| address < end)
+    })
 }
 
 /// One area.
@@ -73,6 +99,12 @@ f7d01000-f7d02000 rw-p 00000000 00:00 0
 Anonymous:             4 kB
 VmFlags: rd wr mr mw
 ";
+
+    #[test]
+    fn ranges_contain_their_first_byte_and_not_their_end() {
+        assert!(contains("7f00-8000", 0x7f00) && contains("7f00-8000", 0x7fff));
+        assert!(!contains("7f00-8000", 0x8000) && !contains("7f00-8000", 0x7eff));
+    }
 
     #[test]
     fn smaps_is_parsed_and_normalised() {

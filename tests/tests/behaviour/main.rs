@@ -1,12 +1,16 @@
 //! All behavioural tests, one module per resource. One binary, so that they run beside each other.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod commands;
+mod endurance;
+mod failures;
 mod files;
 mod harness;
 mod identity;
 mod mapping;
 mod memory;
 mod pipes;
+mod refused;
 mod registers;
 mod signals;
 mod syscalls;

@@ -10,7 +10,6 @@ tests::survives! {
     private_file => mapping("private_file");
     shared_file => mapping("shared_file");
     file_tail => mapping("file_tail");
-    zero_device => mapping("zero_device");
     shared_anonymous => mapping("shared_anonymous");
     shared_twice => mapping("shared_twice");
     shared_sparse => mapping("shared_sparse");

@@ -1,0 +1,181 @@
+//! What `crr dump` and `crr restore` promise beside the tree itself.
+
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use std::fs;
+use tests::abi::Abi;
+use tests::case::Workload;
+use tests::isolate::isolated;
+use tests::{command, here, require_ia32, require_root, wait};
+
+const IDLE: Workload = Workload::new("harness", "idle");
+const GENERATIONS: Workload = Workload::new("tree", "generations");
+
+/// `--leave-stopped`: every task is stopped, and goes on unharmed after SIGCONT.
+#[test]
+fn leave_stopped() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        let mut running = GENERATIONS.start(dir, Abi::X86_64)?;
+        let before = running.snapshot()?;
+        running.dump(&["--leave-stopped"])?.success()?;
+        let pids = tests::snapshot::tree(running.root.as_raw())?;
+        assert_eq!(pids.len(), 4);
+        for &pid in &pids {
+            let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+            assert!(status.contains("State:\tT (stopped)"), "task {pid}:\n{status}");
+        }
+        for &pid in &pids {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGCONT)?;
+        }
+        running.looks_like(&before)?;
+        running.verify()
+    });
+}
+
+/// Without `-d`, restore waits for the tree and ends with its status, passing signals on.
+#[test]
+fn restore_waits_and_passes_signals_on() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        for (abi, case, code) in [(Abi::X86_64, "idle", 0), (Abi::Ia32, "idle", 0), (Abi::Ia32, "failing", 1)]
+        {
+            let dir = dir.join(format!("{abi}-{case}"));
+            let mut running = Workload::new("harness", case).start(&dir, abi)?;
+            running.dump(&[])?.success()?;
+            tests::case::nothing_left()?;
+            let images = running.images().display().to_string();
+            let pidfile = dir.join("root.pid");
+            let args = ["restore", "-D", &images, "--pidfile", pidfile.to_str().unwrap()];
+            let mut crr = command::spawn(&dir, &args)?;
+            let pidfile = wait::until(wait::STEP, "the pidfile", || {
+                Ok(fs::read_to_string(&pidfile).ok().filter(|text| !text.is_empty()))
+            })?;
+            assert_eq!(pidfile.trim(), running.root.to_string());
+            wait::until(wait::STEP, "crr passes signals on", || {
+                // Until it does, SIGUSR1 would end it.
+                let status = fs::read_to_string(format!("/proc/{}/status", crr.id()))?;
+                let caught =
+                    status.lines().find_map(|l| l.strip_prefix("SigCgt:")).unwrap().trim().to_owned();
+                let blocked =
+                    status.lines().find_map(|l| l.strip_prefix("SigBlk:")).unwrap().trim().to_owned();
+                let mask = u64::from_str_radix(&caught, 16)? | u64::from_str_radix(&blocked, 16)?;
+                Ok((mask & 1 << (Signal::SIGUSR1 as i32 - 1) != 0).then_some(()))
+            })?;
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(crr.id())?), Signal::SIGUSR1)?;
+            let status = wait::until(wait::STEP, "crr ends", || Ok(crr.try_wait()?))?;
+            assert_eq!(status.code(), Some(code), "{}", running.log()?);
+            tests::case::nothing_left()?;
+        }
+        Ok(())
+    });
+}
+
+/// A root that a signal kills gives 128 + its number.
+#[test]
+fn restore_ends_like_a_killed_root() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        let mut running = IDLE.start(dir, Abi::Ia32)?;
+        running.dump(&[])?.success()?;
+        tests::case::nothing_left()?;
+        let images = running.images().display().to_string();
+        let mut crr = command::spawn(dir, &["restore", "-D", &images])?;
+        wait::until(wait::STEP, "the root is back", || {
+            let comm = fs::read_to_string(format!("/proc/{}/comm", running.root)).unwrap_or_default();
+            let tracer = fs::read_to_string(format!("/proc/{}/status", running.root)).unwrap_or_default();
+            Ok((comm.trim() == "harness" && tracer.contains("TracerPid:\t0")).then_some(()))
+        })?;
+        running.signal(Signal::SIGKILL)?;
+        let status = wait::until(wait::STEP, "crr ends", || Ok(crr.try_wait()?))?;
+        assert_eq!(status.code(), Some(128 + 9));
+        tests::case::nothing_left()
+    });
+}
+
+/// `--restore-sibling`: the root becomes a child of crr's parent, which is this process.
+#[test]
+fn restore_sibling() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        let mut running = IDLE.start(dir, Abi::X86_64)?;
+        let before = running.snapshot()?;
+        running.dump(&[])?.success()?;
+        tests::case::nothing_left()?;
+        running.restore(&["-d", "-S"])?.success()?;
+        running.looks_like(&before)?;
+        running.verify()
+    });
+}
+
+/// `--new-pidns`: the tree comes back under its old pids although they are taken here.
+#[test]
+fn new_pid_namespace() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        for abi in Abi::ALL {
+            let dir = dir.join(abi.name());
+            let mut running = GENERATIONS.start(&dir, abi)?;
+            running.dump(&["--leave-running"])?.success()?;
+            // The original still has the pids.
+            let images = running.images().display().to_string();
+            let mut crr = command::spawn(&dir, &["restore", "-D", &images, "--new-pidns"])?;
+            let inner = wait::until(wait::STEP, "the tree is back in its namespace", || {
+                Ok(inner_root(running.root.as_raw())?)
+            })?;
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(inner), Signal::SIGUSR1)?;
+            let status = wait::until(wait::STEP, "crr ends", || Ok(crr.try_wait()?))?;
+            assert_eq!(status.code(), Some(0), "{}", running.log()?);
+            running.verify()?;
+        }
+        Ok(())
+    });
+}
+
+/// The pid, as seen here, of the task that has `pid` as its pid in a namespace below, once nothing traces it.
+fn inner_root(pid: i32) -> tests::Result<Option<i32>> {
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let Ok(status) = fs::read_to_string(format!("/proc/{name}/status")) else { continue };
+        let Some(pids) = status.lines().find_map(|line| line.strip_prefix("NSpid:")) else { continue };
+        let pids: Vec<&str> = pids.split_whitespace().collect();
+        let running = status.contains("TracerPid:\t0") && status.contains("Name:\ttree");
+        if pids.len() == 2 && pids[1] == pid.to_string() && running {
+            return Ok(Some(name.parse()?));
+        }
+    }
+    Ok(None)
+}
+
+/// Wrong usage is exit code 2 and changes nothing.
+#[test]
+fn usage_errors() {
+    require_root!();
+    isolated(&here!(), |dir| {
+        for args in [&["dump"][..], &["restore", "--no-such-option"], &["no-such-command"]] {
+            command::crr(dir, args)?.code(2)?;
+        }
+        command::crr(dir, &["dump", "-t", "99999", "-D", "."])?.code(1)?.says("99999")?;
+        command::crr(dir, &["restore", "-D", "no-such-directory"])?.code(1)?.says("no-such-directory")?;
+        Ok(())
+    });
+}
+
+/// A killed tree leaves its root for its parent to reap, with SIGKILL as the cause.
+#[test]
+fn a_dumped_root_was_killed() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        let mut running = IDLE.start(dir, Abi::Ia32)?;
+        running.dump(&[])?.success()?;
+        let status = waitpid(running.root, None)?;
+        assert!(matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)), "{status:?}");
+        Ok(())
+    });
+}

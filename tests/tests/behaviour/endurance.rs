@@ -1,0 +1,103 @@
+//! Many cycles, and dumps that are killed at random moments.
+
+use std::time::{Duration, Instant};
+use tests::abi::Abi;
+use tests::case::Workload;
+use tests::isolate::isolated_for;
+use tests::modes::cycles;
+use tests::{command, here, require_ia32, require_root, wait};
+
+const MINUTES: Duration = Duration::from_secs(60);
+
+/// The same mixed tree dumped and restored twenty times in a row is the same in /proc each time.
+#[test]
+fn twenty_cycles_of_a_mixed_tree() {
+    require_root!();
+    require_ia32!();
+    isolated_for(4 * MINUTES, &here!(), |dir| {
+        cycles(&dir.join("mixed"), &Workload::new("tree", "mixed"), Abi::X86_64, 20)?;
+        cycles(&dir.join("threads"), &Workload::new("threads", "in_children"), Abi::Ia32, 20)
+    });
+}
+
+/// Two hundred small trees, one after the other, without one failure.
+#[test]
+fn two_hundred_cycles_of_small_trees() {
+    require_root!();
+    require_ia32!();
+    isolated_for(8 * MINUTES, &here!(), |dir| {
+        let trees = [
+            Workload::new("harness", "idle"),
+            Workload::new("pipes", "between_abis"),
+            Workload::new("tree", "parent_death"),
+            Workload::new("threads", "robust_mutex"),
+        ];
+        for round in 0..50 {
+            for (index, workload) in trees.iter().enumerate() {
+                let abi = Abi::ALL[(round + index) % 2];
+                let dir = dir.join(format!("{round}-{workload}"));
+                cycles(&dir, workload, abi, 1)
+                    .map_err(|e| e.context(format!("{abi} {workload}, round {round}")))?;
+                std::fs::remove_dir_all(dir)?;
+            }
+        }
+        Ok(())
+    });
+}
+
+/// A pseudo-random number below `limit`: the same sequence every run.
+fn random(state: &mut u64, limit: u128) -> u128 {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    u128::from(*state >> 33) * limit >> 31
+}
+
+/// SIGKILL hits `crr dump` at a hundred random moments; the tree of both ABIs works on, every thread of it, and has
+/// no mapping and no descriptor more than before.
+#[test]
+fn a_killed_dump_harms_nothing() {
+    require_root!();
+    require_ia32!();
+    isolated_for(8 * MINUTES, &here!(), |dir| {
+        for abi in Abi::ALL {
+            let mut running = Workload::new("busy", "tree").busy().start(&dir.join(abi.name()), abi)?;
+            let before = running.snapshot()?;
+            let started = Instant::now();
+            running.dump(&["--leave-running"])?.success()?;
+            // Twice, since the time varies; what comes after the end tests nothing but does no harm.
+            let span = 2 * started.elapsed();
+            let mut seed = 2026;
+            let mut cut = 0;
+            for kill in 1..=50 {
+                let args = running.dump_args(&["--leave-running"])?;
+                let moment =
+                    Instant::now() + Duration::from_nanos(u64::try_from(random(&mut seed, span.as_nanos()))?);
+                let mut crr =
+                    command::spawn(&running.dir, &args.iter().map(String::as_str).collect::<Vec<_>>())?;
+                while Instant::now() < moment {
+                    std::hint::spin_loop();
+                }
+                crr.kill()?;
+                cut += u32::from(crr.wait()?.code().is_none());
+                alive(&running).map_err(|e| e.context(format!("{abi}: after kill {kill}")))?;
+            }
+            assert!(cut >= 10, "only {cut} of 50 dumps were still running when they were killed");
+            running.looks_like(&before)?;
+            // And it can be dumped as if nothing had been.
+            running.cycle(&before)?;
+            running.verify()?;
+        }
+        Ok(())
+    });
+}
+
+/// Asks the busy tree whether every thread gets on.
+fn alive(running: &tests::case::Running) -> tests::Result {
+    let answers = |log: &str| log.lines().filter(|line| *line == "ALIVE").count();
+    let before = answers(&running.log()?);
+    running.signal(nix::sys::signal::Signal::SIGUSR2)?;
+    wait::until(wait::STEP, "the workload answers ALIVE", || {
+        let log = running.log()?;
+        anyhow::ensure!(!log.contains("FAIL"), "the workload said:\n{log}");
+        Ok((answers(&log) > before).then_some(()))
+    })
+}

@@ -1,0 +1,116 @@
+//! Restores that cannot work: all reasons are listed, exit code 1, and no process is left behind.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command};
+use tests::abi::Abi;
+use tests::case::{Running, Workload, nothing_left};
+use tests::isolate::isolated;
+use tests::{Result, here, require_ia32, require_root};
+
+/// A dumped tree of both ABIs that is gone.
+fn dumped(dir: &Path, workload: &Workload) -> Result<(Running, Vec<i32>)> {
+    let mut running = workload.start(dir, Abi::X86_64)?;
+    let pids = tests::snapshot::tree(running.root.as_raw())?;
+    running.dump(&[])?.success()?;
+    nothing_left()?;
+    Ok((running, pids))
+}
+
+const GENERATIONS: Workload = Workload::new("tree", "generations");
+
+/// Starts a process under a pid of our choice, which a fresh pid namespace allows.
+fn take_pid(pid: i32) -> Result<Child> {
+    fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string())?;
+    let child = Command::new("sleep").arg("1000").spawn()?;
+    assert_eq!(i32::try_from(child.id())?, pid, "the pid was not given out");
+    Ok(child)
+}
+
+/// Busy pids are all named, and once they are free the same images restore.
+#[test]
+fn busy_pids_are_all_listed() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        let (running, pids) = dumped(dir, &GENERATIONS)?;
+        let mut squatters = vec![take_pid(pids[1])?, take_pid(pids[3])?];
+        let output = running.restore(&["-d"])?.code(1)?;
+        output.says(&pids[1].to_string())?;
+        output.says(&pids[3].to_string())?;
+        for squatter in &mut squatters {
+            assert!(squatter.try_wait()?.is_none(), "the restore killed a stranger");
+            squatter.kill()?;
+            squatter.wait()?;
+        }
+        nothing_left()?;
+        running.restore(&["-d"])?.success()?;
+        running.verify()
+    });
+}
+
+/// Files that are gone or were replaced are all named; put back, the same images restore.
+#[test]
+fn changed_files_are_all_listed() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        let (running, _) = dumped(dir, &Workload::new("files", "many"))?;
+        fs::rename(dir.join("many-7"), dir.join("many-7.kept"))?;
+        fs::rename(dir.join("many-300"), dir.join("many-300.kept"))?;
+        fs::write(dir.join("many-300"), "another file of another size")?;
+        let output = running.restore(&["-d"])?.code(1)?;
+        output.says("many-7:")?;
+        output.says("many-300:")?;
+        nothing_left()?;
+        fs::rename(dir.join("many-7.kept"), dir.join("many-7"))?;
+        fs::rename(dir.join("many-300.kept"), dir.join("many-300"))?;
+        running.restore(&["-d"])?.success()?;
+        running.verify()
+    });
+}
+
+/// A file that was mapped, not opened.
+#[test]
+fn a_missing_mapped_file_is_named() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        let (running, _) = dumped(dir, &Workload::new("mapping", "private_file"))?;
+        fs::remove_file(dir.join("private"))?;
+        let output = running.restore(&["-d"])?.code(1)?;
+        output.says("/private")?;
+        nothing_left()
+    });
+}
+
+/// Each image in turn missing, empty, cut or with a byte changed: a clear error and nothing forked.
+#[test]
+fn damaged_images_are_refused() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        let (running, _) = dumped(dir, &Workload::new("harness", "idle"))?;
+        let mut names: Vec<_> = fs::read_dir(running.images())?.map(|e| e.unwrap().path()).collect();
+        names.sort();
+        assert!(names.len() > 2, "only {names:?}");
+        for path in &names {
+            let whole = fs::read(path)?;
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let middle = whole.len() / 2;
+            let mut flipped = whole.clone();
+            flipped[middle] ^= 0x10;
+            for damaged in [None, Some(&[][..]), Some(&whole[..middle]), Some(&flipped)] {
+                match damaged {
+                    Some(bytes) => fs::write(path, bytes)?,
+                    None => fs::remove_file(path)?,
+                }
+                running.restore(&["-d"])?.code(1)?.says(name)?;
+                nothing_left()?;
+            }
+            fs::write(path, &whole)?;
+        }
+        running.restore(&["-d"])?.success()?;
+        running.verify()
+    });
+}

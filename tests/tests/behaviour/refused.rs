@@ -1,0 +1,64 @@
+//! What cannot be dumped is refused by name, all of it at once, and the target runs on as before.
+
+use nix::sys::ptrace;
+use tests::abi::Abi;
+use tests::case::{Running, Workload};
+use tests::isolate::isolated;
+use tests::{Result, here, require_ia32, require_root};
+
+/// Dumps a workload that must be refused, and sees that it is untouched.
+fn refused(dir: &std::path::Path, abi: Abi, case: &'static str) -> Result {
+    let mut running = Workload::new("refused", case).start(&dir.join(abi.name()), abi)?;
+    let before = running.snapshot()?;
+    let output = running.dump(&[])?.code(1)?;
+    let log = running.log()?;
+    let names: Vec<&str> = log.lines().filter_map(|line| line.strip_prefix("NAME ")).collect();
+    assert!(!names.is_empty(), "the workload names nothing");
+    for name in names {
+        output.says(name)?;
+    }
+    output.says(&format!("task {}", running.root))?;
+    no_inventory(&running);
+    running.looks_like(&before)?;
+    running.verify()
+}
+
+/// A refused dump leaves nothing that looks like images.
+fn no_inventory(running: &Running) {
+    let left: Vec<_> = std::fs::read_dir(running.images()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.is_empty(), "the image directory holds {left:?}");
+}
+
+macro_rules! refusals {
+    ($($name:ident)*) => {$(
+        #[test]
+        fn $name() {
+            require_root!();
+            require_ia32!();
+            isolated(&here!(), |dir| Abi::ALL.iter().try_for_each(|&abi| refused(dir, abi, stringify!($name))));
+        }
+    )*};
+}
+
+refusals! { descriptors memory timer_and_locks namespace }
+
+/// A task that a debugger holds is refused, and stays held.
+#[test]
+fn traced() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        for abi in Abi::ALL {
+            let mut running = Workload::new("refused", "traced").start(&dir.join(abi.name()), abi)?;
+            ptrace::seize(running.root, ptrace::Options::empty())?;
+            let output = running.dump(&[])?.code(1)?;
+            output.says(&format!("task {}", running.root))?;
+            output.says("traced")?;
+            ptrace::interrupt(running.root)?;
+            nix::sys::wait::waitpid(running.root, None)?;
+            ptrace::detach(running.root, None)?;
+            running.verify()?;
+        }
+        Ok(())
+    });
+}

@@ -1,0 +1,136 @@
+/*
+ * A tree of both ABIs that works all the time and checks itself: what dumps that fail or are killed must not harm.
+ * On SIGUSR2 the root answers ALIVE once every thread of every task has got on and nothing was wrong.
+ */
+#include "workload.h"
+
+enum { THREADS = 3, TASKS = 3 };
+
+/* In a file that all tasks map. */
+struct progress {
+	volatile uint32_t rounds[TASKS][THREADS];
+	volatile uint32_t wrong;
+	volatile uint32_t stop;
+};
+
+static struct progress *progress;
+static __thread uint32_t own;
+
+static struct progress *map_progress(void)
+{
+	int fd = MUST(open("progress", O_RDWR | O_CREAT, 0600));
+	MUST(ftruncate(fd, sizeof(struct progress)));
+	void *mapped = MUST(mmap(NULL, sizeof(struct progress), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+	close(fd);
+	return mapped;
+}
+
+struct worker {
+	int task, thread;
+};
+
+/* Integer, floating-point and memory work whose result is known; system calls whose result is known. */
+static void *work(void *argument)
+{
+	struct worker *worker = argument;
+	char *memory = map_anonymous(4 * PAGE);
+	pid_t pid = getpid(), tid = thread_id();
+	volatile double sum = 0;
+	own = (uint32_t)tid;
+	for (uint32_t round = 1; !progress->stop; round++) {
+		fill(memory, 4 * PAGE, round);
+		bool right = fill_differs(memory, 4 * PAGE, round) == -1;
+		sum = 0;
+		for (int i = 1; i <= 100; i++)
+			sum += i * 0.5;
+		right = right && sum == 2525.0 && own == (uint32_t)tid;
+		struct timespec pause = { 0, 1000000 };
+		errno = 0;
+		int slept = nanosleep(&pause, NULL);
+		right = right && slept == 0 && errno == 0 && thread_id() == tid && (pid_t)syscall(SYS_getpid) == pid;
+		if (!right) {
+			CHECK(false, "thread %d.%d: sum %g, own %u, nanosleep %d %s", worker->task, worker->thread, sum, own,
+			      slept, strerror(errno));
+			progress->wrong = 1;
+			break;
+		}
+		progress->rounds[worker->task][worker->thread] = round;
+	}
+	return NULL;
+}
+
+static void start_workers(int task, pthread_t *threads)
+{
+	static struct worker workers[THREADS];
+	for (int i = 0; i < THREADS; i++) {
+		workers[i] = (struct worker){ task, i };
+		MUST0(pthread_create(&threads[i], NULL, work, &workers[i]));
+	}
+}
+
+static void join_workers(pthread_t *threads)
+{
+	for (int i = 0; i < THREADS; i++)
+		MUST0(pthread_join(threads[i], NULL));
+}
+
+/* argv[2]: its number. */
+CASE(child)
+{
+	pthread_t threads[THREADS];
+	progress = map_progress();
+	start_workers(atoi(case_args[0]), threads);
+	prepared();
+	join_workers(threads);
+}
+
+static volatile sig_atomic_t asked, finished;
+
+static void on_signal(int signal)
+{
+	if (signal == SIGUSR2)
+		asked = 1;
+	else
+		finished = 1;
+}
+
+static void answer(void)
+{
+	uint32_t before[TASKS][THREADS];
+	memcpy(before, (void *)progress->rounds, sizeof(before));
+	for (int task = 0; task < TASKS; task++)
+		for (int thread = 0; thread < THREADS; thread++)
+			while (progress->rounds[task][thread] - before[task][thread] < 3 && !progress->wrong)
+				sched_yield();
+	MUST(write(STDOUT_FILENO, "ALIVE\n", 6));
+}
+
+CASE(tree)
+{
+	pthread_t threads[THREADS];
+	struct sigaction action = { .sa_handler = on_signal };
+	sigset_t blocked, none;
+	sigemptyset(&none);
+	sigemptyset(&blocked);
+	sigaddset(&blocked, SIGUSR1);
+	sigaddset(&blocked, SIGUSR2);
+	sigprocmask(SIG_BLOCK, &blocked, NULL);
+	MUST(sigaction(SIGUSR1, &action, NULL));
+	MUST(sigaction(SIGUSR2, &action, NULL));
+	progress = map_progress();
+	pid_t children[2] = { spawn_abi(other_abi, "child", "1"), spawn_abi(this_abi, "child", "2") };
+	start_workers(0, threads);
+	MUST(write(STDOUT_FILENO, "READY\n", 6));
+	while (!finished) {
+		sigsuspend(&none);
+		if (asked) {
+			asked = 0;
+			answer();
+		}
+	}
+	progress->stop = 1;
+	join_workers(threads);
+	reap(children[0]);
+	reap(children[1]);
+	CHECK(!progress->wrong, "a thread went wrong");
+}

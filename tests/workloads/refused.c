@@ -1,0 +1,137 @@
+/* Everything at once that this version of crr does not carry over: a dump has to name each. */
+#include "workload.h"
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/inotify.h>
+#include <sys/ipc.h>
+#include <sys/shm.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/timerfd.h>
+
+static int make(const char *name)
+{
+	return MUST(open(name, O_RDWR | O_CREAT | O_TRUNC, 0600));
+}
+
+/* Prints what the dump has to name, for the harness to look for: "NAME <text>". */
+static void name(const char *text)
+{
+	char line[128];
+	snprintf(line, sizeof(line), "NAME %s\n", text);
+	MUST(write(STDOUT_FILENO, line, strlen(line)));
+}
+
+static void name_fd(int fd)
+{
+	char text[32];
+	snprintf(text, sizeof(text), "fd %d ", fd);
+	name(text);
+}
+
+static void name_address(const void *address)
+{
+	char text[32];
+	snprintf(text, sizeof(text), "0x%lx", (unsigned long)(uintptr_t)address);
+	name(text);
+}
+
+/* Works on, and can say so. */
+static void check_alive(const int *pair)
+{
+	char byte = 0;
+	MUST(write(pair[0], "s", 1));
+	CHECK(read(pair[1], &byte, 1) == 1 && byte == 's', "the socket");
+}
+
+CASE(descriptors)
+{
+	int pair[2];
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	name_fd(pair[0]);
+	name_fd(pair[1]);
+	name_fd(MUST(socket(AF_INET, SOCK_STREAM, 0)));
+	name_fd(MUST(epoll_create1(0)));
+	name_fd(MUST(eventfd(3, 0)));
+	name_fd(MUST(timerfd_create(CLOCK_MONOTONIC, 0)));
+	name_fd(MUST(inotify_init()));
+	name_fd(MUST((int)syscall(SYS_memfd_create, "anonymous file", 0)));
+	name_fd(MUST((int)syscall(SYS_pidfd_open, getpid(), 0)));
+	sigset_t set;
+	sigemptyset(&set);
+	name_fd(MUST(signalfd(-1, &set, 0)));
+	int deleted = make("deleted");
+	MUST(unlink("deleted"));
+	name_fd(deleted);
+	MUST(mkfifo("fifo", 0600));
+	name_fd(MUST(open("fifo", O_RDWR)));
+	name_fd(MUST(open("/proc/self/maps", O_RDONLY)));
+	checkpoint();
+	check_alive(pair);
+}
+
+CASE(memory)
+{
+	int pair[2];
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	int fd = MUST((int)syscall(SYS_memfd_create, "mapped", 0));
+	MUST(ftruncate(fd, 4 * (off_t)PAGE));
+	char *mapped = MUST((char *)mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+	close(fd);
+	name_address(mapped);
+	int deleted = make("deleted");
+	MUST(ftruncate(deleted, 4 * (off_t)PAGE));
+	char *gone = MUST((char *)mmap(NULL, 4 * PAGE, PROT_READ, MAP_PRIVATE, deleted, 0));
+	MUST(unlink("deleted"));
+	close(deleted);
+	name_address(gone);
+	int segment = MUST(shmget(IPC_PRIVATE, 4 * PAGE, 0600));
+	char *attached = MUST((char *)shmat(segment, NULL, 0));
+	MUST(shmctl(segment, IPC_RMID, NULL));
+	name_address(attached);
+	/* Anonymous memory that keeps the name of the device. */
+	int zero = MUST(open("/dev/zero", O_RDWR));
+	char *device = MUST((char *)mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, zero, 0));
+	device[0] = 1;
+	name_address(device);
+	checkpoint();
+	check_alive(pair);
+	mapped[0] = attached[0] = gone[0];
+}
+
+CASE(timer_and_locks)
+{
+	int pair[2];
+	timer_t timer;
+	struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGHUP };
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	MUST(timer_create(CLOCK_MONOTONIC, &event, &timer));
+	name("timer");
+	int whole = make("whole"), part = make("part");
+	MUST(flock(whole, LOCK_EX));
+	struct flock range = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 10, .l_len = 5 };
+	MUST(fcntl(part, F_SETLK, &range));
+	name_fd(whole);
+	name_fd(part);
+	checkpoint();
+	check_alive(pair);
+	CHECK(flock(open("whole", O_RDWR), LOCK_EX | LOCK_NB) == -1 && errno == EWOULDBLOCK, "the lock is gone");
+}
+
+/* In another namespace than crr. */
+CASE(namespace)
+{
+	int pair[2];
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	MUST(unshare(CLONE_NEWUTS));
+	name("uts");
+	checkpoint();
+	check_alive(pair);
+}
+
+/* Traced by the harness. */
+CASE(traced)
+{
+	checkpoint();
+}
