@@ -2,7 +2,6 @@
 
 use super::dirs::Dirs;
 use super::{Outcome, seconds};
-use crate::progress::bytes;
 use crate::restore::{Options, restore};
 use clap::Args;
 use std::path::PathBuf;
@@ -59,14 +58,7 @@ pub(super) struct Restore {
 impl Restore {
     pub(super) fn run(&self, level: u8) -> Outcome {
         self.dirs.start(level)?;
-        let (report, status) = restore(&self.options(level))?;
-        log::info!(
-            "restored {} tasks under {}: {} in {:.3} s",
-            report.tasks,
-            report.root,
-            bytes(report.bytes),
-            report.total.as_secs_f64(),
-        );
+        let (_, status) = restore(&self.options(level))?;
         Ok(status.map_or(ExitCode::SUCCESS, ExitCode::from))
     }
 

@@ -141,12 +141,19 @@ fn restore_here(options: &Options) -> Result<Report> {
         own_group: nix::unistd::getpgrp().as_raw(),
     };
     let root = bring_back(&restore, options, deadline)?;
-    Ok(Report {
+    let report = Report {
         root,
         tasks: u32::try_from(checkpoint.tree.tasks.len())?,
         bytes: checkpoint.memory.page_count * images::id::PAGE_SIZE,
         total: began.elapsed(),
-    })
+    };
+    log::info!(
+        "restored {} tasks under {root}: {} in {:.3} s",
+        report.tasks,
+        crate::progress::bytes(report.bytes),
+        report.total.as_secs_f64(),
+    );
+    Ok(report)
 }
 
 /// A name that no other restore uses: abstract names are shared by all pid namespaces of a network namespace.
