@@ -90,26 +90,39 @@ void prepared(void)
 	}
 }
 
+/* Until the child has also closed its end: from then on it has only what belongs to the case. */
 static pid_t await_prepared(pid_t child, int pipe_ends[2])
 {
 	char byte;
 	close(pipe_ends[1]);
 	if (read(pipe_ends[0], &byte, 1) != 1)
 		die(__FILE__, __LINE__, "child ended before it was prepared");
+	CHECK(read(pipe_ends[0], &byte, 1) == 0, "something else than the end of the pipe");
 	close(pipe_ends[0]);
+	return child;
+}
+
+/* Forks; the child has no more than the write end of a new pipe to tell that it is prepared. */
+static pid_t fork_with_pipe(int ends[2])
+{
+	MUST(pipe(ends));
+	pid_t child = MUST(fork());
+	if (child == 0) {
+		close(ends[0]);
+		/* That of a parent which is not prepared itself. */
+		if (prepared_fd >= 0)
+			close(prepared_fd);
+		prepared_fd = ends[1];
+		failures = 0;
+	}
 	return child;
 }
 
 pid_t spawn(void (*body)(void *), void *argument)
 {
 	int ends[2];
-	pid_t child;
-	MUST(pipe(ends));
-	child = MUST(fork());
+	pid_t child = fork_with_pipe(ends);
 	if (child == 0) {
-		close(ends[0]);
-		prepared_fd = ends[1];
-		failures = 0;
 		body(argument);
 		_exit(failed() ? 1 : 0);
 	}
@@ -119,14 +132,11 @@ pid_t spawn(void (*body)(void *), void *argument)
 pid_t spawn_abi(const char *abi, const char *name, const char *argument)
 {
 	int ends[2];
-	pid_t child;
 	char path[512], number[16];
 	const char *program = strrchr(case_argv[0], '/');
 	snprintf(path, sizeof(path), "%s/%s%s", getenv("WORKLOADS"), abi, program ? program : "");
-	MUST(pipe(ends));
-	child = MUST(fork());
+	pid_t child = fork_with_pipe(ends);
 	if (child == 0) {
-		close(ends[0]);
 		snprintf(number, sizeof(number), "%d", ends[1]);
 		setenv("PREPARED_FD", number, 1);
 		execl(path, path, name, argument, (char *)NULL);

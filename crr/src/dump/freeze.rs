@@ -78,28 +78,33 @@ impl Frozen {
     ) -> Result<()> {
         let name = match blocker(pid, dir)? {
             Ok(name) => name,
-            Err(refusal) => {
-                self.saw_zombie |= refusal.zombie;
-                let hint = refusal.hint.as_deref();
-                refusals.task((pid, &refusal.name), "task", refusal.reason, hint);
+            Err(blocker) => {
+                self.refuse(pid, blocker, refusals);
                 return Ok(());
             }
         };
         self.tasks.push(FrozenTask { pid, name, dir: Dir::task(pid)?, threads: Vec::new() });
         let Some(task) = self.tasks.last_mut() else { bail!("no task") };
+        let mut tried = HashSet::new();
         loop {
-            let new: Vec<Pid> = dir
-                .numbers::<Pid>("task")?
-                .into_iter()
-                .filter(|tid| task.threads.iter().all(|thread| thread.tid() != *tid))
-                .collect();
+            let mut new = dir.numbers::<Pid>("task")?;
+            new.retain(|tid| tried.insert(*tid));
             if new.is_empty() {
                 break;
             }
             stop_threads(&mut task.threads, &new, patience)?;
         }
-        if task.threads.is_empty() {
-            bail!(ptrace::Error::Gone(pid));
+        if task.threads.iter().all(|thread| thread.tid() != pid) {
+            // It ended between the look and the stop: as a whole, or only its leading thread.
+            let stopped = self.tasks.pop();
+            for thread in stopped.into_iter().flat_map(|task| task.threads) {
+                thread.detach(0)?;
+            }
+            match blocker(pid, dir)? {
+                Ok(_) => bail!(ptrace::Error::Gone(pid)),
+                Err(blocker) => self.refuse(pid, blocker, refusals),
+            }
+            return Ok(());
         }
         // The directory lists the leader first as long as tids have not wrapped; threads of a wrapped range follow it.
         task.threads.sort_by_key(|thread| (thread.tid() != pid, thread.tid()));
@@ -108,6 +113,11 @@ impl Frozen {
             refusals.task((pid, &task.name), "task", "stopped by a signal (state T)", hint);
         }
         Ok(())
+    }
+
+    fn refuse(&mut self, pid: Pid, blocker: Blocker, refusals: &mut Refusals) {
+        self.saw_zombie |= blocker.zombie;
+        refusals.task((pid, &blocker.name), "task", blocker.reason, blocker.hint.as_deref());
     }
 
     /// How long the tree has been stopped.

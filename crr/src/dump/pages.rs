@@ -125,7 +125,7 @@ impl Contents {
         let next = AtomicU64::new(0);
         let failed = AtomicBool::new(false);
         let work = || -> Result<Vec<(u64, u32)>> {
-            let mut buffer = vec![0u8; usize::try_from(BLOCK_PAGES * PAGE_SIZE)?];
+            let mut buffer = vec![0u8; usize::try_from(STEP_PAGES * PAGE_SIZE)?];
             let mut done = Vec::new();
             loop {
                 let block = next.fetch_add(1, Ordering::Relaxed);
@@ -161,14 +161,26 @@ impl Contents {
         })
     }
 
-    /// One block: gather, checksum, write.
+    /// One block, in steps that stay in the cache between being gathered, summed and written.
     fn write_block(&self, block: u64, buffer: &mut [u8], pages: &File) -> Result<u32> {
-        let first = block * BLOCK_PAGES;
-        let last = (first + BLOCK_PAGES).min(self.pages);
-        let buffer = &mut buffer[..usize::try_from((last - first) * PAGE_SIZE)?];
+        let (mut first, last) = (block * BLOCK_PAGES, ((block + 1) * BLOCK_PAGES).min(self.pages));
+        let mut crc = 0;
+        while first < last {
+            let end = (first + STEP_PAGES).min(last);
+            let step = &mut buffer[..usize::try_from((end - first) * PAGE_SIZE)?];
+            self.gather(first, end, step)?;
+            crc = crc32c::crc32c_append(crc, step);
+            pages.write_all_at(step, first * PAGE_SIZE).context("write pages")?;
+            first = end;
+        }
+        Ok(crc)
+    }
+
+    /// Fills a buffer with the pages `first..last` of the page file.
+    fn gather(&self, first: u64, last: u64, buffer: &mut [u8]) -> Result<()> {
         let mut index = self.pieces.partition_point(|piece| piece.run.first_page + piece.run.pages <= first);
         let mut page = first;
-        let mut rest = &mut *buffer;
+        let mut rest = buffer;
         while page < last {
             let mut gather: Vec<Remote> = Vec::new();
             let mut bytes = 0;
@@ -193,10 +205,12 @@ impl Contents {
             self.sources.get(piece.source).context("page source")?.read(piece.forced, &gather, now)?;
             rest = later;
         }
-        pages.write_all_at(buffer, first * PAGE_SIZE).context("write pages")?;
-        Ok(crc32c::crc32c(buffer))
+        Ok(())
     }
 }
+
+/// Pages that are carried at once: a part of a core's own cache.
+const STEP_PAGES: u64 = 32;
 
 const PROT_READ: u32 = 1;
 

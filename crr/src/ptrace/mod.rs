@@ -84,7 +84,9 @@ impl Patience {
 pub fn check_interrupted() -> Result<(), Error> {
     let pending = pending_signals();
     let ending = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
-    if ending.into_iter().any(|s| pending.contains(s)) { Err(Error::Interrupted) } else { Ok(()) }
+    // A blocked signal waits even if it is ignored.
+    let came = |signal: &Signal| pending.contains(*signal) && !sys::ignores(*signal);
+    if ending.iter().any(came) { Err(Error::Interrupted) } else { Ok(()) }
 }
 
 /// Signals that are pending for crr because it blocks them.
@@ -167,12 +169,13 @@ impl Seized {
 
     /// Waits until it stops or ends.
     ///
-    /// Looks often at first: a running thread stops within microseconds, and sleeping would cost more than that.
+    /// Looks often at first: a thread on another processor stops within microseconds, and sleeping would cost more.
     ///
     /// # Errors
     /// Everything of [`Error`].
     pub fn wait(self, patience: &Patience) -> Result<Waited, Error> {
-        const QUICK: u32 = 200;
+        const QUICK: u32 = 30;
+        const STEP: Duration = Duration::from_millis(1);
         let mut looks = 0;
         loop {
             match sys::wait::wait(self.tid, false) {
@@ -183,10 +186,10 @@ impl Seized {
             }
             looks += 1;
             if looks < QUICK {
-                std::thread::yield_now();
+                std::hint::spin_loop();
             } else {
                 patience.check(self.tid)?;
-                std::thread::sleep(Duration::from_micros(200));
+                sys::wait::for_any_change(STEP);
             }
         }
     }

@@ -13,6 +13,8 @@ mod code;
 mod frame;
 mod gadget;
 mod restart;
+#[cfg(test)]
+mod tests;
 
 pub use batch::{Arg, Batch, Buffer, Handle, Reply};
 pub use calls::Call;

@@ -44,12 +44,13 @@ pub(crate) fn dump_contents(end: BorrowedFd<'_>, ino: u64) -> Result<Pipe> {
 pub(crate) struct Holders {
     by_pipe: HashMap<u64, BTreeMap<Pid, ()>>,
     tree: HashSet<Pid>,
+    scanned: bool,
 }
 
 impl Holders {
     /// Looks before the tree is stopped, if any task of it has a pipe: this takes longer than the rest.
     pub(crate) fn scan(tree: &[Pid]) -> Result<Self> {
-        let mut holders = Self { by_pipe: HashMap::new(), tree: tree.iter().copied().collect() };
+        let mut holders = Self { tree: tree.iter().copied().collect(), ..Self::default() };
         let has_pipe = tree.iter().any(|&pid| !pipes_of(pid).is_empty());
         if has_pipe {
             holders.scan_others()?;
@@ -59,6 +60,7 @@ impl Holders {
 
     fn scan_others(&mut self) -> Result<()> {
         self.by_pipe.clear();
+        self.scanned = true;
         let own = nix::unistd::getpid().as_raw();
         for entry in std::fs::read_dir("/proc").context("list /proc")? {
             let name = entry.context("list /proc")?.file_name();
@@ -73,8 +75,8 @@ impl Holders {
         Ok(())
     }
 
-    /// Refuses pipes that a task outside of the tree holds as well. `tree` is what was stopped in the end; when
-    /// it has grown since the scan, the scan is repeated.
+    /// Refuses pipes that a task outside of the tree holds as well. `tree` is what was stopped in the end. When
+    /// that is not what the scan went by, or somebody is to be named, the scan is repeated: what it saw may be gone.
     pub(crate) fn refuse_outsiders(
         &mut self,
         tree: &[Pid],
@@ -85,8 +87,9 @@ impl Holders {
         if pipes.is_empty() {
             return Ok(());
         }
-        if tree.iter().any(|pid| !self.tree.contains(pid)) || self.by_pipe.is_empty() {
-            self.tree.extend(tree);
+        let stopped: HashSet<Pid> = tree.iter().copied().collect();
+        if !self.scanned || stopped != self.tree || pipes.iter().any(|ino| self.by_pipe.contains_key(ino)) {
+            self.tree = stopped;
             self.scan_others()?;
         }
         for ino in pipes {

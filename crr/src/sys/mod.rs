@@ -4,7 +4,7 @@
 //! values, so that everything above this module is safe code.
 //!
 //! # Safety
-//! Only [`pending_signals`] here: the kernel fills in a set of ours.
+//! Only [`pending_signals`] and [`ignores`] here: the kernel fills in a set or an action of ours.
 #![allow(unsafe_code)]
 
 pub mod exec;
@@ -41,4 +41,15 @@ pub fn pending_signals() -> nix::Result<nix::sys::signal::SigSet> {
     let set = unsafe { set.assume_init() };
     // SAFETY: the kernel made it.
     Ok(unsafe { nix::sys::signal::SigSet::from_sigset_t_unchecked(set) })
+}
+
+/// Whether crr ignores a signal, as under nohup(1).
+#[must_use]
+pub fn ignores(signal: nix::sys::signal::Signal) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: no new action is given; the present one is written whole.
+    let asked = unsafe { libc::sigaction(signal as libc::c_int, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: written by the call above, and before it: all zeroes is a valid action.
+    let action = unsafe { action.assume_init() };
+    asked == 0 && action.sa_sigaction == libc::SIG_IGN
 }

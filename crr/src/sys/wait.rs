@@ -1,7 +1,7 @@
 //! waitpid, undecoded: nix's decoding fails on stops for real-time signals.
 //!
 //! # Safety
-//! waitpid writes the one `int` whose address it gets.
+//! waitpid writes the one `int` whose address it gets; sigtimedwait reads a set and a time.
 #![allow(unsafe_code)]
 
 use super::check;
@@ -17,4 +17,18 @@ pub fn wait(tid: Pid, block: bool) -> nix::Result<Option<i32>> {
     // SAFETY: `status` is a live int.
     let waited = check(unsafe { libc::waitpid(tid, &raw mut status, flags) })?;
     Ok((waited != 0).then_some(status))
+}
+
+/// Sleeps until some child or tracee changes its state, or `timeout` is over. A caller that blocks SIGCHLD misses no
+/// change since it last looked; to others one can get lost, so they should not ask for long.
+pub fn for_any_change(timeout: std::time::Duration) {
+    let mut set = nix::sys::signal::SigSet::empty();
+    set.add(nix::sys::signal::Signal::SIGCHLD);
+    let nanoseconds = timeout.subsec_nanos();
+    let timeout = libc::timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(nanoseconds),
+    };
+    // SAFETY: the set and the time live across the call; no siginfo is asked for.
+    unsafe { libc::sigtimedwait(set.as_ref(), std::ptr::null_mut(), &raw const timeout) };
 }

@@ -14,7 +14,7 @@ pub(super) fn add(snapshot: &mut Snapshot, pid: i32, shared_memory: &mut Renumbe
     let anonymous = areas
         .iter()
         .map(|area| {
-            let stack = stack_pointers.iter().any(|&sp| contains(&range(area), sp));
+            let stack = stack_pointers.iter().any(|sp| addresses(&area.line).is_some_and(|r| r.contains(sp)));
             format!("{} {}{}", range(area), area.anonymous, if stack { " stack" } else { "" })
         })
         .collect();
@@ -36,12 +36,15 @@ fn stack_pointers(pid: i32) -> crate::Result<Vec<u64>> {
     Ok(found)
 }
 
-/// Whether an address lies in a range like `7f00-8000`.
-fn contains(range: &str, address: u64) -> bool {
-    let bound = |text: &str| u64::from_str_radix(text, 16).ok();
-    range.split_once('-').is_some_and(|(start, end)| {
-        bound(start).is_some_and(|start| start <= address) && bound(end).is_some_and(|end| address < end)
-    })
+/// The addresses at the start of a line of maps.
+fn addresses(line: &str) -> Option<std::ops::Range<u64>> {
+    let (start, end) = line.split(' ').next()?.split_once('-')?;
+    Some(u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?)
+}
+
+/// Size of the area of a line of maps.
+pub(super) fn kilobytes(line: &str) -> Option<u64> {
+    addresses(line).map(|range| (range.end - range.start) / 1024)
 }
 
 /// One area.
@@ -101,9 +104,10 @@ VmFlags: rd wr mr mw
 ";
 
     #[test]
-    fn ranges_contain_their_first_byte_and_not_their_end() {
-        assert!(contains("7f00-8000", 0x7f00) && contains("7f00-8000", 0x7fff));
-        assert!(!contains("7f00-8000", 0x8000) && !contains("7f00-8000", 0x7eff));
+    fn addresses_are_parsed() {
+        assert_eq!(addresses("7f00-8000 rw-p"), Some(0x7f00..0x8000));
+        assert_eq!(addresses("Size: 4 kB"), None);
+        assert_eq!(kilobytes("10000-20000 rwxs"), Some(64));
     }
 
     #[test]

@@ -54,15 +54,10 @@ fn restore_waits_and_passes_signals_on() {
                 Ok(fs::read_to_string(&pidfile).ok().filter(|text| !text.is_empty()))
             })?;
             assert_eq!(pidfile.trim(), running.root.to_string());
-            wait::until(wait::STEP, "crr passes signals on", || {
-                // Until it does, SIGUSR1 would end it.
-                let status = fs::read_to_string(format!("/proc/{}/status", crr.id()))?;
-                let caught =
-                    status.lines().find_map(|l| l.strip_prefix("SigCgt:")).unwrap().trim().to_owned();
-                let blocked =
-                    status.lines().find_map(|l| l.strip_prefix("SigBlk:")).unwrap().trim().to_owned();
-                let mask = u64::from_str_radix(&caught, 16)? | u64::from_str_radix(&blocked, 16)?;
-                Ok((mask & 1 << (Signal::SIGUSR1 as i32 - 1) != 0).then_some(()))
+            // Before it waits for signals, SIGUSR1 would end it.
+            wait::until(wait::STEP, "crr waits for signals", || {
+                let call = fs::read_to_string(format!("/proc/{}/syscall", crr.id()))?;
+                Ok(call.starts_with(&format!("{} ", libc::SYS_rt_sigtimedwait)).then_some(()))
             })?;
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(crr.id())?), Signal::SIGUSR1)?;
             let status = wait::until(wait::STEP, "crr ends", || Ok(crr.try_wait()?))?;
@@ -126,7 +121,7 @@ fn new_pid_namespace() {
             let images = running.images().display().to_string();
             let mut crr = command::spawn(&dir, &["restore", "-D", &images, "--new-pidns"])?;
             let inner = wait::until(wait::STEP, "the tree is back in its namespace", || {
-                Ok(inner_root(running.root.as_raw())?)
+                inner_root(running.root.as_raw())
             })?;
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(inner), Signal::SIGUSR1)?;
             let status = wait::until(wait::STEP, "crr ends", || Ok(crr.try_wait()?))?;

@@ -1,0 +1,158 @@
+//! The executor on real tasks of both ABIs, and what becomes of them when nobody traces them any more in the
+//! middle of it.
+
+use super::*;
+use crate::proc::smaps;
+use crate::ptrace::{Seized, Waited};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+/// Answers each line of input by the same line; built for both ABIs.
+const ECHO: &str = "
+#include <unistd.h>
+int main(void) { char b[64]; long n; while ((n = read(0, b, 64)) > 0) if (write(1, b, n) != n) return 1; return 0; }";
+
+/// A task that can be asked whether it is well.
+struct Echo {
+    child: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+    abi: Abi,
+    _dir: tempfile::TempDir,
+}
+
+impl Echo {
+    /// Needs a C compiler for both ABIs, as `ci/setup` installs it.
+    fn start(abi: Abi) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, program) = (dir.path().join("echo.c"), dir.path().join("echo"));
+        std::fs::write(&source, ECHO).unwrap();
+        let width = if abi == Abi::X86_64 { "-m64" } else { "-m32" };
+        let built = Command::new("cc").arg(width).arg(&source).arg("-o").arg(&program).status().unwrap();
+        assert!(built.success(), "cc {width} (gcc-multilib)");
+        let mut child = Command::new(&program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let to = child.stdin.take().unwrap();
+        let from = BufReader::new(child.stdout.take().unwrap());
+        let mut echo = Self { child, to, from, abi, _dir: dir };
+        echo.assert_well();
+        echo
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::try_from(self.child.id()).unwrap()
+    }
+
+    fn assert_well(&mut self) {
+        self.to.write_all(b"well\n").unwrap();
+        let mut line = String::new();
+        self.from.read_line(&mut line).unwrap();
+        assert_eq!(line, "well\n");
+    }
+
+    fn maps(&self) -> String {
+        std::fs::read_to_string(format!("/proc/{}/maps", self.pid())).unwrap()
+    }
+
+    fn stop(&self) -> (Stopped, Patience) {
+        let patience = Patience::new(Duration::from_secs(10));
+        let thread = Seized::seize(self.pid()).unwrap();
+        thread.interrupt().unwrap();
+        let Waited::Stopped(thread) = thread.wait(&patience).unwrap() else { panic!("ended") };
+        (thread.settle(&patience).unwrap(), patience)
+    }
+
+    fn target(&self) -> Target {
+        let text = std::fs::read(format!("/proc/{}/smaps", self.pid())).unwrap();
+        let mut areas = Vec::new();
+        smaps::parse(&text, |area| {
+            if area.prot & 4 != 0 {
+                areas.push(CodeArea { start: Addr(area.start), size: area.end - area.start, key: None });
+            }
+            Ok::<_, crate::proc::Malformed>(())
+        })
+        .unwrap();
+        areas.sort_by_key(|area| area.size);
+        let gadget = Gadget::find(self.pid(), self.abi, &areas, &mut Cache::default()).unwrap();
+        assert!(gadget.escape.is_some(), "libc has a way back");
+        Target { pid: self.pid(), abi: self.abi, gadget, ignored: 0, caught: 0 }
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn batch(abi: Abi) -> (Batch, Handle, Handle) {
+    const PR_GET_DUMPABLE: u64 = 3;
+    let mut batch = Batch::new(abi);
+    let dumpable = batch.call(Call::Prctl, &[Arg::Value(PR_GET_DUMPABLE)]);
+    let bad = batch.call(Call::Prctl, &[Arg::Value(0xffff)]);
+    (batch, dumpable, bad)
+}
+
+/// Runs a batch in a task of each ABI; `caught` chooses how its end is told.
+fn run_in_both(caught: u64) {
+    for abi in [Abi::X86_64, Abi::Ia32] {
+        let mut echo = Echo::start(abi);
+        let before = echo.maps();
+        let (mut thread, patience) = echo.stop();
+        let (regs, mask) = (thread.regs().unwrap(), thread.sigmask().unwrap());
+        let target = Target { caught, ..echo.target() };
+        let executor = Executor::open(target, &mut thread, &patience).unwrap();
+        let (batch, dumpable, bad) = batch(abi);
+        let reply = executor.run(&mut thread, &batch, &patience).unwrap();
+        assert_eq!(reply.result(dumpable), Ok(1), "{abi}");
+        assert_eq!(reply.result(bad), Err(nix::errno::Errno::EINVAL), "{abi}");
+        executor.close(&mut thread, &patience).unwrap();
+        assert_eq!((thread.regs().unwrap(), thread.sigmask().unwrap()), (regs, mask), "{abi}");
+        thread.detach(0).unwrap();
+        assert_eq!(echo.maps(), before, "{abi}");
+        echo.assert_well();
+    }
+}
+
+#[test]
+fn calls_are_made_and_nothing_is_left_behind() {
+    run_in_both(0);
+}
+
+#[test]
+fn a_task_that_handles_all_signals_is_stepped() {
+    run_in_both(u64::MAX);
+}
+
+#[test]
+fn a_task_let_go_before_its_first_call_goes_on() {
+    for abi in [Abi::X86_64, Abi::Ia32] {
+        let mut echo = Echo::start(abi);
+        let (thread, _) = echo.stop();
+        let executor = Executor { target: echo.target(), area: Addr(0), stop_came: Cell::new(false) };
+        let saved = Saved::of(&thread).unwrap();
+        let args = [0, layout::SIZE, 7, 0x21, u64::MAX, 0];
+        let frame = executor.start_at_gadget(&thread, &saved, Call::Mmap, args).unwrap();
+        assert!(frame.is_some(), "{abi}: room below the stack");
+        thread.detach(0).unwrap();
+        echo.assert_well();
+        let mask = std::fs::read_to_string(format!("/proc/{}/status", echo.pid())).unwrap();
+        assert!(mask.contains("SigBlk:\t0000000000000000"), "{abi}: {mask}");
+    }
+}
+
+#[test]
+fn a_task_let_go_in_the_middle_of_a_batch_goes_on() {
+    for abi in [Abi::X86_64, Abi::Ia32] {
+        let mut echo = Echo::start(abi);
+        let (mut thread, patience) = echo.stop();
+        let executor = Executor::open(echo.target(), &mut thread, &patience).unwrap();
+        let saved = Saved::of(&thread).unwrap();
+        executor.start(&thread, &saved, &batch(abi).0, Some(libc::SIGURG)).unwrap();
+        thread.detach(0).unwrap();
+        echo.assert_well();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", echo.pid())).unwrap();
+        assert!(status.contains("SigBlk:\t0000000000000000"), "{abi}: {status}");
+    }
+}
