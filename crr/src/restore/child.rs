@@ -1,7 +1,7 @@
 //! A forked child on its way to be a task: what survives exec and is harmless meanwhile, then the split.
 //!
-//! Runs in a copy of the coordinator, in ordinary 64-bit code for both ABIs. Every descriptor it inherited from the
-//! coordinator lies above those of the task and closes on exec; what it does not name is gone afterwards.
+//! Runs in a copy of the coordinator, in ordinary 64-bit code for both ABIs. The descriptors it inherited from the
+//! coordinator have numbers that no task uses, and close on exec; what it does not name is gone afterwards.
 
 use super::Restore;
 use crate::sys::{exec, process};
@@ -9,7 +9,6 @@ use images::Pid;
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{GenericNamespaced, Stream};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
 use shared::proto::{Report, Stage};
 use std::ffi::CString;
 use std::fs;
@@ -105,8 +104,7 @@ fn connect(restore: &Restore<'_>) -> Option<OwnedFd> {
     let name = restore.socket_name.as_str().to_ns_name::<GenericNamespaced>().ok()?;
     let Stream::UdSocket(stream) = Stream::connect(name).ok()?;
     // Out of the way of the task's own numbers, and open across exec.
-    let raised = fcntl(stream.as_fd(), FcntlArg::F_DUPFD(restore.opened.base)).ok()?;
-    super::open::owned(raised)
+    restore.opened.raiser.raise_inheritable(stream.as_fd()).ok()
 }
 
 fn steps(restore: &Restore<'_>, index: usize, parent: Pid, socket: &OwnedFd) -> Outcome {

@@ -18,7 +18,7 @@ const PASSED_ON: [Signal; 7] = [
 ];
 
 /// Waits for a child of ours; its exit status, or 128 + the signal that killed it. Signals go on to the root of the
-/// tree, which is that child or, in a pid namespace of its own, a child of it.
+/// tree, which is that child or, in a pid namespace of its own, a child of it. The caller has blocked all signals.
 ///
 /// # Errors
 /// If it cannot be waited for.
@@ -26,8 +26,6 @@ pub(super) fn wait(child: Pid, root: Pid) -> Result<u8> {
     let [child, root] = [child, root].map(nix::unistd::Pid::from_raw);
     let mut watched: SigSet = PASSED_ON.into_iter().collect();
     watched.add(Signal::SIGCHLD);
-    let mut old = SigSet::empty();
-    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&watched), Some(&mut old)).context("sigprocmask")?;
     let terminal = Terminal::lend(root);
     let status = loop {
         match waitpid(child, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
@@ -43,7 +41,6 @@ pub(super) fn wait(child: Pid, root: Pid) -> Result<u8> {
         }
     };
     drop(terminal);
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&old), None).context("sigprocmask")?;
     Ok(status)
 }
 

@@ -20,7 +20,6 @@ use environment::Environment;
 use images::task::Tree;
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{GenericNamespaced, ListenerOptions};
-use nix::sys::signal::SigSet;
 use open::Opened;
 use prepare::Preparation;
 use stand_in::StandIn;
@@ -94,16 +93,19 @@ impl Restore<'_> {
 /// # Errors
 /// What failed; nothing that was made is left behind.
 pub fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
-    if options.new_pidns {
-        return namespace::restore(options);
-    }
+    // Until the tree is back, a signal that would end crr is looked for where there is time for it (`serve`);
+    // afterwards it is passed on.
+    let old_mask = process::block_all_signals().context("block signals")?;
+    let restored = if options.new_pidns { namespace::restore(options) } else { restore_and_wait(options) };
+    old_mask.thread_set_mask().context("signal mask")?;
+    restored
+}
+
+fn restore_and_wait(options: &Options) -> Result<(Report, Option<u8>)> {
     let report = restore_here(options)?;
     write_pidfile(options, report.root)?;
-    let status = if options.detached || options.sibling {
-        None
-    } else {
-        Some(foreground::wait(report.root, report.root)?)
-    };
+    let stays = !options.detached && !options.sibling;
+    let status = if stays { Some(foreground::wait(report.root, report.root)?) } else { None };
     Ok((report, status))
 }
 
@@ -134,7 +136,7 @@ fn restore_here(options: &Options) -> Result<Report> {
     let opened = Opened::open(&checkpoint, needs)?;
     let restore = Restore {
         checkpoint: &checkpoint,
-        preparation: raise(preparation, opened.base)?,
+        preparation: raise(preparation, &opened.raiser)?,
         opened,
         environment,
         socket_name: socket_name()?,
@@ -165,8 +167,7 @@ fn socket_name() -> Result<String> {
 }
 
 /// The programs of a preparation under numbers that no task uses.
-fn raise(mut preparation: Preparation, base: i32) -> Result<Preparation> {
-    let raiser = open::Raiser::new(base);
+fn raise(mut preparation: Preparation, raiser: &open::Raiser) -> Result<Preparation> {
     preparation.programs =
         preparation.programs.into_iter().map(|fd| raiser.raise(fd)).collect::<Result<_>>()?;
     preparation.tree = raiser.raise(preparation.tree)?;
@@ -179,7 +180,6 @@ fn bring_back(restore: &Restore<'_>, options: &Options, deadline: Instant) -> Re
     let listener =
         ListenerOptions::new().name(name).create_sync().context("listen for the restoring tasks")?;
     let pid = restore.checkpoint.tree.tasks[0].pid;
-    let old_mask = process::block_all_signals().context("block signals")?;
     let outcome = fork_root(restore, options, pid).and_then(|parent| {
         let parked = serve::serve(restore, &listener, pid, deadline)?;
         takeover::take_over(restore, &parked, parent)
@@ -187,10 +187,8 @@ fn bring_back(restore: &Restore<'_>, options: &Options, deadline: Instant) -> Re
     if let Err(error) = outcome {
         restore.preparation.control.fail();
         undo(restore, options);
-        set_mask(&old_mask)?;
         return Err(error);
     }
-    set_mask(&old_mask)?;
     Ok(pid)
 }
 
@@ -213,10 +211,6 @@ fn fork_root(restore: &Restore<'_>, options: &Options, pid: images::Pid) -> Resu
 fn needs_stand_in(tree: &Tree, options: &Options) -> bool {
     let asked = tree.tasks[0].threads.iter().any(|thread| thread.parent_death_signal != 0);
     asked && options.detached && !options.sibling
-}
-
-fn set_mask(mask: &SigSet) -> Result<()> {
-    mask.thread_set_mask().context("signal mask")
 }
 
 /// Kills whatever of the tree exists. All of its pids were free before the first fork, and a task that is gone

@@ -49,7 +49,8 @@ pub(super) fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
             bail!("{message}");
         }
     };
-    let root = first_child(init).context("find the root of the restored tree")?;
+    // If the root has ended already, its init is about to.
+    let root = first_child(init).unwrap_or(init);
     let report = Report { root, tasks, bytes, total: Duration::from_nanos(nanos) };
     super::write_pidfile(options, root)?;
     let status = if options.detached { None } else { Some(foreground::wait(init, root)?) };

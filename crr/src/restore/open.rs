@@ -1,25 +1,27 @@
 //! Opening the tree's files: each description once, each mapped file once, in the coordinator, before the first fork.
 //!
-//! All of them get numbers above those that any task uses, so that forked children can put their own in place
+//! All of them get numbers that no task uses, so that forked children can put their own in place
 //! without overwriting what they still need.
 
 use crate::resource;
 use crate::store::Checkpoint;
 use anyhow::{Context, Result, bail};
+use images::task::Task;
 use images::{DescriptionId, PathId, SharedId};
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode;
 use shared::plan::Need;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// The files of a tree.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    /// Lowest number that no task uses.
-    pub(crate) base: RawFd,
+    /// Knows the numbers that tasks use.
+    pub(super) raiser: Raiser,
     descriptions: Vec<OwnedFd>,
     mapped: BTreeMap<Need, OwnedFd>,
     directories: BTreeMap<PathId, OwnedFd>,
@@ -34,11 +36,11 @@ impl Opened {
     /// Names the first file that cannot be opened.
     pub(crate) fn open(checkpoint: &Checkpoint, needs: impl IntoIterator<Item = Need>) -> Result<Self> {
         let tasks = &checkpoint.tree.tasks;
-        let highest = tasks.iter().flat_map(|task| &task.fds).map(|entry| entry.fd.0).max().unwrap_or(0);
-        let base = RawFd::try_from(highest)?.max(2) + 1;
-        let opened = checkpoint.files.descriptions.len() + checkpoint.files.pipes.len() * 2;
-        make_room(base, opened + checkpoint.files.paths.len() * 2 + checkpoint.memory.shared.len() + 64)?;
-        let raiser = Raiser::new(base);
+        let raiser = Raiser::new(tasks);
+        let opened = checkpoint.files.descriptions.len() + checkpoint.files.pipes.len() * 3;
+        let mapped = checkpoint.files.paths.len() * 2 + checkpoint.memory.shared.len();
+        let highest = raiser.used.last().copied().unwrap_or(0);
+        make_room(raiser.used.len() + opened + mapped + 64, highest)?;
         let descriptions = resource::file::reopen::open_all(&checkpoint.files, &raiser)?;
         let mut mapped = BTreeMap::new();
         for need in needs {
@@ -57,7 +59,7 @@ impl Opened {
             }
         }
         let pages = raiser.raise(checkpoint.pages.try_clone().context("pages.img")?.into())?;
-        Ok(Self { base, descriptions, mapped, directories, pages })
+        Ok(Self { raiser, descriptions, mapped, directories, pages })
     }
 
     /// An open file description of the tree.
@@ -79,26 +81,48 @@ impl Opened {
     }
 }
 
-/// Moves descriptors out of the way of the tasks' numbers.
-#[derive(Clone, Copy, Debug)]
+/// Moves descriptors to numbers that no task uses.
+#[derive(Clone, Debug)]
 pub(crate) struct Raiser {
-    base: RawFd,
+    used: BTreeSet<RawFd>,
 }
 
 impl Raiser {
-    /// To numbers from `base` on.
-    #[must_use]
-    pub(crate) const fn new(base: RawFd) -> Self {
-        Self { base }
+    fn new(tasks: &[Task]) -> Self {
+        // The standard files are in use too: a task that lacks one has it closed.
+        let fds = tasks.iter().flat_map(|task| &task.fds).map(|entry| entry.fd.0.cast_signed());
+        Self { used: fds.chain(0..3).collect() }
     }
 
-    /// The same description under a number from the base on, close-on-exec.
+    /// The same description under a number that no task uses, close-on-exec.
     ///
     /// # Errors
     /// EMFILE.
     pub(crate) fn raise(&self, fd: OwnedFd) -> Result<OwnedFd> {
-        let raised = fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(self.base)).context("fcntl F_DUPFD_CLOEXEC")?;
-        owned(raised).context("F_DUPFD_CLOEXEC")
+        self.duplicate(fd.as_fd(), FcntlArg::F_DUPFD_CLOEXEC).context("fcntl F_DUPFD_CLOEXEC")
+    }
+
+    /// The same, open across exec.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub(super) fn raise_inheritable(&self, fd: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+        self.duplicate(fd, FcntlArg::F_DUPFD)
+    }
+
+    fn duplicate<'a>(&self, fd: BorrowedFd<'_>, how: impl Fn(RawFd) -> FcntlArg<'a>) -> nix::Result<OwnedFd> {
+        let mut from = 3;
+        loop {
+            while self.used.contains(&from) {
+                from += 1;
+            }
+            let found = fcntl(fd, how(from))?;
+            let owned = owned(found).ok_or(Errno::EBADF)?;
+            if !self.used.contains(&found) {
+                return Ok(owned);
+            }
+            from = found + 1;
+        }
     }
 }
 
@@ -110,9 +134,9 @@ pub(super) fn owned(fd: RawFd) -> Option<OwnedFd> {
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Raises the soft limit of open files to what the tree needs.
-fn make_room(base: RawFd, more: usize) -> Result<()> {
-    let wanted = u64::try_from(base)? + more as u64;
+/// Raises the soft limit of open files to what the tree needs: this many, and the highest number of a task.
+fn make_room(count: usize, highest: RawFd) -> Result<()> {
+    let wanted = (count as u64).max(u64::try_from(highest)? + 1);
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("getrlimit")?;
     if wanted > hard {
         bail!(

@@ -50,7 +50,7 @@ fn open(path: &Path, description: &Description) -> Result<OwnedFd> {
 }
 
 /// O_LARGEFILE as the kernel shows it; the C library's constant is 0 on x86_64.
-const O_LARGEFILE: u32 = 0o100_000;
+pub(crate) const O_LARGEFILE: u32 = 0o100_000;
 
 /// The terminal that crr itself runs on takes the place of the one at dump.
 fn terminal(path: &Path, description: &Description) -> Result<OwnedFd> {

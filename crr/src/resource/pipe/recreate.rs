@@ -1,10 +1,12 @@
 //! Pipes: created with their capacity and contents, then opened once for each description.
 
-use crate::sys::pipe as sys;
+use crate::resource::file::reopen::O_LARGEFILE;
+use crate::sys::{int80, pipe as sys};
 use anyhow::{Context, Result};
 use images::file::Pipe;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::Mode;
+use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// A pipe being restored. Dropped, it closes what no description took: an end that was closed is closed again.
@@ -48,21 +50,26 @@ impl Restored {
     /// If the kernel refuses it.
     pub(crate) fn open(&mut self, flags: u32) -> Result<OwnedFd> {
         let wanted = OFlag::from_bits_retain(flags.cast_signed());
+        let large = flags & O_LARGEFILE != 0;
         let end = match wanted & OFlag::O_ACCMODE {
             OFlag::O_RDONLY => &mut self.reader,
             OFlag::O_WRONLY => &mut self.writer,
             _ => &mut None,
         };
-        // The first description of an end is the one that pipe(2) made; others came from opening it in /proc.
-        if let Some(fd) = end.take() {
+        // pipe(2) leaves O_LARGEFILE out; a 64-bit open of the pipe in /proc adds it.
+        if let Some(fd) = end.take_if(|_| !large) {
             fcntl(&fd, FcntlArg::F_SETFL(wanted))
                 .with_context(|| format!("pipe:[{}]: set flags", self.ino))?;
             return Ok(fd);
         }
-        let path = format!("/proc/self/fd/{}", self.keep.as_raw_fd());
-        let opened =
-            nix::fcntl::open(path.as_str(), wanted | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty())
-                .with_context(|| format!("pipe:[{}]: open again", self.ino))?;
+        let path = CString::new(format!("/proc/self/fd/{}", self.keep.as_raw_fd())).context("path")?;
+        let now = wanted | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let opened = if large {
+            nix::fcntl::open(path.as_c_str(), now, Mode::empty())
+        } else {
+            int80::open(&path, now.bits())
+        }
+        .with_context(|| format!("pipe:[{}]: open again", self.ino))?;
         if !wanted.contains(OFlag::O_NONBLOCK) {
             fcntl(&opened, FcntlArg::F_SETFL(wanted))
                 .with_context(|| format!("pipe:[{}]: set flags", self.ino))?;
