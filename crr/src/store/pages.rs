@@ -60,8 +60,7 @@ fn for_each_block(pages: &File, page_count: u64, each: impl Fn(u64, u32) -> Resu
                 break;
             }
             let size = (page_count * PAGE_SIZE - block * BLOCK_SIZE).min(BLOCK_SIZE);
-            let done =
-                block_crc(pages, block * BLOCK_SIZE, size).and_then(|crc| each(block, crc));
+            let done = block_crc(pages, block * BLOCK_SIZE, size).and_then(|crc| each(block, crc));
             if done.is_err() {
                 failed.store(true, Ordering::Relaxed);
                 return done;

@@ -13,6 +13,8 @@ use images::thread::RobustList;
 use images::{Addr, Pid};
 use nix::errno::Errno;
 use std::arch::asm;
+use std::ffi::CStr;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 /// get_robust_list by the 64-bit call; `None` when no list is registered.
@@ -135,25 +137,25 @@ unsafe fn int80(number: u32, arguments: [u32; 3]) -> i32 {
 /// `__NR_openat` of arch/x86/entry/syscalls/syscall_32.tbl.
 const OPENAT: u32 = 295;
 
-/// open by the ia32 call, which unlike the 64-bit one does not add O_LARGEFILE to the flags.
-///
-/// # Errors
-/// As open(2); ENAMETOOLONG for a path of a page or more.
-pub fn open(path: &std::ffi::CStr, flags: i32) -> nix::Result<std::os::fd::OwnedFd> {
-    use std::os::fd::FromRawFd;
-    let low = LowBuffer::new()?;
-    let bytes = path.to_bytes_with_nul();
-    if bytes.len() > LowBuffer::SIZE {
-        return Err(Errno::ENAMETOOLONG);
+impl LowBuffer {
+    /// open by the ia32 call, which unlike the 64-bit one does not add O_LARGEFILE to the flags.
+    ///
+    /// # Errors
+    /// As open(2); ENAMETOOLONG for a path of a page or more.
+    pub fn open(&self, path: &CStr, flags: i32) -> nix::Result<OwnedFd> {
+        let bytes = path.to_bytes_with_nul();
+        if bytes.len() > Self::SIZE {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        // SAFETY: the page is ours, large enough (checked), and nobody else uses it now.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.as_ptr().cast(), bytes.len()) };
+        let base = u32::try_from(self.base.as_ptr().expose_provenance()).map_err(|_| Errno::EFAULT)?;
+        // SAFETY: the kernel reads the string from our page.
+        let fd = unsafe { int80(OPENAT, [libc::AT_FDCWD.cast_unsigned(), base, flags.cast_unsigned()]) };
+        if fd < 0 {
+            return Err(Errno::from_raw(-fd));
+        }
+        // SAFETY: a number that the kernel has just handed out.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
-    // SAFETY: the page is ours, large enough (checked), and not shared with anything.
-    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), low.base.as_ptr().cast(), bytes.len()) };
-    let base = u32::try_from(low.base.as_ptr().expose_provenance()).map_err(|_| Errno::EFAULT)?;
-    // SAFETY: the kernel reads the string from our page.
-    let fd = unsafe { int80(OPENAT, [libc::AT_FDCWD.cast_unsigned(), base, flags.cast_unsigned()]) };
-    if fd < 0 {
-        return Err(Errno::from_raw(-fd));
-    }
-    // SAFETY: a number that the kernel has just handed out.
-    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
 }

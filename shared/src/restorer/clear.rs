@@ -5,19 +5,16 @@
 
 use super::receive::size;
 use super::{Failure, Program, Segment};
-use crate::proto::{SLOT_PAGES, Start};
+use crate::proto::Start;
 use crate::sys;
-use core::ffi::c_int;
 
 const PROT_READ: u32 = 1;
 const PROT_WRITE: u32 = 2;
 const MAP_PRIVATE: u32 = 2;
 const MAP_ANONYMOUS: u32 = 0x20;
 
-pub(super) fn clear(program: &Program, start: &Start, vdso: usize, fds: &[c_int]) -> Result<(), Failure> {
-    debug_assert!(fds.len() > SLOT_PAGES as usize);
-    let _ = fds;
-    park(start, vdso)?;
+pub(super) fn clear(program: &Program, start: &Start, vdso: usize, sysinfo: usize) -> Result<(), Failure> {
+    park(start, vdso, sysinfo)?;
     unmap(0, start.hole_start)?;
     unmap(start.hole_end, start.task_size)?;
     for segment in program.segments {
@@ -27,7 +24,7 @@ pub(super) fn clear(program: &Program, start: &Start, vdso: usize, fds: &[c_int]
 }
 
 /// Moves vvar, vvar_vclock and vdso to their parking places, area by area: kernels before 6.17 move no more at once.
-fn park(start: &Start, vdso: usize) -> Result<(), Failure> {
+fn park(start: &Start, vdso: usize, sysinfo: usize) -> Result<(), Failure> {
     if vdso == 0 {
         return Ok(());
     }
@@ -40,6 +37,10 @@ fn park(start: &Start, vdso: usize) -> Result<(), Failure> {
         // SAFETY: the area is a mapping of its own and the parking place is part of the hole; nothing here uses either.
         unsafe { sys::move_mapping(size(from)?, size(to)?, size(area.len)?) }
             .map_err(|errno| Failure::new(errno, from))?;
+        if area.offset == 0 && sysinfo != 0 {
+            // The vDSO itself. Only a whole one has an entry; the kernel returns to where it is now.
+            sys::set_entry(size(to)? + (sysinfo - vdso));
+        }
         to += area.len;
     }
     Ok(())

@@ -85,7 +85,10 @@ impl Fills {
         // SAFETY: makes pages of memory that the plan mapped writable. It only saves time: kernels before 5.14 do
         // not know the advice, and then each page comes by a fault.
         let _ = unsafe {
-            sys::call(sys::nr::__NR_madvise, &[segment.base as usize, segment.len as usize, MADV_POPULATE_WRITE])
+            sys::call(
+                sys::nr::__NR_madvise,
+                &[segment.base as usize, segment.len as usize, MADV_POPULATE_WRITE],
+            )
         };
         1
     }

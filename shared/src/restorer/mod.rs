@@ -82,7 +82,7 @@ pub fn main(program: &Program) -> ! {
         Ok(fds) => fds,
         Err(failure) => fail(socket, Stage::Receive, 0, 0, failure),
     };
-    if let Err(failure) = clear::clear(program, &start, vdso, fds) {
+    if let Err(failure) = clear::clear(program, &start, vdso, sysinfo) {
         fail(socket, Stage::Clear, 0, 0, failure);
     }
     let session = Session { socket, start, fds, ready: AtomicU32::new(0) };

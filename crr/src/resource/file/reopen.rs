@@ -2,13 +2,13 @@
 
 use crate::resource::pipe::recreate;
 use crate::restore::open::Raiser;
-use crate::sys::int80;
+use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result};
 use images::file::{Description, Files, Path, Target};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek64};
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
 
 /// Opens every description, in order.
@@ -16,20 +16,22 @@ use std::os::fd::OwnedFd;
 /// # Errors
 /// Names the file that cannot be opened.
 pub(crate) fn open_all(files: &Files, raiser: &Raiser) -> Result<Vec<OwnedFd>> {
+    // Made when first needed: a kernel without ia32 emulation has no such calls.
+    let mut ia32 = Ia32::default();
     let mut pipes = recreate::create_all(&files.pipes)?;
     let mut opened = Vec::with_capacity(files.descriptions.len());
     for description in &files.descriptions {
         let fd = match description.target {
-            Target::Path(path) => open(&files.paths[path.0 as usize], description)?,
+            Target::Path(path) => open(&files.paths[path.0 as usize], description, &mut ia32)?,
             Target::Terminal(path) => terminal(&files.paths[path.0 as usize], description)?,
-            Target::Pipe(index) => pipes[index as usize].open(description.flags)?,
+            Target::Pipe(index) => pipes[index as usize].open(description.flags, &mut ia32)?,
         };
         opened.push(raiser.raise(fd)?);
     }
     Ok(opened)
 }
 
-fn open(path: &Path, description: &Description) -> Result<OwnedFd> {
+fn open(path: &Path, description: &Description, ia32: &mut Ia32) -> Result<OwnedFd> {
     let name = String::from_utf8_lossy(&path.path);
     let flags = OFlag::from_bits_retain(description.flags.cast_signed());
     let flags =
@@ -37,7 +39,7 @@ fn open(path: &Path, description: &Description) -> Result<OwnedFd> {
     let c_path = CString::new(path.path.as_slice()).with_context(|| format!("{name}: not a path"))?;
     // The 64-bit open always adds O_LARGEFILE, which is visible in F_GETFL and matters beyond 2 GiB.
     let fd = if description.flags & O_LARGEFILE == 0 {
-        int80::open(&c_path, flags.bits())
+        ia32.open(&c_path, flags.bits())
     } else {
         nix::fcntl::open(c_path.as_c_str(), flags, Mode::empty())
     }
@@ -59,4 +61,22 @@ fn terminal(path: &Path, description: &Description) -> Result<OwnedFd> {
     nix::fcntl::open(c"/dev/tty", flags, Mode::empty()).with_context(|| {
         format!("the tree was dumped on terminal {name}, and crr has no terminal to take its place")
     })
+}
+
+/// Opening as ia32 tasks do.
+#[derive(Debug, Default)]
+pub(crate) struct Ia32(Option<LowBuffer>);
+
+impl Ia32 {
+    /// open without O_LARGEFILE.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub(crate) fn open(&mut self, path: &CStr, flags: i32) -> nix::Result<OwnedFd> {
+        let buffer = match self.0.take() {
+            Some(buffer) => buffer,
+            None => LowBuffer::new()?,
+        };
+        self.0.insert(buffer).open(path, flags)
+    }
 }

@@ -1,7 +1,7 @@
 //! Pipes: created with their capacity and contents, then opened once for each description.
 
-use crate::resource::file::reopen::O_LARGEFILE;
-use crate::sys::{int80, pipe as sys};
+use crate::resource::file::reopen::{Ia32, O_LARGEFILE};
+use crate::sys::pipe as sys;
 use anyhow::{Context, Result};
 use images::file::Pipe;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -48,7 +48,7 @@ impl Restored {
     ///
     /// # Errors
     /// If the kernel refuses it.
-    pub(crate) fn open(&mut self, flags: u32) -> Result<OwnedFd> {
+    pub(crate) fn open(&mut self, flags: u32, ia32: &mut Ia32) -> Result<OwnedFd> {
         let wanted = OFlag::from_bits_retain(flags.cast_signed());
         let large = flags & O_LARGEFILE != 0;
         let end = match wanted & OFlag::O_ACCMODE {
@@ -67,7 +67,7 @@ impl Restored {
         let opened = if large {
             nix::fcntl::open(path.as_c_str(), now, Mode::empty())
         } else {
-            int80::open(&path, now.bits())
+            ia32.open(&path, now.bits())
         }
         .with_context(|| format!("pipe:[{}]: open again", self.ino))?;
         if !wanted.contains(OFlag::O_NONBLOCK) {
