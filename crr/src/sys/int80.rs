@@ -43,6 +43,13 @@ impl LowBuffer {
     /// # Errors
     /// ENOMEM.
     pub fn new() -> nix::Result<Self> {
+        let mut buffer = Self::map()?;
+        buffer.available = available()?;
+        Ok(buffer)
+    }
+
+    /// [`Self::new`] without the look, which costs a fork.
+    fn map() -> nix::Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a fresh mapping touches nothing that exists.
@@ -51,7 +58,7 @@ impl LowBuffer {
             return Err(Errno::last());
         }
         let base = NonNull::new(base.cast()).ok_or(Errno::ENOMEM)?;
-        Ok(Self { base, available: available()? })
+        Ok(Self { base, available: false })
     }
 
     const SIZE: usize = 4096;
@@ -135,13 +142,14 @@ unsafe fn int80(number: u32, arguments: [u32; 3]) -> i32 {
 /// `__NR_openat` of arch/x86/entry/syscalls/syscall_32.tbl.
 const OPENAT: u32 = 295;
 
-/// open by the ia32 call, which unlike the 64-bit one does not add O_LARGEFILE to the flags.
+/// open by the ia32 call, which unlike the 64-bit one does not add O_LARGEFILE to the flags. For the files of ia32
+/// tasks: where these can be restored, the call is there.
 ///
 /// # Errors
 /// As open(2); ENAMETOOLONG for a path of a page or more.
 pub fn open(path: &std::ffi::CStr, flags: i32) -> nix::Result<std::os::fd::OwnedFd> {
     use std::os::fd::FromRawFd;
-    let low = LowBuffer::new()?;
+    let low = LowBuffer::map()?;
     let bytes = path.to_bytes_with_nul();
     if bytes.len() > LowBuffer::SIZE {
         return Err(Errno::ENAMETOOLONG);
