@@ -63,7 +63,8 @@ pub fn workloads_dir() -> PathBuf {
     target_dir().join("workloads")
 }
 
-/// The program of `workloads/NAME.c` for an ABI, built if it is missing or older than its sources.
+/// The program of `workloads/NAME.c` for an ABI, built if it is missing or older than its sources. `NAME-static` is the
+/// same source linked statically.
 ///
 /// # Errors
 /// gcc failed.
@@ -71,7 +72,11 @@ pub fn workload(name: &str, abi: Abi) -> crate::Result<PathBuf> {
     let dir = workloads_dir().join(abi.name());
     fs::create_dir_all(&dir)?;
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("workloads");
-    let main = sources.join(name).with_extension("c");
+    let (stem, linkage) = match name.strip_suffix("-static") {
+        Some(stem) => (stem, Some("-static")),
+        None => (name, None),
+    };
+    let main = sources.join(stem).with_extension("c");
     let program = dir.join(name);
     let lock = File::create(dir.join(format!("{name}.lock")))?;
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, e)| e)?;
@@ -83,7 +88,9 @@ pub fn workload(name: &str, abi: Abi) -> crate::Result<PathBuf> {
         .into_iter()
         .max();
     if modified(&program).ok() < newest {
-        compile(&main, &sources.join("workload.c"), abi, &program)?;
+        let mut gcc = Command::new("gcc");
+        gcc.arg(abi.gcc_flag()).args(linkage).args(CFLAGS).args([&main, &sources.join("workload.c")]);
+        compile(gcc, &program)?;
     }
     Ok(program)
 }
@@ -93,12 +100,10 @@ fn modified(path: &Path) -> crate::Result<SystemTime> {
     Ok(metadata.modified()?)
 }
 
-fn compile(main: &Path, common: &Path, abi: Abi, program: &Path) -> crate::Result {
+fn compile(mut gcc: Command, program: &Path) -> crate::Result {
     // Not in place: a program that is running cannot be written to.
     let fresh = program.with_extension("new");
-    let mut gcc = Command::new("gcc");
-    gcc.arg(abi.gcc_flag()).args(CFLAGS).args([main, common]).arg("-o").arg(&fresh);
-    let output = gcc.output().context("start gcc")?;
+    let output = gcc.arg("-o").arg(&fresh).output().context("start gcc")?;
     if !output.status.success() {
         bail!("{gcc:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
     }

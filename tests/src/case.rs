@@ -127,7 +127,7 @@ impl Running {
         let mut last = self.look()?;
         wait::until(wait::STEP, "the workload holds still", || {
             let now = self.look()?;
-            if self.busy || (now == last && now.all_asleep()) {
+            if now == last && (self.busy || now.all_asleep()) {
                 return Ok(Some(now));
             }
             last = now;

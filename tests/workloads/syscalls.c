@@ -9,7 +9,8 @@
 #include <sys/select.h>
 #include <sys/uio.h>
 
-enum { SHORT_MS = 1500, LONG_S = 1000 };
+/* Long enough for a dump and a restore on a loaded machine to fall into it. */
+enum { SHORT_MS = 4000, LONG_S = 1000 };
 
 static int data[2], empty[2], full[2];
 static volatile int word;
@@ -106,7 +107,7 @@ static long do_clock_nanosleep(void)
 {
 	struct timespec time;
 	clock_gettime(CLOCK_MONOTONIC, &time);
-	time.tv_sec += 2;
+	time.tv_sec += SHORT_MS / 1000;
 	return -clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &time, NULL);
 }
 
@@ -127,7 +128,7 @@ static long do_futex_bitset(void)
 	static int nobody;
 	struct timespec time;
 	clock_gettime(CLOCK_MONOTONIC, &time);
-	time.tv_sec += 2;
+	time.tv_sec += SHORT_MS / 1000;
 	return errno_of(syscall(SYS_futex, &nobody, FUTEX_WAIT_BITSET, 0, &time, NULL, 1));
 }
 

@@ -1,19 +1,17 @@
 //! The checksums of `pages.img`: one per [`BLOCK_PAGES`] pages, computed on all processors.
 
+use crate::sys::window::Window;
 use anyhow::{Context, Result, bail};
 use images::container::Kind;
 use images::id::PAGE_SIZE;
 use images::memory::{BLOCK_PAGES, Memory};
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 /// Bytes under one checksum.
 const BLOCK_SIZE: u64 = BLOCK_PAGES * PAGE_SIZE;
-/// Bytes read at a time: small enough to stay in the processor's cache between the copy and the checksum.
-const PIECE_SIZE: usize = 128 << 10;
 /// More threads than this only wait for memory.
 const MAX_THREADS: usize = 8;
 
@@ -56,7 +54,6 @@ fn for_each_block(pages: &File, page_count: u64, each: impl Fn(u64, u32) -> Resu
     let next = AtomicU64::new(0);
     let failed = AtomicBool::new(false);
     let work = || -> Result<()> {
-        let mut piece = vec![0u8; PIECE_SIZE];
         while !failed.load(Ordering::Relaxed) {
             let block = next.fetch_add(1, Ordering::Relaxed);
             if block >= blocks {
@@ -64,7 +61,7 @@ fn for_each_block(pages: &File, page_count: u64, each: impl Fn(u64, u32) -> Resu
             }
             let size = (page_count * PAGE_SIZE - block * BLOCK_SIZE).min(BLOCK_SIZE);
             let done =
-                block_crc(pages, block * BLOCK_SIZE, size, &mut piece).and_then(|crc| each(block, crc));
+                block_crc(pages, block * BLOCK_SIZE, size).and_then(|crc| each(block, crc));
             if done.is_err() {
                 failed.store(true, Ordering::Relaxed);
                 return done;
@@ -84,16 +81,9 @@ fn for_each_block(pages: &File, page_count: u64, each: impl Fn(u64, u32) -> Resu
     })
 }
 
-/// The checksum of one block.
-fn block_crc(pages: &File, mut at: u64, size: u64, piece: &mut [u8]) -> Result<u32> {
-    let end = at + size;
-    let mut crc = 0;
-    while at < end {
-        let len = usize::try_from(end - at).map_or(piece.len(), |left| left.min(piece.len()));
-        let part = &mut piece[..len];
-        pages.read_exact_at(part, at).with_context(|| format!("read at {at:#x}"))?;
-        crc = crc32c::crc32c_append(crc, part);
-        at += len as u64;
-    }
-    Ok(crc)
+/// The checksum of one block. Mapped rather than read: the checksum is the only one to look at the bytes here, and a
+/// copy would cost more than it does.
+fn block_crc(pages: &File, at: u64, size: u64) -> Result<u32> {
+    let window = Window::map(pages, at, usize::try_from(size)?).with_context(|| format!("map at {at:#x}"))?;
+    Ok(crc32c::crc32c(window.bytes()))
 }

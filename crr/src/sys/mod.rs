@@ -20,6 +20,7 @@ pub mod sched;
 pub mod shared_page;
 pub mod vm;
 pub mod wait;
+pub mod window;
 pub mod xsave;
 
 use nix::errno::Errno;

@@ -68,7 +68,8 @@ fn changed_lines(old: &[String], new: &[String]) -> Vec<String> {
 /// What a dump may touch of a stack: the frame that takes a thread back, with its extended state.
 const FRAME_KB: u64 = 16;
 
-/// `name N kB` lines whose number is larger after; those marked `stack` may grow by a signal frame. Names that differ are the business of the maps entry.
+/// `name N kB` lines whose number is larger after; those marked `stack` may grow by a signal frame. Names that differ
+/// are the business of the maps entry.
 fn grown_lines(old: &[String], new: &[String]) -> Vec<String> {
     let size = |line: &str| -> Option<(String, u64)> {
         let mut words = line.split(' ');

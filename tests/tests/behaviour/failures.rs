@@ -1,4 +1,4 @@
-//! Restores that cannot work: all reasons are listed, exit code 1, and no process is left behind.
+//! Dumps and restores that cannot work: all reasons are listed, exit code 1, the target as before, no process left.
 
 use std::fs;
 use std::path::Path;
@@ -112,5 +112,31 @@ fn damaged_images_are_refused() {
         }
         running.restore(&["-d"])?.success()?;
         running.verify()
+    });
+}
+
+/// A dump whose images do not fit leaves the target as it was.
+#[test]
+fn a_full_disk_harms_nothing() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        for abi in Abi::ALL {
+            let dir = dir.join(abi.name());
+            let mut running = Workload::new("memory", "anonymous").start(&dir, abi)?;
+            let before = running.snapshot()?;
+            let small = dir.join("small");
+            fs::create_dir(&small)?;
+            let none: Option<&str> = None;
+            nix::mount::mount(none, &small, Some("tmpfs"), nix::mount::MsFlags::empty(), Some("size=1m"))?;
+            let root = running.root.to_string();
+            let output = tests::command::crr(&dir, &["dump", "-t", &root, "-D", small.to_str().unwrap()])?;
+            output.code(1)?.says("No space left on device")?;
+            running.looks_like(&before)?;
+            // Into a directory with room it can be dumped all the same.
+            running.cycle(&before)?;
+            running.verify()?;
+        }
+        Ok(())
     });
 }

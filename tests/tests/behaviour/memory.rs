@@ -24,6 +24,8 @@ tests::survives! {
     locked => memory("locked");
     huge_pages => memory("huge_pages");
     zero_page => memory("zero_page");
+    /// No dynamic loader, and in ia32 another place for everything.
+    statically_linked => Workload::new("memory-static", "heap");
 }
 
 /// A gigabyte of which 64 pages were touched, private or shared, costs about 64 pages of image.

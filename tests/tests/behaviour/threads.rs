@@ -13,4 +13,5 @@ tests::survives! {
     robust_shared => threads("robust_shared");
     registrations => threads("registrations");
     in_children => threads("in_children");
+    statically_linked => Workload::new("threads-static", "many");
 }

@@ -1,0 +1,51 @@
+//! A part of a file, mapped for reading.
+//!
+//! # Safety
+//! The file may be written or cut by others meanwhile: what is read are only numbers for a checksum, and a file that
+//! gets shorter ends crr with SIGBUS, before it has made anything.
+#![allow(unsafe_code)]
+
+use nix::errno::Errno;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+
+/// The mapping; unmapped when dropped.
+#[derive(Debug)]
+pub struct Window {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+impl Window {
+    /// Maps `len` bytes from a page-aligned offset, with all pages that are in memory already in place.
+    ///
+    /// # Errors
+    /// As mmap(2).
+    pub fn map(file: &File, offset: u64, len: usize) -> nix::Result<Self> {
+        let offset = i64::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
+        let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
+        // SAFETY: a new mapping where the kernel likes.
+        let at = unsafe {
+            libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, flags, file.as_raw_fd(), offset)
+        };
+        if at == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        NonNull::new(at.cast()).map(|base| Self { base, len }).ok_or(Errno::ENOMEM)
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: mapped for reading until drop; any bytes are valid.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, to which no reference is left.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
