@@ -34,6 +34,12 @@ pub fn fork(pid: Option<Pid>, flags: u64) -> nix::Result<Option<Pid>> {
     }
 }
 
+/// Whether a process or thread has this id.
+#[must_use]
+pub fn exists(tid: Pid) -> bool {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(tid), None) != Err(Errno::ESRCH)
+}
+
 /// Ends this process at once, running no destructors: for a forked child.
 pub fn exit(status: i32) -> ! {
     // SAFETY: does not return.
