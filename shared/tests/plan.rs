@@ -78,7 +78,7 @@ prop_compose! {
         for (gap, pages, prot, bits, backing, touched) in parts {
             let start = at + gap * PAGE_SIZE;
             at = start + pages * PAGE_SIZE;
-            let flags = bits & (vm::DONT_FORK | vm::NO_HUGE_PAGE | vm::NO_RESERVE | vm::MAY_WRITE);
+            let flags = bits & (vm::DONT_FORK | vm::NO_HUGE_PAGE | vm::NO_RESERVE | vm::MAY_WRITE | vm::ACCOUNTED);
             vmas.push(Vma { start: Addr(start), end: Addr(at), prot, flags, backing });
             if matches!(backing, Backing::Anonymous | Backing::PrivateFile(..)) {
                 for page in (0..pages).filter(|&page| touched[usize::try_from(page).unwrap()]) {

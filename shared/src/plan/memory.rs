@@ -34,15 +34,19 @@ const ADVICE_AFTER: [(u32, u32); 6] = [
 /// Appends the ops of a space.
 pub fn ops(list: &mut Vec<u8>, slots: &mut Slots, exe: PathId, space: &Space) {
     let filled = filled(space);
-    for (vma, &has_contents) in space.vmas.iter().zip(&filled) {
-        map(list, slots, vma, has_contents);
+    let mut opened = Vec::with_capacity(space.vmas.len());
+    for group in groups(&space.vmas) {
+        let has_contents = filled[group.clone()].contains(&true);
+        let prot = open_prot(&space.vmas[group.clone()], has_contents);
+        map(list, slots, &space.vmas[group.clone()], prot, has_contents);
+        opened.extend(group.map(|_| prot));
     }
     for run in &space.runs {
         let (len, offset) = (run.pages * PAGE_SIZE, run.first_page * PAGE_SIZE);
         op::push(list, &Op::Fill { addr: run.start.0, len, offset });
     }
-    for (vma, &has_contents) in space.vmas.iter().zip(&filled) {
-        finish(list, vma, has_contents);
+    for (vma, &prot) in space.vmas.iter().zip(&opened) {
+        finish(list, vma, prot);
     }
     layout(list, slots, exe, space);
 }
@@ -65,19 +69,44 @@ fn length(vma: &Vma) -> u64 {
     vma.end.0 - vma.start.0
 }
 
+/// Areas that can be mapped by one call: neighbours that differ in protection alone, which is set afterwards. Only
+/// memory that counts against the commit limit anyway: it does from the moment it is writable.
+fn groups(vmas: &[Vma]) -> impl Iterator<Item = core::ops::Range<usize>> {
+    let joins = |left: &Vma, right: &Vma| {
+        let plain = |vma: &Vma| {
+            vma.backing == Backing::Anonymous
+                && vma.flags & vm::ACCOUNTED != 0
+                && vma.flags & vm::GROWS_DOWN == 0
+        };
+        plain(left) && plain(right) && left.flags == right.flags && left.end == right.start
+    };
+    let mut from = 0;
+    core::iter::from_fn(move || {
+        let first = from;
+        vmas.get(first)?;
+        from += 1;
+        while vmas.get(from).is_some_and(|next| joins(&vmas[from - 1], next)) {
+            from += 1;
+        }
+        Some(first..from)
+    })
+}
+
 /// Protection while contents come in. Private memory counts against the commit limit (smaps `ac`) from the moment it
 /// is writable, and still does when it is no longer.
-const fn open_prot(vma: &Vma, has_contents: bool) -> u32 {
-    let private = matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..));
-    let accounted = private && vma.flags & vm::ACCOUNTED != 0;
-    match (has_contents, accounted) {
-        (true, _) => vma.prot | PROT_READ | PROT_WRITE,
-        (false, true) => vma.prot | PROT_WRITE,
-        (false, false) => vma.prot,
+fn open_prot(group: &[Vma], has_contents: bool) -> u32 {
+    let first = &group[0];
+    let private = matches!(first.backing, Backing::Anonymous | Backing::PrivateFile(..));
+    match (has_contents || group.len() > 1, private && first.flags & vm::ACCOUNTED != 0) {
+        (true, _) => PROT_READ | PROT_WRITE,
+        (false, true) => first.prot | PROT_WRITE,
+        (false, false) => first.prot,
     }
 }
 
-fn map(list: &mut Vec<u8>, slots: &mut Slots, vma: &Vma, has_contents: bool) {
+/// Maps a group of areas (mostly one) by one call.
+fn map(list: &mut Vec<u8>, slots: &mut Slots, group: &[Vma], prot: u32, has_contents: bool) {
+    let vma = &group[0];
     let has = |bit: u32| vma.flags & bit != 0;
     let mut path =
         |path, shared: bool| slots.slot(Need::Path { path, writable: shared && has(vm::MAY_WRITE) });
@@ -94,9 +123,9 @@ fn map(list: &mut Vec<u8>, slots: &mut Slots, vma: &Vma, has_contents: bool) {
     if has(vm::NO_RESERVE) {
         flags |= MAP_NORESERVE;
     }
-    let (addr, len) = (vma.start.0, length(vma));
-    op::push(list, &Op::Map { addr, len, prot: open_prot(vma, has_contents), flags, fd, offset });
-    if !has_contents && open_prot(vma, false) != vma.prot {
+    let (addr, len) = (vma.start.0, group[group.len() - 1].end.0 - vma.start.0);
+    op::push(list, &Op::Map { addr, len, prot, flags, fd, offset });
+    if !has_contents && group.iter().any(|vma| vma.prot != prot) {
         // mprotect takes the accounting back from an area that never had a page (mprotect_fixup, mm/mprotect.c).
         for advice in [MADV_POPULATE_WRITE, MADV_DONTNEED] {
             op::push(list, &Op::Advise { addr, len: PAGE_SIZE, advice });
@@ -109,7 +138,8 @@ fn map(list: &mut Vec<u8>, slots: &mut Slots, vma: &Vma, has_contents: bool) {
     }
 }
 
-fn finish(list: &mut Vec<u8>, vma: &Vma, has_contents: bool) {
+/// What has to wait for the contents; `prot` is the protection until now.
+fn finish(list: &mut Vec<u8>, vma: &Vma, prot: u32) {
     let (addr, len) = (vma.start.0, length(vma));
     let special = match vma.backing {
         Backing::Vdso => Some(Special::Vdso),
@@ -121,7 +151,7 @@ fn finish(list: &mut Vec<u8>, vma: &Vma, has_contents: bool) {
         op::push(list, &Op::Place { area, addr });
         return;
     }
-    if open_prot(vma, has_contents) != vma.prot {
+    if prot != vma.prot {
         op::push(list, &Op::Protect { addr, len, prot: vma.prot });
     }
     for (bit, advice) in ADVICE_AFTER {
