@@ -64,6 +64,14 @@ pub enum Op<'a> {
         /// MADV_*.
         advice: u32,
     },
+    /// Make pages and drop them again, as far as the kernel can: memory that never had a page would lose its place in
+    /// the commit accounting when it is made read-only.
+    Populate {
+        /// Address.
+        addr: u64,
+        /// Bytes.
+        len: u64,
+    },
     /// mlock2.
     Lock {
         /// Address.

@@ -52,7 +52,7 @@ fn follow(list: &[u8], needs: &[Need]) -> BTreeMap<u64, Page> {
                 range(addr, len)
                     .for_each(|at| pages.get_mut(&at).expect("advised a gap").advice.push(advice));
             }
-            Op::Lock { .. } | Op::Place { .. } | Op::Layout { .. } => {}
+            Op::Populate { .. } | Op::Lock { .. } | Op::Place { .. } | Op::Layout { .. } => {}
             other => panic!("not a memory op: {other:?}"),
         }
     }
@@ -148,7 +148,7 @@ proptest! {
         let area = |offset, len| SpecialArea { offset, len };
         let special = [area(-0x6000, 0x4000), area(-0x2000, 0x2000), area(0, 0x2000)];
         let contents = hole::Contents { program, fds, special, threads, fillers: [9, 8, 0], plan };
-        let start = contents.start(images::Abi::Ia32, 0x40_0000, 0x1000);
+        let start = contents.start(0xffff_e000, 0x40_0000, 0x1000);
         let ends = [
             (start.hole_start, start.hole_start + program),
             (start.control_addr, start.control_addr + 4096),

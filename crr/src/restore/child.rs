@@ -203,11 +203,12 @@ fn files(restore: &Restore<'_>, index: usize) -> Outcome {
     for entry in &task.fds {
         let to = entry.fd.0.cast_signed();
         let failed = |errno| (Step::Files, errno, u64::from(entry.fd.0));
-        if let Some(other) = holds.get(&to).copied().filter(|&other| other != entry.description) {
-            if let Some(place) = places.get_mut(&other).filter(|place| place.left > 0) {
-                place.now = restore.opened.raiser.move_away(to).map_err(failed)?;
-                holds.insert(place.now, other);
-            }
+        let held = holds.get(&to).copied().filter(|&other| other != entry.description);
+        if let Some((other, place)) = held.and_then(|other| Some((other, places.get_mut(&other)?)))
+            && place.left > 0
+        {
+            place.now = restore.opened.raiser.move_away(to).map_err(failed)?;
+            holds.insert(place.now, other);
         }
         if let Some(place) = places.get_mut(&entry.description) {
             process::place_fd(place.now, to).map_err(failed)?;

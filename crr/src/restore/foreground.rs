@@ -31,7 +31,9 @@ pub(super) fn wait(child: Pid, root: Pid) -> Result<u8> {
         match waitpid(child, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
             Ok(WaitStatus::Exited(_, code)) => break u8::try_from(code & 0xff).unwrap_or(u8::MAX),
             Ok(WaitStatus::Signaled(_, signal, _)) => break 128 + u8::try_from(signal as i32).unwrap_or(0),
-            Ok(WaitStatus::Stopped(..)) => suspend(root, terminal.as_ref()),
+            Ok(WaitStatus::Stopped(_, signal)) if terminal.is_some() || by_terminal(signal) => {
+                suspend(root, terminal.as_ref());
+            }
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno).with_context(|| format!("wait for task {child}")),
         }
@@ -42,6 +44,11 @@ pub(super) fn wait(child: Pid, root: Pid) -> Result<u8> {
     };
     drop(terminal);
     Ok(status)
+}
+
+/// Whether a stop comes from job control; SIGSTOP is a matter between its sender and the tree.
+fn by_terminal(signal: Signal) -> bool {
+    matches!(signal, Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU)
 }
 
 /// The job was stopped (Ctrl-Z): stop too, so that the shell notices, and go on with it.

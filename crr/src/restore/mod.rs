@@ -12,6 +12,7 @@ mod serve;
 mod stand_in;
 mod takeover;
 
+use crate::changed::Changed;
 use crate::machine;
 use crate::store::Checkpoint;
 use crate::sys::process;
@@ -20,10 +21,12 @@ use environment::Environment;
 use images::task::Tree;
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{GenericNamespaced, ListenerOptions};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use open::Opened;
 use prepare::Preparation;
 use stand_in::StandIn;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -97,27 +100,41 @@ pub fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
     // afterwards it is passed on.
     let old_mask = process::block_all_signals().context("block signals")?;
     let restored = if options.new_pidns { namespace::restore(options) } else { restore_and_wait(options) };
-    old_mask.thread_set_mask().context("signal mask")?;
+    process::set_signal_mask(old_mask).context("signal mask")?;
     restored
 }
 
 fn restore_and_wait(options: &Options) -> Result<(Report, Option<u8>)> {
+    let pidfile = PidFile::create(options)?;
     let report = restore_here(options)?;
-    write_pidfile(options, report.root)?;
+    pidfile.write(report.root)?;
     let stays = !options.detached && !options.sibling;
     let status = if stays { Some(foreground::wait(report.root, report.root)?) } else { None };
     Ok((report, status))
 }
 
-fn write_pidfile(options: &Options, root: images::Pid) -> Result<()> {
-    let Some(path) = &options.pidfile else { return Ok(()) };
-    std::fs::write(path, format!("{root}")).with_context(|| path.display().to_string())
+/// Where the pid of the root goes: opened before anything is made, and before the root directory changes.
+struct PidFile(Option<(PathBuf, std::fs::File)>);
+
+impl PidFile {
+    fn create(options: &Options) -> Result<Self> {
+        let Some(path) = &options.pidfile else { return Ok(Self(None)) };
+        let file = std::fs::File::create(path).with_context(|| path.display().to_string())?;
+        Ok(Self(Some((path.clone(), file))))
+    }
+
+    fn write(self, root: images::Pid) -> Result<()> {
+        let Some((path, mut file)) = self.0 else { return Ok(()) };
+        let how = "the tree runs".to_owned();
+        write!(file, "{root}").with_context(|| path.display().to_string()).context(Changed { how })
+    }
 }
 
 /// Restores a tree as children of this process, in the namespaces it is in.
 fn restore_here(options: &Options) -> Result<Report> {
     let began = Instant::now();
     let deadline = began + options.timeout;
+    open::raise_limit()?;
     let checkpoint = Checkpoint::read_showing(&options.images_dir, options.progress)?;
     if let Some(root) = &options.root {
         nix::unistd::chroot(root).with_context(|| format!("{}: change root", root.display()))?;
@@ -186,7 +203,7 @@ fn bring_back(restore: &Restore<'_>, options: &Options, deadline: Instant) -> Re
     });
     if let Err(error) = outcome {
         restore.preparation.control.fail();
-        undo(restore, options);
+        undo(restore);
         return Err(error);
     }
     Ok(pid)
@@ -215,20 +232,22 @@ fn needs_stand_in(tree: &Tree, options: &Options) -> bool {
 
 /// Kills whatever of the tree exists. All of its pids were free before the first fork, and a task that is gone
 /// with its parent (see `child`) is gone for good.
-fn undo(restore: &Restore<'_>, options: &Options) {
+fn undo(restore: &Restore<'_>) {
     let tasks = &restore.checkpoint.tree.tasks;
     let ours: Vec<images::Pid> =
         tasks.iter().rev().map(|task| task.pid).filter(|&pid| is_ours(restore, pid)).collect();
     for &pid in &ours {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
     }
-    // With a parent of its own it is for that one, and then for init, to reap.
-    if !options.sibling && !needs_stand_in(&restore.checkpoint.tree, options) {
-        let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(tasks[0].pid), None);
-    }
-    // Orphans are init's to reap, but they are to be dead when crr says that it failed.
+    // Orphans are init's to reap, but they are to be dead when crr says that it failed. Threads that were seized are
+    // ours to reap, all of a task's before its leader.
     let patience = Instant::now() + Duration::from_secs(2);
-    while ours.iter().any(|&pid| is_alive(pid)) && Instant::now() < patience {
+    let flags = WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
+    while Instant::now() < patience {
+        while matches!(waitpid(None, Some(flags)), Ok(status) if status != WaitStatus::StillAlive) {}
+        if !ours.iter().any(|&pid| is_alive(pid)) {
+            break;
+        }
         std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -3,7 +3,7 @@
 //! The first process of that namespace does the restore and stays as its init: it reaps orphans, and ends, and with
 //! it the namespace, when the root of the tree ends. It has a mount namespace too, for a /proc that shows the new pids.
 
-use super::{Options, Report, foreground};
+use super::{Options, PidFile, Report, foreground};
 use crate::sys::process;
 use anyhow::{Context, Result, anyhow, bail};
 use images::Pid;
@@ -32,6 +32,7 @@ pub(super) fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
             "--new-pidns and --restore-sibling exclude each other: the root is a child of the new namespace's init"
         );
     }
+    let pidfile = PidFile::create(options)?;
     let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("pipe")?;
     unshare(CloneFlags::CLONE_NEWPID).context("make a pid namespace (needs CAP_SYS_ADMIN)")?;
     let Some(init) = process::fork(None, 0).context("fork the namespace's init")? else {
@@ -52,7 +53,7 @@ pub(super) fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
     // If the root has ended already, its init is about to.
     let root = first_child(init).unwrap_or(init);
     let report = Report { root, tasks, bytes, total: Duration::from_nanos(nanos) };
-    super::write_pidfile(options, root)?;
+    pidfile.write(root)?;
     let status = if options.detached { None } else { Some(foreground::wait(init, root)?) };
     Ok((report, status))
 }

@@ -142,17 +142,23 @@ pub(super) fn owned(fd: RawFd) -> Option<OwnedFd> {
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Raises the soft limit of open files to what the tree needs: this many, and the highest number of a task.
+/// Raises the soft limit of open files to the hard one: before this process's limits are compared with the tasks'.
+///
+/// # Errors
+/// Never, by the manual.
+pub(super) fn raise_limit() -> Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("getrlimit")?;
+    if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("setrlimit") } else { Ok(()) }
+}
+
+/// Whether as many files can be open at once as the tree needs: this many, and the highest number of a task.
 fn make_room(count: usize, highest: RawFd) -> Result<()> {
     let wanted = (count as u64).max(u64::try_from(highest)? + 1);
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("getrlimit")?;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("getrlimit")?;
     if wanted > hard {
         bail!(
             "the tree needs {wanted} file descriptors at once; this process may have {hard} (RLIMIT_NOFILE)"
         );
-    }
-    if wanted > soft {
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("setrlimit")?;
     }
     Ok(())
 }

@@ -109,7 +109,7 @@ pub(super) fn prepare(
     let mut children = children(checkpoint);
     for (index, plan) in plans.into_iter().enumerate() {
         let task = &tree.tasks[index];
-        let start = contents[index].start(task.abi, bases[index], offset);
+        let start = contents[index].start(hole::task_size(task), bases[index], offset);
         offset += page_align(contents[index].plan);
         let program = program_at[&(task.abi, bases[index])];
         let children = std::mem::take(&mut children[index]);
@@ -170,9 +170,11 @@ fn bases(checkpoint: &Checkpoint, lens: &[u64]) -> Result<Vec<u64>> {
     for abi in [Abi::X86_64, Abi::Ia32] {
         let of_abi = || (0..tasks.len()).filter(|&index| tasks[index].abi == abi);
         let longest = of_abi().map(|index| lens[index]).max().unwrap_or(0);
-        let common = hole::choose(abi, of_abi().map(|index| &spaces[index]), longest);
+        let limit =
+            of_abi().map(|index| hole::task_size(&tasks[index])).min().unwrap_or_else(|| abi.task_size());
+        let common = hole::choose(limit, of_abi().map(|index| &spaces[index]), longest);
         for index in of_abi() {
-            let Some(hole) = common.or_else(|| hole::choose(abi, [&spaces[index]], lens[index])) else {
+            let Some(hole) = common.or_else(|| hole::choose(limit, [&spaces[index]], lens[index])) else {
                 let pid = tasks[index].pid;
                 bail!(
                     "task {pid}: its address space has no {} KiB free for the program that restores it",

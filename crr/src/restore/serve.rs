@@ -7,7 +7,6 @@ use images::Pid;
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{Listener, Stream};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, sendmsg, sockopt};
 use shared::op;
 use shared::proto::{FDS_PER_MESSAGE, Report, Stage};
@@ -20,9 +19,6 @@ struct Peer {
     index: usize,
     socket: OwnedFd,
 }
-
-/// Signals that end a restore before the tree is back.
-const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
 /// Where a parked task has a system call instruction in its hole, by task index.
 pub(super) type Parked = Vec<u64>;
@@ -63,10 +59,7 @@ pub(super) fn serve(
         } else if unseen > 0 {
             super::still_there(root)?;
         }
-        let pending = crate::sys::pending_signals().context("sigpending")?;
-        if ENDING.into_iter().any(|signal| pending.contains(signal)) {
-            bail!("interrupted by a signal");
-        }
+        crate::ptrace::check_interrupted()?;
         if Instant::now() > deadline {
             bail!("{left} tasks are not back in time (--timeout)");
         }

@@ -33,10 +33,22 @@ pub(super) fn take_over(restore: &Restore<'_>, parked: &Parked, stand_in: Option
     for task in tasks {
         all.push(seize(task, &patience).with_context(|| format!("task {}: take it over", task.pid))?);
     }
+    // From here on every thread dies with this process (PTRACE_O_EXITKILL), and none with its parent.
+    for (taken, &syscall_at) in all.iter_mut().zip(parked) {
+        let leader = taken.remove(0);
+        // None yet where a stand-in has still to go.
+        let signal = if stand_in.is_some() { 0 } else { leader.record.parent_death_signal };
+        taken.insert(0, set_death_signal(leader, syscall_at, signal, &patience)?);
+    }
     if let Some(stand_in) = stand_in {
         stand_in.leave();
-        all[0] = parent_death_signals(std::mem::take(&mut all[0]), parked[0], &patience)
-            .with_context(|| format!("task {}: set its parent-death signal", tasks[0].pid))?;
+        let root = std::mem::take(&mut all[0]).into_iter();
+        all[0] = root
+            .map(|taken| {
+                let signal = taken.record.parent_death_signal;
+                set_death_signal(taken, parked[0], signal, &patience)
+            })
+            .collect::<Result<_>>()?;
     }
     let mut finished = Vec::new();
     for ((task, taken), (prepared, &syscall_at)) in
@@ -85,23 +97,20 @@ fn finish<'a>(
     Ok(taken)
 }
 
-/// What each thread of the root could not ask for while it had another parent.
-fn parent_death_signals<'a>(
-    taken: Vec<Taken<'a>>,
+/// Has a thread ask for a signal when its parent ends; until then a leader is tied to its parent by SIGKILL.
+fn set_death_signal<'a>(
+    taken: Taken<'a>,
     syscall_at: u64,
+    signal: u32,
     patience: &Patience,
-) -> Result<Vec<Taken<'a>>> {
+) -> Result<Taken<'a>> {
     const PR_SET_PDEATHSIG: u64 = 1;
-    let mut done = Vec::new();
-    for Taken { record, mut stopped } in taken {
-        let signal = u64::from(record.parent_death_signal);
-        if signal != 0 {
-            let (x86_64, ia32) = (157, 172);
-            stopped = call(stopped, syscall_at, [x86_64, ia32], [PR_SET_PDEATHSIG, signal], patience)?;
-        }
-        done.push(Taken { record, stopped });
-    }
-    Ok(done)
+    let (prctl_64, prctl_32) = (157, 172);
+    let Taken { record, stopped } = taken;
+    let args = [PR_SET_PDEATHSIG, u64::from(signal)];
+    let stopped = call(stopped, syscall_at, [prctl_64, prctl_32], args, patience)
+        .with_context(|| format!("thread {}: set its parent-death signal", record.tid))?;
+    Ok(Taken { record, stopped })
 }
 
 /// Unmaps the hole, code included: the thread does not run there again.

@@ -50,6 +50,10 @@ pub(super) fn verify(pages: &File, memory: &Memory, seen: &(dyn Fn(u64) + Sync))
 
 /// Calls `each` with the number and checksum of every block, from several threads; stops at the first error.
 fn for_each_block(pages: &File, page_count: u64, each: impl Fn(u64, u32) -> Result<()> + Sync) -> Result<()> {
+    let (size, wanted) = (pages.metadata().context("fstat")?.len(), page_count.saturating_mul(PAGE_SIZE));
+    if size < wanted {
+        bail!("is cut off: {size} bytes instead of {wanted}");
+    }
     let blocks = page_count.div_ceil(BLOCK_PAGES);
     let next = AtomicU64::new(0);
     let failed = AtomicBool::new(false);

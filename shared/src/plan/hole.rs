@@ -12,6 +12,7 @@ use alloc::vec::Vec;
 use images::Abi;
 use images::id::PAGE_SIZE;
 use images::memory::Space;
+use images::task::Task;
 
 /// Lowest address a hole may have: above any sensible `vm.mmap_min_addr`.
 const LOWEST: u64 = 0x4_0000;
@@ -66,7 +67,7 @@ impl Contents {
 
     /// The first message for a task whose hole begins at `base` and whose plan lies at `plan_offset` of the tree.
     #[must_use]
-    pub fn start(&self, abi: Abi, base: u64, plan_offset: u64) -> Start {
+    pub fn start(&self, task_size: u64, base: u64, plan_offset: u64) -> Start {
         let control_addr = base + page_align(self.program);
         let scratch_addr = control_addr + page_align(size_of::<Control>() as u64);
         let parking_addr = scratch_addr + self.scratch();
@@ -76,7 +77,7 @@ impl Contents {
             magic: Start::MAGIC,
             hole_start: base,
             hole_end: base + self.len(),
-            task_size: abi.task_size(),
+            task_size,
             control_addr,
             plan_addr,
             plan_offset,
@@ -92,13 +93,24 @@ impl Contents {
     }
 }
 
+/// One past the highest address that a task can map.
+#[must_use]
+pub fn task_size(task: &Task) -> u64 {
+    /// ADDR_LIMIT_3GB, include/uapi/linux/personality.h; x86_64 tasks do not heed it.
+    const ADDR_LIMIT_3GB: u32 = 0x800_0000;
+    match task.abi {
+        Abi::Ia32 if task.personality & ADDR_LIMIT_3GB != 0 => 0xc000_0000,
+        abi => abi.task_size(),
+    }
+}
+
 /// The lowest hole of `len` bytes for any of these address spaces: tasks with the same hole share one program image.
 #[must_use]
-pub fn choose<'a>(abi: Abi, spaces: impl IntoIterator<Item = &'a Space>, len: u64) -> Option<Range> {
+pub fn choose<'a>(task_size: u64, spaces: impl IntoIterator<Item = &'a Space>, len: u64) -> Option<Range> {
     let taken: Vec<Range> = spaces
         .into_iter()
         .flat_map(|space| &space.vmas)
         .map(|vma| Range { start: vma.start.0, end: vma.end.0 })
         .collect();
-    find_gap(&taken, Range { start: LOWEST, end: abi.task_size() - PAGE_SIZE }, len)
+    find_gap(&taken, Range { start: LOWEST, end: task_size - PAGE_SIZE }, len)
 }

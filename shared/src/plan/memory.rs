@@ -15,8 +15,6 @@ const MAP_PRIVATE: u32 = 0x02;
 const MAP_ANONYMOUS: u32 = 0x20;
 const MAP_GROWSDOWN: u32 = 0x100;
 const MAP_NORESERVE: u32 = 0x4000;
-const MADV_DONTNEED: u32 = 4;
-const MADV_POPULATE_WRITE: u32 = 23;
 const MLOCK_ONFAULT: u32 = 1;
 
 /// `vm` bit and MADV_* that sets it, for what must be said before pages come in.
@@ -127,9 +125,7 @@ fn map(list: &mut Vec<u8>, slots: &mut Slots, group: &[Vma], prot: u32, has_cont
     op::push(list, &Op::Map { addr, len, prot, flags, fd, offset });
     if !has_contents && group.iter().any(|vma| vma.prot != prot) {
         // mprotect takes the accounting back from an area that never had a page (mprotect_fixup, mm/mprotect.c).
-        for advice in [MADV_POPULATE_WRITE, MADV_DONTNEED] {
-            op::push(list, &Op::Advise { addr, len: PAGE_SIZE, advice });
-        }
+        op::push(list, &Op::Populate { addr, len: PAGE_SIZE });
     }
     for (bit, advice) in ADVICE_BEFORE {
         if has(bit) {

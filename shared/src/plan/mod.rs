@@ -109,7 +109,7 @@ pub fn task(machine: &Machine, task: &Task, space: &Space) -> TaskPlan {
         let mut own = Vec::new();
         thread::ops(&mut own, machine, task.abi, record);
         creds::ops(&mut own, &machine.creds, &record.creds);
-        last_of_thread(&mut own, record);
+        last_of_thread(&mut own, record, record.parent_death_signal);
         op::push(&mut ops, &Op::Thread { tid: record.tid, stack: threads, ops: &own });
         threads += 1;
     }
@@ -133,18 +133,24 @@ pub fn task(machine: &Machine, task: &Task, space: &Space) -> TaskPlan {
         op::push(&mut ops, &Op::Join);
     }
     op::push(&mut ops, &Op::Prctl { option: PR_SET_DUMPABLE, args: [u64::from(task.dumpable), 0, 0] });
-    last_of_thread(&mut ops, leader);
+    last_of_thread(&mut ops, leader, TIE);
     signal::timers(&mut ops, &task.interval_timers);
     TaskPlan { ops, needs: slots.into_needs(), threads }
 }
 
+/// The signal that ends a restoring task when its parent ends.
+pub const TIE: u32 = 9;
+
 /// What a change of credentials would undo (`commit_creds` clears the parent-death signal) or what would stand in
 /// the way of it.
-fn last_of_thread(ops: &mut Vec<u8>, thread: &images::thread::Thread) {
+///
+/// The leader stays tied to its parent by SIGKILL until it is taken over (`restore::takeover`), so that a restore which
+/// fails or is killed leaves nobody behind; only the leader is.
+fn last_of_thread(ops: &mut Vec<u8>, thread: &images::thread::Thread, signal: u32) {
     const PR_SET_NO_NEW_PRIVS: u32 = 38;
-    // Always set: until here it is SIGKILL, so that a failed restore leaves nobody behind.
-    let signal = u64::from(thread.parent_death_signal);
-    op::push(ops, &Op::Prctl { option: PR_SET_PDEATHSIG, args: [signal, 0, 0] });
+    if signal != 0 {
+        op::push(ops, &Op::Prctl { option: PR_SET_PDEATHSIG, args: [u64::from(signal), 0, 0] });
+    }
     if thread.creds.no_new_privs {
         op::push(ops, &Op::Prctl { option: PR_SET_NO_NEW_PRIVS, args: [1, 0, 0] });
     }
