@@ -90,11 +90,6 @@ CASE(memory)
 	char *attached = MUST((char *)shmat(segment, NULL, 0));
 	MUST(shmctl(segment, IPC_RMID, NULL));
 	name_address(attached);
-	/* Anonymous memory that keeps the name of the device. */
-	int zero = MUST(open("/dev/zero", O_RDWR));
-	char *device = MUST((char *)mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, zero, 0));
-	device[0] = 1;
-	name_address(device);
 	checkpoint();
 	check_alive(pair);
 	mapped[0] = attached[0] = gone[0];

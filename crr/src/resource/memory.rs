@@ -8,7 +8,7 @@ use crate::refusal::{Refusal, Refusals};
 use anyhow::{Context, Result};
 use images::memory::{Backing, Vma, vm};
 use images::{Addr, PathId, Pid, SharedId};
-use nix::sys::stat::SFlag;
+use nix::sys::stat::{FileStat, SFlag, major, minor};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
@@ -199,7 +199,7 @@ impl Backings {
             return Ok(Ok(Mapped::Shared(id)));
         }
         let name = dir.link(&link).with_context(|| format!("read {link}"))?;
-        if file_type(open.st_mode) != SFlag::S_IFREG {
+        if file_type(open.st_mode) != SFlag::S_IFREG && !is_zero_device(&open) {
             return Ok(Err(Lost::Unreachable));
         }
         Ok(paths.resolve(name.as_bytes(), &open).map(Mapped::File))
@@ -237,6 +237,12 @@ impl Backings {
         }
         Ok(())
     }
+}
+
+/// Whether a file is /dev/zero. A private mapping of it is anonymous memory that shows the name (mmap_zero() of
+/// drivers/char/mem.c); a shared one does not show it.
+fn is_zero_device(open: &FileStat) -> bool {
+    file_type(open.st_mode) == SFlag::S_IFCHR && (major(open.st_rdev), minor(open.st_rdev)) == (1, 5)
 }
 
 /// Whether a maps file shows an object of anonymous shared memory.
