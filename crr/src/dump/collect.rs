@@ -386,7 +386,8 @@ fn check_lock_future(dir: &Dir, locked: u64, executor: &Executor, refuse: &mut R
     let range = executor.range();
     let with_ours = status::parse(&buffer)?.locked_kib * 1024;
     if with_ours >= locked + (range.end - range.start) {
-        refuse.because("memory", "all future mappings are to be locked (mlockall(MCL_FUTURE))");
+        let hint = "have the program call munlockall before the dump";
+        refuse.with_hint("memory", "all future mappings are to be locked (mlockall(MCL_FUTURE))", hint);
     }
     Ok(())
 }
