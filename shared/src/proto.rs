@@ -16,6 +16,9 @@ pub const SLOT_PAGES: u32 = 1;
 /// Index of the first file that ops name.
 pub const SLOT_FILES: u32 = 2;
 
+/// Most threads beside the leader that read page contents.
+pub const MAX_FILLERS: usize = 3;
+
 /// Bytes of a thread's stack while it follows its ops.
 pub const THREAD_STACK: u64 = 16384;
 
@@ -61,6 +64,9 @@ pub struct Start {
     pub special: [SpecialArea; 3],
     /// Working fds in all, over as many messages as that takes.
     pub fds: u64,
+    /// Thread ids that the tree does not use, for threads that read page contents; then zeros. Their stacks lie above
+    /// those of the task's threads.
+    pub fillers: [u64; MAX_FILLERS],
 }
 
 impl Start {

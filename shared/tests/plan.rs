@@ -147,14 +147,14 @@ proptest! {
     ) {
         let area = |offset, len| SpecialArea { offset, len };
         let special = [area(-0x6000, 0x4000), area(-0x2000, 0x2000), area(0, 0x2000)];
-        let contents = hole::Contents { program, fds, special, threads, plan };
+        let contents = hole::Contents { program, fds, special, threads, fillers: [9, 8, 0], plan };
         let start = contents.start(images::Abi::Ia32, 0x40_0000, 0x1000);
         let ends = [
             (start.hole_start, start.hole_start + program),
             (start.control_addr, start.control_addr + 4096),
             (start.scratch_addr, start.scratch_addr + fds * 4),
             (start.parking_addr, start.parking_addr + 0x8000),
-            (start.stacks_addr, start.stacks_addr + threads * shared::proto::THREAD_STACK),
+            (start.stacks_addr, start.stacks_addr + (threads + 2) * shared::proto::THREAD_STACK),
             (start.plan_addr, start.plan_addr + plan),
         ];
         for pair in ends.windows(2) {

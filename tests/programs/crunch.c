@@ -1,6 +1,6 @@
 /* crunch STEPS: threads that keep their numbers in SSE, AVX and x87 registers; prints what came out, bit by
  * bit. The same steps give the same bits in every run of the same build. The step that it is at stands in
- * /work/progress. */
+ * /scratch/progress. */
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -60,7 +60,7 @@ static void *crunch(void *which)
 {
 	struct state *s = which;
 	int first = s == states;
-	int progress = first ? open("/work/progress", O_RDWR | O_CREAT | O_TRUNC, 0644) : -1;
+	int progress = first ? open("/scratch/progress", O_RDWR | O_CREAT | O_TRUNC, 0644) : -1;
 	for (long step = 0; step < steps; step += 1000) {
 		if (__builtin_cpu_supports("avx"))
 			run_avx(s, step, step + 1000);

@@ -1,10 +1,10 @@
-"""How a test talks to a program without a socket: it puts `NUMBER COMMAND` into /work/command by rename, the
-program looks there now and then and puts `NUMBER ANSWER` into /work/answer, also by rename."""
+"""How a test talks to a program without a socket: it puts `NUMBER COMMAND` into /scratch/command by rename, the
+program looks there now and then and puts `NUMBER ANSWER` into /scratch/answer, also by rename."""
 
 import os
 import time
 
-COMMAND, ANSWER = "/work/command", "/work/answer"
+COMMAND, ANSWER = "/scratch/command", "/scratch/answer"
 
 
 def _last():

@@ -26,15 +26,15 @@ while (1) {
     chomp(my @back = map { scalar <$back> } @taken);
     $wrong++ if "@back" ne join ' ', map { scalar reverse } @taken;
     $round++;
-    if (open my $command, '<', '/work/command') {
+    if (open my $command, '<', '/scratch/command') {
         my $line = <$command> // '';
         close $command;
         if ($line ne $last && $line =~ /^(\d+) check$/) {
             $last = $line;
-            open my $answer, '>', '/work/answer.new' or die $!;
+            open my $answer, '>', '/scratch/answer.new' or die $!;
             print $answer "$1 $round $wrong\n";
             close $answer;
-            rename '/work/answer.new', '/work/answer' or die $!;
+            rename '/scratch/answer.new', '/scratch/answer' or die $!;
         }
     }
 }

@@ -10,7 +10,7 @@ import sqlite3
 
 import desk
 
-db = sqlite3.connect("/work/ledger.sqlite", isolation_level=None)
+db = sqlite3.connect("/scratch/ledger.sqlite", isolation_level=None)
 db.execute("PRAGMA journal_mode = DELETE")
 db.execute("CREATE TABLE entry (id INTEGER PRIMARY KEY, amount INTEGER, note TEXT)")
 db.execute("CREATE INDEX by_amount ON entry (amount)")

@@ -1,12 +1,12 @@
 """lines.py COUNT PAUSE: COUNT chunks of 500 pseudo-random lines on stdout, PAUSE seconds after each; the
-chunk it is at stands in /work/progress."""
+chunk it is at stands in /scratch/progress."""
 
 import os
 import sys
 import time
 
 count, pause = int(sys.argv[1]), float(sys.argv[2])
-progress = os.open("/work/progress", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+progress = os.open("/scratch/progress", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
 seed = 1
 for chunk in range(count):
     lines = []

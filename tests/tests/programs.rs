@@ -3,7 +3,7 @@
 //! it works, and a client that knows what the right answers are asks it before and after.
 //!
 //! They run in the world of `programs/world`: the i386 tree with the host's 64-bit programs at `/host` and
-//! the test's directory at `/work`, as the root of the test's own mount namespace ([`Place::Namespace`]) or
+//! the test's directory at `/scratch`, as the root of the test's own mount namespace ([`Place::Namespace`]) or
 //! by plain chroot below a `crr` that has another root ([`Place::Chroot`]).
 
 use anyhow::{Context, bail, ensure};
@@ -40,7 +40,7 @@ enum Place {
 struct World {
     /// What the programs see as /, as this process sees it.
     root: PathBuf,
-    /// What the programs see as /work, as this process sees it.
+    /// What the programs see as /scratch, as this process sees it.
     dir: PathBuf,
     /// The host's own tree, as this process sees it, and the test's directory in there.
     host: PathBuf,
@@ -69,10 +69,10 @@ impl World {
         let crr = Path::new("/host").join(crr.strip_prefix("/")?);
         Ok(World {
             root: "/".into(),
-            dir: "/work".into(),
+            dir: "/scratch".into(),
             host: "/host".into(),
             host_dir,
-            script: "/work/world".into(),
+            script: "/scratch/world".into(),
             crr,
         })
     }
@@ -249,14 +249,14 @@ programs! {
     python32_threads_in_chroot in Chroot => |world| threads(world, PYTHON32);
     python64_threads in Namespace => |world| threads(world, PYTHON64);
     /// multiprocessing over pipes.
-    python32_workers in Namespace => |world| right_answers(world, &[PYTHON32, "/work/workers.py"]);
-    python64_workers in Chroot => |world| right_answers(world, &[PYTHON64, "/work/workers.py"]);
+    python32_workers in Namespace => |world| right_answers(world, &[PYTHON32, "/scratch/workers.py"]);
+    python64_workers in Chroot => |world| right_answers(world, &[PYTHON64, "/scratch/workers.py"]);
     /// SQLite on disk.
     python32_sqlite in Namespace => |world| sqlite(world, PYTHON32);
     python64_sqlite in Namespace => |world| sqlite(world, PYTHON64);
     /// A parent with two children and three pipes.
-    perl32_family in Namespace => |world| right_answers(world, &["/usr/bin/perl", "/work/family.pl"]);
-    perl32_family_in_chroot in Chroot => |world| right_answers(world, &["/usr/bin/perl", "/work/family.pl"]);
+    perl32_family in Namespace => |world| right_answers(world, &["/usr/bin/perl", "/scratch/family.pl"]);
+    perl32_family_in_chroot in Chroot => |world| right_answers(world, &["/usr/bin/perl", "/scratch/family.pl"]);
     /// A stream through a pipeline of one i386 program.
     busybox32_pipeline in Namespace => |world| stream(world, &["/bin/busybox", "sh", "-c"], BUSYBOX);
     /// A stream through 64-bit bash, i386 python, i386 gzip, 64-bit sort, i386 gzip.
@@ -275,21 +275,21 @@ programs! {
 /// The shell of the mixed pipelines, which fail if one of their programs does.
 const BASH: &[&str] = &[BASH64, "-o", "pipefail", "-c"];
 
-const BUSYBOX: &str = "/usr/bin/python3 /work/lines.py COUNT PAUSE \
+const BUSYBOX: &str = "/usr/bin/python3 /scratch/lines.py COUNT PAUSE \
      | busybox grep -v '^00' | busybox sed 's/^/line /' | busybox awk '{ print NR, $2, $3 }' \
-     | busybox gzip -1 | busybox gunzip | busybox sort | busybox md5sum >/work/out";
+     | busybox gzip -1 | busybox gunzip | busybox sort | busybox md5sum >/scratch/out";
 
-const MIXED: &str = "/usr/bin/python3 /work/lines.py COUNT PAUSE | /usr/bin/gzip -1 | /usr/bin/gzip -d \
-     | /host/usr/bin/sort | /usr/bin/gzip -n >/work/out";
+const MIXED: &str = "/usr/bin/python3 /scratch/lines.py COUNT PAUSE | /usr/bin/gzip -1 | /usr/bin/gzip -d \
+     | /host/usr/bin/sort | /usr/bin/gzip -n >/scratch/out";
 
-const OPENSSL: &str = "/usr/bin/python3 /work/lines.py COUNT PAUSE \
+const OPENSSL: &str = "/usr/bin/python3 /scratch/lines.py COUNT PAUSE \
      | /usr/bin/openssl enc -aes-256-ctr -K 0f1e2d3c -iv 00112233 2>/dev/null \
      | /host/usr/bin/openssl enc -d -aes-256-ctr -K 0f1e2d3c -iv 00112233 2>/dev/null \
-     | /usr/bin/openssl dgst -sha512 >/work/out";
+     | /usr/bin/openssl dgst -sha512 >/scratch/out";
 
 /// `programs/growing.py`: after every round it has gone on, and its hash is the one of a replay.
 fn threads(world: &World, python: &str) -> Result {
-    let mut running = world.start(&[python, "/work/growing.py"])?;
+    let mut running = world.start(&[python, "/scratch/growing.py"])?;
     let mut before = 0;
     for round in 0..=ROUNDS {
         if round > 0 {
@@ -334,7 +334,7 @@ fn right_answers(world: &World, program: &[&str]) -> Result {
 
 /// `programs/ledger.py`: rows go in before and after each round; the file is asked by another SQLite too.
 fn sqlite(world: &World, python: &str) -> Result {
-    let mut running = world.start(&[python, "/work/ledger.py"])?;
+    let mut running = world.start(&[python, "/scratch/ledger.py"])?;
     let mut rows = 0u64;
     for round in 0..=ROUNDS {
         if round > 0 {
@@ -396,7 +396,7 @@ fn numbers(world: &World, abi: &str) -> Result {
         .status()?;
     ensure!(built.success(), "build crunch.c {abi}: {built}");
     let steps = STEPS.to_string();
-    let program = ["/work/crunch", &steps];
+    let program = ["/scratch/crunch", &steps];
     world.start(&program)?.finish().context("the control run")?;
     let control = world.read("log")?;
     ensure!(control.lines().count() == 27 && !control.contains("nan"), "the control run gives:\n{control}");
@@ -415,7 +415,7 @@ fn numbers(world: &World, abi: &str) -> Result {
 
 /// `programs/chain`: each line passes all six programs, and each counts it.
 fn chain(world: &World) -> Result {
-    let mut running = world.start(&[BASH64, "/work/chain/first.bash", "bash64-root"])?;
+    let mut running = world.start(&[BASH64, "/scratch/chain/first.bash", "bash64-root"])?;
     let counted = world.dir.join("counted");
     let lines = || fs::read_to_string(&counted).unwrap_or_default().lines().count();
     for round in 0..=ROUNDS {

@@ -1,18 +1,19 @@
 //! A forked child on its way to be a task: what survives exec and is harmless meanwhile, then the split.
 //!
 //! Runs in a copy of the coordinator, in ordinary 64-bit code for both ABIs. The descriptors it inherited from the
-//! coordinator have numbers that no task uses, and close on exec; what it does not name is gone afterwards.
+//! coordinator close on exec; what it does not name is gone afterwards.
 
 use super::Restore;
 use crate::sys::{exec, process};
-use images::Pid;
+use images::{DescriptionId, Pid};
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{GenericNamespaced, Stream};
 use nix::errno::Errno;
 use shared::proto::{Report, Stage};
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// What a child does before it execs; the number goes into its report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,12 +187,33 @@ fn attributes(restore: &Restore<'_>, index: usize) -> Outcome {
     Ok(())
 }
 
+/// Puts the task's files under their numbers.
+///
+/// The coordinator opened them wherever there was room, so a number that a file is to have can hold another one that has
+/// yet to be placed; that one is moved out of the way first.
 fn files(restore: &Restore<'_>, index: usize) -> Outcome {
     let task = &restore.checkpoint.tree.tasks[index];
+    let mut places = BTreeMap::new();
     for entry in &task.fds {
-        let from = restore.opened.description(entry.description).as_raw_fd();
+        let now = restore.opened.description(entry.description).as_raw_fd();
+        places.entry(entry.description).or_insert(Place { now, left: 0 }).left += 1;
+    }
+    let mut holds: BTreeMap<RawFd, DescriptionId> =
+        places.iter().map(|(&id, place)| (place.now, id)).collect();
+    for entry in &task.fds {
         let to = entry.fd.0.cast_signed();
-        process::place_fd(from, to).map_err(|errno| (Step::Files, errno, u64::from(entry.fd.0)))?;
+        let failed = |errno| (Step::Files, errno, u64::from(entry.fd.0));
+        if let Some(other) = holds.get(&to).copied().filter(|&other| other != entry.description) {
+            if let Some(place) = places.get_mut(&other).filter(|place| place.left > 0) {
+                place.now = restore.opened.raiser.move_away(to).map_err(failed)?;
+                holds.insert(place.now, other);
+            }
+        }
+        if let Some(place) = places.get_mut(&entry.description) {
+            process::place_fd(place.now, to).map_err(failed)?;
+            place.left -= 1;
+        }
+        holds.insert(to, entry.description);
     }
     // Everything else of the coordinator closes on exec, but for its standard files.
     for standard in 0..3 {
@@ -200,6 +222,12 @@ fn files(restore: &Restore<'_>, index: usize) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// Where a description is, and how many numbers it has still to get.
+struct Place {
+    now: RawFd,
+    left: u32,
 }
 
 fn directories(restore: &Restore<'_>, index: usize) -> Outcome {

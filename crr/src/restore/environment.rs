@@ -1,6 +1,6 @@
 //! What this process passes on to the tasks it forks, so that only differences are restored.
 
-use crate::sys::{process, ptrace, sched};
+use crate::sys::{process, sched, xsave};
 use anyhow::{Context, Result};
 use images::thread::{Creds, Sched};
 use std::fs;
@@ -53,7 +53,8 @@ impl Environment {
             coredump_filter: u32::try_from(number("/proc/self/coredump_filter", 16)?)?,
             personality: u32::try_from(number("/proc/self/personality", 16)?)?,
             xfeatures: process::enabled_xfeatures(),
-            xstate_size: ptrace::own_xstate_size().context("size of the xstate register set")?,
+            // The regset holds all components that the kernel has enabled (fpu_user_cfg.max_size).
+            xstate_size: xsave::size_for(process::enabled_xfeatures()),
         })
     }
 }

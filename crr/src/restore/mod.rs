@@ -217,16 +217,26 @@ fn needs_stand_in(tree: &Tree, options: &Options) -> bool {
 /// with its parent (see `child`) is gone for good.
 fn undo(restore: &Restore<'_>, options: &Options) {
     let tasks = &restore.checkpoint.tree.tasks;
-    for task in tasks.iter().rev() {
-        let pid = nix::unistd::Pid::from_raw(task.pid);
-        if is_ours(restore, task.pid) {
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-        }
+    let ours: Vec<images::Pid> =
+        tasks.iter().rev().map(|task| task.pid).filter(|&pid| is_ours(restore, pid)).collect();
+    for &pid in &ours {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
     }
     // With a parent of its own it is for that one, and then for init, to reap.
     if !options.sibling && !needs_stand_in(&restore.checkpoint.tree, options) {
         let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(tasks[0].pid), None);
     }
+    // Orphans are init's to reap, but they are to be dead when crr says that it failed.
+    let patience = Instant::now() + Duration::from_secs(2);
+    while ours.iter().any(|&pid| is_alive(pid)) && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether a process exists and is no zombie.
+fn is_alive(pid: images::Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !stat.is_empty() && !stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
 }
 
 /// Whether a process with a pid of the tree is one that this restore made: an ancestor of it is the root we forked.
@@ -249,8 +259,7 @@ fn is_ours(restore: &Restore<'_>, pid: images::Pid) -> bool {
 
 /// Fails if the root has ended without a word.
 fn still_there(root: images::Pid) -> Result<()> {
-    let stat = std::fs::read_to_string(format!("/proc/{root}/stat")).unwrap_or_default();
-    if stat.is_empty() || stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')) {
+    if !is_alive(root) {
         bail!("task {root}: ended before it made contact");
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Opening the tree's files: each description once, each mapped file once, in the coordinator, before the first fork.
 //!
-//! All of them get numbers that no task uses, so that forked children can put their own in place
-//! without overwriting what they still need.
+//! What every forked child needs until it execs gets a number that no task uses, so that the child can put its files
+//! in place without overwriting it.
 
 use crate::resource;
 use crate::store::Checkpoint;
@@ -15,7 +15,7 @@ use nix::sys::stat::Mode;
 use shared::plan::Need;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 /// The files of a tree.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Opened {
         let mapped = checkpoint.files.paths.len() * 2 + checkpoint.memory.shared.len();
         let highest = raiser.used.last().copied().unwrap_or(0);
         make_room(raiser.used.len() + opened + mapped + 64, highest)?;
-        let descriptions = resource::file::reopen::open_all(&checkpoint.files, &raiser)?;
+        let descriptions = resource::file::reopen::open_all(&checkpoint.files)?;
         let mut mapped = BTreeMap::new();
         for need in needs {
             if let std::collections::btree_map::Entry::Vacant(entry) = mapped.entry(need) {
@@ -108,6 +108,14 @@ impl Raiser {
     /// EMFILE.
     pub(super) fn raise_inheritable(&self, fd: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
         self.duplicate(fd, FcntlArg::F_DUPFD)
+    }
+
+    /// The number of a further descriptor of what `fd` refers to, in a forked child: it closes on exec.
+    #[allow(unsafe_code)]
+    pub(super) fn move_away(&self, fd: RawFd) -> nix::Result<RawFd> {
+        // SAFETY: open: it is one of the descriptions that the coordinator opened and that are still to be placed.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+        self.duplicate(borrowed, FcntlArg::F_DUPFD_CLOEXEC).map(IntoRawFd::into_raw_fd)
     }
 
     fn duplicate<'a>(&self, fd: BorrowedFd<'_>, how: impl Fn(RawFd) -> FcntlArg<'a>) -> nix::Result<OwnedFd> {

@@ -5,6 +5,7 @@ use super::environment::Environment;
 use super::prepare::Lives;
 use crate::refusal::{Refusal, Refusals};
 use crate::store::Checkpoint;
+use crate::sys::process;
 use images::file::Path;
 use images::memory::Backing;
 use images::{Abi, PathId, Pid};
@@ -56,7 +57,7 @@ fn pids(refusals: &mut Refusals, checkpoint: &Checkpoint) {
             let object = format!("pid {tid}");
             if limit.is_some_and(|limit| tid >= limit) {
                 refuse(refusals, object, "is beyond kernel.pid_max", Some("raise kernel.pid_max"));
-            } else if exists(tid) {
+            } else if process::exists(tid) {
                 let comm = fs::read_to_string(format!("/proc/{tid}/comm")).unwrap_or_default();
                 refuse(refusals, object, format!("is taken by {}", comm.trim_end()), hint);
             } else if nix::sys::signal::killpg(nix::unistd::Pid::from_raw(tid), None).is_ok() {
@@ -64,10 +65,6 @@ fn pids(refusals: &mut Refusals, checkpoint: &Checkpoint) {
             }
         }
     }
-}
-
-fn exists(tid: Pid) -> bool {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(tid), None) != Err(nix::errno::Errno::ESRCH)
 }
 
 fn vdso(refusals: &mut Refusals, checkpoint: &Checkpoint, lives: &Lives) {

@@ -7,12 +7,14 @@ use crate::sys::process;
 use crate::sys::shared_page::ControlPage;
 use anyhow::{Context, Result, bail};
 use images::id::PAGE_SIZE;
+use images::memory::Space;
+use images::task::Task;
 use images::thread::Creds;
 use images::{Abi, Pid};
 use shared::plan::{self, Machine, Need, hole};
-use shared::proto::{SLOT_FILES, Start};
+use shared::proto::{MAX_FILLERS, SLOT_FILES, Start};
 use shared::range::page_align;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
@@ -78,15 +80,17 @@ pub(super) fn prepare(
         .zip(&checkpoint.memory.spaces)
         .map(|(task, space)| plan::task(&machines[&task.abi], task, space))
         .collect();
+    let mut filler_ids = FillerIds::new(&tree.tasks);
     let contents: Vec<hole::Contents> = tree
         .tasks
         .iter()
-        .zip(&plans)
-        .map(|(task, plan)| hole::Contents {
+        .zip(plans.iter().zip(&checkpoint.memory.spaces))
+        .map(|(task, (plan, space))| hole::Contents {
             program: blobs[&task.abi].len(),
             fds: u64::from(SLOT_FILES) + plan.needs.len() as u64,
             special: lives[&task.abi].special,
             threads: u64::from(plan.threads),
+            fillers: filler_ids.take(space),
             plan: plan.ops.len() as u64,
         })
         .collect();
@@ -113,6 +117,48 @@ pub(super) fn prepare(
     }
     let (tree, control) = shared_tree(&tasks, offset)?;
     Ok(Preparation { tasks, programs, tree, control })
+}
+
+/// Ids for threads that help to read a task's pages: none that the tree uses, none that is in use now.
+struct FillerIds {
+    used: BTreeSet<Pid>,
+    next: Pid,
+    each: usize,
+}
+
+impl FillerIds {
+    /// Less is read as fast by one thread.
+    const WORTH: u64 = (32 << 20) / PAGE_SIZE;
+
+    fn new(tasks: &[Task]) -> Self {
+        let used = tasks.iter().flat_map(|task| &task.threads).map(|thread| thread.tid).collect();
+        let limit = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok();
+        let next = limit.and_then(|limit| limit.trim().parse().ok()).unwrap_or(32768);
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { used, next, each: (processors - 1).min(MAX_FILLERS) }
+    }
+
+    fn take(&mut self, space: &Space) -> [u64; MAX_FILLERS] {
+        let mut ids = [0; MAX_FILLERS];
+        if space.runs.iter().map(|run| run.pages).sum::<u64>() < Self::WORTH {
+            return ids;
+        }
+        for id in &mut ids[..self.each] {
+            *id = self.free();
+        }
+        ids
+    }
+
+    /// From the top down, where ids are least likely to be taken next.
+    fn free(&mut self) -> u64 {
+        while self.next > 1 {
+            self.next -= 1;
+            if !self.used.contains(&self.next) && !process::exists(self.next) {
+                return u64::from(self.next.cast_unsigned());
+            }
+        }
+        0
+    }
 }
 
 /// Where each task's hole begins: the same place for all tasks of an ABI if there is one that suits them all, so

@@ -56,9 +56,10 @@ pub(super) fn serve(
             left -= 1;
         }
         if ready[0] {
-            let peer = greet(restore, listener)?;
-            unseen -= 1;
-            peers.push(peer);
+            if let Some(peer) = greet(restore, listener)? {
+                unseen -= 1;
+                peers.push(peer);
+            }
         } else if unseen > 0 {
             super::still_there(root)?;
         }
@@ -73,18 +74,16 @@ pub(super) fn serve(
     Ok(parked)
 }
 
-/// Accepts a task, finds out which it is, sends it everything.
-fn greet(restore: &Restore<'_>, listener: &Listener) -> Result<Peer> {
+/// Accepts a task, finds out which it is, sends it everything. Anybody can connect to an abstract name: who is not one
+/// of the tree is sent away.
+fn greet(restore: &Restore<'_>, listener: &Listener) -> Result<Option<Peer>> {
     let Stream::UdSocket(stream) = listener.accept().context("accept a restoring task")?;
     let credentials = getsockopt(&stream.as_fd(), sockopt::PeerCredentials).context("SO_PEERCRED")?;
     let tasks = &restore.checkpoint.tree.tasks;
-    let index = tasks
-        .iter()
-        .position(|task| task.pid == credentials.pid())
-        .ok_or_else(|| anyhow!("process {} is not one of the tree's", credentials.pid()))?;
+    let Some(index) = tasks.iter().position(|task| task.pid == credentials.pid()) else { return Ok(None) };
     let socket: OwnedFd = stream.as_fd().try_clone_to_owned()?;
     send(restore, index, &socket).with_context(|| format!("task {}: send its plan", tasks[index].pid))?;
-    Ok(Peer { index, socket })
+    Ok(Some(Peer { index, socket }))
 }
 
 fn send(restore: &Restore<'_>, index: usize, socket: &OwnedFd) -> Result<()> {

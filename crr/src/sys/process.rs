@@ -34,6 +34,12 @@ pub fn fork(pid: Option<Pid>, flags: u64) -> nix::Result<Option<Pid>> {
     }
 }
 
+/// Whether a process or thread has this id.
+#[must_use]
+pub fn exists(tid: Pid) -> bool {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(tid), None) != Err(Errno::ESRCH)
+}
+
 /// Ends this process at once, running no destructors: for a forked child.
 pub fn exit(status: i32) -> ! {
     // SAFETY: does not return.
@@ -78,8 +84,15 @@ pub fn close_on_exec_from(first: u32) -> nix::Result<()> {
 /// # Errors
 /// As dup2(2).
 pub fn place_fd(from: i32, to: i32) -> nix::Result<()> {
-    // SAFETY: in a forked child, whose fd numbers no Rust value owns any more (it only ever execs or exits).
-    if unsafe { libc::dup2(from, to) } < 0 { Err(Errno::last()) } else { Ok(()) }
+    let ret = if from == to {
+        // dup2 would leave the flag as it is.
+        // SAFETY: changes a flag only.
+        unsafe { libc::fcntl(to, libc::F_SETFD, 0) }
+    } else {
+        // SAFETY: in a forked child, whose fd numbers no Rust value owns any more (it only ever execs or exits).
+        unsafe { libc::dup2(from, to) }
+    };
+    if ret < 0 { Err(Errno::last()) } else { Ok(()) }
 }
 
 /// Closes an fd number.

@@ -247,29 +247,3 @@ pub fn syscall_user_dispatch(tid: Pid) -> nix::Result<bool> {
     )?;
     Ok(config[0] != 0)
 }
-
-/// Bytes of NT_X86_XSTATE on this machine.
-///
-/// The kernel tells nobody but a tracer, so a child that stops itself is traced for the moment.
-///
-/// # Errors
-/// If no child can be forked, or the processor has no XSAVE (ENODEV).
-pub fn own_xstate_size() -> nix::Result<usize> {
-    use crate::sys::process;
-    let Some(child) = process::fork(None, 0)? else {
-        loop {
-            nix::unistd::pause();
-        }
-    };
-    let size = (|| {
-        seize(child, libc::PTRACE_O_EXITKILL)?;
-        interrupt(child)?;
-        super::wait::wait(child, true)?;
-        let mut buffer = vec![0u8; 16384];
-        get_regset(child, NT_X86_XSTATE, &mut buffer)
-    })();
-    let pid = nix::unistd::Pid::from_raw(child);
-    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-    let _ = nix::sys::wait::waitpid(pid, None);
-    size
-}

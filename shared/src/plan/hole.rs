@@ -6,7 +6,7 @@
 //! | code | data, stack | control | fd table | parked vvar, vclock, vdso | thread stacks | plan |
 //! ```
 
-use crate::proto::{Control, SpecialArea, Start, THREAD_STACK};
+use crate::proto::{Control, MAX_FILLERS, SpecialArea, Start, THREAD_STACK};
 use crate::range::{Range, find_gap, page_align};
 use alloc::vec::Vec;
 use images::Abi;
@@ -27,6 +27,8 @@ pub struct Contents {
     pub special: [SpecialArea; 3],
     /// Threads beside the leader.
     pub threads: u64,
+    /// Ids of threads that read page contents; then zeros.
+    pub fillers: [u64; MAX_FILLERS],
     /// Bytes of the plan.
     pub plan: u64,
 }
@@ -40,6 +42,11 @@ impl Contents {
         self.special.iter().map(|area| area.len).sum()
     }
 
+    fn stacks(&self) -> u64 {
+        let fillers = self.fillers.iter().filter(|&&tid| tid != 0).count() as u64;
+        (self.threads + fillers) * THREAD_STACK
+    }
+
     /// Bytes of the hole.
     #[must_use]
     pub fn len(&self) -> u64 {
@@ -47,7 +54,7 @@ impl Contents {
             + page_align(size_of::<Control>() as u64)
             + self.scratch()
             + self.parking()
-            + self.threads * THREAD_STACK
+            + self.stacks()
             + page_align(self.plan)
     }
 
@@ -64,7 +71,7 @@ impl Contents {
         let scratch_addr = control_addr + page_align(size_of::<Control>() as u64);
         let parking_addr = scratch_addr + self.scratch();
         let stacks_addr = parking_addr + self.parking();
-        let plan_addr = stacks_addr + self.threads * THREAD_STACK;
+        let plan_addr = stacks_addr + self.stacks();
         Start {
             magic: Start::MAGIC,
             hole_start: base,
@@ -80,6 +87,7 @@ impl Contents {
             parking_addr,
             special: self.special,
             fds: self.fds,
+            fillers: self.fillers,
         }
     }
 }

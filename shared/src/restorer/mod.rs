@@ -11,6 +11,7 @@
 
 mod calls;
 mod clear;
+mod fillers;
 mod memory;
 mod probe;
 mod receive;

@@ -3,6 +3,7 @@
 //! # Safety
 //! See the parent module: the plan decides what is touched, and it never names the hole.
 
+use super::fillers::{Fillers, Share};
 use super::memory::Fills;
 use super::receive::size;
 use super::{Failure, Session, calls, fail};
@@ -31,7 +32,8 @@ pub(super) fn leader(session: &Session) -> ! {
     // SAFETY: mapped read-only for the length of the plan, until the hole goes away with this code.
     let plan = unsafe { core::slice::from_raw_parts(at as *const u8, len) };
     let mut fills = Fills::new();
-    follow(session, 0, plan, &mut Leader { fills: &mut fills, threads: &mut threads });
+    let leader = &mut Leader { fills: &mut fills, share: Share::ALL, fillers: None, threads: &mut threads };
+    follow(session, 0, plan, leader);
     join(session, threads);
     for &fd in session.fds {
         sys::close(fd);
@@ -72,25 +74,45 @@ fn park(session: &Session) -> ! {
 }
 
 /// Who follows the ops: some are for the leader alone.
-trait Follow {
-    fn step(&mut self, session: &Session, op: &Op<'_>) -> Result<(), Failure>;
+trait Follow<'a> {
+    /// Carries out an op, which is number `index` and the first of `list`.
+    fn step(&mut self, session: &'a Session, op: &Op<'_>, list: &'a [u8], index: u32) -> Result<(), Failure>;
     fn end(&mut self, session: &Session) -> Result<(), Failure>;
 }
 
-struct Leader<'a> {
-    fills: &'a mut Fills,
-    threads: &'a mut u32,
+struct Leader<'a, 'b> {
+    fills: &'b mut Fills,
+    share: Share,
+    fillers: Option<Fillers<'a>>,
+    threads: &'b mut u32,
+}
+
+impl Leader<'_, '_> {
+    /// All contents are in.
+    fn flush(&mut self, session: &Session) -> Result<(), Failure> {
+        self.fills.flush(session)?;
+        if let Some(fillers) = &mut self.fillers {
+            fillers.join();
+        }
+        Ok(())
+    }
 }
 
 /// Any other thread; its stack is small, so it carries no state.
 struct Follower;
 
-impl Follow for Leader<'_> {
-    fn step(&mut self, session: &Session, op: &Op<'_>) -> Result<(), Failure> {
+impl<'a> Follow<'a> for Leader<'a, '_> {
+    fn step(&mut self, session: &'a Session, op: &Op<'_>, list: &'a [u8], index: u32) -> Result<(), Failure> {
         match *op {
-            Op::Fill { addr, len, offset } => return self.fills.add(session, addr, len, offset),
+            Op::Fill { addr, len, offset } => {
+                if self.fillers.is_none() {
+                    let (fillers, share) = Fillers::start(session, list, index);
+                    (self.fillers, self.share) = (Some(fillers), share);
+                }
+                return self.share.add(session, self.fills, addr, len, offset);
+            }
             Op::Thread { tid, stack, ops } => {
-                self.fills.flush(session)?;
+                self.flush(session)?;
                 *self.threads += 1;
                 return spawn(session, tid, stack, ops);
             }
@@ -101,17 +123,17 @@ impl Follow for Leader<'_> {
             // Fresh memory: what waits to be read goes elsewhere, or it would follow this op.
             Op::Map { .. } => {}
             // Contents must be in before protection takes the right to write away, and before anything reads them.
-            _ => self.fills.flush(session)?,
+            _ => self.flush(session)?,
         }
         calls::call(session, op)
     }
     fn end(&mut self, session: &Session) -> Result<(), Failure> {
-        self.fills.flush(session)
+        self.flush(session)
     }
 }
 
-impl Follow for Follower {
-    fn step(&mut self, session: &Session, op: &Op<'_>) -> Result<(), Failure> {
+impl<'a> Follow<'a> for Follower {
+    fn step(&mut self, session: &'a Session, op: &Op<'_>, _: &'a [u8], _: u32) -> Result<(), Failure> {
         calls::call(session, op)
     }
     fn end(&mut self, _session: &Session) -> Result<(), Failure> {
@@ -119,7 +141,7 @@ impl Follow for Follower {
     }
 }
 
-fn follow(session: &Session, tid: u32, mut list: &[u8], follower: &mut impl Follow) {
+fn follow<'a>(session: &'a Session, tid: u32, mut list: &'a [u8], follower: &mut impl Follow<'a>) {
     let mut index = 0;
     loop {
         let (op, rest) = match op::next(list) {
@@ -127,7 +149,7 @@ fn follow(session: &Session, tid: u32, mut list: &[u8], follower: &mut impl Foll
             Ok(None) => break,
             Err(_) => fail(session.socket, Stage::Ops, tid, index, Failure::wrong(0)),
         };
-        if let Err(failure) = follower.step(session, &op) {
+        if let Err(failure) = follower.step(session, &op, list, index) {
             fail(session.socket, Stage::Ops, tid, index, failure);
         }
         list = rest;

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 child = subprocess.Popen(
-    ["/bin/busybox", "sh", "/work/chain/sixth.sh", "busybox32"], stdin=subprocess.PIPE
+    ["/bin/busybox", "sh", "/scratch/chain/sixth.sh", "busybox32"], stdin=subprocess.PIPE
 )
 for count, line in enumerate(sys.stdin.buffer, 1):
     child.stdin.write(line.rstrip() + f" {sys.argv[1]}={count}\n".encode())

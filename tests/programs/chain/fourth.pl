@@ -3,7 +3,7 @@ use strict;
 use warnings;
 
 $| = 1;
-open(my $down, '|-', '/host/usr/bin/python3', '-u', '/work/chain/fifth.py', 'python64') or die $!;
+open(my $down, '|-', '/host/usr/bin/python3', '-u', '/scratch/chain/fifth.py', 'python64') or die $!;
 select((select($down), $| = 1)[0]);
 my $count = 0;
 while (my $line = <STDIN>) {

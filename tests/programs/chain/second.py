@@ -6,7 +6,7 @@ import sys
 import threading
 
 child = subprocess.Popen(
-    ["/host/bin/bash", "/work/chain/third.bash", "bash64"], stdin=subprocess.PIPE
+    ["/host/bin/bash", "/scratch/chain/third.bash", "bash64"], stdin=subprocess.PIPE
 )
 lines = queue.Queue()
 

@@ -14,5 +14,6 @@ mod refused;
 mod registers;
 mod signals;
 mod syscalls;
+mod terminal;
 mod threads;
 mod tree;

@@ -1,7 +1,6 @@
 //! Regular files, directories, memory devices and the shell's terminal, opened again by name.
 
 use crate::resource::pipe::recreate;
-use crate::restore::open::Raiser;
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result};
 use images::file::{Description, Files, Path, Target};
@@ -15,7 +14,7 @@ use std::os::fd::OwnedFd;
 ///
 /// # Errors
 /// Names the file that cannot be opened.
-pub(crate) fn open_all(files: &Files, raiser: &Raiser) -> Result<Vec<OwnedFd>> {
+pub(crate) fn open_all(files: &Files) -> Result<Vec<OwnedFd>> {
     // Made when first needed: a kernel without ia32 emulation has no such calls.
     let mut ia32 = Ia32::default();
     let mut pipes = recreate::create_all(&files.pipes)?;
@@ -26,7 +25,7 @@ pub(crate) fn open_all(files: &Files, raiser: &Raiser) -> Result<Vec<OwnedFd>> {
             Target::Terminal(path) => terminal(&files.paths[path.0 as usize], description)?,
             Target::Pipe(index) => pipes[index as usize].open(description.flags, &mut ia32)?,
         };
-        opened.push(raiser.raise(fd)?);
+        opened.push(fd);
     }
     Ok(opened)
 }
