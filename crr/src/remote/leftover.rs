@@ -34,8 +34,7 @@ fn holds_executor(bytes: &[u8], start: Addr) -> bool {
 /// Whether an address lies in one of these areas.
 #[must_use]
 pub fn in_leftover(leftovers: &[Addr], at: Addr) -> bool {
-    // A stack pointer may stand at the end.
-    leftovers.iter().any(|area| (area.0..=area.0 + layout::SIZE).contains(&at.0))
+    leftovers.iter().any(|area| (area.0..area.0 + layout::SIZE).contains(&at.0))
 }
 
 #[cfg(test)]
