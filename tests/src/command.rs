@@ -55,6 +55,19 @@ impl Output {
         }
         Ok(())
     }
+
+    /// Asks that stderr names something to be refused, and a way out on the line after it.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn says_with_hint(&self, what: &str) -> crate::Result {
+        let mut lines = self.stderr.lines().skip_while(|line| !line.contains(what));
+        let (named, next) = (lines.next(), lines.next());
+        if named.is_none() || !next.is_some_and(|line| line.trim_start().starts_with("hint: ")) {
+            bail!("crr {} does not say \"{what}\" with a hint:\n{}", self.args, self.stderr);
+        }
+        Ok(())
+    }
 }
 
 /// Starts `crr` with its output going to files in `dir`.

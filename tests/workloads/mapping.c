@@ -71,6 +71,30 @@ CASE(shared_file)
 	MUST(mprotect(memory, PAGE, PROT_READ));
 }
 
+/* Anonymous memory in the name of the device, from its middle on; partly untouched, partly given away. */
+CASE(zero_device)
+{
+	int fd = MUST(open("/dev/zero", O_RDWR));
+	char *memory = map_file(fd, MAP_PRIVATE, PROT_READ | PROT_WRITE, 12, 3);
+	char *reader = map_file(fd, MAP_PRIVATE, PROT_READ, 2, 0);
+	close(fd);
+	fill(memory, PAGE, 61);
+	fill(memory + 5 * PAGE, PAGE, 62);
+	fill(memory + 8 * PAGE, PAGE, 63);
+	MUST(madvise(memory + 8 * PAGE, PAGE, MADV_DONTNEED));
+	MUST(mprotect(memory + 5 * PAGE, PAGE, PROT_NONE));
+	CHECK(memory[2 * PAGE] == 0, "zeros");
+	checkpoint();
+	CHECK_FILL(memory, PAGE, 61);
+	MUST(mprotect(memory + 5 * PAGE, PAGE, PROT_READ | PROT_WRITE));
+	CHECK_FILL(memory + 5 * PAGE, PAGE, 62);
+	CHECK(memory[2 * PAGE] == 0 && memory[8 * PAGE] == 0 && memory[11 * PAGE] == 0, "untouched");
+	CHECK(reader[PAGE] == 0, "read only");
+	memory[2 * PAGE] = 1;
+	MUST(madvise(memory, PAGE, MADV_DONTNEED));
+	CHECK(memory[0] == 0, "given away");
+}
+
 static sigjmp_buf bus_jump;
 
 static void on_bus(int signal)

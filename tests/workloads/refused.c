@@ -1,5 +1,8 @@
 /* Everything at once that this version of crr does not carry over: a dump has to name each. */
 #include "workload.h"
+#include <linux/aio_abi.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
@@ -67,6 +70,13 @@ CASE(descriptors)
 	MUST(mkfifo("fifo", 0600));
 	name_fd(MUST(open("fifo", O_RDWR)));
 	name_fd(MUST(open("/proc/self/maps", O_RDONLY)));
+	name_fd(MUST(open("fifo", O_PATH)));
+	int ends[2];
+	MUST(pipe(ends));
+	MUST(fcntl(ends[0], F_SETFL, O_ASYNC));
+	name_fd(ends[0]);
+	MUST(fcntl(ends[1], F_SETFL, O_DIRECT));
+	name_fd(ends[1]);
 	checkpoint();
 	check_alive(pair);
 }
@@ -90,11 +100,9 @@ CASE(memory)
 	char *attached = MUST((char *)shmat(segment, NULL, 0));
 	MUST(shmctl(segment, IPC_RMID, NULL));
 	name_address(attached);
-	/* Anonymous memory that keeps the name of the device. */
-	int zero = MUST(open("/dev/zero", O_RDWR));
-	char *device = MUST((char *)mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, zero, 0));
-	device[0] = 1;
-	name_address(device);
+	aio_context_t ring = 0;
+	MUST((int)syscall(SYS_io_setup, 8, &ring));
+	name_address((void *)(uintptr_t)ring);
 	checkpoint();
 	check_alive(pair);
 	mapped[0] = attached[0] = gone[0];
@@ -108,15 +116,44 @@ CASE(timer_and_locks)
 	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
 	MUST(timer_create(CLOCK_MONOTONIC, &event, &timer));
 	name("timer");
-	int whole = make("whole"), part = make("part");
+	int whole = make("whole"), part = make("part"), leased = make("leased");
 	MUST(flock(whole, LOCK_EX));
 	struct flock range = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 10, .l_len = 5 };
 	MUST(fcntl(part, F_SETLK, &range));
 	name_fd(whole);
 	name_fd(part);
+	MUST(fcntl(leased, F_SETLEASE, F_WRLCK));
+	name_fd(leased);
 	checkpoint();
 	check_alive(pair);
 	CHECK(flock(open("whole", O_RDWR), LOCK_EX | LOCK_NB) == -1 && errno == EWOULDBLOCK, "the lock is gone");
+}
+
+/* A filter that lets everything through. */
+CASE(seccomp)
+{
+	int pair[2];
+	struct sock_filter allow = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+	struct sock_fprog program = { .len = 1, .filter = &allow };
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+	MUST(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program));
+	name("seccomp");
+	checkpoint();
+	check_alive(pair);
+}
+
+/* A child that stays a zombie until the dump has been refused. */
+CASE(zombie)
+{
+	siginfo_t info;
+	pid_t child = MUST(fork());
+	if (child == 0)
+		_exit(3);
+	MUST(waitid(P_PID, (id_t)child, &info, WEXITED | WNOWAIT));
+	checkpoint();
+	int status = 0;
+	CHECK(waitpid(child, &status, 0) == child && WEXITSTATUS(status) == 3, "the zombie: %#x", status);
 }
 
 /* In another namespace than crr. */

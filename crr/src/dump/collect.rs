@@ -7,7 +7,9 @@ use super::pages::Contents;
 use crate::proc::{Dir, smaps, stat, status};
 use crate::ptrace::{Patience, Stop, Stopped, regs};
 use crate::refusal::Refusals;
-use crate::remote::{Batch, Cache, CodeArea, Executor, Gadget, Target, in_restart_block};
+use crate::remote::{
+    Batch, Cache, CodeArea, Executor, Gadget, Target, in_leftover, in_restart_block, is_leftover,
+};
 use crate::resource::file::{self, Terminal};
 use crate::resource::namespace::Namespaces;
 use crate::resource::path::Paths;
@@ -23,6 +25,7 @@ use anyhow::{Context, Result, bail};
 use images::file::Files;
 use images::memory::{Backing, Memory, Space, Vdso, Vma};
 use images::task::{Task, Tree};
+use images::thread::{Regs, Thread};
 use images::{Abi, Addr, Pid};
 use std::fs::File;
 
@@ -125,7 +128,7 @@ fn collect_task(
     let (pid, dir) = (*pid, &*dir);
     let refuse = &mut Refuse::new(refusals, pid, name);
     Namespaces::of(dir)?.refuse_others(&tables.own_namespaces, refuse);
-    let vmas = dump_areas(dir, tables, refuse)?;
+    let (vmas, leftovers) = dump_areas(pid, dir, tables, refuse)?;
     let fds = tables.files.dump_task(pid, dir, &mut tables.paths, tables.terminal, refuse)?;
     let [exe, cwd, root] =
         ["exe", "cwd", "root"].map(|name| file::dump_link(dir, name, &mut tables.paths, refuse));
@@ -138,6 +141,7 @@ fn collect_task(
     for (thread, status) in threads.iter().zip(&statuses) {
         let record = thread::dump_outside(pid, thread, abi, status, &tables.low, refuse)?;
         thread::check_rseq(pid, &record, refuse)?;
+        check_leftovers(&record, &leftovers, refuse);
         records.push(record);
     }
     let mut record = Task {
@@ -167,10 +171,11 @@ fn collect_task(
         threads: records,
     };
     let mut layout = stat.layout;
-    if can_be_asked(threads, &statuses, abi)? {
-        let ignored_and_caught = (leader.ignored, leader.caught);
+    if can_be_asked(threads, &statuses, abi, &leftovers)? {
         let locked = memory::locked_bytes(&vmas);
-        let target = target(pid, abi, ignored_and_caught, &vmas, &mut tables.gadgets)?;
+        let gadget = find_gadget(pid, abi, &vmas, &mut tables.gadgets)?;
+        let (ignored, caught) = (leader.ignored, leader.caught);
+        let target = Target { pid, abi, gadget, ignored, caught, leftovers };
         layout.brk = ask(target, threads, &mut record, dir, locked, refuse, patience)?;
     }
     dir.read("auxv", &mut tables.buffer).context("read auxv")?;
@@ -189,15 +194,37 @@ fn read_statuses(dir: &Dir, threads: &[Stopped], buffer: &mut Vec<u8>) -> Result
     Ok(statuses)
 }
 
-fn dump_areas(dir: &Dir, tables: &mut Tables, refuse: &mut Refuse<'_>) -> Result<Vec<Vma>> {
+/// The areas of a task, and where those lie that dumps have left in it that were killed.
+fn dump_areas(
+    pid: Pid,
+    dir: &Dir,
+    tables: &mut Tables,
+    refuse: &mut Refuse<'_>,
+) -> Result<(Vec<Vma>, Vec<Addr>)> {
     dir.read("smaps", &mut tables.buffer).context("read smaps")?;
-    let mut vmas = Vec::new();
+    let (mut vmas, mut leftovers) = (Vec::new(), Vec::new());
     let Tables { buffer, backings, paths, .. } = tables;
     smaps::parse(buffer, |area| -> Result<()> {
-        vmas.extend(backings.dump_area(&area, dir, paths, refuse)?);
+        if is_leftover(pid, &area) {
+            leftovers.push(Addr(area.start));
+        } else {
+            vmas.extend(backings.dump_area(&area, dir, paths, refuse)?);
+        }
         Ok(())
     })?;
-    Ok(vmas)
+    Ok((vmas, leftovers))
+}
+
+/// Whether a thread has not yet found its way out of the code of a dump that was just killed.
+fn stands_in(regs: &Regs, leftovers: &[Addr]) -> bool {
+    in_leftover(leftovers, regs::ip(regs)) || in_leftover(leftovers, regs::sp(regs))
+}
+
+fn check_leftovers(thread: &Thread, leftovers: &[Addr], refuse: &mut Refuse<'_>) {
+    if stands_in(&thread.regs, leftovers) {
+        let object = format!("thread {}", thread.tid);
+        refuse.with_hint(object, "still in the code of a dump that was killed", "dump again");
+    }
 }
 
 /// The ABI of a task, by the vDSO that exec gave it or, where it has none, by its program. Records the vDSO.
@@ -255,12 +282,19 @@ fn cut_auxv(auxv: &[u8], abi: Abi) -> &[u8] {
 }
 
 /// Whether all threads can make system calls: they stand in an interrupt-stop in code of the task's ABI,
-/// and nothing between them and the kernel interferes.
-fn can_be_asked(threads: &[Stopped], statuses: &[status::Status], abi: Abi) -> Result<bool> {
+/// and nothing between them and the kernel interferes. Nor do they need what a killed dump left in the task.
+fn can_be_asked(
+    threads: &[Stopped],
+    statuses: &[status::Status],
+    abi: Abi,
+    leftovers: &[Addr],
+) -> Result<bool> {
     for (thread, status) in threads.iter().zip(statuses) {
+        let regs = thread.regs()?;
         let usable = thread.stop() == Stop::Interrupt
             && status.seccomp == 0
-            && regs::mode(&thread.regs()?) == abi
+            && regs::mode(&regs) == abi
+            && !stands_in(&regs, leftovers)
             && thread.syscall_user_dispatch()? != Some(true);
         if !usable {
             return Ok(false);
@@ -269,13 +303,7 @@ fn can_be_asked(threads: &[Stopped], statuses: &[status::Status], abi: Abi) -> R
     Ok(true)
 }
 
-fn target(
-    pid: Pid,
-    abi: Abi,
-    (ignored, caught): (u64, u64),
-    vmas: &[Vma],
-    cache: &mut Cache,
-) -> Result<Target> {
+fn find_gadget(pid: Pid, abi: Abi, vmas: &[Vma], cache: &mut Cache) -> Result<Gadget> {
     const PROT_EXEC: u32 = 4;
     let area = |vma: &Vma| CodeArea {
         start: vma.start,
@@ -288,9 +316,7 @@ fn target(
     let mut code: Vec<CodeArea> = vmas.iter().filter(|vma| vma.prot & PROT_EXEC != 0).map(area).collect();
     // Small ones first: the vDSO, then ld.so, have what is needed.
     code.sort_by_key(|area| area.size);
-    let gadget =
-        Gadget::find(pid, abi, &code, cache).context("no system call instruction found in its code")?;
-    Ok(Target { pid, abi, gadget, ignored, caught })
+    Gadget::find(pid, abi, &code, cache).context("no system call instruction found in its code")
 }
 
 /// Has the task tell what only it can, and returns its break. Its executor is unmapped again even if that fails.
@@ -306,13 +332,14 @@ fn ask(
     // A thread that is not in the middle of a sleep, if there is one: should crr be killed just then, a sleep starts over.
     let settled = |thread: &Stopped| thread.regs().is_ok_and(|regs| !in_restart_block(&regs));
     let caller = threads.iter().position(settled).unwrap_or(0);
+    let abi = target.abi;
     let executor = Executor::open(target, &mut threads[caller], patience)?;
     let asked = (|| -> Result<Addr> {
         check_lock_future(dir, locked, &executor, refuse)?;
         let [leader, others @ ..] = &mut *threads else { bail!("no thread") };
         let brk = ask_leader(&executor, leader, record, dir, refuse, patience)?;
         for (thread, record) in others.iter_mut().zip(record.threads.iter_mut().skip(1)) {
-            let mut batch = Batch::new(target.abi);
+            let mut batch = Batch::new(abi);
             let about_thread = AskThread::new(&mut batch);
             let reply = executor.run(thread, &batch, patience)?;
             let tid = thread.tid();
@@ -359,7 +386,8 @@ fn check_lock_future(dir: &Dir, locked: u64, executor: &Executor, refuse: &mut R
     let range = executor.range();
     let with_ours = status::parse(&buffer)?.locked_kib * 1024;
     if with_ours >= locked + (range.end - range.start) {
-        refuse.because("memory", "all future mappings are to be locked (mlockall(MCL_FUTURE))");
+        let hint = "have the program call munlockall before the dump";
+        refuse.with_hint("memory", "all future mappings are to be locked (mlockall(MCL_FUTURE))", hint);
     }
     Ok(())
 }

@@ -216,7 +216,8 @@ fn blocker(pid: Pid, dir: &Dir) -> Result<Result<String, Blocker>> {
         return if threads > 1 {
             refuse("its leading thread has ended while others go on".into(), None)
         } else {
-            refuse("a zombie: it has ended and its parent has not waited for it".into(), None)
+            let hint = "have its parent wait for it".to_owned();
+            refuse("a zombie: it has ended and its parent has not waited for it".into(), Some(hint))
         };
     }
     dir.read("status", &mut buffer)?;

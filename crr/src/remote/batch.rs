@@ -218,7 +218,7 @@ mod tests {
         let (table, done) = batch.table(Addr(0x1_0000), (Call::Tgkill, [1, 2, 3]));
         let words: Vec<u32> =
             table.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
-        assert_eq!(words[..4], [186, 0, 0x1_e400, 0]);
+        assert_eq!(words[..4], [186, 0, 0x2_1400, 0]);
         assert_eq!(words[8..12], [270, 1, 2, 3]);
         assert_eq!(words[16..], [u32::MAX]);
         assert_eq!(done, Addr(0x1_0000 + layout::TABLE + 15 * 4));

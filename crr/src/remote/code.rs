@@ -14,18 +14,18 @@ use images::{Abi, Addr};
 /// Offsets in the executor's area. Below the table lies room for the stack of a handler, should a signal
 /// come in the moment between our death and the call that blocks it.
 pub(super) mod layout {
-    /// Size of the area.
-    pub(crate) const SIZE: u64 = 0x1_0000;
+    /// Size of the area: an odd one, by which it is known again ([`super::super::leftover`]).
+    pub(crate) const SIZE: u64 = 0x1_3000;
     /// What is written and read by us begins here; everything below stays untouched.
-    pub(crate) const USED: u64 = 0xc000;
+    pub(crate) const USED: u64 = 0xf000;
     /// The table.
     pub(crate) const TABLE: u64 = USED;
     /// The code.
-    pub(crate) const CODE: u64 = 0xe000;
+    pub(crate) const CODE: u64 = 0x1_1000;
     /// Registers of the thread, and its signal mask.
-    pub(crate) const SAVED: u64 = 0xe200;
+    pub(crate) const SAVED: u64 = 0x1_1200;
     /// Room for what system calls write.
-    pub(crate) const BUFFERS: u64 = 0xe400;
+    pub(crate) const BUFFERS: u64 = 0x1_1400;
 }
 
 /// Words of a table entry.

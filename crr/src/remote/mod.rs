@@ -5,13 +5,15 @@
 //! is unmapped again. Nothing is written to memory that the task already had but, for the first and the
 //! last call, dead bytes below its stack, which are put back.
 //!
-//! Nothing here may harm the task if crr is killed in the middle: see the order of steps in [`Executor::run`].
+//! Nothing here may harm the task if crr is killed in the middle: see the order of steps in [`Executor::run`]. What
+//! stays behind is the area, which the next dump takes out ([`leftover`]).
 
 mod batch;
 mod calls;
 mod code;
 mod frame;
 mod gadget;
+mod leftover;
 mod restart;
 #[cfg(test)]
 mod tests;
@@ -19,6 +21,7 @@ mod tests;
 pub use batch::{Arg, Batch, Buffer, Handle, Reply};
 pub use calls::Call;
 pub use gadget::{Cache, CodeArea, Gadget};
+pub use leftover::{in_leftover, is_leftover};
 pub use restart::{in_restart_block, with_original_call};
 
 use crate::ptrace::regs::{self, Field};
@@ -32,7 +35,7 @@ use images::{Abi, Addr, Pid};
 use std::cell::Cell;
 
 /// What the executor has to know of a task.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Target {
     /// The task.
     pub pid: Pid,
@@ -44,6 +47,8 @@ pub struct Target {
     pub ignored: u64,
     /// Signals that it handles.
     pub caught: u64,
+    /// Areas of earlier executors ([`is_leftover`]). No thread stands in one.
+    pub leftovers: Vec<Addr>,
 }
 
 /// An area in a task that runs batches.
@@ -80,19 +85,32 @@ fn leave_syscall(own: &Regs) -> Regs {
 
 impl Executor {
     /// Maps the area by one call of `thread` (any thread of the task, in an interrupt- or signal-stop).
+    /// What earlier ones have left is unmapped first.
     ///
     /// # Errors
     /// When the thread dies, or has no address space left.
     pub fn open(target: Target, thread: &mut Stopped, patience: &Patience) -> Result<Self> {
         const PROT_RWX: u64 = 7;
-        // Shared: such an area is never merged with a neighbour, so it can be told from the task's own.
+        // Shared: such an area is never merged with a neighbour, so it is known again if it is left.
         const MAP_SHARED_ANONYMOUS: u64 = 0x21;
         let no_fd = u64::MAX;
         let args = [0, layout::SIZE, PROT_RWX, MAP_SHARED_ANONYMOUS, no_fd, 0];
         let mut executor = Self { target, area: Addr(0), stop_came: Cell::new(false) };
+        for &leftover in &executor.target.leftovers {
+            executor.unmap(leftover, thread, patience)?;
+        }
         let area = executor.call_at_gadget(thread, Call::Mmap, args, patience)?;
         executor.area = Addr(area.context("cannot map a page in the task")?);
-        Ok(executor)
+        // At once, so that the area can be told from the task's own should crr be killed.
+        let Target { pid, abi, .. } = executor.target;
+        let code = code::assemble(abi, executor.area);
+        match vm::write_all(pid, executor.area.offset(layout::CODE), &code) {
+            Ok(()) => Ok(executor),
+            Err(errno) => {
+                executor.close(thread, patience)?;
+                Err(errno).context("write code to the task")
+            }
+        }
     }
 
     /// Where the area lies, as a range of addresses: it is not part of the task.
@@ -144,7 +162,11 @@ impl Executor {
     /// # Errors
     /// When the thread dies or does not come back in time.
     pub fn close(self, thread: &mut Stopped, patience: &Patience) -> Result<()> {
-        let args = [self.area.0, layout::SIZE, 0, 0, 0, 0];
+        self.unmap(self.area, thread, patience)
+    }
+
+    fn unmap(&self, area: Addr, thread: &mut Stopped, patience: &Patience) -> Result<()> {
+        let args = [area.0, layout::SIZE, 0, 0, 0, 0];
         self.call_at_gadget(thread, Call::Munmap, args, patience)?
             .context("cannot unmap a page in the task")?;
         Ok(())

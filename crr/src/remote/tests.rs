@@ -43,6 +43,18 @@ impl Echo {
         Pid::try_from(self.child.id()).unwrap()
     }
 
+    /// Where the executors of crrs that are gone lie.
+    fn leftovers(&self) -> Vec<Addr> {
+        let text = std::fs::read(format!("/proc/{}/smaps", self.pid())).unwrap();
+        let mut found = Vec::new();
+        smaps::parse(&text, |area| {
+            found.extend(is_leftover(self.pid(), &area).then_some(Addr(area.start)));
+            Ok::<_, crate::proc::Malformed>(())
+        })
+        .unwrap();
+        found
+    }
+
     fn assert_well(&mut self) {
         self.to.write_all(b"well\n").unwrap();
         let mut line = String::new();
@@ -75,7 +87,7 @@ impl Echo {
         areas.sort_by_key(|area| area.size);
         let gadget = Gadget::find(self.pid(), self.abi, &areas, &mut Cache::default()).unwrap();
         assert!(gadget.escape.is_some(), "libc has a way back");
-        Target { pid: self.pid(), abi: self.abi, gadget, ignored: 0, caught: 0 }
+        Target { pid: self.pid(), abi: self.abi, gadget, ignored: 0, caught: 0, leftovers: Vec::new() }
     }
 }
 
@@ -100,6 +112,7 @@ fn run_in_both(caught: u64) {
         let mut echo = Echo::start(abi);
         let before = echo.maps();
         let (mut thread, patience) = echo.stop();
+        assert_eq!(echo.leftovers(), []);
         let (regs, mask) = (thread.regs().unwrap(), thread.sigmask().unwrap());
         let target = Target { caught, ..echo.target() };
         let executor = Executor::open(target, &mut thread, &patience).unwrap();
@@ -154,5 +167,42 @@ fn a_task_let_go_in_the_middle_of_a_batch_goes_on() {
         echo.assert_well();
         let status = std::fs::read_to_string(format!("/proc/{}/status", echo.pid())).unwrap();
         assert!(status.contains("SigBlk:\t0000000000000000"), "{abi}: {status}");
+    }
+}
+
+/// Areas of crrs that were gone before the code was written, before a batch, and in the middle of one.
+#[test]
+fn what_is_left_is_taken_out_by_the_next() {
+    for abi in [Abi::X86_64, Abi::Ia32] {
+        let mut echo = Echo::start(abi);
+        let before = echo.maps();
+        let (mut thread, patience) = echo.stop();
+        let open = |thread: &mut Stopped, leftovers: &[Addr]| {
+            Executor::open(Target { leftovers: leftovers.to_vec(), ..echo.target() }, thread, &patience)
+                .unwrap()
+        };
+        let untouched = open(&mut thread, &[]);
+        let none = vec![0u8; usize::try_from(layout::SIZE).unwrap()];
+        vm::write_all(echo.pid(), untouched.area, &none).unwrap();
+        let unused = open(&mut thread, &[]);
+        let used = open(&mut thread, &[]);
+        let saved = Saved::of(&thread).unwrap();
+        used.start(&thread, &saved, &batch(abi).0, Some(libc::SIGURG)).unwrap();
+        let mut areas = [untouched.area, unused.area, used.area];
+        areas.sort();
+        assert!(in_leftover(&areas, regs::ip(&thread.regs().unwrap())), "{abi}: in the middle");
+        thread.detach(0).unwrap();
+        echo.assert_well();
+
+        let (mut thread, patience) = echo.stop();
+        let leftovers = echo.leftovers();
+        assert_eq!(leftovers, areas, "{abi}");
+        assert!(!in_leftover(&leftovers, regs::ip(&thread.regs().unwrap())), "{abi}: out of it");
+        let executor = Executor::open(Target { leftovers, ..echo.target() }, &mut thread, &patience).unwrap();
+        assert_eq!(echo.leftovers(), [executor.area], "{abi}");
+        executor.close(&mut thread, &patience).unwrap();
+        thread.detach(0).unwrap();
+        assert_eq!(echo.maps(), before, "{abi}");
+        echo.assert_well();
     }
 }

@@ -2,7 +2,7 @@
 
 pub(crate) mod reopen;
 
-use super::path::{Paths, file_type};
+use super::path::{CLOSE, Paths, file_type};
 use super::{Refuse, pipe};
 use crate::proc::{Dir, fdinfo};
 use crate::sys::kcmp::{Kind, kcmp};
@@ -21,6 +21,12 @@ const O_PATH: u32 = 0o10_000_000;
 const O_ASYNC: u32 = 0o20_000;
 const O_ACCMODE: u32 = 3;
 const O_WRONLY: u32 = 1;
+
+/// Ways out.
+const RELEASE: &str = "have the program release it before the dump";
+const NO_SIGNALS: &str = "have the program set it back to 0 by fcntl before the dump";
+const START_AGAIN: &str = "start the program again from the present file";
+const LEAVE: &str = "have the program change to another directory before the dump";
 
 /// A description found so far, with one descriptor that leads to it.
 #[derive(Clone, Copy, Debug)]
@@ -108,7 +114,7 @@ impl Table {
         for lock in &open.info.locks {
             let kind = if lock.windows(5).any(|word| word == b"LEASE") { "a lease" } else { "a file lock" };
             let text = String::from_utf8_lossy(lock).into_owned();
-            refuse.because(open.describe(), format!("{kind} is held ({text})"));
+            refuse.with_hint(open.describe(), format!("{kind} is held ({text})"), RELEASE);
         }
         let flags = open.info.flags & !O_CLOEXEC;
         let likeness = (open.stat.st_dev, open.stat.st_ino, flags, open.info.position);
@@ -149,7 +155,7 @@ impl Table {
         refuse: &mut Refuse<'_>,
     ) -> Result<Option<Target>> {
         if open.info.flags & O_PATH != 0 {
-            refuse.because(open.describe(), "opened with O_PATH");
+            refuse.with_hint(open.describe(), "opened with O_PATH", CLOSE);
             return Ok(None);
         }
         if let Some(ino) = pipe::inode(&open.link) {
@@ -164,7 +170,7 @@ impl Table {
             return match paths.resolve(&open.link, &open.stat) {
                 Ok(path) => Ok(Some(Target::Path(path))),
                 Err(lost) => {
-                    refuse.because(open.describe(), lost.to_string());
+                    refuse.with_hint(open.describe(), lost.to_string(), lost.close());
                     Ok(None)
                 }
             };
@@ -172,7 +178,8 @@ impl Table {
         if kind == SFlag::S_IFCHR && is_terminal(open.stat.st_rdev) {
             return Ok(terminal_target(open, paths, terminal, refuse));
         }
-        refuse.because(open.describe(), format!("{} not supported", unsupported(&open.link, kind)));
+        let reason = format!("{} not supported", unsupported(&open.link, kind));
+        refuse.with_hint(open.describe(), reason, CLOSE);
         Ok(None)
     }
 
@@ -240,7 +247,7 @@ fn terminal_target(
             Some(Target::Terminal(paths.terminal(&open.link, &open.stat)))
         }
         Some(_) => {
-            refuse.because(open.describe(), "a terminal other than that of the shell job");
+            refuse.with_hint(open.describe(), "a terminal other than that of the shell job", CLOSE);
             None
         }
         None => {
@@ -287,13 +294,15 @@ fn check_owner(open: &Open, pidfd: &OwnedFd, refuse: &mut Refuse<'_>) -> Result<
     let fd = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
     let (_, owner, signal) = fd_ops::owner(fd.as_fd()).context("F_GETOWN_EX")?;
     if open.info.flags & O_ASYNC != 0 {
-        refuse.because(open.describe(), "signal-driven I/O (O_ASYNC) is on");
+        refuse.with_hint(open.describe(), "signal-driven I/O (O_ASYNC) is on", NO_SIGNALS);
     }
     if owner != 0 {
-        refuse.because(open.describe(), format!("has an owner for signals (F_SETOWN {owner})"));
+        let reason = format!("has an owner for signals (F_SETOWN {owner})");
+        refuse.with_hint(open.describe(), reason, NO_SIGNALS);
     }
     if signal != 0 {
-        refuse.because(open.describe(), format!("has a signal of its own (F_SETSIG {signal})"));
+        let reason = format!("has a signal of its own (F_SETSIG {signal})");
+        refuse.with_hint(open.describe(), reason, NO_SIGNALS);
     }
     Ok(())
 }
@@ -310,7 +319,12 @@ pub(crate) fn dump_link(
     Ok(match paths.resolve(link.as_bytes(), &stat) {
         Ok(path) => path,
         Err(lost) => {
-            refuse.because(format!("{name} ({})", link.to_string_lossy()), lost.to_string());
+            let object = format!("{name} ({})", link.to_string_lossy());
+            match name {
+                "exe" => refuse.with_hint(object, lost.to_string(), START_AGAIN),
+                "cwd" => refuse.with_hint(object, lost.to_string(), LEAVE),
+                _ => refuse.because(object, lost.to_string()),
+            }
             images::PathId(u32::MAX)
         }
     })

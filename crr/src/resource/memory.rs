@@ -1,14 +1,14 @@
 //! Address spaces: which areas there are, what is behind them, and which can be restored.
 
 use super::Refuse;
-use super::path::{Lost, Paths, file_type};
+use super::path::{Lost, Paths, UNMAP, file_type};
 use crate::proc::smaps::Area;
 use crate::proc::{Dir, decimal};
 use crate::refusal::{Refusal, Refusals};
 use anyhow::{Context, Result};
 use images::memory::{Backing, Vma, vm};
 use images::{Addr, PathId, Pid, SharedId};
-use nix::sys::stat::SFlag;
+use nix::sys::stat::{FileStat, SFlag, major, minor};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
@@ -137,8 +137,8 @@ impl Backings {
         };
         let backing = match backing {
             Ok(backing) => backing,
-            Err(reason) => {
-                refuse.because(describe(area), reason);
+            Err((reason, hint)) => {
+                refuse.with_hint(describe(area), reason, hint);
                 return Ok(None);
             }
         };
@@ -147,23 +147,32 @@ impl Backings {
             refuse.because(describe(area), format!("{reason} (smaps flag {code})"));
         });
         if area.pkey != 0 {
-            refuse.because(describe(area), format!("has protection key {}", area.pkey));
+            let hint = "have the program give it key 0 (pkey_mprotect) before the dump";
+            refuse.with_hint(describe(area), format!("has protection key {}", area.pkey), hint);
         }
         Ok(Some(Vma { start: Addr(area.start), end: Addr(area.end), prot: area.prot, flags: bits, backing }))
     }
 
-    fn backing(&mut self, area: &Area<'_>, dir: &Dir, paths: &mut Paths) -> Result<Result<Backing, String>> {
+    fn backing(
+        &mut self,
+        area: &Area<'_>,
+        dir: &Dir,
+        paths: &mut Paths,
+    ) -> Result<Result<Backing, Unmappable>> {
         let anonymous = matches!(area.name, b"" | b"[heap]" | b"[stack]");
         if area.ino == 0 && anonymous && !area.shared {
             return Ok(Ok(Backing::Anonymous));
         }
         if !area.name.starts_with(b"/") {
-            let reason = if area.name.starts_with(b"[anon") {
-                "named memory (PR_SET_VMA_ANON_NAME) is not supported"
+            let unmappable = if area.name.starts_with(b"[anon") {
+                (
+                    "named memory (PR_SET_VMA_ANON_NAME) is not supported",
+                    "have the program take the name off it",
+                )
             } else {
-                "mappings of this kind are not supported"
+                ("mappings of this kind are not supported", UNMAP)
             };
-            return Ok(Err(reason.into()));
+            return Ok(Err((unmappable.0.into(), unmappable.1)));
         }
         let key = (area.dev.to_vec(), area.ino, area.name.to_vec());
         let mapped = match self.files.get(&key) {
@@ -178,7 +187,7 @@ impl Backings {
             Ok(Mapped::File(path)) if area.shared => Ok(Backing::SharedFile(path, area.offset)),
             Ok(Mapped::File(path)) => Ok(Backing::PrivateFile(path, area.offset)),
             Ok(Mapped::Shared(id)) if area.shared => Ok(Backing::Shared(id, area.offset)),
-            Ok(Mapped::Shared(_)) => Err("a private mapping of shared memory".into()),
+            Ok(Mapped::Shared(_)) => Err(("a private mapping of shared memory".into(), UNMAP)),
             Err(lost) => Err(unmappable(area.name, lost)),
         })
     }
@@ -199,7 +208,7 @@ impl Backings {
             return Ok(Ok(Mapped::Shared(id)));
         }
         let name = dir.link(&link).with_context(|| format!("read {link}"))?;
-        if file_type(open.st_mode) != SFlag::S_IFREG {
+        if file_type(open.st_mode) != SFlag::S_IFREG && !is_zero_device(&open) {
             return Ok(Err(Lost::Unreachable));
         }
         Ok(paths.resolve(name.as_bytes(), &open).map(Mapped::File))
@@ -239,6 +248,12 @@ impl Backings {
     }
 }
 
+/// Whether a file is /dev/zero. A private mapping of it is anonymous memory that shows the name (mmap_zero() of
+/// drivers/char/mem.c); a shared one does not show it.
+fn is_zero_device(open: &FileStat) -> bool {
+    file_type(open.st_mode) == SFlag::S_IFCHR && (major(open.st_rdev), minor(open.st_rdev)) == (1, 5)
+}
+
 /// Whether a maps file shows an object of anonymous shared memory.
 fn maps_object(maps: &[u8], ino: u64) -> bool {
     maps.split(|&b| b == b'\n').filter(|line| line.ends_with(b"/dev/zero (deleted)")).any(|line| {
@@ -247,24 +262,27 @@ fn maps_object(maps: &[u8], ino: u64) -> bool {
     })
 }
 
-/// Why a file that is mapped cannot be mapped again.
-fn unmappable(name: &[u8], lost: Lost) -> String {
+/// Why something that is mapped cannot be mapped again, and the way out.
+type Unmappable = (String, &'static str);
+
+fn unmappable(name: &[u8], lost: Lost) -> Unmappable {
     let kind = |prefix: &[u8]| name.starts_with(prefix);
-    if kind(b"/memfd:") {
-        "a memfd is not supported".into()
+    let (reason, hint) = if kind(b"/memfd:") {
+        ("a memfd is not supported", UNMAP)
     } else if kind(b"/SYSV") {
-        "System V shared memory is not supported".into()
+        ("System V shared memory is not supported", "have the program detach it (shmdt) before the dump")
     } else if kind(b"/anon_hugepage") {
-        "huge TLB pages (MAP_HUGETLB) are not supported".into()
+        ("huge TLB pages (MAP_HUGETLB) are not supported", UNMAP)
     } else if kind(b"/[aio]") {
-        "an AIO context (io_setup) is not supported".into()
+        ("an AIO context (io_setup) is not supported", "have the program end it (io_destroy) before the dump")
     } else if kind(b"/dev/") && lost == Lost::Unreachable {
-        "mappings of devices are not supported".into()
+        ("mappings of devices are not supported", UNMAP)
     } else if lost == Lost::Unreachable {
-        "mappings of this kind are not supported".into()
+        ("mappings of this kind are not supported", UNMAP)
     } else {
-        lost.to_string()
-    }
+        return (lost.to_string(), lost.unmap());
+    };
+    (reason.into(), hint)
 }
 
 /// Bytes of areas that are locked, to tell whether a fresh area is (mlockall(MCL_FUTURE)).

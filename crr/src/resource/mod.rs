@@ -17,6 +17,9 @@ pub mod tree;
 use crate::refusal::Refusals;
 use images::Pid;
 
+/// The way out for settings that are not restored.
+pub(crate) const TO_DEFAULT: &str = "have the program set it back to the default before the dump";
+
 /// Notes refusals that belong to one task.
 #[derive(Debug)]
 pub(crate) struct Refuse<'a> {

@@ -23,6 +23,33 @@ pub(crate) enum Lost {
     Unreachable,
 }
 
+impl Lost {
+    /// The way out for a descriptor.
+    pub(crate) fn close(self) -> &'static str {
+        match self {
+            Self::Deleted | Self::Kernel(_) | Self::Unreachable => CLOSE,
+            Self::Renamed | Self::Replaced => {
+                "have the program close it, or open the present file, before the dump"
+            }
+        }
+    }
+
+    /// The way out for a mapping.
+    pub(crate) fn unmap(self) -> &'static str {
+        match self {
+            Self::Kernel(_) | Self::Unreachable => UNMAP,
+            Self::Deleted | Self::Renamed | Self::Replaced => {
+                "have the program unmap it, or start it again with the present file"
+            }
+        }
+    }
+}
+
+/// The way out for descriptors of any kind that is not supported.
+pub(crate) const CLOSE: &str = "have the program close it before the dump";
+/// The way out for mappings of any kind that is not supported.
+pub(crate) const UNMAP: &str = "have the program unmap it before the dump";
+
 impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -118,7 +118,8 @@ fn pipes_of(pid: Pid) -> Vec<u64> {
 pub(crate) fn check_flags(flags: u32, object: &str, refuse: &mut Refuse<'_>) {
     const O_DIRECT: u32 = 0o40000;
     if flags & O_DIRECT != 0 {
-        refuse.because(object, "a pipe in packet mode (O_DIRECT) is not supported");
+        let hint = "have the program take the flag off (F_SETFL) before the dump";
+        refuse.with_hint(object, "a pipe in packet mode (O_DIRECT) is not supported", hint);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Properties of a task as a whole that have no file of their own.
 
-use super::Refuse;
+use super::{Refuse, TO_DEFAULT};
 use crate::proc::{Dir, decimal, hex};
 use crate::ptrace::regs::low_half;
 use crate::remote::{Arg, Batch, Buffer, Call, Handle, Reply};
@@ -28,7 +28,8 @@ pub(crate) fn dump_outside(dir: &Dir, buffer: &mut Vec<u8>, refuse: &mut Refuse<
     for line in timers.split(|&b| b == b'\n') {
         if let Some(id) = line.strip_prefix(b"ID: ") {
             let id = String::from_utf8_lossy(id);
-            refuse.because(format!("POSIX timer {id}"), "timers of timer_create are not supported");
+            let hint = "have the program delete it (timer_delete) before the dump";
+            refuse.with_hint(format!("POSIX timer {id}"), "timers of timer_create are not supported", hint);
         }
     }
     Ok(Outside {
@@ -107,18 +108,19 @@ impl AskTask {
             refuse.because("LDT", "local descriptor tables (modify_ldt) are not supported");
         }
         if is_set(self.thp_disable) {
-            refuse.because("task", "huge pages are switched off (PR_SET_THP_DISABLE)");
+            refuse.with_hint("task", "huge pages are switched off (PR_SET_THP_DISABLE)", TO_DEFAULT);
         }
         if is_set(self.mdwe) {
             refuse.because("task", "writable code is forbidden (PR_SET_MDWE)");
         }
         if is_set(self.memory_merge) {
-            refuse.because("task", "all memory is mergeable (PR_SET_MEMORY_MERGE)");
+            refuse.with_hint("task", "all memory is mergeable (PR_SET_MEMORY_MERGE)", TO_DEFAULT);
         }
         let dumpable = low_half(reply.result(self.dumpable).context("PR_GET_DUMPABLE")?);
         if dumpable > 1 {
             let reason = "its dumpable flag cannot be set again (it ran a program set to another user)";
-            refuse.because(format!("dumpable {dumpable}"), reason);
+            let hint = "have the program set it to 0 or 1 (PR_SET_DUMPABLE) before the dump";
+            refuse.with_hint(format!("dumpable {dumpable}"), reason, hint);
         }
         reply.result(self.subreaper.0).context("PR_GET_CHILD_SUBREAPER")?;
         let xcomp_known = reply.result(self.xcomp.0).is_ok();

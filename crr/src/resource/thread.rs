@@ -1,7 +1,7 @@
 //! One thread: registers, extended state, TLS, lists, scheduling, and what it tells about itself.
 
 use super::signal::{STACK_ROOM, altstack, dump_pending};
-use super::{Refuse, creds};
+use super::{Refuse, TO_DEFAULT, creds};
 use crate::proc::status::Status;
 use crate::proc::{Dir, stat};
 use crate::ptrace::regs::{self, Field, low_half};
@@ -60,7 +60,7 @@ pub(crate) fn dump_outside(
     check_mode(tid, &regs, abi, refuse);
     check_status(tid, status, refuse);
     if thread.syscall_user_dispatch()? == Some(true) {
-        refuse.because(format!("thread {tid}"), "system call user dispatch is on");
+        refuse.with_hint(format!("thread {tid}"), "system call user dispatch is on", TO_DEFAULT);
     }
     let rseq = match thread.rseq() {
         Ok(rseq) => rseq,
@@ -117,10 +117,12 @@ fn check_status(tid: Pid, status: &Status, refuse: &mut Refuse<'_>) {
     let object = || format!("thread {tid}");
     if status.seccomp != 0 {
         let mode = if status.seccomp == 1 { "strict" } else { "filter" };
-        refuse.because(object(), format!("seccomp is on ({mode} mode)"));
+        let hint = "start the program without it: it cannot be switched off again";
+        refuse.with_hint(object(), format!("seccomp is on ({mode} mode)"), hint);
     }
     if status.thread_features.starts_with(b"shstk") {
-        refuse.because(object(), "has a user shadow stack");
+        let hint = "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off";
+        refuse.with_hint(object(), "has a user shadow stack", hint);
     }
     if status.untag_mask.is_some_and(|mask| mask != u64::MAX) {
         refuse.because(object(), "linear address masking is on");
@@ -235,13 +237,13 @@ impl AskThread {
         const PR_MCE_KILL_DEFAULT: u64 = 2;
         let object = || format!("thread {tid}");
         if reply.result(self.tsc.0).is_ok() && reply.u32(self.tsc.1, 0) != PR_TSC_ENABLE {
-            refuse.because(object(), "rdtsc is made to fault (PR_SET_TSC)");
+            refuse.with_hint(object(), "rdtsc is made to fault (PR_SET_TSC)", TO_DEFAULT);
         }
         if reply.result(self.policy.0).is_ok() && reply.u32(self.policy.1, 0) != 0 {
-            refuse.because(object(), "has a memory policy (set_mempolicy)");
+            refuse.with_hint(object(), "has a memory policy (set_mempolicy)", TO_DEFAULT);
         }
         if reply.result(self.mce_policy).is_ok_and(|policy| policy != PR_MCE_KILL_DEFAULT) {
-            refuse.because(object(), "has a machine check policy (PR_MCE_KILL)");
+            refuse.with_hint(object(), "has a machine check policy (PR_MCE_KILL)", TO_DEFAULT);
         }
         let io_flusher = match reply.result(self.io_flusher) {
             Ok(value) => value != 0,
@@ -254,7 +256,7 @@ impl AskThread {
             Err(_) => false,
         };
         if io_flusher {
-            refuse.because(object(), "is an I/O flusher (PR_SET_IO_FLUSHER)");
+            refuse.with_hint(object(), "is an I/O flusher (PR_SET_IO_FLUSHER)", TO_DEFAULT);
         }
         Ok(())
     }

@@ -42,11 +42,6 @@ fn addresses(line: &str) -> Option<std::ops::Range<u64>> {
     Some(u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?)
 }
 
-/// Size of the area of a line of maps.
-pub(super) fn kilobytes(line: &str) -> Option<u64> {
-    addresses(line).map(|range| (range.end - range.start) / 1024)
-}
-
 /// One area.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Area {
@@ -107,7 +102,6 @@ VmFlags: rd wr mr mw
     fn addresses_are_parsed() {
         assert_eq!(addresses("7f00-8000 rw-p"), Some(0x7f00..0x8000));
         assert_eq!(addresses("Size: 4 kB"), None);
-        assert_eq!(kilobytes("10000-20000 rwxs"), Some(64));
     }
 
     #[test]

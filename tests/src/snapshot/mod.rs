@@ -70,24 +70,6 @@ impl Snapshot {
         calls.flat_map(|entry| &entry.lines).all(|line| line != "running")
     }
 
-    /// Leaves out shared memory of `kilobytes` that is readable, writable and executable, and what counts it. Also says
-    /// how many such areas there were.
-    #[must_use]
-    pub fn without_executable_shared_memory(mut self, kilobytes: u64) -> (Self, usize) {
-        let ours = |line: &String| line.contains(" rwxs ") && maps::kilobytes(line) == Some(kilobytes);
-        let areas = self.entries.iter().filter(|(key, _)| key.ends_with(" maps"));
-        let lines: Vec<String> =
-            areas.flat_map(|(_, e)| &e.lines).filter(|line| ours(line)).cloned().collect();
-        let ranges: Vec<&str> = lines.iter().filter_map(|line| line.split(' ').next()).collect();
-        for entry in self.entries.values_mut() {
-            entry.lines.retain(|line| {
-                let counts = ["vsize ", "VmSize:", "VmData:"].iter().any(|name| line.starts_with(name));
-                !counts && !ranges.iter().any(|range| line.starts_with(range))
-            });
-        }
-        (self, lines.len())
-    }
-
     /// What differs in `after`, or nothing.
     #[must_use]
     pub fn difference(&self, after: &Self) -> Option<String> {

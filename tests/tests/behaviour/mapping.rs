@@ -9,6 +9,7 @@ const fn mapping(case: &'static str) -> Workload {
 tests::survives! {
     private_file => mapping("private_file");
     shared_file => mapping("shared_file");
+    zero_device => mapping("zero_device");
     file_tail => mapping("file_tail");
     shared_anonymous => mapping("shared_anonymous");
     shared_twice => mapping("shared_twice");

@@ -6,7 +6,7 @@ use tests::case::{Running, Workload};
 use tests::isolate::isolated;
 use tests::{Result, here, require_ia32, require_root};
 
-/// Dumps a workload that must be refused, and sees that it is untouched.
+/// Dumps a workload that must be refused, each reason with a way out, and sees that it is untouched.
 fn refused(dir: &std::path::Path, abi: Abi, case: &'static str) -> Result {
     let mut running = Workload::new("refused", case).start(&dir.join(abi.name()), abi)?;
     let before = running.snapshot()?;
@@ -15,7 +15,7 @@ fn refused(dir: &std::path::Path, abi: Abi, case: &'static str) -> Result {
     let names: Vec<&str> = log.lines().filter_map(|line| line.strip_prefix("NAME ")).collect();
     assert!(!names.is_empty(), "the workload names nothing");
     for name in names {
-        output.says(name)?;
+        output.says_with_hint(name)?;
     }
     output.says(&format!("task {}", running.root))?;
     no_inventory(&running);
@@ -40,7 +40,7 @@ macro_rules! refusals {
     )*};
 }
 
-refusals! { descriptors memory timer_and_locks namespace }
+refusals! { descriptors memory timer_and_locks seccomp namespace }
 
 /// A task that a debugger holds is refused, and stays held.
 #[test]
@@ -57,6 +57,23 @@ fn traced() {
             ptrace::interrupt(running.root)?;
             nix::sys::wait::waitpid(running.root, None)?;
             ptrace::detach(running.root, None)?;
+            running.verify()?;
+        }
+        Ok(())
+    });
+}
+
+/// A child that has ended and is not waited for.
+#[test]
+fn zombie() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        for abi in Abi::ALL {
+            let mut running = Workload::new("refused", "zombie").start(&dir.join(abi.name()), abi)?;
+            let child = tests::snapshot::tree(running.root.as_raw())?[1];
+            running.dump(&[])?.code(1)?.says_with_hint(&format!("task {child} "))?;
+            no_inventory(&running);
             running.verify()?;
         }
         Ok(())
