@@ -301,3 +301,18 @@ CASE(arguments)
 	CHECK(case_argv[1][0] == '#' && case_argv[2] == NULL, "argv");
 	CHECK(strcmp(getenv("ADDED"), "after start") == 0 && getenv("WORKLOADS") != NULL, "environment");
 }
+
+/* An ia32 address space of 3 GiB instead of 4; x86_64 does not heed it. */
+CASE(three_gigabytes)
+{
+	unsigned persona = (unsigned)MUST(personality(0xffffffff));
+	if (!(persona & ADDR_LIMIT_3GB)) {
+		MUST(personality(persona | ADDR_LIMIT_3GB));
+		MUST(execl("/proc/self/exe", "identity", "three_gigabytes", NULL));
+	}
+	char *data = MUST(mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	CHECK(sizeof(void *) == 8 || (uintptr_t)data < 0xc0000000u, "mapped at %p", (void *)data);
+	checkpoint();
+	CHECK((unsigned)personality(0xffffffff) & ADDR_LIMIT_3GB, "personality");
+	data[0] = 1;
+}

@@ -291,3 +291,40 @@ CASE(zero_page)
 	CHECK(sum == 0, "zeros");
 	memset(memory, 1, PAGES * PAGE);
 }
+
+/* mlockall over what cannot be populated: no access, and beyond the end of a file that is no longer writable. */
+CASE(locked_whole)
+{
+	char *none = MUST(mmap(NULL, 3 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	int fd = MUST(open("short", O_CREAT | O_RDWR, 0600));
+	MUST(ftruncate(fd, PAGE));
+	char *file = MUST(mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0));
+	MUST(mprotect(file + 2 * PAGE, 2 * PAGE, PROT_READ));
+	char *data = MUST(mmap(NULL, 8 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	fill(data, 8 * PAGE, 5);
+	MUST(mlockall(MCL_CURRENT));
+	checkpoint();
+	CHECK_FILL(data, 8 * PAGE, 5);
+	MUST(mprotect(none, PAGE, PROT_READ | PROT_WRITE));
+	none[0] = 1;
+}
+
+/* So much that restoring it takes a while, and a child that is back long before. */
+CASE(heavy)
+{
+	size_t length = 400u << 20;
+	char *data = MUST(mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	for (size_t at = 0; at < length; at += PAGE)
+		data[at] = (char)(at / PAGE);
+	pid_t child = MUST(fork());
+	if (child == 0) {
+		MUST(munmap(data, length));
+		wait_for_go();
+		_exit(0);
+	}
+	checkpoint();
+	for (size_t at = 0; at < length; at += PAGE)
+		CHECK(data[at] == (char)(at / PAGE), "page at %zu", at);
+	MUST(kill(child, SIGUSR1));
+	MUST(waitpid(child, NULL, 0));
+}

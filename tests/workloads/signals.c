@@ -348,3 +348,15 @@ CASE(delivered_at_once)
 	sigprocmask(SIG_UNBLOCK, &mask, NULL);
 	CHECK(seen_count == 1, "delivered %d times", seen_count);
 }
+
+/* The two signals that the C library keeps for itself, blocked and pending. */
+CASE(library_signals)
+{
+	uint64_t mask = (uint64_t)3 << 31, pending = 0;
+	MUST(syscall(SYS_rt_sigprocmask, SIG_BLOCK, &mask, NULL, 8));
+	MUST(syscall(SYS_tgkill, getpid(), getpid(), 32));
+	MUST(syscall(SYS_tgkill, getpid(), getpid(), 33));
+	checkpoint();
+	MUST(syscall(SYS_rt_sigpending, &pending, 8));
+	CHECK(pending == mask, "pending %llx", (unsigned long long)pending);
+}

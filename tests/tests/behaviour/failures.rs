@@ -6,7 +6,7 @@ use std::process::{Child, Command};
 use tests::abi::Abi;
 use tests::case::{Running, Workload, nothing_left};
 use tests::isolate::isolated;
-use tests::{Result, here, require_ia32, require_root};
+use tests::{Result, command, here, require_ia32, require_root, wait};
 
 /// A dumped tree of both ABIs that is gone.
 fn dumped(dir: &Path, workload: &Workload) -> Result<(Running, Vec<i32>)> {
@@ -136,6 +136,40 @@ fn a_full_disk_harms_nothing() {
             // Into a directory with room it can be dumped all the same.
             running.cycle(&before)?;
             running.verify()?;
+        }
+        Ok(())
+    });
+}
+
+/// A restore that is killed while some tasks are back and others are not leaves none of them.
+#[test]
+fn a_killed_restore_leaves_nobody() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        for (abi, kill_root) in
+            [(Abi::X86_64, false), (Abi::Ia32, false), (Abi::X86_64, true), (Abi::Ia32, true)]
+        {
+            let dir = dir.join(format!("{abi}-{kill_root}"));
+            let mut running = Workload::new("memory", "heavy").start(&dir, abi)?;
+            let pids = tests::snapshot::tree(running.root.as_raw())?;
+            running.dump(&[])?.success()?;
+            nothing_left()?;
+            let images = running.images().display().to_string();
+            let mut crr = command::spawn(&dir, &["restore", "-d", "-D", &images])?;
+            wait::until(wait::STEP, "the child is back, or both are", || {
+                // The name is among the last things that a restoring task sets.
+                let comm = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                Ok((comm(pids[1]).trim() == "memory").then_some(()))
+            })?;
+            if kill_root {
+                nix::sys::signal::kill(running.root, nix::sys::signal::Signal::SIGKILL)?;
+            } else {
+                crr.kill()?;
+            }
+            let status = wait::until(wait::STEP, "crr ends", || Ok(crr.try_wait()?))?;
+            assert!(!status.success(), "the restore was too quick to be caught");
+            nothing_left()?;
         }
         Ok(())
     });

@@ -15,4 +15,5 @@ tests::survives! {
     thread_credentials => identity("thread_credentials");
     chrooted => identity("chrooted");
     arguments => identity("arguments");
+    three_gigabytes => identity("three_gigabytes");
 }

@@ -22,6 +22,7 @@ tests::survives! {
     extremes => memory("extremes");
     advice => memory("advice");
     locked => memory("locked");
+    locked_whole => memory("locked_whole");
     huge_pages => memory("huge_pages");
     zero_page => memory("zero_page");
     /// No dynamic loader, and in ia32 another place for everything.

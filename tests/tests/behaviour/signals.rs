@@ -14,6 +14,7 @@ tests::survives! {
     frame_with_info => signals("frame_with_info");
     frame_nested => signals("frame_nested");
     interval_timers => signals("interval_timers");
+    library_signals => signals("library_signals");
     ticking => signals("ticking").busy();
     delivered_at_once => signals("delivered_at_once");
 }
