@@ -98,8 +98,6 @@ pub enum Stage {
     Clear = 2,
     /// Following the ops.
     Ops = 3,
-    /// Waiting for its threads.
-    Threads = 4,
     /// In the forked 64-bit child, before exec.
     Child = 5,
 }
@@ -113,7 +111,6 @@ impl Stage {
             1 => Self::Receive,
             2 => Self::Clear,
             3 => Self::Ops,
-            4 => Self::Threads,
             5 => Self::Child,
             _ => return None,
         })

@@ -21,12 +21,15 @@ use environment::Environment;
 use images::task::Tree;
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{GenericNamespaced, ListenerOptions};
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use open::Opened;
 use prepare::Preparation;
 use stand_in::StandIn;
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -105,7 +108,7 @@ pub fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
 }
 
 fn restore_and_wait(options: &Options) -> Result<(Report, Option<u8>)> {
-    let pidfile = PidFile::create(options)?;
+    let pidfile = PidFile::prepare(options)?;
     let report = restore_here(options)?;
     pidfile.write(report.root)?;
     let stays = !options.detached && !options.sibling;
@@ -113,20 +116,32 @@ fn restore_and_wait(options: &Options) -> Result<(Report, Option<u8>)> {
     Ok((report, status))
 }
 
-/// Where the pid of the root goes: opened before anything is made, and before the root directory changes.
-struct PidFile(Option<(PathBuf, std::fs::File)>);
+/// Where the pid of the root goes: its directory is opened before anything is made, and before the root directory
+/// changes.
+struct PidFile(Option<(PathBuf, OwnedFd)>);
 
 impl PidFile {
-    fn create(options: &Options) -> Result<Self> {
+    fn prepare(options: &Options) -> Result<Self> {
         let Some(path) = &options.pidfile else { return Ok(Self(None)) };
-        let file = std::fs::File::create(path).with_context(|| path.display().to_string())?;
-        Ok(Self(Some((path.clone(), file))))
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or(std::path::Path::new("."));
+        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let dir =
+            nix::fcntl::open(parent, flags, Mode::empty()).with_context(|| path.display().to_string())?;
+        Ok(Self(Some((path.clone(), dir))))
     }
 
     fn write(self, root: images::Pid) -> Result<()> {
-        let Some((path, mut file)) = self.0 else { return Ok(()) };
+        let Some((path, dir)) = self.0 else { return Ok(()) };
+        let written = (|| {
+            let flags = OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+            let name = path.file_name().context("not a file name")?;
+            let file = nix::fcntl::openat(&dir, name, flags, Mode::from_bits_truncate(0o644))?;
+            write!(std::fs::File::from(file), "{root}")?;
+            anyhow::Ok(())
+        })();
         let how = "the tree runs".to_owned();
-        write!(file, "{root}").with_context(|| path.display().to_string()).context(Changed { how })
+        written.with_context(|| path.display().to_string()).context(Changed { how })
     }
 }
 

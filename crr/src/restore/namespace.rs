@@ -32,7 +32,7 @@ pub(super) fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
             "--new-pidns and --restore-sibling exclude each other: the root is a child of the new namespace's init"
         );
     }
-    let pidfile = PidFile::create(options)?;
+    let pidfile = PidFile::prepare(options)?;
     let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("pipe")?;
     unshare(CloneFlags::CLONE_NEWPID).context("make a pid namespace (needs CAP_SYS_ADMIN)")?;
     let Some(init) = process::fork(None, 0).context("fork the namespace's init")? else {

@@ -2,8 +2,8 @@
 //! restoring program lives with all it needs.
 //!
 //! ```text
-//! base                                                                                            end
-//! | code | data, stack | control | fd table | parked vvar, vclock, vdso | thread stacks | plan |
+//! base                                                                                                   end
+//! | code | data, stack | control | fd table | parked vvar, vclock, vdso | thread, filler stacks | plan |
 //! ```
 
 use crate::proto::{Control, MAX_FILLERS, SpecialArea, Start, THREAD_STACK};
