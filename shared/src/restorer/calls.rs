@@ -107,7 +107,7 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
         // The leader's loop takes these.
         Op::Join => Err(Failure::wrong(0)),
         Op::Fill { addr, .. } => Err(Failure::wrong(addr)),
-        Op::Thread { tid, .. } => Err(Failure::wrong(u64::from(tid as u32))),
+        Op::Thread { tid, .. } => Err(Failure::wrong(u64::from(tid.unsigned_abs()))),
     }
 }
 
@@ -217,7 +217,7 @@ fn layout(session: &Session, addresses: &[u64; 11], auxv: &[u8], exe: u32) -> Re
         env_end,
         auxv: auxv.as_ptr() as u64,
         auxv_size: auxv.len() as u32,
-        exe_fd: working_fd(session, exe)? as u32,
+        exe_fd: u32::try_from(working_fd(session, exe)?).map_err(|_| Failure::wrong(u64::from(exe)))?,
     };
     plain(nr::__NR_prctl, start_brk, &[PR_SET_MM, PR_SET_MM_MAP, address(&map), size_of::<PrctlMmMap>(), 0])
 }

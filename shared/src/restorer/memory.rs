@@ -99,7 +99,6 @@ impl Fills {
     }
 
     /// Takes `got` bytes off the front; the first segment that has bytes left.
-    #[allow(clippy::cast_possible_truncation)] // A segment is no longer than the address space, which a word covers.
     fn advance(&mut self, mut first: usize, mut got: usize) -> usize {
         while first < self.count {
             let segment = &mut self.iov[first];

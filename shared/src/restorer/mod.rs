@@ -8,6 +8,9 @@
 //! This program rewrites the address space it runs in. That is sound only because the plan puts nothing of the
 //! task into the hole, where all of the program's own memory lies once [`clear`] is done.
 #![allow(unsafe_code)]
+// Words, addresses and fd numbers of the program's own ABI change between u32, usize and c_int at every call; what comes
+// from the plan is narrowed by checks.
+#![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)]
 
 mod calls;
 mod clear;
@@ -113,7 +116,8 @@ fn arguments(stack: usize) -> Arguments {
     const AT_SYSINFO_EHDR: usize = 33;
     // SAFETY: the kernel lays out argc, argv, envp and auxv as words from the initial stack pointer upward, each
     // list ended by a zero (the psABI's process initialization); nothing has written there.
-    let word = |index: usize| unsafe { *(stack as *const usize).add(index) };
+    let word =
+        |index: usize| unsafe { core::ptr::read((stack + index * size_of::<usize>()) as *const usize) };
     let argc = word(0);
     let mut at = 1 + argc + 1;
     while word(at) != 0 {
@@ -137,14 +141,14 @@ fn parse(mut text: *const u8) -> Argument {
     let mut number: c_int = 0;
     loop {
         // SAFETY: an argument is a string that ends with a zero byte, which is looked for byte by byte.
-        let (byte, next) = unsafe { (*text, text.add(1)) };
+        let byte = unsafe { core::ptr::read(text) };
         match byte {
             0 => return Argument::Socket(number),
             b'0'..=b'9' => number = number.wrapping_mul(10).wrapping_add(c_int::from(byte - b'0')),
             b'p' => return Argument::Probe,
             _ => return Argument::None,
         }
-        text = next;
+        text = text.wrapping_add(1);
     }
 }
 

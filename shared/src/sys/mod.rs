@@ -4,6 +4,9 @@
 //! The functions here pass numbers to the kernel and hand back what it says. What a call does to memory is the
 //! caller's concern: every wrapper that can change memory is `unsafe`.
 #![allow(unsafe_code)]
+// Words, addresses and fd numbers of the program's own ABI change between u32, usize and c_int at every call; what comes
+// from the plan is narrowed by checks.
+#![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)]
 
 use core::ffi::c_int;
 

@@ -46,7 +46,7 @@ pub unsafe fn syscall_ia32(nr: u32, args: [u32; 2]) -> i32 {
             options(nostack),
         );
     }
-    ret.cast_signed()
+    ret as i32
 }
 
 // long crr_clone3_thread(struct clone_args *args, size_t size, void (*entry)(void *), void *arg)
