@@ -172,3 +172,97 @@ CASE(traced)
 {
 	checkpoint();
 }
+
+static volatile pid_t waiting;
+static volatile int waited;
+
+static void *wait_for_signal(void *unused)
+{
+	sigset_t set;
+	siginfo_t info;
+	(void)unused;
+	sigemptyset(&set);
+	sigaddset(&set, SIGRTMIN + 4);
+	waiting = thread_id();
+	waited = sigwaitinfo(&set, &info);
+	CHECK(waited == SIGRTMIN + 4, "sigwaitinfo gives %d, %s", waited, strerror(errno));
+	return NULL;
+}
+
+/* Waits by a call that answers EINTR when it is stopped: it is not to notice the dump. */
+CASE(waiting_for_a_signal)
+{
+	int pair[2];
+	pthread_t thread;
+	sigset_t set;
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	name_fd(pair[0]);
+	sigemptyset(&set);
+	sigaddset(&set, SIGRTMIN + 4);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	MUST0(pthread_create(&thread, NULL, wait_for_signal, NULL));
+	while (waiting == 0)
+		sched_yield();
+	await_sleep(waiting);
+	checkpoint();
+	CHECK(waited == 0, "the wait ended early");
+	MUST(kill(getpid(), SIGRTMIN + 4));
+	MUST0(pthread_join(thread, NULL));
+	check_alive(pair);
+}
+
+/* Forbids writable code: crr cannot have this task make calls. */
+CASE(write_xor_execute)
+{
+	int pair[2];
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	name_fd(pair[0]);
+	/* PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN. */
+	if (prctl(65, 1, 0, 0, 0) == 0)
+		name("writable code");
+	checkpoint();
+	check_alive(pair);
+}
+
+/* Registered for barriers that reach all its threads, which a restored task would not be. */
+CASE(barriers)
+{
+	int pair[2];
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	name_fd(pair[0]);
+	/* MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, MEMBARRIER_CMD_GET_REGISTRATIONS. */
+	MUST(syscall(SYS_membarrier, 1 << 4, 0, 0));
+	if (syscall(SYS_membarrier, 1 << 9, 0, 0) > 0)
+		name("membarrier");
+	checkpoint();
+	check_alive(pair);
+}
+
+static volatile int elsewhere;
+
+static void *live_elsewhere(void *pair)
+{
+	MUST(unshare(CLONE_NEWUTS));
+	elsewhere = 1;
+	char byte;
+	CHECK(read(*(int *)pair, &byte, 1) == 0, "the socket");
+	return NULL;
+}
+
+/* One thread alone is in another namespace than crr. */
+CASE(namespace_of_a_thread)
+{
+	int pair[2], quiet[2];
+	pthread_t thread;
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	MUST(pipe(quiet));
+	MUST0(pthread_create(&thread, NULL, live_elsewhere, &quiet[0]));
+	while (!elsewhere)
+		sched_yield();
+	name("thread");
+	name("namespace uts");
+	checkpoint();
+	check_alive(pair);
+	close(quiet[1]);
+	MUST0(pthread_join(thread, NULL));
+}

@@ -6,7 +6,9 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <poll.h>
+#include <sys/ipc.h>
 #include <sys/select.h>
+#include <sys/sem.h>
 #include <sys/uio.h>
 
 /* Long enough for a dump and a restore on a loaded machine to fall into it. */
@@ -142,6 +144,25 @@ static long do_sigwait(void)
 	return result != 0 ? -result : signal - SIGRTMIN;
 }
 
+/* Without the loop around EINTR that sigwait() has. */
+static long do_sigwaitinfo(void)
+{
+	sigset_t set;
+	siginfo_t info;
+	sigemptyset(&set);
+	sigaddset(&set, SIGRTMIN + 4);
+	long result = errno_of(sigwaitinfo(&set, &info));
+	return result < 0 ? result : result - SIGRTMIN;
+}
+
+static int semaphore;
+
+static long do_semop(void)
+{
+	struct sembuf take = { .sem_num = 0, .sem_op = -1 };
+	return errno_of(semop(semaphore, &take, 1));
+}
+
 static struct operation operations[] = {
 	{ .name = "read", .run = do_read, .expected = 3 },
 	{ .name = "readv", .run = do_readv, .expected = 3 },
@@ -158,6 +179,8 @@ static struct operation operations[] = {
 	{ .name = "futex with timeout", .run = do_futex_timeout, .expected = -ETIMEDOUT, .times_out = true },
 	{ .name = "futex bitset", .run = do_futex_bitset, .expected = -ETIMEDOUT, .times_out = true },
 	{ .name = "sigwait", .run = do_sigwait, .expected = 3 },
+	{ .name = "sigwaitinfo", .run = do_sigwaitinfo, .expected = 4 },
+	{ .name = "semop", .run = do_semop, .expected = 0 },
 };
 
 static void *run_operation(void *argument)
@@ -184,11 +207,13 @@ static void start(bool timed)
 	sigset_t set;
 	sigemptyset(&set);
 	sigaddset(&set, SIGRTMIN + 3);
+	sigaddset(&set, SIGRTMIN + 4);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	MUST(pipe(data));
 	MUST(pipe(empty));
 	MUST(pipe(full));
 	fill_pipe(full[1]);
+	semaphore = MUST(semget(IPC_PRIVATE, 1, 0600));
 	started = now(CLOCK_MONOTONIC);
 	for (size_t i = 0; i < LENGTH(operations); i++) {
 		if (operations[i].times_out != timed)
@@ -231,7 +256,10 @@ CASE(waiting)
 	word = 1;
 	MUST(syscall(SYS_futex, &word, FUTEX_WAKE, INT_MAX));
 	MUST(kill(getpid(), SIGRTMIN + 3));
+	MUST(kill(getpid(), SIGRTMIN + 4));
+	MUST(semop(semaphore, &(struct sembuf){ .sem_num = 0, .sem_op = 1 }, 1));
 	check_all(false);
+	MUST(semctl(semaphore, 0, IPC_RMID));
 }
 
 /* Calls that end by their timeout, which goes on. */

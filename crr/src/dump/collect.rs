@@ -8,7 +8,8 @@ use crate::proc::{Dir, smaps, stat, status};
 use crate::ptrace::{Patience, Stop, Stopped, regs};
 use crate::refusal::Refusals;
 use crate::remote::{
-    Batch, Cache, CodeArea, Executor, Gadget, Target, in_leftover, in_restart_block, is_leftover,
+    Batch, Cache, CodeArea, CodeForbidden, Executor, Gadget, Target, in_leftover, in_restart_block,
+    is_leftover,
 };
 use crate::resource::file::{self, Terminal};
 use crate::resource::namespace::Namespaces;
@@ -127,7 +128,9 @@ fn collect_task(
     let FrozenTask { pid, name, dir, threads } = task;
     let (pid, dir) = (*pid, &*dir);
     let refuse = &mut Refuse::new(refusals, pid, name);
-    Namespaces::of(dir)?.refuse_others(&tables.own_namespaces, refuse);
+    let namespaces = Namespaces::of(dir)?;
+    namespaces.refuse_others(&tables.own_namespaces, refuse);
+    namespaces.refuse_threads(dir, threads, refuse)?;
     let (vmas, leftovers) = dump_areas(pid, dir, tables, refuse)?;
     let fds = tables.files.dump_task(pid, dir, &mut tables.paths, tables.terminal, refuse)?;
     let [exe, cwd, root] =
@@ -162,10 +165,7 @@ fn collect_task(
         xcomp_permission: 0,
         rlimits: limits::dump_limits(dir, &mut tables.buffer)?,
         actions: Vec::new(),
-        pending: match threads.first() {
-            Some(thread) if leader.shared_pending != 0 => signal::dump_pending(thread, true)?,
-            _ => Vec::new(),
-        },
+        pending: signal::dump_shared_pending(threads)?,
         interval_timers: Default::default(),
         fds,
         threads: records,
@@ -176,8 +176,12 @@ fn collect_task(
         let gadget = find_gadget(pid, abi, &vmas, &mut tables.gadgets)?;
         let (ignored, caught) = (leader.ignored, leader.caught);
         let target = Target { pid, abi, gadget, ignored, caught, leftovers };
-        layout.brk = ask(target, threads, &mut record, dir, locked, refuse, patience)?;
+        if let Some(brk) = ask(target, threads, &mut record, dir, locked, refuse, patience)? {
+            layout.brk = brk;
+        }
     }
+    // Only now: timers go on while the task is asked, and one that expired meanwhile has left its signal here.
+    signal::complete_pending(threads, &mut record, refuse)?;
     dir.read("auxv", &mut tables.buffer).context("read auxv")?;
     let auxv = cut_auxv(&tables.buffer, abi).to_vec();
     Ok(Some((record, Space { vmas, runs: Vec::new(), layout, auxv })))
@@ -320,6 +324,7 @@ fn find_gadget(pid: Pid, abi: Abi, vmas: &[Vma], cache: &mut Cache) -> Result<Ga
 }
 
 /// Has the task tell what only it can, and returns its break. Its executor is unmapped again even if that fails.
+/// `None` when it may not run code of ours, which is then refused.
 fn ask(
     target: Target,
     threads: &mut [Stopped],
@@ -328,12 +333,19 @@ fn ask(
     locked: u64,
     refuse: &mut Refuse<'_>,
     patience: &Patience,
-) -> Result<Addr> {
+) -> Result<Option<Addr>> {
     // A thread that is not in the middle of a sleep, if there is one: should crr be killed just then, a sleep starts over.
     let settled = |thread: &Stopped| thread.regs().is_ok_and(|regs| !in_restart_block(&regs));
     let caller = threads.iter().position(settled).unwrap_or(0);
     let abi = target.abi;
-    let executor = Executor::open(target, &mut threads[caller], patience)?;
+    let executor = match Executor::open(target, &mut threads[caller], patience) {
+        Ok(executor) => executor,
+        Err(e) if e.is::<CodeForbidden>() => {
+            refuse.because("memory", "writable code is forbidden (PR_SET_MDWE, or a security module)");
+            return Ok(None);
+        }
+        Err(e) => return Err(e),
+    };
     let asked = (|| -> Result<Addr> {
         check_lock_future(dir, locked, &executor, refuse)?;
         let [leader, others @ ..] = &mut *threads else { bail!("no thread") };
@@ -350,7 +362,7 @@ fn ask(
     let closed = executor.close(&mut threads[caller], patience);
     let brk = asked?;
     closed?;
-    Ok(brk)
+    Ok(Some(brk))
 }
 
 /// What the task as a whole and its leader know.

@@ -94,6 +94,13 @@ impl Frozen {
             }
             stop_threads(&mut task.threads, &new, patience)?;
         }
+        for thread in &task.threads {
+            let restarted = thread.restart_interrupted(|| dispositions(&task.dir));
+            match restarted {
+                Err(e) if is_gone(&e) => {}
+                restarted => restarted?,
+            }
+        }
         if task.threads.iter().all(|thread| thread.tid() != pid) {
             // It ended between the look and the stop: as a whole, or only its leading thread.
             let stopped = self.tasks.pop();
@@ -290,6 +297,14 @@ fn is_ending(tid: Pid) -> bool {
     let mut buffer = Vec::new();
     let stat = Dir::task(tid).and_then(|dir| dir.read("stat", &mut buffer));
     stat.is_err() || stat::parse(&buffer).is_ok_and(|stat| matches!(stat.state, b'Z' | b'X'))
+}
+
+/// Which signals a task ignores, and which it handles.
+fn dispositions(dir: &Dir) -> Result<(u64, u64)> {
+    let mut buffer = Vec::new();
+    dir.read("status", &mut buffer)?;
+    let status = status::parse(&buffer)?;
+    Ok((status.ignored, status.caught))
 }
 
 /// Children of all threads of a task.

@@ -7,6 +7,7 @@
 //! Neither type detaches when dropped: who seizes a tree owns the decision how it goes on (see
 //! `dump::freeze`), and the kernel detaches everything when crr ends.
 
+mod interrupted;
 pub mod regs;
 
 use crate::sys::{self, ptrace as request};

@@ -51,6 +51,8 @@ calls! {
     RestartSyscall = 219, 0;
     /// tgkill.
     Tgkill = 234, 270;
+    /// membarrier.
+    Membarrier = 324, 375;
     /// get_mempolicy.
     GetMempolicy = 239, 275;
 }

@@ -32,6 +32,7 @@ use code::layout;
 use frame::Frame;
 use images::thread::Regs;
 use images::{Abi, Addr, Pid};
+use nix::errno::Errno;
 use std::cell::Cell;
 
 /// What the executor has to know of a task.
@@ -59,6 +60,11 @@ pub struct Executor {
     /// SIGSTOP was taken off the queue while a thread ran for us.
     stop_came: Cell<bool>,
 }
+
+/// The task may not map writable code, so it cannot be asked: memory-deny-write-execute, or a security module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the task may not map writable code")]
+pub struct CodeForbidden;
 
 /// Registers and signal mask of a thread, to be put back.
 struct Saved {
@@ -88,7 +94,7 @@ impl Executor {
     /// What earlier ones have left is unmapped first.
     ///
     /// # Errors
-    /// When the thread dies, or has no address space left.
+    /// [`CodeForbidden`]; when the thread dies, or has no address space left.
     pub fn open(target: Target, thread: &mut Stopped, patience: &Patience) -> Result<Self> {
         const PROT_RWX: u64 = 7;
         // Shared: such an area is never merged with a neighbour, so it is known again if it is left.
@@ -100,7 +106,10 @@ impl Executor {
             executor.unmap(leftover, thread, patience)?;
         }
         let area = executor.call_at_gadget(thread, Call::Mmap, args, patience)?;
-        executor.area = Addr(area.context("cannot map a page in the task")?);
+        executor.area = match area {
+            Err(Errno::EACCES | Errno::EPERM) => bail!(CodeForbidden),
+            area => Addr(area.context("cannot map a page in the task")?),
+        };
         // At once, so that the area can be told from the task's own should crr be killed.
         let Target { pid, abi, .. } = executor.target;
         let code = code::assemble(abi, executor.area);

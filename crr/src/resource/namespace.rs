@@ -2,6 +2,7 @@
 
 use super::Refuse;
 use crate::proc::Dir;
+use crate::ptrace::Stopped;
 use anyhow::{Context, Result};
 use std::ffi::OsString;
 use std::io;
@@ -20,6 +21,10 @@ const NAMES: [&str; 10] = [
     "ns/time_for_children",
 ];
 
+/// Those that no thread can have alone: they need a task of one thread, and that of mounts a current directory of its
+/// own, which is refused as such.
+const OF_WHOLE_TASKS: [&str; 4] = ["ns/mnt", "ns/pid", "ns/user", "ns/time"];
+
 /// The namespaces of a task.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Namespaces([Option<OsString>; NAMES.len()]);
@@ -35,6 +40,29 @@ impl Namespaces {
             };
         }
         Ok(Self(links))
+    }
+
+    /// Refuses each namespace that a thread other than the leader has for itself.
+    pub(crate) fn refuse_threads(
+        &self,
+        dir: &Dir,
+        threads: &[Stopped],
+        refuse: &mut Refuse<'_>,
+    ) -> Result<()> {
+        for thread in threads.iter().skip(1) {
+            let tid = thread.tid();
+            let thread_dir = dir.dir(&format!("task/{tid}")).with_context(|| format!("thread {tid}"))?;
+            let names = NAMES.iter().zip(&self.0);
+            for (name, leaders) in names.filter(|(name, _)| !OF_WHOLE_TASKS.contains(name)) {
+                let Some(leaders) = leaders else { continue };
+                let own = thread_dir.link(name).with_context(|| format!("thread {tid}: read {name}"))?;
+                if own != *leaders {
+                    let object = format!("thread {tid}: namespace {}", name.trim_start_matches("ns/"));
+                    refuse.because(object, "has one of its own (unshare, setns)");
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Refuses each namespace that is not crr's own.

@@ -1,9 +1,11 @@
 //! Signal actions, pending signals, interval timers and alternate stacks.
 
+use super::Refuse;
 use crate::ptrace::{Error, Stopped};
 use crate::remote::{Arg, Batch, Buffer, Call, Handle, Reply};
 use anyhow::{Context, Result};
 use images::signal::{Action, AltStack, IntervalTimer, Pending};
+use images::task::Task;
 use images::{Abi, Addr};
 
 const SIGNALS: u8 = 64;
@@ -82,6 +84,68 @@ pub(crate) fn altstack(reply: &Reply, buffer: Buffer) -> AltStack {
 }
 
 /// Signals pending for a thread alone, or for its task (`shared`), oldest first.
-pub(crate) fn dump_pending(thread: &Stopped, shared: bool) -> Result<Vec<Pending>, Error> {
+fn dump_pending(thread: &Stopped, shared: bool) -> Result<Vec<Pending>, Error> {
     Ok(thread.pending(shared)?.into_iter().map(|info| Pending { info: info.to_vec() }).collect())
+}
+
+/// Signals pending for a task as a whole.
+pub(crate) fn dump_shared_pending(threads: &[Stopped]) -> Result<Vec<Pending>, Error> {
+    threads.first().map_or(Ok(Vec::new()), |leader| dump_pending(leader, true))
+}
+
+/// Records what is pending in the end, and makes the timers fit it. `task.pending` is what was there before it was asked.
+pub(crate) fn complete_pending(
+    threads: &[Stopped],
+    task: &mut Task,
+    refuse: &mut Refuse<'_>,
+) -> Result<(), Error> {
+    let before = std::mem::replace(&mut task.pending, dump_shared_pending(threads)?);
+    for (thread, record) in threads.iter().zip(&mut task.threads) {
+        record.pending = dump_pending(thread, false)?;
+    }
+    expire(&mut task.interval_timers[0], &before, &task.pending);
+    let all = task.threads.iter().flat_map(|thread| &thread.pending).chain(&task.pending);
+    if all.into_iter().any(|pending| number(pending) == libc::SIGSTOP) {
+        // It is not stopped yet, and would be as soon as it runs again.
+        refuse.with_hint(
+            "task",
+            "stopped by a signal while it was looked at",
+            "continue it with SIGCONT first",
+        );
+    }
+    Ok(())
+}
+
+/// A one-shot ITIMER_REAL whose signal came after it was asked how long it still has is not to fire once more.
+fn expire(timer: &mut IntervalTimer, before: &[Pending], after: &[Pending]) {
+    let rang = |pending: &[Pending]| pending.iter().any(|pending| number(pending) == libc::SIGALRM);
+    if timer.interval_us == 0 && !rang(before) && rang(after) {
+        timer.value_us = 0;
+    }
+}
+
+/// Which signal it is.
+fn number(pending: &Pending) -> i32 {
+    pending.info.first_chunk().map_or(0, |number| i32::from_le_bytes(*number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timer_that_rang_meanwhile_is_over() {
+        let alarm = [Pending { info: 14i32.to_le_bytes().to_vec() }];
+        let other = [Pending { info: 15i32.to_le_bytes().to_vec() }];
+        let left = |interval_us, before: &[Pending], after: &[Pending]| {
+            let mut timer = IntervalTimer { interval_us, value_us: 7 };
+            expire(&mut timer, before, after);
+            timer.value_us
+        };
+        assert_eq!(left(0, &other, &alarm), 0);
+        // It rang before, and was set again since.
+        assert_eq!(left(0, &alarm, &alarm), 7);
+        assert_eq!(left(0, &[], &other), 7);
+        assert_eq!(left(9, &[], &alarm), 7);
+    }
 }

@@ -47,6 +47,8 @@ mod pr {
     pub(super) const GET_MDWE: u64 = 66;
     pub(super) const GET_MEMORY_MERGE: u64 = 68;
 }
+/// Command of membarrier, include/uapi/linux/membarrier.h: since Linux 6.3.
+const MEMBARRIER_CMD_GET_REGISTRATIONS: u64 = 1 << 9;
 /// arch_prctl option, arch/x86/include/uapi/asm/prctl.h.
 const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
 
@@ -60,6 +62,7 @@ pub(crate) struct AskTask {
     thp_disable: Handle,
     mdwe: Handle,
     memory_merge: Handle,
+    membarrier: Handle,
     xcomp: (Handle, Buffer),
 }
 
@@ -93,6 +96,7 @@ impl AskTask {
             thp_disable,
             mdwe,
             memory_merge,
+            membarrier: batch.call(Call::Membarrier, &[Arg::Value(MEMBARRIER_CMD_GET_REGISTRATIONS)]),
             xcomp: {
                 let args = [Arg::Value(ARCH_GET_XCOMP_PERM), Arg::Out(xcomp)];
                 (batch.call(Call::ArchPrctl, &args), xcomp)
@@ -115,6 +119,10 @@ impl AskTask {
         }
         if is_set(self.memory_merge) {
             refuse.with_hint("task", "all memory is mergeable (PR_SET_MEMORY_MERGE)", TO_DEFAULT);
+        }
+        if is_set(self.membarrier) {
+            let hint = "have the program ask for barriers only after the restore";
+            refuse.with_hint("task", "is registered for expedited barriers (membarrier)", hint);
         }
         let dumpable = low_half(reply.result(self.dumpable).context("PR_GET_DUMPABLE")?);
         if dumpable > 1 {

@@ -1,6 +1,6 @@
 //! One thread: registers, extended state, TLS, lists, scheduling, and what it tells about itself.
 
-use super::signal::{STACK_ROOM, altstack, dump_pending};
+use super::signal::{STACK_ROOM, altstack};
 use super::{Refuse, TO_DEFAULT, creds};
 use crate::proc::status::Status;
 use crate::proc::{Dir, stat};
@@ -46,7 +46,7 @@ fn dump_tls(thread: &Stopped) -> Result<Vec<TlsEntry>, Error> {
     Ok(entries)
 }
 
-/// What is observed of a thread without its help. The rest is asked and filled in by [`AskThread::fill`].
+/// What is observed of a thread without its help. The rest is asked and filled in by [`AskThread::fill`], and what is pending comes last of all.
 pub(crate) fn dump_outside(
     pid: Pid,
     thread: &Stopped,
@@ -61,6 +61,10 @@ pub(crate) fn dump_outside(
     check_status(tid, status, refuse);
     if thread.syscall_user_dispatch()? == Some(true) {
         refuse.with_hint(format!("thread {tid}"), "system call user dispatch is on", TO_DEFAULT);
+    }
+    let robust_list_64 = robust_list_64(tid).context("read the robust list")?;
+    if abi == Abi::Ia32 && robust_list_64.is_some() {
+        refuse.because(format!("thread {tid}"), "has a 64-bit robust list in an ia32 task");
     }
     let rseq = match thread.rseq() {
         Ok(rseq) => rseq,
@@ -77,9 +81,9 @@ pub(crate) fn dump_outside(
         xstate: thread.xstate()?,
         tls: dump_tls(thread)?,
         sigmask: thread.sigmask()?,
-        pending: if status.pending == 0 { Vec::new() } else { dump_pending(thread, false)? },
+        pending: Vec::new(),
         altstack: images::signal::AltStack::default(),
-        robust_list_64: robust_list_64(tid).context("read the robust list")?,
+        robust_list_64,
         robust_list_32: low.robust_list_32(tid).context("read the ia32 robust list")?,
         rseq,
         clear_child_tid: Addr(0),

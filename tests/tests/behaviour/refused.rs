@@ -40,7 +40,10 @@ macro_rules! refusals {
     )*};
 }
 
-refusals! { descriptors memory timer_and_locks seccomp namespace }
+refusals! {
+    descriptors memory timer_and_locks seccomp namespace
+    waiting_for_a_signal write_xor_execute barriers namespace_of_a_thread
+}
 
 /// A task that a debugger holds is refused, and stays held.
 #[test]

@@ -24,6 +24,9 @@ fn check_path(path: &Path) -> Check {
     ensure!(name.first() == Some(&b'/'), "is not absolute");
     ensure!(!name.contains(&0), "has a NUL");
     ensure!(name.len() < PATH_MAX, "has {} bytes, the kernel takes {}", name.len(), PATH_MAX - 1);
+    let kind = path.mode & libc::S_IFMT;
+    let known = [libc::S_IFREG, libc::S_IFDIR, libc::S_IFCHR].contains(&kind);
+    ensure!(known, "is no file, directory or character device (mode {:#o})", path.mode);
     ensure!(path.mtime.1 < 1_000_000_000, "has a time of {} ns", path.mtime.1);
     Ok(())
 }

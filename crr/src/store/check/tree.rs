@@ -1,11 +1,12 @@
 //! Tasks and threads.
 
 use super::{Check, ensure, inside, path};
-use images::Pid;
+use crate::ptrace::regs;
 use images::file::Files;
 use images::signal::{Action, Pending, SIGINFO_SIZE};
 use images::task::{Task, Tree};
 use images::thread::Thread;
+use images::{Abi, Pid};
 use std::collections::BTreeSet;
 
 /// PID_MAX_LIMIT of include/linux/threads.h.
@@ -35,7 +36,7 @@ pub(super) fn check(tree: &Tree, files: &Files) -> Check {
         for thread in &task.threads {
             let tid = thread.tid;
             ensure!(tids.insert(tid), "task {pid}: tid {tid} occurs twice");
-            check_thread(thread).map_err(inside(format_args!("task {pid}: thread {tid}")))?;
+            check_thread(thread, task.abi).map_err(inside(format_args!("task {pid}: thread {tid}")))?;
         }
     }
     ensure!(!pids.is_empty(), "there is no task");
@@ -94,6 +95,8 @@ fn check_pending(pending: &[Pending]) -> Check {
         ensure!(info.len() == SIGINFO_SIZE, "a pending signal of {} bytes, not {SIGINFO_SIZE}", info.len());
         let number = info.first_chunk().map_or(0, |number| i32::from_le_bytes(*number));
         ensure!((1..=i32::from(SIGNALS)).contains(&number), "a pending signal {number}");
+        let never_waits = [libc::SIGKILL, libc::SIGSTOP].contains(&number);
+        ensure!(!never_waits, "a pending signal {number}, which no task survives");
     }
     Ok(())
 }
@@ -109,10 +112,12 @@ fn check_fds(task: &Task, files: &Files) -> Check {
     Ok(())
 }
 
-fn check_thread(thread: &Thread) -> Check {
+fn check_thread(thread: &Thread, abi: Abi) -> Check {
     ensure!((1..=PID_MAX).contains(&thread.tid), "is no tid");
     ensure!(thread.comm.len() <= COMM_MAX, "a name of {} bytes", thread.comm.len());
     ensure!(!thread.comm.contains(&0), "a name with a NUL");
+    let mode = regs::mode(&thread.regs);
+    ensure!(mode == abi, "registers of {mode} in an {abi} task");
     let size = thread.xstate.len();
     let sane = size == FXSAVE_SIZE || (XSAVE_MIN..=XSAVE_MAX).contains(&size);
     ensure!(sane, "extended state of {size} bytes");

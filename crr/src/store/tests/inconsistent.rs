@@ -117,6 +117,15 @@ fn properties_of_threads() {
     refused("tree.img: task 100: thread 100: a pending signal 0", |s| {
         s.tree.tasks[0].threads[0].pending[0].info.fill(0);
     });
+    for signal in [9, 19] {
+        let message = format!("a pending signal {signal}, which no task survives");
+        refused(&format!("tree.img: task 100: thread 100: {message}"), |s| {
+            s.tree.tasks[0].threads[0].pending[0].info[0] = signal;
+        });
+    }
+    refused("tree.img: task 101: thread 101: registers of x86_64 in an ia32 task", |s| {
+        s.tree.tasks[1].threads[0].regs = s.tree.tasks[0].threads[0].regs.clone();
+    });
 }
 
 #[test]
@@ -126,6 +135,9 @@ fn files() {
     refused("files.img: path#1: has a NUL", |s| s.files.paths[1].path = b"/bin/\0".to_vec());
     refused("files.img: path#1: has 4096 bytes, the kernel takes 4095", |s| {
         s.files.paths[1].path = vec![b'/'; 4096]
+    });
+    refused("files.img: path#1: is no file, directory or character device (mode 0o10644)", |s| {
+        s.files.paths[1].mode = 0o010_644;
     });
     refused("files.img: path#1: has a time of 1000000000 ns", |s| s.files.paths[1].mtime.1 = 1_000_000_000);
     refused("files.img: pipe#0: has a capacity of 2147483648 bytes", |s| s.files.pipes[0].capacity = 1 << 31);
