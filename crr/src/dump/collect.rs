@@ -341,7 +341,8 @@ fn ask(
     let executor = match Executor::open(target, &mut threads[caller], patience) {
         Ok(executor) => executor,
         Err(e) if e.is::<CodeForbidden>() => {
-            refuse.because("memory", "writable code is forbidden (PR_SET_MDWE, or a security module)");
+            let reason = "writable code is forbidden (PR_SET_MDWE, or a security module)";
+            refuse.with_hint("memory", reason, "start the program without that protection");
             return Ok(None);
         }
         Err(e) => return Err(e),

@@ -58,7 +58,8 @@ impl Namespaces {
                 let own = thread_dir.link(name).with_context(|| format!("thread {tid}: read {name}"))?;
                 if own != *leaders {
                     let object = format!("thread {tid}: namespace {}", name.trim_start_matches("ns/"));
-                    refuse.because(object, "has one of its own (unshare, setns)");
+                    let hint = "have the program keep all threads of a task in the same namespaces";
+                    refuse.with_hint(object, "has one of its own (unshare, setns)", hint);
                 }
             }
         }
