@@ -22,11 +22,10 @@ const PASSED_ON: [Signal; 7] = [
 ///
 /// # Errors
 /// If it cannot be waited for.
-pub(super) fn wait(child: Pid, root: Pid) -> Result<u8> {
+pub(super) fn wait(child: Pid, root: Pid, terminal: Option<Terminal>) -> Result<u8> {
     let [child, root] = [child, root].map(nix::unistd::Pid::from_raw);
     let mut watched: SigSet = PASSED_ON.into_iter().collect();
     watched.add(Signal::SIGCHLD);
-    let terminal = Terminal::lend(root);
     let status = loop {
         match waitpid(child, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
             Ok(WaitStatus::Exited(_, code)) => break u8::try_from(code & 0xff).unwrap_or(u8::MAX),
@@ -66,14 +65,16 @@ fn suspend(root: nix::unistd::Pid, terminal: Option<&Terminal>) {
 /// The terminal, whose foreground group the restored job becomes if crr was in the foreground and the job has a
 /// group of its own.
 #[derive(Debug)]
-struct Terminal {
+pub(super) struct Terminal {
     file: std::fs::File,
     own: nix::unistd::Pid,
     job: nix::unistd::Pid,
 }
 
 impl Terminal {
-    fn lend(root: nix::unistd::Pid) -> Option<Self> {
+    /// Lends it to a restored job, before any of its tasks runs: in the background its first read would stop it.
+    pub(super) fn lend(root: Pid) -> Option<Self> {
+        let root = nix::unistd::Pid::from_raw(root);
         let file = std::fs::OpenOptions::new().read(true).write(true).open("/dev/tty").ok()?;
         let own = nix::unistd::getpgrp();
         let job = nix::unistd::getpgid(Some(root)).ok()?;

@@ -18,6 +18,7 @@ use crate::store::Checkpoint;
 use crate::sys::process;
 use anyhow::{Context, Result, bail};
 use environment::Environment;
+use foreground::Terminal;
 use images::task::Tree;
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{GenericNamespaced, ListenerOptions};
@@ -109,10 +110,10 @@ pub fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
 
 fn restore_and_wait(options: &Options) -> Result<(Report, Option<u8>)> {
     let pidfile = PidFile::prepare(options)?;
-    let report = restore_here(options)?;
+    let (report, terminal) = restore_here(options)?;
     pidfile.write(report.root)?;
     let stays = !options.detached && !options.sibling;
-    let status = if stays { Some(foreground::wait(report.root, report.root)?) } else { None };
+    let status = if stays { Some(foreground::wait(report.root, report.root, terminal)?) } else { None };
     Ok((report, status))
 }
 
@@ -146,7 +147,7 @@ impl PidFile {
 }
 
 /// Restores a tree as children of this process, in the namespaces it is in.
-fn restore_here(options: &Options) -> Result<Report> {
+fn restore_here(options: &Options) -> Result<(Report, Option<Terminal>)> {
     let began = Instant::now();
     let deadline = began + options.timeout;
     open::raise_limit()?;
@@ -174,7 +175,7 @@ fn restore_here(options: &Options) -> Result<Report> {
         socket_name: socket_name()?,
         own_group: nix::unistd::getpgrp().as_raw(),
     };
-    let root = bring_back(&restore, options, deadline)?;
+    let (root, terminal) = bring_back(&restore, options, deadline)?;
     let report = Report {
         root,
         tasks: u32::try_from(checkpoint.tree.tasks.len())?,
@@ -187,7 +188,7 @@ fn restore_here(options: &Options) -> Result<Report> {
         crate::progress::bytes(report.bytes),
         report.total.as_secs_f64(),
     );
-    Ok(report)
+    Ok((report, terminal))
 }
 
 /// A name that no other restore uses: abstract names are shared by all pid namespaces of a network namespace.
@@ -207,21 +208,26 @@ fn raise(mut preparation: Preparation, raiser: &open::Raiser) -> Result<Preparat
 }
 
 /// Forks the tree, serves it, takes it over. On failure nothing of it is left.
-fn bring_back(restore: &Restore<'_>, options: &Options, deadline: Instant) -> Result<images::Pid> {
+fn bring_back(
+    restore: &Restore<'_>,
+    options: &Options,
+    deadline: Instant,
+) -> Result<(images::Pid, Option<Terminal>)> {
     let name = restore.socket_name.as_str().to_ns_name::<GenericNamespaced>().context("socket name")?;
     let listener =
         ListenerOptions::new().name(name).create_sync().context("listen for the restoring tasks")?;
     let pid = restore.checkpoint.tree.tasks[0].pid;
     let outcome = fork_root(restore, options, pid).and_then(|parent| {
         let parked = serve::serve(restore, &listener, pid, deadline)?;
-        takeover::take_over(restore, &parked, parent)
+        let stays = !options.detached && !options.sibling;
+        let terminal = if stays { Terminal::lend(pid) } else { None };
+        takeover::take_over(restore, &parked, parent)?;
+        Ok(terminal)
     });
-    if let Err(error) = outcome {
+    outcome.map(|terminal| (pid, terminal)).inspect_err(|_| {
         restore.preparation.control.fail();
         undo(restore);
-        return Err(error);
-    }
-    Ok(pid)
+    })
 }
 
 /// Forks the root; its other parent, if it needs one.

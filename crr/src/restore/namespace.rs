@@ -54,7 +54,7 @@ pub(super) fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
     let root = first_child(init).unwrap_or(init);
     let report = Report { root, tasks, bytes, total: Duration::from_nanos(nanos) };
     pidfile.write(root)?;
-    let status = if options.detached { None } else { Some(foreground::wait(init, root)?) };
+    let status = if options.detached { None } else { Some(foreground::wait(init, root, None)?) };
     Ok((report, status))
 }
 
@@ -62,7 +62,7 @@ pub(super) fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
 fn become_init(options: &Options, mut tell: File) -> ! {
     let restored = enter(options).and_then(|()| super::restore_here(options));
     let (outcome, root) = match restored {
-        Ok(report) => {
+        Ok((report, _terminal)) => {
             let nanos = u64::try_from(report.total.as_nanos()).unwrap_or(u64::MAX);
             (Outcome::Restored { tasks: report.tasks, bytes: report.bytes, nanos }, Some(report.root))
         }
