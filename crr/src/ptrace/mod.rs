@@ -315,14 +315,6 @@ impl Stopped {
         request::peek_siginfo(self.tid, shared).map_err(error(self.tid, "read pending signals"))
     }
 
-    /// The signal that it stopped for.
-    ///
-    /// # Errors
-    /// Everything of [`Error`].
-    pub fn siginfo(&self) -> Result<[u8; SIGINFO_SIZE], Error> {
-        request::get_siginfo(self.tid).map_err(error(self.tid, "read siginfo"))
-    }
-
     /// One GDT TLS slot (12 to 14).
     ///
     /// # Errors

@@ -57,14 +57,6 @@ pub fn interrupt(tid: Pid) -> nix::Result<()> {
     by_value(libc::PTRACE_INTERRUPT, tid, 0, 0)
 }
 
-/// PTRACE_SETOPTIONS.
-///
-/// # Errors
-/// ESRCH when not stopped.
-pub fn set_options(tid: Pid, options: c_int) -> nix::Result<()> {
-    by_value(libc::PTRACE_SETOPTIONS, tid, 0, usize::try_from(options).map_err(|_| Errno::EINVAL)?)
-}
-
 /// How a stopped thread goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resume {
@@ -72,8 +64,6 @@ pub enum Resume {
     Cont,
     /// PTRACE_SYSCALL: until the next system call entry or exit.
     Syscall,
-    /// PTRACE_LISTEN: stay in group-stop, report when it ends.
-    Listen,
     /// PTRACE_DETACH.
     Detach,
 }
@@ -86,7 +76,6 @@ pub fn resume(tid: Pid, how: Resume, signal: c_int) -> nix::Result<()> {
     let request = match how {
         Resume::Cont => libc::PTRACE_CONT,
         Resume::Syscall => libc::PTRACE_SYSCALL,
-        Resume::Listen => libc::PTRACE_LISTEN,
         Resume::Detach => libc::PTRACE_DETACH,
     };
     by_value(request, tid, 0, usize::try_from(signal).map_err(|_| Errno::EINVAL)?)
@@ -130,16 +119,6 @@ pub fn get_sigmask(tid: Pid) -> nix::Result<u64> {
 pub fn set_sigmask(tid: Pid, mask: u64) -> nix::Result<()> {
     let mut mask = mask;
     by_pointer(libc::PTRACE_SETSIGMASK, tid, SIGSET_SIZE, &raw mut mask).map(drop)
-}
-
-/// PTRACE_GETSIGINFO: the signal that stopped the thread.
-///
-/// # Errors
-/// ESRCH when gone, EINVAL in a group-stop.
-pub fn get_siginfo(tid: Pid) -> nix::Result<[u8; SIGINFO_SIZE]> {
-    let mut info = [0u8; SIGINFO_SIZE];
-    by_pointer(libc::PTRACE_GETSIGINFO, tid, 0, info.as_mut_ptr())?;
-    Ok(info)
 }
 
 /// `struct ptrace_peeksiginfo_args`.
