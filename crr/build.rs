@@ -7,8 +7,6 @@ use std::process::{Command, exit};
 
 struct Blob {
     package: &'static str,
-    /// Directory below the workspace root.
-    dir: &'static str,
     target: String,
     emulation: &'static str,
     rustc: Option<String>,
@@ -23,14 +21,12 @@ fn main() {
     println!("cargo::rerun-if-env-changed=CRR_I686_TARGET");
     let helper32 = Blob {
         package: "helper32",
-        dir: "helper32",
         target: env::var("CRR_I686_TARGET").unwrap_or_else(|_| "i686-unknown-linux-musl".to_owned()),
         emulation: "-melf_i386",
         rustc: env::var("CRR_I686_RUSTC").ok(),
     };
     let restorer64 = Blob {
         package: "restorer64",
-        dir: "crr/restorer64",
         target: "x86_64-unknown-linux-gnu".to_owned(),
         emulation: "-melf_x86_64",
         rustc: None,
@@ -74,7 +70,7 @@ fn require_target(blob: &Blob) {
 fn build(root: &Path, blob: &Blob) {
     let out = PathBuf::from(variable("OUT_DIR"));
     let target_dir = out.join("blobs");
-    let script = root.join(blob.dir).join("blob.ld");
+    let script = root.join("shared/blob.ld");
     let mut flags = vec![
         "-Clinker=ld".to_owned(),
         "-Clinker-flavor=ld".to_owned(),

@@ -7,10 +7,6 @@
 #![allow(unsafe_code)]
 
 use core::arch::global_asm;
-use shared::restorer::{NoMemory, Program, Segment, main};
-
-#[global_allocator]
-static ALLOCATOR: NoMemory = NoMemory;
 
 // The kernel's stack lies where the task's memory will be: leave it at once, remembering where it is.
 // Position-independent: the place of the program is only known when it runs.
@@ -100,34 +96,5 @@ global_asm!(
     "pop esi",
     "ret",
 );
-// Links again when the script changes.
-const _: &str = include_str!("../blob.ld");
 
-#[repr(C, align(4096))]
-struct Stack([u8; 65536]);
-#[unsafe(no_mangle)]
-static mut STACK: Stack = Stack([0; 65536]);
-
-unsafe extern "C" {
-    static __code_start: u8;
-    static __code_end: u8;
-    static __data_start: u8;
-    static __data_end: u8;
-}
-
-extern "C" fn entry(initial_stack: usize) -> ! {
-    let segment =
-        |start: *const u8, end: *const u8, prot| Segment { start: start as usize, end: end as usize, prot };
-    main(&Program {
-        initial_stack,
-        segments: [
-            segment(&raw const __code_start, &raw const __code_end, 5),
-            segment(&raw const __data_start, &raw const __data_end, 3),
-        ],
-    })
-}
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    shared::sys::exit_group(101)
-}
+shared::program!();

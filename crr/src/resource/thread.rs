@@ -21,8 +21,8 @@ const TLS_SLOTS: std::ops::RangeInclusive<u32> = 12..=14;
 const CS_32: u64 = 0x23;
 const CS_64: u64 = 0x33;
 
-/// Scheduling of one thread.
-fn dump_sched(tid: Pid) -> Result<Sched> {
+/// Scheduling of one thread; of the calling one for 0.
+pub(crate) fn dump_sched(tid: Pid) -> Result<Sched> {
     let attr = sched::get_attr(tid).context("read scheduling attributes")?;
     Ok(Sched {
         policy: attr.policy,

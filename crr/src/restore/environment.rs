@@ -1,6 +1,7 @@
 //! What this process passes on to the tasks it forks, so that only differences are restored.
 
-use crate::sys::{process, sched, xsave};
+use crate::resource::thread;
+use crate::sys::{process, xsave};
 use anyhow::{Context, Result};
 use images::thread::{Creds, Sched};
 use std::fs;
@@ -34,21 +35,9 @@ impl Environment {
             let text = fs::read_to_string(path).with_context(|| path.to_owned())?;
             i64::from_str_radix(text.trim(), radix).with_context(|| path.to_owned())
         };
-        let attr = sched::get_attr(0).context("sched_getattr")?;
-        let sched = Sched {
-            policy: attr.policy,
-            flags: attr.flags,
-            nice: attr.nice,
-            priority: attr.priority,
-            runtime: attr.runtime,
-            deadline: attr.deadline,
-            period: attr.period,
-            affinity: sched::get_affinity(0).context("sched_getaffinity")?,
-            io_priority: sched::get_io_priority(0).context("ioprio_get")?,
-        };
         Ok(Self {
             creds: creds()?,
-            sched,
+            sched: thread::dump_sched(0)?,
             oom_score_adj: i32::try_from(number("/proc/self/oom_score_adj", 10)?)?,
             coredump_filter: u32::try_from(number("/proc/self/coredump_filter", 16)?)?,
             personality: u32::try_from(number("/proc/self/personality", 16)?)?,

@@ -179,3 +179,51 @@ unsafe impl core::alloc::GlobalAlloc for NoMemory {
     }
     unsafe fn dealloc(&self, _: *mut u8, _: core::alloc::Layout) {}
 }
+
+/// What the two programs have in common beside their entry points and memory functions: the stack, the segments as the
+/// linker script names them, and what becomes of a panic. The entry point calls `entry` with the kernel's stack pointer.
+#[macro_export]
+macro_rules! program {
+    () => {
+        #[global_allocator]
+        static ALLOCATOR: $crate::restorer::NoMemory = $crate::restorer::NoMemory;
+
+        // Links again when the script changes.
+        const _: &str = $crate::restorer::LINKER_SCRIPT;
+
+        #[repr(C, align(4096))]
+        struct Stack([u8; 65536]);
+        #[unsafe(no_mangle)]
+        static mut STACK: Stack = Stack([0; 65536]);
+
+        unsafe extern "C" {
+            static __code_start: u8;
+            static __code_end: u8;
+            static __data_start: u8;
+            static __data_end: u8;
+        }
+
+        extern "C" fn entry(initial_stack: usize) -> ! {
+            let segment = |start: *const u8, end: *const u8, prot| $crate::restorer::Segment {
+                start: start as usize,
+                end: end as usize,
+                prot,
+            };
+            $crate::restorer::main(&$crate::restorer::Program {
+                initial_stack,
+                segments: [
+                    segment(&raw const __code_start, &raw const __code_end, 5),
+                    segment(&raw const __data_start, &raw const __data_end, 3),
+                ],
+            })
+        }
+
+        #[panic_handler]
+        fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+            $crate::sys::exit_group(101)
+        }
+    };
+}
+
+/// The linker script of both programs; compiled in nowhere, but a change of it is a change of this crate.
+pub const LINKER_SCRIPT: &str = include_str!("../../blob.ld");
