@@ -12,6 +12,7 @@ use crate::refusal::Refusals;
 use crate::resource::pipe::Holders;
 use crate::store::Writer;
 use crate::sys::int80::LowBuffer;
+use crate::sys::limits;
 use anyhow::{Context, Result};
 use collect::collect;
 use freeze::Frozen;
@@ -75,6 +76,7 @@ pub fn dump(options: &Options) -> Result<Report> {
     let started = Instant::now();
     // Dropped last: a signal that came ends crr only after everything is put back.
     let _held = interrupt::Held::block().context("block signals")?;
+    limits::raise_open_files()?;
     let patience = Patience::new(options.timeout);
     let writer = Writer::create(&options.images_dir)?;
     let mut holders = Holders::scan(&freeze::list(options.root)?)?;

@@ -15,7 +15,7 @@ mod takeover;
 use crate::changed::Changed;
 use crate::machine;
 use crate::store::Checkpoint;
-use crate::sys::process;
+use crate::sys::{limits, process};
 use anyhow::{Context, Result, bail};
 use environment::Environment;
 use foreground::Terminal;
@@ -150,7 +150,7 @@ impl PidFile {
 fn restore_here(options: &Options) -> Result<(Report, Option<Terminal>)> {
     let began = Instant::now();
     let deadline = began + options.timeout;
-    open::raise_limit()?;
+    limits::raise_open_files()?;
     let checkpoint = Checkpoint::read_showing(&options.images_dir, options.progress)?;
     if let Some(root) = &options.root {
         nix::unistd::chroot(root).with_context(|| format!("{}: change root", root.display()))?;

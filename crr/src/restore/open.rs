@@ -10,7 +10,7 @@ use images::task::Task;
 use images::{DescriptionId, PathId, SharedId};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::stat::Mode;
 use shared::plan::Need;
 use std::collections::{BTreeMap, BTreeSet};
@@ -140,15 +140,6 @@ impl Raiser {
 pub(super) fn owned(fd: RawFd) -> Option<OwnedFd> {
     // SAFETY: both callers pass the fresh result of F_DUPFD, which nobody else owns.
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Raises the soft limit of open files to the hard one: before this process's limits are compared with the tasks'.
-///
-/// # Errors
-/// Never, by the manual.
-pub(super) fn raise_limit() -> Result<()> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("getrlimit")?;
-    if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("setrlimit") } else { Ok(()) }
 }
 
 /// Whether as many files can be open at once as the tree needs: this many, and the highest number of a task.

@@ -10,6 +10,7 @@
 pub mod exec;
 pub mod int80;
 pub mod kcmp;
+pub mod limits;
 pub mod mapping;
 pub mod pagemap;
 pub mod pidfd;

@@ -34,6 +34,22 @@ fn leave_stopped() {
     });
 }
 
+/// A low soft limit of open files, as shells have it, is raised: the hard one counts.
+#[test]
+fn soft_limit_of_open_files() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        let mut running = Workload::new("tree", "family").start(dir, Abi::Ia32)?;
+        let before = running.snapshot()?;
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, 20, hard)?;
+        running.cycle(&before)?;
+        running.verify()
+    });
+}
+
 /// Waits until a `crr restore` has done its work and waits for signals.
 fn stays(crr: &std::process::Child) -> tests::Result {
     wait::until(wait::STEP, "crr waits for signals", || {
