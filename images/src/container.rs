@@ -65,7 +65,10 @@ impl Kind {
     /// The version this crr writes, and the only one it reads.
     #[must_use]
     pub const fn version(self) -> u16 {
-        1
+        match self {
+            Self::Tree => 2,
+            Self::Inventory | Self::Files | Self::Memory | Self::Pages => 1,
+        }
     }
 }
 
@@ -299,9 +302,9 @@ mod tests {
 
     #[test]
     fn newer_versions_are_told() {
-        let found = error(&with_header(10, &[2, 0]));
-        assert_eq!(found, Error::Version { found: 2, known: 1 });
-        assert_eq!(found.to_string(), "has format version 2; this crr reads version 1");
+        let found = error(&with_header(10, &[99, 0]));
+        assert_eq!(found, Error::Version { found: 99, known: 2 });
+        assert_eq!(found.to_string(), "has format version 99; this crr reads version 2");
     }
 
     #[test]

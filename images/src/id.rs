@@ -82,6 +82,10 @@ id! {
     DescriptionId(u32), "description#{}"
 }
 id! {
+    /// Index into [`crate::task::Tree::filters`].
+    FilterId(u32), "filter#{}"
+}
+id! {
     /// Index into [`crate::memory::Memory::shared`].
     SharedId(u32), "shared#{}"
 }

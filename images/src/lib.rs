@@ -18,9 +18,10 @@ pub mod id;
 pub mod inventory;
 pub mod memory;
 mod readable;
+pub mod seccomp;
 pub mod signal;
 pub mod task;
 pub mod thread;
 
 pub use container::{Error, Kind};
-pub use id::{Abi, Addr, DescriptionId, PathId, Pid, SharedId, TaskFd};
+pub use id::{Abi, Addr, DescriptionId, FilterId, PathId, Pid, SharedId, TaskFd};

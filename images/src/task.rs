@@ -2,6 +2,7 @@
 
 use crate::file::FdEntry;
 use crate::id::{Abi, PathId, Pid};
+use crate::seccomp::Filter;
 use crate::signal::{Action, IntervalTimer, Pending};
 use crate::thread::Thread;
 use alloc::vec::Vec;
@@ -14,6 +15,8 @@ pub struct Tree {
     pub tasks: Vec<Task>,
     /// Session and process group that the root shares with a shell outside of the tree (`--shell-job`).
     pub shell_job: Option<ShellJob>,
+    /// Programs of seccomp, each once.
+    pub filters: Vec<Filter>,
 }
 
 /// What a tree dumped with `--shell-job` borrowed from the shell that started it.

@@ -1,6 +1,7 @@
 //! One thread: registers, extended state, TLS and what the kernel keeps per tid.
 
 use crate::id::{Addr, Pid};
+use crate::seccomp::Seccomp;
 use crate::signal::{AltStack, Pending};
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,8 @@ pub struct Thread {
     pub parent_death_signal: u32,
     /// PR_GET_TIMERSLACK in nanoseconds.
     pub timer_slack_ns: u64,
+    /// Which system calls it may make.
+    pub seccomp: Seccomp,
 }
 
 /// General registers in the layout of the thread's mode.

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 const DESCRIPTION: &str = include_str!("../FORMAT.md");
 
-const RECORDS: [&str; 6] = [
+const RECORDS: [&str; 7] = [
     include_str!("../src/inventory.rs"),
     include_str!("../src/task.rs"),
     include_str!("../src/thread.rs"),
+    include_str!("../src/seccomp.rs"),
     include_str!("../src/signal.rs"),
     include_str!("../src/file.rs"),
     include_str!("../src/memory.rs"),

@@ -56,17 +56,17 @@ fn the_decoder_reads_the_golden_files() {
 fn the_example_of_the_format_description_is_right() {
     let expected = [
         b"crrimage".as_slice(),
-        &[2, 0, 1, 0, 62, 0, 0, 0],
-        &[2, 0, 0, 0, 0, 0, 0, 0],
+        &[2, 0, 2, 0, 62, 0, 0, 0],
+        &[3, 0, 0, 0, 0, 0, 0, 0],
         &[0; 8],
-        // No tasks, no shell job.
-        &[0, 0],
+        // No tasks, no shell job, no filters.
+        &[0, 0, 0],
     ]
     .concat();
-    let tree = Tree { tasks: Vec::new(), shell_job: None };
+    let tree = Tree { tasks: Vec::new(), shell_job: None, filters: Vec::new() };
     let bytes = images::container::encode(Kind::Tree, &tree).unwrap();
-    assert_eq!(bytes[..34], expected);
-    assert_eq!(bytes[34..], crc32c(&expected).to_le_bytes());
+    assert_eq!(bytes[..35], expected);
+    assert_eq!(bytes[35..], crc32c(&expected).to_le_bytes());
 }
 
 #[test]

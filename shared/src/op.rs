@@ -217,6 +217,20 @@ pub enum Op<'a> {
         /// Argument.
         arg: u64,
     },
+    /// Where the programs of seccomp lie that [`Op::Filter`] names: for all threads, in the leader's list.
+    Programs(&'a [u8]),
+    /// The leader tells the coordinator that all threads exist, waits until they are held by it, and lets them go on; the
+    /// others wait for that.
+    Hold,
+    /// seccomp(SECCOMP_SET_MODE_FILTER).
+    Filter {
+        /// SECCOMP_FILTER_FLAG_*.
+        flags: u32,
+        /// Where in [`Op::Programs`] it begins.
+        at: u32,
+        /// Bytes.
+        len: u32,
+    },
 }
 
 /// Appends an op to a list.

@@ -1,6 +1,7 @@
 //! What the coordinator and a restoring task say to each other.
 //!
-//! The task's unix socket carries one [`Start`] with the working fds, and one [`Report`] back. The plan itself
+//! The task's unix socket carries one [`Start`] with the working fds, and one [`Report`] back; before
+//! that a task with seccomp says [`Stage::Hold`] and gets one byte. The plan itself
 //! lies in the shared-memory tree: one memfd for the whole restore that starts with a [`Control`] page, which
 //! everyone maps read-write, followed by the plan of each task, which everyone maps read-only.
 
@@ -98,6 +99,8 @@ pub enum Stage {
     Clear = 2,
     /// Following the ops.
     Ops = 3,
+    /// No end yet: all threads exist, and are to be held with seccomp suspended; then a byte is awaited.
+    Hold = 4,
     /// In the forked 64-bit child, before exec.
     Child = 5,
 }
@@ -111,13 +114,14 @@ impl Stage {
             1 => Self::Receive,
             2 => Self::Clear,
             3 => Self::Ops,
+            4 => Self::Hold,
             5 => Self::Child,
             _ => return None,
         })
     }
 }
 
-/// A task's one answer.
+/// A task's answer.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Report {

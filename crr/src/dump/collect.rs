@@ -19,7 +19,7 @@ use crate::resource::signal::{self, AskSignals};
 use crate::resource::task::{self as properties, AskTask};
 use crate::resource::thread::{self, AskThread};
 use crate::resource::tree::{self, Place};
-use crate::resource::{Refuse, limits, memory, sharing};
+use crate::resource::{Refuse, limits, memory, seccomp, sharing};
 use crate::sys::int80::LowBuffer;
 use crate::sys::vm;
 use anyhow::{Context, Result, bail};
@@ -48,6 +48,7 @@ struct Tables {
     backings: memory::Backings,
     vdsos: Vec<Vdso>,
     gadgets: Cache,
+    filters: seccomp::Table,
     terminal: Terminal,
     buffer: Vec<u8>,
 }
@@ -72,6 +73,7 @@ pub(super) fn collect(
         backings: memory::Backings::default(),
         vdsos: Vec::new(),
         gadgets: Cache::default(),
+        filters: seccomp::Table::default(),
         terminal: None,
         buffer: Vec::new(),
     };
@@ -102,7 +104,12 @@ pub(super) fn collect(
 
     let (memory, contents) = find_contents(frozen, spaces, tables.backings, tables.vdsos)?;
     let files = tables.files.into_files(tables.paths);
-    Ok(Collected { tree: Tree { tasks, shell_job }, files, memory, contents })
+    Ok(Collected {
+        tree: Tree { tasks, shell_job, filters: tables.filters.into_filters() },
+        files,
+        memory,
+        contents,
+    })
 }
 
 fn place(task: &FrozenTask, stat: &stat::Stat) -> Place {
@@ -142,7 +149,8 @@ fn collect_task(
 
     let mut records = Vec::with_capacity(threads.len());
     for (thread, status) in threads.iter().zip(&statuses) {
-        let record = thread::dump_outside(pid, thread, abi, status, &tables.low, refuse)?;
+        let mut record = thread::dump_outside(pid, thread, abi, status, &tables.low, refuse)?;
+        record.seccomp = tables.filters.dump(thread, status, refuse)?;
         thread::check_rseq(pid, &record, refuse)?;
         check_leftovers(&record, &leftovers, refuse);
         records.push(record);
@@ -171,7 +179,8 @@ fn collect_task(
         threads: records,
     };
     let mut layout = stat.layout;
-    if can_be_asked(threads, &statuses, abi, &leftovers)? {
+    let unhindered = seccomp::suspend(threads, &statuses, refuse)?;
+    if unhindered && can_be_asked(threads, abi, &leftovers)? {
         let locked = memory::locked_bytes(&vmas);
         let gadget = find_gadget(pid, abi, &vmas, &mut tables.gadgets)?;
         let (ignored, caught) = (leader.ignored, leader.caught);
@@ -287,16 +296,10 @@ fn cut_auxv(auxv: &[u8], abi: Abi) -> &[u8] {
 
 /// Whether all threads can make system calls: they stand in an interrupt-stop in code of the task's ABI,
 /// and nothing between them and the kernel interferes. Nor do they need what a killed dump left in the task.
-fn can_be_asked(
-    threads: &[Stopped],
-    statuses: &[status::Status],
-    abi: Abi,
-    leftovers: &[Addr],
-) -> Result<bool> {
-    for (thread, status) in threads.iter().zip(statuses) {
+fn can_be_asked(threads: &[Stopped], abi: Abi, leftovers: &[Addr]) -> Result<bool> {
+    for thread in threads {
         let regs = thread.regs()?;
         let usable = thread.stop() == Stop::Interrupt
-            && status.seccomp == 0
             && regs::mode(&regs) == abi
             && !stands_in(&regs, leftovers)
             && thread.syscall_user_dispatch()? != Some(true);

@@ -42,6 +42,8 @@ pub struct Status {
     pub no_new_privs: bool,
     /// Seccomp mode.
     pub seccomp: u32,
+    /// `Speculation_Store_Bypass` or `SpeculationIndirectBranch` is forbidden to the thread for good.
+    pub speculation_forbidden: bool,
     /// `x86_Thread_features`: `shstk` and the like.
     pub thread_features: Vec<u8>,
 }
@@ -132,6 +134,10 @@ fn set_optional(status: &mut Status, key: &[u8], value: &[u8]) -> Result<(), Mal
             status.untag_mask = Some(mask.ok_or_else(|| bad("untag_mask"))?);
         }
         b"Seccomp" => status.seccomp = decimal(value).ok_or_else(|| bad("Seccomp"))?,
+        b"Speculation_Store_Bypass" | b"SpeculationIndirectBranch" => {
+            // "thread force mitigated", "conditional force disabled".
+            status.speculation_forbidden |= value.windows(5).any(|word| word == b"force");
+        }
         b"x86_Thread_features" => status.thread_features = value.trim_ascii().to_vec(),
         _ => {}
     }
@@ -150,7 +156,8 @@ mod tests {
         ShdPnd:\t0000000000000000\nSigBlk:\t0000000000010000\nSigIgn:\t0000000000000006\n\
         SigCgt:\t0000000180000002\nCapInh:\t0000000000000000\nCapPrm:\t000001fffeffffff\n\
         CapEff:\t000001fffeffffff\nCapBnd:\t000001fffeffffff\nCapAmb:\t0000000000000001\nNoNewPrivs:\t1\n\
-        Seccomp:\t2\nSeccomp_filters:\t1\nx86_Thread_features:\tshstk \nx86_Thread_features_locked:\t\n";
+        Seccomp:\t2\nSeccomp_filters:\t1\nSpeculation_Store_Bypass:\tthread force mitigated\n\
+        SpeculationIndirectBranch:\tconditional enabled\nx86_Thread_features:\tshstk \nx86_Thread_features_locked:\t\n";
 
     #[test]
     fn captured_text() {
@@ -162,7 +169,7 @@ mod tests {
         assert_eq!((status.locked_kib, status.ignored, status.pending), (12, 6, 0x200));
         assert_eq!(status.caught, 0x1_8000_0002);
         assert_eq!(status.caps, [0, 0x1ff_feff_ffff, 0x1ff_feff_ffff, 0x1ff_feff_ffff, 1]);
-        assert!(status.no_new_privs);
+        assert!(status.no_new_privs && status.speculation_forbidden);
         assert_eq!((status.seccomp, status.thp_enabled), (2, Some(true)));
         assert_eq!(status.untag_mask, Some(u64::MAX));
         assert_eq!(status.thread_features, b"shstk");

@@ -134,6 +134,8 @@ pub struct Stopped {
 
 /// PTRACE_O_TRACESYSGOOD: without it a system call stop looks like SIGTRAP.
 const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD;
+/// PTRACE_O_SUSPEND_SECCOMP of include/uapi/linux/ptrace.h: while it is traced, the thread's seccomp mode has no effect.
+const SUSPEND_SECCOMP: i32 = 1 << 21;
 
 impl Seized {
     /// Starts to trace a thread without stopping it.
@@ -151,6 +153,16 @@ impl Seized {
     /// As [`Seized::seize`].
     pub fn seize_for_life(tid: Pid) -> Result<Self, Error> {
         request::seize(tid, OPTIONS | libc::PTRACE_O_EXITKILL).map_err(error(tid, "seize"))?;
+        Ok(Self { tid })
+    }
+
+    /// As [`Seized::seize_for_life`], for a thread whose seccomp mode is to have no effect until it is let go.
+    ///
+    /// # Errors
+    /// As [`Seized::seize`]; EPERM also without CAP_SYS_ADMIN or when crr is under seccomp itself.
+    pub fn seize_for_life_unfiltered(tid: Pid) -> Result<Self, Error> {
+        let options = OPTIONS | libc::PTRACE_O_EXITKILL | SUSPEND_SECCOMP;
+        request::seize(tid, options).map_err(error(tid, "seize with seccomp suspended"))?;
         Ok(Self { tid })
     }
 
@@ -349,6 +361,31 @@ impl Stopped {
             Err(Errno::EIO) => Ok(None),
             Err(errno) => Err(error(self.tid, "read system call user dispatch")(errno)),
         }
+    }
+
+    /// Takes the effect from its seccomp mode for as long as it is traced.
+    ///
+    /// # Errors
+    /// EPERM without CAP_SYS_ADMIN or when crr is under seccomp itself, EINVAL without CONFIG_CHECKPOINT_RESTORE;
+    /// [`Error::Gone`].
+    pub fn suspend_seccomp(&self) -> Result<(), Error> {
+        request::set_options(self.tid, OPTIONS | SUSPEND_SECCOMP).map_err(error(self.tid, "suspend seccomp"))
+    }
+
+    /// The program of a seccomp filter, by its place in the order of installation.
+    ///
+    /// # Errors
+    /// As [`request::seccomp_filter`].
+    pub fn seccomp_filter(&self, index: usize) -> Result<Option<Vec<u8>>, Error> {
+        request::seccomp_filter(self.tid, index).map_err(error(self.tid, "read a seccomp filter"))
+    }
+
+    /// Its SECCOMP_FILTER_FLAG_*, as far as the kernel tells.
+    ///
+    /// # Errors
+    /// As [`request::seccomp_flags`].
+    pub fn seccomp_flags(&self, index: usize) -> Result<u64, Error> {
+        request::seccomp_flags(self.tid, index).map_err(error(self.tid, "read the flags of a seccomp filter"))
     }
 
     /// Makes the next resumption end in [`Stop::Interrupt`] before the thread runs any code of its own.

@@ -7,6 +7,7 @@ pub mod memory;
 pub mod namespace;
 pub mod path;
 pub mod pipe;
+pub mod seccomp;
 pub mod shared_memory;
 pub mod sharing;
 pub mod signal;

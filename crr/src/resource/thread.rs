@@ -1,7 +1,7 @@
 //! One thread: registers, extended state, TLS, lists, scheduling, and what it tells about itself.
 
 use super::signal::{STACK_ROOM, altstack};
-use super::{Refuse, TO_DEFAULT, creds};
+use super::{Refuse, TO_DEFAULT, creds, seccomp};
 use crate::proc::status::Status;
 use crate::proc::{Dir, stat};
 use crate::ptrace::regs::{self, Field, low_half};
@@ -91,6 +91,7 @@ pub(crate) fn dump_outside(
         creds: creds::dump_creds(status, 0),
         parent_death_signal: 0,
         timer_slack_ns: 0,
+        seccomp: images::seccomp::Seccomp::Off,
         regs: with_original_call(pid, &regs),
     })
 }
@@ -119,11 +120,6 @@ fn check_mode(tid: Pid, regs: &Regs, abi: Abi, refuse: &mut Refuse<'_>) {
 /// What `/proc/PID/task/TID/status` shows and cannot be restored.
 fn check_status(tid: Pid, status: &Status, refuse: &mut Refuse<'_>) {
     let object = || format!("thread {tid}");
-    if status.seccomp != 0 {
-        let mode = if status.seccomp == 1 { "strict" } else { "filter" };
-        let hint = "start the program without it: it cannot be switched off again";
-        refuse.with_hint(object(), format!("seccomp is on ({mode} mode)"), hint);
-    }
     if status.thread_features.starts_with(b"shstk") {
         let hint = "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off";
         refuse.with_hint(object(), "has a user shadow stack", hint);
@@ -232,15 +228,17 @@ impl AskThread {
         thread.parent_death_signal = reply.u32(self.death_signal.1, 0);
         thread.timer_slack_ns = reply.result(self.timer_slack).context("PR_GET_TIMERSLACK")?;
         thread.creds.securebits = low_half(reply.result(self.securebits).context("PR_GET_SECUREBITS")?);
-        self.check(reply, thread.tid, task_dir, refuse)
+        self.check(reply, thread, task_dir, refuse)
     }
 
     /// Settings that are not restored must be at their defaults. Kernels without one answer an error.
-    fn check(&self, reply: &Reply, tid: Pid, task_dir: &Dir, refuse: &mut Refuse<'_>) -> Result<()> {
+    fn check(&self, reply: &Reply, thread: &Thread, task_dir: &Dir, refuse: &mut Refuse<'_>) -> Result<()> {
         const PR_TSC_ENABLE: u32 = 1;
         const PR_MCE_KILL_DEFAULT: u64 = 2;
+        let tid = thread.tid;
         let object = || format!("thread {tid}");
-        if reply.result(self.tsc.0).is_ok() && reply.u32(self.tsc.1, 0) != PR_TSC_ENABLE {
+        let tsc_faults = reply.result(self.tsc.0).is_ok() && reply.u32(self.tsc.1, 0) != PR_TSC_ENABLE;
+        if tsc_faults && !seccomp::forbids_tsc(thread) {
             refuse.with_hint(object(), "rdtsc is made to fault (PR_SET_TSC)", TO_DEFAULT);
         }
         if reply.result(self.policy.0).is_ok() && reply.u32(self.policy.1, 0) != 0 {

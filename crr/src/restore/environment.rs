@@ -19,6 +19,8 @@ pub(crate) struct Environment {
     pub coredump_filter: u32,
     /// `/proc/self/personality`.
     pub personality: u32,
+    /// Its seccomp mode: 0 if it has none.
+    pub seccomp: u32,
     /// Enabled state components.
     pub xfeatures: u64,
     /// Bytes of NT_X86_XSTATE.
@@ -35,8 +37,10 @@ impl Environment {
             let text = fs::read_to_string(path).with_context(|| path.to_owned())?;
             i64::from_str_radix(text.trim(), radix).with_context(|| path.to_owned())
         };
+        let status = fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
         Ok(Self {
-            creds: creds()?,
+            creds: creds(&status)?,
+            seccomp: field(&status, "Seccomp").parse().unwrap_or(0),
             sched: thread::dump_sched(0)?,
             oom_score_adj: i32::try_from(number("/proc/self/oom_score_adj", 10)?)?,
             coredump_filter: u32::try_from(number("/proc/self/coredump_filter", 16)?)?,
@@ -48,13 +52,15 @@ impl Environment {
     }
 }
 
+/// A line of `/proc/self/status`, empty where the kernel has none.
+fn field<'a>(status: &'a str, name: &str) -> &'a str {
+    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default().trim()
+}
+
 /// Credentials after exec, capabilities(7): root gains what the bounding and inheritable sets allow; ambient
 /// capabilities go.
-fn creds() -> Result<Creds> {
-    let status = fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
-    let field = |name: &str| {
-        status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default().trim()
-    };
+fn creds(status: &str) -> Result<Creds> {
+    let field = |name: &str| field(status, name);
     let set = |name: &str| {
         u64::from_str_radix(field(name), 16).with_context(|| format!("{name} in /proc/self/status"))
     };

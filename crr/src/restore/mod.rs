@@ -1,8 +1,9 @@
 //! Restore: read, plan, fork, split, resume.
 
 mod child;
-mod environment;
+pub(crate) mod environment;
 mod foreground;
+mod hold;
 mod namespace;
 pub(crate) mod open;
 pub mod plain;
@@ -218,10 +219,10 @@ fn bring_back(
         ListenerOptions::new().name(name).create_sync().context("listen for the restoring tasks")?;
     let pid = restore.checkpoint.tree.tasks[0].pid;
     let outcome = fork_root(restore, options, pid).and_then(|parent| {
-        let parked = serve::serve(restore, &listener, pid, deadline)?;
+        let (parked, held) = serve::serve(restore, &listener, pid, deadline)?;
         let stays = !options.detached && !options.sibling;
         let terminal = if stays { Terminal::lend(pid) } else { None };
-        takeover::take_over(restore, &parked, parent)?;
+        takeover::take_over(restore, &parked, held, parent)?;
         Ok(terminal)
     });
     outcome.map(|terminal| (pid, terminal)).inspect_err(|_| {

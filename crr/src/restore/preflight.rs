@@ -4,6 +4,7 @@ use super::Options;
 use super::environment::Environment;
 use super::prepare::Lives;
 use crate::refusal::{Refusal, Refusals};
+use crate::resource::seccomp;
 use crate::store::Checkpoint;
 use crate::sys::process;
 use images::file::Path;
@@ -30,6 +31,7 @@ pub(super) fn preflight(
     processor(&mut refusals, checkpoint, environment);
     files(&mut refusals, checkpoint);
     privileges(&mut refusals, checkpoint, environment);
+    seccomp::preflight(&mut refusals, &checkpoint.tree, environment);
     refusals
 }
 

@@ -78,7 +78,7 @@ pub(super) fn prepare(
         .tasks
         .iter()
         .zip(&checkpoint.memory.spaces)
-        .map(|(task, space)| plan::task(&machines[&task.abi], task, space))
+        .map(|(task, space)| plan::task(&machines[&task.abi], task, space, &tree.filters))
         .collect();
     let mut filler_ids = FillerIds::new(&tree.tasks);
     let contents: Vec<hole::Contents> = tree

@@ -1,5 +1,6 @@
 //! The coordinator's side of the restoring tasks: accept each, send its plan and files, take its answer.
 
+use super::hold::Held;
 use super::plain::as_bytes;
 use super::{Restore, child::Step};
 use anyhow::{Context, Result, anyhow, bail};
@@ -32,11 +33,12 @@ pub(super) fn serve(
     listener: &Listener,
     root: Pid,
     deadline: Instant,
-) -> Result<Parked> {
+) -> Result<(Parked, Held)> {
     let Listener::UdSocket(waiting) = listener;
     let tasks = &restore.checkpoint.tree.tasks;
     let mut peers: Vec<Peer> = Vec::new();
     let mut parked = vec![0; tasks.len()];
+    let mut held = Held::default();
     let mut left = tasks.len();
     let mut unseen = tasks.len();
     while left > 0 {
@@ -47,9 +49,18 @@ pub(super) fn serve(
         drop(fds);
         // From the back, so that a removal does not move what is still to be looked at.
         for at in (0..peers.len()).rev().filter(|&at| ready[at + 1]) {
-            let peer = peers.swap_remove(at);
-            parked[peer.index] = answer(restore, &peer)?;
-            left -= 1;
+            let peer = &peers[at];
+            match answer(restore, peer)? {
+                Answer::Hold => {
+                    held.hold(restore, peer.index)?;
+                    nix::unistd::write(&peer.socket, &[0]).context("let a held task go on")?;
+                }
+                Answer::Parked(syscall_at) => {
+                    parked[peer.index] = syscall_at;
+                    peers.swap_remove(at);
+                    left -= 1;
+                }
+            }
         }
         if ready[0] {
             if let Some(peer) = greet(restore, listener)? {
@@ -64,7 +75,7 @@ pub(super) fn serve(
             bail!("{left} tasks are not back in time (--timeout)");
         }
     }
-    Ok(parked)
+    Ok((parked, held))
 }
 
 /// Accepts a task, finds out which it is, sends it everything. Anybody can connect to an abstract name: who is not one
@@ -101,8 +112,16 @@ fn send(restore: &Restore<'_>, index: usize, socket: &OwnedFd) -> Result<()> {
     Ok(())
 }
 
-/// Reads a task's one answer.
-fn answer(restore: &Restore<'_>, peer: &Peer) -> Result<u64> {
+/// What a task says that gets on well.
+enum Answer {
+    /// Its threads exist, and are to be held.
+    Hold,
+    /// It is through; where it has a system call instruction.
+    Parked(u64),
+}
+
+/// Reads a task's answer.
+fn answer(restore: &Restore<'_>, peer: &Peer) -> Result<Answer> {
     let task = &restore.checkpoint.tree.tasks[peer.index];
     let mut bytes = [0u8; size_of::<Report>()];
     let mut have = 0;
@@ -126,11 +145,14 @@ fn answer(restore: &Restore<'_>, peer: &Peer) -> Result<u64> {
         value: long(16),
         syscall_at: long(24),
     };
+    if report.stage == Stage::Hold as u32 {
+        return Ok(Answer::Hold);
+    }
     if report.stage == Stage::Parked as u32 {
         // It closes the socket next, and must not be caught with it still open.
         let mut end = [0];
         while nix::unistd::read(&peer.socket, &mut end) == Err(nix::errno::Errno::EINTR) {}
-        return Ok(report.syscall_at);
+        return Ok(Answer::Parked(report.syscall_at));
     }
     Err(explain(restore, peer.index, &report))
 }

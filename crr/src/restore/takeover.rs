@@ -5,6 +5,7 @@
 //! the way to user mode with a signal pending, as PTRACE_INTERRUPT's does; not from a system call's exit stop.
 
 use super::Restore;
+use super::hold::Held;
 use super::serve::Parked;
 use super::stand_in::StandIn;
 use crate::ptrace::{Patience, Seized, Stopped, regs};
@@ -22,16 +23,24 @@ struct Taken<'a> {
     stopped: Stopped,
 }
 
-/// Seizes every thread, removes the holes, sets the registers, lets everything go.
+/// Seizes every thread that is not held yet, removes the holes, sets the registers, lets everything go.
 ///
 /// # Errors
 /// If a thread is gone or does not take its state; the tree is then to be killed.
-pub(super) fn take_over(restore: &Restore<'_>, parked: &Parked, stand_in: Option<StandIn>) -> Result<()> {
+pub(super) fn take_over(
+    restore: &Restore<'_>,
+    parked: &Parked,
+    mut held: Held,
+    stand_in: Option<StandIn>,
+) -> Result<()> {
     let patience = Patience::new(Duration::from_secs(10));
     let mut all = Vec::new();
     let tasks = &restore.checkpoint.tree.tasks;
-    for task in tasks {
-        all.push(seize(task, &patience).with_context(|| format!("task {}: take it over", task.pid))?);
+    for (index, task) in tasks.iter().enumerate() {
+        all.push(
+            stop(task, held.take(index), &patience)
+                .with_context(|| format!("task {}: take it over", task.pid))?,
+        );
     }
     // From here on every thread dies with this process (PTRACE_O_EXITKILL), and none with its parent.
     for (taken, &syscall_at) in all.iter_mut().zip(parked) {
@@ -66,15 +75,14 @@ pub(super) fn take_over(restore: &Restore<'_>, parked: &Parked, stand_in: Option
     Ok(())
 }
 
-fn seize<'a>(task: &'a Task, patience: &Patience) -> Result<Vec<Taken<'a>>> {
-    let mut seized = Vec::new();
-    for record in &task.threads {
-        let thread = Seized::seize_for_life(record.tid)?;
+fn stop<'a>(task: &'a Task, held: Option<Vec<Seized>>, patience: &Patience) -> Result<Vec<Taken<'a>>> {
+    let seize = || task.threads.iter().map(|record| Seized::seize_for_life(record.tid)).collect();
+    let seized: Vec<Seized> = held.map_or_else(seize, Ok)?;
+    for thread in &seized {
         thread.interrupt()?;
-        seized.push((record, thread));
     }
     let mut taken = Vec::new();
-    for (record, thread) in seized {
+    for (record, thread) in task.threads.iter().zip(seized) {
         taken.push(Taken { record, stopped: thread.wait_stop(patience)?.settle(patience)? });
     }
     Ok(taken)

@@ -226,3 +226,43 @@ pub fn syscall_user_dispatch(tid: Pid) -> nix::Result<bool> {
     )?;
     Ok(config[0] != 0)
 }
+
+/// PTRACE_SETOPTIONS of a stopped thread.
+///
+/// # Errors
+/// ESRCH when gone; what an option answers.
+pub fn set_options(tid: Pid, options: c_int) -> nix::Result<()> {
+    by_value(libc::PTRACE_SETOPTIONS, tid, 0, usize::try_from(options).map_err(|_| Errno::EINVAL)?)
+}
+
+/// `PTRACE_SECCOMP_GET_FILTER`, include/uapi/linux/ptrace.h.
+const SECCOMP_GET_FILTER: c_uint = 0x420c;
+/// `PTRACE_SECCOMP_GET_METADATA`, same file.
+const SECCOMP_GET_METADATA: c_uint = 0x420d;
+
+/// PTRACE_SECCOMP_GET_FILTER: the program of a filter, 0 being the first that was installed; `None` beyond the last.
+///
+/// # Errors
+/// ESRCH when gone, EACCES without CAP_SYS_ADMIN or when the caller is under seccomp itself, EMEDIUMTYPE for a program that is not
+/// classic BPF.
+pub fn seccomp_filter(tid: Pid, index: usize) -> nix::Result<Option<Vec<u8>>> {
+    use images::seccomp::{INSTRUCTION, MAX_INSTRUCTIONS};
+    // The kernel is not told how much room there is: as much as any program takes.
+    let mut program = vec![[0u8; INSTRUCTION]; MAX_INSTRUCTIONS];
+    match by_pointer(SECCOMP_GET_FILTER, tid, index, program.as_mut_ptr()) {
+        Ok(count) => Ok(Some(program[..count].concat())),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// PTRACE_SECCOMP_GET_METADATA: the SECCOMP_FILTER_FLAG_* that the kernel tells of a filter.
+///
+/// # Errors
+/// As [`seccomp_filter`]; EIO before Linux 4.16.
+pub fn seccomp_flags(tid: Pid, index: usize) -> nix::Result<u64> {
+    // struct seccomp_metadata: filter_off, flags.
+    let mut metadata = [u64::try_from(index).map_err(|_| Errno::EINVAL)?, 0];
+    by_pointer(SECCOMP_GET_METADATA, tid, size_of_val(&metadata), metadata.as_mut_ptr())?;
+    Ok(metadata[1])
+}

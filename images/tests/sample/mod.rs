@@ -6,10 +6,11 @@ use images::file::{Description, FdEntry, Files, Path, Pipe, Target};
 use images::id::PAGE_SIZE;
 use images::inventory::{FileEntry, Inventory};
 use images::memory::{Backing, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
+use images::seccomp::{Filter, Seccomp};
 use images::signal::{Action, AltStack, IntervalTimer, Pending};
 use images::task::{ShellJob, Task, Tree};
 use images::thread::{Creds, Regs, RobustList, Rseq, Sched, Thread, TlsEntry};
-use images::{Abi, Addr, DescriptionId, PathId, Pid, SharedId, TaskFd};
+use images::{Abi, Addr, DescriptionId, FilterId, PathId, Pid, SharedId, TaskFd};
 
 /// Pages of `pages.img`.
 const PAGES: u64 = 6;
@@ -58,7 +59,13 @@ fn tree() -> Tree {
     Tree {
         tasks: vec![task(100, 1, Abi::X86_64), task(101, 100, Abi::Ia32)],
         shell_job: Some(ShellJob { sid: 50, pgid: 100 }),
+        filters: vec![allow(false), allow(true)],
     }
+}
+
+/// `ret SECCOMP_RET_ALLOW`.
+fn allow(log: bool) -> Filter {
+    Filter { program: vec![6, 0, 0, 0, 0, 0, 0xff, 0x7f], log }
 }
 
 fn memory() -> Memory {
@@ -140,11 +147,14 @@ fn task(pid: Pid, ppid: Pid, abi: Abi) -> Task {
             IntervalTimer::default(),
         ],
         fds: vec![fd(0, 0, false), fd(1, 2, false), fd(3, 1, true), fd(7, 3, false)],
-        threads: vec![thread(pid, abi), thread(pid + 1000, abi)],
+        threads: vec![
+            thread(pid, abi, Seccomp::Filters { filters: vec![FilterId(0), FilterId(1)], speculation: true }),
+            thread(pid + 1000, abi, if abi == Abi::Ia32 { Seccomp::Strict } else { Seccomp::Off }),
+        ],
     }
 }
 
-fn thread(tid: Pid, abi: Abi) -> Thread {
+fn thread(tid: Pid, abi: Abi, seccomp: Seccomp) -> Thread {
     let mut info = vec![0u8; 128];
     info[0] = 10;
     Thread {
@@ -191,6 +201,7 @@ fn thread(tid: Pid, abi: Abi) -> Thread {
         },
         parent_death_signal: 15,
         timer_slack_ns: 50_000,
+        seccomp,
     }
 }
 

@@ -68,6 +68,17 @@ impl SigAction {
     }
 }
 
+/// `struct sock_fprog`, include/uapi/linux/filter.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct SockFprog {
+    pub len: u16,
+    pub pad: [u16; 1],
+    pub filter: Word,
+}
+const _: () = assert!(size_of::<SockFprog>() == 8);
+
 /// `struct timeval`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]

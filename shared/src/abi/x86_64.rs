@@ -69,6 +69,17 @@ impl SigAction {
     }
 }
 
+/// `struct sock_fprog`, include/uapi/linux/filter.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct SockFprog {
+    pub len: u16,
+    pub pad: [u16; 3],
+    pub filter: Word,
+}
+const _: () = assert!(size_of::<SockFprog>() == 16);
+
 /// `struct timeval`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]

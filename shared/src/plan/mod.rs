@@ -6,6 +6,7 @@
 pub mod creds;
 pub mod hole;
 pub mod memory;
+pub mod seccomp;
 pub mod signal;
 pub mod thread;
 
@@ -13,9 +14,11 @@ use crate::op::{self, Op, Slot};
 use crate::proto::{SLOT_FILES, SpecialArea};
 use alloc::vec::Vec;
 use images::memory::Space;
+use images::seccomp::Filter;
 use images::task::Task;
 use images::thread::Creds;
 use images::{Abi, PathId, SharedId};
+use seccomp::Programs;
 
 /// READ_IMPLIES_EXEC: would add PROT_EXEC to every mapping the restorer makes, so it is set last.
 pub const READ_IMPLIES_EXEC: u32 = 0x040_0000;
@@ -91,11 +94,13 @@ pub struct TaskPlan {
     pub threads: u32,
 }
 
-/// Plans one task.
+/// Plans one task. `filters` are those of the tree.
 #[must_use]
-pub fn task(machine: &Machine, task: &Task, space: &Space) -> TaskPlan {
+pub fn task(machine: &Machine, task: &Task, space: &Space, filters: &[Filter]) -> TaskPlan {
     let mut slots = Slots::default();
     let mut ops = Vec::new();
+    let programs = Programs::of(task, filters);
+    programs.op(&mut ops);
     memory::ops(&mut ops, &mut slots, task.exe, space);
     signal::actions(&mut ops, &task.actions);
     if task.xcomp_permission & (1 << XFEATURE_XTILEDATA) != 0 && task.abi == Abi::X86_64 {
@@ -108,6 +113,7 @@ pub fn task(machine: &Machine, task: &Task, space: &Space) -> TaskPlan {
     for record in &task.threads[1..] {
         let mut own = Vec::new();
         thread::ops(&mut own, machine, task.abi, record);
+        programs.install(&mut own, task, record);
         creds::ops(&mut own, &machine.creds, &record.creds);
         last_of_thread(&mut own, record, record.parent_death_signal);
         op::push(&mut ops, &Op::Thread { tid: record.tid, stack: threads, ops: &own });
@@ -126,6 +132,7 @@ pub fn task(machine: &Machine, task: &Task, space: &Space) -> TaskPlan {
     if task.personality & READ_IMPLIES_EXEC != 0 {
         op::push(&mut ops, &Op::Personality(task.personality));
     }
+    programs.install(&mut ops, task, leader);
     creds::ops(&mut ops, &machine.creds, &leader.creds);
     // A change of credentials resets dumpable for the whole address space (commit_creds, kernel/cred.c), so the
     // threads' own changes come first.

@@ -4,7 +4,7 @@
 //! See the parent module: the plan decides what is touched, and it never names the hole.
 
 use super::receive::size;
-use super::{Failure, Session};
+use super::{Failure, Session, seccomp};
 use crate::abi::common::{CapData, CapHeader, PrctlMmMap, Rlimit64};
 use crate::abi::native::{ITimerVal, SigAction, Stack, TimeVal, Word};
 use crate::op::{Op, Special};
@@ -104,6 +104,15 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
             plain(nr::__NR_fcntl, u64::from(fd), &[fd as usize, F_SETFD, 1])
         }
         Op::ArchPrctl { option, arg } => plain(nr::__NR_arch_prctl, arg, &[option as usize, size(arg)?]),
+        Op::Filter { flags, at, len } => seccomp::install(session, flags, at, len),
+        Op::Hold => {
+            seccomp::wait_until_held(session);
+            Ok(())
+        }
+        Op::Programs(bytes) => {
+            seccomp::programs(session, bytes);
+            Ok(())
+        }
         // The leader's loop takes these.
         Op::Join => Err(Failure::wrong(0)),
         Op::Fill { addr, .. } => Err(Failure::wrong(addr)),
@@ -132,7 +141,7 @@ mod uid_calls {
     pub(super) const SETFSUID: u32 = nr::__NR_setfsuid32;
 }
 
-fn address<T>(value: &T) -> usize {
+pub(super) fn address<T>(value: &T) -> usize {
     core::ptr::from_ref(value) as usize
 }
 
@@ -141,7 +150,7 @@ fn word(value: u64) -> Result<Word, Failure> {
 }
 
 /// A call whose result is only success or an error.
-fn plain(nr: u32, value: u64, args: &[usize]) -> Result<(), Failure> {
+pub(super) fn plain(nr: u32, value: u64, args: &[usize]) -> Result<(), Failure> {
     // SAFETY: the plan names only memory of the task; structs live in the caller's frame.
     unsafe { sys::call(nr, args) }.map(drop).map_err(|errno| Failure::new(errno, value))
 }

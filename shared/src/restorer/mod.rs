@@ -19,11 +19,12 @@ mod memory;
 mod probe;
 mod receive;
 mod run;
+mod seccomp;
 
 use crate::proto::{Report, Stage, Start};
 use crate::sys::{self, Errno, nr};
 use core::ffi::c_int;
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicU32, AtomicUsize};
 
 /// What went wrong, before it becomes a [`Report`].
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +52,10 @@ pub(crate) struct Session {
     pub(crate) fds: &'static [c_int],
     /// Threads that have followed their ops.
     pub(crate) ready: AtomicU32,
+    /// Not 0 once the coordinator holds all threads.
+    pub(crate) held: AtomicU32,
+    /// Address of the programs of seccomp.
+    pub(crate) programs: AtomicUsize,
 }
 
 /// Where a segment of this program lies.
@@ -89,7 +94,14 @@ pub fn main(program: &Program) -> ! {
     if let Err(failure) = clear::clear(program, &start, vdso, sysinfo) {
         fail(socket, Stage::Clear, 0, 0, failure);
     }
-    let session = Session { socket, start, fds, ready: AtomicU32::new(0) };
+    let session = Session {
+        socket,
+        start,
+        fds,
+        ready: AtomicU32::new(0),
+        held: AtomicU32::new(0),
+        programs: AtomicUsize::new(0),
+    };
     run::leader(&session)
 }
 

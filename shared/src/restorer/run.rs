@@ -6,7 +6,7 @@
 use super::fillers::{Fillers, Share};
 use super::memory::Fills;
 use super::receive::size;
-use super::{Failure, Session, calls, fail};
+use super::{Failure, Session, calls, fail, seccomp};
 use crate::abi::common::CloneArgs;
 use crate::op::{self, Op};
 use crate::proto::{Control, Report, Stage, THREAD_STACK};
@@ -119,6 +119,10 @@ impl<'a> Follow<'a> for Leader<'a, '_> {
             Op::Join => {
                 join(session, *self.threads);
                 return Ok(());
+            }
+            Op::Hold => {
+                self.flush(session)?;
+                return seccomp::hold(session);
             }
             // Fresh memory: what waits to be read goes elsewhere, or it would follow this op.
             Op::Map { .. } => {}

@@ -12,6 +12,7 @@ mod memory;
 mod pipes;
 mod refused;
 mod registers;
+mod seccomp;
 mod signals;
 mod syscalls;
 mod terminal;

@@ -3,6 +3,7 @@
 use super::{Check, ensure, inside, path};
 use crate::ptrace::regs;
 use images::file::Files;
+use images::seccomp::{Filter, INSTRUCTION, MAX_INSTRUCTIONS, Seccomp};
 use images::signal::{Action, Pending, SIGINFO_SIZE};
 use images::task::{Task, Tree};
 use images::thread::Thread;
@@ -26,6 +27,11 @@ const XSAVE_MIN: usize = FXSAVE_SIZE + 64;
 const XSAVE_MAX: usize = 64 << 10;
 
 pub(super) fn check(tree: &Tree, files: &Files) -> Check {
+    for (index, filter) in tree.filters.iter().enumerate() {
+        let size = filter.program.len();
+        let whole = size % INSTRUCTION == 0 && (1..=MAX_INSTRUCTIONS).contains(&(size / INSTRUCTION));
+        ensure!(whole, "filter#{index}: a program of {size} bytes");
+    }
     let mut pids = BTreeSet::new();
     let mut tids = BTreeSet::new();
     for (index, task) in tree.tasks.iter().enumerate() {
@@ -37,6 +43,7 @@ pub(super) fn check(tree: &Tree, files: &Files) -> Check {
             let tid = thread.tid;
             ensure!(tids.insert(tid), "task {pid}: tid {tid} occurs twice");
             check_thread(thread, task.abi).map_err(inside(format_args!("task {pid}: thread {tid}")))?;
+            check_seccomp(thread, &tree.filters).map_err(inside(format_args!("task {pid}: thread {tid}")))?;
         }
     }
     ensure!(!pids.is_empty(), "there is no task");
@@ -132,4 +139,12 @@ fn check_thread(thread: &Thread, abi: Abi) -> Check {
         ensure!(slots.insert(tls.entry), "TLS slot {} occurs twice", tls.entry);
     }
     check_pending(&thread.pending)
+}
+
+fn check_seccomp(thread: &Thread, known: &[Filter]) -> Check {
+    let Seccomp::Filters { filters, .. } = &thread.seccomp else { return Ok(()) };
+    ensure!(!filters.is_empty(), "seccomp without a filter");
+    let stray = filters.iter().find(|id| id.0 as usize >= known.len());
+    ensure!(stray.is_none(), "{} of {} filters", stray.copied().unwrap_or_default(), known.len());
+    Ok(())
 }

@@ -5,7 +5,8 @@ use crate::store::check::records;
 use images::container::Kind;
 use images::file::Target;
 use images::memory::{Backing, Run};
-use images::{Abi, Addr, DescriptionId, PathId, SharedId};
+use images::seccomp::Seccomp;
+use images::{Abi, Addr, DescriptionId, FilterId, PathId, SharedId};
 
 /// Checks that a change of the golden checkpoint is refused with a message.
 #[track_caller]
@@ -123,6 +124,13 @@ fn properties_of_threads() {
             s.tree.tasks[0].threads[0].pending[0].info[0] = signal;
         });
     }
+    refused("tree.img: task 100: thread 100: seccomp without a filter", |s| {
+        s.tree.tasks[0].threads[0].seccomp = Seccomp::Filters { filters: Vec::new(), speculation: true };
+    });
+    refused("tree.img: task 100: thread 100: filter#2 of 2 filters", |s| {
+        s.tree.tasks[0].threads[0].seccomp =
+            Seccomp::Filters { filters: vec![FilterId(1), FilterId(2)], speculation: true };
+    });
     refused("tree.img: task 101: thread 101: registers of x86_64 in an ia32 task", |s| {
         s.tree.tasks[1].threads[0].regs = s.tree.tasks[0].threads[0].regs.clone();
     });
@@ -227,4 +235,13 @@ fn shared_memory_and_vdsos() {
     refused("memory.img: task 101: 0xf7fc6000-0xf7fc7000: there is no vDSO image of ia32", |s| {
         s.memory.vdsos.pop();
     });
+}
+
+#[test]
+fn programs_of_seccomp() {
+    for size in [0, 7, 12, 32_776] {
+        refused(&format!("tree.img: filter#1: a program of {size} bytes"), |s| {
+            s.tree.filters[1].program = vec![0; size];
+        });
+    }
 }

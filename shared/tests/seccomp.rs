@@ -1,0 +1,163 @@
+//! Which filters a plan installs, in which order, and what comes before and after.
+
+#![allow(clippy::unwrap_used)] // A test: what is not there is a failure.
+
+use images::memory::{Layout, Space};
+use images::seccomp::{Filter, Seccomp};
+use images::signal::{AltStack, IntervalTimer};
+use images::task::Task;
+use images::thread::{Creds, Regs, Sched, Thread};
+use images::{Abi, Addr, FilterId, PathId};
+use shared::op::{self, Op};
+use shared::plan::{self, Machine};
+use shared::proto::SpecialArea;
+
+fn creds(uid: u32) -> Creds {
+    Creds {
+        uid: [uid; 4],
+        gid: [0; 4],
+        groups: Vec::new(),
+        cap_inheritable: 0,
+        cap_permitted: 0,
+        cap_effective: 0,
+        cap_bounding: 0,
+        cap_ambient: 0,
+        securebits: 0,
+        no_new_privs: false,
+    }
+}
+
+fn thread(tid: i32, seccomp: Seccomp) -> Thread {
+    Thread {
+        tid,
+        comm: Vec::new(),
+        regs: Regs::X86_64([0; 27]),
+        xstate: Vec::new(),
+        tls: Vec::new(),
+        sigmask: 0,
+        pending: Vec::new(),
+        altstack: AltStack { base: Addr(0), size: 0, flags: 2 },
+        robust_list_64: None,
+        robust_list_32: None,
+        rseq: None,
+        clear_child_tid: Addr(0),
+        sched: Sched {
+            policy: 0,
+            flags: 0,
+            nice: 0,
+            priority: 0,
+            runtime: 0,
+            deadline: 0,
+            period: 0,
+            affinity: vec![1],
+            io_priority: 0,
+        },
+        creds: creds(1000),
+        parent_death_signal: 0,
+        timer_slack_ns: 0,
+        seccomp,
+    }
+}
+
+fn task(threads: Vec<Thread>) -> Task {
+    Task {
+        pid: 10,
+        ppid: 1,
+        pgid: 10,
+        sid: 10,
+        abi: Abi::X86_64,
+        exe: PathId(0),
+        cwd: PathId(0),
+        root: PathId(0),
+        umask: 0,
+        personality: 0,
+        dumpable: 1,
+        child_subreaper: false,
+        oom_score_adj: 0,
+        coredump_filter: 0,
+        xcomp_permission: 0,
+        rlimits: Vec::new(),
+        actions: Vec::new(),
+        pending: Vec::new(),
+        interval_timers: [IntervalTimer::default(); 3],
+        fds: Vec::new(),
+        threads,
+    }
+}
+
+fn ops(threads: Vec<Thread>, filters: &[Filter]) -> Vec<u8> {
+    let machine = Machine {
+        special: [SpecialArea::default(); 3],
+        creds: creds(0),
+        rlimits: Vec::new(),
+        timer_slack_ns: 0,
+    };
+    let space = Space { vmas: Vec::new(), runs: Vec::new(), layout: Layout::default(), auxv: Vec::new() };
+    plan::task(&machine, &task(threads), &space, filters).ops
+}
+
+fn list(mut bytes: &[u8]) -> Vec<Op<'_>> {
+    let mut all = Vec::new();
+    while let Some((op, rest)) = op::next(bytes).unwrap() {
+        all.push(op);
+        bytes = rest;
+    }
+    all
+}
+
+fn filter(instructions: usize, log: bool) -> Filter {
+    Filter { program: vec![u8::try_from(instructions).unwrap(); 8 * instructions], log }
+}
+
+/// The programs that a list of ops installs, with their flags, between the hold and the change of user.
+fn installed<'a>(ops: &[Op<'_>], programs: &'a [u8]) -> Vec<(&'a [u8], u32)> {
+    let position = |wanted: fn(&Op<'_>) -> bool| ops.iter().position(wanted).unwrap();
+    let hold = position(|op| matches!(op, Op::Hold));
+    let uid = position(|op| matches!(op, Op::Uid(_)));
+    let installs = |(at, op): (usize, &Op<'_>)| match *op {
+        Op::Filter { flags, at: from, len } => {
+            assert!(hold < at && at < uid, "a filter at {at}, hold at {hold}, uid at {uid}");
+            Some((&programs[from as usize..][..len as usize], flags))
+        }
+        _ => None,
+    };
+    ops.iter().enumerate().filter_map(installs).collect()
+}
+
+#[test]
+fn each_thread_installs_its_own_filters_in_their_order() {
+    let filters = [filter(1, false), filter(2, true), filter(3, false)];
+    let with = |ids: &[u32], speculation| Seccomp::Filters {
+        filters: ids.iter().map(|&id| FilterId(id)).collect(),
+        speculation,
+    };
+    let bytes = ops(vec![thread(10, with(&[2, 0], true)), thread(11, with(&[2, 1, 2], false))], &filters);
+    let ops = list(&bytes);
+    let Op::Programs(programs) = ops[0] else { panic!("{:?} comes first", ops[0]) };
+    assert_eq!(programs.len(), 6 * 8, "each program once");
+    let program = |id: usize| &filters[id].program[..];
+    assert_eq!(installed(&ops, programs), [(program(2), 4), (program(0), 4)]);
+    let own = ops.iter().find_map(|op| match op {
+        Op::Thread { tid: 11, ops, .. } => Some(list(ops)),
+        _ => None,
+    });
+    assert_eq!(installed(&own.unwrap(), programs), [(program(2), 0), (program(1), 2), (program(2), 0)]);
+}
+
+#[test]
+fn strict_mode_holds_all_threads_and_no_seccomp_none() {
+    let bytes = ops(vec![thread(10, Seccomp::Off), thread(11, Seccomp::Strict)], &[]);
+    let ops_of_leader = list(&bytes);
+    assert!(
+        ops_of_leader.contains(&Op::Hold) && !ops_of_leader.iter().any(|op| matches!(op, Op::Programs(_)))
+    );
+    let Some(Op::Thread { ops: own, .. }) = ops_of_leader.iter().find(|op| matches!(op, Op::Thread { .. }))
+    else {
+        panic!("no thread");
+    };
+    let own = list(own);
+    let hold = own.iter().position(|op| *op == Op::Hold).unwrap();
+    assert_eq!(own[hold + 1], Op::Prctl { option: 22, args: [1, 0, 0] });
+    let bytes = ops(vec![thread(10, Seccomp::Off), thread(11, Seccomp::Off)], &[filter(1, false)]);
+    assert!(!list(&bytes).iter().any(|op| matches!(op, Op::Hold | Op::Programs(_))));
+}
