@@ -47,14 +47,11 @@ pub struct Thread {
     pub seccomp: Seccomp,
 }
 
-/// General registers in the layout of the thread's mode.
+/// General registers: `struct user_regs_struct` of x86_64 in its order (r15 … gs), whatever the ABI of the task and the
+/// mode of the thread. The kernel keeps the 64-bit registers of a thread in 32-bit code: they are there again when it
+/// returns to 64-bit code.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Regs {
-    /// `struct user_regs_struct` of x86_64, in its order: r15 … gs.
-    X86_64([u64; 27]),
-    /// `struct user_regs_struct` of i386, in its order: ebx … ss.
-    Ia32([u32; 17]),
-}
+pub struct Regs(pub [u64; 27]);
 
 /// One GDT TLS descriptor: `struct user_desc`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -66,8 +66,8 @@ fn made_up_records_have_all_parts() {
         .collect();
     let trees: Vec<Tree> = seed.chunks(4096).map(arbitrary::record).collect();
     let threads = || trees.iter().flat_map(|tree| &tree.tasks).flat_map(|task| &task.threads);
-    assert!(threads().any(|thread| matches!(thread.regs, Regs::X86_64(_)) && thread.rseq.is_some()));
-    assert!(threads().any(|thread| matches!(thread.regs, Regs::Ia32(_)) && !thread.tls.is_empty()));
+    assert!(threads().any(|thread| thread.regs != Regs([0; 27]) && thread.rseq.is_some()));
+    assert!(threads().any(|thread| !thread.tls.is_empty()));
     let memories = seed.chunks(4096).map(arbitrary::record::<Memory>);
     let backings: HashSet<_> = memories
         .flat_map(|memory| memory.spaces)

@@ -31,7 +31,7 @@ fn thread(tid: i32, seccomp: Seccomp) -> Thread {
     Thread {
         tid,
         comm: Vec::new(),
-        regs: Regs::X86_64([0; 27]),
+        regs: Regs([0; 27]),
         xstate: Vec::new(),
         tls: Vec::new(),
         sigmask: 0,

@@ -8,7 +8,7 @@ use crate::proc::{Dir, smaps, stat, status};
 use crate::ptrace::{Patience, Stop, Stopped, regs};
 use crate::refusal::Refusals;
 use crate::remote::{
-    Batch, Cache, CodeArea, CodeForbidden, Executor, Gadget, Target, in_leftover, in_restart_block,
+    Cache, CodeArea, CodeForbidden, Executor, Gadget, Target, finds_back, in_leftover, in_restart_block,
     is_leftover,
 };
 use crate::resource::file::{self, Terminal};
@@ -180,7 +180,7 @@ fn collect_task(
     };
     let mut layout = stat.layout;
     let unhindered = seccomp::suspend(threads, &statuses, refuse)?;
-    if unhindered && can_be_asked(threads, abi, &leftovers)? {
+    if unhindered && can_be_asked(threads, &leftovers)? {
         let locked = memory::locked_bytes(&vmas);
         let gadget = find_gadget(pid, abi, &vmas, &mut tables.gadgets)?;
         let (ignored, caught) = (leader.ignored, leader.caught);
@@ -294,13 +294,13 @@ fn cut_auxv(auxv: &[u8], abi: Abi) -> &[u8] {
     &auxv[..end.map_or(auxv.len(), |at| (at + 1) * pair)]
 }
 
-/// Whether all threads can make system calls: they stand in an interrupt-stop in code of the task's ABI,
+/// Whether all threads can make system calls: they stand in an interrupt-stop, their registers can be set and put back,
 /// and nothing between them and the kernel interferes. Nor do they need what a killed dump left in the task.
-fn can_be_asked(threads: &[Stopped], abi: Abi, leftovers: &[Addr]) -> Result<bool> {
+fn can_be_asked(threads: &[Stopped], leftovers: &[Addr]) -> Result<bool> {
     for thread in threads {
         let regs = thread.regs()?;
         let usable = thread.stop() == Stop::Interrupt
-            && regs::mode(&regs) == abi
+            && regs::not_settable(&regs).is_none()
             && !stands_in(&regs, leftovers)
             && thread.syscall_user_dispatch()? != Some(true);
         if !usable {
@@ -337,10 +337,11 @@ fn ask(
     refuse: &mut Refuse<'_>,
     patience: &Patience,
 ) -> Result<Option<Addr>> {
-    // A thread that is not in the middle of a sleep, if there is one: should crr be killed just then, a sleep starts over.
-    let settled = |thread: &Stopped| thread.regs().is_ok_and(|regs| !in_restart_block(&regs));
-    let caller = threads.iter().position(settled).unwrap_or(0);
-    let abi = target.abi;
+    let Some(caller) = find_caller(threads, target.abi)? else {
+        let reason = "no thread stands in code and on a stack of its ABI, where it could be asked";
+        refuse.with_hint("task", reason, "dump again");
+        return Ok(None);
+    };
     let executor = match Executor::open(target, &mut threads[caller], patience) {
         Ok(executor) => executor,
         Err(e) if e.is::<CodeForbidden>() => {
@@ -355,7 +356,7 @@ fn ask(
         let [leader, others @ ..] = &mut *threads else { bail!("no thread") };
         let brk = ask_leader(&executor, leader, record, dir, refuse, patience)?;
         for (thread, record) in others.iter_mut().zip(record.threads.iter_mut().skip(1)) {
-            let mut batch = Batch::new(abi);
+            let mut batch = executor.batch(thread)?;
             let about_thread = AskThread::new(&mut batch);
             let reply = executor.run(thread, &batch, patience)?;
             let tid = thread.tid();
@@ -369,6 +370,22 @@ fn ask(
     Ok(Some(brk))
 }
 
+/// The thread that makes the first and the last call: one that finds back even if crr is killed just then and that
+/// is not in the middle of a sleep, if there is one, since that would start over.
+fn find_caller(threads: &[Stopped], abi: Abi) -> Result<Option<usize>> {
+    let mut found = None;
+    for (index, thread) in threads.iter().enumerate() {
+        let regs = thread.regs()?;
+        if finds_back(&regs, abi) {
+            if !in_restart_block(&regs) {
+                return Ok(Some(index));
+            }
+            found = found.or(Some(index));
+        }
+    }
+    Ok(found)
+}
+
 /// What the task as a whole and its leader know.
 fn ask_leader(
     executor: &Executor,
@@ -378,12 +395,12 @@ fn ask_leader(
     refuse: &mut Refuse<'_>,
     patience: &Patience,
 ) -> Result<Addr> {
-    let mut batch = Batch::new(record.abi);
+    let mut batch = executor.batch(leader)?;
     let about_signals = AskSignals::new(&mut batch);
     let about_task = AskTask::new(&mut batch);
     let about_thread = AskThread::new(&mut batch);
     let reply = executor.run(leader, &batch, patience)?;
-    record.actions = about_signals.actions(&reply, record.abi)?;
+    record.actions = about_signals.actions(&reply)?;
     record.interval_timers = about_signals.timers(&reply)?;
     let inside = about_task.read(&reply, refuse)?;
     record.dumpable = inside.dumpable;

@@ -36,7 +36,10 @@ impl Stopped {
         dispositions: impl FnOnce() -> Result<(u64, u64), E>,
     ) -> Result<(), E> {
         let mut regs = self.regs()?;
-        let Some(wait) = interrupted(&regs) else { return Ok(()) };
+        if regs::get_signed(&regs, Field::Ax) != -i64::from(libc::EINTR) {
+            return Ok(());
+        }
+        let Some(wait) = interrupted(&regs, self.call_table()?) else { return Ok(()) };
         let (ignored, caught) = dispositions()?;
         let mut pending = 0;
         for info in self.pending(false)?.iter().chain(&self.pending(true)?) {
@@ -52,12 +55,9 @@ impl Stopped {
     }
 }
 
-/// Whether a thread comes out of such a call with EINTR. Numbers: arch/x86/entry/syscalls.
-fn interrupted(regs: &Regs) -> Option<Wait> {
-    if regs::get_signed(regs, Field::Ax) != -i64::from(libc::EINTR) {
-        return None;
-    }
-    match (regs::mode(regs), regs::get(regs, Field::OrigAx)) {
+/// Whether the call that a thread comes out of with EINTR is one of these. Numbers: arch/x86/entry/syscalls.
+fn interrupted(regs: &Regs, table: Abi) -> Option<Wait> {
+    match (table, regs::get(regs, Field::OrigAx)) {
         // rt_sigtimedwait, semop, semtimedop, epoll_wait, io_getevents.
         (Abi::X86_64, 128 | 65 | 220 | 232 | 208) => Some(Wait::OwnMask),
         // epoll_pwait, epoll_pwait2.
@@ -65,7 +65,7 @@ fn interrupted(regs: &Regs) -> Option<Wait> {
         // rt_sigtimedwait, rt_sigtimedwait_time64, semtimedop_time64, epoll_wait, io_getevents.
         (Abi::Ia32, 177 | 421 | 420 | 256 | 247) => Some(Wait::OwnMask),
         // ipc: SEMOP, SEMTIMEDOP, below a version.
-        (Abi::Ia32, 117) if matches!(regs::get(regs, Field::Arg(0)) & 0xffff, 1 | 4) => Some(Wait::OwnMask),
+        (Abi::Ia32, 117) if matches!(regs::argument(regs, table, 0) & 0xffff, 1 | 4) => Some(Wait::OwnMask),
         // epoll_pwait, epoll_pwait2.
         (Abi::Ia32, 319 | 441) => Some(Wait::OtherMask),
         _ => None,
@@ -75,32 +75,35 @@ fn interrupted(regs: &Regs) -> Option<Wait> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ptrace::regs::tests::in_mode;
 
-    fn regs(abi: Abi, number: u64, first: u64, result: i64) -> Regs {
-        let mut regs = match abi {
-            Abi::X86_64 => Regs::X86_64([0; 27]),
-            Abi::Ia32 => Regs::Ia32([0; 17]),
-        };
+    fn wait_in(table: Abi, number: u64, first: u64) -> Option<Wait> {
+        let mut regs = in_mode(table);
         regs::set(&mut regs, Field::OrigAx, number);
         regs::set(&mut regs, Field::Arg(0), first);
-        regs::set(&mut regs, Field::Ax, u64::from_ne_bytes(result.to_ne_bytes()));
-        regs
+        interrupted(&regs, table)
     }
 
     #[test]
-    fn calls_are_known_by_number_mode_and_result() {
-        assert_eq!(interrupted(&regs(Abi::X86_64, 128, 0, -4)), Some(Wait::OwnMask));
-        assert_eq!(interrupted(&regs(Abi::Ia32, 177, 0, -4)), Some(Wait::OwnMask));
-        assert_eq!(interrupted(&regs(Abi::X86_64, 281, 0, -4)), Some(Wait::OtherMask));
-        assert_eq!(interrupted(&regs(Abi::X86_64, 128, 0, -11)), None);
-        assert_eq!(interrupted(&regs(Abi::X86_64, 177, 0, -4)), None);
-        assert_eq!(interrupted(&regs(Abi::X86_64, u64::MAX, 0, -4)), None);
+    fn calls_are_known_by_number_and_table() {
+        assert_eq!(wait_in(Abi::X86_64, 128, 0), Some(Wait::OwnMask));
+        assert_eq!(wait_in(Abi::Ia32, 177, 0), Some(Wait::OwnMask));
+        assert_eq!(wait_in(Abi::X86_64, 281, 0), Some(Wait::OtherMask));
+        assert_eq!(wait_in(Abi::X86_64, 177, 0), None);
+        assert_eq!(wait_in(Abi::X86_64, u64::MAX, 0), None);
+    }
+
+    #[test]
+    fn ia32_calls_of_64_bit_code_are_known() {
+        let mut regs = in_mode(Abi::X86_64);
+        regs::set(&mut regs, Field::OrigAx, 177);
+        assert_eq!(interrupted(&regs, Abi::Ia32), Some(Wait::OwnMask));
     }
 
     #[test]
     fn ipc_is_known_by_its_first_argument() {
-        assert_eq!(interrupted(&regs(Abi::Ia32, 117, 0x1_0001, -4)), Some(Wait::OwnMask));
-        assert_eq!(interrupted(&regs(Abi::Ia32, 117, 4, -4)), Some(Wait::OwnMask));
-        assert_eq!(interrupted(&regs(Abi::Ia32, 117, 12, -4)), None);
+        assert_eq!(wait_in(Abi::Ia32, 117, 0x1_0001), Some(Wait::OwnMask));
+        assert_eq!(wait_in(Abi::Ia32, 117, 4), Some(Wait::OwnMask));
+        assert_eq!(wait_in(Abi::Ia32, 117, 12), None);
     }
 }

@@ -11,9 +11,9 @@ mod interrupted;
 pub mod regs;
 
 use crate::sys::{self, ptrace as request};
-use images::Pid;
 use images::signal::SIGINFO_SIZE;
 use images::thread::{Regs, Rseq, TlsEntry};
+use images::{Abi, Pid};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use std::time::{Duration, Instant};
@@ -248,24 +248,36 @@ impl Stopped {
         self.stop
     }
 
-    /// General registers, in the layout of the mode that the thread is in.
+    /// General registers.
     ///
     /// # Errors
     /// Everything of [`Error`].
     pub fn regs(&self) -> Result<Regs, Error> {
-        let mut buffer = [0u8; 27 * 8];
-        let len = request::get_regset(self.tid, request::NT_PRSTATUS, &mut buffer)
-            .map_err(error(self.tid, "read registers"))?;
-        regs::from_bytes(&buffer[..len]).ok_or_else(|| error(self.tid, "read registers")(Errno::EINVAL))
+        request::get_regs(self.tid).map(Regs).map_err(error(self.tid, "read registers"))
     }
 
-    /// Sets the general registers. The layout has to be that of the mode that the thread is in.
+    /// Sets the general registers, and with the code segment the mode: all of them or, if there is one that cannot be
+    /// set, none.
     ///
     /// # Errors
     /// Everything of [`Error`].
     pub fn set_regs(&self, regs: &Regs) -> Result<(), Error> {
-        request::set_regset(self.tid, request::NT_PRSTATUS, &regs::to_bytes(regs))
-            .map_err(error(self.tid, "write registers"))
+        if regs::not_settable(regs).is_some() {
+            return Err(error(self.tid, "write registers")(Errno::EIO));
+        }
+        request::set_regs(self.tid, &regs.0).map_err(error(self.tid, "write registers"))
+    }
+
+    /// The ABI whose table the system call is from that the thread is in: where the kernel cannot tell, that of its mode.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn call_table(&self) -> Result<Abi, Error> {
+        match request::call_is_ia32(self.tid).map_err(error(self.tid, "ask for its system call"))? {
+            Some(true) => Ok(Abi::Ia32),
+            Some(false) => Ok(Abi::X86_64),
+            None => Ok(regs::mode(&self.regs()?)),
+        }
     }
 
     /// The whole XSAVE area.

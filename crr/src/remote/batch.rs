@@ -141,6 +141,12 @@ pub struct Reply {
 }
 
 impl Reply {
+    /// The ABI whose layouts the buffers are in.
+    #[must_use]
+    pub fn abi(&self) -> Abi {
+        self.abi
+    }
+
     /// The result as an address or size; 32 bits are zero-extended.
     #[must_use]
     pub fn value(&self, handle: Handle) -> u64 {

@@ -45,14 +45,14 @@ const ERESTART_RESTARTBLOCK: i64 = -516;
 
 /// The registers with which a thread goes on when nobody restarts its interrupted system call for it: what
 /// arch_do_signal_or_restart() of arch/x86/kernel/signal.c does when there is no signal to handle.
-pub(super) fn resumed(regs: &Regs) -> Regs {
+pub(super) fn resumed(regs: &Regs, table: Abi) -> Regs {
     let mut out = regs.clone();
     if regs::get_signed(regs, Field::OrigAx) < 0 {
         return out;
     }
     let number = match regs::get_signed(regs, Field::Ax) {
         ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => regs::get(regs, Field::OrigAx),
-        ERESTART_RESTARTBLOCK => Call::RestartSyscall.number(regs::mode(regs)),
+        ERESTART_RESTARTBLOCK => Call::RestartSyscall.number(table),
         _ => return out,
     };
     // `syscall` and `int 0x80` are both two bytes long.
@@ -61,19 +61,39 @@ pub(super) fn resumed(regs: &Regs) -> Regs {
     out
 }
 
-/// The saved block: what the way out loads, in words of the ABI, then the signal mask.
-pub(super) fn saved_block(regs: &Regs, mask: u64) -> Vec<u8> {
+/// The saved block of an area: what the way out of the code of `abi` loads. The signal mask; the registers in words of the ABI; for 64-bit
+/// code then its last instruction and, if that is a far jump, where it leads.
+pub(super) fn saved_block(abi: Abi, area: Addr, regs: &Regs, table: Abi, mask: u64) -> Vec<u8> {
+    let regs = resumed(regs, table);
     let mut block = Vec::with_capacity(256);
     block.extend(mask.to_le_bytes());
-    block.extend(regs::to_bytes(&resumed(regs)));
+    match abi {
+        Abi::Ia32 => block.extend(regs::narrow(&regs).into_iter().flat_map(u32::to_le_bytes)),
+        Abi::X86_64 => {
+            block.extend(regs.0.into_iter().flat_map(u64::to_le_bytes));
+            let code = assemble(Abi::X86_64, area).len() as u64;
+            let exit = match regs::mode(&regs) {
+                Abi::X86_64 => code - NEAR_EXIT,
+                Abi::Ia32 => code - FAR_EXIT,
+            };
+            block.extend(area.offset(layout::CODE + exit).0.to_le_bytes());
+            block.extend(regs::low_half(regs::ip(&regs).0).to_le_bytes());
+            block.extend(regs::low_half(regs::get(&regs, Field::Cs)).to_le_bytes());
+        }
+    }
     block
 }
 
-/// Where a register lies in [`saved_block`].
+/// Where a register lies in [`saved_block`]; in 64-bit code 27 is its last instruction, 28 where a far jump leads.
 fn saved_slot(abi: Abi, index: u8) -> u64 {
     const MASK_BYTES: u64 = 8;
     layout::SAVED + MASK_BYTES + u64::from(index) * abi.word()
 }
+
+/// From the end of 64-bit code to the instructions by which it leaves: into 32-bit code, whose stack segment goes
+/// first, and into 64-bit code.
+const FAR_EXIT: u64 = 18;
+const NEAR_EXIT: u64 = 6;
 
 /// Emits machine code for an address.
 struct Emitter {
@@ -144,11 +164,12 @@ const SP: u8 = 4;
 pub(super) fn assemble(abi: Abi, area: Addr) -> Vec<u8> {
     let mut code = Emitter { abi, area, bytes: Vec::with_capacity(256) };
     match abi {
-        // pop rax; cmp rax, -1; je +22; pop rdi; pop rsi; pop rdx; pop r10; pop r8; pop r9; syscall;
-        // mov [rsp], rax; lea rsp, [rsp + 8]; jmp to the start
+        // pop rax; cmp eax, -1; je +22; pop rdi; pop rsi; pop rdx; pop r10; pop r8; pop r9; syscall;
+        // mov [rsp], rax; lea rsp, [rsp + 8]; jmp to the start. (Only half of the number is looked at: a handler of an ia32
+        // task loses the other, when it interrupts 64-bit code.)
         Abi::X86_64 => code.raw(&[
-            0x58, 0x48, 0x83, 0xf8, 0xff, 0x74, 0x16, 0x5f, 0x5e, 0x5a, 0x41, 0x5a, 0x41, 0x58, 0x41, 0x59,
-            0x0f, 0x05, 0x48, 0x89, 0x04, 0x24, 0x48, 0x8d, 0x64, 0x24, 0x08, 0xeb, 0xe3,
+            0x58, 0x83, 0xf8, 0xff, 0x74, 0x16, 0x5f, 0x5e, 0x5a, 0x41, 0x5a, 0x41, 0x58, 0x41, 0x59, 0x0f,
+            0x05, 0x48, 0x89, 0x04, 0x24, 0x48, 0x8d, 0x64, 0x24, 0x08, 0xeb, 0xe4,
         ]),
         // pop eax; cmp eax, -1; je +17; pop ebx; pop ecx; pop edx; pop esi; pop edi; pop ebp; int 0x80;
         // mov [esp], eax; lea esp, [esp + 4]; jmp to the start
@@ -168,7 +189,8 @@ fn way_out(code: &mut Emitter) {
         Abi::X86_64 => (16, 19, 18, &REGISTERS_64),
         Abi::Ia32 => (12, 15, 14, &REGISTERS_32),
     };
-    let slot = |index| saved_slot(code.abi, index);
+    let abi = code.abi;
+    let slot = |index| saved_slot(abi, index);
     let (ip, sp, flags) = (slot(ip), slot(sp), slot(flags));
     let loads: Vec<(u8, u64)> = registers.iter().map(|&(register, index)| (register, slot(index))).collect();
     let number = regs::low_half(Call::RtSigprocmask.number(code.abi));
@@ -204,6 +226,15 @@ fn way_out(code: &mut Emitter) {
     for (register, place) in loads {
         code.load(register, place);
     }
+    if abi == Abi::X86_64 {
+        let (ss, exit, far) = (slot(20), slot(27), slot(28));
+        code.raw(&[0xff, 0x25]); // jmp [exit]
+        code.displacement(exit);
+        code.raw(&[0x8e, 0x15]); // mov ss, [ss]
+        code.displacement(ss);
+        code.raw(&[0xff, 0x2d]); // ljmp [far]
+        code.displacement(far);
+    }
     code.raw(&[0xff, 0x25]); // jmp [ip]
     code.displacement(ip);
 }
@@ -211,9 +242,10 @@ fn way_out(code: &mut Emitter) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ptrace::regs::tests::in_mode;
 
     fn in_syscall(ax: i64) -> Regs {
-        let mut regs = Regs::Ia32([0; 17]);
+        let mut regs = in_mode(Abi::Ia32);
         regs::set(&mut regs, Field::OrigAx, 162);
         regs::set(&mut regs, Field::Ip, 0x1002);
         regs::set(&mut regs, Field::Ax, u64::from_ne_bytes(ax.to_ne_bytes()));
@@ -223,21 +255,21 @@ mod tests {
     #[test]
     fn an_interrupted_call_is_made_again() {
         for ax in [-512, -513, -514] {
-            let out = resumed(&in_syscall(ax));
+            let out = resumed(&in_syscall(ax), Abi::Ia32);
             assert_eq!((regs::get(&out, Field::Ax), regs::get(&out, Field::Ip)), (162, 0x1000));
         }
-        let out = resumed(&in_syscall(-516));
+        let out = resumed(&in_syscall(-516), Abi::Ia32);
         assert_eq!((regs::get(&out, Field::Ax), regs::get(&out, Field::Ip)), (0, 0x1000));
     }
 
     #[test]
     fn anything_else_goes_on_as_it_is() {
         for ax in [0, 5, -4, -11] {
-            assert_eq!(resumed(&in_syscall(ax)), in_syscall(ax));
+            assert_eq!(resumed(&in_syscall(ax), Abi::Ia32), in_syscall(ax));
         }
         let mut outside = in_syscall(-512);
         regs::set(&mut outside, Field::OrigAx, u64::MAX);
-        assert_eq!(resumed(&outside), outside);
+        assert_eq!(resumed(&outside, Abi::Ia32), outside);
     }
 
     #[test]
@@ -247,6 +279,6 @@ mod tests {
             assert!(layout::CODE + len <= layout::SAVED, "{abi}: {len}");
         }
         assert!(layout::TABLE + MAX_CALLS as u64 * ENTRY_WORDS * 8 + 8 <= layout::CODE);
-        assert!(saved_slot(Abi::X86_64, 27) <= layout::BUFFERS);
+        assert!(saved_slot(Abi::X86_64, 29) <= layout::BUFFERS);
     }
 }

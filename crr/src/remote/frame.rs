@@ -33,6 +33,13 @@ const FRAME_32: u64 = 268;
 /// An alternate stack that sigaltstack rejects, so that rt_sigreturn leaves the real one alone.
 const BAD_ALTSTACK_FLAGS: u32 = 0x7f;
 
+/// Whether a frame can bring a thread back, its task being of `abi`: there is a stack to put it on, and rt_sigreturn of
+/// that ABI restores all that the thread has. That of ia32 knows neither r8 to r15 nor upper halves.
+#[must_use]
+pub fn finds_back(regs: &Regs, abi: Abi) -> bool {
+    regs::has_flat_stack(regs) && (abi == Abi::X86_64 || regs::mode(regs) == Abi::Ia32)
+}
+
 /// A frame in place below a thread's stack, with what was there before.
 #[derive(Debug)]
 pub(super) struct Frame {
@@ -44,10 +51,19 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    /// Writes a frame for a thread. `None` when there is no room below its stack.
-    pub(super) fn place(pid: Pid, thread: &Stopped, saved: &Saved, escape: &Escape) -> Result<Option<Self>> {
-        let fpu = Fpu::of(thread, saved)?;
-        let image = Image::new(pid, saved, &fpu, escape);
+    /// Writes a frame of `abi` for a thread. `None` when there is no room below its stack.
+    pub(super) fn place(
+        pid: Pid,
+        abi: Abi,
+        thread: &Stopped,
+        saved: &Saved,
+        escape: &Escape,
+    ) -> Result<Option<Self>> {
+        if !finds_back(&saved.regs, abi) {
+            return Ok(None);
+        }
+        let fpu = Fpu::of(thread, abi)?;
+        let image = Image::new(pid, abi, saved, &fpu, escape);
         let mut before = vec![0u8; image.bytes.len()];
         if vm::read_exact(pid, image.start, &mut before).is_err()
             || vm::write_all(pid, image.start, &image.bytes).is_err()
@@ -72,8 +88,8 @@ struct Fpu {
 }
 
 impl Fpu {
-    fn of(thread: &Stopped, saved: &Saved) -> Result<Self> {
-        let legacy = match regs::mode(&saved.regs) {
+    fn of(thread: &Stopped, abi: Abi) -> Result<Self> {
+        let legacy = match abi {
             Abi::X86_64 => Vec::new(),
             Abi::Ia32 => thread.legacy_fpu()?,
         };
@@ -110,11 +126,14 @@ struct Image {
 }
 
 impl Image {
-    fn new(pid: Pid, saved: &Saved, fpu: &Fpu, escape: &Escape) -> Self {
-        let abi = regs::mode(&saved.regs);
-        let (frame_size, fsave, free) = match abi {
-            Abi::X86_64 => (FRAME_64, 0, RED_ZONE),
-            Abi::Ia32 => (FRAME_32, FSAVE_SIZE, 0),
+    fn new(pid: Pid, abi: Abi, saved: &Saved, fpu: &Fpu, escape: &Escape) -> Self {
+        let (frame_size, fsave) = match abi {
+            Abi::X86_64 => (FRAME_64, 0),
+            Abi::Ia32 => (FRAME_32, FSAVE_SIZE),
+        };
+        let free = match regs::mode(&saved.regs) {
+            Abi::X86_64 => RED_ZONE,
+            Abi::Ia32 => 0,
         };
         let top = regs::sp(&saved.regs).0 - free;
         let fx = (top - fpu.extended.len() as u64) & !63;
@@ -123,11 +142,12 @@ impl Image {
         let mut bytes = vec![0u8; usize::try_from(fx - sp).unwrap_or(0)];
         bytes.extend(&fpu.extended);
         let mut image = Self { start: Addr(sp), sp: Addr(sp), bytes };
-        match &resumed_by_frame(pid, &saved.regs) {
-            Regs::X86_64(all) => image.fill_64(frame, fx, all, saved.mask, escape),
-            Regs::Ia32(all) => {
+        let regs = resumed_by_frame(pid, saved);
+        match abi {
+            Abi::X86_64 => image.fill_64(frame, fx, &regs.0, saved.mask, escape),
+            Abi::Ia32 => {
                 image.put(fx - fsave, &fpu.legacy);
-                image.fill_32(frame, fx - fsave, all, saved.mask, escape);
+                image.fill_32(frame, fx - fsave, &regs::narrow(&regs), saved.mask, escape);
             }
         }
         image
@@ -207,10 +227,10 @@ impl Image {
 }
 
 /// As [`resumed`], but rt_sigreturn forgets how far a sleep had come: then the call is made from its start.
-fn resumed_by_frame(pid: Pid, regs: &Regs) -> Regs {
-    let mut out = resumed(regs);
-    if in_restart_block(regs) {
-        let call = with_original_call(pid, regs);
+fn resumed_by_frame(pid: Pid, saved: &Saved) -> Regs {
+    let mut out = resumed(&saved.regs, saved.table);
+    if in_restart_block(&saved.regs) {
+        let call = with_original_call(pid, &saved.regs);
         regs::set(&mut out, Field::Ax, regs::get(&call, Field::OrigAx));
     }
     out

@@ -20,6 +20,7 @@ mod tests;
 
 pub use batch::{Arg, Batch, Buffer, Handle, Reply};
 pub use calls::Call;
+pub use frame::finds_back;
 pub use gadget::{Cache, CodeArea, Gadget};
 pub use leftover::{in_leftover, is_leftover};
 pub use restart::{in_restart_block, with_original_call};
@@ -70,18 +71,29 @@ pub struct CodeForbidden;
 struct Saved {
     regs: Regs,
     mask: u64,
+    /// The table of the system call that it is in the middle of.
+    table: Abi,
 }
 
 impl Saved {
     fn of(thread: &Stopped) -> Result<Self, Error> {
-        Ok(Self { regs: thread.regs()?, mask: thread.sigmask()? })
+        let regs = thread.regs()?;
+        let table = if in_restart_block(&regs) { thread.call_table()? } else { regs::mode(&regs) };
+        Ok(Self { regs, mask: thread.sigmask()?, table })
     }
 }
 
-/// Registers for code of ours: no interrupted system call for the kernel to restart, no trap flag.
-fn leave_syscall(own: &Regs) -> Regs {
+/// The code by which a thread makes calls: that of its task's ABI if it stands in ordinary code of it. Any other runs 64-bit
+/// code, whatever the task: this keeps all its registers, and needs no segment but those of code and stack.
+fn code_for(regs: &Regs, task: Abi) -> Abi {
+    if task == Abi::Ia32 && regs::is_flat_32(regs) { Abi::Ia32 } else { Abi::X86_64 }
+}
+
+/// Registers for code of ours: the mode of it, no interrupted system call for the kernel to restart, no trap flag.
+fn leave_syscall(own: &Regs, abi: Abi) -> Regs {
     const TRAP_FLAG: u64 = 0x100;
     let mut regs = own.clone();
+    regs::enter(&mut regs, abi);
     regs::set(&mut regs, Field::OrigAx, u64::MAX);
     regs::set(&mut regs, Field::Ax, 0);
     let flags = regs::get(&regs, Field::Flags) & !TRAP_FLAG;
@@ -128,7 +140,15 @@ impl Executor {
         self.area.0..self.area.0 + layout::SIZE
     }
 
-    /// Has `thread` run a batch. It stands in a stop with its own registers and mask before and after.
+    /// An empty batch for a thread.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn batch(&self, thread: &Stopped) -> Result<Batch, Error> {
+        Ok(Batch::new(code_for(&thread.regs()?, self.target.abi)))
+    }
+
+    /// Has `thread` run a batch made for it ([`Executor::batch`]). It stands in a stop with its own registers and mask before and after.
     ///
     /// The order makes each step safe to die after: code, table and the thread's own state are in the area
     /// before its registers lead there; the mask is narrowed after that, since only the way out of the code widens it
@@ -160,8 +180,8 @@ impl Executor {
             None => (Call::SchedYield, [0; 3]),
         };
         let (table, done) = batch.table(self.area, last);
-        self.write(&table, batch.answer_sizes().1, saved)?;
-        thread.set_regs(&self.entry_regs(&saved.regs))?;
+        self.write(&table, batch, saved)?;
+        thread.set_regs(&self.entry_regs(&saved.regs, batch.abi()))?;
         thread.set_sigmask(!signal.map_or(0, signal_bit))?;
         Ok(done)
     }
@@ -221,10 +241,10 @@ impl Executor {
     ) -> Result<Option<Frame>> {
         let gadget = &self.target.gadget;
         let frame = match &gadget.escape {
-            Some(escape) => Frame::place(self.target.pid, thread, saved, escape)?,
+            Some(escape) => Frame::place(self.target.pid, self.target.abi, thread, saved, escape)?,
             None => None,
         };
-        let mut regs = leave_syscall(&saved.regs);
+        let mut regs = leave_syscall(&saved.regs, self.target.abi);
         match (&frame, &gadget.escape) {
             (Some(frame), Some(escape)) => {
                 regs::set(&mut regs, Field::Ip, escape.syscall.0);
@@ -261,20 +281,21 @@ impl Executor {
         Ok(candidates.find(|&signal| pending & signal_bit(signal) == 0))
     }
 
-    fn entry_regs(&self, own: &Regs) -> Regs {
-        let mut regs = leave_syscall(own);
+    fn entry_regs(&self, own: &Regs, abi: Abi) -> Regs {
+        let mut regs = leave_syscall(own, abi);
         regs::set(&mut regs, Field::Ip, self.area.offset(layout::CODE).0);
         regs::set(&mut regs, Field::Sp, self.area.offset(layout::TABLE).0);
         regs
     }
 
-    fn write(&self, table: &[u8], buffers: usize, saved: &Saved) -> Result<()> {
+    fn write(&self, table: &[u8], batch: &Batch, saved: &Saved) -> Result<()> {
         let at = |place: u64| usize::try_from(place - layout::USED).unwrap_or(0);
-        let mut image = vec![0u8; at(layout::BUFFERS) + buffers];
+        let mut image = vec![0u8; at(layout::BUFFERS) + batch.answer_sizes().1];
+        let abi = batch.abi();
         let mut put = |place, bytes: &[u8]| image[at(place)..at(place) + bytes.len()].copy_from_slice(bytes);
         put(layout::TABLE, table);
-        put(layout::CODE, &code::assemble(self.target.abi, self.area));
-        put(layout::SAVED, &code::saved_block(&saved.regs, saved.mask));
+        put(layout::CODE, &code::assemble(abi, self.area));
+        put(layout::SAVED, &code::saved_block(abi, self.area, &saved.regs, saved.table, saved.mask));
         vm::write_all(self.target.pid, self.area.offset(layout::USED), &image)
             .context("write a batch of calls")
     }

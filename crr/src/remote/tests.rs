@@ -13,6 +13,9 @@ const ECHO: &str = "
 #include <unistd.h>
 int main(void) { char b[64]; long n; while ((n = read(0, b, 64)) > 0) if (write(1, b, n) != n) return 1; return 0; }";
 
+/// The same by a second thread that is in the mode of the other ABI, and looks at a register that is not its task's.
+const ECHO_IN_OTHER_MODE: &str = include_str!("echo_in_other_mode.c");
+
 /// A task that can be asked whether it is well.
 struct Echo {
     child: Child,
@@ -23,13 +26,24 @@ struct Echo {
 }
 
 impl Echo {
-    /// Needs a C compiler for both ABIs, as `ci/setup` installs it.
     fn start(abi: Abi) -> Self {
+        Self::of(ECHO, abi)
+    }
+
+    /// Needs a C compiler for both ABIs, as `ci/setup` installs it.
+    fn of(text: &str, abi: Abi) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (source, program) = (dir.path().join("echo.c"), dir.path().join("echo"));
-        std::fs::write(&source, ECHO).unwrap();
+        std::fs::write(&source, text).unwrap();
         let width = if abi == Abi::X86_64 { "-m64" } else { "-m32" };
-        let built = Command::new("cc").arg(width).arg(&source).arg("-o").arg(&program).status().unwrap();
+        let built = Command::new("cc")
+            .arg(width)
+            .arg(&source)
+            .arg("-pthread")
+            .arg("-o")
+            .arg(&program)
+            .status()
+            .unwrap();
         assert!(built.success(), "cc {width} (gcc-multilib)");
         let mut child = Command::new(&program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let to = child.stdin.take().unwrap();
@@ -67,8 +81,18 @@ impl Echo {
     }
 
     fn stop(&self) -> (Stopped, Patience) {
+        self.stop_thread(self.pid())
+    }
+
+    /// The thread that is not the leader.
+    fn second(&self) -> Pid {
+        let tids = crate::proc::Dir::task(self.pid()).unwrap().numbers::<Pid>("task").unwrap();
+        tids.into_iter().find(|tid| *tid != self.pid()).unwrap()
+    }
+
+    fn stop_thread(&self, tid: Pid) -> (Stopped, Patience) {
         let patience = Patience::new(Duration::from_secs(10));
-        let thread = Seized::seize(self.pid()).unwrap();
+        let thread = Seized::seize(tid).unwrap();
         thread.interrupt().unwrap();
         let Waited::Stopped(thread) = thread.wait(&patience).unwrap() else { panic!("ended") };
         (thread.settle(&patience).unwrap(), patience)
@@ -168,6 +192,59 @@ fn a_task_let_go_in_the_middle_of_a_batch_goes_on() {
         let status = std::fs::read_to_string(format!("/proc/{}/status", echo.pid())).unwrap();
         assert!(status.contains("SigBlk:\t0000000000000000"), "{abi}: {status}");
     }
+}
+
+/// A batch in a thread of the other mode, whole and let go in the middle; the first call is made by the thread itself where it
+/// can be.
+#[test]
+fn a_thread_in_the_mode_of_the_other_abi_makes_calls_and_goes_on() {
+    for abi in [Abi::X86_64, Abi::Ia32] {
+        let mut echo = Echo::of(ECHO_IN_OTHER_MODE, abi);
+        let before = echo.maps();
+        let (mut leader, patience) = echo.stop();
+        let (mut thread, _) = echo.stop_thread(echo.second());
+        let regs = thread.regs().unwrap();
+        assert_ne!(regs::mode(&regs), abi);
+        assert_eq!(finds_back(&regs, abi), abi == Abi::X86_64);
+        let caller = if abi == Abi::X86_64 { &mut thread } else { &mut leader };
+        let executor = Executor::open(echo.target(), caller, &patience).unwrap();
+        assert_eq!(executor.batch(&thread).unwrap().abi(), Abi::X86_64, "{abi}");
+        let (all, dumpable, _) = batch(Abi::X86_64);
+        assert_eq!(executor.run(&mut thread, &all, &patience).unwrap().result(dumpable), Ok(1), "{abi}");
+        assert_eq!(thread.regs().unwrap(), regs, "{abi}");
+        let area = executor.area;
+        let saved = Saved::of(&thread).unwrap();
+        executor.start(&thread, &saved, &all, Some(libc::SIGURG)).unwrap();
+        leader.detach(0).unwrap();
+        thread.detach(0).unwrap();
+        echo.assert_well();
+
+        let (mut leader, _) = echo.stop();
+        let (mut thread, _) = echo.stop_thread(echo.second());
+        let found = thread.regs().unwrap();
+        assert_eq!(regs::narrow(&found)[12..], regs::narrow(&regs)[12..], "{abi}: ip, cs, flags, sp, ss");
+        let caller = if abi == Abi::X86_64 { &mut thread } else { &mut leader };
+        let target = Target { leftovers: vec![area], ..echo.target() };
+        Executor::open(target, caller, &patience).unwrap().close(caller, &patience).unwrap();
+        leader.detach(0).unwrap();
+        thread.detach(0).unwrap();
+        echo.assert_well();
+        assert_eq!(echo.maps(), before, "{abi}");
+    }
+}
+
+/// The frame of a thread in 32-bit code of a 64-bit task.
+#[test]
+fn a_thread_in_32_bit_code_let_go_before_its_first_call_goes_on() {
+    let mut echo = Echo::of(ECHO_IN_OTHER_MODE, Abi::X86_64);
+    let (thread, _) = echo.stop_thread(echo.second());
+    let executor = Executor { target: echo.target(), area: Addr(0), stop_came: Cell::new(false) };
+    let saved = Saved::of(&thread).unwrap();
+    let args = [0, layout::SIZE, 7, 0x21, u64::MAX, 0];
+    let frame = executor.start_at_gadget(&thread, &saved, Call::Mmap, args).unwrap();
+    assert!(frame.is_some(), "room below the stack");
+    thread.detach(0).unwrap();
+    echo.assert_well();
 }
 
 /// Areas of crrs that were gone before the code was written, before a batch, and in the middle of one.

@@ -4,9 +4,9 @@ use super::Refuse;
 use crate::ptrace::{Error, Stopped};
 use crate::remote::{Arg, Batch, Buffer, Call, Handle, Reply};
 use anyhow::{Context, Result};
+use images::Addr;
 use images::signal::{Action, AltStack, IntervalTimer, Pending};
 use images::task::Task;
-use images::{Abi, Addr};
 
 const SIGNALS: u8 = 64;
 /// Bytes of the kernel's `sigset_t`.
@@ -39,12 +39,12 @@ impl AskSignals {
     }
 
     /// All actions other than plain SIG_DFL.
-    pub(crate) fn actions(&self, reply: &Reply, abi: Abi) -> Result<Vec<Action>> {
+    pub(crate) fn actions(&self, reply: &Reply) -> Result<Vec<Action>> {
         let mut actions = Vec::new();
         for &(signal, handle, buffer) in &self.actions {
             reply.result(handle).with_context(|| format!("ask for the action on signal {signal}"))?;
             // handler, flags, restorer: words; then the mask, aligned to 4 in ia32.
-            let mask_at = usize::try_from(abi.word() * 3).unwrap_or(0);
+            let mask_at = usize::try_from(reply.abi().word() * 3).unwrap_or(0);
             let action = Action {
                 signal,
                 handler: Addr(reply.word(buffer, 0)),

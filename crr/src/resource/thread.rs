@@ -4,22 +4,18 @@ use super::signal::{STACK_ROOM, altstack};
 use super::{Refuse, TO_DEFAULT, creds, seccomp};
 use crate::proc::status::Status;
 use crate::proc::{Dir, stat};
-use crate::ptrace::regs::{self, Field, low_half};
+use crate::ptrace::regs::{self, low_half};
 use crate::ptrace::{Error, Stopped};
 use crate::remote::{Arg, Batch, Buffer, Call, Handle, Reply, with_original_call};
 use crate::sys::int80::{LowBuffer, robust_list_64};
 use crate::sys::{sched, vm};
 use anyhow::{Context, Result};
-use images::thread::{Regs, Rseq, Sched, Thread, TlsEntry};
+use images::thread::{Rseq, Sched, Thread, TlsEntry};
 use images::{Abi, Addr, Pid};
 use nix::errno::Errno;
 
 /// GDT_ENTRY_TLS_MIN to GDT_ENTRY_TLS_MAX of 64-bit kernels, arch/x86/include/asm/segment.h.
 const TLS_SLOTS: std::ops::RangeInclusive<u32> = 12..=14;
-
-/// Code segments: __USER32_CS and __USER_CS.
-const CS_32: u64 = 0x23;
-const CS_64: u64 = 0x33;
 
 /// Scheduling of one thread; of the calling one for 0.
 pub(crate) fn dump_sched(tid: Pid) -> Result<Sched> {
@@ -57,7 +53,10 @@ pub(crate) fn dump_outside(
 ) -> Result<Thread> {
     let tid = thread.tid();
     let regs = thread.regs()?;
-    check_mode(tid, &regs, abi, refuse);
+    if let Some((name, value)) = regs::not_settable(&regs) {
+        let reason = format!("nobody can set its {name} to {value:#x} from outside");
+        refuse.with_hint(format!("thread {tid}"), reason, "dump again");
+    }
     check_status(tid, status, refuse);
     if thread.syscall_user_dispatch()? == Some(true) {
         refuse.with_hint(format!("thread {tid}"), "system call user dispatch is on", TO_DEFAULT);
@@ -94,27 +93,6 @@ pub(crate) fn dump_outside(
         seccomp: images::seccomp::Seccomp::Off,
         regs: with_original_call(pid, &regs),
     })
-}
-
-/// A thread must stand in code of its task's ABI, with the ordinary code and stack segments.
-fn check_mode(tid: Pid, regs: &Regs, abi: Abi, refuse: &mut Refuse<'_>) {
-    let (mode, cs) = (regs::mode(regs), regs::get(regs, Field::Cs));
-    if mode != abi {
-        let reason = format!("runs {mode} code in an {abi} task (code segment {cs:#x})");
-        refuse.because(format!("thread {tid}"), reason);
-        return;
-    }
-    let usual = match mode {
-        Abi::X86_64 => CS_64,
-        Abi::Ia32 => CS_32,
-    };
-    // __USER_DS is the stack segment of both modes; a null one is allowed in 64-bit code.
-    const USER_DS: u64 = 0x2b;
-    let ss = regs::get(regs, Field::Ss);
-    if cs != usual || (ss != USER_DS && !(mode == Abi::X86_64 && ss == 0)) {
-        let reason = format!("unusual code or stack segment ({cs:#x}, {ss:#x})");
-        refuse.because(format!("thread {tid}"), reason);
-    }
 }
 
 /// What `/proc/PID/task/TID/status` shows and cannot be restored.

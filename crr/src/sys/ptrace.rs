@@ -13,8 +13,6 @@ use images::thread::{Rseq, TlsEntry};
 use libc::{c_int, c_uint, c_void};
 use nix::errno::Errno;
 
-/// General registers (`struct user_regs_struct` of the thread's mode).
-pub const NT_PRSTATUS: c_int = 1;
 /// x87 state: FXSAVE in 64-bit code, FSAVE in 32-bit code.
 pub const NT_PRFPREG: c_int = 2;
 /// The XSAVE area, in the non-compacted form.
@@ -81,9 +79,43 @@ pub fn resume(tid: Pid, how: Resume, signal: c_int) -> nix::Result<()> {
     by_value(request, tid, 0, usize::try_from(signal).map_err(|_| Errno::EINVAL)?)
 }
 
-/// PTRACE_GETREGSET: fills `buffer` as far as the set goes and returns its length.
+/// PTRACE_GETREGS: `struct user_regs_struct` of x86_64 whatever the mode of the thread, other than the register set
+/// NT_PRSTATUS, which leaves out what 32-bit code does not see (arch_ptrace() of arch/x86/kernel/ptrace.c).
 ///
-/// For [`NT_PRSTATUS`] the length tells the mode of the thread: 68 bytes in 32-bit code, 216 in 64-bit code.
+/// # Errors
+/// ESRCH when gone.
+pub fn get_regs(tid: Pid) -> nix::Result<[u64; 27]> {
+    let mut regs = [0u64; 27];
+    by_pointer(libc::PTRACE_GETREGS, tid, 0, &raw mut regs)?;
+    Ok(regs)
+}
+
+/// PTRACE_SETREGS. They are set in their order up to the first that is rejected.
+///
+/// # Errors
+/// ESRCH when gone, EIO for a selector or segment base that the kernel does not set.
+pub fn set_regs(tid: Pid, regs: &[u64; 27]) -> nix::Result<()> {
+    let mut regs = *regs;
+    by_pointer(libc::PTRACE_SETREGS, tid, 0, &raw mut regs).map(drop)
+}
+
+/// Whether the system call that a thread is in, or was in last, is one of the ia32 table
+/// (PTRACE_GET_SYSCALL_INFO); `None` on kernels before 5.3.
+///
+/// # Errors
+/// ESRCH when gone.
+pub fn call_is_ia32(tid: Pid) -> nix::Result<Option<bool>> {
+    const AUDIT_ARCH_I386: u32 = 0x4000_0003;
+    // struct ptrace_syscall_info up to its union: op and flags, arch, ip, sp.
+    let mut info = [0u32; 6];
+    match by_pointer(libc::PTRACE_GET_SYSCALL_INFO, tid, size_of_val(&info), info.as_mut_ptr()) {
+        Ok(_) => Ok(Some(info[1] == AUDIT_ARCH_I386)),
+        Err(Errno::EIO) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// PTRACE_GETREGSET: fills `buffer` as far as the set goes and returns its length.
 ///
 /// # Errors
 /// ESRCH when gone, ENODEV when the processor has no such set.

@@ -161,8 +161,8 @@ fn thread(tid: Pid, abi: Abi, seccomp: Seccomp) -> Thread {
         tid,
         comm: if abi == Abi::Ia32 { b"counter".to_vec() } else { b"sh".to_vec() },
         regs: match abi {
-            Abi::X86_64 => Regs::X86_64([0x7fff_0000_1234; 27]),
-            Abi::Ia32 => Regs::Ia32([0xf7f0_1234; 17]),
+            Abi::X86_64 => regs(0x7fff_0000_1234, 0x33),
+            Abi::Ia32 => regs(0xf7f0_1234, 0x23),
         },
         xstate: vec![0; 832],
         tls: match abi {
@@ -203,6 +203,15 @@ fn thread(tid: Pid, abi: Abi, seccomp: Seccomp) -> Thread {
         timer_slack_ns: 50_000,
         seccomp,
     }
+}
+
+/// All alike, but for the selectors: code, stack, ds, es, fs, gs.
+fn regs(value: u64, cs: u64) -> Regs {
+    let mut regs = [value; 27];
+    for (place, selector) in [(17, cs), (20, 0x2b), (23, 0x2b), (24, 0x2b), (25, 0), (26, 0x63)] {
+        regs[place] = selector;
+    }
+    Regs(regs)
 }
 
 fn space(abi: Abi, first_page: u64) -> Space {

@@ -9,6 +9,7 @@ mod harness;
 mod identity;
 mod mapping;
 mod memory;
+mod modes;
 mod pipes;
 mod refused;
 mod registers;

@@ -82,23 +82,3 @@ fn zombie() {
         Ok(())
     });
 }
-
-/// A thread that runs 32-bit code in an x86_64 task, or 64-bit code in an ia32 task, is refused and runs on.
-#[test]
-fn code_of_the_other_abi() {
-    require_root!();
-    require_ia32!();
-    isolated(&here!(), |dir| {
-        for abi in Abi::ALL {
-            let mut running =
-                Workload::new("segments", "other_mode").busy().start(&dir.join(abi.name()), abi)?;
-            let before = running.snapshot()?;
-            let thread = running.root.as_raw() + 1;
-            let output = running.dump(&[])?.code(1)?;
-            output.says(&format!("thread {thread}: runs {} code in an {abi} task", abi.other()))?;
-            running.looks_like(&before)?;
-            running.verify()?;
-        }
-        Ok(())
-    });
-}

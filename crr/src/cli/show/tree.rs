@@ -3,12 +3,12 @@
 use super::printable;
 use super::table::Table;
 use crate::progress::bytes;
+use crate::ptrace::regs;
 use crate::store::Checkpoint;
-use images::Pid;
 use images::id::PAGE_SIZE;
 use images::memory::Space;
 use images::task::Task;
-use images::thread::Regs;
+use images::{Abi, Pid};
 use std::collections::BTreeMap;
 
 /// All tasks, children under their parents.
@@ -52,17 +52,17 @@ fn row(task: &Task, space: &Space, prefix: &str) -> [String; 7] {
 pub(super) fn threads(task: &Task) -> String {
     let mut table = Table::new(["TID", "NAME", "MODE", "INSTRUCTION", "STACK"]);
     for thread in &task.threads {
-        // Places in the two user_regs_struct: rip 16, rsp 19; eip 12, esp 15.
-        let (mode, ip, sp) = match &thread.regs {
-            Regs::X86_64(regs) => ("64-bit", regs[16], regs[19]),
-            Regs::Ia32(regs) => ("32-bit", regs[12].into(), regs[15].into()),
+        let mode = match regs::mode(&thread.regs) {
+            Abi::X86_64 => "64-bit",
+            Abi::Ia32 => "32-bit",
         };
+        let (ip, sp) = (regs::ip(&thread.regs), regs::sp(&thread.regs));
         table.row([
             thread.tid.to_string(),
             printable(&thread.comm),
             mode.to_owned(),
-            format!("{ip:08x}"),
-            format!("{sp:08x}"),
+            format!("{:08x}", ip.0),
+            format!("{:08x}", sp.0),
         ]);
     }
     format!("threads of {}\n{table}", task.pid)

@@ -2,12 +2,12 @@
 
 use super::{Check, ensure, inside, path};
 use crate::ptrace::regs;
+use images::Pid;
 use images::file::Files;
 use images::seccomp::{Filter, INSTRUCTION, MAX_INSTRUCTIONS, Seccomp};
 use images::signal::{Action, Pending, SIGINFO_SIZE};
 use images::task::{Task, Tree};
 use images::thread::Thread;
-use images::{Abi, Pid};
 use std::collections::BTreeSet;
 
 /// PID_MAX_LIMIT of include/linux/threads.h.
@@ -42,7 +42,7 @@ pub(super) fn check(tree: &Tree, files: &Files) -> Check {
         for thread in &task.threads {
             let tid = thread.tid;
             ensure!(tids.insert(tid), "task {pid}: tid {tid} occurs twice");
-            check_thread(thread, task.abi).map_err(inside(format_args!("task {pid}: thread {tid}")))?;
+            check_thread(thread).map_err(inside(format_args!("task {pid}: thread {tid}")))?;
             check_seccomp(thread, &tree.filters).map_err(inside(format_args!("task {pid}: thread {tid}")))?;
         }
     }
@@ -119,12 +119,13 @@ fn check_fds(task: &Task, files: &Files) -> Check {
     Ok(())
 }
 
-fn check_thread(thread: &Thread, abi: Abi) -> Check {
+fn check_thread(thread: &Thread) -> Check {
     ensure!((1..=PID_MAX).contains(&thread.tid), "is no tid");
     ensure!(thread.comm.len() <= COMM_MAX, "a name of {} bytes", thread.comm.len());
     ensure!(!thread.comm.contains(&0), "a name with a NUL");
-    let mode = regs::mode(&thread.regs);
-    ensure!(mode == abi, "registers of {mode} in an {abi} task");
+    if let Some((name, value)) = regs::not_settable(&thread.regs) {
+        return Err(format!("its {name} cannot be {value:#x}"));
+    }
     let size = thread.xstate.len();
     let sane = size == FXSAVE_SIZE || (XSAVE_MIN..=XSAVE_MAX).contains(&size);
     ensure!(sane, "extended state of {size} bytes");

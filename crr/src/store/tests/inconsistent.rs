@@ -131,9 +131,12 @@ fn properties_of_threads() {
         s.tree.tasks[0].threads[0].seccomp =
             Seccomp::Filters { filters: vec![FilterId(1), FilterId(2)], speculation: true };
     });
-    refused("tree.img: task 101: thread 101: registers of x86_64 in an ia32 task", |s| {
-        s.tree.tasks[1].threads[0].regs = s.tree.tasks[0].threads[0].regs.clone();
-    });
+    for (place, name, value) in [(17, "cs", 0x30), (20, "ss", 0), (26, "gs", 0x28), (21, "fs", 1 << 63)] {
+        let message = format!("thread 101: its {name} cannot be {value:#x}");
+        refused(&format!("tree.img: task 101: {message}"), |s| {
+            s.tree.tasks[1].threads[0].regs.0[place] = value;
+        });
+    }
 }
 
 #[test]
