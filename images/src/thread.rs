@@ -16,6 +16,9 @@ pub struct Thread {
     pub comm: Vec<u8>,
     /// General registers.
     pub regs: Regs,
+    /// What is left of the time limit of the call that `regs` show interrupted, for one that would go on by
+    /// restart_syscall(2); `None` for one without limit, or that starts over with the limit it was given.
+    pub time_left_ns: Option<u64>,
     /// NT_X86_XSTATE whole: the non-compacted XSAVE area as ptrace shows it.
     #[serde(serialize_with = "crate::readable::hex")]
     pub xstate: Vec<u8>,

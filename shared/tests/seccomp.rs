@@ -32,6 +32,7 @@ fn thread(tid: i32, seccomp: Seccomp) -> Thread {
         tid,
         comm: Vec::new(),
         regs: Regs([0; 27]),
+        time_left_ns: None,
         xstate: Vec::new(),
         tls: Vec::new(),
         sigmask: 0,

@@ -132,7 +132,7 @@ fn collect_task(
     refusals: &mut Refusals,
     patience: &Patience,
 ) -> Result<Option<(Task, Space)>> {
-    let FrozenTask { pid, name, dir, threads } = task;
+    let FrozenTask { pid, name, dir, threads, waits } = task;
     let (pid, dir) = (*pid, &*dir);
     let refuse = &mut Refuse::new(refusals, pid, name);
     let namespaces = Namespaces::of(dir)?;
@@ -149,7 +149,8 @@ fn collect_task(
 
     let mut records = Vec::with_capacity(threads.len());
     for (thread, status) in threads.iter().zip(&statuses) {
-        let mut record = thread::dump_outside(pid, thread, abi, status, &tables.low, refuse)?;
+        let wait = waits.get(thread.tid());
+        let mut record = thread::dump_outside(thread, abi, status, wait, &tables.low, refuse)?;
         record.seccomp = tables.filters.dump(thread, status, refuse)?;
         thread::check_rseq(pid, &record, refuse)?;
         check_leftovers(&record, &leftovers, refuse);

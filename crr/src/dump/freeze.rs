@@ -7,6 +7,7 @@ use super::After;
 use crate::proc::{Dir, decimal, stat, status};
 use crate::ptrace::{self, Patience, Seized, Stop, Stopped, Waited};
 use crate::refusal::Refusals;
+use crate::resource::wait::{Looks, Waits};
 use anyhow::{Context, Result, bail};
 use images::Pid;
 use nix::errno::Errno;
@@ -26,6 +27,8 @@ pub(crate) struct FrozenTask {
     pub(crate) dir: Dir,
     /// All threads, the leader first.
     pub(crate) threads: Vec<Stopped>,
+    /// Their calls that the kernel continues by restart_syscall(2).
+    pub(crate) waits: Waits,
 }
 
 /// A stopped tree. Dropped, it runs on as before.
@@ -41,6 +44,7 @@ pub(crate) struct Frozen {
 impl Frozen {
     /// Stops the tree under `root`.
     pub(crate) fn seize(root: Pid, patience: &Patience, refusals: &mut Refusals) -> Result<Self> {
+        let looks = Looks::take(&list(root)?);
         let mut frozen = Self { tasks: Vec::new(), saw_zombie: false, since: Instant::now() };
         let mut queue = VecDeque::from([root]);
         let mut seen = HashSet::from([root]);
@@ -51,7 +55,7 @@ impl Frozen {
                 Err(e) if pid == root => return Err(e).with_context(|| format!("no task {pid}")),
                 Err(_gone) => continue,
             };
-            match frozen.seize_task(pid, &dir, patience, refusals) {
+            match frozen.seize_task(pid, &dir, &looks, patience, refusals) {
                 Ok(()) => {}
                 Err(e) if pid != root && is_gone(&e) => continue,
                 Err(e) => return Err(e.context(format!("task {pid}: stop"))),
@@ -73,6 +77,7 @@ impl Frozen {
         &mut self,
         pid: Pid,
         dir: &Dir,
+        looks: &Looks,
         patience: &Patience,
         refusals: &mut Refusals,
     ) -> Result<()> {
@@ -83,7 +88,13 @@ impl Frozen {
                 return Ok(());
             }
         };
-        self.tasks.push(FrozenTask { pid, name, dir: Dir::task(pid)?, threads: Vec::new() });
+        self.tasks.push(FrozenTask {
+            pid,
+            name,
+            dir: Dir::task(pid)?,
+            threads: Vec::new(),
+            waits: Waits::default(),
+        });
         let Some(task) = self.tasks.last_mut() else { bail!("no task") };
         let mut tried = HashSet::new();
         loop {
@@ -113,6 +124,7 @@ impl Frozen {
             }
             return Ok(());
         }
+        task.waits = Waits::of(pid, &task.dir, &task.threads, looks);
         // The directory lists the leader first as long as tids have not wrapped; threads of a wrapped range follow it.
         task.threads.sort_by_key(|thread| (thread.tid() != pid, thread.tid()));
         if task.threads.iter().any(|thread| matches!(thread.stop(), Stop::Group(_))) {
@@ -150,6 +162,7 @@ impl Frozen {
     fn release(&mut self) {
         for task in self.tasks.drain(..) {
             for thread in task.threads {
+                task.waits.note(&task.dir, &thread);
                 // Gone is the only failure there is, and then nothing is left to release.
                 let _ = thread.detach(0);
             }

@@ -4,6 +4,7 @@
 
 pub mod fdinfo;
 pub mod limits;
+pub mod sched;
 pub mod smaps;
 pub mod stat;
 pub mod status;

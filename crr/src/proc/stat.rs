@@ -28,6 +28,8 @@ pub struct Stat {
     pub flags: u64,
     /// Signal to the parent on exit.
     pub exit_signal: i32,
+    /// The processor it last ran on.
+    pub processor: usize,
     /// All but `brk`, which is not shown here.
     pub layout: Layout,
 }
@@ -56,6 +58,7 @@ pub fn parse(text: &[u8]) -> Result<Stat, Malformed> {
         tty: u32::from_ne_bytes(tty.to_ne_bytes()),
         flags: decimal(field(9)).ok_or_else(|| bad("flags"))?,
         exit_signal: pid(38, "exit_signal")?,
+        processor: decimal(field(39)).ok_or_else(|| bad("processor"))?,
         layout: Layout {
             start_code: addr(26, "startcode")?,
             end_code: addr(27, "endcode")?,
@@ -86,7 +89,7 @@ mod tests {
         let stat = parse(CAPTURED).unwrap();
         assert_eq!(stat.comm, b"a) b(c");
         assert_eq!((stat.state, stat.ppid, stat.pgid, stat.sid), (b'S', 14899, 14899, 3711));
-        assert_eq!((stat.tty, stat.exit_signal), (0x8800, 17));
+        assert_eq!((stat.tty, stat.exit_signal, stat.processor), (0x8800, 17, 0));
         assert_eq!(stat.layout.start_code, Addr(94_546_505_486_336));
         assert_eq!(stat.layout.start_brk, Addr(94_547_291_983_872));
         assert_eq!(stat.layout.env_end, Addr(140_729_075_728_361));

@@ -40,6 +40,8 @@ pub struct Status {
     pub caps: [u64; 5],
     /// PR_SET_NO_NEW_PRIVS.
     pub no_new_privs: bool,
+    /// How often it gave its processor away by itself.
+    pub voluntary_switches: u64,
     /// Seccomp mode.
     pub seccomp: u32,
     /// `Speculation_Store_Bypass` or `SpeculationIndirectBranch` is forbidden to the thread for good.
@@ -138,6 +140,9 @@ fn set_optional(status: &mut Status, key: &[u8], value: &[u8]) -> Result<(), Mal
             // "thread force mitigated", "conditional force disabled".
             status.speculation_forbidden |= value.windows(5).any(|word| word == b"force");
         }
+        b"voluntary_ctxt_switches" => {
+            status.voluntary_switches = decimal(value).ok_or_else(|| bad("voluntary_ctxt_switches"))?;
+        }
         b"x86_Thread_features" => status.thread_features = value.trim_ascii().to_vec(),
         _ => {}
     }
@@ -157,7 +162,8 @@ mod tests {
         SigCgt:\t0000000180000002\nCapInh:\t0000000000000000\nCapPrm:\t000001fffeffffff\n\
         CapEff:\t000001fffeffffff\nCapBnd:\t000001fffeffffff\nCapAmb:\t0000000000000001\nNoNewPrivs:\t1\n\
         Seccomp:\t2\nSeccomp_filters:\t1\nSpeculation_Store_Bypass:\tthread force mitigated\n\
-        SpeculationIndirectBranch:\tconditional enabled\nx86_Thread_features:\tshstk \nx86_Thread_features_locked:\t\n";
+        SpeculationIndirectBranch:\tconditional enabled\nx86_Thread_features:\tshstk \nx86_Thread_features_locked:\t\n\
+        voluntary_ctxt_switches:\t150\n";
 
     #[test]
     fn captured_text() {
@@ -173,6 +179,7 @@ mod tests {
         assert_eq!((status.seccomp, status.thp_enabled), (2, Some(true)));
         assert_eq!(status.untag_mask, Some(u64::MAX));
         assert_eq!(status.thread_features, b"shstk");
+        assert_eq!(status.voluntary_switches, 150);
     }
 
     #[test]

@@ -331,6 +331,22 @@ impl Stopped {
         request::set_sigmask(self.tid, mask).map_err(error(self.tid, "write signal mask"))
     }
 
+    /// The word that [`Stopped::set_note`] left with the thread, or what the kernel has there otherwise.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn note(&self) -> Result<u64, Error> {
+        request::peek_debug_status(self.tid).map_err(error(self.tid, "read debug register 6"))
+    }
+
+    /// Leaves a word with the thread that only a tracer sees: the kernel's copy of debug register 6.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn set_note(&self, note: u64) -> Result<(), Error> {
+        request::poke_debug_status(self.tid, note).map_err(error(self.tid, "write debug register 6"))
+    }
+
     /// Signals pending for this thread alone (`shared` false) or its task, oldest first.
     ///
     /// # Errors

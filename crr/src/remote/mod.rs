@@ -23,7 +23,8 @@ pub use calls::Call;
 pub use frame::finds_back;
 pub use gadget::{Cache, CodeArea, Gadget};
 pub use leftover::{in_leftover, is_leftover};
-pub use restart::{in_restart_block, with_original_call};
+pub(crate) use restart::{SLEEPS_32, SLEEPS_64};
+pub use restart::{in_restart_block, number_in_code};
 
 use crate::ptrace::regs::{self, Field};
 use crate::ptrace::{Error, Patience, Stop, Stopped, signal_bit};

@@ -21,7 +21,7 @@ pub fn in_restart_block(regs: &Regs) -> bool {
 
 /// The registers with the number of the call that is being restarted, where the code tells it.
 #[must_use]
-pub fn with_original_call(pid: Pid, regs: &Regs) -> Regs {
+pub(super) fn with_original_call(pid: Pid, regs: &Regs) -> Regs {
     let mut out = regs.clone();
     let mode = regs::mode(regs);
     let restarted = regs::get(regs, Field::OrigAx) == Call::RestartSyscall.number(mode);
@@ -35,11 +35,13 @@ pub fn with_original_call(pid: Pid, regs: &Regs) -> Regs {
 }
 
 /// Calls that use a restart block: the kernel's callers of set_restart_fn(). nanosleep, clock_nanosleep, poll, futex.
-const SLEEPS_64: &[u32] = &[35, 230, 7, 202];
+pub(crate) const SLEEPS_64: &[u32] = &[35, 230, 7, 202];
 /// As above for ia32, with the variants for 64-bit times.
-const SLEEPS_32: &[u32] = &[162, 267, 407, 168, 240, 422];
+pub(crate) const SLEEPS_32: &[u32] = &[162, 267, 407, 168, 240, 422];
 
-fn number_in_code(pid: Pid, regs: &Regs) -> Option<u32> {
+/// The number of a call with a restart block that the code around the present instruction loads.
+#[must_use]
+pub fn number_in_code(pid: Pid, regs: &Regs) -> Option<u32> {
     let here = code_before(pid, regs::ip(regs));
     match regs::mode(regs) {
         Abi::X86_64 => loaded_number(&here?, SLEEPS_64),

@@ -14,6 +14,7 @@ pub mod signal;
 pub mod task;
 pub mod thread;
 pub mod tree;
+pub(crate) mod wait;
 
 use crate::refusal::Refusals;
 use images::Pid;

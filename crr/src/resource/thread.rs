@@ -1,12 +1,13 @@
 //! One thread: registers, extended state, TLS, lists, scheduling, and what it tells about itself.
 
 use super::signal::{STACK_ROOM, altstack};
+use super::wait::Wait;
 use super::{Refuse, TO_DEFAULT, creds, seccomp};
 use crate::proc::status::Status;
 use crate::proc::{Dir, stat};
 use crate::ptrace::regs::{self, low_half};
 use crate::ptrace::{Error, Stopped};
-use crate::remote::{Arg, Batch, Buffer, Call, Handle, Reply, with_original_call};
+use crate::remote::{Arg, Batch, Buffer, Call, Handle, Reply};
 use crate::sys::int80::{LowBuffer, robust_list_64};
 use crate::sys::{sched, vm};
 use anyhow::{Context, Result};
@@ -44,18 +45,22 @@ fn dump_tls(thread: &Stopped) -> Result<Vec<TlsEntry>, Error> {
 
 /// What is observed of a thread without its help. The rest is asked and filled in by [`AskThread::fill`], and what is pending comes last of all.
 pub(crate) fn dump_outside(
-    pid: Pid,
     thread: &Stopped,
     abi: Abi,
     status: &Status,
+    wait: Option<Wait>,
     low: &LowBuffer,
     refuse: &mut Refuse<'_>,
 ) -> Result<Thread> {
     let tid = thread.tid();
-    let regs = thread.regs()?;
+    let mut regs = thread.regs()?;
     if let Some((name, value)) = regs::not_settable(&regs) {
         let reason = format!("nobody can set its {name} to {value:#x} from outside");
         refuse.with_hint(format!("thread {tid}"), reason, "dump again");
+    }
+    if let Some(wait) = wait {
+        // Not restart_syscall: of the call before that, a restored thread has no memory.
+        regs::set(&mut regs, regs::Field::OrigAx, u64::from(wait.number));
     }
     check_status(tid, status, refuse);
     if thread.syscall_user_dispatch()? == Some(true) {
@@ -91,7 +96,8 @@ pub(crate) fn dump_outside(
         parent_death_signal: 0,
         timer_slack_ns: 0,
         seccomp: images::seccomp::Seccomp::Off,
-        regs: with_original_call(pid, &regs),
+        time_left_ns: wait.and_then(|wait| wait.left),
+        regs,
     })
 }
 

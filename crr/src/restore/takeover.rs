@@ -9,11 +9,12 @@ use super::hold::Held;
 use super::serve::Parked;
 use super::stand_in::StandIn;
 use crate::ptrace::{Patience, Seized, Stopped, regs};
+use crate::resource::wait::resume;
 use crate::sys::sched;
 use anyhow::{Context, Result, bail};
-use images::Abi;
 use images::task::Task;
-use images::thread::{Regs, Sched, Thread};
+use images::thread::{Sched, Thread};
+use images::{Abi, Pid};
 use shared::proto::Start;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ use std::time::Duration;
 struct Taken<'a> {
     record: &'a Thread,
     stopped: Stopped,
+    /// What the wait answered that it entered again.
+    answer: Option<i64>,
 }
 
 /// Seizes every thread that is not held yet, removes the holes, sets the registers, lets everything go.
@@ -63,7 +66,7 @@ pub(super) fn take_over(
     for ((task, taken), (prepared, &syscall_at)) in
         tasks.iter().zip(all).zip(restore.preparation.tasks.iter().zip(parked))
     {
-        let taken = finish(restore, taken, &prepared.start, syscall_at, &patience)
+        let taken = finish(restore, task, taken, &prepared.start, syscall_at, &patience)
             .with_context(|| format!("task {}: set its threads' state", task.pid))?;
         finished.extend(taken);
     }
@@ -83,7 +86,7 @@ fn stop<'a>(task: &'a Task, held: Option<Vec<Seized>>, patience: &Patience) -> R
     }
     let mut taken = Vec::new();
     for (record, thread) in task.threads.iter().zip(seized) {
-        taken.push(Taken { record, stopped: thread.wait_stop(patience)?.settle(patience)? });
+        taken.push(Taken { record, stopped: thread.wait_stop(patience)?.settle(patience)?, answer: None });
     }
     Ok(taken)
 }
@@ -91,16 +94,22 @@ fn stop<'a>(task: &'a Task, held: Option<Vec<Seized>>, patience: &Patience) -> R
 /// Sets the state of a task's threads; they stay stopped.
 fn finish<'a>(
     restore: &Restore<'_>,
-    mut taken: Vec<Taken<'a>>,
+    task: &'a Task,
+    taken: Vec<Taken<'a>>,
     start: &Start,
     syscall_at: u64,
     patience: &Patience,
 ) -> Result<Vec<Taken<'a>>> {
+    let parked = taken.into_iter().map(|thread| (thread.record, thread.stopped)).collect();
+    let entered = resume::enter(task.pid, syscall_at, parked, patience)?;
+    let mut taken: Vec<Taken<'a>> = (task.threads.iter().zip(entered))
+        .map(|(record, (stopped, answer))| Taken { record, stopped, answer })
+        .collect();
     let leader = taken.remove(0);
     let stopped = remove_hole(leader.stopped, start, syscall_at, patience).context("remove the hole")?;
-    taken.insert(0, Taken { record: leader.record, stopped });
+    taken.insert(0, Taken { stopped, ..leader });
     for thread in &taken {
-        set_state(restore, thread).with_context(|| format!("thread {}", thread.record.tid))?;
+        set_state(restore, task.pid, thread).with_context(|| format!("thread {}", thread.record.tid))?;
     }
     Ok(taken)
 }
@@ -114,11 +123,11 @@ fn set_death_signal<'a>(
 ) -> Result<Taken<'a>> {
     const PR_SET_PDEATHSIG: u64 = 1;
     let (prctl_64, prctl_32) = (157, 172);
-    let Taken { record, stopped } = taken;
+    let Taken { record, stopped, answer } = taken;
     let args = [PR_SET_PDEATHSIG, u64::from(signal)];
     let stopped = call(stopped, syscall_at, [prctl_64, prctl_32], args, patience)
         .with_context(|| format!("thread {}: set its parent-death signal", record.tid))?;
-    Ok(Taken { record, stopped })
+    Ok(Taken { record, stopped, answer })
 }
 
 /// Unmaps the hole, code included: the thread does not run there again.
@@ -162,31 +171,16 @@ fn call(
     Ok(out)
 }
 
-fn set_state(restore: &Restore<'_>, thread: &Taken<'_>) -> Result<()> {
-    let Taken { record, stopped } = thread;
+fn set_state(restore: &Restore<'_>, pid: Pid, thread: &Taken<'_>) -> Result<()> {
+    let &Taken { record, ref stopped, answer } = thread;
     for &tls in &record.tls {
         stopped.set_thread_area(tls)?;
     }
     stopped.set_xstate(&fitted(&record.xstate, restore.environment.xstate_size))?;
-    stopped.set_regs(&restartable(&record.regs))?;
+    stopped.set_regs(&resume::registers(&record.regs, answer))?;
     stopped.set_sigmask(record.sigmask)?;
+    resume::note(pid, record, answer, stopped)?;
     schedule(&restore.environment.sched, record)
-}
-
-/// Registers with which the kernel continues the system call that was interrupted.
-///
-/// A call that would go on by restart_syscall(2) (relative sleeps, poll and futex waits with a timeout) left the time
-/// at which it ends in the old thread's restart block, which nobody can read: it starts over with the timeout it was
-/// given. Left as it is, it would fail with EINTR.
-fn restartable(regs: &Regs) -> Regs {
-    const ERESTARTNOINTR: i64 = 513;
-    const ERESTART_RESTARTBLOCK: i64 = 516;
-    let mut regs = regs.clone();
-    let in_call = regs::get_signed(&regs, regs::Field::OrigAx) >= 0;
-    if in_call && regs::get_signed(&regs, regs::Field::Ax) == -ERESTART_RESTARTBLOCK {
-        regs::set(&mut regs, regs::Field::Ax, (-ERESTARTNOINTR).cast_unsigned());
-    }
-    regs
 }
 
 /// The XSAVE area at the size that this kernel takes; what is cut off or added was checked to be unused.

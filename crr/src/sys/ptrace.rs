@@ -55,6 +55,27 @@ pub fn interrupt(tid: Pid) -> nix::Result<()> {
     by_value(libc::PTRACE_INTERRUPT, tid, 0, 0)
 }
 
+/// Debug register 6 in `struct user`, where PTRACE_PEEKUSER finds it.
+const DEBUG_STATUS: usize = std::mem::offset_of!(libc::user, u_debugreg) + 6 * size_of::<u64>();
+
+/// PTRACE_PEEKUSER of debug register 6.
+///
+/// # Errors
+/// ESRCH when gone.
+pub fn peek_debug_status(tid: Pid) -> nix::Result<u64> {
+    let address = std::ptr::without_provenance_mut(DEBUG_STATUS);
+    let word = nix::sys::ptrace::read_user(nix::unistd::Pid::from_raw(tid), address)?;
+    Ok(word.cast_unsigned())
+}
+
+/// PTRACE_POKEUSER of debug register 6: the kernel keeps the word as it is, and the processor never sees it.
+///
+/// # Errors
+/// ESRCH when gone.
+pub fn poke_debug_status(tid: Pid, word: u64) -> nix::Result<()> {
+    by_value(libc::PTRACE_POKEUSER, tid, DEBUG_STATUS, usize::try_from(word).map_err(|_| Errno::EINVAL)?)
+}
+
 /// How a stopped thread goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resume {

@@ -164,6 +164,7 @@ fn thread(tid: Pid, abi: Abi, seccomp: Seccomp) -> Thread {
             Abi::X86_64 => regs(0x7fff_0000_1234, 0x33),
             Abi::Ia32 => regs(0xf7f0_1234, 0x23),
         },
+        time_left_ns: (abi == Abi::Ia32).then_some(1_500_000_000),
         xstate: vec![0; 832],
         tls: match abi {
             Abi::X86_64 => Vec::new(),

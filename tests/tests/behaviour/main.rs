@@ -19,3 +19,4 @@ mod syscalls;
 mod terminal;
 mod threads;
 mod tree;
+mod waits;
