@@ -4,6 +4,7 @@
 use super::*;
 use crate::proc::smaps;
 use crate::ptrace::{Seized, Waited};
+use nix::sys::wait::WaitPidFlag;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
@@ -90,8 +91,14 @@ impl Echo {
         tids.into_iter().find(|tid| *tid != self.pid()).unwrap()
     }
 
+    /// Stops a thread that waits for the next line: it has answered the last one a little earlier.
     fn stop_thread(&self, tid: Pid) -> (Stopped, Patience) {
         let patience = Patience::new(Duration::from_secs(10));
+        let stat = format!("/proc/{}/task/{tid}/stat", self.pid());
+        while !std::fs::read_to_string(&stat).unwrap().contains(") S ") {
+            patience.check(tid).unwrap();
+            std::thread::yield_now();
+        }
         let thread = Seized::seize(tid).unwrap();
         thread.interrupt().unwrap();
         let Waited::Stopped(thread) = thread.wait(&patience).unwrap() else { panic!("ended") };
@@ -117,8 +124,10 @@ impl Echo {
 
 impl Drop for Echo {
     fn drop(&mut self) {
+        // A test that failed still traces threads, and the task is there for its parent only when they have been waited for.
+        let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        while !matches!(nix::sys::wait::waitpid(None, Some(flags)), Err(Errno::ECHILD)) {}
     }
 }
 
