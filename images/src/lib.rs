@@ -12,6 +12,7 @@
 
 extern crate alloc;
 
+pub mod attribute;
 pub mod container;
 pub mod file;
 pub mod id;

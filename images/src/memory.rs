@@ -1,5 +1,6 @@
 //! Memory: the layout of each task's address space and where its page contents lie in `pages.img`.
 
+use crate::attribute::AreaPolicy;
 use crate::id::{Abi, Addr, PathId, SharedId};
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,8 @@ pub struct Space {
     pub vmas: Vec<Vma>,
     /// Page contents of private memory, by rising address; also rising in `first_page`.
     pub runs: Vec<Run>,
+    /// Memory policies of private areas, by rising address, not overlapping.
+    pub policies: Vec<AreaPolicy>,
     /// What `/proc/PID/stat` and brk(2) tell of the layout.
     pub layout: Layout,
     /// `/proc/PID/auxv`, as bytes in the layout of the task's ABI.

@@ -1,5 +1,6 @@
 //! The process tree: every task with what belongs to it as a whole.
 
+use crate::attribute::TaskAttributes;
 use crate::file::FdEntry;
 use crate::id::{Abi, PathId, Pid};
 use crate::seccomp::Filter;
@@ -61,6 +62,8 @@ pub struct Task {
     pub coredump_filter: u32,
     /// ARCH_GET_XCOMP_PERM: state components the task may use; 0 where the kernel has no such call.
     pub xcomp_permission: u64,
+    /// Settings of the address space and the like.
+    pub attributes: TaskAttributes,
     /// Resource limits in the order of `RLIMIT_*`: soft and hard, `u64::MAX` for none.
     pub rlimits: Vec<(u64, u64)>,
     /// All actions other than plain SIG_DFL.

@@ -1,5 +1,6 @@
 //! One thread: registers, extended state, TLS and what the kernel keeps per tid.
 
+use crate::attribute::ThreadAttributes;
 use crate::id::{Addr, Pid};
 use crate::seccomp::Seccomp;
 use crate::signal::{AltStack, Pending};
@@ -48,6 +49,8 @@ pub struct Thread {
     pub timer_slack_ns: u64,
     /// Which system calls it may make.
     pub seccomp: Seccomp,
+    /// Further settings.
+    pub attributes: ThreadAttributes,
 }
 
 /// General registers: `struct user_regs_struct` of x86_64 in its order (r15 … gs), whatever the ABI of the task and the

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 const DESCRIPTION: &str = include_str!("../FORMAT.md");
 
-const RECORDS: [&str; 7] = [
+const RECORDS: [&str; 8] = [
+    include_str!("../src/attribute.rs"),
     include_str!("../src/inventory.rs"),
     include_str!("../src/task.rs"),
     include_str!("../src/thread.rs"),

@@ -81,6 +81,19 @@ pub enum Op<'a> {
         /// MLOCK_ONFAULT or 0.
         flags: u32,
     },
+    /// mlockall: how mappings to come are locked.
+    LockFuture(u32),
+    /// set_mempolicy, or mbind of a range.
+    MemoryPolicy {
+        /// Address and bytes.
+        range: Option<(u64, u64)>,
+        /// MPOL_* with MPOL_F_*.
+        mode: u32,
+        /// Nodes: 64-bit words, little endian.
+        nodes: &'a [u8],
+    },
+    /// membarrier: a command that registers.
+    Membarrier(u32),
     /// Move a special area from where it was parked to its place.
     Place {
         /// Which.

@@ -87,7 +87,7 @@ prop_compose! {
                 }
             }
         }
-        Space { vmas, runs, layout: Layout::default(), auxv: vec![1, 2, 3] }
+        Space { vmas, runs, policies: Vec::new(), layout: Layout::default(), auxv: vec![1, 2, 3] }
     }
 }
 

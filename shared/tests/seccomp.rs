@@ -29,6 +29,7 @@ fn creds(uid: u32) -> Creds {
 
 fn thread(tid: i32, seccomp: Seccomp) -> Thread {
     Thread {
+        attributes: Default::default(),
         tid,
         comm: Vec::new(),
         regs: Regs([0; 27]),
@@ -62,6 +63,7 @@ fn thread(tid: i32, seccomp: Seccomp) -> Thread {
 
 fn task(threads: Vec<Thread>) -> Task {
     Task {
+        attributes: Default::default(),
         pid: 10,
         ppid: 1,
         pgid: 10,
@@ -88,12 +90,20 @@ fn task(threads: Vec<Thread>) -> Task {
 
 fn ops(threads: Vec<Thread>, filters: &[Filter]) -> Vec<u8> {
     let machine = Machine {
+        task_attributes: Default::default(),
+        thread_attributes: Default::default(),
         special: [SpecialArea::default(); 3],
         creds: creds(0),
         rlimits: Vec::new(),
         timer_slack_ns: 0,
     };
-    let space = Space { vmas: Vec::new(), runs: Vec::new(), layout: Layout::default(), auxv: Vec::new() };
+    let space = Space {
+        vmas: Vec::new(),
+        runs: Vec::new(),
+        policies: Vec::new(),
+        layout: Layout::default(),
+        auxv: Vec::new(),
+    };
     plan::task(&machine, &task(threads), &space, filters).ops
 }
 

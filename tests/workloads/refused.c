@@ -226,20 +226,6 @@ CASE(write_xor_execute)
 	check_alive(pair);
 }
 
-/* Registered for barriers that reach all its threads, which a restored task would not be. */
-CASE(barriers)
-{
-	int pair[2];
-	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
-	name_fd(pair[0]);
-	/* MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, MEMBARRIER_CMD_GET_REGISTRATIONS. */
-	MUST(syscall(SYS_membarrier, 1 << 4, 0, 0));
-	if (syscall(SYS_membarrier, 1 << 9, 0, 0) > 0)
-		name("membarrier");
-	checkpoint();
-	check_alive(pair);
-}
-
 static volatile int elsewhere;
 
 static void *live_elsewhere(void *pair)

@@ -19,10 +19,11 @@ use crate::resource::signal::{self, AskSignals};
 use crate::resource::task::{self as properties, AskTask};
 use crate::resource::thread::{self, AskThread};
 use crate::resource::tree::{self, Place};
-use crate::resource::{Refuse, limits, memory, seccomp, sharing};
+use crate::resource::{Refuse, attribute, limits, memory, mempolicy, seccomp, sharing};
 use crate::sys::int80::LowBuffer;
 use crate::sys::vm;
 use anyhow::{Context, Result, bail};
+use images::attribute::{AreaPolicy, TaskAttributes};
 use images::file::Files;
 use images::memory::{Backing, Memory, Space, Vdso, Vma};
 use images::task::{Task, Tree};
@@ -172,6 +173,7 @@ fn collect_task(
         oom_score_adj: outside.oom_score_adj,
         coredump_filter: outside.coredump_filter,
         xcomp_permission: 0,
+        attributes: TaskAttributes::default(),
         rlimits: limits::dump_limits(dir, &mut tables.buffer)?,
         actions: Vec::new(),
         pending: signal::dump_shared_pending(threads)?,
@@ -179,22 +181,22 @@ fn collect_task(
         fds,
         threads: records,
     };
-    let mut layout = stat.layout;
+    let (mut layout, mut policies) = (stat.layout, Vec::new());
     let unhindered = seccomp::suspend(threads, &statuses, refuse)?;
     if unhindered && can_be_asked(threads, &leftovers)? {
-        let locked = memory::locked_bytes(&vmas);
         let gadget = find_gadget(pid, abi, &vmas, &mut tables.gadgets)?;
         let (ignored, caught) = (leader.ignored, leader.caught);
         let target = Target { pid, abi, gadget, ignored, caught, leftovers };
-        if let Some(brk) = ask(target, threads, &mut record, dir, locked, refuse, patience)? {
-            layout.brk = brk;
+        let memory = (&*vmas, leader.resident_kib);
+        if let Some(told) = ask(target, threads, &mut record, dir, memory, refuse, patience)? {
+            (layout.brk, policies) = (told.brk, told.policies);
         }
     }
     // Only now: timers go on while the task is asked, and one that expired meanwhile has left its signal here.
     signal::complete_pending(threads, &mut record, refuse)?;
     dir.read("auxv", &mut tables.buffer).context("read auxv")?;
     let auxv = cut_auxv(&tables.buffer, abi).to_vec();
-    Ok(Some((record, Space { vmas, runs: Vec::new(), layout, auxv })))
+    Ok(Some((record, Space { vmas, runs: Vec::new(), policies, layout, auxv })))
 }
 
 fn read_statuses(dir: &Dir, threads: &[Stopped], buffer: &mut Vec<u8>) -> Result<Vec<status::Status>> {
@@ -327,17 +329,24 @@ fn find_gadget(pid: Pid, abi: Abi, vmas: &[Vma], cache: &mut Cache) -> Result<Ga
     Gadget::find(pid, abi, &code, cache).context("no system call instruction found in its code")
 }
 
-/// Has the task tell what only it can, and returns its break. Its executor is unmapped again even if that fails.
+/// What a task tells of its memory.
+struct Told {
+    brk: Addr,
+    policies: Vec<AreaPolicy>,
+}
+
+/// Has the task tell what only it can; `memory` are its areas and how many KiB of them are resident. Its executor is
+/// unmapped again even if that fails.
 /// `None` when it may not run code of ours, which is then refused.
 fn ask(
     target: Target,
     threads: &mut [Stopped],
     record: &mut Task,
     dir: &Dir,
-    locked: u64,
+    memory: (&[Vma], u64),
     refuse: &mut Refuse<'_>,
     patience: &Patience,
-) -> Result<Option<Addr>> {
+) -> Result<Option<Told>> {
     let Some(caller) = find_caller(threads, target.abi)? else {
         let reason = "no thread stands in code and on a stack of its ABI, where it could be asked";
         refuse.with_hint("task", reason, "dump again");
@@ -352,10 +361,12 @@ fn ask(
         }
         Err(e) => return Err(e),
     };
-    let asked = (|| -> Result<Addr> {
-        check_lock_future(dir, locked, &executor, refuse)?;
+    let asked = (|| -> Result<Told> {
         let [leader, others @ ..] = &mut *threads else { bail!("no thread") };
         let brk = ask_leader(&executor, leader, record, dir, refuse, patience)?;
+        let locked = memory::locked_bytes(memory.0);
+        record.attributes.lock_future = attribute::lock_future(dir, locked, &executor.range())?;
+        let policies = mempolicy::dump_areas(&executor, leader, dir, memory, refuse, patience)?;
         for (thread, record) in others.iter_mut().zip(record.threads.iter_mut().skip(1)) {
             let mut batch = executor.batch(thread)?;
             let about_thread = AskThread::new(&mut batch);
@@ -363,12 +374,12 @@ fn ask(
             let tid = thread.tid();
             about_thread.fill(&reply, record, dir, refuse).with_context(|| format!("thread {tid}"))?;
         }
-        Ok(brk)
+        Ok(Told { brk, policies })
     })();
     let closed = executor.close(&mut threads[caller], patience);
-    let brk = asked?;
+    let told = asked?;
     closed?;
-    Ok(Some(brk))
+    Ok(Some(told))
 }
 
 /// The thread that makes the first and the last call: one that finds back even if crr is killed just then and that
@@ -407,23 +418,11 @@ fn ask_leader(
     record.dumpable = inside.dumpable;
     record.child_subreaper = inside.child_subreaper;
     record.xcomp_permission = inside.xcomp_permission;
+    record.attributes = inside.attributes;
     if let Some(thread) = record.threads.first_mut() {
         about_thread.fill(&reply, thread, dir, refuse)?;
     }
     Ok(inside.brk)
-}
-
-/// A fresh mapping is locked only if the task asked for that: the locked total then exceeds what its areas show.
-fn check_lock_future(dir: &Dir, locked: u64, executor: &Executor, refuse: &mut Refuse<'_>) -> Result<()> {
-    let mut buffer = Vec::new();
-    dir.read("status", &mut buffer).context("read status")?;
-    let range = executor.range();
-    let with_ours = status::parse(&buffer)?.locked_kib * 1024;
-    if with_ours >= locked + (range.end - range.start) {
-        let hint = "have the program call munlockall before the dump";
-        refuse.with_hint("memory", "all future mappings are to be locked (mlockall(MCL_FUTURE))", hint);
-    }
-    Ok(())
 }
 
 /// Finds all page contents that have to be stored, and gives each its place in the page file.

@@ -24,6 +24,10 @@ pub struct Status {
     pub groups: Vec<u32>,
     /// Locked memory in KiB.
     pub locked_kib: u64,
+    /// Resident memory in KiB.
+    pub resident_kib: u64,
+    /// Memory nodes that it may use: bit n of word m is node 64 m + n. Empty without CONFIG_CPUSETS.
+    pub memory_nodes: Vec<u64>,
     /// False after PR_SET_THP_DISABLE.
     pub thp_enabled: Option<bool>,
     /// Address bits that the processor looks at (LAM).
@@ -70,6 +74,12 @@ fn unescape(name: &[u8]) -> Vec<u8> {
 
 fn numbers<T: std::str::FromStr>(text: &[u8]) -> Option<Vec<T>> {
     text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).map(decimal).collect()
+}
+
+/// A mask as `%*pb` prints it: words of 32 bits, the highest first, with commas between.
+fn nodes(mask: &[u8]) -> Option<Vec<u64>> {
+    let words: Option<Vec<u64>> = mask.rsplit(|&byte| byte == b',').map(hex).collect();
+    Some(words?.chunks(2).map(|pair| pair[0] | pair.get(1).unwrap_or(&0) << 32).collect())
 }
 
 /// Parses the file.
@@ -130,6 +140,11 @@ fn set_optional(status: &mut Status, key: &[u8], value: &[u8]) -> Result<(), Mal
             let kib = value.trim_ascii().strip_suffix(b" kB").and_then(decimal);
             status.locked_kib = kib.ok_or_else(|| bad("VmLck"))?;
         }
+        b"VmRSS" => {
+            let kib = value.trim_ascii().strip_suffix(b" kB").and_then(decimal);
+            status.resident_kib = kib.ok_or_else(|| bad("VmRSS"))?;
+        }
+        b"Mems_allowed" => status.memory_nodes = nodes(value).ok_or_else(|| bad("Mems_allowed"))?,
         b"THP_enabled" => status.thp_enabled = Some(value == b"1"),
         b"untag_mask" => {
             let mask = value.strip_prefix(b"0x").and_then(hex);
@@ -156,14 +171,14 @@ mod tests {
     const CAPTURED: &[u8] =
         b"Name:\ta\\\\b\\nc\nUmask:\t0022\nState:\tS (sleeping)\nTgid:\t14901\nNgid:\t0\n\
         Pid:\t14902\nPPid:\t14899\nTracerPid:\t7\nUid:\t1000\t0\t0\t1001\nGid:\t0\t0\t0\t5\nFDSize:\t256\n\
-        Groups:\t4 24 1000 \nKthread:\t0\nVmLck:\t      12 kB\nTHP_enabled:\t1\n\
+        Groups:\t4 24 1000 \nKthread:\t0\nVmLck:\t      12 kB\nVmRSS:\t    1500 kB\nTHP_enabled:\t1\n\
         untag_mask:\t0xffffffffffffffff\nThreads:\t1\nSigQ:\t0/96365\nSigPnd:\t0000000000000200\n\
         ShdPnd:\t0000000000000000\nSigBlk:\t0000000000010000\nSigIgn:\t0000000000000006\n\
         SigCgt:\t0000000180000002\nCapInh:\t0000000000000000\nCapPrm:\t000001fffeffffff\n\
         CapEff:\t000001fffeffffff\nCapBnd:\t000001fffeffffff\nCapAmb:\t0000000000000001\nNoNewPrivs:\t1\n\
         Seccomp:\t2\nSeccomp_filters:\t1\nSpeculation_Store_Bypass:\tthread force mitigated\n\
         SpeculationIndirectBranch:\tconditional enabled\nx86_Thread_features:\tshstk \nx86_Thread_features_locked:\t\n\
-        voluntary_ctxt_switches:\t150\n";
+        Mems_allowed:\t00000000,00000010,00000003\nvoluntary_ctxt_switches:\t150\n";
 
     #[test]
     fn captured_text() {
@@ -173,6 +188,7 @@ mod tests {
         assert_eq!((status.uid, status.gid), ([1000, 0, 0, 1001], [0, 0, 0, 5]));
         assert_eq!(status.groups, [4, 24, 1000]);
         assert_eq!((status.locked_kib, status.ignored, status.pending), (12, 6, 0x200));
+        assert_eq!((status.resident_kib, status.memory_nodes), (1500, vec![0x10_0000_0003, 0]));
         assert_eq!(status.caught, 0x1_8000_0002);
         assert_eq!(status.caps, [0, 0x1ff_feff_ffff, 0x1ff_feff_ffff, 0x1ff_feff_ffff, 1]);
         assert!(status.no_new_privs && status.speculation_forbidden);

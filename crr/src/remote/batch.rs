@@ -40,6 +40,9 @@ const _: () = assert!(layout::BUFFERS + MAX_BUFFERS as u64 == layout::SIZE);
 const CLOSING: usize = 1;
 
 impl Batch {
+    /// Calls that one batch takes.
+    pub const ROOM: usize = MAX_CALLS - CLOSING;
+
     /// An empty one for tasks of an ABI.
     #[must_use]
     pub fn new(abi: Abi) -> Self {

@@ -1,9 +1,11 @@
 //! What a task consists of, one file per resource: how each is observed at dump and put back at restore.
 
+pub mod attribute;
 pub mod creds;
 pub mod file;
 pub mod limits;
 pub mod memory;
+pub mod mempolicy;
 pub mod namespace;
 pub mod path;
 pub mod pipe;

@@ -13,7 +13,6 @@ use anyhow::Result;
 use images::FilterId;
 use images::seccomp::{Filter, INSTRUCTION, Seccomp};
 use images::task::Tree;
-use images::thread::Thread;
 use nix::errno::Errno;
 use std::collections::HashMap;
 
@@ -121,11 +120,6 @@ pub(crate) fn suspend(threads: &[Stopped], statuses: &[Status], refuse: &mut Ref
         }
     }
     Ok(true)
-}
-
-/// Strict mode makes the time stamp counter fault (seccomp_set_mode_strict() of kernel/seccomp.c): no setting of the thread's own.
-pub(crate) fn forbids_tsc(thread: &Thread) -> bool {
-    thread.seccomp == Seccomp::Strict
 }
 
 /// What stands in the way of a restore.

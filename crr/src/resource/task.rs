@@ -1,11 +1,12 @@
 //! Properties of a task as a whole that have no file of their own.
 
-use super::{Refuse, TO_DEFAULT};
+use super::{Refuse, attribute};
 use crate::proc::{Dir, decimal, hex};
 use crate::ptrace::regs::low_half;
 use crate::remote::{Arg, Batch, Buffer, Call, Handle, Reply};
 use anyhow::{Context, Result};
 use images::Addr;
+use images::attribute::TaskAttributes;
 
 /// What small files in `/proc/PID` tell.
 #[derive(Clone, Copy, Debug)]
@@ -43,12 +44,7 @@ pub(crate) fn dump_outside(dir: &Dir, buffer: &mut Vec<u8>, refuse: &mut Refuse<
 mod pr {
     pub(super) const GET_DUMPABLE: u64 = 3;
     pub(super) const GET_CHILD_SUBREAPER: u64 = 37;
-    pub(super) const GET_THP_DISABLE: u64 = 42;
-    pub(super) const GET_MDWE: u64 = 66;
-    pub(super) const GET_MEMORY_MERGE: u64 = 68;
 }
-/// Command of membarrier, include/uapi/linux/membarrier.h: since Linux 6.3.
-const MEMBARRIER_CMD_GET_REGISTRATIONS: u64 = 1 << 9;
 /// arch_prctl option, arch/x86/include/uapi/asm/prctl.h.
 const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
 
@@ -59,10 +55,7 @@ pub(crate) struct AskTask {
     ldt: Handle,
     dumpable: Handle,
     subreaper: (Handle, Buffer),
-    thp_disable: Handle,
-    mdwe: Handle,
-    memory_merge: Handle,
-    membarrier: Handle,
+    attributes: attribute::AskTask,
     xcomp: (Handle, Buffer),
 }
 
@@ -73,16 +66,13 @@ pub(crate) struct Inside {
     pub(crate) dumpable: u32,
     pub(crate) child_subreaper: bool,
     pub(crate) xcomp_permission: u64,
+    pub(crate) attributes: TaskAttributes,
 }
 
 impl AskTask {
     pub(crate) fn new(batch: &mut Batch) -> Self {
         let ldt = batch.buffer(16);
-        let mut prctl = |option| batch.call(Call::Prctl, &[Arg::Value(option)]);
-        let dumpable = prctl(pr::GET_DUMPABLE);
-        let thp_disable = prctl(pr::GET_THP_DISABLE);
-        let mdwe = prctl(pr::GET_MDWE);
-        let memory_merge = prctl(pr::GET_MEMORY_MERGE);
+        let dumpable = batch.call(Call::Prctl, &[Arg::Value(pr::GET_DUMPABLE)]);
         let subreaper = batch.buffer(4);
         let xcomp = batch.buffer(8);
         Self {
@@ -93,10 +83,7 @@ impl AskTask {
                 let args = [Arg::Value(pr::GET_CHILD_SUBREAPER), Arg::Out(subreaper)];
                 (batch.call(Call::Prctl, &args), subreaper)
             },
-            thp_disable,
-            mdwe,
-            memory_merge,
-            membarrier: batch.call(Call::Membarrier, &[Arg::Value(MEMBARRIER_CMD_GET_REGISTRATIONS)]),
+            attributes: attribute::AskTask::new(batch),
             xcomp: {
                 let args = [Arg::Value(ARCH_GET_XCOMP_PERM), Arg::Out(xcomp)];
                 (batch.call(Call::ArchPrctl, &args), xcomp)
@@ -111,19 +98,6 @@ impl AskTask {
         if is_set(self.ldt) {
             refuse.because("LDT", "local descriptor tables (modify_ldt) are not supported");
         }
-        if is_set(self.thp_disable) {
-            refuse.with_hint("task", "huge pages are switched off (PR_SET_THP_DISABLE)", TO_DEFAULT);
-        }
-        if is_set(self.mdwe) {
-            refuse.because("task", "writable code is forbidden (PR_SET_MDWE)");
-        }
-        if is_set(self.memory_merge) {
-            refuse.with_hint("task", "all memory is mergeable (PR_SET_MEMORY_MERGE)", TO_DEFAULT);
-        }
-        if is_set(self.membarrier) {
-            let hint = "have the program ask for barriers only after the restore";
-            refuse.with_hint("task", "is registered for expedited barriers (membarrier)", hint);
-        }
         let dumpable = low_half(reply.result(self.dumpable).context("PR_GET_DUMPABLE")?);
         if dumpable > 1 {
             let reason = "its dumpable flag cannot be set again (it ran a program set to another user)";
@@ -137,6 +111,7 @@ impl AskTask {
             dumpable,
             child_subreaper: reply.u32(self.subreaper.1, 0) != 0,
             xcomp_permission: if xcomp_known { reply.u64(self.xcomp.1, 0) } else { 0 },
+            attributes: self.attributes.read(reply),
         })
     }
 }

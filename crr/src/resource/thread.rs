@@ -2,15 +2,16 @@
 
 use super::signal::{STACK_ROOM, altstack};
 use super::wait::Wait;
-use super::{Refuse, TO_DEFAULT, creds, seccomp};
+use super::{Refuse, TO_DEFAULT, attribute, creds};
+use crate::proc::Dir;
 use crate::proc::status::Status;
-use crate::proc::{Dir, stat};
 use crate::ptrace::regs::{self, low_half};
 use crate::ptrace::{Error, Stopped};
 use crate::remote::{Arg, Batch, Buffer, Call, Handle, Reply};
 use crate::sys::int80::{LowBuffer, robust_list_64};
 use crate::sys::{sched, vm};
 use anyhow::{Context, Result};
+use images::attribute::ThreadAttributes;
 use images::thread::{Rseq, Sched, Thread, TlsEntry};
 use images::{Abi, Addr, Pid};
 use nix::errno::Errno;
@@ -96,6 +97,7 @@ pub(crate) fn dump_outside(
         parent_death_signal: 0,
         timer_slack_ns: 0,
         seccomp: images::seccomp::Seccomp::Off,
+        attributes: ThreadAttributes::default(),
         time_left_ns: wait.and_then(|wait| wait.left),
         regs,
     })
@@ -142,12 +144,9 @@ pub(crate) fn check_rseq(pid: Pid, thread: &Thread, refuse: &mut Refuse<'_>) -> 
 /// prctl options, include/uapi/linux/prctl.h.
 mod pr {
     pub(super) const GET_PDEATHSIG: u64 = 2;
-    pub(super) const GET_TSC: u64 = 25;
     pub(super) const GET_SECUREBITS: u64 = 27;
     pub(super) const GET_TIMERSLACK: u64 = 30;
-    pub(super) const MCE_KILL_GET: u64 = 34;
     pub(super) const GET_TID_ADDRESS: u64 = 40;
-    pub(super) const GET_IO_FLUSHER: u64 = 58;
 }
 
 /// The part of a batch that asks one thread about itself.
@@ -156,12 +155,9 @@ pub(crate) struct AskThread {
     altstack: (Handle, Buffer),
     tid_address: (Handle, Buffer),
     death_signal: (Handle, Buffer),
-    tsc: (Handle, Buffer),
-    policy: (Handle, Buffer),
     timer_slack: Handle,
     securebits: Handle,
-    mce_policy: Handle,
-    io_flusher: Handle,
+    attributes: attribute::AskThread,
 }
 
 impl AskThread {
@@ -173,26 +169,18 @@ impl AskThread {
         // The kernel writes a 64-bit pointer for PR_GET_TID_ADDRESS in both ABIs.
         let tid_address = prctl_to(pr::GET_TID_ADDRESS, 8);
         let death_signal = prctl_to(pr::GET_PDEATHSIG, 4);
-        let tsc = prctl_to(pr::GET_TSC, 4);
         let mut prctl = |option| batch.call(Call::Prctl, &[Arg::Value(option)]);
         let timer_slack = prctl(pr::GET_TIMERSLACK);
         let securebits = prctl(pr::GET_SECUREBITS);
-        let mce_policy = prctl(pr::MCE_KILL_GET);
-        let io_flusher = prctl(pr::GET_IO_FLUSHER);
         let stack = batch.buffer(STACK_ROOM);
         let altstack = (batch.call(Call::Sigaltstack, &[Arg::Value(0), Arg::Out(stack)]), stack);
-        let mode = batch.buffer(4);
-        let policy = (batch.call(Call::GetMempolicy, &[Arg::Out(mode)]), mode);
         Self {
             altstack,
             tid_address,
             death_signal,
-            tsc,
-            policy,
             timer_slack,
             securebits,
-            mce_policy,
-            io_flusher,
+            attributes: attribute::AskThread::new(batch),
         }
     }
 
@@ -212,38 +200,7 @@ impl AskThread {
         thread.parent_death_signal = reply.u32(self.death_signal.1, 0);
         thread.timer_slack_ns = reply.result(self.timer_slack).context("PR_GET_TIMERSLACK")?;
         thread.creds.securebits = low_half(reply.result(self.securebits).context("PR_GET_SECUREBITS")?);
-        self.check(reply, thread, task_dir, refuse)
-    }
-
-    /// Settings that are not restored must be at their defaults. Kernels without one answer an error.
-    fn check(&self, reply: &Reply, thread: &Thread, task_dir: &Dir, refuse: &mut Refuse<'_>) -> Result<()> {
-        const PR_TSC_ENABLE: u32 = 1;
-        const PR_MCE_KILL_DEFAULT: u64 = 2;
-        let tid = thread.tid;
-        let object = || format!("thread {tid}");
-        let tsc_faults = reply.result(self.tsc.0).is_ok() && reply.u32(self.tsc.1, 0) != PR_TSC_ENABLE;
-        if tsc_faults && !seccomp::forbids_tsc(thread) {
-            refuse.with_hint(object(), "rdtsc is made to fault (PR_SET_TSC)", TO_DEFAULT);
-        }
-        if reply.result(self.policy.0).is_ok() && reply.u32(self.policy.1, 0) != 0 {
-            refuse.with_hint(object(), "has a memory policy (set_mempolicy)", TO_DEFAULT);
-        }
-        if reply.result(self.mce_policy).is_ok_and(|policy| policy != PR_MCE_KILL_DEFAULT) {
-            refuse.with_hint(object(), "has a machine check policy (PR_MCE_KILL)", TO_DEFAULT);
-        }
-        let io_flusher = match reply.result(self.io_flusher) {
-            Ok(value) => value != 0,
-            // Without CAP_SYS_RESOURCE it may not ask, so its flags are looked at.
-            Err(Errno::EPERM) => {
-                let mut text = Vec::new();
-                task_dir.read(&format!("task/{tid}/stat"), &mut text).context("read stat")?;
-                stat::parse(&text)?.flags & stat::PF_IO_FLUSHER == stat::PF_IO_FLUSHER
-            }
-            Err(_) => false,
-        };
-        if io_flusher {
-            refuse.with_hint(object(), "is an I/O flusher (PR_SET_IO_FLUSHER)", TO_DEFAULT);
-        }
+        thread.attributes = self.attributes.read(reply, thread.tid, task_dir, refuse)?;
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! What this process passes on to the tasks it forks, so that only differences are restored.
 
-use crate::resource::thread;
+use crate::resource::{attribute, thread};
 use crate::sys::{process, xsave};
 use anyhow::{Context, Result};
 use images::thread::{Creds, Sched};
@@ -21,6 +21,8 @@ pub(crate) struct Environment {
     pub personality: u32,
     /// Its seccomp mode: 0 if it has none.
     pub seccomp: u32,
+    /// Further settings.
+    pub attributes: attribute::Inherited,
     /// Enabled state components.
     pub xfeatures: u64,
     /// Bytes of NT_X86_XSTATE.
@@ -45,6 +47,7 @@ impl Environment {
             oom_score_adj: i32::try_from(number("/proc/self/oom_score_adj", 10)?)?,
             coredump_filter: u32::try_from(number("/proc/self/coredump_filter", 16)?)?,
             personality: u32::try_from(number("/proc/self/personality", 16)?)?,
+            attributes: attribute::inherited()?,
             xfeatures: process::enabled_xfeatures(),
             // The regset holds all components that the kernel has enabled (fpu_user_cfg.max_size).
             xstate_size: xsave::size_for(process::enabled_xfeatures()),

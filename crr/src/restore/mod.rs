@@ -165,7 +165,7 @@ fn restore_here(options: &Options) -> Result<(Report, Option<Terminal>)> {
     preflight::preflight(&checkpoint, &environment, &lives, options).finish("restore")?;
     process::close_on_exec_from(3).context("close_range")?;
     let preparation =
-        prepare::prepare(&checkpoint, &lives, &environment.creds, needs_stand_in(&checkpoint.tree, options))?;
+        prepare::prepare(&checkpoint, &lives, &environment, needs_stand_in(&checkpoint.tree, options))?;
     let needs = preparation.tasks.iter().flat_map(|task| task.needs.iter().copied());
     let opened = Opened::open(&checkpoint, needs)?;
     let restore = Restore {

@@ -4,7 +4,7 @@ use super::Options;
 use super::environment::Environment;
 use super::prepare::Lives;
 use crate::refusal::{Refusal, Refusals};
-use crate::resource::seccomp;
+use crate::resource::{attribute, seccomp};
 use crate::store::Checkpoint;
 use crate::sys::process;
 use images::file::Path;
@@ -32,6 +32,7 @@ pub(super) fn preflight(
     files(&mut refusals, checkpoint);
     privileges(&mut refusals, checkpoint, environment);
     seccomp::preflight(&mut refusals, &checkpoint.tree, environment);
+    attribute::preflight(&mut refusals, checkpoint, &environment.attributes);
     refusals
 }
 

@@ -1,5 +1,6 @@
 //! Everything that is decided before the first fork: plans, holes, programs, and the shared-memory tree.
 
+use super::environment::Environment;
 use crate::blob::Blob;
 use crate::machine::Live;
 use crate::store::Checkpoint;
@@ -9,7 +10,6 @@ use anyhow::{Context, Result, bail};
 use images::id::PAGE_SIZE;
 use images::memory::Space;
 use images::task::Task;
-use images::thread::Creds;
 use images::{Abi, Pid};
 use shared::plan::{self, Machine, Need, hole};
 use shared::proto::{MAX_FILLERS, SLOT_FILES, Start};
@@ -58,7 +58,7 @@ pub(super) type Lives = BTreeMap<Abi, Live>;
 pub(super) fn prepare(
     checkpoint: &Checkpoint,
     lives: &Lives,
-    creds: &Creds,
+    environment: &Environment,
     stand_in: bool,
 ) -> Result<Preparation> {
     let rlimits = own_limits()?;
@@ -66,8 +66,15 @@ pub(super) fn prepare(
     let mut machines = BTreeMap::new();
     let mut blobs = BTreeMap::new();
     for (&abi, live) in lives {
-        let (creds, rlimits) = (creds.clone(), rlimits.clone());
-        machines.insert(abi, Machine { special: live.special, creds, rlimits, timer_slack_ns });
+        let machine = Machine {
+            special: live.special,
+            creds: environment.creds.clone(),
+            rlimits: rlimits.clone(),
+            timer_slack_ns,
+            task_attributes: environment.attributes.task,
+            thread_attributes: environment.attributes.thread.clone(),
+        };
+        machines.insert(abi, machine);
         blobs.insert(abi, Blob::of(abi)?);
     }
     let mut tree = checkpoint.tree.clone();

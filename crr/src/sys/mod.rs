@@ -7,6 +7,7 @@
 //! Only [`pending_signals`] and [`ignores`] here: the kernel fills in a set or an action of ours.
 #![allow(unsafe_code)]
 
+pub mod attribute;
 pub mod exec;
 pub mod int80;
 pub mod kcmp;

@@ -1,6 +1,7 @@
 //! A small checkpoint by hand: an x86_64 shell with an ia32 child, a pipe between them and shared memory.
 //! It uses every record and every variant at least once.
 
+use images::attribute::{AreaPolicy, MemoryPolicy, TaskAttributes, ThreadAttributes};
 use images::container::{Kind, TRAILER_SIZE, crc32c, encode};
 use images::file::{Description, FdEntry, Files, Path, Pipe, Target};
 use images::id::PAGE_SIZE;
@@ -132,6 +133,14 @@ fn task(pid: Pid, ppid: Pid, abi: Abi) -> Task {
         oom_score_adj: -17,
         coredump_filter: 0x33,
         xcomp_permission: 7,
+        attributes: TaskAttributes {
+            thp_disable: 3,
+            memory_merge: true,
+            mdwe: 1,
+            lock_future: 6,
+            membarrier: 0x14,
+            timer_restore_ids: true,
+        },
         rlimits: vec![(1024, u64::MAX); 16],
         actions: vec![Action {
             signal: 17,
@@ -203,6 +212,13 @@ fn thread(tid: Pid, abi: Abi, seccomp: Seccomp) -> Thread {
         parent_death_signal: 15,
         timer_slack_ns: 50_000,
         seccomp,
+        attributes: ThreadAttributes {
+            tsc: 2,
+            mce_kill: 1,
+            io_flusher: true,
+            speculation: [5, 9, 3],
+            policy: MemoryPolicy { mode: 0x8002, nodes: vec![3] },
+        },
     }
 }
 
@@ -243,6 +259,11 @@ fn space(abi: Abi, first_page: u64) -> Space {
             Run { start: Addr(0x0900_0000), pages: 1, first_page: first_page + 1 },
             Run { start: Addr(top + 0x3_0000), pages: 1, first_page: first_page + 2 },
         ],
+        policies: vec![AreaPolicy {
+            start: Addr(0x0900_0000),
+            end: Addr(0x090c_8000),
+            policy: MemoryPolicy { mode: 3, nodes: vec![1, 1 << 63] },
+        }],
         layout: Layout { start_brk: Addr(0x0900_0000), brk: Addr(0x0900_1234), ..Layout::default() },
         auxv: vec![0; 2 * usize::try_from(abi.word()).unwrap()],
     }

@@ -1,7 +1,7 @@
 //! An address space as ops: all mappings, then all contents in the order of the page file (so that they become few
 //! large reads), then what has to wait for the contents, then the kernel's own areas and the layout.
 
-use super::{Need, Slots};
+use super::{Need, Slots, attribute};
 use crate::op::{self, Op, Special};
 use alloc::vec::Vec;
 use images::PathId;
@@ -39,6 +39,7 @@ pub fn ops(list: &mut Vec<u8>, slots: &mut Slots, exe: PathId, space: &Space) {
         map(list, slots, &space.vmas[group.clone()], prot, has_contents);
         opened.extend(group.map(|_| prot));
     }
+    attribute::area_policies(list, space);
     for run in &space.runs {
         let (len, offset) = (run.pages * PAGE_SIZE, run.first_page * PAGE_SIZE);
         op::push(list, &Op::Fill { addr: run.start.0, len, offset });

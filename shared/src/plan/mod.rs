@@ -3,6 +3,7 @@
 //! Pure code. Everything that can be decided is decided here, before anything is touched; what depends on the
 //! running kernel comes in as plain values ([`Machine`]).
 
+pub mod attribute;
 pub mod creds;
 pub mod hole;
 pub mod memory;
@@ -13,6 +14,7 @@ pub mod thread;
 use crate::op::{self, Op, Slot};
 use crate::proto::{SLOT_FILES, SpecialArea};
 use alloc::vec::Vec;
+use images::attribute::{TaskAttributes, ThreadAttributes};
 use images::memory::Space;
 use images::seccomp::Filter;
 use images::task::Task;
@@ -41,6 +43,10 @@ pub struct Machine {
     pub rlimits: Vec<(u64, u64)>,
     /// Its timer slack then.
     pub timer_slack_ns: u64,
+    /// Its settings then.
+    pub task_attributes: TaskAttributes,
+    /// Those of its thread.
+    pub thread_attributes: ThreadAttributes,
 }
 
 /// A file that ops refer to by slot.
@@ -101,7 +107,10 @@ pub fn task(machine: &Machine, task: &Task, space: &Space, filters: &[Filter]) -
     let mut ops = Vec::new();
     let programs = Programs::of(task, filters);
     programs.op(&mut ops);
+    attribute::before_memory(&mut ops, machine, task);
     memory::ops(&mut ops, &mut slots, task.exe, space);
+    attribute::after_memory(&mut ops, task, space);
+    attribute::before_threads(&mut ops, task);
     signal::actions(&mut ops, &task.actions);
     if task.xcomp_permission & (1 << XFEATURE_XTILEDATA) != 0 && task.abi == Abi::X86_64 {
         op::push(
@@ -113,6 +122,7 @@ pub fn task(machine: &Machine, task: &Task, space: &Space, filters: &[Filter]) -
     for record in &task.threads[1..] {
         let mut own = Vec::new();
         thread::ops(&mut own, machine, task.abi, record);
+        attribute::policy(&mut own, &task.threads[0].attributes.policy, &record.attributes.policy);
         programs.install(&mut own, task, record);
         creds::ops(&mut own, &machine.creds, &record.creds);
         last_of_thread(&mut own, record, record.parent_death_signal);
@@ -128,6 +138,7 @@ pub fn task(machine: &Machine, task: &Task, space: &Space, filters: &[Filter]) -
     if task.child_subreaper {
         op::push(&mut ops, &Op::Prctl { option: PR_SET_CHILD_SUBREAPER, args: [1, 0, 0] });
     }
+    attribute::before_limits(&mut ops, task);
     limits(&mut ops, machine, task);
     if task.personality & READ_IMPLIES_EXEC != 0 {
         op::push(&mut ops, &Op::Personality(task.personality));
@@ -141,6 +152,7 @@ pub fn task(machine: &Machine, task: &Task, space: &Space, filters: &[Filter]) -
     }
     op::push(&mut ops, &Op::Prctl { option: PR_SET_DUMPABLE, args: [u64::from(task.dumpable), 0, 0] });
     last_of_thread(&mut ops, leader, TIE);
+    attribute::last(&mut ops, machine, task);
     signal::timers(&mut ops, &task.interval_timers);
     TaskPlan { ops, needs: slots.into_needs(), threads }
 }

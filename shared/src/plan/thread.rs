@@ -1,6 +1,6 @@
 //! What the kernel keeps for one thread, as ops that the thread itself follows.
 
-use super::{Machine, signal};
+use super::{Machine, attribute, signal};
 use crate::op::{self, Op};
 use alloc::vec::Vec;
 use images::Abi;
@@ -39,4 +39,5 @@ pub fn ops(list: &mut Vec<u8>, machine: &Machine, abi: Abi, thread: &Thread) {
         op::push(list, &Op::Prctl { option: PR_SET_TIMERSLACK, args: [thread.timer_slack_ns, 0, 0] });
     }
     signal::pending(list, abi, &thread.pending, true);
+    attribute::thread(list, &machine.thread_attributes, &thread.attributes);
 }

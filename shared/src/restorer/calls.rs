@@ -4,7 +4,7 @@
 //! See the parent module: the plan decides what is touched, and it never names the hole.
 
 use super::receive::size;
-use super::{Failure, Session, seccomp};
+use super::{Failure, Session, mempolicy, seccomp};
 use crate::abi::common::{CapData, CapHeader, PrctlMmMap, Rlimit64};
 use crate::abi::native::{ITimerVal, SigAction, Stack, TimeVal, Word};
 use crate::op::{Op, Special};
@@ -50,6 +50,9 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
                 other => other,
             }
         }
+        Op::LockFuture(flags) => plain(nr::__NR_mlockall, 0, &[flags as usize]),
+        Op::MemoryPolicy { range, mode, nodes } => mempolicy::set(range, mode, nodes),
+        Op::Membarrier(command) => plain(nr::__NR_membarrier, u64::from(command), &[command as usize, 0, 0]),
         Op::Populate { addr, len } => {
             let args = [size(addr)?, size(len)?];
             for advice in [MADV_POPULATE_WRITE, MADV_DONTNEED] {

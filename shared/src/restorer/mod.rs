@@ -16,6 +16,7 @@ mod calls;
 mod clear;
 mod fillers;
 mod memory;
+mod mempolicy;
 mod probe;
 mod receive;
 mod run;

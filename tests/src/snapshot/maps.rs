@@ -21,8 +21,17 @@ pub(super) fn add(snapshot: &mut Snapshot, pid: i32, shared_memory: &mut Renumbe
     let lines = areas.into_iter().map(|area| area.line).collect();
     snapshot.insert(format!("task {pid} maps"), Rule::Equal, lines);
     snapshot.insert(format!("task {pid} vmflags"), Rule::Equal, flags);
+    if let Ok(text) = read(&format!("/proc/{pid}/numa_maps")) {
+        snapshot.insert(format!("task {pid} memory policies"), Rule::Equal, policies(&text));
+    }
     snapshot.insert(format!("task {pid} anonymous"), Rule::AtMost, anonymous);
     Ok(())
+}
+
+/// Address and policy, the first two words of each line of numa_maps.
+fn policies(text: &str) -> Vec<String> {
+    let first_two = |line: &str| line.splitn(3, ' ').take(2).collect::<Vec<_>>().join(" ");
+    text.lines().map(first_two).collect()
 }
 
 /// Where the stacks of a task's blocked threads end: the last field but one of /proc/PID/syscall.

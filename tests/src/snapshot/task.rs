@@ -73,6 +73,10 @@ pub(super) fn add(snapshot: &mut Snapshot, pid: i32, is_root: bool) -> crate::Re
         let lines = text.split(['\n', '\0']).map(str::to_owned).collect();
         snapshot.insert(format!("task {pid} {file}"), Rule::Equal, lines);
     }
+    if let Ok(text) = read(&format!("{proc}/ksm_stat")) {
+        let merging = text.lines().filter(|line| line.starts_with("ksm_merge_any")).map(str::to_owned);
+        snapshot.insert(format!("task {pid} merging"), Rule::Equal, merging.collect());
+    }
     for name in LINKS {
         let target = link(&format!("{proc}/{name}"))?;
         snapshot.insert(format!("task {pid} {name}"), Rule::Equal, vec![target]);

@@ -42,7 +42,7 @@ macro_rules! refusals {
 
 refusals! {
     descriptors memory timer_and_locks listener namespace
-    waiting_for_a_signal write_xor_execute barriers namespace_of_a_thread
+    waiting_for_a_signal write_xor_execute namespace_of_a_thread
 }
 
 /// A task that a debugger holds is refused, and stays held.

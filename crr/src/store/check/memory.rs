@@ -1,6 +1,6 @@
 //! Address spaces, shared memory, vDSO images and the page map.
 
-use super::{Check, ensure, inside, path};
+use super::{Check, attribute, ensure, inside, path};
 use images::file::Files;
 use images::id::PAGE_SIZE;
 use images::memory::{BLOCK_PAGES, Backing, Memory, Run, Shared, Space, Vma};
@@ -52,6 +52,7 @@ fn check_space(space: &Space, task: &Task, memory: &Memory, files: &Files) -> Ch
         ensure!(vma.start.0 >= last, "{}-{}: begins below {last:#x}", vma.start, vma.end);
         last = vma.end.0;
     }
+    attribute::check_areas(space)?;
     // The auxv is pairs of words, ended by AT_NULL.
     let pair = 2 * task.abi.word();
     ensure!((space.auxv.len() as u64).is_multiple_of(pair), "auxv of {} bytes", space.auxv.len());

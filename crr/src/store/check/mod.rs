@@ -4,6 +4,7 @@
 //! inside what the ABI can map, tables of fixed length have it. Whether the tree can be restored on *this*
 //! machine is not asked here but by the plan.
 
+mod attribute;
 mod files;
 mod memory;
 mod tree;

@@ -1,6 +1,6 @@
 //! Tasks and threads.
 
-use super::{Check, ensure, inside, path};
+use super::{Check, attribute, ensure, inside, path};
 use crate::ptrace::regs;
 use images::Pid;
 use images::file::Files;
@@ -79,6 +79,7 @@ fn check_task(task: &Task, files: &Files) -> Check {
     ensure!(task.rlimits.len() == RLIMITS, "{} resource limits, not {RLIMITS}", task.rlimits.len());
     let crossed = task.rlimits.iter().position(|(soft, hard)| soft > hard);
     ensure!(crossed.is_none(), "resource limit {} is over its maximum", crossed.unwrap_or_default());
+    attribute::check_task(&task.attributes)?;
     check_actions(&task.actions)?;
     check_pending(&task.pending)?;
     check_fds(task, files)
@@ -129,6 +130,7 @@ fn check_thread(thread: &Thread) -> Check {
     let size = thread.xstate.len();
     let sane = size == FXSAVE_SIZE || (XSAVE_MIN..=XSAVE_MAX).contains(&size);
     ensure!(sane, "extended state of {size} bytes");
+    attribute::check_thread(&thread.attributes)?;
     ensure!(thread.creds.groups.len() <= GROUPS_MAX, "{} groups", thread.creds.groups.len());
     ensure!(thread.parent_death_signal <= SIGNALS.into(), "death signal {}", thread.parent_death_signal);
     ensure!(!thread.sched.affinity.is_empty(), "no processor to run on");

@@ -248,3 +248,30 @@ fn programs_of_seccomp() {
         });
     }
 }
+
+#[test]
+fn attributes_and_policies() {
+    refused("tree.img: task 100: huge pages are switched off by 2", |s| {
+        s.tree.tasks[0].attributes.thp_disable = 2
+    });
+    refused("tree.img: task 100: memory to come is locked by 0x1", |s| {
+        s.tree.tasks[0].attributes.lock_future = 1
+    });
+    refused("tree.img: task 100: registered for barriers 0x1", |s| s.tree.tasks[0].attributes.membarrier = 1);
+    refused("tree.img: task 100: thread 100: mode 0 of the time stamp counter", |s| {
+        s.tree.tasks[0].threads[0].attributes.tsc = 0
+    });
+    refused("tree.img: task 100: thread 1100: machine check policy 3", |s| {
+        s.tree.tasks[0].threads[1].attributes.mce_kill = 3
+    });
+    refused("tree.img: task 100: thread 100: a memory policy of 17 words of nodes", |s| {
+        s.tree.tasks[0].threads[0].attributes.policy.nodes = vec![1; 17]
+    });
+    let extent = "no private memory of that extent, or out of order";
+    refused(&format!("memory.img: task 100: policy of 0x9001000-0x90c8000: {extent}"), |s| {
+        s.memory.spaces[0].policies[0].start = Addr(0x0900_1000)
+    });
+    refused("memory.img: task 100: policy of 0x9000000-0x90c8000: none", |s| {
+        s.memory.spaces[0].policies[0].policy.mode = 0
+    });
+}

@@ -1,0 +1,311 @@
+/* Settings that one system call makes and another reads, of address spaces and of threads. */
+#include "workload.h"
+#include <setjmp.h>
+#include <x86intrin.h>
+
+/* include/uapi/linux/prctl.h, membarrier.h and mempolicy.h; the C library's headers may be older. */
+enum {
+	SET_MDWE = 65, GET_MDWE, SET_MEMORY_MERGE, GET_MEMORY_MERGE,
+	SPECULATION_GET = 52,
+	TIMER_RESTORE_IDS = 77, RESTORE_IDS_ON = 1, RESTORE_IDS_GET = 2,
+	EXCEPT_ADVISED = 2,
+	REGISTER_GLOBAL = 1 << 2, REGISTER_PRIVATE = 1 << 4, PRIVATE = 1 << 3, GET_REGISTRATIONS = 1 << 9,
+	PREFERRED = 1, BIND = 2, INTERLEAVE = 3, STATIC_NODES = 1 << 15, RELATIVE_NODES = 1 << 14, OF_ADDRESS = 2,
+};
+#define MASK_BITS 1024
+
+static int membarrier(int command)
+{
+	return (int)syscall(SYS_membarrier, command, 0, 0);
+}
+
+static long huge_pages(void)
+{
+	return prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0);
+}
+
+static void *rest(void *unused)
+{
+	(void)unused;
+	pause();
+	return NULL;
+}
+
+/* Forked by a task with everything set: takes some back, so that the two differ. */
+static void undo_some(void *unused)
+{
+	(void)unused;
+	MUST(prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0));
+	MUST(prctl(SET_MEMORY_MERGE, 0, 0, 0, 0));
+	prepared();
+	wait_for_go();
+	CHECK(huge_pages() == 0, "huge pages of the child: %ld", huge_pages());
+	CHECK(prctl(GET_MEMORY_MERGE, 0, 0, 0, 0) == 0, "the child's memory is mergeable");
+}
+
+/* Whether the area at an address has "mg" in smaps. */
+static bool mergeable(const void *address)
+{
+	char line[1024], flags[1024] = "";
+	unsigned long start, end, wanted = (unsigned long)(uintptr_t)address;
+	bool inside = false;
+	FILE *smaps = fopen("/proc/self/smaps", "re");
+	while (fgets(line, sizeof(line), smaps) != NULL) {
+		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+			inside = start <= wanted && wanted < end;
+		if (inside && strncmp(line, "VmFlags:", 8) == 0)
+			strcpy(flags, line);
+	}
+	fclose(smaps);
+	CHECK(flags[0] != 0, "no area at %p", address);
+	return strstr(flags, " mg") != NULL;
+}
+
+CASE(memory_settings)
+{
+	pthread_t thread;
+	char *apart = map_anonymous(4 * PAGE);
+	MUST(prctl(SET_MEMORY_MERGE, 1, 0, 0, 0));
+	if (prctl(PR_SET_THP_DISABLE, 1, EXCEPT_ADVISED, 0, 0) == -1)
+		MUST(prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0));
+	long disabled = huge_pages();
+	pid_t child = spawn(undo_some, NULL);
+	MUST(madvise(apart + PAGE, PAGE, MADV_UNMERGEABLE));
+	MUST0(pthread_create(&thread, NULL, rest, NULL));
+	checkpoint();
+	CHECK(huge_pages() == disabled, "huge pages: %ld, was %ld", huge_pages(), disabled);
+	CHECK(prctl(GET_MEMORY_MERGE, 0, 0, 0, 0) == 1, "memory is not mergeable");
+	CHECK(mergeable(apart) && !mergeable(apart + PAGE) && mergeable(apart + 2 * PAGE), "what is mergeable");
+	CHECK(mergeable(map_anonymous(16 * PAGE)), "new memory is not mergeable");
+	finish(child);
+}
+
+CASE(barriers)
+{
+	pthread_t thread;
+	MUST(membarrier(REGISTER_PRIVATE));
+	MUST(membarrier(REGISTER_GLOBAL));
+	int before = membarrier(GET_REGISTRATIONS);
+	MUST0(pthread_create(&thread, NULL, rest, NULL));
+	checkpoint();
+	CHECK(membarrier(PRIVATE) == 0, "a barrier: %s", strerror(errno));
+	CHECK(membarrier(GET_REGISTRATIONS) == before, "registrations %#x, were %#x", membarrier(GET_REGISTRATIONS), before);
+	CHECK(membarrier(1 << 5) == -1 && errno == EPERM, "a barrier that was not registered for");
+}
+
+CASE(timer_ids)
+{
+	bool known = prctl(TIMER_RESTORE_IDS, RESTORE_IDS_ON, 0, 0, 0) == 0;
+	checkpoint();
+	CHECK(!known || prctl(TIMER_RESTORE_IDS, RESTORE_IDS_GET, 0, 0, 0) == 1, "timers get ids of their own");
+}
+
+/* KiB of locked memory. */
+static long locked(void)
+{
+	/* Not by stdio, which maps memory of its own. */
+	static char text[8192];
+	int fd = MUST(open("/proc/self/status", O_RDONLY | O_CLOEXEC));
+	text[MUST(read(fd, text, sizeof(text) - 1))] = 0;
+	close(fd);
+	return atol(strstr(text, "VmLck:") + strlen("VmLck:"));
+}
+
+static void check_fresh(bool resident)
+{
+	unsigned char there[4];
+	long before = locked();
+	char *fresh = MUST((char *)mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	long added = locked() - before;
+	CHECK(added == 16, "a new mapping adds %ld KiB of locked memory", added);
+	MUST(mincore(fresh, 4 * PAGE, there));
+	CHECK((there[3] & 1) == resident, "a new page is %s", resident ? "not there" : "there at once");
+}
+
+CASE(lock_future)
+{
+	MUST(mlockall(MCL_FUTURE));
+	char *early = map_anonymous(8 * PAGE);
+	MUST(munlock(early, 2 * PAGE));
+	checkpoint();
+	check_fresh(true);
+	fill(early, 8 * PAGE, 1);
+}
+
+CASE(lock_future_on_fault)
+{
+	MUST(mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT));
+	checkpoint();
+	check_fresh(false);
+}
+
+struct policy {
+	int mode;
+	uint64_t nodes[MASK_BITS / 64];
+};
+
+static struct policy policy_of(const void *address)
+{
+	struct policy found = { .mode = -1 };
+	MUST(syscall(SYS_get_mempolicy, &found.mode, found.nodes, MASK_BITS, address, address ? OF_ADDRESS : 0));
+	return found;
+}
+
+static void set_policy(void *address, size_t length, int mode)
+{
+	uint64_t nodes[MASK_BITS / 64] = { mode == 0 ? 0 : 1 };
+	if (address != NULL)
+		MUST(syscall(SYS_mbind, address, length, mode, nodes, MASK_BITS, 0));
+	else
+		MUST(syscall(SYS_set_mempolicy, mode, nodes, MASK_BITS));
+}
+
+static void check_policy(const void *address, const struct policy *before)
+{
+	struct policy after = policy_of(address);
+	CHECK(memcmp(before, &after, sizeof(after)) == 0, "policy of %p: mode %#x nodes %#lx, was %#x %#lx", address,
+	      (unsigned)after.mode, (long)after.nodes[0], (unsigned)before->mode, (long)before->nodes[0]);
+}
+
+static volatile int arrived, leave;
+
+static void arrive_and_wait(void)
+{
+	__atomic_add_fetch(&arrived, 1, __ATOMIC_SEQ_CST);
+	while (!leave)
+		syscall(SYS_futex, &leave, 0, 0, NULL);
+}
+
+static void let_leave(void)
+{
+	leave = 1;
+	syscall(SYS_futex, &leave, 1, 100);
+}
+
+static const int thread_modes[] = { 0, BIND | STATIC_NODES, INTERLEAVE, PREFERRED | RELATIVE_NODES };
+
+static void *with_policy(void *mode)
+{
+	set_policy(NULL, 0, (int)(intptr_t)mode);
+	struct policy before = policy_of(NULL);
+	arrive_and_wait();
+	check_policy(NULL, &before);
+	return NULL;
+}
+
+/* Threads with policies of their own under a leader with another. */
+CASE(thread_policies)
+{
+	pthread_t threads[LENGTH(thread_modes)];
+	set_policy(NULL, 0, BIND);
+	struct policy before = policy_of(NULL);
+	CHECK(before.mode == BIND && before.nodes[0] == 1, "mode %#x", (unsigned)before.mode);
+	for (size_t i = 0; i < LENGTH(threads); i++)
+		MUST0(pthread_create(&threads[i], NULL, with_policy, (void *)(intptr_t)thread_modes[i]));
+	await(&arrived, LENGTH(threads));
+	checkpoint();
+	check_policy(NULL, &before);
+	let_leave();
+	for (size_t i = 0; i < LENGTH(threads); i++)
+		MUST0(pthread_join(threads[i], NULL));
+}
+
+/* Areas with and without pages, and one of a file, more than are asked about at once. */
+static void check_areas(void)
+{
+	enum { AREAS = 150 };
+	static const int modes[] = { 0, BIND | STATIC_NODES, INTERLEAVE, PREFERRED };
+	char *memory = map_anonymous(2 * AREAS * PAGE);
+	static struct policy before[AREAS], of_file;
+	int fd = MUST(open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
+	char *file = MUST((char *)mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE, fd, 0));
+	close(fd);
+	set_policy(file, PAGE, INTERLEAVE | STATIC_NODES);
+	of_file = policy_of(file);
+	for (size_t i = 0; i < AREAS; i++) {
+		char *area = memory + 2 * i * PAGE;
+		if (modes[i % 4] != 0)
+			set_policy(area, 2 * PAGE, modes[i % 4]);
+		if (i % 3 == 0)
+			fill(area, 2 * PAGE, (uint32_t)i);
+		before[i] = policy_of(area);
+	}
+	checkpoint();
+	check_policy(file, &of_file);
+	for (size_t i = 0; i < AREAS; i++) {
+		check_policy(memory + 2 * i * PAGE, &before[i]);
+		if (i % 3 == 0)
+			CHECK_FILL(memory + 2 * i * PAGE, 2 * PAGE, (uint32_t)i);
+	}
+}
+
+CASE(area_policies)
+{
+	check_areas();
+}
+
+/* The leader's policy, which numa_maps shows for areas without one. */
+CASE(area_policies_under_another)
+{
+	set_policy(NULL, 0, BIND);
+	check_areas();
+}
+
+static sigjmp_buf no_counter;
+
+static void on_fault(int signal)
+{
+	(void)signal;
+	siglongjmp(no_counter, 1);
+}
+
+/* Whether this thread may read the time stamp counter. */
+static bool counts(void)
+{
+	if (sigsetjmp(no_counter, 1) != 0)
+		return false;
+	return __rdtsc() != 0;
+}
+
+static void *without_counter(void *unused)
+{
+	int mode = 0;
+	(void)unused;
+	MUST(prctl(PR_SET_TSC, PR_TSC_SIGSEGV, 0, 0, 0));
+	MUST(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_LATE, 0, 0));
+	arrive_and_wait();
+	MUST(prctl(PR_GET_TSC, &mode));
+	CHECK(mode == PR_TSC_SIGSEGV, "mode of the counter: %d", mode);
+	CHECK(prctl(PR_MCE_KILL_GET, 0, 0, 0, 0) == PR_MCE_KILL_LATE, "machine check policy");
+	return NULL;
+}
+
+CASE(thread_settings)
+{
+	pthread_t thread;
+	struct sigaction action = { .sa_handler = on_fault };
+	MUST(sigaction(SIGSEGV, &action, NULL));
+	MUST0(pthread_create(&thread, NULL, without_counter, NULL));
+	await(&arrived, 1);
+	MUST(prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_EARLY, 0, 0));
+	int speculation[3];
+	for (int i = 0; i < 3; i++)
+		speculation[i] = prctl(SPECULATION_GET, i, 0, 0, 0);
+	checkpoint();
+	CHECK(counts(), "the counter is forbidden to the main thread");
+	CHECK(prctl(PR_MCE_KILL_GET, 0, 0, 0, 0) == PR_MCE_KILL_EARLY, "machine check policy");
+	for (int i = 0; i < 3; i++)
+		CHECK(prctl(SPECULATION_GET, i, 0, 0, 0) == speculation[i], "speculation control %d", i);
+	let_leave();
+	MUST0(pthread_join(thread, NULL));
+}
+
+/* The leader alone may not read it. */
+CASE(no_counter)
+{
+	struct sigaction action = { .sa_handler = on_fault };
+	MUST(sigaction(SIGSEGV, &action, NULL));
+	MUST(prctl(PR_SET_TSC, PR_TSC_SIGSEGV, 0, 0, 0));
+	checkpoint();
+	CHECK(!counts(), "the counter can be read");
+}
