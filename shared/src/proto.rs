@@ -75,12 +75,21 @@ impl Start {
     pub const MAGIC: u64 = u64::from_le_bytes(*b"crrplan1");
 }
 
+/// Where the forked processes wait for each other before they go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gathering {
+    /// All leaders, dead ones too, lead their sessions and groups, and all orphans have come to their parents.
+    Led,
+    /// All tasks are in their groups.
+    Settled,
+}
+
 /// The page that all tasks of a restore share, writable: stages are futexes.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Control {
-    /// Tasks that have taken their session and, as leaders, their process group.
-    pub led: AtomicU32,
+    /// How many have come to each [`Gathering`].
+    pub gathered: [AtomicU32; 2],
     /// Non-zero once the restore has failed: whoever waits gives up.
     pub failed: AtomicU32,
     /// Never set: parked threads wait here until they are taken over.

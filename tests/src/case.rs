@@ -20,19 +20,27 @@ pub struct Workload {
     file: &'static str,
     case: &'static str,
     busy: bool,
+    orphan: bool,
 }
 
 impl Workload {
     /// `case` of `workloads/FILE.c`.
     #[must_use]
     pub const fn new(file: &'static str, case: &'static str) -> Self {
-        Self { file, case, busy: false }
+        Self { file, case, busy: false, orphan: false }
     }
 
     /// Says that it goes on working all the time: what changes by that is left out of the comparison.
     #[must_use]
     pub const fn busy(mut self) -> Self {
         self.busy = true;
+        self
+    }
+
+    /// Says that its session leader and parent are to be dead, as those of a daemon are.
+    #[must_use]
+    pub const fn orphan(mut self) -> Self {
+        self.orphan = true;
         self
     }
 
@@ -47,8 +55,12 @@ impl Workload {
         fs::create_dir_all(dir)?;
         let log = dir.join("log");
         let output = File::options().create(true).append(true).open(&log)?;
-        // PID 1 is this test process, so the root has the same parent before and after.
-        let child = Command::new("setsid")
+        let mut command = Command::new("setsid");
+        if self.orphan {
+            command.args(["sh", "-c", r#""$@" & echo $! > pid"#, "sh"]);
+        }
+        // PID 1 is this test process, so the root has the same parent before and after, an orphan too.
+        let mut child = command
             .arg(program)
             .arg(self.case)
             .current_dir(dir)
@@ -60,7 +72,13 @@ impl Workload {
             .stderr(output)
             .spawn()
             .context("start the workload")?;
-        let root = Pid::from_raw(i32::try_from(child.id())?);
+        let root = if self.orphan {
+            ensure!(child.wait()?.success(), "the shell that leaves the workload alone");
+            fs::read_to_string(dir.join("pid"))?.trim().parse()?
+        } else {
+            i32::try_from(child.id())?
+        };
+        let root = Pid::from_raw(root);
         let running = Running { root, dir: dir.to_owned(), log, dumps: 0, busy: self.busy };
         running.wait_for("READY")?;
         Ok(running)

@@ -158,6 +158,35 @@ CASE(zombie)
 	CHECK(waitpid(child, &status, 0) == child && WEXITSTATUS(status) == 3, "the zombie: %#x", status);
 }
 
+static void outlive_the_root(void *unused)
+{
+	(void)unused;
+	prepared();
+	wait_for_go();
+}
+
+static void leave_orphan(void *pid)
+{
+	*(volatile pid_t *)pid = spawn(outlive_the_root, NULL);
+	prepared();
+	_exit(0);
+}
+
+/* In the root's session and group, and no task of its tree any more. */
+CASE(stranger)
+{
+	char text[64];
+	volatile pid_t *stranger =
+		MUST((pid_t *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	reap(spawn(leave_orphan, (void *)stranger));
+	snprintf(text, sizeof(text), "session %d: also has task %d", getsid(0), *stranger);
+	name(text);
+	snprintf(text, sizeof(text), "process group %d: also has task %d", getpgid(0), *stranger);
+	name(text);
+	checkpoint();
+	MUST(kill(*stranger, SIGUSR1));
+}
+
 /* In another namespace than crr. */
 CASE(namespace)
 {

@@ -18,7 +18,7 @@ use crate::resource::pipe::Holders;
 use crate::resource::signal::{self, AskSignals};
 use crate::resource::task::{self as properties, AskTask};
 use crate::resource::thread::{self, AskThread};
-use crate::resource::tree::{self, Place};
+use crate::resource::tree::{self, Standing, Strangers};
 use crate::resource::{Refuse, attribute, limits, memory, mempolicy, seccomp, sharing};
 use crate::sys::int80::LowBuffer;
 use crate::sys::vm;
@@ -29,6 +29,7 @@ use images::memory::{Backing, Memory, Space, Vdso, Vma};
 use images::task::{Task, Tree};
 use images::thread::{Regs, Thread};
 use images::{Abi, Addr, Pid};
+use shared::plan::tree::Place;
 use std::fs::File;
 
 /// A tree as the images show it, and where its page contents are to be had.
@@ -83,9 +84,11 @@ pub(super) fn collect(
         task.dir.read("stat", &mut tables.buffer).with_context(|| format!("task {}: read stat", task.pid))?;
         stats.push(stat::parse(&tables.buffer).with_context(|| format!("task {}", task.pid))?);
     }
-    let places: Vec<Place> = frozen.tasks.iter().zip(&stats).map(|(task, stat)| place(task, stat)).collect();
-    let shell_job = tree::check(&places, shell_job, &mut refusals);
-    tables.terminal = shell_job.and_then(|_| places.first()).map(|root| root.tty).filter(|tty| *tty != 0);
+    let standings: Vec<Standing> =
+        frozen.tasks.iter().zip(&stats).map(|(task, stat)| standing(task, stat)).collect();
+    let strangers = Strangers::look(&frozen.tasks.iter().map(|task| task.pid).collect())?;
+    let shell_job = tree::check(&standings, shell_job, &strangers, &mut refusals);
+    tables.terminal = shell_job.and_then(|_| standings.first()).map(|root| root.tty).filter(|tty| *tty != 0);
     sharing::check(&frozen.tasks, &mut refusals)?;
 
     let mut tasks = Vec::with_capacity(stats.len());
@@ -113,12 +116,9 @@ pub(super) fn collect(
     })
 }
 
-fn place(task: &FrozenTask, stat: &stat::Stat) -> Place {
-    Place {
-        pid: task.pid,
-        ppid: stat.ppid,
-        pgid: stat.pgid,
-        sid: stat.sid,
+fn standing(task: &FrozenTask, stat: &stat::Stat) -> Standing {
+    Standing {
+        place: Place { pid: task.pid, ppid: stat.ppid, pgid: stat.pgid, sid: stat.sid },
         tty: stat.tty,
         exit_signal: stat.exit_signal,
         name: task.name.clone(),

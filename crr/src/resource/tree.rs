@@ -1,18 +1,18 @@
-//! Sessions and process groups: which trees can be made again by fork, setsid and setpgid alone.
+//! Sessions, process groups and parents: which trees can be made again.
 
 use super::Refuse;
-use crate::refusal::Refusals;
+use crate::refusal::{Refusal, Refusals};
+use anyhow::{Context, Result, bail};
 use images::Pid;
-use images::task::ShellJob;
-use std::collections::HashMap;
+use images::task::{ShellJob, Tree};
+use shared::plan::tree::{self, Place, Schedule, Why};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::unix::ffi::OsStrExt;
 
-/// Where a task stands.
+/// Where a task stands, and what else decides about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    pub(crate) pid: Pid,
-    pub(crate) ppid: Pid,
-    pub(crate) pgid: Pid,
-    pub(crate) sid: Pid,
+pub(crate) struct Standing {
+    pub(crate) place: Place,
     /// Device number of the controlling terminal, 0 for none.
     pub(crate) tty: u32,
     pub(crate) exit_signal: i32,
@@ -21,60 +21,155 @@ pub(crate) struct Place {
 
 const SHELL_JOB: &str = "use --shell-job to restore it into the session and terminal of crr restore";
 
-/// Checks all places (root first, parents before children) and tells what the tree borrows from a shell.
-pub(crate) fn check(places: &[Place], shell_job: bool, refusals: &mut Refusals) -> Option<ShellJob> {
-    let root = places.first()?;
-    let outside = root.sid != root.pid;
-    let job = (shell_job && outside).then_some(ShellJob { sid: root.sid, pgid: root.pgid });
-    let by_pid: HashMap<Pid, &Place> = places.iter().map(|place| (place.pid, place)).collect();
-    for place in places {
-        let mut refuse = Refuse::new(refusals, place.pid, &place.name);
-        let parent = by_pid.get(&place.ppid).filter(|_| place.pid != root.pid);
-        check_session(place, parent.copied(), job, &mut refuse);
-        check_group(place, &by_pid, job, &mut refuse);
-        if place.tty != 0 && job.is_none_or(|job| job.sid != place.sid) {
-            let object = format!("controlling terminal {}:{}", place.tty >> 8, place.tty & 0xff);
-            match outside && !shell_job {
-                true => refuse.with_hint(object, "belongs to a session outside of the tree", SHELL_JOB),
-                false => refuse.because(object, "a session with a terminal of its own is not supported"),
-            }
-        }
-        if place.pid != root.pid && place.exit_signal != libc::SIGCHLD {
-            let object = format!("exit signal {}", place.exit_signal);
+/// Checks a whole tree (root first, parents before children) and tells what it borrows from a shell.
+pub(crate) fn check(
+    tree: &[Standing],
+    shell_job: bool,
+    strangers: &Strangers,
+    refusals: &mut Refusals,
+) -> Option<ShellJob> {
+    let root = tree.first()?;
+    let alone = tree.iter().any(|task| task.place.pid == root.place.sid)
+        || (!strangers.sessions.contains_key(&root.place.sid) && !strangers.lead(root.place.sid));
+    let job = (shell_job && !alone).then_some(ShellJob { sid: root.place.sid, pgid: root.place.pgid });
+    for task in tree {
+        let mut refuse = Refuse::new(refusals, task.place.pid, &task.name);
+        check_terminal(task, job, !alone && !shell_job, &mut refuse);
+        if task.place.pid != root.place.pid && task.exit_signal != libc::SIGCHLD {
+            let object = format!("exit signal {}", task.exit_signal);
             refuse.because(object, "a child that tells its end by another signal than SIGCHLD");
         }
     }
+    if !alone && !shell_job {
+        let object = format!("session {}", root.place.sid);
+        let reason = match strangers.sessions.get(&root.place.sid) {
+            _ if strangers.lead(root.place.sid) => "led by a task outside of the tree".to_owned(),
+            member => format!("also has tasks outside of the tree ({})", named(member)),
+        };
+        refusals.task((root.place.pid, &root.name), object, reason, Some(SHELL_JOB));
+        return job;
+    }
+    strangers.refuse(tree, job, refusals);
+    refuse_impossible(tree, job, refusals);
     job
 }
 
-fn check_session(place: &Place, parent: Option<&Place>, job: Option<ShellJob>, refuse: &mut Refuse<'_>) {
-    let own = place.sid == place.pid;
-    let inherited = parent.is_some_and(|parent| parent.sid == place.sid);
-    let shell = parent.is_none() && job.is_some_and(|job| job.sid == place.sid);
-    if own || inherited || shell {
+fn check_terminal(task: &Standing, job: Option<ShellJob>, lacks_option: bool, refuse: &mut Refuse<'_>) {
+    if task.tty == 0 || job.is_some_and(|job| job.sid == task.place.sid) {
         return;
     }
-    let object = format!("session {}", place.sid);
-    if parent.is_none() {
-        refuse.with_hint(object, "led by a task outside of the tree", SHELL_JOB);
+    let object = format!("controlling terminal {}:{}", task.tty >> 8, task.tty & 0xff);
+    if lacks_option {
+        refuse.with_hint(object, "belongs to a session outside of the tree", SHELL_JOB);
     } else {
-        refuse
-            .because(object, "neither its own nor its parent's (an orphan, or its parent left the session)");
+        refuse.because(object, "a session with a terminal of its own is not supported");
     }
 }
 
-fn check_group(place: &Place, by_pid: &HashMap<Pid, &Place>, job: Option<ShellJob>, refuse: &mut Refuse<'_>) {
-    let leader = by_pid.get(&place.pgid);
-    let led = leader.is_some_and(|leader| leader.pgid == place.pgid && leader.sid == place.sid);
-    let shell = job.is_some_and(|job| job.pgid == place.pgid && job.sid == place.sid);
-    if led || shell {
-        return;
+/// Refuses what no order of forks leads to.
+fn refuse_impossible(tree: &[Standing], job: Option<ShellJob>, refusals: &mut Refusals) {
+    let places: Vec<Place> = tree.iter().map(|task| task.place).collect();
+    let Err(obstacles) = tree::schedule(&places, job) else { return };
+    for (index, why) in obstacles {
+        let Standing { place, name, .. } = &tree[index];
+        let (object, reason) = match why {
+            Why::Session => (
+                format!("session {}", place.sid),
+                "is led by a task that is not above or below its parent, which was never in that session",
+            ),
+            Why::Reapers => (
+                format!("parent {}", place.ppid),
+                "is not the only task above its session's leader that was given orphans of it",
+            ),
+            Why::Group => (format!("process group {}", place.pgid), "has tasks in other sessions"),
+        };
+        refusals.task((place.pid, name), object, reason, None);
     }
-    let object = format!("process group {}", place.pgid);
-    if place.ppid != 0 && !by_pid.contains_key(&place.ppid) && job.is_none() {
-        refuse.with_hint(object, "led by a task outside of the tree", SHELL_JOB);
-    } else {
-        refuse.because(object, "its leader is not in the tree, or in another session");
+}
+
+fn named(pid: Option<&Pid>) -> String {
+    pid.map_or_else(|| "?".to_owned(), |&pid| format!("{pid} {}", crate::dump::freeze::comm_of(pid)))
+}
+
+/// Tasks outside of the tree: some member of each session and each process group.
+#[derive(Debug, Default)]
+pub(crate) struct Strangers {
+    sessions: HashMap<Pid, Pid>,
+    groups: HashMap<Pid, Pid>,
+    pids: HashSet<Pid>,
+}
+
+impl Strangers {
+    /// Looks at all tasks but those of the tree.
+    pub(crate) fn look(tree: &HashSet<Pid>) -> Result<Self> {
+        let mut strangers = Self::default();
+        for entry in std::fs::read_dir("/proc").context("list /proc")? {
+            let name = entry.context("list /proc")?.file_name();
+            let Some(pid) = crate::proc::decimal::<Pid>(name.as_bytes()) else { continue };
+            if tree.contains(&pid) {
+                continue;
+            }
+            let of = nix::unistd::Pid::from_raw(pid);
+            // Those that are gone meanwhile hold nothing any more.
+            if let (Ok(sid), Ok(pgid)) = (nix::unistd::getsid(Some(of)), nix::unistd::getpgid(Some(of))) {
+                strangers.pids.insert(pid);
+                strangers.sessions.entry(sid.as_raw()).or_insert(pid);
+                strangers.groups.entry(pgid.as_raw()).or_insert(pid);
+            }
+        }
+        Ok(strangers)
+    }
+
+    /// Whether one of them has this id, or one outside of the pid namespace: that is 0 here.
+    fn lead(&self, pid: Pid) -> bool {
+        pid == 0 || self.pids.contains(&pid)
+    }
+
+    /// A session or group that others are in too cannot be made again: its id stays taken, and it would be another one.
+    fn refuse(&self, tree: &[Standing], job: Option<ShellJob>, refusals: &mut Refusals) {
+        const HINT: &str = "end the other task first, or dump a tree that has both";
+        let sessions: BTreeMap<Pid, &Standing> =
+            tree.iter().rev().map(|task| (task.place.sid, task)).collect();
+        let groups: BTreeMap<Pid, &Standing> =
+            tree.iter().rev().map(|task| (task.place.pgid, task)).collect();
+        let is_jobs = |sid| job.is_some_and(|job| job.sid == sid);
+        for (what, ids, others) in
+            [("session", sessions, &self.sessions), ("process group", groups, &self.groups)]
+        {
+            for (id, task) in ids {
+                let other = others.get(&id);
+                if (other.is_some() || id == 0) && !is_jobs(task.place.sid) {
+                    refusals.push(Refusal {
+                        task: Some((task.place.pid, task.name.clone())),
+                        object: format!("{what} {id}"),
+                        reason: format!("also has task {} outside of the tree", named(other)),
+                        hint: Some(HINT.to_owned()),
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Where the tasks of a tree stand.
+pub(crate) fn places(tree: &Tree) -> Vec<Place> {
+    let place =
+        |task: &images::task::Task| Place { pid: task.pid, ppid: task.ppid, pgid: task.pgid, sid: task.sid };
+    tree.tasks.iter().map(place).collect()
+}
+
+/// Who forks whom to make a dumped tree again.
+///
+/// # Errors
+/// If nobody can, which the dump has ruled out.
+pub(crate) fn schedule(dumped: &Tree) -> Result<Schedule> {
+    let places = places(dumped);
+    match tree::schedule(&places, dumped.shell_job) {
+        Ok(schedule) => Ok(schedule),
+        Err(obstacles) => {
+            let (index, why) = obstacles[0];
+            bail!("task {}: no order of forks puts it in its place ({why:?})", places[index].pid)
+        }
     }
 }
 
@@ -82,41 +177,78 @@ fn check_group(place: &Place, by_pid: &HashMap<Pid, &Place>, job: Option<ShellJo
 mod tests {
     use super::*;
 
-    fn place(pid: Pid, ppid: Pid, pgid: Pid, sid: Pid) -> Place {
-        Place { pid, ppid, pgid, sid, tty: 0, exit_signal: libc::SIGCHLD, name: "a".into() }
+    fn standing(pid: Pid, ppid: Pid, pgid: Pid, sid: Pid) -> Standing {
+        let place = Place { pid, ppid, pgid, sid };
+        Standing { place, tty: 0, exit_signal: libc::SIGCHLD, name: "a".into() }
     }
 
-    fn reasons(places: &[Place], shell_job: bool) -> (usize, Option<ShellJob>) {
+    fn strangers(members: &[(Pid, Pid, Pid)]) -> Strangers {
+        Strangers {
+            pids: members.iter().map(|&(pid, ..)| pid).collect(),
+            sessions: members.iter().map(|&(pid, _, sid)| (sid, pid)).collect(),
+            groups: members.iter().map(|&(pid, pgid, _)| (pgid, pid)).collect(),
+        }
+    }
+
+    fn reasons(tree: &[Standing], shell_job: bool, others: &[(Pid, Pid, Pid)]) -> (usize, Option<ShellJob>) {
         let mut refusals = Refusals::default();
-        let job = check(places, shell_job, &mut refusals);
+        let job = check(tree, shell_job, &strangers(others), &mut refusals);
         (refusals.finish("dump").map_or_else(|refused| refused.refusals.len(), |()| 0), job)
     }
 
     #[test]
     fn a_session_with_groups_is_ordinary() {
-        let tree =
-            [place(10, 1, 10, 10), place(11, 10, 11, 10), place(12, 11, 11, 10), place(13, 10, 13, 13)];
-        assert_eq!(reasons(&tree, false), (0, None));
+        let tree = [
+            standing(10, 1, 10, 10),
+            standing(11, 10, 11, 10),
+            standing(12, 11, 11, 10),
+            standing(13, 10, 13, 13),
+        ];
+        assert_eq!(reasons(&tree, false, &[]), (0, None));
+        // With or without the option: there is no shell.
+        assert_eq!(reasons(&tree, true, &[]), (0, None));
     }
 
     #[test]
     fn a_shell_job_needs_to_be_asked_for() {
-        let tree = [place(10, 5, 10, 5), place(11, 10, 10, 5)];
-        assert_eq!(reasons(&tree, false).0, 1);
-        assert_eq!(reasons(&tree, true), (0, Some(ShellJob { sid: 5, pgid: 10 })));
-        let in_pipeline = [place(10, 5, 9, 5), place(11, 10, 9, 5)];
-        assert_eq!(reasons(&in_pipeline, true), (0, Some(ShellJob { sid: 5, pgid: 9 })));
+        let shell = [(5, 5, 5)];
+        let tree = [standing(10, 5, 10, 5), standing(11, 10, 10, 5)];
+        assert_eq!(reasons(&tree, false, &shell).0, 1);
+        assert_eq!(reasons(&tree, true, &shell), (0, Some(ShellJob { sid: 5, pgid: 10 })));
+        let in_pipeline = [standing(10, 5, 9, 5), standing(11, 10, 9, 5)];
+        assert_eq!(reasons(&in_pipeline, true, &shell), (0, Some(ShellJob { sid: 5, pgid: 9 })));
     }
 
     #[test]
-    fn orphans_strangers_and_odd_signals_are_refused() {
-        let orphan = [place(10, 1, 10, 10), place(12, 10, 12, 11)];
-        assert_eq!(reasons(&orphan, false).0, 1);
-        let leaderless = [place(10, 1, 10, 10), place(12, 10, 77, 10)];
-        assert_eq!(reasons(&leaderless, false).0, 1);
-        let mut odd = [place(10, 1, 10, 10), place(12, 10, 10, 10)];
+    fn a_dead_leader_is_no_shell_unless_others_are_in_its_session() {
+        let daemon = [standing(10, 1, 9, 9)];
+        assert_eq!(reasons(&daemon, false, &[]), (0, None));
+        assert_eq!(reasons(&daemon, true, &[]), (0, None));
+        let twin = [(12, 12, 9)];
+        assert_eq!(reasons(&daemon, false, &twin).0, 1);
+        assert_eq!(reasons(&daemon, true, &twin), (0, Some(ShellJob { sid: 9, pgid: 9 })));
+    }
+
+    #[test]
+    fn sessions_and_groups_do_not_reach_out_of_the_tree() {
+        let tree = [standing(10, 1, 10, 10), standing(11, 10, 11, 10)];
+        assert_eq!(reasons(&tree, false, &[(20, 20, 10)]).0, 1);
+        assert_eq!(reasons(&tree, false, &[(20, 11, 10)]).0, 2);
+        assert_eq!(reasons(&tree, false, &[(20, 20, 20)]).0, 0);
+    }
+
+    #[test]
+    fn the_impossible_and_odd_signals_are_refused() {
+        let tree = [
+            standing(10, 1, 10, 10),
+            standing(11, 10, 10, 10),
+            standing(12, 11, 13, 13),
+            standing(13, 10, 13, 13),
+        ];
+        assert_eq!(reasons(&tree, false, &[]).0, 1);
+        let mut odd = [standing(10, 1, 10, 10), standing(12, 10, 10, 10)];
         odd[1].exit_signal = 0;
         odd[0].tty = 0x8800;
-        assert_eq!(reasons(&odd, true).0, 2);
+        assert_eq!(reasons(&odd, true, &[]).0, 2);
     }
 }

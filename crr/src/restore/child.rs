@@ -4,29 +4,37 @@
 //! coordinator close on exec; what it does not name is gone afterwards.
 
 use super::Restore;
+use super::births::{self, Kin, Origin};
 use crate::sys::{exec, process};
-use images::{DescriptionId, Pid};
+use images::DescriptionId;
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{GenericNamespaced, Stream};
 use nix::errno::Errno;
+use shared::plan::tree::{Role, of_task};
 use shared::proto::{Report, Stage};
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 /// What a child does before it execs; the number goes into its report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Step {
+    /// Wait for the end of the courier that forked it.
+    Adoption,
     /// Tie its life to its parent's.
     Tie,
+    /// Take in orphans, or stop doing so.
+    Reaper,
     /// Become a session leader.
     Session,
     /// Become or join a process group.
     Group,
     /// Fork a child.
     Fork,
+    /// Take leave of a process that stood in for a dead one.
+    Helper,
     /// Write a file in /proc/self.
     Attribute,
     /// Set the personality.
@@ -41,11 +49,14 @@ pub(super) enum Step {
 
 impl Step {
     /// All of them, in the order of their numbers.
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 12] = [
+        Self::Adoption,
         Self::Tie,
+        Self::Reaper,
         Self::Session,
         Self::Group,
         Self::Fork,
+        Self::Helper,
         Self::Attribute,
         Self::Personality,
         Self::Files,
@@ -57,10 +68,13 @@ impl Step {
     #[must_use]
     pub(super) fn describe(number: u32) -> &'static str {
         match Self::ALL.into_iter().find(|&step| step as u32 == number) {
+            Some(Self::Adoption) => "bring it to its parent",
             Some(Self::Tie) => "tie it to its parent",
+            Some(Self::Reaper) => "have it take in orphans",
             Some(Self::Session) => "start its session",
             Some(Self::Group) => "set its process group",
             Some(Self::Fork) => "fork its child with pid",
+            Some(Self::Helper) => "wait for the stand-in of a dead leader, pid",
             Some(Self::Attribute) => "set an attribute in /proc",
             Some(Self::Personality) => "set its personality",
             Some(Self::Files) => "put a file in its place, fd",
@@ -71,34 +85,59 @@ impl Step {
     }
 }
 
-/// A step that failed, with what it was about.
-type Outcome = Result<(), (Step, Errno, u64)>;
+/// What came of a step, or the step that failed, with what it was about.
+pub(super) type Outcome<T = ()> = Result<T, (Step, Errno, u64)>;
 
-/// Who forked a child: its pid, and its socket, which the child must not keep open.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Parent<'a> {
-    pub(super) pid: Pid,
-    pub(super) socket: Option<BorrowedFd<'a>>,
-}
-
-/// Becomes the task. Never returns.
-pub(super) fn become_task(restore: &Restore<'_>, index: usize, parent: Parent<'_>) -> ! {
-    if let Some(socket) = parent.socket {
+/// Becomes a process of the schedule. Never returns.
+pub(super) fn become_process(restore: &Restore<'_>, process: usize, origin: Origin<'_>) -> ! {
+    if let Some(socket) = origin.socket {
         process::close_fd(socket.as_raw_fd());
     }
+    match restore.preparation.schedule.processes[process].role {
+        Role::Task(index) => become_task(restore, index, &origin),
+        _ => become_helper(restore, process, &origin),
+    }
+}
+
+/// Stands in for what is missing, and ends.
+fn become_helper(restore: &Restore<'_>, process: usize, origin: &Origin<'_>) -> ! {
+    let done = Kin::arrive(restore, process, origin).and_then(|kin| {
+        if restore.preparation.schedule.processes[process].role == Role::Courier {
+            return births::deliver(restore, process, origin);
+        }
+        kin.lead(None)?;
+        kin.gather()?;
+        kin.stay();
+        kin.disband()
+    });
+    if let Err(failure) = done {
+        if let Some(socket) = connect(restore) {
+            report(restore, &socket, failure);
+        }
+        process::exit(1);
+    }
+    process::exit(0)
+}
+
+fn become_task(restore: &Restore<'_>, index: usize, origin: &Origin<'_>) -> ! {
     let Some(socket) = connect(restore) else { process::exit(1) };
-    if let Err((step, errno, value)) = steps(restore, index, parent.pid, &socket) {
-        let report = Report {
-            stage: Stage::Child as u32,
-            errno: (errno as i32).cast_unsigned(),
-            op: step as u32,
-            value,
-            ..Report::default()
-        };
-        let _ = nix::unistd::write(&socket, super::plain::as_bytes(&report));
-        restore.preparation.control.fail();
+    if let Err(failure) = steps(restore, index, origin, &socket) {
+        report(restore, &socket, failure);
     }
     process::exit(1)
+}
+
+/// Tells what failed.
+fn report(restore: &Restore<'_>, socket: &OwnedFd, (step, errno, value): (Step, Errno, u64)) {
+    let report = Report {
+        stage: Stage::Child as u32,
+        errno: (errno as i32).cast_unsigned(),
+        op: step as u32,
+        value,
+        ..Report::default()
+    };
+    let _ = nix::unistd::write(socket, super::plain::as_bytes(&report));
+    restore.preparation.control.fail();
 }
 
 fn connect(restore: &Restore<'_>) -> Option<OwnedFd> {
@@ -108,26 +147,11 @@ fn connect(restore: &Restore<'_>) -> Option<OwnedFd> {
     restore.opened.raiser.raise_inheritable(stream.as_fd()).ok()
 }
 
-fn steps(restore: &Restore<'_>, index: usize, parent: Pid, socket: &OwnedFd) -> Outcome {
-    let task = &restore.checkpoint.tree.tasks[index];
-    tie(parent)?;
-    process::default_signal_actions();
-    if task.sid == task.pid {
-        nix::unistd::setsid().map_err(|errno| (Step::Session, errno, 0))?;
-    }
-    let own = nix::unistd::Pid::from_raw(0);
-    if task.pgid == task.pid && task.sid != task.pid {
-        nix::unistd::setpgid(own, own).map_err(|errno| (Step::Group, errno, 0))?;
-    }
-    for &child in &restore.preparation.tasks[index].children {
-        let pid = restore.checkpoint.tree.tasks[child].pid;
-        match process::fork(Some(pid), 0) {
-            Ok(Some(_)) => {}
-            Ok(None) => become_task(restore, child, Parent { pid: task.pid, socket: Some(socket.as_fd()) }),
-            Err(errno) => return Err((Step::Fork, errno, u64::from(pid.cast_unsigned()))),
-        }
-    }
-    group(restore, index)?;
+fn steps(restore: &Restore<'_>, index: usize, origin: &Origin<'_>, socket: &OwnedFd) -> Outcome {
+    let kin = Kin::arrive(restore, of_task(index), origin)?;
+    kin.lead(Some(socket.as_fd()))?;
+    kin.gather()?;
+    kin.disband()?;
     attributes(restore, index)?;
     files(restore, index)?;
     directories(restore, index)?;
@@ -135,35 +159,6 @@ fn steps(restore: &Restore<'_>, index: usize, parent: Pid, socket: &OwnedFd) -> 
     let number = CString::new(socket.as_raw_fd().to_string()).unwrap_or_default();
     let errno = exec::execute(program.as_fd(), &[c"crr".to_owned(), number]);
     Err((Step::Exec, errno, 0))
-}
-
-/// Until the restore is through, a task dies with its parent, so that a failed one leaves nobody behind.
-fn tie(parent: Pid) -> Outcome {
-    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
-        .map_err(|errno| (Step::Tie, errno, 0))?;
-    if nix::unistd::getppid().as_raw() == parent { Ok(()) } else { Err((Step::Tie, Errno::ESRCH, 0)) }
-}
-
-/// Counts itself as leader, and joins the group of another once all leaders are there.
-fn group(restore: &Restore<'_>, index: usize) -> Outcome {
-    let task = &restore.checkpoint.tree.tasks[index];
-    let control = &restore.preparation.control;
-    control.count_led();
-    let current = nix::unistd::getpgrp().as_raw();
-    let wanted = match restore.checkpoint.tree.shell_job {
-        Some(job) if task.pgid == job.pgid && !restore.leads_a_group(job.pgid) => restore.own_group,
-        _ => task.pgid,
-    };
-    if current == wanted {
-        return Ok(());
-    }
-    let tasks = u32::try_from(restore.checkpoint.tree.tasks.len()).unwrap_or(u32::MAX);
-    if !control.wait_led(tasks) {
-        process::exit(1);
-    }
-    let pid = nix::unistd::Pid::from_raw;
-    nix::unistd::setpgid(pid(0), pid(wanted))
-        .map_err(|errno| (Step::Group, errno, u64::from(wanted.cast_unsigned())))
 }
 
 fn attributes(restore: &Restore<'_>, index: usize) -> Outcome {

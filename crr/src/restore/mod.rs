@@ -1,5 +1,6 @@
 //! Restore: read, plan, fork, split, resume.
 
+mod births;
 mod child;
 pub(crate) mod environment;
 mod foreground;
@@ -15,6 +16,7 @@ mod takeover;
 
 use crate::changed::Changed;
 use crate::machine;
+use crate::resource;
 use crate::store::Checkpoint;
 use crate::sys::{limits, process};
 use anyhow::{Context, Result, bail};
@@ -28,6 +30,7 @@ use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use open::Opened;
 use prepare::Preparation;
+use shared::plan::tree::OUTSIDE;
 use stand_in::StandIn;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -85,14 +88,6 @@ pub(crate) struct Restore<'a> {
     pub socket_name: String,
     /// crr's own process group, for the members of a shell job.
     pub own_group: images::Pid,
-}
-
-impl Restore<'_> {
-    /// Whether a process group is led by a task of the tree.
-    #[must_use]
-    pub(crate) fn leads_a_group(&self, pgid: images::Pid) -> bool {
-        self.checkpoint.tree.tasks.iter().any(|task| task.pid == pgid)
-    }
 }
 
 /// Restores a tree. Without `detached`, waits for its root and returns the exit status the root ended with
@@ -162,10 +157,16 @@ fn restore_here(options: &Options) -> Result<(Report, Option<Terminal>)> {
         lives.insert(abi, machine::live(abi)?);
     }
     let environment = Environment::read()?;
-    preflight::preflight(&checkpoint, &environment, &lives, options).finish("restore")?;
+    let schedule = resource::tree::schedule(&checkpoint.tree)?;
+    preflight::preflight(&checkpoint, &schedule, &environment, &lives, options).finish("restore")?;
     process::close_on_exec_from(3).context("close_range")?;
-    let preparation =
-        prepare::prepare(&checkpoint, &lives, &environment, needs_stand_in(&checkpoint.tree, options))?;
+    let preparation = prepare::prepare(
+        &checkpoint,
+        schedule,
+        &lives,
+        &environment,
+        needs_stand_in(&checkpoint.tree, options),
+    )?;
     let needs = preparation.tasks.iter().flat_map(|task| task.needs.iter().copied());
     let opened = Opened::open(&checkpoint, needs)?;
     let restore = Restore {
@@ -220,6 +221,7 @@ fn bring_back(
     let pid = restore.checkpoint.tree.tasks[0].pid;
     let outcome = fork_root(restore, options, pid).and_then(|parent| {
         let (parked, held) = serve::serve(restore, &listener, pid, deadline)?;
+        births::see_off_first(restore);
         let stays = !options.detached && !options.sibling;
         let terminal = if stays { Terminal::lend(pid) } else { None };
         takeover::take_over(restore, &parked, held, parent)?;
@@ -237,13 +239,10 @@ fn fork_root(restore: &Restore<'_>, options: &Options, pid: images::Pid) -> Resu
     if needs_stand_in(&restore.checkpoint.tree, options) {
         return StandIn::fork(restore, pid).map(Some);
     }
-    let (flags, parent) =
-        if options.sibling { (process::CLONE_PARENT, nix::unistd::getppid().as_raw()) } else { (0, own) };
-    match process::fork(Some(pid), flags) {
-        Ok(Some(_)) => Ok(None),
-        Ok(None) => child::become_task(restore, 0, child::Parent { pid: parent, socket: None }),
-        Err(errno) => Err(errno).with_context(|| format!("fork the root with pid {pid}")),
-    }
+    let parent = if options.sibling { nix::unistd::getppid().as_raw() } else { own };
+    births::fork_first(restore, parent, options.sibling)
+        .map(|()| None)
+        .with_context(|| format!("fork the root with pid {pid}"))
 }
 
 /// Whether the end of this process would send the root a signal that it asked for.
@@ -253,11 +252,10 @@ fn needs_stand_in(tree: &Tree, options: &Options) -> bool {
 }
 
 /// Kills whatever of the tree exists. All of its pids were free before the first fork, and a task that is gone
-/// with its parent (see `child`) is gone for good.
+/// with its parent (see `births`) is gone for good.
 fn undo(restore: &Restore<'_>) {
-    let tasks = &restore.checkpoint.tree.tasks;
-    let ours: Vec<images::Pid> =
-        tasks.iter().rev().map(|task| task.pid).filter(|&pid| is_ours(restore, pid)).collect();
+    let pids = restore.preparation.pids[OUTSIDE + 1..].iter().rev().copied();
+    let ours: Vec<images::Pid> = pids.filter(|&pid| is_ours(restore, pid)).collect();
     for &pid in &ours {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
     }
@@ -280,12 +278,14 @@ fn is_alive(pid: images::Pid) -> bool {
     !stat.is_empty() && !stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
 }
 
-/// Whether a process with a pid of the tree is one that this restore made: an ancestor of it is the root we forked.
+/// Whether a process with a pid of the tree is one that this restore made: an ancestor of it is the root we forked, or
+/// this process itself.
 fn is_ours(restore: &Restore<'_>, pid: images::Pid) -> bool {
     let root = restore.checkpoint.tree.tasks[0].pid;
+    let own = std::process::id().cast_signed();
     let mut at = pid;
-    for _ in 0..restore.checkpoint.tree.tasks.len() + 1 {
-        if at == root {
+    for _ in 0..=restore.preparation.pids.len() {
+        if at == root || at == own {
             return true;
         }
         let Ok(stat) = std::fs::read_to_string(format!("/proc/{at}/stat")) else { return false };

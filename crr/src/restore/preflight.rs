@@ -10,6 +10,7 @@ use crate::sys::process;
 use images::file::Path;
 use images::memory::Backing;
 use images::{Abi, PathId, Pid};
+use shared::plan::tree::{OUTSIDE, Role, Schedule};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
@@ -20,13 +21,15 @@ use std::os::unix::fs::MetadataExt;
 #[must_use]
 pub(super) fn preflight(
     checkpoint: &Checkpoint,
+    schedule: &Schedule,
     environment: &Environment,
     lives: &Lives,
     options: &Options,
 ) -> Refusals {
     let mut refusals = Refusals::default();
     session(&mut refusals, checkpoint, options);
-    pids(&mut refusals, checkpoint);
+    pids(&mut refusals, checkpoint, schedule);
+    sibling(&mut refusals, schedule, options);
     vdso(&mut refusals, checkpoint, lives);
     processor(&mut refusals, checkpoint, environment);
     files(&mut refusals, checkpoint);
@@ -51,22 +54,32 @@ fn session(refusals: &mut Refusals, checkpoint: &Checkpoint, options: &Options) 
     }
 }
 
-fn pids(refusals: &mut Refusals, checkpoint: &Checkpoint) {
+fn pids(refusals: &mut Refusals, checkpoint: &Checkpoint, schedule: &Schedule) {
     let limit =
         fs::read_to_string("/proc/sys/kernel/pid_max").ok().and_then(|text| text.trim().parse::<Pid>().ok());
     let hint = Some("end it, or restore with --new-pidns");
-    for task in &checkpoint.tree.tasks {
-        for tid in task.threads.iter().map(|thread| thread.tid) {
-            let object = format!("pid {tid}");
-            if limit.is_some_and(|limit| tid >= limit) {
-                refuse(refusals, object, "is beyond kernel.pid_max", Some("raise kernel.pid_max"));
-            } else if process::exists(tid) {
-                let comm = fs::read_to_string(format!("/proc/{tid}/comm")).unwrap_or_default();
-                refuse(refusals, object, format!("is taken by {}", comm.trim_end()), hint);
-            } else if nix::sys::signal::killpg(nix::unistd::Pid::from_raw(tid), None).is_ok() {
-                refuse(refusals, object, "is the id of a process group that is still in use", hint);
-            }
+    let threads = checkpoint.tree.tasks.iter().flat_map(|task| &task.threads).map(|thread| thread.tid);
+    for tid in threads.chain(schedule.dead_leaders()) {
+        let object = format!("pid {tid}");
+        if limit.is_some_and(|limit| tid >= limit) {
+            refuse(refusals, object, "is beyond kernel.pid_max", Some("raise kernel.pid_max"));
+        } else if process::exists(tid) {
+            let comm = fs::read_to_string(format!("/proc/{tid}/comm")).unwrap_or_default();
+            refuse(refusals, object, format!("is taken by {}", comm.trim_end()), hint);
+        } else if nix::sys::signal::killpg(nix::unistd::Pid::from_raw(tid), None).is_ok() {
+            refuse(refusals, object, "is the id of a process group that is still in use", hint);
         }
+    }
+}
+
+/// A dead leader of the root's session is a child of the root's parent for a moment, which has to wait for it.
+fn sibling(refusals: &mut Refusals, schedule: &Schedule, options: &Options) {
+    let first = schedule.processes[OUTSIDE].after.first();
+    if let (Some(Role::Session(sid)), true) =
+        (first.map(|birth| schedule.processes[birth.process].role), options.sibling)
+    {
+        let hint = Some("restore without --restore-sibling");
+        refuse(refusals, format!("session {sid}"), "its dead leader cannot come back as crr's sibling", hint);
     }
 }
 

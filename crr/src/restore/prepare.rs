@@ -3,6 +3,7 @@
 use super::environment::Environment;
 use crate::blob::Blob;
 use crate::machine::Live;
+use crate::resource::tree;
 use crate::store::Checkpoint;
 use crate::sys::process;
 use crate::sys::shared_page::ControlPage;
@@ -11,8 +12,9 @@ use images::id::PAGE_SIZE;
 use images::memory::Space;
 use images::task::Task;
 use images::{Abi, Pid};
+use shared::plan::tree::{Place, Role, Schedule};
 use shared::plan::{self, Machine, Need, hole};
-use shared::proto::{MAX_FILLERS, SLOT_FILES, Start};
+use shared::proto::{Gathering, MAX_FILLERS, SLOT_FILES, Start};
 use shared::range::page_align;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,8 +31,6 @@ pub(crate) struct Prepared {
     pub ops: Vec<u8>,
     /// Which of [`Preparation::programs`] it execs.
     pub program: usize,
-    /// Children: indexes of tasks.
-    pub children: Vec<usize>,
 }
 
 /// All tasks, ready to be forked.
@@ -38,12 +38,34 @@ pub(crate) struct Prepared {
 pub(crate) struct Preparation {
     /// In the order of the tree image.
     pub tasks: Vec<Prepared>,
+    /// Where each of them stands, in the same order.
+    pub places: Vec<Place>,
+    /// Who forks whom.
+    pub schedule: Schedule,
+    /// Pids of all processes of the schedule; that of the outside is not known yet.
+    pub pids: Vec<Pid>,
+    /// How many processes come to each [`Gathering`].
+    pub totals: [u32; 2],
     /// helper32 and restorer64, each at the places where tasks have room for them.
     pub programs: Vec<OwnedFd>,
     /// The shared-memory tree: control page and plans.
     pub tree: OwnedFd,
     /// Its control page.
     pub control: ControlPage,
+}
+
+impl Preparation {
+    /// Whether a pid is that of a task of the tree.
+    #[must_use]
+    pub(crate) fn is_task(&self, pid: Pid) -> bool {
+        self.places.iter().any(|place| place.pid == pid)
+    }
+
+    /// How many come to a gathering.
+    #[must_use]
+    pub(crate) fn total(&self, gathering: Gathering) -> u32 {
+        self.totals[gathering as usize]
+    }
 }
 
 /// The live vDSO of each ABI of the tree.
@@ -57,6 +79,7 @@ pub(super) type Lives = BTreeMap<Abi, Live>;
 /// If a task has no room for the program that restores it.
 pub(super) fn prepare(
     checkpoint: &Checkpoint,
+    schedule: Schedule,
     lives: &Lives,
     environment: &Environment,
     stand_in: bool,
@@ -87,7 +110,9 @@ pub(super) fn prepare(
         .zip(&checkpoint.memory.spaces)
         .map(|(task, space)| plan::task(&machines[&task.abi], task, space, &tree.filters))
         .collect();
-    let mut filler_ids = FillerIds::new(&tree.tasks);
+    let places = tree::places(&checkpoint.tree);
+    let mut free_ids = FreeIds::new(&tree.tasks, &schedule);
+    let pids = pids(&places, &schedule, &mut free_ids);
     let contents: Vec<hole::Contents> = tree
         .tasks
         .iter()
@@ -97,7 +122,7 @@ pub(super) fn prepare(
             fds: u64::from(SLOT_FILES) + plan.needs.len() as u64,
             special: lives[&task.abi].special,
             threads: u64::from(plan.threads),
-            fillers: filler_ids.take(space),
+            fillers: free_ids.fillers(space),
             plan: plan.ops.len() as u64,
         })
         .collect();
@@ -113,55 +138,56 @@ pub(super) fn prepare(
     }
     let mut offset = PAGE_SIZE;
     let mut tasks = Vec::new();
-    let mut children = children(checkpoint);
     for (index, plan) in plans.into_iter().enumerate() {
         let task = &tree.tasks[index];
         let start = contents[index].start(hole::task_size(task), bases[index], offset);
         offset += page_align(contents[index].plan);
         let program = program_at[&(task.abi, bases[index])];
-        let children = std::mem::take(&mut children[index]);
-        tasks.push(Prepared { start, needs: plan.needs, ops: plan.ops, program, children });
+        tasks.push(Prepared { start, needs: plan.needs, ops: plan.ops, program });
     }
     let (tree, control) = shared_tree(&tasks, offset)?;
-    Ok(Preparation { tasks, programs, tree, control })
+    let totals = [schedule.leaders(), places.len()].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+    Ok(Preparation { tasks, places, schedule, pids, totals, programs, tree, control })
 }
 
-/// Ids for threads that help to read a task's pages: none that the tree uses, none that is in use now.
-struct FillerIds {
+/// Ids for processes and threads that are there for a time only: none that the tree uses, none that is in use now.
+struct FreeIds {
     used: BTreeSet<Pid>,
     next: Pid,
     each: usize,
 }
 
-impl FillerIds {
+impl FreeIds {
     /// Less is read as fast by one thread.
     const WORTH: u64 = (32 << 20) / PAGE_SIZE;
 
-    fn new(tasks: &[Task]) -> Self {
-        let used = tasks.iter().flat_map(|task| &task.threads).map(|thread| thread.tid).collect();
+    fn new(tasks: &[Task], schedule: &Schedule) -> Self {
+        let threads = tasks.iter().flat_map(|task| &task.threads).map(|thread| thread.tid);
+        let used = threads.chain(schedule.dead_leaders()).collect();
         let limit = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok();
         let next = limit.and_then(|limit| limit.trim().parse().ok()).unwrap_or(32768);
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self { used, next, each: (processors - 1).min(MAX_FILLERS) }
     }
 
-    fn take(&mut self, space: &Space) -> [u64; MAX_FILLERS] {
+    /// For threads that help to read a task's pages.
+    fn fillers(&mut self, space: &Space) -> [u64; MAX_FILLERS] {
         let mut ids = [0; MAX_FILLERS];
         if space.runs.iter().map(|run| run.pages).sum::<u64>() < Self::WORTH {
             return ids;
         }
         for id in &mut ids[..self.each] {
-            *id = self.free();
+            *id = u64::from(self.free().cast_unsigned());
         }
         ids
     }
 
     /// From the top down, where ids are least likely to be taken next.
-    fn free(&mut self) -> u64 {
+    fn free(&mut self) -> Pid {
         while self.next > 1 {
             self.next -= 1;
             if !self.used.contains(&self.next) && !process::exists(self.next) {
-                return u64::from(self.next.cast_unsigned());
+                return self.next;
             }
         }
         0
@@ -194,17 +220,15 @@ fn bases(checkpoint: &Checkpoint, lens: &[u64]) -> Result<Vec<u64>> {
     Ok(bases)
 }
 
-fn children(checkpoint: &Checkpoint) -> Vec<Vec<usize>> {
-    let tasks = &checkpoint.tree.tasks;
-    let index_of: BTreeMap<Pid, usize> =
-        tasks.iter().enumerate().map(|(index, task)| (task.pid, index)).collect();
-    let mut children = vec![Vec::new(); tasks.len()];
-    for (index, task) in tasks.iter().enumerate().skip(1) {
-        if let Some(&parent) = index_of.get(&task.ppid) {
-            children[parent].push(index);
-        }
-    }
-    children
+/// Pids of a schedule's processes: those of the tasks and of dead leaders, and free ones for others.
+fn pids(places: &[Place], schedule: &Schedule, free: &mut FreeIds) -> Vec<Pid> {
+    let pid = |role| match role {
+        Role::Outside => 0,
+        Role::Task(index) => places[index].pid,
+        Role::Session(pid) | Role::Group(pid) => pid,
+        Role::Holder | Role::Courier => free.free(),
+    };
+    schedule.processes.iter().map(|process| process.role).map(pid).collect()
 }
 
 fn shared_tree(tasks: &[Prepared], len: u64) -> Result<(OwnedFd, ControlPage)> {

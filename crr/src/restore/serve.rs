@@ -7,17 +7,21 @@ use anyhow::{Context, Result, anyhow, bail};
 use images::Pid;
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{Listener, Stream};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, sendmsg, sockopt};
 use shared::op;
+use shared::plan::tree::Role;
 use shared::proto::{FDS_PER_MESSAGE, Report, Stage};
+use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Instant;
 
-/// A restoring task that has made contact.
+/// A process that has made contact.
 struct Peer {
-    index: usize,
+    pid: Pid,
+    /// The task that it restores; helpers make contact only to tell what failed.
+    task: Option<usize>,
     socket: OwnedFd,
 }
 
@@ -34,40 +38,55 @@ pub(super) fn serve(
     root: Pid,
     deadline: Instant,
 ) -> Result<(Parked, Held)> {
+    const LISTENER: u64 = u64::MAX;
+    const STEP: u16 = 100;
     let Listener::UdSocket(waiting) = listener;
     let tasks = &restore.checkpoint.tree.tasks;
-    let mut peers: Vec<Peer> = Vec::new();
+    let by_pid: BTreeMap<Pid, usize> =
+        (0..).zip(&restore.preparation.pids).map(|(n, &pid)| (pid, n)).collect();
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll")?;
+    epoll.add(waiting, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER)).context("epoll")?;
+    let mut peers: Vec<Option<Peer>> = Vec::new();
     let mut parked = vec![0; tasks.len()];
     let mut held = Held::default();
     let mut left = tasks.len();
     let mut unseen = tasks.len();
     while left > 0 {
-        let mut fds = vec![PollFd::new(waiting.as_fd(), PollFlags::POLLIN)];
-        fds.extend(peers.iter().map(|peer| PollFd::new(peer.socket.as_fd(), PollFlags::POLLIN)));
-        poll(&mut fds, PollTimeout::from(100u16)).context("poll")?;
-        let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
-        drop(fds);
-        // From the back, so that a removal does not move what is still to be looked at.
-        for at in (0..peers.len()).rev().filter(|&at| ready[at + 1]) {
-            let peer = &peers[at];
-            match answer(restore, peer)? {
-                Answer::Hold => {
-                    held.hold(restore, peer.index)?;
-                    nix::unistd::write(&peer.socket, &[0]).context("let a held task go on")?;
+        let mut events = [EpollEvent::empty(); 64];
+        let ready = match epoll.wait(&mut events, STEP) {
+            Ok(ready) => ready,
+            Err(nix::errno::Errno::EINTR) => 0,
+            Err(errno) => return Err(errno).context("wait for the restoring tasks"),
+        };
+        for event in &events[..ready] {
+            if event.data() == LISTENER {
+                if let Some(peer) = greet(restore, listener, &by_pid)? {
+                    unseen -= usize::from(peer.task.is_some());
+                    let event = EpollEvent::new(EpollFlags::EPOLLIN, peers.len() as u64);
+                    epoll.add(&peer.socket, event).context("epoll")?;
+                    peers.push(Some(peer));
                 }
-                Answer::Parked(syscall_at) => {
-                    parked[peer.index] = syscall_at;
-                    peers.swap_remove(at);
+                continue;
+            }
+            let Some(peer) = usize::try_from(event.data()).ok().and_then(|at| peers[at].take()) else {
+                continue;
+            };
+            match (answer(restore, &peer)?, peer.task) {
+                (Answer::Hold, Some(index)) => {
+                    held.hold(restore, index)?;
+                    nix::unistd::write(&peer.socket, &[0]).context("let a held task go on")?;
+                    if let Ok(at) = usize::try_from(event.data()) {
+                        peers[at] = Some(peer);
+                    }
+                }
+                (Answer::Parked(syscall_at), Some(index)) => {
+                    parked[index] = syscall_at;
                     left -= 1;
                 }
+                (Answer::Hold | Answer::Parked(_), None) => {}
             }
         }
-        if ready[0] {
-            if let Some(peer) = greet(restore, listener)? {
-                unseen -= 1;
-                peers.push(peer);
-            }
-        } else if unseen > 0 {
+        if ready == 0 && unseen > 0 {
             super::still_there(root)?;
         }
         crate::ptrace::check_interrupted()?;
@@ -78,16 +97,21 @@ pub(super) fn serve(
     Ok((parked, held))
 }
 
-/// Accepts a task, finds out which it is, sends it everything. Anybody can connect to an abstract name: who is not one
+/// Accepts a process, finds out which it is, sends it everything. Anybody can connect to an abstract name: who is not one
 /// of the tree is sent away.
-fn greet(restore: &Restore<'_>, listener: &Listener) -> Result<Option<Peer>> {
+fn greet(restore: &Restore<'_>, listener: &Listener, by_pid: &BTreeMap<Pid, usize>) -> Result<Option<Peer>> {
     let Stream::UdSocket(stream) = listener.accept().context("accept a restoring task")?;
-    let credentials = getsockopt(&stream.as_fd(), sockopt::PeerCredentials).context("SO_PEERCRED")?;
-    let tasks = &restore.checkpoint.tree.tasks;
-    let Some(index) = tasks.iter().position(|task| task.pid == credentials.pid()) else { return Ok(None) };
+    let pid = getsockopt(&stream.as_fd(), sockopt::PeerCredentials).context("SO_PEERCRED")?.pid();
+    let Some(&process) = by_pid.get(&pid) else { return Ok(None) };
     let socket: OwnedFd = stream.as_fd().try_clone_to_owned()?;
-    send(restore, index, &socket).with_context(|| format!("task {}: send its plan", tasks[index].pid))?;
-    Ok(Some(Peer { index, socket }))
+    let task = match restore.preparation.schedule.processes[process].role {
+        Role::Task(index) => Some(index),
+        _ => None,
+    };
+    if let Some(index) = task {
+        send(restore, index, &socket).with_context(|| format!("task {pid}: send its plan"))?;
+    }
+    Ok(Some(Peer { pid, task, socket }))
 }
 
 fn send(restore: &Restore<'_>, index: usize, socket: &OwnedFd) -> Result<()> {
@@ -122,17 +146,16 @@ enum Answer {
 
 /// Reads a task's answer.
 fn answer(restore: &Restore<'_>, peer: &Peer) -> Result<Answer> {
-    let task = &restore.checkpoint.tree.tasks[peer.index];
     let mut bytes = [0u8; size_of::<Report>()];
     let mut have = 0;
     while have < bytes.len() {
         match nix::unistd::read(&peer.socket, &mut bytes[have..]) {
             Ok(0) | Err(nix::errno::Errno::ECONNRESET) => {
-                bail!("task {} ({}): died while it was restored", task.pid, comm(restore, peer.index))
+                bail!("{}: died while it was restored", who(restore, peer))
             }
             Ok(got) => have += got,
             Err(nix::errno::Errno::EINTR) => {}
-            Err(errno) => return Err(errno).with_context(|| format!("task {}: read its answer", task.pid)),
+            Err(errno) => return Err(errno).with_context(|| format!("task {}: read its answer", peer.pid)),
         }
     }
     let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
@@ -154,17 +177,19 @@ fn answer(restore: &Restore<'_>, peer: &Peer) -> Result<Answer> {
         while nix::unistd::read(&peer.socket, &mut end) == Err(nix::errno::Errno::EINTR) {}
         return Ok(Answer::Parked(report.syscall_at));
     }
-    Err(explain(restore, peer.index, &report))
+    Err(explain(restore, peer, &report))
 }
 
-fn comm(restore: &Restore<'_>, index: usize) -> String {
-    String::from_utf8_lossy(&restore.checkpoint.tree.tasks[index].threads[0].comm).into_owned()
+/// A process as messages call it.
+fn who(restore: &Restore<'_>, peer: &Peer) -> String {
+    let Some(index) = peer.task else { return format!("stand-in for {}", peer.pid) };
+    let task = &restore.checkpoint.tree.tasks[index];
+    format!("task {} ({}, {})", task.pid, String::from_utf8_lossy(&task.threads[0].comm), task.abi)
 }
 
 /// A failure record as a sentence.
-fn explain(restore: &Restore<'_>, index: usize, report: &Report) -> anyhow::Error {
-    let task = &restore.checkpoint.tree.tasks[index];
-    let who = format!("task {} ({}, {})", task.pid, comm(restore, index), task.abi);
+fn explain(restore: &Restore<'_>, peer: &Peer, report: &Report) -> anyhow::Error {
+    let who = who(restore, peer);
     let cause = if report.errno == 0 {
         format!("unexpected result {:#x}", report.value)
     } else {
@@ -177,7 +202,8 @@ fn explain(restore: &Restore<'_>, index: usize, report: &Report) -> anyhow::Erro
         Some(Stage::Clear) => anyhow!("{who}: make room in the address space, at {value:#x}: {cause}"),
         Some(Stage::Ops) => {
             let thread = if report.tid == 0 { String::new() } else { format!(", thread {}", report.tid) };
-            let op = failed_op(&restore.preparation.tasks[index].ops, report);
+            let ops = peer.task.map_or(&[][..], |index| &restore.preparation.tasks[index].ops);
+            let op = failed_op(ops, report);
             anyhow!("{who}{thread}: {op} ({value:#x}): {cause}")
         }
         _ => anyhow!("{who}: stage {}: {cause}", report.stage),

@@ -5,7 +5,7 @@
 //! root sets its signal again.
 
 use super::Restore;
-use super::child::{self, Parent};
+use super::births;
 use crate::sys::process;
 use anyhow::{Context, Result, bail};
 use images::Pid;
@@ -34,14 +34,11 @@ impl StandIn {
             drop(leash);
             drop(answer);
             let own = std::process::id().cast_signed();
-            let errno = match process::fork(Some(pid), 0) {
-                Ok(None) => child::become_task(restore, 0, Parent { pid: own, socket: None }),
-                Ok(Some(_)) => 0,
-                Err(errno) => errno as i32,
-            };
+            let errno = births::fork_first(restore, own, false).map_or_else(|errno| errno as i32, |()| 0);
             let told = File::from(tell).write_all(&errno.to_le_bytes());
             let mut byte = [0];
             if errno == 0 && told.is_ok() {
+                births::see_off_first(restore);
                 let _ = File::from(end).read(&mut byte);
             }
             process::exit(0);

@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
-use shared::proto::Control;
+use shared::proto::{Control, Gathering};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -40,31 +40,34 @@ impl ControlPage {
         unsafe { self.0.as_ref() }
     }
 
-    /// Counts one more task that has taken its place as leader.
-    pub fn count_led(&self) {
-        self.get().led.fetch_add(1, Ordering::AcqRel);
-        wake(&self.get().led);
+    /// Counts one more process that has come; with the last of `all`, those who wait go on.
+    pub fn arrive(&self, gathering: Gathering, all: u32) {
+        let word = &self.get().gathered[gathering as usize];
+        if word.fetch_add(1, Ordering::AcqRel) + 1 >= all {
+            wake(word);
+        }
     }
 
-    /// Waits until `tasks` have, or the restore has failed. Returns whether it goes on.
+    /// Waits until `all` have come, or the restore has failed. Returns whether it goes on.
     #[must_use]
-    pub fn wait_led(&self, tasks: u32) -> bool {
+    pub fn wait_for_all(&self, gathering: Gathering, all: u32) -> bool {
+        let word = &self.get().gathered[gathering as usize];
         loop {
             if self.get().failed.load(Ordering::Acquire) != 0 {
                 return false;
             }
-            let led = self.get().led.load(Ordering::Acquire);
-            if led >= tasks {
+            let come = word.load(Ordering::Acquire);
+            if come >= all {
                 return true;
             }
-            wait(&self.get().led, led);
+            wait(word, come);
         }
     }
 
     /// Makes whoever waits give up.
     pub fn fail(&self) {
         self.get().failed.store(1, Ordering::Release);
-        wake(&self.get().led);
+        self.get().gathered.iter().for_each(wake);
     }
 }
 

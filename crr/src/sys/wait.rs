@@ -19,6 +19,14 @@ pub fn wait(tid: Pid, block: bool) -> nix::Result<Option<i32>> {
     Ok((waited != 0).then_some(status))
 }
 
+/// Takes one pending signal of a set of blocked ones off the queue, if there is one.
+#[must_use]
+pub fn take_pending(set: &nix::sys::signal::SigSet) -> bool {
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the set and the time live across the call; no siginfo is asked for.
+    unsafe { libc::sigtimedwait(set.as_ref(), std::ptr::null_mut(), &raw const at_once) > 0 }
+}
+
 /// Sleeps until some child or tracee changes its state, or `timeout` is over. A caller that blocks SIGCHLD misses no
 /// change since it last looked; to others one can get lost, so they should not ask for long.
 pub fn for_any_change(timeout: std::time::Duration) {

@@ -10,6 +10,7 @@ pub mod memory;
 pub mod seccomp;
 pub mod signal;
 pub mod thread;
+pub mod tree;
 
 use crate::op::{self, Op, Slot};
 use crate::proto::{SLOT_FILES, SpecialArea};

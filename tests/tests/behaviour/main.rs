@@ -14,6 +14,7 @@ mod modes;
 mod pipes;
 mod refused;
 mod registers;
+mod relatives;
 mod seccomp;
 mod signals;
 mod syscalls;
