@@ -118,9 +118,16 @@ FILE                   MODE  OFFSET  HELD AS (PID: FDS)
 pipe#0                 r     0       100: 3, 101: 3
 pipe#0                 w     0       100: 1, 101: 1
 /tmp/café              w     12      100: 7, 101: 7
+socket#0               rw    0
 
 PIPE    CAPACITY  UNREAD
 pipe#0  64.0 KiB  9 B
+
+SOCKET    TYPE            PEER      UNREAD  FILES ON THEIR WAY
+socket#0  unix stream     socket#1  9 B     2
+socket#1  unix stream     socket#0  9 B     2
+socket#2  unix seqpacket  closed    9 B     2
+socket#3  unix datagram   -         0 B     0
 ";
 
 /// The summary with the size of the golden files that the inventory lists.

@@ -1,6 +1,7 @@
 //! Files: paths that the tree refers to, open file descriptions, and who holds them under which number.
 
 use crate::id::{DescriptionId, PathId, TaskFd};
+use crate::socket::UnixSocket;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,8 @@ pub struct Files {
     pub descriptions: Vec<Description>,
     /// Pipes, each once however many descriptions are open on it.
     pub pipes: Vec<Pipe>,
+    /// Unix sockets, those that lie in the queue of another one included.
+    pub unix_sockets: Vec<UnixSocket>,
 }
 
 /// A name in the file system and what stood behind it at dump.
@@ -55,6 +58,8 @@ pub enum Target {
     Pipe(u32),
     /// The terminal of the shell job: whichever terminal `crr restore` runs on.
     Terminal(PathId),
+    /// A unix socket: index into [`Files::unix_sockets`].
+    UnixSocket(u32),
 }
 
 /// A pipe.

@@ -21,6 +21,7 @@ pub mod memory;
 mod readable;
 pub mod seccomp;
 pub mod signal;
+pub mod socket;
 pub mod task;
 pub mod thread;
 

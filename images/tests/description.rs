@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 const DESCRIPTION: &str = include_str!("../FORMAT.md");
 
-const RECORDS: [&str; 8] = [
+const RECORDS: [&str; 9] = [
     include_str!("../src/attribute.rs"),
     include_str!("../src/inventory.rs"),
     include_str!("../src/task.rs"),
@@ -13,6 +13,7 @@ const RECORDS: [&str; 8] = [
     include_str!("../src/signal.rs"),
     include_str!("../src/file.rs"),
     include_str!("../src/memory.rs"),
+    include_str!("../src/socket.rs"),
 ];
 
 /// `pub name: Type,` in the sources.

@@ -101,6 +101,7 @@ pub(super) fn collect(
             spaces.push(space);
         }
     }
+    tables.files.dump_sockets(&mut tables.paths, tables.terminal, &mut refusals)?;
     let pids: Vec<Pid> = frozen.tasks.iter().map(|task| task.pid).collect();
     holders.refuse_outsiders(&pids, tables.files.pipes(), &mut refusals)?;
     tables.backings.refuse_outsiders(&pids, &mut refusals)?;

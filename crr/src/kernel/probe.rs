@@ -135,6 +135,13 @@ pub(super) fn pidfd_getfd() -> Found {
         .map(|_| "took a descriptor by it".to_owned())
 }
 
+pub(super) fn unix_diag() -> Found {
+    match crate::resource::unix_socket::diag::query() {
+        Ok(sockets) => Ok(format!("{} unix sockets", sockets.len())),
+        Err(error) => Err(format!("{error:#}")),
+    }
+}
+
 pub(super) fn kcmp() -> Found {
     let null = read("/dev/null")?;
     let fd = u64::from(null.as_raw_fd().unsigned_abs());

@@ -3,8 +3,11 @@
 pub(crate) mod reopen;
 
 use super::path::{CLOSE, Paths, file_type};
+use super::socket;
+use super::unix_socket::{Holder, Sockets};
 use super::{Refuse, pipe};
 use crate::proc::{Dir, fdinfo};
+use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
 use crate::sys::{pidfd, pipe as fd_ops};
 use anyhow::{Context, Result};
@@ -13,7 +16,7 @@ use images::{DescriptionId, Pid, TaskFd};
 use nix::sys::stat::{FileStat, SFlag};
 use std::cmp::Ordering;
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 const O_CLOEXEC: u32 = 0o2_000_000;
@@ -48,6 +51,9 @@ pub(crate) struct Table {
     pipe_ids: HashMap<u64, u32>,
     /// Pipes without a read end so far: their contents can be lost to nobody.
     unread: HashMap<u64, u32>,
+    sockets: Sockets,
+    /// Descriptions that were found on their way: crr holds them as long as others are compared with them.
+    arrived: Vec<OwnedFd>,
 }
 
 /// The terminal of a shell job, by device number.
@@ -59,11 +65,25 @@ struct Open {
     link: Vec<u8>,
     stat: FileStat,
     info: fdinfo::FdInfo,
+    /// Where it lies, if it is on its way in a message.
+    queue_of: Option<String>,
 }
 
 impl Open {
+    fn look(fd: u32, fd_dir: &Dir, info_dir: &Dir, buffer: &mut Vec<u8>) -> Result<Self> {
+        let name = fd.to_string();
+        info_dir.read(&name, buffer)?;
+        let info = fdinfo::parse(buffer)?;
+        let link = fd_dir.link(&name)?.as_bytes().to_vec();
+        Ok(Self { fd, link, stat: fd_dir.stat(&name)?, info, queue_of: None })
+    }
+
     fn describe(&self) -> String {
-        format!("fd {} ({})", self.fd, String::from_utf8_lossy(&self.link))
+        let link = String::from_utf8_lossy(&self.link);
+        match &self.queue_of {
+            Some(socket) => format!("{socket}: sent to it and not yet received: {link}"),
+            None => format!("fd {} ({link})", self.fd),
+        }
     }
 }
 
@@ -82,14 +102,7 @@ impl Table {
         let mut buffer = Vec::new();
         let mut entries = Vec::new();
         for fd in fd_dir.numbers::<u32>(".").context("list fds")? {
-            let name = fd.to_string();
-            let read = || -> Result<Open> {
-                info_dir.read(&name, &mut buffer)?;
-                let info = fdinfo::parse(&buffer)?;
-                let link = fd_dir.link(&name)?.as_bytes().to_vec();
-                Ok(Open { fd, link, stat: fd_dir.stat(&name)?, info })
-            };
-            let open = { read }().with_context(|| format!("fd {fd}"))?;
+            let open = Open::look(fd, &fd_dir, &info_dir, &mut buffer).with_context(|| format!("fd {fd}"))?;
             let id = self
                 .description(pid, &open, &pidfd, paths, terminal, refuse)
                 .with_context(|| open.describe())?;
@@ -122,7 +135,7 @@ impl Table {
             Ok(known) => return Ok(Some(known)),
             Err(place) => place,
         };
-        let Some(target) = self.target(open, pidfd, paths, terminal, refuse)? else { return Ok(None) };
+        let Some(target) = self.target(pid, open, pidfd, paths, terminal, refuse)? else { return Ok(None) };
         check_owner(open, pidfd, refuse)?;
         let id = DescriptionId(u32::try_from(self.descriptions.len()).context("too many open files")?);
         self.descriptions.push(Description { target, flags, position: open.info.position });
@@ -148,6 +161,7 @@ impl Table {
 
     fn target(
         &mut self,
+        pid: Pid,
         open: &Open,
         pidfd: &OwnedFd,
         paths: &mut Paths,
@@ -161,6 +175,13 @@ impl Table {
         if let Some(ino) = pipe::inode(&open.link) {
             pipe::check_flags(open.info.flags, &open.describe(), refuse);
             return Ok(Some(Target::Pipe(self.pipe(ino, open, pidfd)?)));
+        }
+        if socket::inode(&open.link).is_some() {
+            let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
+            if socket::family(copy.as_fd()).context("SO_DOMAIN")? == libc::AF_UNIX {
+                let holder = Holder { pid, name: refuse.name().to_owned(), object: open.describe() };
+                return Ok(self.sockets.add(copy, &open.stat, holder, refuse)?.map(Target::UnixSocket));
+            }
         }
         let kind = file_type(open.stat.st_mode);
         let supported = kind == SFlag::S_IFREG
@@ -206,6 +227,39 @@ impl Table {
         Ok(id)
     }
 
+    /// Reads the queues of all sockets, and records what descriptions are on their way in them, sockets included.
+    pub(crate) fn dump_sockets(
+        &mut self,
+        paths: &mut Paths,
+        terminal: Terminal,
+        refusals: &mut Refusals,
+    ) -> Result<()> {
+        let own = nix::unistd::getpid().as_raw();
+        let (dir, pidfd) = (Dir::task(own)?, pidfd::open(own).context("pidfd_open")?);
+        let (fd_dir, info_dir) = (dir.dir("fd")?, dir.dir("fdinfo")?);
+        let mut buffer = Vec::new();
+        loop {
+            let arrived = self.sockets.read_queues(refusals)?;
+            if arrived.is_empty() {
+                return self.sockets.relate(refusals);
+            }
+            for one in arrived {
+                let fd = one.fd.as_raw_fd().cast_unsigned();
+                let mut open = Open::look(fd, &fd_dir, &info_dir, &mut buffer)?;
+                open.queue_of = Some(one.holder.object.clone());
+                let refuse = &mut Refuse::new(refusals, one.holder.pid, &one.holder.name);
+                let id = self
+                    .description(own, &open, &pidfd, paths, terminal, refuse)
+                    .with_context(|| open.describe())?;
+                if let Some(id) = id {
+                    self.sockets.found_description(&one, id);
+                }
+                // Later ones are compared with it.
+                self.arrived.push(one.fd);
+            }
+        }
+    }
+
     /// Inodes of all pipes.
     pub(crate) fn pipes(&self) -> impl Iterator<Item = u64> {
         self.pipe_ids.keys().copied()
@@ -213,7 +267,12 @@ impl Table {
 
     /// All records.
     pub(crate) fn into_files(self, paths: Paths) -> Files {
-        Files { paths: paths.into_list(), descriptions: self.descriptions, pipes: self.pipes }
+        Files {
+            paths: paths.into_list(),
+            descriptions: self.descriptions,
+            pipes: self.pipes,
+            unix_sockets: self.sockets.into_records(),
+        }
     }
 }
 

@@ -13,9 +13,11 @@ pub mod seccomp;
 pub mod shared_memory;
 pub mod sharing;
 pub mod signal;
+pub mod socket;
 pub mod task;
 pub mod thread;
 pub mod tree;
+pub mod unix_socket;
 pub(crate) mod wait;
 
 use crate::refusal::Refusals;
@@ -35,6 +37,11 @@ pub(crate) struct Refuse<'a> {
 impl<'a> Refuse<'a> {
     pub(crate) fn new(refusals: &'a mut Refusals, pid: Pid, name: &'a str) -> Self {
         Self { refusals, pid, name }
+    }
+
+    /// The name of the task.
+    pub(crate) fn name(&self) -> &str {
+        self.name
     }
 
     /// Something that stands in the way, with no way out.

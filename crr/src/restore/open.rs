@@ -37,7 +37,9 @@ impl Opened {
     pub(crate) fn open(checkpoint: &Checkpoint, needs: impl IntoIterator<Item = Need>) -> Result<Self> {
         let tasks = &checkpoint.tree.tasks;
         let raiser = Raiser::new(tasks);
-        let opened = checkpoint.files.descriptions.len() + checkpoint.files.pipes.len() * 3;
+        let opened = checkpoint.files.descriptions.len()
+            + checkpoint.files.pipes.len() * 3
+            + checkpoint.files.unix_sockets.len() * 3;
         let mapped = checkpoint.files.paths.len() * 2 + checkpoint.memory.shared.len();
         let highest = raiser.used.last().copied().unwrap_or(0);
         make_room(raiser.used.len() + opened + mapped + 64, highest)?;

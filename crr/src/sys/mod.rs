@@ -20,6 +20,7 @@ pub mod process;
 pub mod ptrace;
 pub mod sched;
 pub mod shared_page;
+pub mod socket;
 pub mod vm;
 pub mod wait;
 pub mod window;

@@ -8,6 +8,8 @@ use images::Pid;
 use nix::errno::Errno;
 use shared::abi::common::CloneArgs;
 
+/// CLONE_FILES: one table of descriptors for both.
+pub const CLONE_FILES: u64 = 0x400;
 /// CLONE_PARENT: the child becomes a sibling.
 pub const CLONE_PARENT: u64 = 0x8000;
 

@@ -9,6 +9,7 @@ use images::inventory::{FileEntry, Inventory};
 use images::memory::{Backing, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
 use images::seccomp::{Filter, Seccomp};
 use images::signal::{Action, AltStack, IntervalTimer, Pending};
+use images::socket::{Credentials, Message, Peer, PeerCredentials, SocketOption, UnixKind, UnixSocket};
 use images::task::{ShellJob, Task, Tree};
 use images::thread::{Creds, Regs, RobustList, Rseq, Sched, Thread, TlsEntry};
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, Pid, SharedId, TaskFd};
@@ -109,8 +110,34 @@ fn files() -> Files {
             Description { target: Target::Pipe(0), flags: 0o0, position: 0 },
             Description { target: Target::Pipe(0), flags: 0o1, position: 0 },
             Description { target: Target::Path(PathId(4)), flags: 0o2001, position: 12 },
+            Description { target: Target::UnixSocket(0), flags: 0o4002, position: 0 },
         ],
         pipes: vec![Pipe { ino: 4242, capacity: 65_536, contents: b"in flight".to_vec() }],
+        unix_sockets: vec![
+            unix_socket(UnixKind::Stream, Peer::Socket(1)),
+            unix_socket(UnixKind::Stream, Peer::Socket(0)),
+            unix_socket(UnixKind::Seqpacket, Peer::Closed { reset: true }),
+            UnixSocket { queue: Vec::new(), ..unix_socket(UnixKind::Datagram, Peer::None) },
+        ],
+    }
+}
+
+fn unix_socket(kind: UnixKind, peer: Peer) -> UnixSocket {
+    UnixSocket {
+        ino: 4343,
+        kind,
+        peer,
+        shutdown: 2,
+        mode: 0o140_777,
+        uid: 33,
+        gid: 34,
+        peer_credentials: Some(PeerCredentials { pid: 99, uid: 33, gid: 34, groups: vec![4, 34] }),
+        options: vec![SocketOption { level: 1, name: 7, value: 425_984u32.to_le_bytes().to_vec() }],
+        queue: vec![Message {
+            bytes: b"passed on".to_vec(),
+            credentials: Some(Credentials { pid: 100, uid: 33, gid: 34 }),
+            descriptions: vec![DescriptionId(4), DescriptionId(1)],
+        }],
     }
 }
 

@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 
 pub(super) fn add(snapshot: &mut Snapshot, pids: &[i32]) -> crate::Result {
     let mut pipes = Renumber::default();
+    let mut sockets = Renumber::default();
     let mut by_target: BTreeMap<String, Vec<(i32, i32)>> = BTreeMap::new();
     for &pid in pids {
         let mut links = Vec::new();
         let mut offsets = Vec::new();
         for fd in numbers(&format!("/proc/{pid}/fd"))? {
-            let target = normalise(&link(&format!("/proc/{pid}/fd/{fd}"))?, &mut pipes);
+            let target = normalise(&link(&format!("/proc/{pid}/fd/{fd}"))?, &mut pipes, &mut sockets);
             let info = read(&format!("/proc/{pid}/fdinfo/{fd}"))?;
             let details: Vec<&str> =
                 info.lines().filter(|line| !line.starts_with("pos:") && !line.starts_with("ino:")).collect();
@@ -24,6 +25,7 @@ pub(super) fn add(snapshot: &mut Snapshot, pids: &[i32]) -> crate::Result {
         snapshot.insert(format!("task {pid} descriptors"), Rule::Equal, links);
         snapshot.insert(format!("task {pid} offsets"), Rule::Equal, offsets);
     }
+    snapshot.insert("unix sockets".to_owned(), Rule::Equal, unix_sockets(&sockets)?);
     snapshot.insert("open file descriptions".to_owned(), Rule::Equal, descriptions(by_target.into_values())?);
     Ok(())
 }
@@ -58,7 +60,29 @@ fn position(groups: &[Vec<(i32, i32)>], holder: (i32, i32)) -> crate::Result<Opt
     Ok(None)
 }
 
-/// Replaces the inode of a pipe by its order of appearance.
-fn normalise(target: &str, pipes: &mut Renumber) -> String {
-    if target.starts_with("pipe:[") { format!("pipe #{}", pipes.number(target)) } else { target.to_owned() }
+/// Replaces the inode of a pipe or socket by its order of appearance.
+fn normalise(target: &str, pipes: &mut Renumber, sockets: &mut Renumber) -> String {
+    if target.starts_with("pipe:[") {
+        format!("pipe #{}", pipes.number(target))
+    } else if target.starts_with("socket:[") {
+        format!("socket #{}", sockets.number(target))
+    } else {
+        target.to_owned()
+    }
+}
+
+/// The lines of /proc/net/unix about sockets that the tree holds: flags, type, state and path.
+fn unix_sockets(held: &Renumber) -> crate::Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for line in read("/proc/net/unix")?.lines() {
+        let words: Vec<&str> = line.splitn(8, ' ').map(str::trim).collect();
+        let [_, _, _, flags, kind, state, rest @ ..] = &words[..] else { continue };
+        let rest = rest.join(" ");
+        let (inode, path) = rest.trim().split_once(' ').unwrap_or((rest.trim(), ""));
+        if let Some(number) = held.0.get(&format!("socket:[{inode}]")) {
+            lines.push(format!("socket #{number} flags {flags} type {kind} state {state} {path}"));
+        }
+    }
+    lines.sort_unstable();
+    Ok(lines)
 }

@@ -21,4 +21,5 @@ mod syscalls;
 mod terminal;
 mod threads;
 mod tree;
+mod unix_sockets;
 mod waits;

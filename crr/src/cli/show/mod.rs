@@ -1,5 +1,6 @@
 //! `crr show`: a checkpoint for people, or all of it as JSON.
 
+mod sockets;
 mod table;
 mod tree;
 
@@ -69,6 +70,10 @@ fn text(checkpoint: &Checkpoint, verbose: bool) -> String {
         out.push('\n');
         out.push_str(&pipes(checkpoint));
     }
+    if !checkpoint.files.unix_sockets.is_empty() {
+        out.push('\n');
+        out.push_str(&sockets::unix(&checkpoint.files.unix_sockets));
+    }
     if verbose {
         for (task, space) in checkpoint.tree.tasks.iter().zip(&checkpoint.memory.spaces) {
             out.push('\n');
@@ -131,6 +136,7 @@ fn target(checkpoint: &Checkpoint, description: &Description) -> String {
         Target::Path(id) => path(id.0),
         Target::Terminal(id) => format!("{} (terminal)", path(id.0)),
         Target::Pipe(pipe) => format!("pipe#{pipe}"),
+        Target::UnixSocket(socket) => format!("socket#{socket}"),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Regular files, directories, memory devices and the shell's terminal, opened again by name.
 
-use crate::resource::pipe::recreate;
+use crate::resource::{pipe::recreate, unix_socket};
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result};
 use images::file::{Description, Files, Path, Target};
@@ -18,15 +18,18 @@ pub(crate) fn open_all(files: &Files) -> Result<Vec<OwnedFd>> {
     // Made when first needed: a kernel without ia32 emulation has no such calls.
     let mut ia32 = Ia32::default();
     let mut pipes = recreate::create_all(&files.pipes)?;
+    let sockets = unix_socket::recreate::create_all(&files.unix_sockets)?;
     let mut opened = Vec::with_capacity(files.descriptions.len());
     for description in &files.descriptions {
         let fd = match description.target {
             Target::Path(path) => open(&files.paths[path.0 as usize], description, &mut ia32)?,
             Target::Terminal(path) => terminal(&files.paths[path.0 as usize], description)?,
+            Target::UnixSocket(index) => sockets.open(index, description.flags)?,
             Target::Pipe(index) => pipes[index as usize].open(description.flags, &mut ia32)?,
         };
         opened.push(fd);
     }
+    sockets.finish(files, &opened)?;
     Ok(opened)
 }
 

@@ -46,5 +46,10 @@ fn check_description(description: &Description, files: &Files) -> Check {
             ensure!((pipe as usize) < files.pipes.len(), "pipe#{pipe} of {} pipes", files.pipes.len());
             Ok(())
         }
+        Target::UnixSocket(socket) => {
+            let sockets = files.unix_sockets.len();
+            ensure!((socket as usize) < sockets, "socket#{socket} of {sockets} sockets");
+            Ok(())
+        }
     }
 }

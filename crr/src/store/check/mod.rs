@@ -7,6 +7,7 @@
 mod attribute;
 mod files;
 mod memory;
+mod sockets;
 mod tree;
 
 use images::container::Kind;
@@ -61,6 +62,7 @@ pub fn records(
 ) -> Result<(), Inconsistent> {
     let of = |kind| move |what| Inconsistent { kind, what };
     files::check(files).map_err(of(Kind::Files))?;
+    sockets::check(files).map_err(of(Kind::Files))?;
     tree::check(tree, files).map_err(of(Kind::Tree))?;
     memory::check(memory, tree, files).map_err(of(Kind::Memory))?;
     check_inventory(inventory, tree, memory).map_err(of(Kind::Inventory))

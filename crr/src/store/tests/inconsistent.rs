@@ -6,6 +6,7 @@ use images::container::Kind;
 use images::file::Target;
 use images::memory::{Backing, Run};
 use images::seccomp::Seccomp;
+use images::socket::{Credentials, Peer, UnixSocket};
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, SharedId};
 
 /// Checks that a change of the golden checkpoint is refused with a message.
@@ -74,8 +75,8 @@ fn properties_of_tasks() {
         let action = s.tree.tasks[0].actions[0];
         s.tree.tasks[0].actions.push(action);
     });
-    refused("tree.img: task 100: fd 1: description#4 of 4 descriptions", |s| {
-        s.tree.tasks[0].fds[1].description = DescriptionId(4);
+    refused("tree.img: task 100: fd 1: description#5 of 5 descriptions", |s| {
+        s.tree.tasks[0].fds[1].description = DescriptionId(5);
     });
     refused("tree.img: task 100: fd 1 is out of order", |s| s.tree.tasks[0].fds.swap(1, 2));
     refused("tree.img: task 100: fd 4294967295 is no number of a file", |s| {
@@ -164,9 +165,35 @@ fn files() {
     refused("files.img: description#1: pipe#1 of 1 pipes", |s| {
         s.files.descriptions[1].target = Target::Pipe(1)
     });
+    refused("files.img: description#4: socket#4 of 4 sockets", |s| {
+        s.files.descriptions[4].target = Target::UnixSocket(4)
+    });
+    refused("files.img: socket#0 has two descriptions", |s| {
+        s.files.descriptions[3].target = Target::UnixSocket(0)
+    });
     refused("files.img: description#3: has offset 0x8000000000000000", |s| {
         s.files.descriptions[3].position = 1 << 63;
     });
+}
+
+#[test]
+fn unix_sockets() {
+    for peer in [0, 2, 3, 4] {
+        let what = format!("is connected to socket#{peer}, which is not connected to it");
+        refused(&format!("files.img: socket#0: {what}"), |s| {
+            s.files.unix_sockets[0].peer = Peer::Socket(peer)
+        });
+    }
+    let refused = |what: &str, change: fn(&mut UnixSocket)| {
+        refused(&format!("files.img: socket#0: {what}"), |s| change(&mut s.files.unix_sockets[0]));
+    };
+    refused("is shut down as 0x4", |s| s.shutdown = 4);
+    refused("has messages that nobody can have sent", |s| s.peer = Peer::None);
+    refused("option 7 has 257 bytes", |s| s.options[0].value.resize(257, 0));
+    refused("message 0: is an empty part of a stream", |s| s.queue[0].bytes.clear());
+    refused("message 0: description#5 of 5", |s| s.queue[0].descriptions[0].0 = 5);
+    refused("message 0: carries 254 descriptions", |s| s.queue[0].descriptions = vec![DescriptionId(0); 254]);
+    refused("message 0: was sent by no process", |s| s.queue[0].credentials = Some(Credentials::default()));
 }
 
 #[test]

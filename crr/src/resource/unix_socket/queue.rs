@@ -1,0 +1,240 @@
+//! What waits in the queues of unix sockets, read without taking it out.
+//!
+//! One look with MSG_PEEK shows all of a stream, unless descriptors or other credentials lie in it: these end a look, and
+//! what is behind them is seen only with an offset (SO_PEEK_OFF), as are all datagrams but the first.
+
+use super::keeper::{self, Keeper};
+use crate::sys::{pipe, socket as sys};
+use anyhow::{Context, Result, bail};
+use images::socket::{Credentials, UnixKind};
+use nix::errno::Errno;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+const PEEK: i32 = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+
+/// Room for a datagram; more where one is larger.
+const DATAGRAM_SIZE: usize = 256 << 10;
+
+/// A message that waits.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    pub(super) bytes: Vec<u8>,
+    pub(super) credentials: Option<Credentials>,
+    /// Our own descriptors of what is on its way.
+    pub(super) rights: Vec<OwnedFd>,
+}
+
+/// Why a queue cannot be read without harm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Obstacle {
+    /// The error that waits to be told would be lost (`__skb_try_recv_datagram`, net/core/datagram.c).
+    Error,
+    /// A byte sent with MSG_OOB.
+    OutOfBand,
+}
+
+/// Whether an error waits to be told. Asking for it (SO_ERROR) would take it.
+pub(super) fn has_error(socket: BorrowedFd<'_>) -> Result<bool> {
+    Ok(sys::events(socket).context("poll")? & libc::POLLERR != 0)
+}
+
+/// Reads the queues of sockets that do not listen, each by its kind, in order.
+pub(super) fn read_all(
+    sockets: &[(BorrowedFd<'_>, UnixKind)],
+) -> Result<Vec<std::result::Result<Vec<Waiting>, Obstacle>>> {
+    let mut read = Vec::with_capacity(sockets.len());
+    let mut left = Vec::new();
+    for (index, &(socket, kind)) in sockets.iter().enumerate() {
+        let at_once = look(socket, kind)?;
+        if matches!(at_once, Look::More) {
+            left.push(index);
+        }
+        read.push(match at_once {
+            Look::All(waiting) => Ok(waiting),
+            Look::More => Ok(Vec::new()),
+            Look::Never(obstacle) => Err(obstacle),
+        });
+    }
+    if left.is_empty() {
+        return Ok(read);
+    }
+    let mut offsets = Vec::with_capacity(left.len());
+    for &index in &left {
+        offsets.push((sockets[index].0, keeper::get(sockets[index].0).context("SO_PEEK_OFF")?));
+    }
+    let _keeper = Keeper::new(offsets).context("keep the peek offsets")?;
+    for index in left {
+        let (socket, kind) = sockets[index];
+        let waiting = if kind == UnixKind::Stream { read_stream(socket) } else { read_datagrams(socket) };
+        read[index] = Ok(waiting.context("read its queue")?);
+    }
+    Ok(read)
+}
+
+/// What a look without an offset shows.
+enum Look {
+    All(Vec<Waiting>),
+    More,
+    Never(Obstacle),
+}
+
+fn look(socket: BorrowedFd<'_>, kind: UnixKind) -> Result<Look> {
+    let events = sys::events(socket).context("poll")?;
+    let has = |event| events & event != 0;
+    if kind != UnixKind::Stream {
+        // A socket that receives nothing more is always readable: what it answers then is its own affair.
+        if !has(libc::POLLIN) {
+            return Ok(Look::All(Vec::new()));
+        }
+        return Ok(if has(libc::POLLERR) { Look::Never(Obstacle::Error) } else { Look::More });
+    }
+    if has(libc::POLLPRI) {
+        return Ok(Look::Never(Obstacle::OutOfBand));
+    }
+    // Receiving from an empty queue would take the error that waits.
+    let bytes = pipe::readable_bytes(socket).context("FIONREAD")?;
+    if bytes == 0 {
+        return Ok(Look::All(Vec::new()));
+    }
+    if keeper::get(socket).context("SO_PEEK_OFF")? >= 0 {
+        return Ok(Look::More);
+    }
+    let mut buffer = vec![0u8; bytes];
+    let received = sys::receive(socket, &mut buffer, PEEK).context("read its queue")?;
+    if received.length < bytes || !received.rights.is_empty() {
+        return Ok(Look::More);
+    }
+    Ok(Look::All(vec![Waiting { bytes: buffer, credentials: credentials(&received), rights: Vec::new() }]))
+}
+
+/// The sender, where the kernel knows one.
+fn credentials(received: &sys::Received) -> Option<Credentials> {
+    let [pid, uid, gid] = received.credentials?;
+    // Nobody, and the ids that are shown for those that have none here.
+    (pid != 0).then_some(Credentials { pid, uid: uid.cast_unsigned(), gid: gid.cast_unsigned() })
+}
+
+/// A stream, cut where descriptors come along and where the sender changes.
+fn read_stream(socket: BorrowedFd<'_>) -> Result<Vec<Waiting>> {
+    let total = pipe::readable_bytes(socket).context("FIONREAD")?;
+    let mut buffer = vec![0u8; total];
+    let mut waiting = Vec::new();
+    let mut at = 0;
+    while at < total {
+        keeper::set(socket, i32::try_from(at)?)?;
+        let received = sys::receive(socket, &mut buffer[at..], PEEK)?;
+        let end = at + received.length;
+        if received.length == 0 {
+            bail!("{at} of {total} bytes are there");
+        }
+        // A look ends behind the buffer that descriptors came with; they are received with its first byte.
+        let start =
+            if received.rights.is_empty() { at } else { at + last_buffer(socket, at, received.length)? };
+        let credentials = credentials(&received);
+        if start > at {
+            waiting.push(Waiting { bytes: buffer[at..start].to_vec(), credentials, rights: Vec::new() });
+        }
+        waiting.push(Waiting { bytes: buffer[start..end].to_vec(), credentials, rights: received.rights });
+        at = end;
+    }
+    Ok(waiting)
+}
+
+/// Where the last of the kernel's buffers begins in what a look from `at` on shows.
+fn last_buffer(socket: BorrowedFd<'_>, at: usize, length: usize) -> Result<usize> {
+    keeper::set(socket, i32::try_from(at)?)?;
+    match sys::whole_buffers(socket, length - 1, PEEK) {
+        Err(Errno::EFAULT) => Ok(0),
+        whole => Ok(whole?),
+    }
+}
+
+/// Datagrams, whole ones. One without contents that was peeked at before, with an offset, is passed over by the kernel.
+fn read_datagrams(socket: BorrowedFd<'_>) -> Result<Vec<Waiting>> {
+    let mut waiting = Vec::new();
+    let mut buffer = vec![0u8; DATAGRAM_SIZE];
+    // To an empty queue that gets nothing more, SOCK_SEQPACKET answers with nothing instead of EAGAIN.
+    let ended = sys::events(socket).context("poll")? & libc::POLLRDHUP != 0;
+    let mut at = 0;
+    loop {
+        keeper::set(socket, i32::try_from(at)?)?;
+        let received = match sys::receive(socket, &mut buffer, PEEK | libc::MSG_TRUNC) {
+            Err(Errno::EAGAIN) => return Ok(waiting),
+            received => received?,
+        };
+        if received.length > buffer.len() {
+            buffer.resize(received.length, 0);
+            continue;
+        }
+        if received.length == 0 && ended {
+            return Ok(waiting);
+        }
+        at += received.length;
+        let bytes = buffer[..received.length].to_vec();
+        waiting.push(Waiting { bytes, credentials: credentials(&received), rights: received.rights });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::{AsFd, AsRawFd};
+    use std::os::unix::net::{UnixDatagram, UnixStream};
+
+    fn read(socket: BorrowedFd<'_>, kind: UnixKind) -> Vec<(Vec<u8>, usize)> {
+        let read = read_all(&[(socket, kind)]).unwrap().remove(0).unwrap();
+        assert_eq!(keeper::get(socket), Ok(-1));
+        read.into_iter().map(|waiting| (waiting.bytes, waiting.rights.len())).collect()
+    }
+
+    #[test]
+    fn a_stream_is_cut_where_descriptors_lie() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let send = |bytes: &[u8], rights: &[i32]| sys::send(a.as_fd(), bytes, rights, None).unwrap();
+        assert!(read(b.as_fd(), UnixKind::Stream).is_empty());
+        send(b"abc", &[]);
+        send(b"de", &[]);
+        assert_eq!(read(b.as_fd(), UnixKind::Stream), [(b"abcde".to_vec(), 0)]);
+        send(b"fghi", &[a.as_raw_fd(), b.as_raw_fd()]);
+        send(b"j", &[a.as_raw_fd()]);
+        send(b"kl", &[]);
+        let parts = [("abcde", 0), ("fghi", 2), ("j", 1), ("kl", 0)];
+        let parts = parts.map(|(bytes, rights)| (bytes.as_bytes().to_vec(), rights));
+        assert_eq!(read(b.as_fd(), UnixKind::Stream), parts);
+        assert_eq!(read(b.as_fd(), UnixKind::Stream), parts, "the second time");
+    }
+
+    #[test]
+    fn datagrams_keep_their_boundaries() {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        for message in [&b""[..], &[7; 100_000], b"", b"abc"] {
+            a.send(message).unwrap();
+        }
+        let lengths: Vec<usize> =
+            read(b.as_fd(), UnixKind::Datagram).iter().map(|(bytes, _)| bytes.len()).collect();
+        assert_eq!(lengths, [0, 100_000, 0, 3]);
+        let mut buffer = [0; 10];
+        assert_eq!(b.recv(&mut buffer).unwrap(), 0);
+    }
+
+    #[test]
+    fn offsets_are_put_back_if_the_reader_dies() {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        a.send(b"abc").unwrap();
+        keeper::set(b.as_fd(), 2).unwrap();
+        // SIGKILL between the change and the end of the reading.
+        let child = crate::sys::process::fork(None, 0).unwrap();
+        let Some(child) = child else {
+            let _keeper = Keeper::new(vec![(b.as_fd(), 2)]);
+            let _ = keeper::set(b.as_fd(), 0);
+            let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+            crate::sys::process::exit(1)
+        };
+        nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None).unwrap();
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while keeper::get(b.as_fd()) != Ok(2) {
+            assert!(std::time::Instant::now() < until, "the offset stays changed");
+            std::thread::yield_now();
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! Sockets: options as bytes, addresses as bytes, messages with whatever comes beside them.
+//!
+//! nix knows each option and each kind of ancillary data by a type of its own; here all of them pass through.
+//!
+//! # Safety
+//! Every pointer leads to a live buffer whose length is given with it. Descriptors that arrive in a message are new
+//! and ours.
+#![allow(unsafe_code)]
+
+use super::check;
+use nix::errno::Errno;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// Room for the value of an option; more where the kernel says so.
+const OPTION_SIZE: usize = 256;
+/// Room for what can come beside one message: SCM_MAX_FD descriptors, credentials, a label, time stamps.
+const CONTROL_MAX: usize = 8192;
+/// `struct cmsghdr` of x86_64: length, level, type.
+const CONTROL_HEADER: usize = 16;
+
+// include/linux/socket.h
+const SCM_RIGHTS: i32 = 1;
+const SCM_CREDENTIALS: i32 = 2;
+const SCM_PIDFD: i32 = 4;
+
+/// getsockopt: the value as the kernel gives it. Not for SO_GET_FILTER, which counts in units of its own.
+///
+/// # Errors
+/// ENOPROTOOPT, EOPNOTSUPP and what the option answers.
+pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> nix::Result<Vec<u8>> {
+    let mut value = vec![0u8; OPTION_SIZE];
+    loop {
+        let mut length = libc::socklen_t::try_from(value.len()).map_err(|_| Errno::EINVAL)?;
+        // SAFETY: the buffer has the length that is given.
+        let asked = check(unsafe {
+            libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut length)
+        });
+        match asked {
+            // SO_PEERGROUPS says how much room it needs.
+            Err(Errno::ERANGE) if length as usize > value.len() => value.resize(length as usize, 0),
+            Err(errno) => return Err(errno),
+            Ok(_) => {
+                value.truncate(length as usize);
+                return Ok(value);
+            }
+        }
+    }
+}
+
+/// Instructions of the socket's filter; 0 without one.
+///
+/// # Errors
+/// EACCES for a filter that cannot be read (eBPF).
+pub fn filter_length(fd: BorrowedFd<'_>) -> nix::Result<u32> {
+    const SO_GET_FILTER: i32 = 26;
+    let mut length = 0;
+    // SAFETY: nothing is written but the length: sk_get_filter() in net/core/filter.c.
+    check(unsafe {
+        let null = std::ptr::null_mut();
+        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, SO_GET_FILTER, null, &raw mut length)
+    })?;
+    Ok(length)
+}
+
+/// getsockopt of an option that is one int.
+///
+/// # Errors
+/// As [`option`].
+pub fn number(fd: BorrowedFd<'_>, level: i32, name: i32) -> nix::Result<i32> {
+    let value = option(fd, level, name)?;
+    value.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes)).ok_or(Errno::EINVAL)
+}
+
+/// setsockopt.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> nix::Result<()> {
+    let length = libc::socklen_t::try_from(value.len()).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the buffer has the length that is given.
+    check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, value.as_ptr().cast(), length) }).map(drop)
+}
+
+/// The address of a socket (getsockname), without its family: empty for an unnamed unix socket.
+///
+/// # Errors
+/// As getsockname(2).
+pub fn local_address(fd: BorrowedFd<'_>) -> nix::Result<Vec<u8>> {
+    let mut storage = [0u8; size_of::<libc::sockaddr_storage>()];
+    let mut length = libc::socklen_t::try_from(storage.len()).unwrap_or(0);
+    // SAFETY: the buffer has the length that is given; the kernel takes any alignment.
+    check(unsafe { libc::getsockname(fd.as_raw_fd(), storage.as_mut_ptr().cast(), &raw mut length) })?;
+    Ok(storage.get(2..length as usize).unwrap_or_default().to_vec())
+}
+
+/// What poll(2) tells at once of reading, of urgent data, of the end and of errors: POLL*.
+///
+/// # Errors
+/// As poll(2).
+pub fn events(fd: BorrowedFd<'_>) -> nix::Result<i16> {
+    let wanted = libc::POLLIN | libc::POLLPRI | libc::POLLRDHUP;
+    let mut asked = libc::pollfd { fd: fd.as_raw_fd(), events: wanted, revents: 0 };
+    // SAFETY: one entry, which lives here.
+    check(unsafe { libc::poll(&raw mut asked, 1, 0) })?;
+    Ok(asked.revents)
+}
+
+/// A message as it was received.
+#[derive(Debug, Default)]
+pub struct Received {
+    /// Bytes received; with MSG_TRUNC asked for, of a datagram those that it has.
+    pub length: usize,
+    /// MSG_* of the answer.
+    pub flags: i32,
+    /// Descriptors that came along.
+    pub rights: Vec<OwnedFd>,
+    /// Pid, user and group of the sender.
+    pub credentials: Option<[i32; 3]>,
+}
+
+/// recvmsg into `buffer`. Descriptors that arrive close on exec.
+///
+/// # Errors
+/// As recvmsg(2).
+pub fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: i32) -> nix::Result<Received> {
+    let mut control = vec![0u8; CONTROL_MAX];
+    let mut vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut header = empty_header();
+    header.msg_iov = &raw mut vector;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = control.len();
+    // SAFETY: the header names live buffers with their lengths.
+    let length =
+        check(unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags | libc::MSG_CMSG_CLOEXEC) })?;
+    control.truncate(header.msg_controllen);
+    let mut received =
+        Received { length: length.unsigned_abs(), flags: header.msg_flags, ..Received::default() };
+    for (kind, data) in control_messages(&control) {
+        let words = data.chunks_exact(4).filter_map(|word| Some(i32::from_ne_bytes(*word.first_chunk()?)));
+        match kind {
+            SCM_RIGHTS => {
+                // SAFETY: the kernel has just installed these descriptors here.
+                received.rights.extend(words.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
+            // SAFETY: as above. It is of no use and closed at once.
+            SCM_PIDFD => words.filter(|fd| *fd >= 0).for_each(|fd| drop(unsafe { OwnedFd::from_raw_fd(fd) })),
+            SCM_CREDENTIALS => received.credentials = words.collect::<Vec<_>>().try_into().ok(),
+            _ => {}
+        }
+    }
+    Ok(received)
+}
+
+/// Bytes of a stream that lie in whole buffers of the kernel, as many as fit into `room` bytes: where the last of these
+/// buffers ends. EFAULT if the first one does not fit.
+///
+/// recvmsg copies buffer by buffer, and at one that it cannot copy it stops with what it has copied until then
+/// (`unix_stream_read_generic`, net/unix/af_unix.c). So there is room for so many bytes and then none that it can write to.
+///
+/// # Errors
+/// As recvmsg(2).
+pub fn whole_buffers(fd: BorrowedFd<'_>, room: usize, flags: i32) -> nix::Result<usize> {
+    const NO_ROOM: usize = 1 << 30;
+    let mut buffer = vec![0u8; room];
+    let mut vectors = [
+        libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: room },
+        // In the first page, which nobody can map (mmap_min_addr).
+        libc::iovec { iov_base: std::ptr::without_provenance_mut(1), iov_len: NO_ROOM },
+    ];
+    let mut header = empty_header();
+    header.msg_iov = vectors.as_mut_ptr();
+    header.msg_iovlen = vectors.len();
+    // SAFETY: the first vector is a live buffer; in the second one the kernel finds nothing to write to.
+    let length = check(unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags) })?;
+    Ok(length.unsigned_abs())
+}
+
+/// sendmsg of one message without blocking, to the peer, with descriptors and a sender (pid, user,
+/// group) beside it.
+///
+/// # Errors
+/// As sendmsg(2).
+pub fn send(
+    fd: BorrowedFd<'_>,
+    bytes: &[u8],
+    rights: &[RawFd],
+    credentials: Option<[i32; 3]>,
+) -> nix::Result<usize> {
+    let mut control = Vec::new();
+    if !rights.is_empty() {
+        add_control(&mut control, SCM_RIGHTS, rights);
+    }
+    if let Some(credentials) = credentials {
+        add_control(&mut control, SCM_CREDENTIALS, &credentials);
+    }
+    let mut vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let mut header = empty_header();
+    header.msg_iov = &raw mut vector;
+    header.msg_iovlen = 1;
+    if !control.is_empty() {
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = control.len();
+    }
+    // SAFETY: the header names live buffers with their lengths; sending only reads them.
+    let sent = check(unsafe {
+        libc::sendmsg(fd.as_raw_fd(), &raw const header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+    })?;
+    Ok(sent.unsigned_abs())
+}
+
+fn empty_header() -> libc::msghdr {
+    libc::msghdr {
+        msg_name: std::ptr::null_mut(),
+        msg_namelen: 0,
+        msg_iov: std::ptr::null_mut(),
+        msg_iovlen: 0,
+        msg_control: std::ptr::null_mut(),
+        msg_controllen: 0,
+        msg_flags: 0,
+    }
+}
+
+/// The entries of level SOL_SOCKET in a control buffer: type and data.
+fn control_messages(mut control: &[u8]) -> Vec<(i32, &[u8])> {
+    let mut found = Vec::new();
+    while let Some((length, rest)) = control.split_first_chunk::<8>() {
+        let length = usize::from_ne_bytes(*length);
+        let (Some(level), Some(data)) = (rest.first_chunk::<4>(), control.get(CONTROL_HEADER..length)) else {
+            break;
+        };
+        let kind = rest.get(4..8).and_then(|kind| kind.first_chunk()).copied().unwrap_or_default();
+        if i32::from_ne_bytes(*level) == libc::SOL_SOCKET {
+            found.push((i32::from_ne_bytes(kind), data));
+        }
+        control = control.get(length.next_multiple_of(8)..).unwrap_or_default();
+    }
+    found
+}
+
+/// Adds an entry of level SOL_SOCKET to a control buffer.
+fn add_control(control: &mut Vec<u8>, kind: i32, words: &[i32]) {
+    let length = CONTROL_HEADER + words.len() * 4;
+    control.extend_from_slice(&length.to_ne_bytes());
+    control.extend_from_slice(&libc::SOL_SOCKET.to_ne_bytes());
+    control.extend_from_slice(&kind.to_ne_bytes());
+    control.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
+    control.resize(control.len().next_multiple_of(8), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn what_lies_beside_a_message_arrives() {
+        let (a, b) = UnixStream::pair().unwrap();
+        set_option(b.as_fd(), libc::SOL_SOCKET, libc::SO_PASSCRED, &1i32.to_ne_bytes()).unwrap();
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let me =
+            [pid, nix::unistd::getuid().as_raw().cast_signed(), nix::unistd::getgid().as_raw().cast_signed()];
+        assert_eq!(send(a.as_fd(), b"abc", &[a.as_raw_fd(), b.as_raw_fd()], Some(me)), Ok(3));
+        let mut buffer = [0u8; 8];
+        let received = receive(b.as_fd(), &mut buffer, libc::MSG_DONTWAIT).unwrap();
+        assert_eq!((received.length, &buffer[..3]), (3, b"abc".as_slice()));
+        assert_eq!((received.rights.len(), received.credentials), (2, Some(me)));
+    }
+
+    #[test]
+    fn options_and_addresses_are_bytes() {
+        let (a, _b) = UnixStream::pair().unwrap();
+        assert_eq!(number(a.as_fd(), libc::SOL_SOCKET, libc::SO_TYPE), Ok(libc::SOCK_STREAM));
+        assert_eq!(option(a.as_fd(), libc::SOL_SOCKET, 4000), Err(Errno::ENOPROTOOPT));
+        assert_eq!(local_address(a.as_fd()), Ok(Vec::new()));
+    }
+}

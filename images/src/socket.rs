@@ -1,0 +1,103 @@
+//! Unix sockets: addresses, who is connected to whom, what waits to be read, options.
+
+use crate::id::{DescriptionId, Pid};
+use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
+
+/// A socket of family AF_UNIX. It has one open file description at most; one that nobody holds lies in a queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixSocket {
+    /// Its inode number on sockfs at dump, for messages only.
+    pub ino: u64,
+    /// SO_TYPE.
+    pub kind: UnixKind,
+    /// What it is connected to.
+    pub peer: Peer,
+    /// sk_shutdown: bit 0, nothing more is received; bit 1, nothing more is sent.
+    pub shutdown: u32,
+    /// `st_mode` of the socket itself, not of the file it is bound to.
+    pub mode: u32,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// SO_PEERCRED and SO_PEERGROUPS, where it has recorded somebody.
+    pub peer_credentials: Option<PeerCredentials>,
+    /// What getsockopt shows.
+    pub options: Vec<SocketOption>,
+    /// What was sent to it and not yet read, oldest first.
+    pub queue: Vec<Message>,
+}
+
+/// The type of a unix socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UnixKind {
+    /// SOCK_STREAM.
+    Stream,
+    /// SOCK_DGRAM.
+    Datagram,
+    /// SOCK_SEQPACKET.
+    Seqpacket,
+}
+
+/// What a unix socket is connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Peer {
+    /// Nothing.
+    None,
+    /// Another socket of the tree, which is connected to this one: index into [`crate::file::Files::unix_sockets`].
+    Socket(u32),
+    /// One that has been closed.
+    Closed {
+        /// It was closed with data unread, and this socket has not been told yet (ECONNRESET).
+        reset: bool,
+    },
+}
+
+/// Who stood at the other end when the connection was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerCredentials {
+    /// Process.
+    pub pid: Pid,
+    /// Effective user.
+    pub uid: u32,
+    /// Effective group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// An option as getsockopt(2) gives it to an x86_64 task and setsockopt(2) takes it back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketOption {
+    /// SOL_*.
+    pub level: u32,
+    /// SO_*.
+    pub name: u32,
+    /// The value.
+    #[serde(serialize_with = "crate::readable::hex")]
+    pub value: Vec<u8>,
+}
+
+/// Something sent and not yet read: a datagram, or a part of a stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Contents.
+    #[serde(serialize_with = "crate::readable::text")]
+    pub bytes: Vec<u8>,
+    /// SCM_CREDENTIALS, where the socket asks for them (SO_PASSCRED) and the message has some.
+    pub credentials: Option<Credentials>,
+    /// SCM_RIGHTS: descriptions on their way, in order.
+    pub descriptions: Vec<DescriptionId>,
+}
+
+/// Sender of a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credentials {
+    /// Process.
+    pub pid: Pid,
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}

@@ -1,0 +1,23 @@
+//! Unix sockets.
+
+use tests::case::Workload;
+
+const fn sockets(case: &'static str) -> Workload {
+    Workload::new("unix_sockets", case)
+}
+
+tests::survives! {
+    pairs => sockets("pairs");
+    full => sockets("full");
+    empty_messages => sockets("empty_messages");
+    closed_ends => sockets("closed_ends");
+    shut_down => sockets("shut_down");
+    unconnected => sockets("unconnected");
+    options => sockets("options");
+    descriptors_in_flight => sockets("descriptors_in_flight");
+    descriptor_cycles => sockets("descriptor_cycles");
+    senders => sockets("senders");
+    makers => sockets("makers");
+    between_abis => sockets("between_abis");
+    receiver_waits => sockets("receiver_waits");
+}
