@@ -24,6 +24,7 @@ pub mod signal;
 pub mod socket;
 pub mod task;
 pub mod thread;
+pub mod timer;
 
 pub use container::{Error, Kind};
 pub use id::{Abi, Addr, DescriptionId, FilterId, PathId, Pid, SharedId, TaskFd};

@@ -6,6 +6,7 @@ use crate::id::{Abi, PathId, Pid};
 use crate::seccomp::Filter;
 use crate::signal::{Action, IntervalTimer, Pending};
 use crate::thread::Thread;
+use crate::timer::Timer;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +73,8 @@ pub struct Task {
     pub pending: Vec<Pending>,
     /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
     pub interval_timers: [IntervalTimer; 3],
+    /// POSIX timers, by rising number.
+    pub timers: Vec<Timer>,
     /// Open files, by rising number.
     pub fds: Vec<FdEntry>,
     /// The leader stands first.

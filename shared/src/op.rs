@@ -195,6 +195,36 @@ pub enum Op<'a> {
         /// Time left, microseconds.
         value_us: u64,
     },
+    /// timer_create.
+    TimerCreate {
+        /// The number that it is to have.
+        id: i32,
+        /// CLOCK_*.
+        clock: i32,
+        /// SIGEV_*.
+        notify: i32,
+        /// Thread that is told.
+        thread: i32,
+        /// Signal.
+        signal: i32,
+        /// `sigev_value`.
+        value: u64,
+    },
+    /// timer_settime.
+    TimerStart {
+        /// Which.
+        id: i32,
+        /// CLOCK_*.
+        clock: i32,
+        /// Reload, nanoseconds.
+        interval_ns: u64,
+        /// Time left, nanoseconds.
+        left_ns: u64,
+        /// Its signal is to be pending.
+        fired: bool,
+        /// Signal and overrun count of the last time, when the signal was taken.
+        taken: Option<(i32, u32)>,
+    },
     /// setgroups: 32-bit ids, little endian.
     Groups(&'a [u8]),
     /// setresgid and setfsgid: real, effective, saved, file system.

@@ -83,6 +83,7 @@ fn task(threads: Vec<Thread>) -> Task {
         actions: Vec::new(),
         pending: Vec::new(),
         interval_timers: [IntervalTimer::default(); 3],
+        timers: Vec::new(),
         fds: Vec::new(),
         threads,
     }

@@ -106,14 +106,10 @@ CASE(memory)
 	mapped[0] = attached[0] = gone[0];
 }
 
-CASE(timer_and_locks)
+CASE(locks)
 {
 	int pair[2];
-	timer_t timer;
-	struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGHUP };
 	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
-	MUST(timer_create(CLOCK_MONOTONIC, &event, &timer));
-	name("timer");
 	int whole = make("whole"), part = make("part"), leased = make("leased");
 	MUST(flock(whole, LOCK_EX));
 	struct flock range = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 10, .l_len = 5 };

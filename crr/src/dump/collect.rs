@@ -19,7 +19,7 @@ use crate::resource::signal::{self, AskSignals};
 use crate::resource::task::{self as properties, AskTask};
 use crate::resource::thread::{self, AskThread};
 use crate::resource::tree::{self, Standing, Strangers};
-use crate::resource::{Refuse, attribute, limits, memory, mempolicy, seccomp, sharing};
+use crate::resource::{Refuse, attribute, limits, memory, mempolicy, seccomp, sharing, timer};
 use crate::sys::int80::LowBuffer;
 use crate::sys::vm;
 use anyhow::{Context, Result, bail};
@@ -144,7 +144,8 @@ fn collect_task(
     let fds = tables.files.dump_task(pid, dir, &mut tables.paths, tables.terminal, refuse)?;
     let [exe, cwd, root] =
         ["exe", "cwd", "root"].map(|name| file::dump_link(dir, name, &mut tables.paths, refuse));
-    let outside = properties::dump_outside(dir, &mut tables.buffer, refuse)?;
+    let outside = properties::dump_outside(dir, &mut tables.buffer)?;
+    let timers = timer::dump_timers(pid, dir, &mut tables.buffer, refuse)?;
     let statuses = read_statuses(dir, threads, &mut tables.buffer)?;
     let Some(leader) = statuses.first() else { return Ok(None) };
     let Some(abi) = dump_vdso(pid, dir, &vmas, &mut tables.vdsos, refuse)? else { return Ok(None) };
@@ -179,6 +180,7 @@ fn collect_task(
         actions: Vec::new(),
         pending: signal::dump_shared_pending(threads)?,
         interval_timers: Default::default(),
+        timers,
         fds,
         threads: records,
     };
@@ -195,6 +197,7 @@ fn collect_task(
     }
     // Only now: timers go on while the task is asked, and one that expired meanwhile has left its signal here.
     signal::complete_pending(threads, &mut record, refuse)?;
+    timer::take_signals(&mut record);
     dir.read("auxv", &mut tables.buffer).context("read auxv")?;
     let auxv = cut_auxv(&tables.buffer, abi).to_vec();
     Ok(Some((record, Space { vmas, runs: Vec::new(), policies, layout, auxv })))
@@ -415,6 +418,7 @@ fn ask_leader(
     let reply = executor.run(leader, &batch, patience)?;
     record.actions = about_signals.actions(&reply)?;
     record.interval_timers = about_signals.timers(&reply)?;
+    timer::ask_times(executor, leader, &mut record.timers, patience)?;
     let inside = about_task.read(&reply, refuse)?;
     record.dumpable = inside.dumpable;
     record.child_subreaper = inside.child_subreaper;

@@ -99,7 +99,7 @@ const FEATURES: [Entry; 21] = [
     entry("pagemap-scan", OPTIONAL, probe::pagemap_scan, "dumps of large sparse memory take longer"),
     entry("procmap-query", OPTIONAL, probe::procmap_query, "nothing yet: this version does not use it"),
     entry("map-files", REQUIRED, probe::map_files, "mapped files cannot be told from others of their name"),
-    entry("timer-restore-ids", OPTIONAL, probe::timer_restore_ids, "nothing yet: this version does not use it"),
+    entry("timer-restore-ids", OPTIONAL, probe::timer_restore_ids, "the numbers of POSIX timers take many tries"),
     entry("mseal", OPTIONAL, probe::mseal, "nothing yet: this version does not use it"),
     entry("userfaultfd", OPTIONAL, probe::userfaultfd, "nothing yet: this version does not use it"),
     entry("uffd-wp-async", OPTIONAL, probe::uffd_wp_async, "nothing yet: this version does not use it"),

@@ -8,6 +8,7 @@ pub mod sched;
 pub mod smaps;
 pub mod stat;
 pub mod status;
+pub mod timers;
 
 use images::Pid;
 use nix::fcntl::{OFlag, openat};

@@ -47,6 +47,10 @@ calls! {
     Prctl = 157, 172;
     /// arch_prctl.
     ArchPrctl = 158, 384;
+    /// timer_gettime; timer_gettime64 of ia32.
+    TimerGettime = 224, 408;
+    /// timer_getoverrun.
+    TimerGetoverrun = 225, 262;
     /// restart_syscall.
     RestartSyscall = 219, 0;
     /// tgkill.

@@ -16,6 +16,7 @@ pub mod signal;
 pub mod socket;
 pub mod task;
 pub mod thread;
+pub mod timer;
 pub mod tree;
 pub mod unix_socket;
 pub(crate) mod wait;

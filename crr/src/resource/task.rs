@@ -16,8 +16,8 @@ pub(crate) struct Outside {
     pub(crate) coredump_filter: u32,
 }
 
-/// Reads them, and refuses POSIX timers.
-pub(crate) fn dump_outside(dir: &Dir, buffer: &mut Vec<u8>, refuse: &mut Refuse<'_>) -> Result<Outside> {
+/// Reads them.
+pub(crate) fn dump_outside(dir: &Dir, buffer: &mut Vec<u8>) -> Result<Outside> {
     let mut read = |name: &str| -> Result<Vec<u8>> {
         dir.read(name, buffer).with_context(|| format!("read {name}"))?;
         Ok(buffer.trim_ascii().to_vec())
@@ -25,14 +25,6 @@ pub(crate) fn dump_outside(dir: &Dir, buffer: &mut Vec<u8>, refuse: &mut Refuse<
     let personality = hex(&read("personality")?).context("personality")?;
     let oom_score_adj = decimal(&read("oom_score_adj")?).context("oom_score_adj")?;
     let coredump_filter = hex(&read("coredump_filter")?).context("coredump_filter")?;
-    let timers = read("timers").context("list POSIX timers (needs CONFIG_CHECKPOINT_RESTORE)")?;
-    for line in timers.split(|&b| b == b'\n') {
-        if let Some(id) = line.strip_prefix(b"ID: ") {
-            let id = String::from_utf8_lossy(id);
-            let hint = "have the program delete it (timer_delete) before the dump";
-            refuse.with_hint(format!("POSIX timer {id}"), "timers of timer_create are not supported", hint);
-        }
-    }
     Ok(Outside {
         personality: low_half(personality),
         oom_score_adj,

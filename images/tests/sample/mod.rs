@@ -12,6 +12,7 @@ use images::signal::{Action, AltStack, IntervalTimer, Pending};
 use images::socket::{Credentials, Message, Peer, PeerCredentials, SocketOption, UnixKind, UnixSocket};
 use images::task::{ShellJob, Task, Tree};
 use images::thread::{Creds, Regs, RobustList, Rseq, Sched, Thread, TlsEntry};
+use images::timer::Timer;
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, Pid, SharedId, TaskFd};
 
 /// Pages of `pages.img`.
@@ -182,11 +183,27 @@ fn task(pid: Pid, ppid: Pid, abi: Abi) -> Task {
             IntervalTimer::default(),
             IntervalTimer::default(),
         ],
+        timers: vec![timer(abi)],
         fds: vec![fd(0, 0, false), fd(1, 2, false), fd(3, 1, true), fd(7, 3, false)],
         threads: vec![
             thread(pid, abi, Seccomp::Filters { filters: vec![FilterId(0), FilterId(1)], speculation: true }),
             thread(pid + 1000, abi, if abi == Abi::Ia32 { Seccomp::Strict } else { Seccomp::Off }),
         ],
+    }
+}
+
+fn timer(abi: Abi) -> Timer {
+    Timer {
+        id: 3,
+        clock: if abi == Abi::Ia32 { -6 } else { 1 },
+        notify: 0,
+        thread: 0,
+        signal: 34,
+        value: 0xf7f0_1000,
+        interval_ns: 20_000_000,
+        left_ns: 5_000_000,
+        fired: false,
+        overrun: 2,
     }
 }
 

@@ -43,6 +43,25 @@ pub struct PrctlMmMap {
 }
 const _: () = assert!(size_of::<PrctlMmMap>() == 104);
 
+/// `struct __kernel_timespec`, include/uapi/linux/time_types.h: seconds of 64 bits in both ABIs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct TimeSpec {
+    pub seconds: i64,
+    pub nanos: i64,
+}
+
+/// `struct __kernel_itimerspec`, same file.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct ITimerSpec {
+    pub interval: TimeSpec,
+    pub value: TimeSpec,
+}
+const _: () = assert!(size_of::<ITimerSpec>() == 32);
+
 /// `struct rlimit64`, include/uapi/linux/resource.h: what prlimit64 takes in both ABIs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]

@@ -80,6 +80,27 @@ pub struct SockFprog {
 }
 const _: () = assert!(size_of::<SockFprog>() == 16);
 
+/// `struct sigevent`, include/uapi/asm-generic/siginfo.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct SigEvent {
+    pub value: Word,
+    pub signal: i32,
+    pub notify: i32,
+    pub thread: i32,
+    pub pad: [u32; 11],
+}
+const _: () = assert!(size_of::<SigEvent>() == 64);
+
+impl SigEvent {
+    /// From its four values.
+    #[must_use]
+    pub const fn new(value: Word, signal: i32, notify: i32, thread: i32) -> Self {
+        Self { value, signal, notify, thread, pad: [0; 11] }
+    }
+}
+
 /// `struct timeval`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]

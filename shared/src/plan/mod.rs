@@ -10,6 +10,7 @@ pub mod memory;
 pub mod seccomp;
 pub mod signal;
 pub mod thread;
+pub mod timer;
 pub mod tree;
 
 use crate::op::{self, Op, Slot};
@@ -133,6 +134,7 @@ pub fn task(machine: &Machine, task: &Task, space: &Space, filters: &[Filter]) -
     let leader = &task.threads[0];
     thread::ops(&mut ops, machine, task.abi, leader);
     signal::pending(&mut ops, task.abi, &task.pending, false);
+    timer::create(&mut ops, &task.timers);
     for entry in task.fds.iter().filter(|entry| entry.close_on_exec) {
         op::push(&mut ops, &Op::CloseOnExec(entry.fd.0));
     }
@@ -155,6 +157,7 @@ pub fn task(machine: &Machine, task: &Task, space: &Space, filters: &[Filter]) -
     last_of_thread(&mut ops, leader, TIE);
     attribute::last(&mut ops, machine, task);
     signal::timers(&mut ops, &task.interval_timers);
+    timer::start(&mut ops, task);
     TaskPlan { ops, needs: slots.into_needs(), threads }
 }
 

@@ -4,9 +4,9 @@
 //! See the parent module: the plan decides what is touched, and it never names the hole.
 
 use super::receive::size;
-use super::{Failure, Session, mempolicy, seccomp};
+use super::{Failure, Session, mempolicy, seccomp, timer};
 use crate::abi::common::{CapData, CapHeader, PrctlMmMap, Rlimit64};
-use crate::abi::native::{ITimerVal, SigAction, Stack, TimeVal, Word};
+use crate::abi::native::{ITimerVal, SigAction, SigEvent, Stack, TimeVal, Word};
 use crate::op::{Op, Special};
 use crate::sys::{self, Errno, nr};
 use core::arch::global_asm;
@@ -90,6 +90,12 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
         Op::IntervalTimer { which, interval_us, value_us } => {
             let timer = ITimerVal { interval: time(interval_us)?, value: time(value_us)? };
             plain(nr::__NR_setitimer, u64::from(which), &[which as usize, address(&timer), 0])
+        }
+        Op::TimerCreate { id, clock, notify, thread, signal, value } => {
+            timer::create(&SigEvent::new(value as Word, signal, notify, thread), clock, id)
+        }
+        Op::TimerStart { id, clock, interval_ns, left_ns, fired, taken } => {
+            timer::start(id, &timer::Times { clock, interval_ns, left_ns, fired, taken })
         }
         Op::Groups(groups) => plain(uid_calls::SETGROUPS, 0, &[groups.len() / 4, groups.as_ptr() as usize]),
         Op::Gid(ids) => set_ids(uid_calls::SETRESGID, uid_calls::SETFSGID, ids),

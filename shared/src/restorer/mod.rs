@@ -21,6 +21,7 @@ mod probe;
 mod receive;
 mod run;
 mod seccomp;
+mod timer;
 
 use crate::proto::{Report, Stage, Start};
 use crate::sys::{self, Errno, nr};

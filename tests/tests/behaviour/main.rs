@@ -20,6 +20,7 @@ mod signals;
 mod syscalls;
 mod terminal;
 mod threads;
+mod timers;
 mod tree;
 mod unix_sockets;
 mod waits;

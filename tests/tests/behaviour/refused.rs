@@ -41,7 +41,7 @@ macro_rules! refusals {
 }
 
 refusals! {
-    descriptors memory timer_and_locks listener namespace stranger
+    descriptors memory locks listener namespace stranger
     waiting_for_a_signal write_xor_execute namespace_of_a_thread
 }
 

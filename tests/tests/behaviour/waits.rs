@@ -47,10 +47,10 @@ fn took(running: Running, expected: f64) -> Result {
 }
 
 /// Runs `body` for both ABIs on a case that has just begun to wait. It returns how long the waits should take.
-fn waits(test: &str, case: &'static str, body: impl Fn(&mut Running) -> Result<f64>) {
+fn waits(test: &str, workload: &Workload, body: impl Fn(&mut Running) -> Result<f64>) {
     isolated(test, |dir| {
         for abi in Abi::ALL {
-            let mut running = Workload::new("waits", case).start(&dir.join(abi.name()), abi)?;
+            let mut running = workload.start(&dir.join(abi.name()), abi)?;
             let expected = body(&mut running)?;
             took(running, expected).with_context(|| abi.name().to_owned())?;
         }
@@ -66,7 +66,7 @@ fn pass(seconds: f64) {
 fn a_wait_goes_on_where_it_was() {
     require_root!();
     require_ia32!();
-    waits(&here!(), "relative", |running| {
+    waits(&here!(), &Workload::new("waits", "relative"), |running| {
         pass(LIMIT / 2.0);
         let gone = gone_for(running, Duration::from_secs(2))?;
         Ok(LIMIT + gone.as_secs_f64())
@@ -77,7 +77,7 @@ fn a_wait_goes_on_where_it_was() {
 fn three_outages_in_one_wait() {
     require_root!();
     require_ia32!();
-    waits(&here!(), "relative", |running| {
+    waits(&here!(), &Workload::new("waits", "relative"), |running| {
         let mut expected = LIMIT;
         for _ in 0..3 {
             pass(LIMIT / 4.0);
@@ -92,7 +92,7 @@ fn three_outages_in_one_wait() {
 fn an_outage_after_other_dumps() {
     require_root!();
     require_ia32!();
-    waits(&here!(), "relative", |running| {
+    waits(&here!(), &Workload::new("waits", "relative"), |running| {
         pass(LIMIT / 4.0);
         running.dump(&["--leave-running"])?.success()?;
         pass(LIMIT / 2.0);
@@ -105,7 +105,7 @@ fn an_outage_after_other_dumps() {
 fn let_run_it_ends_in_time() {
     require_root!();
     require_ia32!();
-    waits(&here!(), "relative", |running| {
+    waits(&here!(), &Workload::new("waits", "relative"), |running| {
         pass(LIMIT / 2.0);
         running.dump(&["--leave-running"])?.success()?;
         Ok(LIMIT)
@@ -116,9 +116,20 @@ fn let_run_it_ends_in_time() {
 fn an_absolute_wait_goes_by_its_clock() {
     require_root!();
     require_ia32!();
-    waits(&here!(), "absolute", |running| {
+    waits(&here!(), &Workload::new("waits", "absolute"), |running| {
         pass(LIMIT / 4.0);
         let gone = gone_for(running, Duration::from_secs(2))?;
         Ok(LIMIT.max(LIMIT / 4.0 + gone.as_secs_f64()))
+    });
+}
+
+#[test]
+fn a_timer_goes_on_where_it_was() {
+    require_root!();
+    require_ia32!();
+    waits(&here!(), &Workload::new("timers", "took"), |running| {
+        pass(LIMIT / 2.0);
+        let gone = gone_for(running, Duration::from_secs(2))?;
+        Ok(LIMIT + gone.as_secs_f64())
     });
 }

@@ -82,6 +82,7 @@ fn check_task(task: &Task, files: &Files) -> Check {
     attribute::check_task(&task.attributes)?;
     check_actions(&task.actions)?;
     check_pending(&task.pending)?;
+    check_timers(task)?;
     check_fds(task, files)
 }
 
@@ -106,6 +107,21 @@ fn check_pending(pending: &[Pending]) -> Check {
         let never_waits = [libc::SIGKILL, libc::SIGSTOP].contains(&number);
         ensure!(!never_waits, "a pending signal {number}, which no task survives");
     }
+    Ok(())
+}
+
+fn check_timers(task: &Task) -> Check {
+    const SIGEV_NONE: i32 = 1;
+    for timer in &task.timers {
+        let (id, signal) = (timer.id, timer.signal);
+        ensure!(id >= 0, "POSIX timer {id}");
+        let named = (1..=i32::from(SIGNALS)).contains(&signal) || timer.notify == SIGEV_NONE;
+        ensure!(named, "POSIX timer {id} sends signal {signal}");
+        let known = timer.thread == 0 || task.threads.iter().any(|thread| thread.tid == timer.thread);
+        ensure!(known, "POSIX timer {id} signals thread {}, which is not there", timer.thread);
+    }
+    let unsorted = task.timers.windows(2).find(|pair| pair[0].id >= pair[1].id);
+    ensure!(unsorted.is_none(), "POSIX timer {} is out of order", unsorted.map_or(0, |pair| pair[1].id));
     Ok(())
 }
 

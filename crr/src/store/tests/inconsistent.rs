@@ -85,6 +85,19 @@ fn properties_of_tasks() {
 }
 
 #[test]
+fn timers() {
+    refused("tree.img: task 100: POSIX timer -1", |s| s.tree.tasks[0].timers[0].id = -1);
+    refused("tree.img: task 100: POSIX timer 3 sends signal 65", |s| s.tree.tasks[0].timers[0].signal = 65);
+    refused("tree.img: task 100: POSIX timer 3 signals thread 7, which is not there", |s| {
+        s.tree.tasks[0].timers[0].thread = 7;
+    });
+    refused("tree.img: task 100: POSIX timer 3 is out of order", |s| {
+        let timer = s.tree.tasks[0].timers[0];
+        s.tree.tasks[0].timers.push(timer);
+    });
+}
+
+#[test]
 fn properties_of_threads() {
     refused("tree.img: task 100: thread -4: is no tid", |s| s.tree.tasks[0].threads[1].tid = -4);
     refused("tree.img: task 100: thread 100: a name of 16 bytes", |s| {
