@@ -17,6 +17,8 @@ pub struct Tree {
     pub tasks: Vec<Task>,
     /// Session and process group that the root shares with a shell outside of the tree (`--shell-job`).
     pub shell_job: Option<ShellJob>,
+    /// Tasks that have ended, and that their parents have not waited for, each parent's in the order it has them.
+    pub zombies: Vec<Zombie>,
     /// Programs of seccomp, each once.
     pub filters: Vec<Filter>,
 }
@@ -28,6 +30,39 @@ pub struct ShellJob {
     pub sid: Pid,
     /// The root's process group.
     pub pgid: Pid,
+}
+
+/// What is left of a task that has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Zombie {
+    /// Its pid.
+    pub pid: Pid,
+    /// Its parent, a living task of the tree.
+    pub ppid: Pid,
+    /// Process group.
+    pub pgid: Pid,
+    /// Session.
+    pub sid: Pid,
+    /// `comm`, at most 15 bytes.
+    #[serde(serialize_with = "crate::readable::text")]
+    pub comm: Vec<u8>,
+    /// What its parent will see.
+    pub end: End,
+    /// Real, effective, saved and file-system user id.
+    pub uid: [u32; 4],
+    /// Real, effective, saved and file-system group id.
+    pub gid: [u32; 4],
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// How a task ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum End {
+    /// By exit(2) with this code.
+    Exit(u8),
+    /// By this signal, without a core dump.
+    Killed(u8),
 }
 
 /// A task (thread group).

@@ -57,16 +57,16 @@ fn the_example_of_the_format_description_is_right() {
     let expected = [
         b"crrimage".as_slice(),
         &[2, 0, 2, 0, 62, 0, 0, 0],
-        &[3, 0, 0, 0, 0, 0, 0, 0],
+        &[4, 0, 0, 0, 0, 0, 0, 0],
         &[0; 8],
-        // No tasks, no shell job, no filters.
-        &[0, 0, 0],
+        // No tasks, no shell job, no zombies, no filters.
+        &[0, 0, 0, 0],
     ]
     .concat();
-    let tree = Tree { tasks: Vec::new(), shell_job: None, filters: Vec::new() };
+    let tree = Tree { tasks: Vec::new(), shell_job: None, zombies: Vec::new(), filters: Vec::new() };
     let bytes = images::container::encode(Kind::Tree, &tree).unwrap();
-    assert_eq!(bytes[..35], expected);
-    assert_eq!(bytes[35..], crc32c(&expected).to_le_bytes());
+    assert_eq!(bytes[..36], expected);
+    assert_eq!(bytes[36..], crc32c(&expected).to_le_bytes());
 }
 
 #[test]

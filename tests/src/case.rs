@@ -272,7 +272,8 @@ fn reap() -> crate::Result {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
-            Ok(_) => {}
+            // nix cannot name the real-time signal that killed a child; it is reaped all the same.
+            Ok(_) | Err(Errno::EINVAL) => {}
             Err(e) => return Err(e.into()),
         }
     }

@@ -139,19 +139,6 @@ CASE(listener)
 	check_alive(pair);
 }
 
-/* A child that stays a zombie until the dump has been refused. */
-CASE(zombie)
-{
-	siginfo_t info;
-	pid_t child = MUST(fork());
-	if (child == 0)
-		_exit(3);
-	MUST(waitid(P_PID, (id_t)child, &info, WEXITED | WNOWAIT));
-	checkpoint();
-	int status = 0;
-	CHECK(waitpid(child, &status, 0) == child && WEXITSTATUS(status) == 3, "the zombie: %#x", status);
-}
-
 static void outlive_the_root(void *unused)
 {
 	(void)unused;

@@ -2,7 +2,7 @@
 //!
 //! Everything that stands in the way is noted, not returned, so that one dump names all of it.
 
-use super::freeze::{Frozen, FrozenTask};
+use super::freeze::{DeadTask, Frozen, FrozenTask};
 use super::pages::Contents;
 use crate::proc::{Dir, smaps, stat, status};
 use crate::ptrace::{Patience, Stop, Stopped, regs};
@@ -19,14 +19,14 @@ use crate::resource::signal::{self, AskSignals};
 use crate::resource::task::{self as properties, AskTask};
 use crate::resource::thread::{self, AskThread};
 use crate::resource::tree::{self, Standing, Strangers};
-use crate::resource::{Refuse, attribute, limits, memory, mempolicy, seccomp, sharing, timer};
+use crate::resource::{Refuse, attribute, limits, memory, mempolicy, seccomp, sharing, timer, zombie};
 use crate::sys::int80::LowBuffer;
 use crate::sys::vm;
 use anyhow::{Context, Result, bail};
 use images::attribute::{AreaPolicy, TaskAttributes};
 use images::file::Files;
 use images::memory::{Backing, Memory, Space, Vdso, Vma};
-use images::task::{Task, Tree};
+use images::task::{Task, Tree, Zombie};
 use images::thread::{Regs, Thread};
 use images::{Abi, Addr, Pid};
 use shared::plan::tree::Place;
@@ -84,9 +84,12 @@ pub(super) fn collect(
         task.dir.read("stat", &mut tables.buffer).with_context(|| format!("task {}: read stat", task.pid))?;
         stats.push(stat::parse(&tables.buffer).with_context(|| format!("task {}", task.pid))?);
     }
-    let standings: Vec<Standing> =
-        frozen.tasks.iter().zip(&stats).map(|(task, stat)| standing(task, stat)).collect();
-    let strangers = Strangers::look(&frozen.tasks.iter().map(|task| task.pid).collect())?;
+    let mut standings: Vec<Standing> = Vec::with_capacity(stats.len());
+    for (task, stat) in frozen.tasks.iter().zip(&stats) {
+        standings.push(standing((task.pid, &task.name), stat));
+    }
+    let zombies = look_at_zombies(&frozen.dead, &mut standings, &mut tables.buffer, &mut refusals)?;
+    let strangers = Strangers::look(&standings.iter().map(|task| task.place.pid).collect())?;
     let shell_job = tree::check(&standings, shell_job, &strangers, &mut refusals);
     tables.terminal = shell_job.and_then(|_| standings.first()).map(|root| root.tty).filter(|tty| *tty != 0);
     sharing::check(&frozen.tasks, &mut refusals)?;
@@ -110,20 +113,38 @@ pub(super) fn collect(
     let (memory, contents) = find_contents(frozen, spaces, tables.backings, tables.vdsos)?;
     let files = tables.files.into_files(tables.paths);
     Ok(Collected {
-        tree: Tree { tasks, shell_job, filters: tables.filters.into_filters() },
+        tree: Tree { tasks, shell_job, zombies, filters: tables.filters.into_filters() },
         files,
         memory,
         contents,
     })
 }
 
-fn standing(task: &FrozenTask, stat: &stat::Stat) -> Standing {
+fn standing((pid, name): (Pid, &str), stat: &stat::Stat) -> Standing {
     Standing {
-        place: Place { pid: task.pid, ppid: stat.ppid, pgid: stat.pgid, sid: stat.sid },
+        place: Place { pid, ppid: stat.ppid, pgid: stat.pgid, sid: stat.sid },
         tty: stat.tty,
         exit_signal: stat.exit_signal,
-        name: task.name.clone(),
+        name: name.to_owned(),
     }
+}
+
+fn look_at_zombies(
+    dead: &[DeadTask],
+    standings: &mut Vec<Standing>,
+    buffer: &mut Vec<u8>,
+    refusals: &mut Refusals,
+) -> Result<Vec<Zombie>> {
+    let mut zombies = Vec::with_capacity(dead.len());
+    for DeadTask { pid, name, dir } in dead {
+        dir.read("stat", buffer).with_context(|| format!("task {pid}: read stat"))?;
+        let stat = stat::parse(buffer).with_context(|| format!("task {pid}"))?;
+        dir.read("status", buffer).with_context(|| format!("task {pid}: read status"))?;
+        let status = status::parse(buffer).with_context(|| format!("task {pid}"))?;
+        standings.push(standing((*pid, name), &stat));
+        zombies.extend(zombie::dump(*pid, &stat, &status, &mut Refuse::new(refusals, *pid, name)));
+    }
+    Ok(zombies)
 }
 
 /// One task. Nothing is asked of a task that could not answer or would be harmed. `None` when it is of an ABI that crr does not know, which is then refused.

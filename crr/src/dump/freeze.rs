@@ -31,13 +31,26 @@ pub(crate) struct FrozenTask {
     pub(crate) waits: Waits,
 }
 
+/// A task that has ended, and whose parent, being stopped, does not wait for it now.
+#[derive(Debug)]
+pub(crate) struct DeadTask {
+    /// Its pid.
+    pub(crate) pid: Pid,
+    /// Its name, for messages.
+    pub(crate) name: String,
+    /// `/proc/PID`.
+    pub(crate) dir: Dir,
+}
+
 /// A stopped tree. Dropped, it runs on as before.
 #[derive(Debug)]
 pub(crate) struct Frozen {
     /// Parents before their children.
     pub(crate) tasks: Vec<FrozenTask>,
-    /// A task had ended and was not waited for: perhaps only because its parent was stopped just then.
-    pub(crate) saw_zombie: bool,
+    /// Zombies.
+    pub(crate) dead: Vec<DeadTask>,
+    /// A task was found at its end, so others may have got another parent.
+    orphaned: bool,
     since: Instant,
 }
 
@@ -45,19 +58,36 @@ impl Frozen {
     /// Stops the tree under `root`.
     pub(crate) fn seize(root: Pid, patience: &Patience, refusals: &mut Refusals) -> Result<Self> {
         let looks = Looks::take(&list(root)?);
-        let mut frozen = Self { tasks: Vec::new(), saw_zombie: false, since: Instant::now() };
+        let mut frozen = Self { tasks: Vec::new(), dead: Vec::new(), orphaned: false, since: Instant::now() };
         let mut queue = VecDeque::from([root]);
         let mut seen = HashSet::from([root]);
         let mut buffer = Vec::new();
-        while let Some(pid) = queue.pop_front() {
+        loop {
+            let Some(pid) = queue.pop_front() else {
+                if !std::mem::take(&mut frozen.orphaned) {
+                    break;
+                }
+                for task in &frozen.tasks {
+                    queue.extend(
+                        children(&task.dir, &mut buffer)?.into_iter().filter(|&child| seen.insert(child)),
+                    );
+                }
+                continue;
+            };
             let dir = match Dir::task(pid) {
                 Ok(dir) => dir,
                 Err(e) if pid == root => return Err(e).with_context(|| format!("no task {pid}")),
-                Err(_gone) => continue,
+                Err(_gone) => {
+                    frozen.orphaned = true;
+                    continue;
+                }
             };
             match frozen.seize_task(pid, &dir, &looks, patience, refusals) {
                 Ok(()) => {}
-                Err(e) if pid != root && is_gone(&e) => continue,
+                Err(e) if pid != root && is_gone(&e) => {
+                    frozen.orphaned = true;
+                    continue;
+                }
                 Err(e) => return Err(e.context(format!("task {pid}: stop"))),
             }
             for child in children(&dir, &mut buffer).with_context(|| format!("task {pid}: list children"))? {
@@ -81,12 +111,9 @@ impl Frozen {
         patience: &Patience,
         refusals: &mut Refusals,
     ) -> Result<()> {
-        let name = match blocker(pid, dir)? {
-            Ok(name) => name,
-            Err(blocker) => {
-                self.refuse(pid, blocker, refusals);
-                return Ok(());
-            }
+        let name = match look_at(pid, dir)? {
+            Found::Living(name) => name,
+            other => return self.pass_over(pid, other, refusals),
         };
         self.tasks.push(FrozenTask {
             pid,
@@ -118,11 +145,8 @@ impl Frozen {
             for thread in stopped.into_iter().flat_map(|task| task.threads) {
                 thread.detach(0)?;
             }
-            match blocker(pid, dir)? {
-                Ok(_) => bail!(ptrace::Error::Gone(pid)),
-                Err(blocker) => self.refuse(pid, blocker, refusals),
-            }
-            return Ok(());
+            let found = look_at(pid, dir)?;
+            return self.pass_over(pid, found, refusals);
         }
         task.waits = Waits::of(pid, &task.dir, &task.threads, looks);
         // The directory lists the leader first as long as tids have not wrapped; threads of a wrapped range follow it.
@@ -134,9 +158,23 @@ impl Frozen {
         Ok(())
     }
 
-    fn refuse(&mut self, pid: Pid, blocker: Blocker, refusals: &mut Refusals) {
-        self.saw_zombie |= blocker.zombie;
-        refusals.task((pid, &blocker.name), "task", blocker.reason, blocker.hint.as_deref());
+    /// Notes a task that is not to be stopped.
+    fn pass_over(&mut self, pid: Pid, found: Found, refusals: &mut Refusals) -> Result<()> {
+        match found {
+            Found::Living(_) => bail!(ptrace::Error::Gone(pid)),
+            Found::Zombie(name) if self.tasks.is_empty() => {
+                let hint = Some("name a task that lives");
+                refusals.task((pid, &name), "task", "the root of the tree has ended", hint);
+            }
+            Found::Zombie(name) => {
+                self.orphaned = true;
+                self.dead.push(DeadTask { pid, name, dir: Dir::task(pid)? });
+            }
+            Found::Blocked { name, reason, hint } => {
+                refusals.task((pid, &name), "task", reason, hint.as_deref());
+            }
+        }
+        Ok(())
     }
 
     /// How long the tree has been stopped.
@@ -207,23 +245,20 @@ fn send(task: &FrozenTask, signal: Signal) -> Result<()> {
     }
 }
 
-/// Why a task cannot be seized.
-struct Blocker {
-    name: String,
-    reason: String,
-    hint: Option<String>,
-    zombie: bool,
+/// What a look at a task tells of it before it is seized: its name, and what rules that out.
+enum Found {
+    Living(String),
+    Zombie(String),
+    Blocked { name: String, reason: String, hint: Option<String> },
 }
 
-/// Looks at what rules out seizing; the name of the task otherwise.
-fn blocker(pid: Pid, dir: &Dir) -> Result<Result<String, Blocker>> {
+fn look_at(pid: Pid, dir: &Dir) -> Result<Found> {
     let mut buffer = Vec::new();
     dir.read("stat", &mut buffer)?;
     let stat = stat::parse(&buffer)?;
     let name = String::from_utf8_lossy(&stat.comm).into_owned();
-    let zombie = matches!(stat.state, b'Z' | b'X');
     let refuse =
-        |reason: String, hint: Option<String>| Ok(Err(Blocker { name: name.clone(), reason, hint, zombie }));
+        |reason: String, hint: Option<String>| Ok(Found::Blocked { name: name.clone(), reason, hint });
     if stat.flags & stat::PF_KTHREAD != 0 {
         return refuse("a kernel thread".into(), None);
     }
@@ -231,14 +266,14 @@ fn blocker(pid: Pid, dir: &Dir) -> Result<Result<String, Blocker>> {
         let hint = "run crr from outside of the tree, or give --tree a task that is not crr's ancestor";
         return refuse("this is crr itself".into(), Some(hint.into()));
     }
-    if zombie {
-        let threads = dir.numbers::<Pid>("task")?.len();
-        return if threads > 1 {
-            refuse("its leading thread has ended while others go on".into(), None)
-        } else {
-            let hint = "have its parent wait for it".to_owned();
-            refuse("a zombie: it has ended and its parent has not waited for it".into(), Some(hint))
-        };
+    match stat.state {
+        b'Z' if dir.numbers::<Pid>("task")?.len() > 1 => {
+            return refuse("its leading thread has ended while others go on".into(), None);
+        }
+        b'Z' => return Ok(Found::Zombie(name)),
+        // On its way out of the table.
+        b'X' => bail!(ptrace::Error::Gone(pid)),
+        _ => {}
     }
     dir.read("status", &mut buffer)?;
     let status = status::parse(&buffer)?;
@@ -251,7 +286,7 @@ fn blocker(pid: Pid, dir: &Dir) -> Result<Result<String, Blocker>> {
         let hint = "detach the debugger first".to_owned();
         return refuse(format!("traced by {} ({tracer})", status.tracer), Some(hint));
     }
-    Ok(Ok(name))
+    Ok(Found::Living(name))
 }
 
 /// The tasks of a tree as it runs, for looks that need not wait until it is stopped. Tasks that come and go

@@ -82,7 +82,8 @@ pub fn dump(options: &Options) -> Result<Report> {
     let mut holders = Holders::scan(&freeze::list(options.root)?)?;
     let low = LowBuffer::new().context("map a page below 4 GiB")?;
 
-    let (mut frozen, refusals) = seize(options.root, &patience)?;
+    let mut refusals = Refusals::default();
+    let mut frozen = Frozen::seize(options.root, &patience, &mut refusals)?;
     let mut collected = collect(&mut frozen, options.shell_job, low, &mut holders, refusals, &patience)?;
     collected.memory.block_crcs = {
         let total = collected.contents.page_count() * images::id::PAGE_SIZE;
@@ -97,24 +98,6 @@ pub fn dump(options: &Options) -> Result<Report> {
         e.context(Changed { how: "the checkpoint is complete, but not all tasks were ended".to_owned() })
     })?;
     Ok(Report { tasks, threads, bytes, frozen: frozen_for, total: started.elapsed() })
-}
-
-/// Stops the tree. A child that had just ended when its parent was stopped is no reason to refuse: the parent gets
-/// a few chances to wait for it.
-fn seize(root: Pid, patience: &Patience) -> Result<(Frozen, Refusals)> {
-    const FIRST_CHANCE: Duration = Duration::from_millis(1);
-    const LAST_CHANCE: Duration = Duration::from_millis(200);
-    let mut chance = FIRST_CHANCE;
-    loop {
-        let mut refusals = Refusals::default();
-        let frozen = Frozen::seize(root, patience, &mut refusals)?;
-        if !frozen.saw_zombie || chance > LAST_CHANCE {
-            return Ok((frozen, refusals));
-        }
-        drop(frozen);
-        std::thread::sleep(chance);
-        chance *= 2;
-    }
 }
 
 /// How long killed tasks may take to be gone: they may have gigabytes to free.

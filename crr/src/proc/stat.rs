@@ -30,6 +30,8 @@ pub struct Stat {
     pub exit_signal: i32,
     /// The processor it last ran on.
     pub processor: usize,
+    /// Wait status of a task that has ended; of one that is stopped, the signal that its parent has not been told of.
+    pub exit_code: u32,
     /// All but `brk`, which is not shown here.
     pub layout: Layout,
 }
@@ -59,6 +61,7 @@ pub fn parse(text: &[u8]) -> Result<Stat, Malformed> {
         flags: decimal(field(9)).ok_or_else(|| bad("flags"))?,
         exit_signal: pid(38, "exit_signal")?,
         processor: decimal(field(39)).ok_or_else(|| bad("processor"))?,
+        exit_code: decimal(field(52)).ok_or_else(|| bad("exit_code"))?,
         layout: Layout {
             start_code: addr(26, "startcode")?,
             end_code: addr(27, "endcode")?,

@@ -97,7 +97,9 @@ pub fn parse(text: &[u8]) -> Result<Status, Malformed> {
     }
     // Every line that is not optional; a kernel without one of them is not one that crr knows.
     const NEEDED: u32 = 18;
-    if seen < NEEDED { Err(Malformed { file: "status", field: "set of lines" }) } else { Ok(status) }
+    // A task that has ended has no umask any more.
+    let needed = if status.state == b'Z' { NEEDED - 1 } else { NEEDED };
+    if seen < needed { Err(Malformed { file: "status", field: "set of lines" }) } else { Ok(status) }
 }
 
 /// Takes over one line. True when it is one of the lines that every kernel writes.

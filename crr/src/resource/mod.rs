@@ -20,6 +20,7 @@ pub mod timer;
 pub mod tree;
 pub mod unix_socket;
 pub(crate) mod wait;
+pub mod zombie;
 
 use crate::refusal::Refusals;
 use images::Pid;

@@ -151,11 +151,17 @@ impl Strangers {
     }
 }
 
-/// Where the tasks of a tree stand.
+/// Where the tasks of a tree stand, then its zombies.
 pub(crate) fn places(tree: &Tree) -> Vec<Place> {
     let place =
         |task: &images::task::Task| Place { pid: task.pid, ppid: task.ppid, pgid: task.pgid, sid: task.sid };
-    tree.tasks.iter().map(place).collect()
+    let zombie = |zombie: &images::task::Zombie| Place {
+        pid: zombie.pid,
+        ppid: zombie.ppid,
+        pgid: zombie.pgid,
+        sid: zombie.sid,
+    };
+    tree.tasks.iter().map(place).chain(tree.zombies.iter().map(zombie)).collect()
 }
 
 /// Who forks whom to make a dumped tree again.

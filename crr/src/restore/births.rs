@@ -9,6 +9,7 @@ use super::child::{self, Outcome, Step};
 use super::prepare::Preparation;
 use crate::sys::{process, wait};
 use images::Pid;
+use images::task::{End, Zombie};
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
@@ -37,6 +38,7 @@ impl<'a> Origin<'a> {
 /// Who a process is, while it forks and gathers.
 pub(super) struct Kin<'a> {
     restore: &'a Restore<'a>,
+    index: usize,
     process: &'a Process,
     outside: Pid,
 }
@@ -45,7 +47,7 @@ impl<'a> Kin<'a> {
     /// The process with this index, at its first steps: it waits for a courier's end, and ties its life to its parent's.
     pub(super) fn arrive(restore: &'a Restore<'a>, index: usize, origin: &Origin<'_>) -> Outcome<Self> {
         let process = &restore.preparation.schedule.processes[index];
-        let this = Self { restore, process, outside: origin.outside };
+        let this = Self { restore, index, process, outside: origin.outside };
         let parent =
             if process.parent == OUTSIDE { origin.outside } else { restore.preparation.pids[process.parent] };
         if let Some(courier) = origin.courier {
@@ -122,12 +124,36 @@ impl<'a> Kin<'a> {
             self.see_off(self.restore.preparation.pids[birth.process])?;
             any = true;
         }
+        for zombie in &self.restore.checkpoint.tree.zombies {
+            any |= self.await_end(zombie)?;
+        }
         if any {
             // Their SIGCHLD is in the queue: all signals are blocked.
             let sigchld: SigSet = std::iter::once(Signal::SIGCHLD).collect();
             while wait::take_pending(&sigchld) {}
         }
         Ok(())
+    }
+
+    /// Waits until a zombie is one, if it is a child of this process; whether it is.
+    fn await_end(&self, zombie: &Zombie) -> Outcome<bool> {
+        let Preparation { schedule, by_pid, .. } = &self.restore.preparation;
+        if by_pid.get(&zombie.pid).is_none_or(|&process| schedule.processes[process].parent != self.index) {
+            return Ok(false);
+        }
+        let expected = match zombie.end {
+            End::Exit(code) => (libc::CLD_EXITED, i32::from(code)),
+            End::Killed(signal) => (libc::CLD_KILLED, i32::from(signal)),
+        };
+        loop {
+            let failed = |errno| (Step::Zombie, errno, u64::from(zombie.pid.cast_unsigned()));
+            match wait::until_ended(zombie.pid) {
+                Ok(end) if end == expected => return Ok(true),
+                Ok(_) => return Err(failed(Errno::ECHILD)),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
     }
 
     /// Waits for a helper's end.

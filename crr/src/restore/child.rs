@@ -5,8 +5,10 @@
 
 use super::Restore;
 use super::births::{self, Kin, Origin};
+use crate::resource::zombie;
 use crate::sys::{exec, process};
 use images::DescriptionId;
+use images::task::Zombie;
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{GenericNamespaced, Stream};
 use nix::errno::Errno;
@@ -35,6 +37,12 @@ pub(super) enum Step {
     Fork,
     /// Take leave of a process that stood in for a dead one.
     Helper,
+    /// Wait for the end of a child that is to be a zombie.
+    Zombie,
+    /// Take on the identity of a zombie.
+    Identity,
+    /// End as a zombie did.
+    End,
     /// Write a file in /proc/self.
     Attribute,
     /// Set the personality.
@@ -49,7 +57,7 @@ pub(super) enum Step {
 
 impl Step {
     /// All of them, in the order of their numbers.
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 15] = [
         Self::Adoption,
         Self::Tie,
         Self::Reaper,
@@ -57,6 +65,9 @@ impl Step {
         Self::Group,
         Self::Fork,
         Self::Helper,
+        Self::Zombie,
+        Self::Identity,
+        Self::End,
         Self::Attribute,
         Self::Personality,
         Self::Files,
@@ -75,6 +86,9 @@ impl Step {
             Some(Self::Group) => "set its process group",
             Some(Self::Fork) => "fork its child with pid",
             Some(Self::Helper) => "wait for the stand-in of a dead leader, pid",
+            Some(Self::Zombie) => "wait for the end of a child that is to be a zombie, pid",
+            Some(Self::Identity) => "take on its name, users and groups",
+            Some(Self::End) => "end as it had ended",
             Some(Self::Attribute) => "set an attribute in /proc",
             Some(Self::Personality) => "set its personality",
             Some(Self::Files) => "put a file in its place, fd",
@@ -94,9 +108,26 @@ pub(super) fn become_process(restore: &Restore<'_>, process: usize, origin: Orig
         process::close_fd(socket.as_raw_fd());
     }
     match restore.preparation.schedule.processes[process].role {
-        Role::Task(index) => become_task(restore, index, &origin),
+        Role::Task(index) if index < restore.preparation.tasks.len() => become_task(restore, index, &origin),
+        Role::Task(index) => {
+            let zombie = &restore.checkpoint.tree.zombies[index - restore.preparation.tasks.len()];
+            become_zombie(restore, process, zombie, &origin)
+        }
         _ => become_helper(restore, process, &origin),
     }
+}
+
+/// Takes its place, and ends as its record says.
+fn become_zombie(restore: &Restore<'_>, process: usize, zombie: &Zombie, origin: &Origin<'_>) -> ! {
+    let done = Kin::arrive(restore, process, origin).and_then(|kin| {
+        kin.lead(None)?;
+        kin.gather()?;
+        kin.stay();
+        kin.disband()?;
+        zombie::take_identity(zombie).map_err(|errno| (Step::Identity, errno, 0))
+    });
+    let failure = done.map_or_else(|failure| failure, |()| (Step::End, zombie::die(zombie.end), 0));
+    fail(restore, failure)
 }
 
 /// Stands in for what is missing, and ends.
@@ -110,13 +141,18 @@ fn become_helper(restore: &Restore<'_>, process: usize, origin: &Origin<'_>) -> 
         kin.stay();
         kin.disband()
     });
-    if let Err(failure) = done {
-        if let Some(socket) = connect(restore) {
-            report(restore, &socket, failure);
-        }
-        process::exit(1);
+    match done {
+        Ok(()) => process::exit(0),
+        Err(failure) => fail(restore, failure),
     }
-    process::exit(0)
+}
+
+/// The end of a process that is no task and could not do its part.
+fn fail(restore: &Restore<'_>, failure: (Step, Errno, u64)) -> ! {
+    if let Some(socket) = connect(restore) {
+        report(restore, &socket, failure);
+    }
+    process::exit(1)
 }
 
 fn become_task(restore: &Restore<'_>, index: usize, origin: &Origin<'_>) -> ! {

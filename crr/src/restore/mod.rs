@@ -220,7 +220,7 @@ fn bring_back(
         ListenerOptions::new().name(name).create_sync().context("listen for the restoring tasks")?;
     let pid = restore.checkpoint.tree.tasks[0].pid;
     let outcome = fork_root(restore, options, pid).and_then(|parent| {
-        let (parked, held) = serve::serve(restore, &listener, pid, deadline)?;
+        let (parked, held) = serve::serve(restore, &listener, deadline)?;
         births::see_off_first(restore);
         let stays = !options.detached && !options.sibling;
         let terminal = if stays { Terminal::lend(pid) } else { None };
@@ -298,10 +298,13 @@ fn is_ours(restore: &Restore<'_>, pid: images::Pid) -> bool {
     false
 }
 
-/// Fails if the root has ended without a word.
-fn still_there(root: images::Pid) -> Result<()> {
-    if !is_alive(root) {
-        bail!("task {root}: ended before it made contact");
+/// Fails if the root, or the dead leader of its session that forks it, has ended without a word.
+fn still_there(restore: &Restore<'_>) -> Result<()> {
+    let Preparation { schedule, pids, .. } = &restore.preparation;
+    for first in schedule.processes[OUTSIDE].after.iter().map(|birth| pids[birth.process]) {
+        if !is_alive(first) {
+            bail!("task {first}: ended before it made contact");
+        }
     }
     Ok(())
 }

@@ -94,7 +94,8 @@ fn reap(root: Pid) -> i32 {
         match waitpid(None, None) {
             Ok(WaitStatus::Exited(pid, code)) if pid.as_raw() == root => return code,
             Ok(WaitStatus::Signaled(pid, signal, _)) if pid.as_raw() == root => return 128 + signal as i32,
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            // EINVAL: an orphan was killed by a real-time signal, which nix cannot name.
+            Ok(_) | Err(nix::errno::Errno::EINTR | nix::errno::Errno::EINVAL) => {}
             Err(_) => return 1,
         }
     }

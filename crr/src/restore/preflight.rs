@@ -59,7 +59,8 @@ fn pids(refusals: &mut Refusals, checkpoint: &Checkpoint, schedule: &Schedule) {
         fs::read_to_string("/proc/sys/kernel/pid_max").ok().and_then(|text| text.trim().parse::<Pid>().ok());
     let hint = Some("end it, or restore with --new-pidns");
     let threads = checkpoint.tree.tasks.iter().flat_map(|task| &task.threads).map(|thread| thread.tid);
-    for tid in threads.chain(schedule.dead_leaders()) {
+    let zombies = checkpoint.tree.zombies.iter().map(|zombie| zombie.pid);
+    for tid in threads.chain(zombies).chain(schedule.dead_leaders()) {
         let object = format!("pid {tid}");
         if limit.is_some_and(|limit| tid >= limit) {
             refuse(refusals, object, "is beyond kernel.pid_max", Some("raise kernel.pid_max"));

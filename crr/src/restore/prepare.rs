@@ -10,7 +10,7 @@ use crate::sys::shared_page::ControlPage;
 use anyhow::{Context, Result, bail};
 use images::id::PAGE_SIZE;
 use images::memory::Space;
-use images::task::Task;
+use images::task::Tree;
 use images::{Abi, Pid};
 use shared::plan::tree::{Place, Role, Schedule};
 use shared::plan::{self, Machine, Need, hole};
@@ -38,12 +38,14 @@ pub(crate) struct Prepared {
 pub(crate) struct Preparation {
     /// In the order of the tree image.
     pub tasks: Vec<Prepared>,
-    /// Where each of them stands, in the same order.
+    /// Where each of them stands, in the same order, then the zombies.
     pub places: Vec<Place>,
     /// Who forks whom.
     pub schedule: Schedule,
     /// Pids of all processes of the schedule; that of the outside is not known yet.
     pub pids: Vec<Pid>,
+    /// The processes by their pids.
+    pub by_pid: BTreeMap<Pid, usize>,
     /// How many processes come to each [`Gathering`].
     pub totals: [u32; 2],
     /// helper32 and restorer64, each at the places where tasks have room for them.
@@ -111,7 +113,7 @@ pub(super) fn prepare(
         .map(|(task, space)| plan::task(&machines[&task.abi], task, space, &tree.filters))
         .collect();
     let places = tree::places(&checkpoint.tree);
-    let mut free_ids = FreeIds::new(&tree.tasks, &schedule);
+    let mut free_ids = FreeIds::new(&tree, &schedule);
     let pids = pids(&places, &schedule, &mut free_ids);
     let contents: Vec<hole::Contents> = tree
         .tasks
@@ -146,8 +148,9 @@ pub(super) fn prepare(
         tasks.push(Prepared { start, needs: plan.needs, ops: plan.ops, program });
     }
     let (tree, control) = shared_tree(&tasks, offset)?;
+    let by_pid = (0..).zip(&pids).map(|(process, &pid)| (pid, process)).collect();
     let totals = [schedule.leaders(), places.len()].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
-    Ok(Preparation { tasks, places, schedule, pids, totals, programs, tree, control })
+    Ok(Preparation { tasks, places, schedule, pids, by_pid, totals, programs, tree, control })
 }
 
 /// Ids for processes and threads that are there for a time only: none that the tree uses, none that is in use now.
@@ -161,9 +164,10 @@ impl FreeIds {
     /// Less is read as fast by one thread.
     const WORTH: u64 = (32 << 20) / PAGE_SIZE;
 
-    fn new(tasks: &[Task], schedule: &Schedule) -> Self {
-        let threads = tasks.iter().flat_map(|task| &task.threads).map(|thread| thread.tid);
-        let used = threads.chain(schedule.dead_leaders()).collect();
+    fn new(tree: &Tree, schedule: &Schedule) -> Self {
+        let threads = tree.tasks.iter().flat_map(|task| &task.threads).map(|thread| thread.tid);
+        let zombies = tree.zombies.iter().map(|zombie| zombie.pid);
+        let used = threads.chain(zombies).chain(schedule.dead_leaders()).collect();
         let limit = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok();
         let next = limit.and_then(|limit| limit.trim().parse().ok()).unwrap_or(32768);
         let processors = std::thread::available_parallelism().map_or(1, usize::from);

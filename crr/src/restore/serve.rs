@@ -12,7 +12,6 @@ use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, sendmsg, sockopt};
 use shared::op;
 use shared::plan::tree::Role;
 use shared::proto::{FDS_PER_MESSAGE, Report, Stage};
-use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Instant;
@@ -20,7 +19,7 @@ use std::time::Instant;
 /// A process that has made contact.
 struct Peer {
     pid: Pid,
-    /// The task that it restores; helpers make contact only to tell what failed.
+    /// The task that it restores; helpers and zombies make contact only to tell what failed.
     task: Option<usize>,
     socket: OwnedFd,
 }
@@ -32,18 +31,11 @@ pub(super) type Parked = Vec<u64>;
 ///
 /// # Errors
 /// The first failure that a task reports, or its silent death.
-pub(super) fn serve(
-    restore: &Restore<'_>,
-    listener: &Listener,
-    root: Pid,
-    deadline: Instant,
-) -> Result<(Parked, Held)> {
+pub(super) fn serve(restore: &Restore<'_>, listener: &Listener, deadline: Instant) -> Result<(Parked, Held)> {
     const LISTENER: u64 = u64::MAX;
     const STEP: u16 = 100;
     let Listener::UdSocket(waiting) = listener;
     let tasks = &restore.checkpoint.tree.tasks;
-    let by_pid: BTreeMap<Pid, usize> =
-        (0..).zip(&restore.preparation.pids).map(|(n, &pid)| (pid, n)).collect();
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll")?;
     epoll.add(waiting, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER)).context("epoll")?;
     let mut peers: Vec<Option<Peer>> = Vec::new();
@@ -60,7 +52,7 @@ pub(super) fn serve(
         };
         for event in &events[..ready] {
             if event.data() == LISTENER {
-                if let Some(peer) = greet(restore, listener, &by_pid)? {
+                if let Some(peer) = greet(restore, listener)? {
                     unseen -= usize::from(peer.task.is_some());
                     let event = EpollEvent::new(EpollFlags::EPOLLIN, peers.len() as u64);
                     epoll.add(&peer.socket, event).context("epoll")?;
@@ -87,7 +79,7 @@ pub(super) fn serve(
             }
         }
         if ready == 0 && unseen > 0 {
-            super::still_there(root)?;
+            super::still_there(restore)?;
         }
         crate::ptrace::check_interrupted()?;
         if Instant::now() > deadline {
@@ -99,13 +91,13 @@ pub(super) fn serve(
 
 /// Accepts a process, finds out which it is, sends it everything. Anybody can connect to an abstract name: who is not one
 /// of the tree is sent away.
-fn greet(restore: &Restore<'_>, listener: &Listener, by_pid: &BTreeMap<Pid, usize>) -> Result<Option<Peer>> {
+fn greet(restore: &Restore<'_>, listener: &Listener) -> Result<Option<Peer>> {
     let Stream::UdSocket(stream) = listener.accept().context("accept a restoring task")?;
     let pid = getsockopt(&stream.as_fd(), sockopt::PeerCredentials).context("SO_PEERCRED")?.pid();
-    let Some(&process) = by_pid.get(&pid) else { return Ok(None) };
+    let Some(&process) = restore.preparation.by_pid.get(&pid) else { return Ok(None) };
     let socket: OwnedFd = stream.as_fd().try_clone_to_owned()?;
     let task = match restore.preparation.schedule.processes[process].role {
-        Role::Task(index) => Some(index),
+        Role::Task(index) if index < restore.preparation.tasks.len() => Some(index),
         _ => None,
     };
     if let Some(index) = task {
@@ -182,7 +174,7 @@ fn answer(restore: &Restore<'_>, peer: &Peer) -> Result<Answer> {
 
 /// A process as messages call it.
 fn who(restore: &Restore<'_>, peer: &Peer) -> String {
-    let Some(index) = peer.task else { return format!("stand-in for {}", peer.pid) };
+    let Some(index) = peer.task else { return format!("zombie or stand-in for dead leader {}", peer.pid) };
     let task = &restore.checkpoint.tree.tasks[index];
     format!("task {} ({}, {})", task.pid, String::from_utf8_lossy(&task.threads[0].comm), task.abi)
 }

@@ -48,6 +48,16 @@ pub fn exit(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
+/// Ends this process by a signal whose action is the default one, and leaves no core dump. Why it did not, if it returns.
+pub fn be_killed(signal: i32) -> Errno {
+    // do_coredump() of fs/coredump.c does nothing for a process that is not dumpable.
+    // SAFETY: plain numbers.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
+    // SAFETY: a signal to this process itself.
+    unsafe { libc::raise(signal) };
+    set_signal_mask(!crate::ptrace::signal_bit(signal)).err().unwrap_or_else(Errno::last)
+}
+
 /// Blocks every signal of the calling thread; the mask until now.
 ///
 /// Not by the C library, which leaves out the two signals that it uses itself (32 and 33).

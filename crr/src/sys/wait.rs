@@ -19,6 +19,21 @@ pub fn wait(tid: Pid, block: bool) -> nix::Result<Option<i32>> {
     Ok((waited != 0).then_some(status))
 }
 
+/// Waits until a child has ended, and leaves it to be waited for. How it ended: CLD_* and its exit code or signal.
+///
+/// # Errors
+/// ECHILD when it is no child of ours, EINTR.
+pub fn until_ended(pid: Pid) -> nix::Result<(i32, i32)> {
+    let id = libc::id_t::try_from(pid).map_err(|_| nix::errno::Errno::EINVAL)?;
+    // SAFETY: all zeros are a siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` is a live siginfo_t.
+    check(unsafe { libc::waitid(libc::P_PID, id, &raw mut info, libc::WEXITED | libc::WNOWAIT) })?;
+    // SAFETY: waitid fills the members that SIGCHLD has.
+    let status = unsafe { info.si_status() };
+    Ok((info.si_code, status))
+}
+
 /// Takes one pending signal of a set of blocked ones off the queue, if there is one.
 #[must_use]
 pub fn take_pending(set: &nix::sys::signal::SigSet) -> bool {

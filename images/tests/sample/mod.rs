@@ -10,7 +10,7 @@ use images::memory::{Backing, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm}
 use images::seccomp::{Filter, Seccomp};
 use images::signal::{Action, AltStack, IntervalTimer, Pending};
 use images::socket::{Credentials, Message, Peer, PeerCredentials, SocketOption, UnixKind, UnixSocket};
-use images::task::{ShellJob, Task, Tree};
+use images::task::{End, ShellJob, Task, Tree, Zombie};
 use images::thread::{Creds, Regs, RobustList, Rseq, Sched, Thread, TlsEntry};
 use images::timer::Timer;
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, Pid, SharedId, TaskFd};
@@ -62,7 +62,23 @@ fn tree() -> Tree {
     Tree {
         tasks: vec![task(100, 1, Abi::X86_64), task(101, 100, Abi::Ia32)],
         shell_job: Some(ShellJob { sid: 50, pgid: 100 }),
+        zombies: vec![zombie(102, End::Exit(3)), zombie(103, End::Killed(9))],
         filters: vec![allow(false), allow(true)],
+    }
+}
+
+/// A child of the root that has ended.
+fn zombie(pid: Pid, end: End) -> Zombie {
+    Zombie {
+        pid,
+        ppid: 100,
+        pgid: 100,
+        sid: 50,
+        comm: b"gone".to_vec(),
+        end,
+        uid: [1000; 4],
+        gid: [1000; 4],
+        groups: vec![10],
     }
 }
 

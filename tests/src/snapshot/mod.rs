@@ -47,10 +47,16 @@ impl Snapshot {
         let pids = tree(root)?;
         let mut shared_memory = Renumber::default();
         for &pid in &pids {
+            if task::is_zombie(pid)? {
+                task::add_zombie(&mut snapshot, pid)?;
+                continue;
+            }
             task::add(&mut snapshot, pid, pid == root)?;
             maps::add(&mut snapshot, pid, &mut shared_memory)?;
         }
-        files::add(&mut snapshot, &pids)?;
+        let living: Vec<i32> =
+            pids.into_iter().filter(|&pid| !task::is_zombie(pid).unwrap_or(true)).collect();
+        files::add(&mut snapshot, &living)?;
         Ok(snapshot)
     }
 

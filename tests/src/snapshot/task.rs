@@ -90,6 +90,29 @@ pub(super) fn add(snapshot: &mut Snapshot, pid: i32, is_root: bool) -> crate::Re
     Ok(())
 }
 
+/// Lines of /proc/PID/status that are left of a task that has ended.
+const STATUS_OF_ZOMBIE: [&str; 6] = ["Name", "State", "PPid", "Uid", "Gid", "Groups"];
+/// Fields of /proc/PID/stat that are.
+const STAT_OF_ZOMBIE: [&str; 5] = ["ppid", "pgrp", "session", "exit_signal", "exit_code"];
+
+/// Whether a task has ended and waits to be waited for.
+pub(super) fn is_zombie(pid: i32) -> crate::Result<bool> {
+    Ok(stat_fields(&read(&format!("/proc/{pid}/stat"))?).first().is_some_and(|state| *state == "Z"))
+}
+
+/// Adds a task that has ended.
+pub(super) fn add_zombie(snapshot: &mut Snapshot, pid: i32) -> crate::Result {
+    let status = read(&format!("/proc/{pid}/status"))?;
+    let of_zombie = |line: &String| STATUS_OF_ZOMBIE.iter().any(|name| line.split(':').next() == Some(name));
+    let lines = status_lines(&status, false).filter(of_zombie).collect();
+    snapshot.insert(format!("zombie {pid} status"), Rule::Equal, lines);
+    let stat = stat_lines(&read(&format!("/proc/{pid}/stat"))?, false);
+    let of_zombie = |line: &String| STAT_OF_ZOMBIE.iter().any(|name| line.split(' ').next() == Some(name));
+    let lines = stat.into_iter().filter(of_zombie).collect();
+    snapshot.insert(format!("zombie {pid} stat"), Rule::Equal, lines);
+    Ok(())
+}
+
 fn add_thread(snapshot: &mut Snapshot, pid: i32, tid: i32, of_root: bool) -> crate::Result {
     let proc = format!("/proc/{pid}/task/{tid}");
     let key = |what: &str| format!("task {pid} thread {tid} {what}");
@@ -125,9 +148,13 @@ fn state_class(state: &str) -> &str {
     if state.starts_with(['R', 'S', 'D']) { "alive" } else { state }
 }
 
+/// The fields from the third on: the command name before them may contain anything.
+fn stat_fields(text: &str) -> Vec<&str> {
+    text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect()
+}
+
 fn stat_lines(text: &str, of_root: bool) -> Vec<String> {
-    // The command name may contain anything; the fields after its last parenthesis are numbered from 3.
-    let fields: Vec<&str> = text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+    let fields = stat_fields(text);
     let wanted = STAT_FIELDS.iter().filter(|(_, name)| !(of_root && *name == "ppid"));
     wanted.map(|(number, name)| format!("{name} {}", fields.get(number - 3).unwrap_or(&"missing"))).collect()
 }

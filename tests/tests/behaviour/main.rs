@@ -24,3 +24,4 @@ mod timers;
 mod tree;
 mod unix_sockets;
 mod waits;
+mod zombies;

@@ -65,20 +65,3 @@ fn traced() {
         Ok(())
     });
 }
-
-/// A child that has ended and is not waited for.
-#[test]
-fn zombie() {
-    require_root!();
-    require_ia32!();
-    isolated(&here!(), |dir| {
-        for abi in Abi::ALL {
-            let mut running = Workload::new("refused", "zombie").start(&dir.join(abi.name()), abi)?;
-            let child = tests::snapshot::tree(running.root.as_raw())?[1];
-            running.dump(&[])?.code(1)?.says_with_hint(&format!("task {child} "))?;
-            no_inventory(&running);
-            running.verify()?;
-        }
-        Ok(())
-    });
-}

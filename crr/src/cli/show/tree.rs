@@ -7,21 +7,27 @@ use crate::ptrace::regs;
 use crate::store::Checkpoint;
 use images::id::PAGE_SIZE;
 use images::memory::Space;
-use images::task::Task;
+use images::task::{End, Task, Zombie};
 use images::{Abi, Pid};
 use std::collections::BTreeMap;
 
 /// All tasks, children under their parents.
 pub(super) fn tree(checkpoint: &Checkpoint) -> String {
     let tasks = &checkpoint.tree.tasks;
+    let zombies = &checkpoint.tree.zombies;
     let mut children: BTreeMap<Pid, Vec<usize>> = BTreeMap::new();
-    for (index, task) in tasks.iter().enumerate().skip(1) {
-        children.entry(task.ppid).or_default().push(index);
+    let living = tasks.iter().map(|task| task.ppid).enumerate().skip(1);
+    for (index, ppid) in living.chain((tasks.len()..).zip(zombies.iter().map(|zombie| zombie.ppid))) {
+        children.entry(ppid).or_default().push(index);
     }
     let mut table = Table::new(["PID", "COMMAND", "ABI", "THREADS", "MAPPED", "SAVED", "FDS"]);
     // A tree may be deeper than our stack: what is still to be drawn is a stack of its own.
-    let mut waiting = vec![(0, String::new(), String::new())];
+    let mut waiting = vec![(0_usize, String::new(), String::new())];
     while let Some((index, prefix, below)) = waiting.pop() {
+        if let Some(zombie) = index.checked_sub(tasks.len()).map(|index| &zombies[index]) {
+            table.row(row_of_zombie(zombie, &prefix));
+            continue;
+        }
         let (task, space) = (&tasks[index], &checkpoint.memory.spaces[index]);
         table.row(row(task, space, &prefix));
         let own = children.get(&task.pid).map_or(&[][..], Vec::as_slice);
@@ -46,6 +52,16 @@ fn row(task: &Task, space: &Space, prefix: &str) -> [String; 7] {
         bytes(saved),
         task.fds.len().to_string(),
     ]
+}
+
+/// A task that has ended has nothing but its name and its end.
+fn row_of_zombie(zombie: &Zombie, prefix: &str) -> [String; 7] {
+    let end = match zombie.end {
+        End::Exit(code) => format!("exited {code}"),
+        End::Killed(signal) => format!("killed {signal}"),
+    };
+    let [threads, mapped, saved, fds] = std::array::from_fn(|_| String::new());
+    [format!("{prefix}{}", zombie.pid), printable(&zombie.comm), end, threads, mapped, saved, fds]
 }
 
 /// The threads of a task and where they stand.

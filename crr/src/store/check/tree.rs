@@ -2,11 +2,12 @@
 
 use super::{Check, attribute, ensure, inside, path};
 use crate::ptrace::regs;
+use crate::resource::zombie;
 use images::Pid;
 use images::file::Files;
 use images::seccomp::{Filter, INSTRUCTION, MAX_INSTRUCTIONS, Seccomp};
 use images::signal::{Action, Pending, SIGINFO_SIZE};
-use images::task::{Task, Tree};
+use images::task::{End, Task, Tree, Zombie};
 use images::thread::Thread;
 use std::collections::BTreeSet;
 
@@ -47,6 +48,11 @@ pub(super) fn check(tree: &Tree, files: &Files) -> Check {
         }
     }
     ensure!(!pids.is_empty(), "there is no task");
+    for zombie in &tree.zombies {
+        let pid = zombie.pid;
+        check_zombie(zombie, &pids).map_err(inside(format_args!("zombie {pid}")))?;
+        ensure!(tids.insert(pid), "zombie {pid}: its pid occurs twice");
+    }
     let root = tree.tasks[0].ppid;
     ensure!(!tids.contains(&root), "the parent of the root, {root}, is in the tree");
     if let Some(job) = tree.shell_job {
@@ -66,6 +72,19 @@ fn check_place(index: usize, task: &Task, before: &BTreeSet<Pid>) -> Check {
         task.threads.first().map(|thread| thread.tid) == Some(task.pid),
         "its leader does not stand first"
     );
+    Ok(())
+}
+
+fn check_zombie(zombie: &Zombie, tasks: &BTreeSet<Pid>) -> Check {
+    ensure!((1..=PID_MAX).contains(&zombie.pid), "is no pid");
+    ensure!(zombie.pgid >= 0 && zombie.sid >= 0, "has negative relatives");
+    ensure!(tasks.contains(&zombie.ppid), "its parent {} is not in the tree", zombie.ppid);
+    ensure!(zombie.comm.len() <= COMM_MAX, "a name of {} bytes", zombie.comm.len());
+    ensure!(!zombie.comm.contains(&0), "a name with a NUL");
+    ensure!(zombie.groups.len() <= GROUPS_MAX, "{} groups", zombie.groups.len());
+    if let End::Killed(signal) = zombie.end {
+        ensure!(zombie::is_deadly(signal), "killed by signal {signal}");
+    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use images::file::Target;
 use images::memory::{Backing, Run};
 use images::seccomp::Seccomp;
 use images::socket::{Credentials, Peer, UnixSocket};
+use images::task::End;
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, SharedId};
 
 /// Checks that a change of the golden checkpoint is refused with a message.
@@ -51,6 +52,16 @@ fn places_in_the_tree() {
     refused("tree.img: the parent of the root, 1101, is in the tree", |s| s.tree.tasks[0].ppid = 1101);
     refused("tree.img: the shell has session -5, group 100", |s| s.tree.shell_job.as_mut().unwrap().sid = -5);
     refused("tree.img: there is no task", |s| s.tree.tasks.clear());
+}
+
+#[test]
+fn zombies() {
+    refused("tree.img: zombie 0: is no pid", |s| s.tree.zombies[0].pid = 0);
+    refused("tree.img: zombie 101: its pid occurs twice", |s| s.tree.zombies[0].pid = 101);
+    refused("tree.img: zombie 103: its parent 102 is not in the tree", |s| s.tree.zombies[1].ppid = 102);
+    refused("tree.img: zombie 102: has negative relatives", |s| s.tree.zombies[0].pgid = -2);
+    refused("tree.img: zombie 102: a name of 16 bytes", |s| s.tree.zombies[0].comm = vec![b'x'; 16]);
+    refused("tree.img: zombie 103: killed by signal 17", |s| s.tree.zombies[1].end = End::Killed(17));
 }
 
 #[test]
