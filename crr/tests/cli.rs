@@ -125,11 +125,13 @@ socket#0               rw    0
 PIPE    CAPACITY  UNREAD
 pipe#0  64.0 KiB  9 B
 
-SOCKET    TYPE            PEER      UNREAD  FILES ON THEIR WAY
-socket#0  unix stream     socket#1  9 B     2
-socket#1  unix stream     socket#0  9 B     2
-socket#2  unix seqpacket  closed    9 B     2
-socket#3  unix datagram   -         0 B     0
+SOCKET    TYPE            ADDRESS     PEER                UNREAD  FILES ON THEIR WAY
+socket#0  unix stream     run/server  socket#1            9 B     2
+socket#1  unix stream     run/server  socket#0            9 B     2
+socket#2  unix seqpacket  run/server  closed              9 B     2
+socket#3  unix datagram   @abstract   -                   9 B     2
+socket#4  unix stream     run/server  listens, 1 waiting  0 B     0
+socket#5  unix stream     -           socket#4, waiting   0 B     0
 ";
 
 /// The summary with the size of the golden files that the inventory lists.

@@ -11,6 +11,11 @@ pub struct UnixSocket {
     pub ino: u64,
     /// SO_TYPE.
     pub kind: UnixKind,
+    /// The name it is bound to: a path, or a NUL and an abstract name; empty if it has none.
+    #[serde(serialize_with = "crate::readable::text")]
+    pub address: Vec<u8>,
+    /// The file it is bound to, if that is still there.
+    pub file: Option<SocketFile>,
     /// What it is connected to.
     pub peer: Peer,
     /// sk_shutdown: bit 0, nothing more is received; bit 1, nothing more is sent.
@@ -40,15 +45,50 @@ pub enum UnixKind {
     Seqpacket,
 }
 
-/// What a unix socket is connected to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The file of a bound unix socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketFile {
+    /// Absolute, as seen from the root of `crr dump`.
+    #[serde(serialize_with = "crate::readable::text")]
+    pub path: Vec<u8>,
+    /// `st_mode`.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// `st_dev` at dump.
+    pub dev: u64,
+    /// `st_ino` at dump.
+    pub ino: u64,
+}
+
+/// What a unix socket is connected to: sockets of the tree are indices into [`crate::file::Files::unix_sockets`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Peer {
     /// Nothing.
     None,
-    /// Another socket of the tree, which is connected to this one: index into [`crate::file::Files::unix_sockets`].
+    /// Another socket of the tree, which is connected to this one; of datagram sockets, perhaps not.
     Socket(u32),
+    /// Nothing: it listens.
+    Listening {
+        /// As given to listen(2).
+        backlog: u32,
+        /// Clients whose connections have not been accepted, oldest first.
+        waiting: Vec<u32>,
+    },
+    /// A listening socket of the tree, which has not accepted the connection.
+    Waiting {
+        /// Which.
+        listener: u32,
+        /// Who connected: what the other side will see.
+        connector: PeerCredentials,
+    },
     /// One that has been closed.
     Closed {
+        /// The name that it had.
+        #[serde(serialize_with = "crate::readable::text")]
+        address: Vec<u8>,
         /// It was closed with data unread, and this socket has not been told yet (ECONNRESET).
         reset: bool,
     },
@@ -85,6 +125,9 @@ pub struct Message {
     /// Contents.
     #[serde(serialize_with = "crate::readable::text")]
     pub bytes: Vec<u8>,
+    /// Of a datagram, the address of the sender.
+    #[serde(serialize_with = "crate::readable::text")]
+    pub sender: Vec<u8>,
     /// SCM_CREDENTIALS, where the socket asks for them (SO_PASSCRED) and the message has some.
     pub credentials: Option<Credentials>,
     /// SCM_RIGHTS: descriptions on their way, in order.

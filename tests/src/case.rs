@@ -188,6 +188,16 @@ impl Running {
         command::crr(&self.dir, &args.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
+    /// `crr dump` of another task than the root, into a new directory.
+    ///
+    /// # Errors
+    /// It did not run to an end.
+    pub fn dump_task(&mut self, pid: i32, options: &[&str]) -> crate::Result<Output> {
+        let mut args = self.dump_args(options)?;
+        args[2] = pid.to_string();
+        command::crr(&self.dir, &args.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
     /// The arguments of the next `crr dump`, with its directory made.
     ///
     /// # Errors

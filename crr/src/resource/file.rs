@@ -135,7 +135,7 @@ impl Table {
             Ok(known) => return Ok(Some(known)),
             Err(place) => place,
         };
-        let Some(target) = self.target(pid, open, pidfd, paths, terminal, refuse)? else { return Ok(None) };
+        let Some(target) = self.target(open, pidfd, paths, terminal, refuse)? else { return Ok(None) };
         check_owner(open, pidfd, refuse)?;
         let id = DescriptionId(u32::try_from(self.descriptions.len()).context("too many open files")?);
         self.descriptions.push(Description { target, flags, position: open.info.position });
@@ -161,7 +161,6 @@ impl Table {
 
     fn target(
         &mut self,
-        pid: Pid,
         open: &Open,
         pidfd: &OwnedFd,
         paths: &mut Paths,
@@ -179,7 +178,8 @@ impl Table {
         if socket::inode(&open.link).is_some() {
             let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
             if socket::family(copy.as_fd()).context("SO_DOMAIN")? == libc::AF_UNIX {
-                let holder = Holder { pid, name: refuse.name().to_owned(), object: open.describe() };
+                let (pid, name) = (refuse.pid(), refuse.name().to_owned());
+                let holder = Holder { pid, name, object: open.describe() };
                 return Ok(self.sockets.add(copy, &open.stat, holder, refuse)?.map(Target::UnixSocket));
             }
         }

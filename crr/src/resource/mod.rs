@@ -41,6 +41,11 @@ impl<'a> Refuse<'a> {
         Self { refusals, pid, name }
     }
 
+    /// The task.
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
     /// The name of the task.
     pub(crate) fn name(&self) -> &str {
         self.name

@@ -1,10 +1,13 @@
 //! Unix sockets: who is connected to whom, what waits in their queues, what getsockopt shows.
 
+pub(crate) mod bind;
+mod connect;
 pub(crate) mod diag;
 mod keeper;
 mod maker;
 mod queue;
 pub(crate) mod recreate;
+mod relation;
 
 use super::Refuse;
 use super::path::CLOSE;
@@ -12,17 +15,16 @@ use super::socket::option;
 use crate::refusal::Refusals;
 use crate::sys::socket as sys;
 use anyhow::{Context, Result};
-use images::socket::{Message, Peer, PeerCredentials, UnixKind, UnixSocket};
+use images::socket::{Message, Peer, PeerCredentials, SocketFile, UnixKind, UnixSocket};
 use images::{DescriptionId, Pid};
 use nix::errno::Errno;
-use nix::sys::stat::FileStat;
+use nix::sys::stat::{FileStat, fstat, lstat};
 use queue::Obstacle;
-use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 /// Ways out.
 const READ: &str = "have the program read it before the dump";
-const CONNECTED_OUTSIDE: &str = "dump a tree that holds both ends";
 
 /// A socket with a descriptor of ours on it.
 #[derive(Debug)]
@@ -74,15 +76,16 @@ impl Sockets {
             libc::SOCK_SEQPACKET => UnixKind::Seqpacket,
             _ => UnixKind::Datagram,
         };
-        if number(libc::SO_ACCEPTCONN)? != 0 {
-            refuse.with_hint(&holder.object, "a listening unix socket is not supported", CLOSE);
-            return Ok(None);
-        }
-        let address = sys::local_address(socket.as_fd()).context("getsockname")?;
-        if !address.is_empty() {
-            refuse.with_hint(&holder.object, "a unix socket with an address is not supported", CLOSE);
-            return Ok(None);
-        }
+        let listens = number(libc::SO_ACCEPTCONN)? != 0;
+        let address = name(&sys::local_address(socket.as_fd()).context("getsockname")?);
+        let file = match bound_file(socket.as_fd(), &address)? {
+            Ok(file) => file,
+            Err(path) => {
+                let reason = format!("bound to {path}, where crr finds another file or none");
+                refuse.with_hint(&holder.object, reason, CLOSE);
+                return Ok(None);
+            }
+        };
         if !matches!(sys::filter_length(socket.as_fd()), Ok(0) | Err(Errno::ENOPROTOOPT)) {
             refuse.with_hint(&holder.object, "a unix socket with a filter is not supported", CLOSE);
             return Ok(None);
@@ -90,7 +93,9 @@ impl Sockets {
         let record = UnixSocket {
             ino: stat.st_ino,
             kind,
-            peer: Peer::None,
+            address,
+            file,
+            peer: if listens { Peer::Listening { backlog: 0, waiting: Vec::new() } } else { Peer::None },
             shutdown: 0,
             mode: stat.st_mode,
             uid: stat.st_uid,
@@ -106,11 +111,16 @@ impl Sockets {
 
     /// Reads the queues that have not been read; what descriptors lie in them is for the caller to look at.
     pub(crate) fn read_queues(&mut self, refusals: &mut Refusals) -> Result<Vec<Arrived>> {
-        let new = &mut self.found[self.read..];
-        let sockets: Vec<_> = new.iter().map(|found| (found.socket.as_fd(), found.record.kind)).collect();
+        // In the queue of one that listens are connections, not messages.
+        let indices: Vec<usize> = (self.read..self.found.len())
+            .filter(|&index| !matches!(self.found[index].record.peer, Peer::Listening { .. }))
+            .collect();
+        let socket = |&index: &usize| (self.found[index].socket.as_fd(), self.found[index].record.kind);
+        let sockets: Vec<_> = indices.iter().map(socket).collect();
         let read = queue::read_all(&sockets)?;
         let mut arrived = Vec::new();
-        for (index, (found, waiting)) in new.iter_mut().zip(read).enumerate() {
+        for (socket, waiting) in indices.into_iter().zip(read) {
+            let found = &mut self.found[socket];
             let holder = &found.holder;
             let waiting = match waiting {
                 Ok(waiting) => waiting,
@@ -126,12 +136,13 @@ impl Sockets {
                 }
             };
             for (message, one) in waiting.into_iter().enumerate() {
-                let socket = self.read + index;
                 let holder = || holder.clone();
                 let fds = one.rights.into_iter();
                 arrived.extend(fds.map(|fd| Arrived { socket, message, fd, holder: holder() }));
                 found.record.queue.push(Message {
                     bytes: one.bytes,
+                    // The peer is known otherwise.
+                    sender: if found.record.kind == UnixKind::Datagram { one.sender } else { Vec::new() },
                     credentials: one.credentials,
                     descriptions: Vec::new(),
                 });
@@ -146,47 +157,51 @@ impl Sockets {
         self.found[arrived.socket].record.queue[arrived.message].descriptions.push(id);
     }
 
-    /// Finds out who is connected to whom. Peers outside of the tree are refused.
-    pub(crate) fn relate(&mut self, refusals: &mut Refusals) -> Result<()> {
-        if self.found.is_empty() {
-            return Ok(());
-        }
-        let all = diag::query()?;
-        let indices: HashMap<u64, usize> =
-            self.found.iter().enumerate().map(|(index, found)| (found.record.ino, index)).collect();
-        for found in &mut self.found {
-            let holder = &found.holder;
-            let mut refuse = Refuse::new(refusals, holder.pid, &holder.name);
-            let entry = u32::try_from(found.record.ino).ok().and_then(|ino| all.get(&ino));
-            let Some(entry) = entry else {
-                refuse.with_hint(&holder.object, "belongs to another network namespace than crr", CLOSE);
-                continue;
-            };
-            found.record.shutdown = entry.shutdown;
-            found.record.peer = match entry.peer {
-                None => Peer::None,
-                Some(0) => Peer::Closed { reset: queue::has_error(found.socket.as_fd())? },
-                Some(ino) => match indices.get(&u64::from(ino)) {
-                    Some(&index) => Peer::Socket(u32::try_from(index)?),
-                    None => {
-                        let reason = format!("connected to socket:[{ino}], which is outside of the tree");
-                        refuse.with_hint(&holder.object, reason, CONNECTED_OUTSIDE);
-                        continue;
-                    }
-                },
-            };
-        }
-        Ok(())
-    }
-
     /// All records.
     pub(crate) fn into_records(self) -> Vec<UnixSocket> {
         self.found.into_iter().map(|found| found.record).collect()
     }
 }
 
+/// The name in what getsockname and its kind give: without the NUL at the end of a path.
+fn name(address: &[u8]) -> Vec<u8> {
+    match address {
+        [0, ..] => address.to_vec(),
+        _ => address.split(|byte| *byte == 0).next().unwrap_or_default().to_vec(),
+    }
+}
+
+/// The file that a socket is bound to, if it has not been deleted; its path, if it is not to be found there.
+fn bound_file(
+    socket: BorrowedFd<'_>,
+    address: &[u8],
+) -> Result<std::result::Result<Option<SocketFile>, String>> {
+    if matches!(address.first(), None | Some(0)) {
+        return Ok(Ok(None));
+    }
+    let file = sys::bound_file(socket).context("find the file of a socket (SIOCUNIXFILE)")?;
+    let open = fstat(&file).context("fstat")?;
+    if open.st_nlink == 0 {
+        return Ok(Ok(None));
+    }
+    let link =
+        nix::fcntl::readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).context("readlink")?;
+    let there = lstat(link.as_os_str());
+    if !there.is_ok_and(|there| (there.st_dev, there.st_ino) == (open.st_dev, open.st_ino)) {
+        return Ok(Err(link.to_string_lossy().into_owned()));
+    }
+    Ok(Ok(Some(SocketFile {
+        path: link.as_bytes().to_vec(),
+        mode: open.st_mode,
+        uid: open.st_uid,
+        gid: open.st_gid,
+        dev: open.st_dev,
+        ino: open.st_ino,
+    })))
+}
+
 /// SO_PEERCRED and SO_PEERGROUPS, of sockets that have recorded somebody.
-fn peer_credentials(socket: std::os::fd::BorrowedFd<'_>) -> Result<Option<PeerCredentials>> {
+fn peer_credentials(socket: BorrowedFd<'_>) -> Result<Option<PeerCredentials>> {
     const NOBODY: u32 = u32::MAX;
     let value = sys::option(socket, libc::SOL_SOCKET, libc::SO_PEERCRED).context("SO_PEERCRED")?;
     let words: Vec<u32> =

@@ -169,7 +169,7 @@ fn restore_here(options: &Options) -> Result<(Report, Option<Terminal>)> {
     )?;
     let needs = preparation.tasks.iter().flat_map(|task| task.needs.iter().copied());
     let opened = Opened::open(&checkpoint, needs)?;
-    let restore = Restore {
+    let mut restore = Restore {
         checkpoint: &checkpoint,
         preparation: raise(preparation, &opened.raiser)?,
         opened,
@@ -178,6 +178,7 @@ fn restore_here(options: &Options) -> Result<(Report, Option<Terminal>)> {
         own_group: nix::unistd::getpgrp().as_raw(),
     };
     let (root, terminal) = bring_back(&restore, options, deadline)?;
+    restore.opened.socket_files.keep();
     let report = Report {
         root,
         tasks: u32::try_from(checkpoint.tree.tasks.len())?,

@@ -4,6 +4,7 @@
 //! in place without overwriting it.
 
 use crate::resource;
+use crate::resource::unix_socket::bind::Binder;
 use crate::store::Checkpoint;
 use anyhow::{Context, Result, bail};
 use images::task::Task;
@@ -23,6 +24,8 @@ pub(crate) struct Opened {
     /// Knows the numbers that tasks use.
     pub(super) raiser: Raiser,
     descriptions: Vec<OwnedFd>,
+    /// The files of unix sockets, which go again if the restore fails.
+    pub(super) socket_files: Binder,
     mapped: BTreeMap<Need, OwnedFd>,
     directories: BTreeMap<PathId, OwnedFd>,
     /// The page file.
@@ -43,7 +46,7 @@ impl Opened {
         let mapped = checkpoint.files.paths.len() * 2 + checkpoint.memory.shared.len();
         let highest = raiser.used.last().copied().unwrap_or(0);
         make_room(raiser.used.len() + opened + mapped + 64, highest)?;
-        let descriptions = resource::file::reopen::open_all(&checkpoint.files)?;
+        let (descriptions, socket_files) = resource::file::reopen::open_all(&checkpoint.files)?;
         let mut mapped = BTreeMap::new();
         for need in needs {
             if let std::collections::btree_map::Entry::Vacant(entry) = mapped.entry(need) {
@@ -61,7 +64,7 @@ impl Opened {
             }
         }
         let pages = raiser.raise(checkpoint.pages.try_clone().context("pages.img")?.into())?;
-        Ok(Self { raiser, descriptions, mapped, directories, pages })
+        Ok(Self { raiser, descriptions, mapped, directories, pages, socket_files })
     }
 
     /// An open file description of the tree.

@@ -4,6 +4,7 @@ use super::Options;
 use super::environment::Environment;
 use super::prepare::Lives;
 use crate::refusal::{Refusal, Refusals};
+use crate::resource::unix_socket::bind;
 use crate::resource::{attribute, seccomp};
 use crate::store::Checkpoint;
 use crate::sys::process;
@@ -160,6 +161,9 @@ fn files(refusals: &mut Refusals, checkpoint: &Checkpoint) {
         if let images::file::Target::Path(path) = description.target {
             note(path, Use::Open);
         }
+    }
+    for (object, reason, hint) in bind::obstacles(&checkpoint.files.unix_sockets) {
+        refuse(refusals, object, reason, Some(hint));
     }
     for (id, what) in uses {
         let path = &checkpoint.files.paths[id.0 as usize];

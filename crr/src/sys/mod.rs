@@ -13,6 +13,7 @@ pub mod int80;
 pub mod kcmp;
 pub mod limits;
 pub mod mapping;
+pub mod mount;
 pub mod pagemap;
 pub mod pidfd;
 pub mod pipe;

@@ -146,6 +146,17 @@ pub fn enabled_xfeatures() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
+/// Has the calling thread keep its capabilities when its user changes.
+///
+/// # Errors
+/// EPERM without CAP_SETPCAP.
+pub fn keep_capabilities() -> nix::Result<()> {
+    const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
+    // SAFETY: plain numbers.
+    let ret = unsafe { libc::prctl(libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP) };
+    if ret == 0 { Ok(()) } else { Err(Errno::last()) }
+}
+
 /// The calling thread's securebits.
 #[must_use]
 pub fn securebits() -> u32 {

@@ -81,15 +81,105 @@ pub fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> ni
     check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, value.as_ptr().cast(), length) }).map(drop)
 }
 
-/// The address of a socket (getsockname), without its family: empty for an unnamed unix socket.
+/// The address of a socket (getsockname), without its family: empty for an unnamed unix socket. Paths end with a NUL.
 ///
 /// # Errors
 /// As getsockname(2).
 pub fn local_address(fd: BorrowedFd<'_>) -> nix::Result<Vec<u8>> {
+    address_by(|storage, length| {
+        // SAFETY: the buffer has the length that is given; the kernel takes any alignment.
+        unsafe { libc::getsockname(fd.as_raw_fd(), storage.cast(), length) }
+    })
+}
+
+/// `struct sockaddr_un` with this sun_path, and its length.
+fn unix_address(address: &[u8]) -> nix::Result<(libc::sockaddr_un, libc::socklen_t)> {
+    let family = libc::sa_family_t::try_from(libc::AF_UNIX).map_err(|_| Errno::EINVAL)?;
+    let mut whole = libc::sockaddr_un { sun_family: family, sun_path: [0; 108] };
+    if address.len() > whole.sun_path.len() {
+        return Err(Errno::EINVAL);
+    }
+    for (to, from) in whole.sun_path.iter_mut().zip(address) {
+        *to = from.cast_signed();
+    }
+    // Abstract names have a length, paths an end.
+    let end = usize::from(address.first() != Some(&0) && address.len() < whole.sun_path.len());
+    let length = std::mem::offset_of!(libc::sockaddr_un, sun_path) + address.len() + end;
+    Ok((whole, libc::socklen_t::try_from(length).map_err(|_| Errno::EINVAL)?))
+}
+
+/// bind(2) of a unix socket; abstract names begin with a NUL.
+///
+/// # Errors
+/// As bind(2).
+pub fn bind(fd: BorrowedFd<'_>, address: &[u8]) -> nix::Result<()> {
+    let (whole, length) = unix_address(address)?;
+    // SAFETY: the address lives and has at least the length that is given.
+    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const whole).cast(), length) }).map(drop)
+}
+
+/// connect(2) of a unix socket.
+///
+/// # Errors
+/// As connect(2).
+pub fn connect(fd: BorrowedFd<'_>, address: &[u8]) -> nix::Result<()> {
+    let (whole, length) = unix_address(address)?;
+    // SAFETY: the address lives and has at least the length that is given.
+    check(unsafe { libc::connect(fd.as_raw_fd(), (&raw const whole).cast(), length) }).map(drop)
+}
+
+/// accept(2), with the result in the place of another descriptor. It closes on exec.
+///
+/// # Errors
+/// As accept(2).
+pub fn accept(fd: BorrowedFd<'_>, place: &mut OwnedFd) -> nix::Result<()> {
+    let none = std::ptr::null_mut();
+    // SAFETY: no address is asked for.
+    let accepted =
+        check(unsafe { libc::accept4(fd.as_raw_fd(), none, std::ptr::null_mut(), libc::SOCK_CLOEXEC) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    let accepted = unsafe { OwnedFd::from_raw_fd(accepted) };
+    nix::unistd::dup3(&accepted, place, nix::fcntl::OFlag::O_CLOEXEC)
+}
+
+/// SIOCUNIXFILE: the file that a unix socket is bound to, opened with O_PATH.
+///
+/// # Errors
+/// ENOENT if it is bound to none, EPERM without CAP_NET_ADMIN.
+pub fn bound_file(fd: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    const SIOCUNIXFILE: libc::c_ulong = 0x89e0;
+    // SAFETY: takes no argument.
+    let file = check(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCUNIXFILE, 0) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(file) })
+}
+
+/// The address of the peer (getpeername), without its family; of a peer that is closed, the one that it had.
+///
+/// # Errors
+/// ENOTCONN.
+pub fn peer_address(fd: BorrowedFd<'_>) -> nix::Result<Vec<u8>> {
+    address_by(|storage, length| {
+        // SAFETY: the buffer has the length that is given; the kernel takes any alignment.
+        unsafe { libc::getpeername(fd.as_raw_fd(), storage.cast(), length) }
+    })
+}
+
+/// Bytes that were sent and are still in the queue of the receiver, with the kernel's own overhead (SIOCOUTQ).
+///
+/// # Errors
+/// As ioctl(2).
+pub fn unreceived_bytes(fd: BorrowedFd<'_>) -> nix::Result<i32> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: writes one int.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
+    Ok(bytes)
+}
+
+fn address_by(ask: impl FnOnce(*mut u8, *mut libc::socklen_t) -> i32) -> nix::Result<Vec<u8>> {
     let mut storage = [0u8; size_of::<libc::sockaddr_storage>()];
     let mut length = libc::socklen_t::try_from(storage.len()).unwrap_or(0);
-    // SAFETY: the buffer has the length that is given; the kernel takes any alignment.
-    check(unsafe { libc::getsockname(fd.as_raw_fd(), storage.as_mut_ptr().cast(), &raw mut length) })?;
+    check(ask(storage.as_mut_ptr(), &raw mut length))?;
     Ok(storage.get(2..length as usize).unwrap_or_default().to_vec())
 }
 
@@ -114,6 +204,8 @@ pub struct Received {
     pub flags: i32,
     /// Descriptors that came along.
     pub rights: Vec<OwnedFd>,
+    /// The address of the sender, without its family.
+    pub sender: Vec<u8>,
     /// Pid, user and group of the sender.
     pub credentials: Option<[i32; 3]>,
 }
@@ -125,17 +217,21 @@ pub struct Received {
 pub fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: i32) -> nix::Result<Received> {
     let mut control = vec![0u8; CONTROL_MAX];
     let mut vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut name = [0u8; size_of::<libc::sockaddr_storage>()];
     let mut header = empty_header();
     header.msg_iov = &raw mut vector;
     header.msg_iovlen = 1;
+    header.msg_name = name.as_mut_ptr().cast();
+    header.msg_namelen = libc::socklen_t::try_from(name.len()).unwrap_or(0);
     header.msg_control = control.as_mut_ptr().cast();
     header.msg_controllen = control.len();
     // SAFETY: the header names live buffers with their lengths.
     let length =
         check(unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags | libc::MSG_CMSG_CLOEXEC) })?;
     control.truncate(header.msg_controllen);
+    let sender = name.get(2..header.msg_namelen as usize).unwrap_or_default().to_vec();
     let mut received =
-        Received { length: length.unsigned_abs(), flags: header.msg_flags, ..Received::default() };
+        Received { length: length.unsigned_abs(), flags: header.msg_flags, sender, ..Received::default() };
     for (kind, data) in control_messages(&control) {
         let words = data.chunks_exact(4).filter_map(|word| Some(i32::from_ne_bytes(*word.first_chunk()?)));
         match kind {
@@ -176,13 +272,14 @@ pub fn whole_buffers(fd: BorrowedFd<'_>, room: usize, flags: i32) -> nix::Result
     Ok(length.unsigned_abs())
 }
 
-/// sendmsg of one message without blocking, to the peer, with descriptors and a sender (pid, user,
-/// group) beside it.
+/// sendmsg of one message without blocking, to an address, or to the peer, with descriptors and a
+/// sender (pid, user, group) beside it.
 ///
 /// # Errors
 /// As sendmsg(2).
 pub fn send(
     fd: BorrowedFd<'_>,
+    to: Option<&[u8]>,
     bytes: &[u8],
     rights: &[RawFd],
     credentials: Option<[i32; 3]>,
@@ -198,6 +295,11 @@ pub fn send(
     let mut header = empty_header();
     header.msg_iov = &raw mut vector;
     header.msg_iovlen = 1;
+    let mut address = to.map(unix_address).transpose()?;
+    if let Some((whole, length)) = &mut address {
+        header.msg_name = (&raw mut *whole).cast();
+        header.msg_namelen = *length;
+    }
     if !control.is_empty() {
         header.msg_control = control.as_mut_ptr().cast();
         header.msg_controllen = control.len();
@@ -261,7 +363,7 @@ mod tests {
         let pid = i32::try_from(std::process::id()).unwrap();
         let me =
             [pid, nix::unistd::getuid().as_raw().cast_signed(), nix::unistd::getgid().as_raw().cast_signed()];
-        assert_eq!(send(a.as_fd(), b"abc", &[a.as_raw_fd(), b.as_raw_fd()], Some(me)), Ok(3));
+        assert_eq!(send(a.as_fd(), None, b"abc", &[a.as_raw_fd(), b.as_raw_fd()], Some(me)), Ok(3));
         let mut buffer = [0u8; 8];
         let received = receive(b.as_fd(), &mut buffer, libc::MSG_DONTWAIT).unwrap();
         assert_eq!((received.length, &buffer[..3]), (3, b"abc".as_slice()));

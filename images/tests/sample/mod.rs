@@ -9,7 +9,9 @@ use images::inventory::{FileEntry, Inventory};
 use images::memory::{Backing, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
 use images::seccomp::{Filter, Seccomp};
 use images::signal::{Action, AltStack, IntervalTimer, Pending};
-use images::socket::{Credentials, Message, Peer, PeerCredentials, SocketOption, UnixKind, UnixSocket};
+use images::socket::{
+    Credentials, Message, Peer, PeerCredentials, SocketFile, SocketOption, UnixKind, UnixSocket,
+};
 use images::task::{End, ShellJob, Task, Tree, Zombie};
 use images::thread::{Creds, Regs, RobustList, Rseq, Sched, Thread, TlsEntry};
 use images::timer::Timer;
@@ -133,25 +135,53 @@ fn files() -> Files {
         unix_sockets: vec![
             unix_socket(UnixKind::Stream, Peer::Socket(1)),
             unix_socket(UnixKind::Stream, Peer::Socket(0)),
-            unix_socket(UnixKind::Seqpacket, Peer::Closed { reset: true }),
-            UnixSocket { queue: Vec::new(), ..unix_socket(UnixKind::Datagram, Peer::None) },
+            unix_socket(UnixKind::Seqpacket, Peer::Closed { address: b"/run/gone".to_vec(), reset: true }),
+            UnixSocket {
+                address: b"\0abstract".to_vec(),
+                file: None,
+                ..unix_socket(UnixKind::Datagram, Peer::None)
+            },
+            UnixSocket {
+                queue: Vec::new(),
+                ..unix_socket(UnixKind::Stream, Peer::Listening { backlog: 128, waiting: vec![5] })
+            },
+            UnixSocket {
+                queue: Vec::new(),
+                address: Vec::new(),
+                file: None,
+                ..unix_socket(UnixKind::Stream, Peer::Waiting { listener: 4, connector: somebody() })
+            },
         ],
     }
+}
+
+fn somebody() -> PeerCredentials {
+    PeerCredentials { pid: 99, uid: 33, gid: 34, groups: vec![4, 34] }
 }
 
 fn unix_socket(kind: UnixKind, peer: Peer) -> UnixSocket {
     UnixSocket {
         ino: 4343,
         kind,
+        address: b"run/server".to_vec(),
+        file: Some(SocketFile {
+            path: b"/srv/run/server".to_vec(),
+            mode: 0o140_755,
+            uid: 33,
+            gid: 34,
+            dev: 0x801,
+            ino: 78,
+        }),
         peer,
         shutdown: 2,
         mode: 0o140_777,
         uid: 33,
         gid: 34,
-        peer_credentials: Some(PeerCredentials { pid: 99, uid: 33, gid: 34, groups: vec![4, 34] }),
+        peer_credentials: Some(somebody()),
         options: vec![SocketOption { level: 1, name: 7, value: 425_984u32.to_le_bytes().to_vec() }],
         queue: vec![Message {
             bytes: b"passed on".to_vec(),
+            sender: Vec::new(),
             credentials: Some(Credentials { pid: 100, uid: 33, gid: 34 }),
             descriptions: vec![DescriptionId(4), DescriptionId(1)],
         }],

@@ -22,6 +22,7 @@ mod terminal;
 mod threads;
 mod timers;
 mod tree;
+mod unix_names;
 mod unix_sockets;
 mod waits;
 mod zombies;

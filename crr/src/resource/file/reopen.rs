@@ -1,5 +1,6 @@
 //! Regular files, directories, memory devices and the shell's terminal, opened again by name.
 
+use crate::resource::unix_socket::bind::Binder;
 use crate::resource::{pipe::recreate, unix_socket};
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result};
@@ -10,11 +11,11 @@ use nix::unistd::{Whence, lseek64};
 use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
 
-/// Opens every description, in order.
+/// Opens every description, in order. The files that sockets are bound to stay only if the binder is told so.
 ///
 /// # Errors
 /// Names the file that cannot be opened.
-pub(crate) fn open_all(files: &Files) -> Result<Vec<OwnedFd>> {
+pub(crate) fn open_all(files: &Files) -> Result<(Vec<OwnedFd>, Binder)> {
     // Made when first needed: a kernel without ia32 emulation has no such calls.
     let mut ia32 = Ia32::default();
     let mut pipes = recreate::create_all(&files.pipes)?;
@@ -29,8 +30,8 @@ pub(crate) fn open_all(files: &Files) -> Result<Vec<OwnedFd>> {
         };
         opened.push(fd);
     }
-    sockets.finish(files, &opened)?;
-    Ok(opened)
+    let binder = sockets.finish(files, &opened)?;
+    Ok((opened, binder))
 }
 
 fn open(path: &Path, description: &Description, ia32: &mut Ia32) -> Result<OwnedFd> {

@@ -1,41 +1,26 @@
 //! Processes that exist for a moment because the kernel records who does something.
 //!
-//! SO_PEERCRED shows who made a pair. The tree does not run yet when its sockets are made, so its process ids are free, and
-//! so are those of processes that had ended before the dump: one with the right id and credentials makes the pair.
+//! SO_PEERCRED shows who made a pair, who connected, who listened. The tree does not run yet when its sockets are made, so its
+//! process ids are free, and so are those of processes that had ended before the dump: one with the right id and
+//! credentials makes the call.
 
-use super::recreate::sock_type;
 use crate::sys::process;
 use anyhow::{Context, Result, bail};
 use images::Pid;
-use images::socket::{PeerCredentials, UnixKind};
+use images::socket::PeerCredentials;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::socket::{AddressFamily, SockFlag, socketpair};
-use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Gid, Uid, dup3, pipe2, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, pipe2, setgroups, setresgid, setresuid};
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
-/// Two connected sockets.
-#[derive(Debug)]
-pub(super) struct Pair(pub(super) OwnedFd, pub(super) OwnedFd);
-
-/// Makes connected pairs as somebody else, or as crr itself.
+/// Does something as somebody else, or as crr itself. What is done shows in the table of descriptors only: memory is a copy.
 ///
 /// # Errors
-/// As fork(2) and socketpair(2).
-pub(super) fn pairs(maker: Option<&PeerCredentials>, kinds: &[UnixKind]) -> Result<Vec<Pair>> {
-    let place = || nix::fcntl::open(c"/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
-    let mut places = kinds
-        .iter()
-        .map(|_| Ok(Pair(place()?, place()?)))
-        .collect::<Result<Vec<_>>>()
-        .context("make room")?;
-    let Some(who) = maker else {
-        make(kinds, &mut places).context("make a pair of sockets")?;
-        return Ok(places);
-    };
+/// As fork(2), and what `act` answers.
+pub(super) fn act(who: Option<&PeerCredentials>, act: impl FnOnce() -> nix::Result<()>) -> Result<()> {
+    let Some(who) = who else { return Ok(act()?) };
     let child = match process::fork(Some(who.pid).filter(|pid| *pid > 1), process::CLONE_FILES) {
         Err(Errno::EEXIST) => {
             log::warn!("SO_PEERCRED will show another process id than {}: that is taken", who.pid);
@@ -45,37 +30,29 @@ pub(super) fn pairs(maker: Option<&PeerCredentials>, kinds: &[UnixKind]) -> Resu
     };
     match child.with_context(|| format!("fork a process with id {}", who.pid))? {
         None => {
-            let made = become_somebody(who).and_then(|()| make(kinds, &mut places));
-            process::exit(made.map_or_else(|errno| errno as i32, |()| 0))
+            let done = become_somebody(who).and_then(|()| act());
+            process::exit(done.map_or_else(|errno| errno as i32, |()| 0))
         }
         Some(child) => match waitpid(nix::unistd::Pid::from_raw(child), None)? {
-            WaitStatus::Exited(_, 0) => Ok(places),
-            WaitStatus::Exited(_, errno) => Err(Errno::from_raw(errno))
-                .with_context(|| format!("make a pair of sockets as task {}", who.pid)),
-            status => bail!("make a pair of sockets as task {}: {status:?}", who.pid),
+            WaitStatus::Exited(_, 0) => Ok(()),
+            WaitStatus::Exited(_, errno) => {
+                Err(Errno::from_raw(errno)).with_context(|| format!("as process {}", who.pid))
+            }
+            status => bail!("as process {}: {status:?}", who.pid),
         },
     }
 }
 
-/// Makes a pair in each place. The places are in a table of descriptors that is shared with the parent.
-fn make(kinds: &[UnixKind], places: &mut [Pair]) -> nix::Result<()> {
-    for (kind, Pair(one, other)) in kinds.iter().zip(places) {
-        let made = socketpair(AddressFamily::Unix, sock_type(*kind), None, SockFlag::SOCK_CLOEXEC)?;
-        dup3(&made.0, one, OFlag::O_CLOEXEC)?;
-        dup3(&made.1, other, OFlag::O_CLOEXEC)?;
-    }
-    Ok(())
-}
-
-/// SO_PEERCRED shows effective ids, SO_PEERGROUPS the groups.
+/// SO_PEERCRED shows effective ids, SO_PEERGROUPS the groups. Privileges stay: the task may have connected while a
+/// directory was still open to it.
 fn become_somebody(who: &PeerCredentials) -> nix::Result<()> {
+    process::keep_capabilities()?;
     let groups: Vec<Gid> = who.groups.iter().copied().map(Gid::from_raw).collect();
     setgroups(&groups)?;
     let (gid, uid) = (Gid::from_raw(who.gid), Uid::from_raw(who.uid));
     setresgid(gid, gid, gid)?;
     setresuid(uid, uid, uid)
 }
-
 /// Processes that do nothing but exist: a message can be sent in the name of one that does. Dropped, they end.
 #[derive(Debug)]
 pub(super) struct StandIns {
@@ -100,7 +77,7 @@ impl StandIns {
             match process::fork(Some(pid), 0) {
                 Ok(Some(_)) => stand_ins.pids.push(pid),
                 Ok(None) => {
-                    process::close_fd(std::os::fd::AsRawFd::as_raw_fd(release));
+                    process::close_fd(release.as_raw_fd());
                     let _ = nix::unistd::read(&wait, &mut [0]);
                     process::exit(0)
                 }

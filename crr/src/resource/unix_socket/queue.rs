@@ -19,6 +19,8 @@ const DATAGRAM_SIZE: usize = 256 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     pub(super) bytes: Vec<u8>,
+    /// Of a datagram, the address of the sender.
+    pub(super) sender: Vec<u8>,
     pub(super) credentials: Option<Credentials>,
     /// Our own descriptors of what is on its way.
     pub(super) rights: Vec<OwnedFd>,
@@ -86,7 +88,11 @@ fn look(socket: BorrowedFd<'_>, kind: UnixKind) -> Result<Look> {
         if !has(libc::POLLIN) {
             return Ok(Look::All(Vec::new()));
         }
-        return Ok(if has(libc::POLLERR) { Look::Never(Obstacle::Error) } else { Look::More });
+        if !has(libc::POLLERR) {
+            return Ok(Look::More);
+        }
+        let ended = has(libc::POLLRDHUP) && pipe::readable_bytes(socket).context("FIONREAD")? == 0;
+        return Ok(if ended { Look::All(Vec::new()) } else { Look::Never(Obstacle::Error) });
     }
     if has(libc::POLLPRI) {
         return Ok(Look::Never(Obstacle::OutOfBand));
@@ -104,7 +110,7 @@ fn look(socket: BorrowedFd<'_>, kind: UnixKind) -> Result<Look> {
     if received.length < bytes || !received.rights.is_empty() {
         return Ok(Look::More);
     }
-    Ok(Look::All(vec![Waiting { bytes: buffer, credentials: credentials(&received), rights: Vec::new() }]))
+    Ok(Look::All(vec![Waiting { bytes: buffer, credentials: credentials(&received), ..Waiting::default() }]))
 }
 
 /// The sender, where the kernel knows one.
@@ -132,9 +138,11 @@ fn read_stream(socket: BorrowedFd<'_>) -> Result<Vec<Waiting>> {
             if received.rights.is_empty() { at } else { at + last_buffer(socket, at, received.length)? };
         let credentials = credentials(&received);
         if start > at {
-            waiting.push(Waiting { bytes: buffer[at..start].to_vec(), credentials, rights: Vec::new() });
+            let bytes = buffer[at..start].to_vec();
+            waiting.push(Waiting { bytes, credentials, ..Waiting::default() });
         }
-        waiting.push(Waiting { bytes: buffer[start..end].to_vec(), credentials, rights: received.rights });
+        let bytes = buffer[start..end].to_vec();
+        waiting.push(Waiting { bytes, credentials, rights: received.rights, ..Waiting::default() });
         at = end;
     }
     Ok(waiting)
@@ -171,7 +179,9 @@ fn read_datagrams(socket: BorrowedFd<'_>) -> Result<Vec<Waiting>> {
         }
         at += received.length;
         let bytes = buffer[..received.length].to_vec();
-        waiting.push(Waiting { bytes, credentials: credentials(&received), rights: received.rights });
+        let sender = super::name(&received.sender);
+        let credentials = credentials(&received);
+        waiting.push(Waiting { bytes, sender, credentials, rights: received.rights });
     }
 }
 
@@ -190,7 +200,7 @@ mod tests {
     #[test]
     fn a_stream_is_cut_where_descriptors_lie() {
         let (a, b) = UnixStream::pair().unwrap();
-        let send = |bytes: &[u8], rights: &[i32]| sys::send(a.as_fd(), bytes, rights, None).unwrap();
+        let send = |bytes: &[u8], rights: &[i32]| sys::send(a.as_fd(), None, bytes, rights, None).unwrap();
         assert!(read(b.as_fd(), UnixKind::Stream).is_empty());
         send(b"abc", &[]);
         send(b"de", &[]);

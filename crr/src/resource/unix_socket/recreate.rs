@@ -1,72 +1,42 @@
 //! Unix sockets made again: pairs first, so that every description exists; then what is in their queues, which can be
 //! any description; then what would be in the way of that.
 
-use super::maker::{self, Pair, StandIns};
+use super::bind::{self, Binder};
+use super::connect;
+use super::maker::StandIns;
 use crate::resource::socket::option::{self, SO_SNDBUFFORCE};
 use crate::sys::socket as sys;
 use anyhow::{Context, Result, bail};
 use images::file::Files;
-use images::socket::{Message, Peer, PeerCredentials, UnixKind, UnixSocket};
+use images::socket::{Message, Peer, UnixKind, UnixSocket};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socket};
 use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::{Gid, Uid, fchown};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// SHUT_RD and SHUT_WR as the kernel keeps them.
 const BOTH_WAYS: u32 = 3;
 
 /// The sockets of a tree being restored.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Restored {
     /// In the order of the records.
     sockets: Vec<OwnedFd>,
     /// Peers that are to be closed, in the order of the records.
     doomed: Vec<Option<OwnedFd>>,
+    binder: Binder,
 }
 
-/// A socket that is to be made with its peer.
-type Job = (usize, Peer);
-
-/// Makes all sockets, and connects those that are pairs.
+/// Makes all sockets, with their addresses and connections.
 ///
 /// # Errors
 /// What the kernel refuses.
 pub(crate) fn create_all(records: &[UnixSocket]) -> Result<Restored> {
-    let mut made: Vec<Option<OwnedFd>> = records.iter().map(|_| None).collect();
-    let mut doomed: Vec<Option<OwnedFd>> = records.iter().map(|_| None).collect();
-    let mut by_maker: Vec<(Option<&PeerCredentials>, Vec<Job>)> = Vec::new();
-    for (index, record) in records.iter().enumerate() {
-        match record.peer {
-            Peer::None => made[index] = Some(unconnected(record.kind)?),
-            // The other one comes by itself.
-            Peer::Socket(other) if (other as usize) < index => {}
-            peer => {
-                let credentials = record.peer_credentials.as_ref();
-                match by_maker.iter_mut().find(|(maker, _)| *maker == credentials) {
-                    Some((_, jobs)) => jobs.push((index, peer)),
-                    None => by_maker.push((credentials, vec![(index, peer)])),
-                }
-            }
-        }
-    }
-    for (credentials, jobs) in by_maker {
-        let kinds: Vec<UnixKind> = jobs.iter().map(|(index, _)| records[*index].kind).collect();
-        let pairs = maker::pairs(credentials, &kinds)?;
-        for ((index, peer), Pair(one, other)) in jobs.into_iter().zip(pairs) {
-            made[index] = Some(one);
-            match peer {
-                Peer::Socket(peer) => made[peer as usize] = Some(other),
-                _ => doomed[index] = Some(other),
-            }
-        }
-    }
-    let sockets = made.into_iter().collect::<Option<_>>().context("a socket without its peer")?;
-    Ok(Restored { sockets, doomed })
-}
-
-fn unconnected(kind: UnixKind) -> Result<OwnedFd> {
-    socket(AddressFamily::Unix, sock_type(kind), SockFlag::SOCK_CLOEXEC, None).context("make a socket")
+    let mut binder = Binder::default();
+    let made = connect::create(records, &mut binder)?;
+    let sockets = made.made.into_iter().collect::<Option<_>>().context("a socket without its peer")?;
+    Ok(Restored { sockets, doomed: made.doomed, binder })
 }
 
 /// SOCK_*.
@@ -89,17 +59,27 @@ impl Restored {
         Ok(fd)
     }
 
-    /// Completes the sockets, once every description is open.
+    /// Completes the sockets, once every description is open. The files that they are bound to are removed again unless
+    /// they are told to stay.
     ///
     /// # Errors
     /// Names the socket and what it does not take.
-    pub(crate) fn finish(mut self, files: &Files, descriptions: &[OwnedFd]) -> Result<()> {
+    pub(crate) fn finish(mut self, files: &Files, descriptions: &[OwnedFd]) -> Result<Binder> {
         let records = &files.unix_sockets;
         let named = |index: usize| format!("socket:[{}]", records[index].ino);
         let senders = records.iter().flat_map(|record| &record.queue);
         let stand_ins = StandIns::new(senders.filter_map(|message| Some(message.credentials?.pid)))?;
-        for (index, record) in records.iter().enumerate() {
-            self.fill(index, record, descriptions).with_context(|| named(index))?;
+        // A datagram socket that is connected receives from its peer only, but keeps what others sent before.
+        let (early, late) =
+            (0..records.len()).partition::<Vec<_>, _>(|&index| hears_its_peer_alone(records, index));
+        for index in early {
+            self.connect_datagrams(index, records).with_context(|| named(index))?;
+        }
+        for index in 0..records.len() {
+            self.fill(index, records, descriptions).with_context(|| named(index))?;
+        }
+        for index in late {
+            self.connect_datagrams(index, records).with_context(|| named(index))?;
         }
         drop(stand_ins);
         for (index, record) in records.iter().enumerate() {
@@ -108,35 +88,77 @@ impl Restored {
         for (index, record) in records.iter().enumerate() {
             self.complete(index, record).with_context(|| named(index))?;
         }
-        Ok(())
+        Ok(self.binder)
+    }
+
+    /// Connects a datagram socket by the address of its peer.
+    fn connect_datagrams(&self, index: usize, records: &[UnixSocket]) -> Result<()> {
+        let record = &records[index];
+        if record.kind != UnixKind::Datagram || record.peer_credentials.is_some() {
+            return Ok(());
+        }
+        let own = self.sockets[index].as_fd();
+        match (&record.peer, &self.doomed[index]) {
+            (Peer::Socket(peer), _) => {
+                let (peer, address) = (&self.sockets[*peer as usize], &records[*peer as usize].address);
+                connect::connect(own, peer.as_fd(), address)
+            }
+            (Peer::Closed { address, .. }, Some(gone)) => connect::connect(own, gone.as_fd(), address),
+            _ => Ok(()),
+        }
     }
 
     /// Sends what waits in the queue of a socket.
-    fn fill(&self, index: usize, record: &UnixSocket, descriptions: &[OwnedFd]) -> Result<()> {
-        if record.queue.is_empty() {
-            return Ok(());
-        }
-        let sender = match record.peer {
-            Peer::Socket(peer) => self.sockets.get(peer as usize),
-            Peer::Closed { .. } => self.doomed[index].as_ref(),
-            Peer::None => None,
-        };
-        let sender = sender.context("nobody to send what is in its queue")?;
-        // As large as it may be: what was in a queue before can be more than what goes in by the present limit.
-        sys::set_option(sender.as_fd(), libc::SOL_SOCKET, SO_SNDBUFFORCE, &(i32::MAX / 2).to_ne_bytes())
-            .context("SO_SNDBUFFORCE")?;
+    fn fill(&mut self, index: usize, records: &[UnixSocket], descriptions: &[OwnedFd]) -> Result<()> {
+        let record = &records[index];
         for message in &record.queue {
-            send(sender, record.kind, message, descriptions).context("put a message in its queue")?;
+            let (sender, by_address) = self.sender(index, records, message).context("find its sender")?;
+            // As large as it may be: what was in a queue before can be more than what goes in by the present limit.
+            sys::set_option(sender.as_fd(), libc::SOL_SOCKET, SO_SNDBUFFORCE, &(i32::MAX / 2).to_ne_bytes())
+                .context("SO_SNDBUFFORCE")?;
+            let (_file, to) = match by_address {
+                true => bind::handle(self.sockets[index].as_fd(), &record.address)
+                    .map(|(file, to)| (file, Some(to)))?,
+                false => (None, None),
+            };
+            send(sender.as_fd(), to.as_deref(), record.kind, message, descriptions)
+                .context("put a message in its queue")?;
         }
         Ok(())
+    }
+
+    /// Who sends a message to a socket, and whether by its address instead of as its peer.
+    fn sender(&mut self, index: usize, records: &[UnixSocket], message: &Message) -> Result<(OwnedFd, bool)> {
+        let record = &records[index];
+        let peer = match &record.peer {
+            Peer::Socket(peer) => Some((&self.sockets[*peer as usize], &records[*peer as usize].address)),
+            Peer::Closed { address, .. } => self.doomed[index].as_ref().map(|doomed| (doomed, address)),
+            Peer::None | Peer::Listening { .. } | Peer::Waiting { .. } => None,
+        };
+        let stream = record.kind != UnixKind::Datagram;
+        if let Some((peer, address)) = peer
+            && (stream || *address == message.sender)
+        {
+            let mutual = stream || connect::is_pair(records, index) || record.peer_credentials.is_some();
+            return Ok((peer.try_clone()?, !mutual));
+        }
+        let named = |other: &UnixSocket| {
+            other.kind == record.kind && !message.sender.is_empty() && other.address == message.sender
+        };
+        if let Some(other) = records.iter().position(named) {
+            return Ok((self.sockets[other].try_clone()?, true));
+        }
+        let gone = socket(AddressFamily::Unix, sock_type(record.kind), SockFlag::SOCK_CLOEXEC, None)?;
+        self.binder.bind(gone.as_fd(), &message.sender, None)?;
+        Ok((gone, true))
     }
 
     /// Shuts a socket down as far as it was, and closes its peer if that was closed.
     fn shut(&mut self, index: usize, record: &UnixSocket) -> Result<()> {
         let socket = &self.sockets[index];
-        if let (Peer::Closed { reset: true }, Some(peer)) = (record.peer, &self.doomed[index]) {
+        if let (Peer::Closed { reset: true, .. }, Some(peer)) = (&record.peer, &self.doomed[index]) {
             // Unread when the peer is closed, it is what the error is for: unix_release_sock() in net/unix/af_unix.c.
-            sys::send(socket.as_fd(), &[0], &[], None)
+            sys::send(socket.as_fd(), None, &[0], &[], None)
                 .with_context(|| format!("have fd {} closed with data unread", peer.as_raw_fd()))?;
         }
         let closes = matches!(record.peer, Peer::Closed { .. });
@@ -171,14 +193,30 @@ impl Restored {
     }
 }
 
+/// Whether a socket that is connected has nothing in its queue but what its peer sent.
+fn hears_its_peer_alone(records: &[UnixSocket], index: usize) -> bool {
+    let address = match &records[index].peer {
+        Peer::Socket(peer) => &records[*peer as usize].address,
+        Peer::Closed { address, .. } => address,
+        Peer::None | Peer::Listening { .. } | Peer::Waiting { .. } => return false,
+    };
+    records[index].queue.iter().all(|message| message.sender == *address)
+}
+
 /// Sends a message, in one piece if it is one.
-fn send(sender: &OwnedFd, kind: UnixKind, message: &Message, descriptions: &[OwnedFd]) -> Result<()> {
+fn send(
+    sender: BorrowedFd<'_>,
+    to: Option<&[u8]>,
+    kind: UnixKind,
+    message: &Message,
+    descriptions: &[OwnedFd],
+) -> Result<()> {
     let mut rights: Vec<_> =
         message.descriptions.iter().map(|id| descriptions[id.0 as usize].as_raw_fd()).collect();
     let credentials = message.credentials.map(|who| [who.pid, who.uid.cast_signed(), who.gid.cast_signed()]);
     let mut rest = message.bytes.as_slice();
     loop {
-        let sent = sys::send(sender.as_fd(), rest, &rights, credentials)?;
+        let sent = sys::send(sender, to, rest, &rights, credentials)?;
         rest = &rest[sent..];
         if rest.is_empty() {
             return Ok(());

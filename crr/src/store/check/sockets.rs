@@ -23,13 +23,56 @@ pub(super) fn check(files: &Files) -> Check {
 
 fn check_socket(index: usize, socket: &UnixSocket, files: &Files) -> Check {
     ensure!(socket.shutdown <= 3, "is shut down as {:#x}", socket.shutdown);
-    match socket.peer {
-        Peer::None => ensure!(socket.queue.is_empty(), "has messages that nobody can have sent"),
-        Peer::Closed { .. } => {}
+    check_address(&socket.address)?;
+    if let Some(file) = &socket.file {
+        ensure!(socket.address.first().is_some_and(|byte| *byte != 0), "has a file and no path");
+        ensure!(
+            file.path.first() == Some(&b'/') && !file.path.contains(&0),
+            "has a file that is no absolute path"
+        );
+        ensure!(file.path.len() < 4096, "has a file with a path of {} bytes", file.path.len());
+    }
+    let bound = socket.kind == UnixKind::Datagram && !socket.address.is_empty();
+    let sockets = &files.unix_sockets;
+    match &socket.peer {
+        Peer::None => ensure!(socket.queue.is_empty() || bound, "has messages that nobody can have sent"),
+        Peer::Closed { address, .. } => check_address(address).map_err(inside("its peer"))?,
+        Peer::Listening { waiting, .. } => {
+            ensure!(socket.queue.is_empty(), "has messages and listens");
+            ensure!(socket.kind != UnixKind::Datagram, "listens for datagrams");
+            ensure!(!socket.address.is_empty(), "listens without an address");
+            for &client in waiting {
+                let back = sockets.get(client as usize).map(|client| &client.peer);
+                let waits =
+                    matches!(back, Some(Peer::Waiting { listener, .. }) if *listener as usize == index);
+                ensure!(waits, "waits for socket#{client}, which does not wait for it");
+            }
+        }
+        Peer::Waiting { listener, .. } => {
+            ensure!(socket.queue.is_empty(), "has messages before it was accepted");
+            let back = sockets.get(*listener as usize).map(|listener| &listener.peer);
+            let index = u32::try_from(index).unwrap_or(u32::MAX);
+            let listens = matches!(back, Some(Peer::Listening { waiting, .. })
+                if waiting.iter().filter(|client| **client == index).count() == 1);
+            ensure!(listens, "waits at socket#{listener}, which does not listen for it");
+        }
+        Peer::Socket(peer) if socket.kind == UnixKind::Datagram => {
+            let other = sockets.get(*peer as usize);
+            let mutual =
+                matches!(other.map(|other| &other.peer), Some(Peer::Socket(back)) if *back as usize == index);
+            let reachable = other.is_some_and(|other| {
+                other.kind == socket.kind
+                    && if socket.peer_credentials.is_some() { mutual } else { !other.address.is_empty() }
+            });
+            ensure!(
+                reachable && *peer as usize != index,
+                "is connected to socket#{peer}, which it cannot reach"
+            );
+        }
         Peer::Socket(peer) => {
-            let other = files.unix_sockets.get(peer as usize);
+            let other = sockets.get(*peer as usize);
             let mutual = other.is_some_and(|other| {
-                peer as usize != index
+                *peer as usize != index
                     && other.kind == socket.kind
                     && matches!(other.peer, Peer::Socket(back) if back as usize == index)
             });
@@ -45,6 +88,13 @@ fn check_socket(index: usize, socket: &UnixSocket, files: &Files) -> Check {
     Ok(())
 }
 
+fn check_address(address: &[u8]) -> Check {
+    ensure!(address.len() <= 108, "has an address of {} bytes", address.len());
+    let path = address.first().is_some_and(|byte| *byte != 0);
+    ensure!(!path || !address.contains(&0), "has a path with a NUL");
+    Ok(())
+}
+
 fn check_message(kind: UnixKind, message: &Message, files: &Files) -> Check {
     ensure!(i32::try_from(message.bytes.len()).is_ok(), "has {} bytes", message.bytes.len());
     ensure!(kind != UnixKind::Stream || !message.bytes.is_empty(), "is an empty part of a stream");
@@ -53,6 +103,7 @@ fn check_message(kind: UnixKind, message: &Message, files: &Files) -> Check {
     for id in &message.descriptions {
         ensure!((id.0 as usize) < files.descriptions.len(), "{id} of {}", files.descriptions.len());
     }
+    check_address(&message.sender).map_err(inside("its sender"))?;
     ensure!(message.credentials.is_none_or(|who| who.pid > 0), "was sent by no process");
     Ok(())
 }

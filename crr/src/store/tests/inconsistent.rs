@@ -6,7 +6,7 @@ use images::container::Kind;
 use images::file::Target;
 use images::memory::{Backing, Run};
 use images::seccomp::Seccomp;
-use images::socket::{Credentials, Peer, UnixSocket};
+use images::socket::{Credentials, Peer, UnixKind, UnixSocket};
 use images::task::End;
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, SharedId};
 
@@ -189,8 +189,8 @@ fn files() {
     refused("files.img: description#1: pipe#1 of 1 pipes", |s| {
         s.files.descriptions[1].target = Target::Pipe(1)
     });
-    refused("files.img: description#4: socket#4 of 4 sockets", |s| {
-        s.files.descriptions[4].target = Target::UnixSocket(4)
+    refused("files.img: description#4: socket#6 of 6 sockets", |s| {
+        s.files.descriptions[4].target = Target::UnixSocket(6)
     });
     refused("files.img: socket#0 has two descriptions", |s| {
         s.files.descriptions[3].target = Target::UnixSocket(0)
@@ -202,7 +202,7 @@ fn files() {
 
 #[test]
 fn unix_sockets() {
-    for peer in [0, 2, 3, 4] {
+    for peer in [0, 2, 3, 6] {
         let what = format!("is connected to socket#{peer}, which is not connected to it");
         refused(&format!("files.img: socket#0: {what}"), |s| {
             s.files.unix_sockets[0].peer = Peer::Socket(peer)
@@ -217,7 +217,36 @@ fn unix_sockets() {
     refused("message 0: is an empty part of a stream", |s| s.queue[0].bytes.clear());
     refused("message 0: description#5 of 5", |s| s.queue[0].descriptions[0].0 = 5);
     refused("message 0: carries 254 descriptions", |s| s.queue[0].descriptions = vec![DescriptionId(0); 254]);
+    refused("has an address of 109 bytes", |s| s.address = vec![b'a'; 109]);
+    refused("has a path with a NUL", |s| s.address = b"a\0".to_vec());
+    refused("has a file and no path", |s| s.address.clear());
+    refused("has a file that is no absolute path", |s| s.file.as_mut().unwrap().path = b"a".to_vec());
+    refused("message 0: its sender: has an address of 109 bytes", |s| s.queue[0].sender = vec![0; 109]);
     refused("message 0: was sent by no process", |s| s.queue[0].credentials = Some(Credentials::default()));
+}
+
+#[test]
+fn connections_of_unix_sockets() {
+    refused("files.img: socket#5: waits at socket#4, which does not listen for it", |s| {
+        s.files.unix_sockets[4].peer = Peer::Listening { backlog: 1, waiting: Vec::new() };
+    });
+    let refused = |index: usize, what: &str, change: fn(&mut UnixSocket)| {
+        refused(&format!("files.img: socket#{index}: {what}"), |s| change(&mut s.files.unix_sockets[index]));
+    };
+    refused(2, "its peer: has a path with a NUL", |s| {
+        s.peer = Peer::Closed { address: b"a\0".to_vec(), reset: false };
+    });
+    refused(3, "has messages that nobody can have sent", |s| s.address.clear());
+    refused(3, "is connected to socket#2, which it cannot reach", |s| s.peer = Peer::Socket(2));
+    refused(3, "is connected to socket#3, which it cannot reach", |s| s.peer = Peer::Socket(3));
+    refused(4, "waits for socket#0, which does not wait for it", |s| {
+        s.peer = Peer::Listening { backlog: 1, waiting: vec![0] };
+    });
+    refused(4, "listens without an address", |s| {
+        s.address.clear();
+        s.file = None;
+    });
+    refused(4, "listens for datagrams", |s| s.kind = UnixKind::Datagram);
 }
 
 #[test]
