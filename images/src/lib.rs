@@ -20,6 +20,7 @@ pub mod inventory;
 pub mod memory;
 mod readable;
 pub mod seccomp;
+pub mod sharing;
 pub mod signal;
 pub mod socket;
 pub mod task;

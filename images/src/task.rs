@@ -4,6 +4,7 @@ use crate::attribute::TaskAttributes;
 use crate::file::FdEntry;
 use crate::id::{Abi, PathId, Pid};
 use crate::seccomp::Filter;
+use crate::sharing::Shares;
 use crate::signal::{Action, IntervalTimer, Pending};
 use crate::thread::Thread;
 use crate::timer::Timer;
@@ -76,6 +77,10 @@ pub struct Task {
     pub pgid: Pid,
     /// Session.
     pub sid: Pid,
+    /// The signal that tells its parent of its end; 0 for none.
+    pub exit_signal: u8,
+    /// What it has in common with an earlier task; the fields that describe that are empty here, or the same.
+    pub shares: Shares,
     /// What kind of memory exec gave it.
     pub abi: Abi,
     /// `/proc/PID/exe`.

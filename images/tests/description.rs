@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 const DESCRIPTION: &str = include_str!("../FORMAT.md");
 
-const RECORDS: [&str; 9] = [
+const RECORDS: [&str; 10] = [
     include_str!("../src/attribute.rs"),
     include_str!("../src/inventory.rs"),
     include_str!("../src/task.rs"),
+    include_str!("../src/sharing.rs"),
     include_str!("../src/thread.rs"),
     include_str!("../src/seccomp.rs"),
     include_str!("../src/signal.rs"),

@@ -3,6 +3,9 @@
 //! An op says what the kernel is to be told, in widened values; how that is said in an ABI is the restorer's
 //! business. Ops are decoded one at a time straight from the plan, so borrowed bytes are all they may hold.
 
+pub mod birth;
+
+use birth::Birth;
 use serde::{Deserialize, Serialize};
 
 /// Which of the working fds an op means: an index into those sent with the plan.
@@ -274,6 +277,8 @@ pub enum Op<'a> {
         /// Bytes.
         len: u32,
     },
+    /// How this task, or one that it clones, comes into the world.
+    Birth(Birth<'a>),
 }
 
 /// Appends an op to a list.

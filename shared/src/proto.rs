@@ -68,6 +68,11 @@ pub struct Start {
     /// Thread ids that the tree does not use, for threads that read page contents; then zeros. Their stacks lie above
     /// those of the task's threads.
     pub fillers: [u64; MAX_FILLERS],
+    /// Words that the tasks of this program share, whatever else they share: zeros, mapped here. None if this is 0.
+    pub words_addr: u64,
+    /// Working fds move to numbers from here on, out of the way of the tasks that the program clones. They stay where
+    /// they are if this is 0.
+    pub fds_from: u64,
 }
 
 impl Start {
@@ -80,8 +85,10 @@ impl Start {
 pub enum Gathering {
     /// All leaders, dead ones too, lead their sessions and groups, and all orphans have come to their parents.
     Led,
-    /// All tasks are in their groups.
+    /// All tasks are in their groups, but for those that go there by an op.
     Settled,
+    /// All tasks that are cloned lead what they lead.
+    Cloned,
 }
 
 /// The page that all tasks of a restore share, writable: stages are futexes.
@@ -89,7 +96,7 @@ pub enum Gathering {
 #[derive(Debug, Default)]
 pub struct Control {
     /// How many have come to each [`Gathering`].
-    pub gathered: [AtomicU32; 2],
+    pub gathered: [AtomicU32; 3],
     /// Non-zero once the restore has failed: whoever waits gives up.
     pub failed: AtomicU32,
     /// Never set: parked threads wait here until they are taken over.
@@ -130,7 +137,7 @@ impl Stage {
     }
 }
 
-/// A task's answer.
+/// A task's answer. Tasks that a program clones answer over its socket.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Report {
@@ -138,6 +145,10 @@ pub struct Report {
     pub stage: u32,
     /// Kernel error number, positive; 0 for an answer that was no error but wrong (`value` tells).
     pub errno: u32,
+    /// The task, if it was cloned by the program at the other end; 0 for the one that exec'd it.
+    pub pid: u32,
+    /// 0.
+    pub reserved: u32,
     /// Thread id that follows the ops; 0 for the leader.
     pub tid: u32,
     /// Which op of that thread, from 0; in [`Stage::Child`], an index into the coordinator's list of steps.

@@ -143,24 +143,27 @@ proptest! {
 
     #[test]
     fn a_hole_holds_everything_without_overlap(
-        program in 1u64..0x40_000, fds in 2u64..5000, threads in 0u64..300, plan in 1u64..0x20_0000,
+        program in 1u64..0x40_000, fds in 2u64..5000, stacks in 0u64..300, words in 0u64..2000,
+        plan in 1u64..0x20_0000,
     ) {
         let area = |offset, len| SpecialArea { offset, len };
         let special = [area(-0x6000, 0x4000), area(-0x2000, 0x2000), area(0, 0x2000)];
-        let contents = hole::Contents { program, fds, special, threads, fillers: [9, 8, 0], plan };
+        let contents = hole::Contents { program, fds, special, stacks, words, fds_from: 0, fillers: [9, 8, 0], plan };
         let start = contents.start(0xffff_e000, 0x40_0000, 0x1000);
         let ends = [
             (start.hole_start, start.hole_start + program),
             (start.control_addr, start.control_addr + 4096),
             (start.scratch_addr, start.scratch_addr + fds * 4),
             (start.parking_addr, start.parking_addr + 0x8000),
-            (start.stacks_addr, start.stacks_addr + (threads + 2) * shared::proto::THREAD_STACK),
+            (start.stacks_addr - words.div_ceil(1024) * PAGE_SIZE, start.stacks_addr),
+            (start.stacks_addr, start.stacks_addr + (stacks + 2) * shared::proto::THREAD_STACK),
             (start.plan_addr, start.plan_addr + plan),
         ];
         for pair in ends.windows(2) {
             prop_assert!(pair[0].1 <= pair[1].0, "{pair:x?}");
         }
-        prop_assert!(ends[5].1 <= start.hole_end);
+        prop_assert!(ends[6].1 <= start.hole_end);
+        prop_assert_eq!(start.words_addr, if words == 0 { 0 } else { ends[4].0 });
         prop_assert!(ends.iter().all(|end| end.0 % PAGE_SIZE == 0));
     }
 }

@@ -4,12 +4,14 @@
 
 use images::memory::{Layout, Space};
 use images::seccomp::{Filter, Seccomp};
+use images::sharing::Shares;
 use images::signal::{AltStack, IntervalTimer};
-use images::task::Task;
+use images::task::{Task, Tree};
 use images::thread::{Creds, Regs, Sched, Thread};
 use images::{Abi, Addr, FilterId, PathId};
 use shared::op::{self, Op};
-use shared::plan::{self, Machine};
+use shared::plan::family::Making;
+use shared::plan::{self, Forest, Machine};
 use shared::proto::SpecialArea;
 
 fn creds(uid: u32) -> Creds {
@@ -68,6 +70,8 @@ fn task(threads: Vec<Thread>) -> Task {
         ppid: 1,
         pgid: 10,
         sid: 10,
+        exit_signal: 17,
+        shares: Shares::default(),
         abi: Abi::X86_64,
         exe: PathId(0),
         cwd: PathId(0),
@@ -105,7 +109,11 @@ fn ops(threads: Vec<Thread>, filters: &[Filter]) -> Vec<u8> {
         layout: Layout::default(),
         auxv: Vec::new(),
     };
-    plan::task(&machine, &task(threads), &space, filters).ops
+    let tree =
+        Tree { tasks: vec![task(threads)], zombies: Vec::new(), shell_job: None, filters: filters.to_vec() };
+    let spaces = [space];
+    let forest = Forest::new(&tree, &spaces, &[Making::Forked], 1, [1, 1, 0]);
+    plan::program(&machine, &forest, 0).ops
 }
 
 fn list(mut bytes: &[u8]) -> Vec<Op<'_>> {

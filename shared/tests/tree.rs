@@ -5,7 +5,7 @@
 use images::Pid;
 use images::task::ShellJob;
 use proptest::prelude::*;
-use shared::plan::tree::{Birth, OUTSIDE, Place, Role, Schedule, Why, schedule};
+use shared::plan::tree::{Birth, OUTSIDE, Place, Process, Role, Schedule, Why, schedule};
 use std::collections::BTreeMap;
 
 const INIT: Pid = 1;
@@ -93,7 +93,7 @@ impl Kernel {
         }
         let place = |pid| {
             let Task { ppid, sid, pgid, .. } = self.tasks[&pid];
-            Place { pid, ppid, pgid, sid }
+            Place { pid, ppid, pgid, sid, cloned: false }
         };
         found.into_iter().map(place).collect()
     }
@@ -114,7 +114,7 @@ impl<'a> Restore<'a> {
         let mut next = 100_000;
         let pid = |role| match role {
             Role::Outside => INIT,
-            Role::Task(index) => places[index].pid,
+            Role::Task(index) | Role::Cloned(index) => places[index].pid,
             Role::Session(pid) | Role::Group(pid) => pid,
             Role::Holder | Role::Courier => {
                 next += 1;
@@ -163,7 +163,7 @@ impl<'a> Restore<'a> {
             }
             Role::Session(_) => assert!(self.kernel.setsid(pid)),
             Role::Group(_) => assert!(self.kernel.setpgid(pid, pid)),
-            Role::Task(_) | Role::Holder | Role::Courier | Role::Outside => {}
+            Role::Task(_) | Role::Cloned(_) | Role::Holder | Role::Courier | Role::Outside => {}
         }
         born.extend(self.births(process, &own.after));
         if own.role == Role::Courier {
@@ -305,7 +305,7 @@ proptest! {
     #[test]
     fn nonsense_ends(numbers in prop::collection::vec((1..12i32, 1..12i32, 1..12i32), 1..12)) {
         let places: Vec<Place> = (1i32..).zip(&numbers)
-            .map(|(pid, &(parent, pgid, sid))| Place { pid, ppid: parent % pid, pgid, sid })
+            .map(|(pid, &(parent, pgid, sid))| Place { pid, ppid: parent % pid, pgid, sid, cloned: false })
             .collect();
         let job = ShellJob { sid: numbers[0].0, pgid: numbers[0].1 };
         drop((schedule(&places, None), schedule(&places, Some(job))));
@@ -313,7 +313,7 @@ proptest! {
 }
 
 fn place(pid: Pid, ppid: Pid, pgid: Pid, sid: Pid) -> Place {
-    Place { pid, ppid, pgid, sid }
+    Place { pid, ppid, pgid, sid, cloned: false }
 }
 
 /// A schedule that has to be there, and does what it says; its helpers.
@@ -401,4 +401,26 @@ fn what_cannot_be_is_named() {
         place(15, 11, 13, 13),
     ];
     assert_eq!(schedule(&places, None), Err(vec![(4, Why::Reapers)]));
+}
+
+#[test]
+fn nobody_forks_or_waits_for_a_cloned_task() {
+    let mut places = [
+        Place { pid: 1, ppid: 9, pgid: 1, sid: 1, cloned: false },
+        Place { pid: 2, ppid: 1, pgid: 2, sid: 1, cloned: true },
+        Place { pid: 3, ppid: 1, pgid: 2, sid: 1, cloned: false },
+        Place { pid: 4, ppid: 2, pgid: 7, sid: 7, cloned: true },
+    ];
+    let found = schedule(&places, None).unwrap();
+    let born = |of: usize| -> Vec<usize> {
+        let Process { before, after, .. } = &found.processes[of];
+        before.iter().chain(after).map(|birth| birth.process).collect()
+    };
+    assert_eq!(found.processes.len(), 5, "{found:?}");
+    assert_eq!((0..5).flat_map(born).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(found.leaders(), 2);
+    // A forked task in the session of a cloned one has nobody to be born of.
+    places[1].sid = 2;
+    (places[2].pgid, places[2].sid) = (2, 2);
+    assert_eq!(schedule(&places, None), Err(vec![(2, Why::Session)]));
 }

@@ -7,6 +7,20 @@
 /// `KCMP_FILE` of `linux/kcmp.h`.
 const KCMP_FILE: libc::c_long = 0;
 
+/// `KCMP_VM`, `KCMP_FILES`, `KCMP_FS` and `KCMP_SIGHAND`.
+pub const KCMP_SHARED: [(libc::c_long, &str); 4] =
+    [(1, "memory"), (2, "descriptors"), (3, "directories"), (4, "signal handlers")];
+
+/// Whether two tasks have one kernel object of a kind.
+///
+/// # Errors
+/// kcmp(2) failed.
+pub fn same_object(kind: libc::c_long, a: i32, b: i32) -> std::io::Result<bool> {
+    // SAFETY: all arguments are plain numbers.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, a, b, kind, 0, 0) };
+    if order < 0 { Err(std::io::Error::last_os_error()) } else { Ok(order == 0) }
+}
+
 /// Whether two descriptors are one open file description (`struct file`).
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 //! Everything that stands in the way is noted, not returned, so that one dump names all of it.
 
 use super::freeze::{DeadTask, Frozen, FrozenTask};
+use super::known::{self, Known, Mates};
 use super::pages::Contents;
 use crate::proc::{Dir, smaps, stat, status};
 use crate::ptrace::{Patience, Stop, Stopped, regs};
@@ -26,9 +27,11 @@ use anyhow::{Context, Result, bail};
 use images::attribute::{AreaPolicy, TaskAttributes};
 use images::file::Files;
 use images::memory::{Backing, Memory, Space, Vdso, Vma};
+use images::sharing::Shares;
 use images::task::{Task, Tree, Zombie};
 use images::thread::{Regs, Thread};
 use images::{Abi, Addr, Pid};
+use shared::plan::family::{self, Kind};
 use shared::plan::tree::Place;
 use std::fs::File;
 
@@ -52,6 +55,7 @@ struct Tables {
     gadgets: Cache,
     filters: seccomp::Table,
     terminal: Terminal,
+    mates: Mates,
     buffer: Vec<u8>,
 }
 
@@ -77,6 +81,7 @@ pub(super) fn collect(
         gadgets: Cache::default(),
         filters: seccomp::Table::default(),
         terminal: None,
+        mates: Mates::default(),
         buffer: Vec::new(),
     };
     let mut stats = Vec::with_capacity(frozen.tasks.len());
@@ -84,27 +89,35 @@ pub(super) fn collect(
         task.dir.read("stat", &mut tables.buffer).with_context(|| format!("task {}: read stat", task.pid))?;
         stats.push(stat::parse(&tables.buffer).with_context(|| format!("task {}", task.pid))?);
     }
+    let shares = sharing::find(&frozen.tasks, &mut refusals)?;
+    tables.mates = Mates::of(&frozen.tasks, &shares)?;
+    let kinds = kinds(&frozen.tasks, &stats, &shares);
+    let cloned = family::cloned(&kinds);
     let mut standings: Vec<Standing> = Vec::with_capacity(stats.len());
-    for (task, stat) in frozen.tasks.iter().zip(&stats) {
-        standings.push(standing((task.pid, &task.name), stat));
+    for ((task, stat), &cloned) in frozen.tasks.iter().zip(&stats).zip(&cloned) {
+        standings.push(standing((task.pid, &task.name), stat, cloned));
     }
-    let zombies = look_at_zombies(&frozen.dead, &mut standings, &mut tables.buffer, &mut refusals)?;
+    let stranded = |ppid, pgid| family::strands(&kinds, &cloned, ppid, pgid);
+    let zombies = look_at_zombies(&frozen.dead, stranded, &mut standings, &mut tables.buffer, &mut refusals)?;
     let strangers = Strangers::look(&standings.iter().map(|task| task.place.pid).collect())?;
     let shell_job = tree::check(&standings, shell_job, &strangers, &mut refusals);
     tables.terminal = shell_job.and_then(|_| standings.first()).map(|root| root.tty).filter(|tty| *tty != 0);
-    sharing::check(&frozen.tasks, &mut refusals)?;
 
     let mut tasks = Vec::with_capacity(stats.len());
     let mut spaces = Vec::with_capacity(stats.len());
-    for (frozen_task, stat) in frozen.tasks.iter_mut().zip(stats) {
+    for ((frozen_task, stat), shares) in frozen.tasks.iter_mut().zip(stats).zip(shares) {
         let pid = frozen_task.pid;
-        let one = collect_task(frozen_task, stat, &mut tables, &mut refusals, patience);
+        let known = Known { shares, tasks: &tasks, spaces: &spaces };
+        let one = collect_task(frozen_task, stat, known, &mut tables, &mut refusals, patience);
         if let Some((task, space)) = one.with_context(|| format!("task {pid}"))? {
             tasks.push(task);
             spaces.push(space);
         }
     }
     tables.files.dump_sockets(&mut tables.paths, tables.terminal, &mut refusals)?;
+    if tasks.len() == frozen.tasks.len() {
+        sharing::check(&frozen.tasks, &tasks, &spaces, &mut refusals)?;
+    }
     let pids: Vec<Pid> = frozen.tasks.iter().map(|task| task.pid).collect();
     holders.refuse_outsiders(&pids, tables.files.pipes(), &mut refusals)?;
     tables.backings.refuse_outsiders(&pids, &mut refusals)?;
@@ -120,17 +133,28 @@ pub(super) fn collect(
     })
 }
 
-fn standing((pid, name): (Pid, &str), stat: &stat::Stat) -> Standing {
+fn standing((pid, name): (Pid, &str), stat: &stat::Stat, cloned: bool) -> Standing {
     Standing {
-        place: Place { pid, ppid: stat.ppid, pgid: stat.pgid, sid: stat.sid },
+        place: Place { pid, ppid: stat.ppid, pgid: stat.pgid, sid: stat.sid, cloned },
         tty: stat.tty,
-        exit_signal: stat.exit_signal,
         name: name.to_owned(),
     }
 }
 
+fn kinds(tasks: &[FrozenTask], stats: &[stat::Stat], shares: &[Shares]) -> Vec<Kind> {
+    (tasks.iter().zip(stats).zip(shares))
+        .map(|((task, stat), &shares)| {
+            // What is no signal is no SIGCHLD.
+            let exit_signal = u8::try_from(stat.exit_signal).unwrap_or(0);
+            Kind { pid: task.pid, ppid: stat.ppid, exit_signal, shares }
+        })
+        .collect()
+}
+
+/// `stranded` tells whether a zombie is below a task that is cloned, or in the group of one.
 fn look_at_zombies(
     dead: &[DeadTask],
+    stranded: impl Fn(Pid, Pid) -> bool,
     standings: &mut Vec<Standing>,
     buffer: &mut Vec<u8>,
     refusals: &mut Refusals,
@@ -141,8 +165,11 @@ fn look_at_zombies(
         let stat = stat::parse(buffer).with_context(|| format!("task {pid}"))?;
         dir.read("status", buffer).with_context(|| format!("task {pid}: read status"))?;
         let status = status::parse(buffer).with_context(|| format!("task {pid}"))?;
-        standings.push(standing((*pid, name), &stat));
-        zombies.extend(zombie::dump(*pid, &stat, &status, &mut Refuse::new(refusals, *pid, name)));
+        let mut refuse = Refuse::new(refusals, *pid, name);
+        let stranded = stranded(stat.ppid, stat.pgid);
+        zombie::refuse_odd(&stat, stranded, &mut refuse);
+        standings.push(standing((*pid, name), &stat, stranded));
+        zombies.extend(zombie::dump(*pid, &stat, &status, &mut refuse));
     }
     Ok(zombies)
 }
@@ -151,20 +178,32 @@ fn look_at_zombies(
 fn collect_task(
     task: &mut FrozenTask,
     stat: stat::Stat,
+    known: Known<'_>,
     tables: &mut Tables,
     refusals: &mut Refusals,
     patience: &Patience,
 ) -> Result<Option<(Task, Space)>> {
+    let shares = known.shares;
     let FrozenTask { pid, name, dir, threads, waits } = task;
     let (pid, dir) = (*pid, &*dir);
     let refuse = &mut Refuse::new(refusals, pid, name);
     let namespaces = Namespaces::of(dir)?;
     namespaces.refuse_others(&tables.own_namespaces, refuse);
     namespaces.refuse_threads(dir, threads, refuse)?;
-    let (vmas, leftovers) = dump_areas(pid, dir, tables, refuse)?;
-    let fds = tables.files.dump_task(pid, dir, &mut tables.paths, tables.terminal, refuse)?;
-    let [exe, cwd, root] =
-        ["exe", "cwd", "root"].map(|name| file::dump_link(dir, name, &mut tables.paths, refuse));
+    let (vmas, leftovers) = match known.areas(&tables.mates) {
+        Some(areas) => areas,
+        None => dump_areas(pid, dir, tables, refuse)?,
+    };
+    let fds = match shares.files {
+        Some(_) => Vec::new(),
+        None => tables.files.dump_task(pid, dir, &mut tables.paths, tables.terminal, refuse)?,
+    };
+    let mut link = |name| file::dump_link(dir, name, &mut tables.paths, refuse);
+    let exe = link("exe")?;
+    let (cwd, root) = match known.directories() {
+        Some(other) => (other.cwd, other.root),
+        None => (link("cwd")?, link("root")?),
+    };
     let outside = properties::dump_outside(dir, &mut tables.buffer)?;
     let timers = timer::dump_timers(pid, dir, &mut tables.buffer, refuse)?;
     let statuses = read_statuses(dir, threads, &mut tables.buffer)?;
@@ -185,10 +224,12 @@ fn collect_task(
         ppid: stat.ppid,
         pgid: stat.pgid,
         sid: stat.sid,
+        exit_signal: u8::try_from(stat.exit_signal).context("exit signal")?,
+        shares,
         abi,
-        exe: exe?,
-        cwd: cwd?,
-        root: root?,
+        exe,
+        cwd,
+        root,
         umask: leader.umask,
         personality: outside.personality,
         dumpable: 1,
@@ -206,8 +247,11 @@ fn collect_task(
         threads: records,
     };
     let (mut layout, mut policies) = (stat.layout, Vec::new());
-    let unhindered = seccomp::suspend(threads, &statuses, refuse)?;
-    if unhindered && can_be_asked(threads, &leftovers)? {
+    let asked = seccomp::suspend(threads, &statuses, refuse)?
+        && can_be_asked(threads, &leftovers)?
+        && tables.mates.let_ask(pid, &shares, |regs| stands_in(regs, &leftovers));
+    tables.mates.note(pid, &leftovers, asked);
+    if asked {
         let gadget = find_gadget(pid, abi, &vmas, &mut tables.gadgets)?;
         let (ignored, caught) = (leader.ignored, leader.caught);
         let target = Target { pid, abi, gadget, ignored, caught, leftovers };
@@ -219,6 +263,9 @@ fn collect_task(
     // Only now: timers go on while the task is asked, and one that expired meanwhile has left its signal here.
     signal::complete_pending(threads, &mut record, refuse)?;
     timer::take_signals(&mut record);
+    if shares.memory.is_some() {
+        return Ok(Some((record, known::no_space())));
+    }
     dir.read("auxv", &mut tables.buffer).context("read auxv")?;
     let auxv = cut_auxv(&tables.buffer, abi).to_vec();
     Ok(Some((record, Space { vmas, runs: Vec::new(), policies, layout, auxv })))
@@ -433,7 +480,7 @@ fn ask_leader(
     patience: &Patience,
 ) -> Result<Addr> {
     let mut batch = executor.batch(leader)?;
-    let about_signals = AskSignals::new(&mut batch);
+    let about_signals = AskSignals::new(&mut batch, record.shares.handlers.is_none());
     let about_task = AskTask::new(&mut batch);
     let about_thread = AskThread::new(&mut batch);
     let reply = executor.run(leader, &batch, patience)?;
@@ -459,7 +506,8 @@ fn find_contents(
     vdsos: Vec<Vdso>,
 ) -> Result<(Memory, Contents)> {
     let mut contents = Contents::default();
-    for (task, space) in frozen.tasks.iter().zip(&mut spaces) {
+    let occupied = frozen.tasks.iter().zip(&mut spaces).filter(|(_, space)| !space.vmas.is_empty());
+    for (task, space) in occupied {
         let pagemap = File::from(task.dir.open("pagemap").context("open pagemap")?);
         let memory = File::from(task.dir.open("mem").context("open mem")?);
         let source = contents.add_task(task.pid, memory);

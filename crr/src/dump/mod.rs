@@ -3,6 +3,7 @@
 mod collect;
 pub(crate) mod freeze;
 mod interrupt;
+mod known;
 mod pages;
 
 use crate::changed::Changed;

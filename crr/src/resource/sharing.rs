@@ -1,32 +1,38 @@
-//! Kernel objects that tasks share by clone(2) without being threads of each other.
+//! Kernel objects that tasks share by clone(2) without being threads of each other, and what that demands of a restore.
 
 use super::Refuse;
 use crate::dump::freeze::FrozenTask;
 use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
+use crate::sys::vm;
 use anyhow::{Context, Result};
-use images::Pid;
+use images::memory::Space;
+use images::sharing::{Object, Shares};
+use images::task::Task;
+use images::{Abi, Addr, Pid};
+use shared::plan::family::{self, SIGCHLD, Why};
 use std::cmp::Ordering;
 
 /// What is compared between tasks.
-const KINDS: [(Kind, &str, &str); 4] = [
-    (Kind::Vm, "memory", "CLONE_VM"),
-    (Kind::Files, "file descriptors", "CLONE_FILES"),
-    (Kind::Fs, "current directory", "CLONE_FS"),
-    (Kind::Sighand, "signal handlers", "CLONE_SIGHAND"),
+const KINDS: [(Object, Kind, &str); 4] = [
+    (Object::Memory, Kind::Vm, "memory"),
+    (Object::Files, Kind::Files, "file descriptors"),
+    (Object::Directories, Kind::Fs, "current directory"),
+    (Object::Handlers, Kind::Sighand, "signal handlers"),
 ];
 
-/// Refuses what tasks share with each other, and what threads of a task do not share.
-pub(crate) fn check(tasks: &[FrozenTask], refusals: &mut Refusals) -> Result<()> {
-    for (kind, what, flag) in KINDS {
-        for (a, b) in shared_pairs(tasks, kind).with_context(|| format!("compare {what} of tasks"))? {
-            let reason = format!("shared with task {} ({}) by {flag}", b.pid, b.name);
-            Refuse::new(refusals, a.pid, &a.name).because(what, reason);
+/// Finds what each task shares with an earlier one, and refuses what threads of a task do not share.
+pub(crate) fn find(tasks: &[FrozenTask], refusals: &mut Refusals) -> Result<Vec<Shares>> {
+    let mut shares = vec![Shares::default(); tasks.len()];
+    for (object, kind, what) in KINDS {
+        let holders = holders(tasks, kind).with_context(|| format!("compare {what} of tasks"))?;
+        for (index, holder) in holders.into_iter().enumerate().filter(|(index, holder)| index != holder) {
+            shares[index].set(object, Some(tasks[holder].pid));
         }
     }
     for task in tasks {
         for thread in task.threads.iter().skip(1) {
-            for (kind, what, _) in &KINDS[1..3] {
+            for (_, kind, what) in &KINDS[1..3] {
                 let same = kcmp(*kind, (task.pid, 0), (thread.tid(), 0));
                 if same.with_context(|| format!("compare {what} of threads"))? != Ordering::Equal {
                     let object = format!("thread {}", thread.tid());
@@ -36,25 +42,138 @@ pub(crate) fn check(tasks: &[FrozenTask], refusals: &mut Refusals) -> Result<()>
             }
         }
     }
-    Ok(())
+    Ok(shares)
 }
 
-/// Tasks that share an object of a kind, by sorting them in the kernel's order.
-fn shared_pairs(tasks: &[FrozenTask], kind: Kind) -> nix::Result<Vec<(&FrozenTask, &FrozenTask)>> {
+/// For each task the first one with the same object of a kind, by sorting them in the kernel's order.
+fn holders(tasks: &[FrozenTask], kind: Kind) -> nix::Result<Vec<usize>> {
     let mut failure = None;
-    let mut compare = |a: Pid, b: Pid| match kcmp(kind, (a, 0), (b, 0)) {
+    let mut compare = |a: usize, b: usize| match kcmp(kind, (tasks[a].pid, 0), (tasks[b].pid, 0)) {
         Ok(order) => order,
         Err(errno) => {
             failure = Some(errno);
             Ordering::Equal
         }
     };
-    let mut sorted: Vec<&FrozenTask> = tasks.iter().collect();
-    sorted.sort_by(|a, b| if a.pid == b.pid { Ordering::Equal } else { compare(a.pid, b.pid) });
-    let pairs = sorted
-        .windows(2)
-        .filter(|two| compare(two[0].pid, two[1].pid) == Ordering::Equal)
-        .map(|two| (two[0], two[1]))
-        .collect();
-    failure.map_or(Ok(pairs), Err)
+    let mut sorted: Vec<usize> = (0..tasks.len()).collect();
+    sorted.sort_by(|&a, &b| if a == b { Ordering::Equal } else { compare(a, b) });
+    let mut holders: Vec<usize> = (0..tasks.len()).collect();
+    // The sort is stable: the first of equals is the first of the tree.
+    for pair in sorted.windows(2) {
+        if compare(pair[0], pair[1]) == Ordering::Equal {
+            holders[pair[1]] = holders[pair[0]];
+        }
+    }
+    failure.map_or(Ok(holders), Err)
+}
+
+/// Refuses tasks that no restore could make as they are.
+pub(crate) fn check(
+    frozen: &[FrozenTask],
+    tasks: &[Task],
+    spaces: &[Space],
+    refusals: &mut Refusals,
+) -> Result<()> {
+    let named = |index: usize| format!("task {} ({})", tasks[index].pid, frozen[index].name);
+    for (index, why) in family::makings(tasks).err().unwrap_or_default() {
+        let mut refuse = Refuse::new(refusals, tasks[index].pid, &frozen[index].name);
+        match why {
+            Why::Apart(other) => {
+                let shared = Object::ALL.into_iter().find(|&object| tasks[index].shares.of(object).is_some());
+                let object = shared.map_or("parent", what);
+                let reason =
+                    format!("shared with {}, but not with one that could clone this task", named(other));
+                refuse.with_hint(object, reason, "have one of them leave it (unshare) before the dump");
+            }
+            Why::Abi => refuse.because("ABI", "differs from that of the task it was cloned by"),
+            Why::Session => {
+                let object = format!("session {}", tasks[index].sid);
+                refuse.because(
+                    object,
+                    "born in another session, and shares with others or comes from one who does",
+                );
+            }
+            Why::Group => {
+                let object = format!("process group {}", tasks[index].pgid);
+                refuse.because(
+                    object,
+                    "led by nobody, and joined by a task that shares or comes from one who does",
+                );
+            }
+        }
+    }
+    check_exit_signals(frozen, tasks, spaces, refusals)
+}
+
+fn what(object: Object) -> &'static str {
+    KINDS.iter().find(|(kind, ..)| *kind == object).map_or("", |(.., what)| what)
+}
+
+/// A child whose parent has exec'd since tells its end by SIGCHLD, whatever was agreed (`do_notify_parent`,
+/// kernel/signal.c), but is waited for as what it was: no restored child could be that.
+fn check_exit_signals(
+    frozen: &[FrozenTask],
+    tasks: &[Task],
+    spaces: &[Space],
+    refusals: &mut Refusals,
+) -> Result<()> {
+    for (index, task) in tasks.iter().enumerate().skip(1).filter(|(_, task)| task.exit_signal != SIGCHLD) {
+        let Some(parent) = tasks.iter().position(|other| other.pid == task.ppid) else { continue };
+        let execs = [index, parent].map(|index| exec_mark(tasks, spaces, index));
+        let [own, parents] = execs;
+        if own? != parents? {
+            let object = format!("exit signal {}", task.exit_signal);
+            let reason = "its parent has run another program since it made this task";
+            let hint = "have the program end that task before the dump";
+            Refuse::new(refusals, task.pid, &frozen[index].name).with_hint(object, reason, hint);
+        }
+    }
+    Ok(())
+}
+
+/// What exec gave a program and fork copies: the auxiliary vector, with the random bytes that it points to.
+fn exec_mark(tasks: &[Task], spaces: &[Space], index: usize) -> Result<(Vec<u8>, [u8; 16])> {
+    const AT_RANDOM: u64 = 25;
+    let holder = family::holder_of(tasks, index, Object::Memory);
+    let at = tasks.iter().position(|task| task.pid == holder).unwrap_or(index);
+    let auxv = &spaces[at].auxv;
+    let mut random = [0; 16];
+    if let Some(address) = auxv_entry(auxv, tasks[at].abi, AT_RANDOM) {
+        // Unreadable ones are alike.
+        let _ = vm::read_exact(tasks[at].pid, Addr(address), &mut random);
+    }
+    Ok((auxv.clone(), random))
+}
+
+fn auxv_entry(auxv: &[u8], abi: Abi, key: u64) -> Option<u64> {
+    let size = if abi == Abi::X86_64 { 8 } else { 4 };
+    let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
+    let words: Vec<u64> = auxv.chunks_exact(size).map(word).collect();
+    words.chunks_exact(2).find(|pair| pair[0] == key).map(|pair| pair[1])
+}
+
+/// The record of the task whose object a task has, if that is another one.
+pub(crate) fn holder<'a, T>(
+    tasks: &'a [Task],
+    records: &'a [T],
+    holder: Option<Pid>,
+) -> Option<(&'a Task, &'a T)> {
+    let holder = holder?;
+    let at = tasks.iter().position(|task| task.pid == holder)?;
+    Some((&tasks[at], records.get(at)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_of_an_auxv_are_found_in_both_widths() {
+        let wide: Vec<u8> = [3u64, 7, 25, 0x1234, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+        assert_eq!(auxv_entry(&wide, Abi::X86_64, 25), Some(0x1234));
+        assert_eq!(auxv_entry(&wide, Abi::X86_64, 7), None);
+        let narrow: Vec<u8> =
+            [3u32, 7, 25, 0x1234, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+        assert_eq!(auxv_entry(&narrow, Abi::Ia32, 25), Some(0x1234));
+    }
 }

@@ -22,8 +22,9 @@ pub(crate) struct AskSignals {
 }
 
 impl AskSignals {
-    pub(crate) fn new(batch: &mut Batch) -> Self {
-        let actions = (1..=SIGNALS)
+    /// Without actions where they are another task's as well, which was asked for them.
+    pub(crate) fn new(batch: &mut Batch, actions: bool) -> Self {
+        let actions = (1..=if actions { SIGNALS } else { 0 })
             .map(|signal| {
                 let buffer = batch.buffer(SIGACTION_ROOM);
                 let number = Arg::Value(u64::from(signal));

@@ -5,6 +5,7 @@ use crate::refusal::{Refusal, Refusals};
 use anyhow::{Context, Result, bail};
 use images::Pid;
 use images::task::{ShellJob, Tree};
+use shared::plan::family;
 use shared::plan::tree::{self, Place, Schedule, Why};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt;
@@ -15,7 +16,6 @@ pub(crate) struct Standing {
     pub(crate) place: Place,
     /// Device number of the controlling terminal, 0 for none.
     pub(crate) tty: u32,
-    pub(crate) exit_signal: i32,
     pub(crate) name: String,
 }
 
@@ -35,10 +35,6 @@ pub(crate) fn check(
     for task in tree {
         let mut refuse = Refuse::new(refusals, task.place.pid, &task.name);
         check_terminal(task, job, !alone && !shell_job, &mut refuse);
-        if task.place.pid != root.place.pid && task.exit_signal != libc::SIGCHLD {
-            let object = format!("exit signal {}", task.exit_signal);
-            refuse.because(object, "a child that tells its end by another signal than SIGCHLD");
-        }
     }
     if !alone && !shell_job {
         let object = format!("session {}", root.place.sid);
@@ -153,15 +149,23 @@ impl Strangers {
 
 /// Where the tasks of a tree stand, then its zombies.
 pub(crate) fn places(tree: &Tree) -> Vec<Place> {
-    let place =
-        |task: &images::task::Task| Place { pid: task.pid, ppid: task.ppid, pgid: task.pgid, sid: task.sid };
+    let kinds: Vec<family::Kind> = tree.tasks.iter().map(family::Kind::of).collect();
+    let cloned = family::cloned(&kinds);
+    let place = |(task, &cloned): (&images::task::Task, &bool)| Place {
+        pid: task.pid,
+        ppid: task.ppid,
+        pgid: task.pgid,
+        sid: task.sid,
+        cloned,
+    };
     let zombie = |zombie: &images::task::Zombie| Place {
         pid: zombie.pid,
         ppid: zombie.ppid,
         pgid: zombie.pgid,
         sid: zombie.sid,
+        cloned: family::strands(&kinds, &cloned, zombie.ppid, zombie.pgid),
     };
-    tree.tasks.iter().map(place).chain(tree.zombies.iter().map(zombie)).collect()
+    tree.tasks.iter().zip(&cloned).map(place).chain(tree.zombies.iter().map(zombie)).collect()
 }
 
 /// Who forks whom to make a dumped tree again.
@@ -184,8 +188,8 @@ mod tests {
     use super::*;
 
     fn standing(pid: Pid, ppid: Pid, pgid: Pid, sid: Pid) -> Standing {
-        let place = Place { pid, ppid, pgid, sid };
-        Standing { place, tty: 0, exit_signal: libc::SIGCHLD, name: "a".into() }
+        let place = Place { pid, ppid, pgid, sid, cloned: false };
+        Standing { place, tty: 0, name: "a".into() }
     }
 
     fn strangers(members: &[(Pid, Pid, Pid)]) -> Strangers {
@@ -244,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn the_impossible_and_odd_signals_are_refused() {
+    fn the_impossible_is_refused() {
         let tree = [
             standing(10, 1, 10, 10),
             standing(11, 10, 10, 10),
@@ -253,8 +257,7 @@ mod tests {
         ];
         assert_eq!(reasons(&tree, false, &[]).0, 1);
         let mut odd = [standing(10, 1, 10, 10), standing(12, 10, 10, 10)];
-        odd[1].exit_signal = 0;
         odd[0].tty = 0x8800;
-        assert_eq!(reasons(&odd, true, &[]).0, 2);
+        assert_eq!(reasons(&odd, true, &[]).0, 1);
     }
 }

@@ -55,6 +55,20 @@ pub(crate) fn dump(
     })
 }
 
+/// Refuses a zombie that would have to be cloned (`shared::plan::family`): it does not tell its end by SIGCHLD, or it is
+/// stranded below or in the group of a task that has to be.
+pub(crate) fn refuse_odd(stat: &Stat, stranded: bool, refuse: &mut Refuse<'_>) {
+    const HINT: &str = "have its parent wait for it";
+    if stat.exit_signal != libc::SIGCHLD {
+        refuse.with_hint("zombie", format!("its exit signal is {}, not SIGCHLD", stat.exit_signal), HINT);
+    }
+    if stranded {
+        let reason =
+            "its parent or its group's leader shares with others, or has another exit signal than SIGCHLD";
+        refuse.with_hint("zombie", reason, HINT);
+    }
+}
+
 /// A wait status as it can be reached again.
 fn end(status: u32) -> Result<End, &'static str> {
     const CORE: u32 = 0x80;

@@ -73,7 +73,7 @@ impl<'a> Kin<'a> {
             }
             Role::Session(_) => (true, false),
             Role::Group(_) => (false, true),
-            Role::Holder | Role::Courier | Role::Outside => (false, false),
+            Role::Holder | Role::Courier | Role::Outside | Role::Cloned(_) => (false, false),
         };
         if session {
             nix::unistd::setsid().map_err(|errno| (Step::Session, errno, 0))?;
@@ -90,7 +90,9 @@ impl<'a> Kin<'a> {
         }
         if let Role::Task(index) = self.process.role {
             let wanted = self.group(index);
-            if nix::unistd::getpgrp().as_raw() != wanted {
+            // Zombies follow the tasks, and never are.
+            let late = self.restore.preparation.tasks.get(index).is_some_and(|task| task.joins_late);
+            if !late && nix::unistd::getpgrp().as_raw() != wanted {
                 self.wait(Gathering::Led);
                 let (own, group) = (nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(wanted));
                 nix::unistd::setpgid(own, group)

@@ -191,7 +191,10 @@ fn steps(restore: &Restore<'_>, index: usize, origin: &Origin<'_>, socket: &Owne
     attributes(restore, index)?;
     files(restore, index)?;
     directories(restore, index)?;
-    let program = &restore.preparation.programs[restore.preparation.tasks[index].program];
+    let Some(program) = &restore.preparation.tasks[index].program else {
+        return Err((Step::Exec, Errno::ENOEXEC, 0));
+    };
+    let program = &restore.preparation.programs[program.file];
     let number = CString::new(socket.as_raw_fd().to_string()).unwrap_or_default();
     let errno = exec::execute(program.as_fd(), &[c"crr".to_owned(), number]);
     Err((Step::Exec, errno, 0))

@@ -6,6 +6,7 @@ pub(crate) mod environment;
 mod foreground;
 mod hold;
 mod namespace;
+mod numbers;
 pub(crate) mod open;
 pub mod plain;
 mod preflight;
@@ -167,7 +168,8 @@ fn restore_here(options: &Options) -> Result<(Report, Option<Terminal>)> {
         &environment,
         needs_stand_in(&checkpoint.tree, options),
     )?;
-    let needs = preparation.tasks.iter().flat_map(|task| task.needs.iter().copied());
+    let programs = preparation.tasks.iter().filter_map(|task| task.program.as_ref());
+    let needs = programs.flat_map(|program| program.needs.iter().copied());
     let opened = Opened::open(&checkpoint, needs)?;
     let mut restore = Restore {
         checkpoint: &checkpoint,

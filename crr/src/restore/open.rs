@@ -48,7 +48,7 @@ impl Opened {
         make_room(raiser.used.len() + opened + mapped + 64, highest)?;
         let (descriptions, socket_files) = resource::file::reopen::open_all(&checkpoint.files)?;
         let mut mapped = BTreeMap::new();
-        for need in needs {
+        for need in needs.into_iter().filter(|need| matches!(need, Need::Path { .. } | Need::Shared(_))) {
             if let std::collections::btree_map::Entry::Vacant(entry) = mapped.entry(need) {
                 entry.insert(open_need(checkpoint, need, &raiser)?);
             }
@@ -73,10 +73,15 @@ impl Opened {
         self.descriptions[id.0 as usize].as_fd()
     }
 
-    /// A file that an op names.
+    /// A file that an op names: one that is mapped or the program of a task, a description, or a directory.
     #[must_use]
     pub(crate) fn need(&self, need: Need) -> Option<BorrowedFd<'_>> {
-        self.mapped.get(&need).map(AsFd::as_fd)
+        match need {
+            Need::Path { .. } | Need::Shared(_) => self.mapped.get(&need).map(AsFd::as_fd),
+            Need::Description(id) => Some(self.description(id)),
+            Need::Directory(path) => Some(self.directory(path)),
+            Need::Program(_) | Need::Socket(_) => None,
+        }
     }
 
     /// A current or root directory.
@@ -175,6 +180,9 @@ fn open_need(checkpoint: &Checkpoint, need: Need, raiser: &Raiser) -> Result<Own
         Need::Shared(SharedId(id)) => {
             let object = &checkpoint.memory.shared[id as usize];
             raiser.raise(resource::shared_memory::create(object, &checkpoint.pages)?)
+        }
+        Need::Description(_) | Need::Directory(_) | Need::Program(_) | Need::Socket(_) => {
+            bail!("not opened by itself: {need:?}")
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Everything that is decided before the first fork: plans, holes, programs, and the shared-memory tree.
 
 use super::environment::Environment;
+use super::numbers::Numbers;
 use crate::blob::Blob;
 use crate::machine::Live;
 use crate::resource::tree;
@@ -12,25 +13,39 @@ use images::id::PAGE_SIZE;
 use images::memory::Space;
 use images::task::Tree;
 use images::{Abi, Pid};
+use shared::plan::family::{self, Making};
 use shared::plan::tree::{Place, Role, Schedule};
-use shared::plan::{self, Machine, Need, hole};
+use shared::plan::{self, Forest, Machine, Need, ProgramPlan, hole};
 use shared::proto::{Gathering, MAX_FILLERS, SLOT_FILES, Start};
 use shared::range::page_align;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-/// One task, ready to be forked.
+/// One task, ready to be forked, or to be cloned by the program of another one.
 #[derive(Debug)]
 pub(crate) struct Prepared {
-    /// First message to it.
+    /// How it comes to be.
+    pub making: Making,
+    /// First message to its program.
     pub start: Start,
-    /// Files its ops name, in slot order.
+    /// Its program.
+    pub program: Option<Program>,
+    /// It goes to its process group by an op.
+    pub joins_late: bool,
+}
+
+/// What a task execs.
+#[derive(Debug)]
+pub(crate) struct Program {
+    /// Which of [`Preparation::programs`].
+    pub file: usize,
+    /// Files that its ops name, in slot order.
     pub needs: Vec<Need>,
     /// Encoded ops, to name the one that failed.
     pub ops: Vec<u8>,
-    /// Which of [`Preparation::programs`] it execs.
-    pub program: usize,
+    /// Tasks that it restores.
+    pub members: Vec<usize>,
 }
 
 /// All tasks, ready to be forked.
@@ -47,7 +62,7 @@ pub(crate) struct Preparation {
     /// The processes by their pids.
     pub by_pid: BTreeMap<Pid, usize>,
     /// How many processes come to each [`Gathering`].
-    pub totals: [u32; 2],
+    pub totals: [u32; 3],
     /// helper32 and restorer64, each at the places where tasks have room for them.
     pub programs: Vec<OwnedFd>,
     /// The shared-memory tree: control page and plans.
@@ -106,51 +121,88 @@ pub(super) fn prepare(
     if stand_in {
         tree.tasks[0].threads.iter_mut().for_each(|thread| thread.parent_death_signal = 0);
     }
-    let plans: Vec<plan::TaskPlan> = tree
-        .tasks
-        .iter()
-        .zip(&checkpoint.memory.spaces)
-        .map(|(task, space)| plan::task(&machines[&task.abi], task, space, &tree.filters))
+    let makings = family::makings(&tree.tasks).ok().context("tasks share what they cannot share")?;
+    let own_group = nix::unistd::getpgrp().as_raw();
+    let spaces = &checkpoint.memory.spaces;
+    let cloned = makings.iter().filter(|&&making| making != Making::Forked).count();
+    let forked = makings.len() - cloned + tree.zombies.len();
+    let totals = [schedule.leaders(), forked, cloned].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+    let forest = Forest::new(&tree, spaces, &makings, own_group, totals);
+    let mut plans: BTreeMap<usize, ProgramPlan> = (0..tree.tasks.len())
+        .filter(|&index| forest.execs(index))
+        .map(|index| (index, plan::program(&machines[&tree.tasks[index].abi], &forest, index)))
         .collect();
     let places = tree::places(&checkpoint.tree);
     let mut free_ids = FreeIds::new(&tree, &schedule);
     let pids = pids(&places, &schedule, &mut free_ids);
-    let contents: Vec<hole::Contents> = tree
-        .tasks
-        .iter()
-        .zip(plans.iter().zip(&checkpoint.memory.spaces))
-        .map(|(task, (plan, space))| hole::Contents {
-            program: blobs[&task.abi].len(),
-            fds: u64::from(SLOT_FILES) + plan.needs.len() as u64,
-            special: lives[&task.abi].special,
-            threads: u64::from(plan.threads),
-            fillers: free_ids.fillers(space),
+    let numbers = Numbers::of(&tree.tasks);
+    let mut rooms = BTreeMap::new();
+    for (&index, plan) in &plans {
+        let abi = tree.tasks[index].abi;
+        let fds = u64::from(SLOT_FILES) + plan.needs.len() as u64;
+        let contents = hole::Contents {
+            program: blobs[&abi].len(),
+            fds,
+            special: lives[&abi].special,
+            stacks: u64::from(plan.stacks),
+            words: u64::from(plan.words),
+            // Only where tasks are cloned, which are to find their numbers free.
+            fds_from: if forest.clones(index).is_empty() { 0 } else { numbers.free(fds)? },
+            fillers: free_ids.fillers(plan.members.iter().map(|&member| &spaces[member])),
             plan: plan.ops.len() as u64,
-        })
-        .collect();
-    let lens: Vec<u64> = contents.iter().map(hole::Contents::len).collect();
-    let bases = bases(checkpoint, &lens)?;
-    let mut programs = Vec::new();
-    let mut program_at = BTreeMap::new();
-    for (task, &base) in tree.tasks.iter().zip(&bases) {
-        if let std::collections::btree_map::Entry::Vacant(entry) = program_at.entry((task.abi, base)) {
-            entry.insert(programs.len());
-            programs.push(blobs[&task.abi].executable(base)?);
-        }
+        };
+        rooms.insert(index, Room { abi, contents, members: plan.members.clone() });
     }
+    let bases = bases(checkpoint, &rooms)?;
+    let mut programs = Programs::default();
     let mut offset = PAGE_SIZE;
-    let mut tasks = Vec::new();
-    for (index, plan) in plans.into_iter().enumerate() {
-        let task = &tree.tasks[index];
-        let start = contents[index].start(hole::task_size(task), bases[index], offset);
-        offset += page_align(contents[index].plan);
-        let program = program_at[&(task.abi, bases[index])];
-        tasks.push(Prepared { start, needs: plan.needs, ops: plan.ops, program });
+    let mut tasks: Vec<Prepared> = Vec::new();
+    for (index, task) in tree.tasks.iter().enumerate() {
+        let (making, joins_late) = (makings[index], forest.joins_late(index));
+        let (start, program) = match plans.remove(&index) {
+            Some(ProgramPlan { ops, needs, members, .. }) => {
+                let base = bases[&index];
+                let contents = &rooms[&index].contents;
+                let start = contents.start(hole::task_size(task), base, offset);
+                offset += page_align(contents.plan);
+                let file = programs.file(task.abi, base, &blobs)?;
+                (start, Some(Program { file, needs, ops, members }))
+            }
+            // Makers stand first.
+            None => (tasks[forest.host(index)].start, None),
+        };
+        tasks.push(Prepared { making, start, program, joins_late });
     }
     let (tree, control) = shared_tree(&tasks, offset)?;
     let by_pid = (0..).zip(&pids).map(|(process, &pid)| (pid, process)).collect();
-    let totals = [schedule.leaders(), places.len()].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+    let programs = programs.files;
     Ok(Preparation { tasks, places, schedule, pids, by_pid, totals, programs, tree, control })
+}
+
+/// What a program needs room for, and where.
+struct Room {
+    abi: Abi,
+    contents: hole::Contents,
+    /// Tasks in whose address spaces it is to be.
+    members: Vec<usize>,
+}
+
+/// The files of programs, one for each place.
+#[derive(Default)]
+struct Programs {
+    files: Vec<OwnedFd>,
+    at: BTreeMap<(Abi, u64), usize>,
+}
+
+impl Programs {
+    fn file(&mut self, abi: Abi, base: u64, blobs: &BTreeMap<Abi, Blob>) -> Result<usize> {
+        if let Some(&file) = self.at.get(&(abi, base)) {
+            return Ok(file);
+        }
+        self.files.push(blobs[&abi].executable(base)?);
+        self.at.insert((abi, base), self.files.len() - 1);
+        Ok(self.files.len() - 1)
+    }
 }
 
 /// Ids for processes and threads that are there for a time only: none that the tree uses, none that is in use now.
@@ -174,10 +226,11 @@ impl FreeIds {
         Self { used, next, each: (processors - 1).min(MAX_FILLERS) }
     }
 
-    /// For threads that help to read a task's pages.
-    fn fillers(&mut self, space: &Space) -> [u64; MAX_FILLERS] {
+    /// For threads that help to read the pages of these address spaces.
+    fn fillers<'a>(&mut self, spaces: impl IntoIterator<Item = &'a Space>) -> [u64; MAX_FILLERS] {
         let mut ids = [0; MAX_FILLERS];
-        if space.runs.iter().map(|run| run.pages).sum::<u64>() < Self::WORTH {
+        let large = |space: &Space| space.runs.iter().map(|run| run.pages).sum::<u64>() >= Self::WORTH;
+        if !spaces.into_iter().any(large) {
             return ids;
         }
         for id in &mut ids[..self.each] {
@@ -198,27 +251,30 @@ impl FreeIds {
     }
 }
 
-/// Where each task's hole begins: the same place for all tasks of an ABI if there is one that suits them all, so
-/// that they share one program image.
-fn bases(checkpoint: &Checkpoint, lens: &[u64]) -> Result<Vec<u64>> {
+/// Where the hole of each program begins: the same place for all of an ABI if there is one that suits them all, so
+/// that they share one file.
+fn bases(checkpoint: &Checkpoint, rooms: &BTreeMap<usize, Room>) -> Result<BTreeMap<usize, u64>> {
     let tasks = &checkpoint.tree.tasks;
     let spaces = &checkpoint.memory.spaces;
-    let mut bases = vec![0; tasks.len()];
+    let mut bases = BTreeMap::new();
     for abi in [Abi::X86_64, Abi::Ia32] {
-        let of_abi = || (0..tasks.len()).filter(|&index| tasks[index].abi == abi);
-        let longest = of_abi().map(|index| lens[index]).max().unwrap_or(0);
-        let limit =
-            of_abi().map(|index| hole::task_size(&tasks[index])).min().unwrap_or_else(|| abi.task_size());
-        let common = hole::choose(limit, of_abi().map(|index| &spaces[index]), longest);
-        for index in of_abi() {
-            let Some(hole) = common.or_else(|| hole::choose(limit, [&spaces[index]], lens[index])) else {
+        let of_abi = || rooms.iter().filter(|(_, room)| room.abi == abi);
+        let members = || of_abi().flat_map(|(_, room)| &room.members);
+        let longest = of_abi().map(|(_, room)| room.contents.len()).max().unwrap_or(0);
+        let limit = members().map(|&index| hole::task_size(&tasks[index])).min();
+        let limit = limit.unwrap_or_else(|| abi.task_size());
+        let common = hole::choose(limit, members().map(|&index| &spaces[index]), longest);
+        for (&index, room) in of_abi() {
+            let len = room.contents.len();
+            let own = || hole::choose(limit, room.members.iter().map(|&member| &spaces[member]), len);
+            let Some(hole) = common.or_else(own) else {
                 let pid = tasks[index].pid;
                 bail!(
                     "task {pid}: its address space has no {} KiB free for the program that restores it",
-                    lens[index] / 1024
+                    len / 1024
                 );
             };
-            bases[index] = hole.start;
+            bases.insert(index, hole.start);
         }
     }
     Ok(bases)
@@ -228,7 +284,7 @@ fn bases(checkpoint: &Checkpoint, lens: &[u64]) -> Result<Vec<u64>> {
 fn pids(places: &[Place], schedule: &Schedule, free: &mut FreeIds) -> Vec<Pid> {
     let pid = |role| match role {
         Role::Outside => 0,
-        Role::Task(index) => places[index].pid,
+        Role::Task(index) | Role::Cloned(index) => places[index].pid,
         Role::Session(pid) | Role::Group(pid) => pid,
         Role::Holder | Role::Courier => free.free(),
     };
@@ -241,7 +297,9 @@ fn shared_tree(tasks: &[Prepared], len: u64) -> Result<(OwnedFd, ControlPage)> {
     let file = memfd.into_file();
     file.set_len(len).context("shared-memory tree")?;
     for task in tasks {
-        file.write_all_at(&task.ops, task.start.plan_offset).context("shared-memory tree")?;
+        if let Some(program) = &task.program {
+            file.write_all_at(&program.ops, task.start.plan_offset).context("shared-memory tree")?;
+        }
     }
     let control = ControlPage::map(file.as_fd()).context("map the control page")?;
     Ok((file.into(), control))

@@ -2,16 +2,23 @@
 
 use super::hold::Held;
 use super::plain::as_bytes;
+use super::prepare::Program;
 use super::{Restore, child::Step};
-use anyhow::{Context, Result, anyhow, bail};
+use crate::sys::process;
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use images::Pid;
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{Listener, Stream};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, sendmsg, sockopt};
-use shared::op;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, getsockopt, sendmsg, socketpair, sockopt,
+};
+use shared::op::{self, birth::Birth};
+use shared::plan::family::Making;
 use shared::plan::tree::Role;
+use shared::plan::{Need, seccomp};
 use shared::proto::{FDS_PER_MESSAGE, Report, Stage};
+use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Instant;
@@ -22,7 +29,37 @@ struct Peer {
     /// The task that it restores; helpers and zombies make contact only to tell what failed.
     task: Option<usize>,
     socket: OwnedFd,
+    /// Tasks that have still to say that they have parked: all that its program restores.
+    left: usize,
+    /// Tasks that are to be held before that.
+    to_hold: usize,
+    /// Tasks that are held and wait for the others.
+    holding: usize,
 }
+
+impl Peer {
+    fn new(restore: &Restore<'_>, pid: Pid, task: Option<usize>, socket: OwnedFd) -> Self {
+        let program = task.and_then(|index| restore.preparation.tasks[index].program.as_ref());
+        let members = program.map_or(&[][..], |program| &program.members);
+        let tasks = &restore.checkpoint.tree.tasks;
+        let to_hold = members.iter().filter(|&&member| seccomp::is_held(&tasks[member])).count();
+        Self { pid, task, socket, left: members.len(), to_hold, holding: 0 }
+    }
+
+    /// One more task is held. They go on together, so that it does not matter which byte each reads.
+    fn let_go(&mut self) -> Result<()> {
+        self.holding += 1;
+        if self.holding == self.to_hold {
+            let bytes = vec![0; self.holding];
+            let sent = nix::unistd::write(&self.socket, &bytes)?;
+            ensure!(sent == bytes.len(), "sent {sent} of {} bytes", bytes.len());
+        }
+        Ok(())
+    }
+}
+
+/// The far ends of sockets that programs give to the tasks which they clone and which then exec.
+type Given = BTreeMap<usize, OwnedFd>;
 
 /// Where a parked task has a system call instruction in its hole, by task index.
 pub(super) type Parked = Vec<u64>;
@@ -39,11 +76,22 @@ pub(super) fn serve(restore: &Restore<'_>, listener: &Listener, deadline: Instan
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll")?;
     epoll.add(waiting, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER)).context("epoll")?;
     let mut peers: Vec<Option<Peer>> = Vec::new();
-    let mut parked = vec![0; tasks.len()];
-    let mut held = Held::default();
-    let mut left = tasks.len();
-    let mut unseen = tasks.len();
-    while left > 0 {
+    let come = |peer: Peer, peers: &mut Vec<Option<Peer>>| -> Result<()> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, peers.len() as u64);
+        epoll.add(&peer.socket, event).context("epoll")?;
+        peers.push(Some(peer));
+        Ok(())
+    };
+    let (connected, mut given) = connected(restore)?;
+    for peer in connected {
+        come(peer, &mut peers)?;
+    }
+    let mut progress = Progress { parked: vec![None; tasks.len()], held: Held::default() };
+    let prepared = &restore.preparation.tasks;
+    let mut unseen = prepared.iter().filter(|task| task.making == Making::Forked).count();
+    let mut open = unseen + peers.len();
+    let mut quiet = false;
+    while open > 0 {
         let mut events = [EpollEvent::empty(); 64];
         let ready = match epoll.wait(&mut events, STEP) {
             Ok(ready) => ready,
@@ -52,46 +100,60 @@ pub(super) fn serve(restore: &Restore<'_>, listener: &Listener, deadline: Instan
         };
         for event in &events[..ready] {
             if event.data() == LISTENER {
-                if let Some(peer) = greet(restore, listener)? {
+                if let Some(peer) = greet(restore, listener, &mut given)? {
                     unseen -= usize::from(peer.task.is_some());
-                    let event = EpollEvent::new(EpollFlags::EPOLLIN, peers.len() as u64);
-                    epoll.add(&peer.socket, event).context("epoll")?;
-                    peers.push(Some(peer));
+                    come(peer, &mut peers)?;
                 }
                 continue;
             }
-            let Some(peer) = usize::try_from(event.data()).ok().and_then(|at| peers[at].take()) else {
+            let Some(slot) = usize::try_from(event.data()).ok().and_then(|at| peers.get_mut(at)) else {
                 continue;
             };
-            match (answer(restore, &peer)?, peer.task) {
-                (Answer::Hold, Some(index)) => {
-                    held.hold(restore, index)?;
-                    nix::unistd::write(&peer.socket, &[0]).context("let a held task go on")?;
-                    if let Ok(at) = usize::try_from(event.data()) {
-                        peers[at] = Some(peer);
-                    }
-                }
-                (Answer::Parked(syscall_at), Some(index)) => {
-                    parked[index] = syscall_at;
-                    left -= 1;
-                }
-                (Answer::Hold | Answer::Parked(_), None) => {}
+            if let Some(peer) = slot
+                && progress.answer(restore, peer)?
+            {
+                open -= usize::from(peer.task.is_some());
+                *slot = None;
             }
         }
         if ready == 0 && unseen > 0 {
             super::still_there(restore)?;
         }
+        // Twice, so that what a task said before its end has been heard.
+        if std::mem::replace(&mut quiet, ready == 0) && quiet {
+            progress.silent_deaths(restore)?;
+        }
         crate::ptrace::check_interrupted()?;
         if Instant::now() > deadline {
+            let left = progress.parked.iter().filter(|parked| parked.is_none()).count();
             bail!("{left} tasks are not back in time (--timeout)");
         }
     }
-    Ok((parked, held))
+    let Progress { parked, held } = progress;
+    Ok((parked.into_iter().map(Option::unwrap_or_default).collect(), held))
+}
+
+/// The sockets of tasks that are cloned and then exec: they are connected from the start, with everything sent.
+fn connected(restore: &Restore<'_>) -> Result<(Vec<Peer>, Given)> {
+    let (mut peers, mut given) = (Vec::new(), Given::new());
+    for (index, task) in restore.preparation.tasks.iter().enumerate() {
+        if matches!(task.making, Making::Cloned { exec: true, .. }) {
+            let (own, far) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
+                .context("socketpair")?;
+            given.insert(index, far);
+            let pid = restore.checkpoint.tree.tasks[index].pid;
+            peers.push(Peer::new(restore, pid, Some(index), own));
+        }
+    }
+    for peer in &peers {
+        send(restore, peer, &mut given)?;
+    }
+    Ok((peers, given))
 }
 
 /// Accepts a process, finds out which it is, sends it everything. Anybody can connect to an abstract name: who is not one
 /// of the tree is sent away.
-fn greet(restore: &Restore<'_>, listener: &Listener) -> Result<Option<Peer>> {
+fn greet(restore: &Restore<'_>, listener: &Listener, given: &mut Given) -> Result<Option<Peer>> {
     let Stream::UdSocket(stream) = listener.accept().context("accept a restoring task")?;
     let pid = getsockopt(&stream.as_fd(), sockopt::PeerCredentials).context("SO_PEERCRED")?.pid();
     let Some(&process) = restore.preparation.by_pid.get(&pid) else { return Ok(None) };
@@ -100,88 +162,151 @@ fn greet(restore: &Restore<'_>, listener: &Listener) -> Result<Option<Peer>> {
         Role::Task(index) if index < restore.preparation.tasks.len() => Some(index),
         _ => None,
     };
-    if let Some(index) = task {
-        send(restore, index, &socket).with_context(|| format!("task {pid}: send its plan"))?;
+    let peer = Peer::new(restore, pid, task, socket);
+    if task.is_some() {
+        send(restore, &peer, given)?;
     }
-    Ok(Some(Peer { pid, task, socket }))
+    Ok(Some(peer))
 }
 
-fn send(restore: &Restore<'_>, index: usize, socket: &OwnedFd) -> Result<()> {
-    let prepared = &restore.preparation.tasks[index];
+fn send(restore: &Restore<'_>, peer: &Peer, given: &mut Given) -> Result<()> {
+    send_plan(restore, peer, given).with_context(|| format!("task {}: send its plan", peer.pid))
+}
+
+/// Sends the first message and all working fds. A socket that is given away is closed here: its end is to be noticed.
+fn send_plan(restore: &Restore<'_>, peer: &Peer, given: &mut Given) -> Result<()> {
+    let prepared = peer.task.map(|index| &restore.preparation.tasks[index]).context("no task")?;
+    let program = prepared.program.as_ref().context("it execs no program")?;
     let mut fds = vec![restore.preparation.tree.as_raw_fd(), restore.opened.pages.as_raw_fd()];
-    for &need in &prepared.needs {
-        fds.push(restore.opened.need(need).context("a file that was not opened")?.as_raw_fd());
+    let mut handed = Vec::new();
+    for &need in &program.needs {
+        let fd = match need {
+            Need::Socket(index) => {
+                handed.push(given.remove(&index).context("a socket that was given away")?);
+                handed.last().map(AsFd::as_fd)
+            }
+            Need::Program(index) => {
+                let program = restore.preparation.tasks[index].program.as_ref();
+                program.map(|program| restore.preparation.programs[program.file].as_fd())
+            }
+            other => restore.opened.need(other),
+        };
+        fds.push(fd.context("a file that was not opened")?.as_raw_fd());
     }
     for (number, some) in fds.chunks(FDS_PER_MESSAGE).enumerate() {
         let bytes: &[u8] = if number == 0 { as_bytes(&prepared.start) } else { &[0] };
         let sent = sendmsg::<()>(
-            socket.as_raw_fd(),
+            peer.socket.as_raw_fd(),
             &[IoSlice::new(bytes)],
             &[ControlMessage::ScmRights(some)],
             MsgFlags::MSG_NOSIGNAL,
             None,
         )?;
-        if sent != bytes.len() {
-            bail!("sent {sent} of {} bytes", bytes.len());
-        }
+        ensure!(sent == bytes.len(), "sent {sent} of {} bytes", bytes.len());
     }
     Ok(())
 }
 
-/// What a task says that gets on well.
-enum Answer {
-    /// Its threads exist, and are to be held.
-    Hold,
-    /// It is through; where it has a system call instruction.
-    Parked(u64),
+/// How far the tasks are.
+struct Progress {
+    /// By task index, once it has parked.
+    parked: Vec<Option<u64>>,
+    held: Held,
 }
 
-/// Reads a task's answer.
-fn answer(restore: &Restore<'_>, peer: &Peer) -> Result<Answer> {
-    let mut bytes = [0u8; size_of::<Report>()];
-    let mut have = 0;
-    while have < bytes.len() {
-        match nix::unistd::read(&peer.socket, &mut bytes[have..]) {
-            Ok(0) | Err(nix::errno::Errno::ECONNRESET) => {
-                bail!("{}: died while it was restored", who(restore, peer))
+impl Progress {
+    /// Reads one answer, or notices that the socket is closed. Whether that was the end of it: a task is not to be caught
+    /// with its socket still open.
+    fn answer(&mut self, restore: &Restore<'_>, peer: &mut Peer) -> Result<bool> {
+        let tasks = &restore.checkpoint.tree.tasks;
+        let mut bytes = [0u8; size_of::<Report>()];
+        let mut have = 0;
+        while have < bytes.len() {
+            match nix::unistd::read(&peer.socket, &mut bytes[have..]) {
+                Ok(0) | Err(nix::errno::Errno::ECONNRESET) if peer.left == 0 && have == 0 => return Ok(true),
+                Ok(0) | Err(nix::errno::Errno::ECONNRESET) => {
+                    bail!("{}: died while it was restored", who(restore, peer.pid, peer.task))
+                }
+                Ok(got) => have += got,
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(errno) => {
+                    return Err(errno).with_context(|| format!("task {}: read its answer", peer.pid));
+                }
             }
-            Ok(got) => have += got,
-            Err(nix::errno::Errno::EINTR) => {}
-            Err(errno) => return Err(errno).with_context(|| format!("task {}: read its answer", peer.pid)),
         }
+        let report = decode(&bytes);
+        let member = match report.pid {
+            0 => peer.task,
+            pid => tasks.iter().position(|task| task.pid.cast_unsigned() == pid),
+        };
+        let (Some(member), Some(host)) = (member, peer.task) else {
+            return Err(explain(restore, peer, None, &report));
+        };
+        if report.stage == Stage::Hold as u32 {
+            self.held.hold(restore, member)?;
+            peer.let_go().context("let a held task go on")?;
+            return Ok(false);
+        }
+        if report.stage != Stage::Parked as u32 {
+            return Err(explain(restore, peer, Some(member), &report));
+        }
+        if peer.left == 0 || self.parked[member].replace(report.syscall_at).is_some() {
+            bail!("task {}: answered twice", tasks[member].pid);
+        }
+        peer.left -= 1;
+        // It closes the socket next, at once if nobody else has it.
+        let prepared = &restore.preparation.tasks[host];
+        let clones = |program: &Program| program.members.len() > 1 || gives(&program.needs);
+        let alone = prepared.making == Making::Forked && !prepared.program.as_ref().is_some_and(clones);
+        if alone {
+            while nix::unistd::read(&peer.socket, &mut bytes) == Err(nix::errno::Errno::EINTR) {}
+        }
+        Ok(alone)
     }
+
+    /// Fails if a task that another's program cloned has ended without a word: the socket is not closed by that.
+    fn silent_deaths(&self, restore: &Restore<'_>) -> Result<()> {
+        for (index, task) in restore.preparation.tasks.iter().enumerate() {
+            let pid = restore.checkpoint.tree.tasks[index].pid;
+            let waited_for = self.parked[index].is_none() && task.making != Making::Forked;
+            if waited_for && process::exists(pid) && !super::is_alive(pid) {
+                bail!("{}: died while it was restored", who(restore, pid, Some(index)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a program clones tasks that exec.
+fn gives(needs: &[Need]) -> bool {
+    needs.iter().any(|need| matches!(need, Need::Socket(_)))
+}
+
+fn decode(bytes: &[u8; size_of::<Report>()]) -> Report {
     let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
-    let report = Report {
+    Report {
         stage: word(0),
         errno: word(4),
-        tid: word(8),
-        op: word(12),
-        value: long(16),
-        syscall_at: long(24),
-    };
-    if report.stage == Stage::Hold as u32 {
-        return Ok(Answer::Hold);
+        pid: word(8),
+        reserved: word(12),
+        tid: word(16),
+        op: word(20),
+        value: long(24),
+        syscall_at: long(32),
     }
-    if report.stage == Stage::Parked as u32 {
-        // It closes the socket next, and must not be caught with it still open.
-        let mut end = [0];
-        while nix::unistd::read(&peer.socket, &mut end) == Err(nix::errno::Errno::EINTR) {}
-        return Ok(Answer::Parked(report.syscall_at));
-    }
-    Err(explain(restore, peer, &report))
 }
 
 /// A process as messages call it.
-fn who(restore: &Restore<'_>, peer: &Peer) -> String {
-    let Some(index) = peer.task else { return format!("zombie or stand-in for dead leader {}", peer.pid) };
+fn who(restore: &Restore<'_>, pid: Pid, task: Option<usize>) -> String {
+    let Some(index) = task else { return format!("zombie or stand-in for dead leader {pid}") };
     let task = &restore.checkpoint.tree.tasks[index];
     format!("task {} ({}, {})", task.pid, String::from_utf8_lossy(&task.threads[0].comm), task.abi)
 }
 
-/// A failure record as a sentence.
-fn explain(restore: &Restore<'_>, peer: &Peer, report: &Report) -> anyhow::Error {
-    let who = who(restore, peer);
+/// A failure record as a sentence: of a task that the program at the other end restores.
+fn explain(restore: &Restore<'_>, peer: &Peer, task: Option<usize>, report: &Report) -> anyhow::Error {
+    let who = who(restore, peer.pid, task);
     let cause = if report.errno == 0 {
         format!("unexpected result {:#x}", report.value)
     } else {
@@ -194,8 +319,8 @@ fn explain(restore: &Restore<'_>, peer: &Peer, report: &Report) -> anyhow::Error
         Some(Stage::Clear) => anyhow!("{who}: make room in the address space, at {value:#x}: {cause}"),
         Some(Stage::Ops) => {
             let thread = if report.tid == 0 { String::new() } else { format!(", thread {}", report.tid) };
-            let ops = peer.task.map_or(&[][..], |index| &restore.preparation.tasks[index].ops);
-            let op = failed_op(ops, report);
+            let program = peer.task.and_then(|index| restore.preparation.tasks[index].program.as_ref());
+            let op = failed_op(program.map_or(&[][..], |program| &program.ops), report);
             anyhow!("{who}{thread}: {op} ({value:#x}): {cause}")
         }
         _ => anyhow!("{who}: stage {}: {cause}", report.stage),
@@ -208,17 +333,27 @@ fn failed_op(ops: &[u8], report: &Report) -> String {
     let mut index = 0;
     while let Ok(Some((op, rest))) = op::next(list) {
         match op {
-            op::Op::Thread { tid, ops, .. } if report.tid != 0 && tid.cast_unsigned() == report.tid => {
+            op::Op::Birth(Birth::Task { pid, ops, .. }) if report.pid != 0 => {
+                // Its own, or those of one that it clones.
+                let own = pid.cast_unsigned() == report.pid;
+                let found = failed_op(ops, &Report { pid: if own { 0 } else { report.pid }, ..*report });
+                if own || !found.is_empty() {
+                    return found;
+                }
+            }
+            op::Op::Thread { tid, ops, .. }
+                if report.pid == 0 && report.tid != 0 && tid.cast_unsigned() == report.tid =>
+            {
                 return failed_op(ops, &Report { tid: 0, ..*report });
             }
             _ => {}
         }
-        if report.tid == 0 && index == report.op {
+        if report.pid == 0 && report.tid == 0 && index == report.op {
             let text = format!("{op:?}");
             return text.chars().take(120).collect();
         }
         list = rest;
         index += 1;
     }
-    format!("op {}", report.op)
+    if report.pid == 0 { format!("op {}", report.op) } else { String::new() }
 }

@@ -12,10 +12,13 @@ use crate::ptrace::{Patience, Seized, Stopped, regs};
 use crate::resource::wait::resume;
 use crate::sys::sched;
 use anyhow::{Context, Result, bail};
+use images::sharing::Object;
 use images::task::Task;
 use images::thread::{Sched, Thread};
 use images::{Abi, Pid};
+use shared::plan::family::{Making, holder_of};
 use shared::proto::Start;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A thread in our hands, with its record.
@@ -62,12 +65,19 @@ pub(super) fn take_over(
             })
             .collect::<Result<_>>()?;
     }
+    // The hole goes with the last of those who share an address space: until then others need it.
+    let last_in: BTreeMap<Pid, usize> =
+        (0..tasks.len()).map(|index| (holder_of(tasks, index, Object::Memory), index)).collect();
     let mut finished = Vec::new();
-    for ((task, taken), (prepared, &syscall_at)) in
-        tasks.iter().zip(all).zip(restore.preparation.tasks.iter().zip(parked))
-    {
-        let taken = finish(restore, task, taken, &prepared.start, syscall_at, &patience)
+    for (index, taken) in all.into_iter().enumerate() {
+        let (task, prepared, syscall_at) = (&tasks[index], &restore.preparation.tasks[index], parked[index]);
+        let memory = holder_of(tasks, index, Object::Memory);
+        let hole = (last_in[&memory] == index).then_some(&prepared.start);
+        let taken = finish(restore, task, taken, hole, syscall_at, &patience)
             .with_context(|| format!("task {}: set its threads' state", task.pid))?;
+        if prepared.making != Making::Forked {
+            attributes(task).with_context(|| format!("task {}", task.pid))?;
+        }
         finished.extend(taken);
     }
     // Children first: a parent that finds its child gone or stopped would act on it.
@@ -96,7 +106,7 @@ fn finish<'a>(
     restore: &Restore<'_>,
     task: &'a Task,
     taken: Vec<Taken<'a>>,
-    start: &Start,
+    hole: Option<&Start>,
     syscall_at: u64,
     patience: &Patience,
 ) -> Result<Vec<Taken<'a>>> {
@@ -105,13 +115,24 @@ fn finish<'a>(
     let mut taken: Vec<Taken<'a>> = (task.threads.iter().zip(entered))
         .map(|(record, (stopped, answer))| Taken { record, stopped, answer })
         .collect();
-    let leader = taken.remove(0);
-    let stopped = remove_hole(leader.stopped, start, syscall_at, patience).context("remove the hole")?;
-    taken.insert(0, Taken { stopped, ..leader });
+    if let Some(start) = hole {
+        let leader = taken.remove(0);
+        let stopped = remove_hole(leader.stopped, start, syscall_at, patience).context("remove the hole")?;
+        taken.insert(0, Taken { stopped, ..leader });
+    }
     for thread in &taken {
         set_state(restore, task.pid, thread).with_context(|| format!("thread {}", thread.record.tid))?;
     }
     Ok(taken)
+}
+
+/// What a forked child writes about itself before it execs, for a task that was cloned and may see another /proc.
+fn attributes(task: &Task) -> Result<()> {
+    let write = |name: &str, value: String| {
+        std::fs::write(format!("/proc/{}/{name}", task.pid), value).with_context(|| name.to_owned())
+    };
+    write("oom_score_adj", task.oom_score_adj.to_string())?;
+    write("coredump_filter", format!("{:#x}", task.coredump_filter))
 }
 
 /// Has a thread ask for a signal when its parent ends; until then a leader is tied to its parent by SIGKILL.

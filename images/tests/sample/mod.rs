@@ -8,6 +8,7 @@ use images::id::PAGE_SIZE;
 use images::inventory::{FileEntry, Inventory};
 use images::memory::{Backing, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
 use images::seccomp::{Filter, Seccomp};
+use images::sharing::Shares;
 use images::signal::{Action, AltStack, IntervalTimer, Pending};
 use images::socket::{
     Credentials, Message, Peer, PeerCredentials, SocketFile, SocketOption, UnixKind, UnixSocket,
@@ -196,6 +197,8 @@ fn task(pid: Pid, ppid: Pid, abi: Abi) -> Task {
         ppid,
         pgid: 100,
         sid: 50,
+        exit_signal: 17,
+        shares: Shares { directories: (pid != 100).then_some(100), ..Shares::default() },
         abi,
         exe: PathId(if abi == Abi::Ia32 { 2 } else { 1 }),
         cwd: PathId(0),

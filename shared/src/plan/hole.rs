@@ -2,8 +2,8 @@
 //! restoring program lives with all it needs.
 //!
 //! ```text
-//! base                                                                                                   end
-//! | code | data, stack | control | fd table | parked vvar, vclock, vdso | thread, filler stacks | plan |
+//! base                                                                                                           end
+//! | code | data, stack | control | fd table | parked vvar, vclock, vdso | words | thread, filler stacks | plan |
 //! ```
 
 use crate::proto::{Control, MAX_FILLERS, SpecialArea, Start, THREAD_STACK};
@@ -26,8 +26,12 @@ pub struct Contents {
     pub fds: u64,
     /// Special areas of this kernel.
     pub special: [SpecialArea; 3],
-    /// Threads beside the leader.
-    pub threads: u64,
+    /// Stacks of threads and cloned tasks.
+    pub stacks: u64,
+    /// Words that the tasks of the program share.
+    pub words: u64,
+    /// Working fds move to numbers from here on; 0 to leave them.
+    pub fds_from: u64,
     /// Ids of threads that read page contents; then zeros.
     pub fillers: [u64; MAX_FILLERS],
     /// Bytes of the plan.
@@ -39,13 +43,17 @@ impl Contents {
         page_align(self.fds * 4)
     }
 
+    const fn words(&self) -> u64 {
+        page_align(self.words * 4)
+    }
+
     fn parking(&self) -> u64 {
         self.special.iter().map(|area| area.len).sum()
     }
 
     fn stacks(&self) -> u64 {
         let fillers = self.fillers.iter().filter(|&&tid| tid != 0).count() as u64;
-        (self.threads + fillers) * THREAD_STACK
+        (self.stacks + fillers) * THREAD_STACK
     }
 
     /// Bytes of the hole.
@@ -55,6 +63,7 @@ impl Contents {
             + page_align(size_of::<Control>() as u64)
             + self.scratch()
             + self.parking()
+            + self.words()
             + self.stacks()
             + page_align(self.plan)
     }
@@ -71,7 +80,8 @@ impl Contents {
         let control_addr = base + page_align(self.program);
         let scratch_addr = control_addr + page_align(size_of::<Control>() as u64);
         let parking_addr = scratch_addr + self.scratch();
-        let stacks_addr = parking_addr + self.parking();
+        let words_addr = parking_addr + self.parking();
+        let stacks_addr = words_addr + self.words();
         let plan_addr = stacks_addr + self.stacks();
         Start {
             magic: Start::MAGIC,
@@ -89,6 +99,8 @@ impl Contents {
             special: self.special,
             fds: self.fds,
             fillers: self.fillers,
+            words_addr: if self.words == 0 { 0 } else { words_addr },
+            fds_from: self.fds_from,
         }
     }
 }

@@ -4,7 +4,10 @@
 //! running kernel comes in as plain values ([`Machine`]).
 
 pub mod attribute;
+mod birth;
 pub mod creds;
+pub mod family;
+mod forest;
 pub mod hole;
 pub mod memory;
 pub mod seccomp;
@@ -13,15 +16,17 @@ pub mod thread;
 pub mod timer;
 pub mod tree;
 
+use crate::op::birth::Birth;
 use crate::op::{self, Op, Slot};
 use crate::proto::{SLOT_FILES, SpecialArea};
 use alloc::vec::Vec;
+use birth::Stacks;
+pub use forest::Forest;
 use images::attribute::{TaskAttributes, ThreadAttributes};
-use images::memory::Space;
-use images::seccomp::Filter;
+use images::sharing::Object;
 use images::task::Task;
 use images::thread::Creds;
-use images::{Abi, PathId, SharedId};
+use images::{Abi, DescriptionId, PathId, SharedId};
 use seccomp::Programs;
 
 /// READ_IMPLIES_EXEC: would add PROT_EXEC to every mapping the restorer makes, so it is set last.
@@ -63,6 +68,14 @@ pub enum Need {
     },
     /// A shared anonymous memory object.
     Shared(SharedId),
+    /// An open file description of the tree.
+    Description(DescriptionId),
+    /// A current or root directory.
+    Directory(PathId),
+    /// The program that a task execs, by the index of that task.
+    Program(usize),
+    /// The other end of the socket that such a task is restored by, by the index of that task.
+    Socket(usize),
 }
 
 /// The working fds of one task, in slot order after the fixed ones.
@@ -91,74 +104,133 @@ impl Slots {
     }
 }
 
-/// What one task will do.
+/// What one program will do: for the task that execs it, and for those that it clones.
 #[derive(Clone, Debug)]
-pub struct TaskPlan {
-    /// Encoded ops of the leader, with those of the threads inside.
+pub struct ProgramPlan {
+    /// Encoded ops of the leader, with those of threads and further tasks inside.
     pub ops: Vec<u8>,
     /// Working fds from [`SLOT_FILES`] on.
     pub needs: Vec<Need>,
-    /// Threads beside the leader.
-    pub threads: u32,
+    /// Stacks of threads and cloned tasks.
+    pub stacks: u32,
+    /// Words that its tasks share.
+    pub words: u32,
+    /// The tasks that it restores, by index: the one that execs it first.
+    pub members: Vec<usize>,
 }
 
-/// Plans one task. `filters` are those of the tree.
+/// Plans the program that a task execs.
 #[must_use]
-pub fn task(machine: &Machine, task: &Task, space: &Space, filters: &[Filter]) -> TaskPlan {
-    let mut slots = Slots::default();
+pub fn program(machine: &Machine, forest: &Forest<'_>, index: usize) -> ProgramPlan {
+    let mut planner = Planner {
+        machine,
+        forest,
+        slots: Slots::default(),
+        stacks: 0,
+        words: Vec::new(),
+        members: alloc::vec![index],
+    };
     let mut ops = Vec::new();
-    let programs = Programs::of(task, filters);
-    programs.op(&mut ops);
-    attribute::before_memory(&mut ops, machine, task);
-    memory::ops(&mut ops, &mut slots, task.exe, space);
-    attribute::after_memory(&mut ops, task, space);
-    attribute::before_threads(&mut ops, task);
-    signal::actions(&mut ops, &task.actions);
-    if task.xcomp_permission & (1 << XFEATURE_XTILEDATA) != 0 && task.abi == Abi::X86_64 {
-        op::push(
-            &mut ops,
-            &Op::ArchPrctl { option: ARCH_REQ_XCOMP_PERM, arg: u64::from(XFEATURE_XTILEDATA) },
-        );
+    planner.task(&mut ops, index, &mut Stacks::default());
+    ProgramPlan {
+        ops,
+        needs: planner.slots.into_needs(),
+        stacks: planner.stacks,
+        words: u32::try_from(planner.words.len()).unwrap_or(u32::MAX),
+        members: planner.members,
     }
-    let mut threads = 0;
-    for record in &task.threads[1..] {
-        let mut own = Vec::new();
-        thread::ops(&mut own, machine, task.abi, record);
-        attribute::policy(&mut own, &task.threads[0].attributes.policy, &record.attributes.policy);
-        programs.install(&mut own, task, record);
-        creds::ops(&mut own, &machine.creds, &record.creds);
-        last_of_thread(&mut own, record, record.parent_death_signal);
-        op::push(&mut ops, &Op::Thread { tid: record.tid, stack: threads, ops: &own });
-        threads += 1;
+}
+
+/// What is gathered while a program is planned.
+struct Planner<'a> {
+    machine: &'a Machine,
+    forest: &'a Forest<'a>,
+    slots: Slots,
+    stacks: u32,
+    /// Objects that several tasks have, by the holder.
+    words: Vec<(usize, Object)>,
+    members: Vec<usize>,
+}
+
+impl Planner<'_> {
+    /// Plans one task, in the address space whose stacks are given.
+    fn task(&mut self, ops: &mut Vec<u8>, index: usize, stacks: &mut Stacks) {
+        let (machine, task) = (self.machine, &self.forest.tasks[index]);
+        let first_stack = stacks.next;
+        let programs = Programs::of(task, self.forest.filters);
+        programs.op(ops);
+        self.begin(ops, index, stacks);
+        self.memory(ops, index);
+        if task.xcomp_permission & (1 << XFEATURE_XTILEDATA) != 0 && task.abi == Abi::X86_64 {
+            op::push(ops, &Op::ArchPrctl { option: ARCH_REQ_XCOMP_PERM, arg: u64::from(XFEATURE_XTILEDATA) });
+        }
+        for record in &task.threads[1..] {
+            let mut own = Vec::new();
+            thread::ops(&mut own, machine, task.abi, record);
+            attribute::policy(&mut own, &task.threads[0].attributes.policy, &record.attributes.policy);
+            programs.install(&mut own, task, record);
+            creds::ops(&mut own, &machine.creds, &record.creds);
+            last_of_thread(&mut own, record, record.parent_death_signal);
+            op::push(ops, &Op::Thread { tid: record.tid, stack: stacks.next, ops: &own });
+            stacks.next += 1;
+        }
+        self.stacks = self.stacks.max(stacks.next);
+        let leader = &task.threads[0];
+        thread::ops(ops, machine, task.abi, leader);
+        signal::pending(ops, task.abi, &task.pending, false);
+        timer::create(ops, &task.timers);
+        for entry in task.fds.iter().filter(|entry| entry.close_on_exec) {
+            op::push(ops, &Op::CloseOnExec(entry.fd.0));
+        }
+        if task.child_subreaper {
+            op::push(ops, &Op::Prctl { option: PR_SET_CHILD_SUBREAPER, args: [1, 0, 0] });
+        }
+        if task.shares.memory.is_none() {
+            attribute::before_limits(ops, task);
+        }
+        limits(ops, machine, task);
+        if task.personality & READ_IMPLIES_EXEC != 0 {
+            op::push(ops, &Op::Personality(task.personality));
+        }
+        programs.install(ops, task, leader);
+        creds::ops(ops, &machine.creds, &leader.creds);
+        // A change of credentials resets dumpable for the whole address space (commit_creds, kernel/cred.c), so those of
+        // all others in it come first.
+        if stacks.next > first_stack {
+            op::push(ops, &Op::Join);
+        }
+        if task.shares.memory.is_none() {
+            op::push(ops, &Op::Prctl { option: PR_SET_DUMPABLE, args: [u64::from(task.dumpable), 0, 0] });
+        }
+        last_of_thread(ops, leader, TIE);
+        attribute::last(ops, machine, task);
+        signal::timers(ops, &task.interval_timers);
+        timer::start(ops, task);
     }
-    let leader = &task.threads[0];
-    thread::ops(&mut ops, machine, task.abi, leader);
-    signal::pending(&mut ops, task.abi, &task.pending, false);
-    timer::create(&mut ops, &task.timers);
-    for entry in task.fds.iter().filter(|entry| entry.close_on_exec) {
-        op::push(&mut ops, &Op::CloseOnExec(entry.fd.0));
+
+    /// The address space and the handlers, if they are the task's own.
+    fn memory(&mut self, ops: &mut Vec<u8>, index: usize) {
+        let task = &self.forest.tasks[index];
+        let mates = self.mates(index);
+        if let (Some(_), Some((word, _))) = (task.shares.memory, mates) {
+            op::push(ops, &Op::Birth(Birth::AwaitMapped(word)));
+            let (have, want) = (&self.machine.thread_attributes.policy, &task.threads[0].attributes.policy);
+            attribute::policy(ops, have, want);
+        } else {
+            if let Some((word, tasks)) = mates {
+                op::push(ops, &Op::Birth(Birth::AwaitMates { word, tasks }));
+            }
+            let space = &self.forest.spaces[index];
+            attribute::before_memory(ops, self.machine, task);
+            memory::ops(ops, &mut self.slots, task.exe, space);
+            attribute::after_memory(ops, task, space);
+            attribute::before_threads(ops, task);
+            if let Some((word, _)) = mates {
+                op::push(ops, &Op::Birth(Birth::Mapped(word)));
+            }
+        }
+        signal::actions(ops, &task.actions);
     }
-    if task.child_subreaper {
-        op::push(&mut ops, &Op::Prctl { option: PR_SET_CHILD_SUBREAPER, args: [1, 0, 0] });
-    }
-    attribute::before_limits(&mut ops, task);
-    limits(&mut ops, machine, task);
-    if task.personality & READ_IMPLIES_EXEC != 0 {
-        op::push(&mut ops, &Op::Personality(task.personality));
-    }
-    programs.install(&mut ops, task, leader);
-    creds::ops(&mut ops, &machine.creds, &leader.creds);
-    // A change of credentials resets dumpable for the whole address space (commit_creds, kernel/cred.c), so the
-    // threads' own changes come first.
-    if threads > 0 {
-        op::push(&mut ops, &Op::Join);
-    }
-    op::push(&mut ops, &Op::Prctl { option: PR_SET_DUMPABLE, args: [u64::from(task.dumpable), 0, 0] });
-    last_of_thread(&mut ops, leader, TIE);
-    attribute::last(&mut ops, machine, task);
-    signal::timers(&mut ops, &task.interval_timers);
-    timer::start(&mut ops, task);
-    TaskPlan { ops, needs: slots.into_needs(), threads }
 }
 
 /// The signal that ends a restoring task when its parent ends.

@@ -27,6 +27,8 @@ pub struct Place {
     pub pgid: Pid,
     /// Its session.
     pub sid: Pid,
+    /// Nobody forks it: the program that restores another task clones it ([`super::family`]), and all below it.
+    pub cloned: bool,
 }
 
 /// What a process of a restore is.
@@ -36,6 +38,8 @@ pub enum Role {
     Outside,
     /// A task, by its index.
     Task(usize),
+    /// A task that is cloned, by its index: its place is taken, and it does nothing that is said here.
+    Cloned(usize),
     /// Leads a session and its first group under the pid of a dead task, until everyone is in their groups.
     Session(Pid),
     /// Leads a group in its parent's session, likewise.
@@ -104,11 +108,11 @@ impl Schedule {
     pub fn dead_leaders(&self) -> impl Iterator<Item = Pid> + '_ {
         self.processes.iter().filter_map(|process| match process.role {
             Role::Session(pid) | Role::Group(pid) => Some(pid),
-            Role::Outside | Role::Task(_) | Role::Holder | Role::Courier => None,
+            Role::Outside | Role::Task(_) | Role::Cloned(_) | Role::Holder | Role::Courier => None,
         })
     }
 
-    /// How many processes may lead: tasks, living or dead.
+    /// How many processes may lead: tasks, living or dead, but for cloned ones.
     #[must_use]
     pub fn leaders(&self) -> usize {
         let leads = |role| matches!(role, Role::Task(_) | Role::Session(_) | Role::Group(_));
@@ -186,7 +190,8 @@ impl<'a> Planner<'a> {
         for (index, place) in places.iter().enumerate() {
             let parent =
                 if index == 0 { OUTSIDE } else { by_pid.get(&place.ppid).copied().unwrap_or(OUTSIDE) };
-            processes.push(process(Role::Task(index), parent));
+            let role = if place.cloned { Role::Cloned(index) } else { Role::Task(index) };
+            processes.push(process(role, parent));
             depth.push(depth[parent] + 1);
             by_pid.insert(place.pid, of_task(index));
         }
@@ -197,9 +202,16 @@ impl<'a> Planner<'a> {
     /// The session that a task or the outside is in.
     fn session(&self, process: usize) -> Pid {
         match self.processes[process].role {
-            Role::Task(index) => self.places[index].sid,
+            Role::Task(index) | Role::Cloned(index) => self.places[index].sid,
             _ => self.job.map_or(0, |job| job.sid),
         }
+    }
+
+    /// The tasks that are forked.
+    fn forked(&self) -> impl Iterator<Item = usize> + use<> {
+        let forked = self.places.iter().enumerate().filter(|(_, place)| !place.cloned);
+        let all: Vec<usize> = forked.map(|(index, _)| of_task(index)).collect();
+        all.into_iter()
     }
 
     fn leads_session(&self, process: usize) -> bool {
@@ -230,7 +242,7 @@ impl<'a> Planner<'a> {
     /// Tasks that were born in a session which their parent is not in, by session.
     fn strays(&self) -> BTreeMap<Pid, Vec<usize>> {
         let mut strays: BTreeMap<Pid, Vec<usize>> = BTreeMap::new();
-        for task in (0..self.places.len()).map(of_task) {
+        for task in self.forked() {
             let sid = self.session(task);
             if !self.leads_session(task) && self.session(self.parent(task)) != sid {
                 strays.entry(sid).or_default().push(task);
@@ -342,7 +354,7 @@ impl<'a> Planner<'a> {
 
     /// All others are forked by their parents, in the order they stand in.
     fn fork_the_rest(&mut self) {
-        for task in (0..self.places.len()).map(of_task) {
+        for task in self.forked() {
             if self.born.insert(task) {
                 let parent = self.parent(task);
                 self.processes[parent].after.push(Birth { process: task, sibling: false });
@@ -353,12 +365,16 @@ impl<'a> Planner<'a> {
     /// Finds a leader for each group.
     fn groups(&mut self) {
         let mut members: BTreeMap<Pid, Vec<usize>> = BTreeMap::new();
-        for (index, place) in self.places.iter().enumerate() {
-            members.entry(place.pgid).or_default().push(of_task(index));
+        for task in self.forked() {
+            members.entry(self.places[task - of_task(0)].pgid).or_default().push(task);
         }
         for (pgid, members) in members {
             let sid = self.session(members[0]);
             let leader = self.by_pid.get(&pgid).copied();
+            if leader.is_some_and(|leader| matches!(self.processes[leader].role, Role::Cloned(_))) {
+                // It is joined by an op, when that task is there.
+                continue;
+            }
             let lent = self.job.is_some_and(|job| job.pgid == pgid && job.sid == sid);
             let elsewhere =
                 |&task: &usize| self.session(task) != sid || (self.leads_session(task) && sid != pgid);
@@ -416,7 +432,8 @@ impl<'a> Planner<'a> {
         }
         for process in 0..self.processes.len() {
             // Without a forker: it waits for one that waits for it, or for one that was named already.
-            if self.obstacles.is_empty() && !reached.contains(&process) {
+            let is_forked = !matches!(self.processes[process].role, Role::Cloned(_));
+            if self.obstacles.is_empty() && is_forked && !reached.contains(&process) {
                 self.obstacle(process, Why::Session);
             }
         }

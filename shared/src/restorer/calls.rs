@@ -123,7 +123,7 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
             Ok(())
         }
         // The leader's loop takes these.
-        Op::Join => Err(Failure::wrong(0)),
+        Op::Join | Op::Birth(_) => Err(Failure::wrong(0)),
         Op::Fill { addr, .. } => Err(Failure::wrong(addr)),
         Op::Thread { tid, .. } => Err(Failure::wrong(u64::from(tid.unsigned_abs()))),
     }

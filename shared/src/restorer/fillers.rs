@@ -8,7 +8,7 @@
 //! clears a word on it) before the leader goes on.
 
 use super::memory::Fills;
-use super::{Failure, Session, fail};
+use super::{Failure, Session};
 use crate::abi::common::CloneArgs;
 use crate::op::{self, Op};
 use crate::proto::{MAX_FILLERS, Stage, THREAD_STACK};
@@ -139,13 +139,13 @@ extern "C" fn fill(birth: usize) -> ! {
     let (mut list, mut index) = (birth.list, birth.index);
     while let Ok(Some((Op::Fill { addr, len, offset }, rest))) = op::next(list) {
         if let Err(failure) = birth.share.add(birth.session, &mut fills, addr, len, offset) {
-            fail(birth.session.socket, Stage::Ops, 0, index, failure);
+            birth.session.fail(Stage::Ops, 0, index, failure);
         }
         list = rest;
         index += 1;
     }
     if let Err(failure) = fills.flush(birth.session) {
-        fail(birth.session.socket, Stage::Ops, 0, index, failure);
+        birth.session.fail(Stage::Ops, 0, index, failure);
     }
     loop {
         // SAFETY: ends this thread alone.

@@ -14,6 +14,7 @@
 
 mod calls;
 mod clear;
+mod family;
 mod fillers;
 mod memory;
 mod mempolicy;
@@ -52,12 +53,30 @@ pub(crate) struct Session {
     pub(crate) start: Start,
     /// Working fds by slot, in the scratch memory.
     pub(crate) fds: &'static [c_int],
-    /// Threads that have followed their ops.
+    /// The task, if it was cloned by the program of another; else 0.
+    pub(crate) pid: u32,
+    /// Threads, and tasks in the same address space, that have followed their ops.
     pub(crate) ready: AtomicU32,
     /// Not 0 once the coordinator holds all threads.
     pub(crate) held: AtomicU32,
     /// Address of the programs of seccomp.
     pub(crate) programs: AtomicUsize,
+}
+
+impl Session {
+    pub(crate) const fn new(socket: c_int, start: Start, fds: &'static [c_int], pid: u32) -> Self {
+        let (ready, held, programs) = (AtomicU32::new(0), AtomicU32::new(0), AtomicUsize::new(0));
+        Self { socket, start, fds, pid, ready, held, programs }
+    }
+
+    /// Reports and ends the task.
+    pub(crate) fn fail(&self, stage: Stage, tid: u32, op: u32, failure: Failure) -> ! {
+        fail(
+            self.socket,
+            Report { stage: stage as u32, pid: self.pid, tid, op, ..Report::default() },
+            failure,
+        )
+    }
 }
 
 /// Where a segment of this program lies.
@@ -91,20 +110,12 @@ pub fn main(program: &Program) -> ! {
     let mut start = Start::default();
     let fds = match receive::receive(socket, &mut start) {
         Ok(fds) => fds,
-        Err(failure) => fail(socket, Stage::Receive, 0, 0, failure),
+        Err(failure) => fail_early(socket, Stage::Receive, failure),
     };
     if let Err(failure) = clear::clear(program, &start, vdso, sysinfo) {
-        fail(socket, Stage::Clear, 0, 0, failure);
+        fail_early(socket, Stage::Clear, failure);
     }
-    let session = Session {
-        socket,
-        start,
-        fds,
-        ready: AtomicU32::new(0),
-        held: AtomicU32::new(0),
-        programs: AtomicUsize::new(0),
-    };
-    run::leader(&session)
+    run::program(&Session::new(socket, start, fds, 0))
 }
 
 /// The first argument.
@@ -166,12 +177,13 @@ fn parse(mut text: *const u8) -> Argument {
     }
 }
 
-/// Reports and ends the task.
-pub(crate) fn fail(socket: c_int, stage: Stage, tid: u32, op: u32, failure: Failure) -> ! {
-    send(
-        socket,
-        &Report { stage: stage as u32, errno: failure.errno, tid, op, value: failure.value, syscall_at: 0 },
-    );
+/// Reports and ends the task, which follows no ops yet.
+fn fail_early(socket: c_int, stage: Stage, failure: Failure) -> ! {
+    fail(socket, Report { stage: stage as u32, ..Report::default() }, failure)
+}
+
+fn fail(socket: c_int, report: Report, failure: Failure) -> ! {
+    send(socket, &Report { errno: failure.errno, value: failure.value, ..report });
     sys::exit_group(1)
 }
 

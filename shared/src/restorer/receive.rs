@@ -3,7 +3,7 @@
 //! # Safety
 //! Maps scratch, control page and plan at the addresses that the coordinator chose in the hole.
 
-use super::Failure;
+use super::{Failure, family};
 use crate::abi::native::{IoVec, MsgHdr, Word};
 use crate::proto::{Control, FDS_PER_MESSAGE, SLOT_TREE, Start};
 use crate::range::page_align;
@@ -53,7 +53,15 @@ pub(super) fn receive(socket: c_int, start: &mut Start) -> Result<&'static [c_in
         fds[have..have + got].copy_from_slice(&first[..got]);
         have += got;
     }
+    if start.fds_from != 0 {
+        family::move_fds(socket, fds, start.fds_from)?;
+    }
     let tree = *fds.get(SLOT_TREE as usize).ok_or(Failure::new(EPROTO, 0))?;
+    // The words lie right below the stacks.
+    if start.words_addr != 0 {
+        let words = start.stacks_addr - start.words_addr;
+        map(start.words_addr, words, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)?;
+    }
     // The stacks lie right below the plan.
     let stacks = start.plan_addr - start.stacks_addr;
     if stacks > 0 {

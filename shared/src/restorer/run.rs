@@ -6,7 +6,7 @@
 use super::fillers::{Fillers, Share};
 use super::memory::Fills;
 use super::receive::size;
-use super::{Failure, Session, calls, fail, seccomp};
+use super::{Failure, Session, calls, family, seccomp};
 use crate::abi::common::CloneArgs;
 use crate::op::{self, Op};
 use crate::proto::{Control, Report, Stage, THREAD_STACK};
@@ -22,26 +22,49 @@ struct Birth<'a> {
     count: &'a AtomicU32,
 }
 
-/// The leader: all ops, wait for the threads, answer, park.
-pub(super) fn leader(session: &Session) -> ! {
+/// The program that was exec'd: follows its plan.
+pub(super) fn program(session: &Session) -> ! {
     let start = &session.start;
-    let mut threads = 0;
     let (Ok(at), Ok(len)) = (size(start.plan_addr), size(start.plan_len)) else {
-        fail(session.socket, Stage::Receive, 0, 0, Failure::wrong(start.plan_addr));
+        session.fail(Stage::Receive, 0, 0, Failure::wrong(start.plan_addr));
     };
     // SAFETY: mapped read-only for the length of the plan, until the hole goes away with this code.
     let plan = unsafe { core::slice::from_raw_parts(at as *const u8, len) };
+    task(session, plan, None)
+}
+
+/// The leader of a task: all ops, wait for the threads, answer, park. A task in the address space of another counts
+/// itself there when it is done.
+pub(super) fn task(session: &Session, ops: &[u8], counted: Option<&AtomicU32>) -> ! {
+    let mut threads = 0;
     let mut fills = Fills::new();
-    let leader = &mut Leader { fills: &mut fills, share: Share::ALL, fillers: None, threads: &mut threads };
-    follow(session, 0, plan, leader);
+    let leader = &mut Leader {
+        fills: &mut fills,
+        share: Share::ALL,
+        fillers: None,
+        threads: &mut threads,
+        table: None,
+    };
+    follow(session, 0, ops, leader);
+    let table = leader.table;
     join(session, threads);
-    for &fd in session.fds {
-        sys::close(fd);
+    if let Some(count) = counted {
+        count.fetch_add(1, Ordering::Release);
+        sys::futex_wake(count);
     }
-    let parked =
-        Report { stage: Stage::Parked as u32, syscall_at: calls::syscall_address(), ..Report::default() };
+    let parked = Report {
+        stage: Stage::Parked as u32,
+        pid: session.pid,
+        syscall_at: calls::syscall_address(),
+        ..Report::default()
+    };
     super::send(session.socket, &parked);
-    sys::close(session.socket);
+    if family::leaves_last(session, table) {
+        for &fd in session.fds {
+            sys::close(fd);
+        }
+        sys::close(session.socket);
+    }
     park(session)
 }
 
@@ -80,11 +103,13 @@ trait Follow<'a> {
     fn end(&mut self, session: &Session) -> Result<(), Failure>;
 }
 
-struct Leader<'a, 'b> {
+pub(super) struct Leader<'a, 'b> {
     fills: &'b mut Fills,
     share: Share,
     fillers: Option<Fillers<'a>>,
     threads: &'b mut u32,
+    /// Its file table has several users: the word that counts those who are done, and how many there are.
+    table: Option<(u32, u32)>,
 }
 
 impl Leader<'_, '_> {
@@ -95,6 +120,16 @@ impl Leader<'_, '_> {
             fillers.join();
         }
         Ok(())
+    }
+
+    /// One more is to be done before the end.
+    pub(super) fn expect_one_more(&mut self) {
+        *self.threads += 1;
+    }
+
+    /// Others use the file table too.
+    pub(super) fn share_table(&mut self, word: u32, users: u32) {
+        self.table = Some((word, users));
     }
 }
 
@@ -124,6 +159,10 @@ impl<'a> Follow<'a> for Leader<'a, '_> {
                 self.flush(session)?;
                 return seccomp::hold(session);
             }
+            Op::Birth(ref birth) => {
+                self.flush(session)?;
+                return family::step(session, self, birth);
+            }
             // Fresh memory: what waits to be read goes elsewhere, or it would follow this op.
             Op::Map { .. } => {}
             // Contents must be in before protection takes the right to write away, and before anything reads them.
@@ -151,16 +190,16 @@ fn follow<'a>(session: &'a Session, tid: u32, mut list: &'a [u8], follower: &mut
         let (op, rest) = match op::next(list) {
             Ok(Some(next)) => next,
             Ok(None) => break,
-            Err(_) => fail(session.socket, Stage::Ops, tid, index, Failure::wrong(0)),
+            Err(_) => session.fail(Stage::Ops, tid, index, Failure::wrong(0)),
         };
         if let Err(failure) = follower.step(session, &op, list, index) {
-            fail(session.socket, Stage::Ops, tid, index, failure);
+            session.fail(Stage::Ops, tid, index, failure);
         }
         list = rest;
         index += 1;
     }
     if let Err(failure) = follower.end(session) {
-        fail(session.socket, Stage::Ops, tid, index, failure);
+        session.fail(Stage::Ops, tid, index, failure);
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) fn programs(session: &Session, bytes: &[u8]) {
 
 /// The leader, when all threads exist.
 pub(super) fn hold(session: &Session) -> Result<(), Failure> {
-    send(session.socket, &Report { stage: Stage::Hold as u32, ..Report::default() });
+    send(session.socket, &Report { stage: Stage::Hold as u32, pid: session.pid, ..Report::default() });
     let mut go = [0u8];
     let at = go.as_mut_ptr() as usize;
     // SAFETY: the kernel writes one byte to it.

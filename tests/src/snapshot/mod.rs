@@ -7,6 +7,7 @@
 mod difference;
 mod files;
 mod maps;
+mod sharing;
 mod task;
 
 use anyhow::Context;
@@ -57,6 +58,7 @@ impl Snapshot {
         let living: Vec<i32> =
             pids.into_iter().filter(|&pid| !task::is_zombie(pid).unwrap_or(true)).collect();
         files::add(&mut snapshot, &living)?;
+        sharing::add(&mut snapshot, &living)?;
         Ok(snapshot)
     }
 

@@ -5,6 +5,7 @@ mod attributes;
 mod commands;
 mod endurance;
 mod failures;
+mod families;
 mod files;
 mod harness;
 mod identity;

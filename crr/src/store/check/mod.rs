@@ -7,6 +7,7 @@
 mod attribute;
 mod files;
 mod memory;
+mod sharing;
 mod sockets;
 mod tree;
 
@@ -64,7 +65,9 @@ pub fn records(
     files::check(files).map_err(of(Kind::Files))?;
     sockets::check(files).map_err(of(Kind::Files))?;
     tree::check(tree, files).map_err(of(Kind::Tree))?;
+    sharing::check(tree).map_err(of(Kind::Tree))?;
     memory::check(memory, tree, files).map_err(of(Kind::Memory))?;
+    sharing::check_spaces(memory, tree).map_err(of(Kind::Memory))?;
     check_inventory(inventory, tree, memory).map_err(of(Kind::Inventory))
 }
 

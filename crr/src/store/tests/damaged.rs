@@ -127,7 +127,7 @@ fn files_of_another_checkpoint() {
     let sample = Sample::golden();
     for kind in [Kind::Tree, Kind::Files, Kind::Memory] {
         let mut other = sample.clone();
-        other.tree.tasks[0].umask = 0o77;
+        other.tree.tasks[0].oom_score_adj = 0o77;
         other.files.pipes[0].contents[0] = b'I';
         other.memory.shared[0].ino = 1;
         let (dir, other) = (sample.written(), other.written());

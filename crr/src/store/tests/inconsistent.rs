@@ -62,6 +62,56 @@ fn zombies() {
     refused("tree.img: zombie 102: has negative relatives", |s| s.tree.zombies[0].pgid = -2);
     refused("tree.img: zombie 102: a name of 16 bytes", |s| s.tree.zombies[0].comm = vec![b'x'; 16]);
     refused("tree.img: zombie 103: killed by signal 17", |s| s.tree.zombies[1].end = End::Killed(17));
+    refused("tree.img: zombie 103: below or in the group of a task that has to be cloned", |s| {
+        s.tree.zombies[1].ppid = 101
+    });
+}
+
+#[test]
+fn sharing() {
+    refused("tree.img: task 101: exit signal 65", |s| s.tree.tasks[1].exit_signal = 65);
+    refused("tree.img: no task could make 101 share as they do", |s| s.tree.tasks[1].exit_signal = 0);
+    refused("tree.img: task 101: shares with 101, which does not stand before it", |s| {
+        s.tree.tasks[1].shares.directories = Some(101)
+    });
+    refused("tree.img: task 101: has other directories than those of 100", |s| s.tree.tasks[1].umask = 0);
+    refused("tree.img: task 101: has files beside those of 100", |s| {
+        s.tree.tasks[1].shares.files = Some(100)
+    });
+    refused("tree.img: task 101: has actions beside those of 100", |s| {
+        s.tree.tasks[1].shares.handlers = Some(100)
+    });
+    refused("tree.img: task 101: has another ABI than the memory of 100", |s| {
+        s.tree.tasks[1].shares.memory = Some(100)
+    });
+    refused("tree.img: task 100: shares with 99, which does not stand before it", |s| {
+        s.tree.tasks[0].shares.files = Some(99)
+    });
+    let same_abi = |s: &mut Sample| {
+        let mut child = s.tree.tasks[0].clone();
+        (child.pid, child.ppid) = (101, 100);
+        child.threads.truncate(1);
+        child.threads[0].tid = 101;
+        child.shares.memory = Some(100);
+        s.tree.tasks[1] = child;
+    };
+    refused("memory.img: task 101: has memory beside that of 100", |s| {
+        same_abi(s);
+        s.memory.spaces[1].vmas.clear();
+        s.memory.spaces[1].runs.clear();
+        s.memory.spaces[1].auxv = vec![0; 16];
+    });
+    refused("tree.img: task 101: is dumpable unlike the memory of 100", |s| {
+        same_abi(s);
+        s.tree.tasks[1].dumpable = 0;
+    });
+    refused("tree.img: task 105: shares what is not the own of 101", |s| {
+        same_abi(s);
+        let mut third = s.tree.tasks[1].clone();
+        (third.pid, third.threads[0].tid) = (105, 105);
+        third.shares.memory = Some(101);
+        s.tree.tasks.push(third);
+    });
 }
 
 #[test]

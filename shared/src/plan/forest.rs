@@ -1,0 +1,123 @@
+//! The tasks of a tree with what is known of each, for plans that look at several.
+
+use super::family::{Making, holder_of};
+use alloc::collections::BTreeMap;
+use alloc::vec;
+use alloc::vec::Vec;
+use images::Pid;
+use images::file::FdEntry;
+use images::memory::Space;
+use images::seccomp::Filter;
+use images::sharing::Object;
+use images::task::{ShellJob, Task, Tree};
+
+/// All tasks. The lists have an entry for each, in the order of the tree.
+#[derive(Clone, Debug)]
+pub struct Forest<'a> {
+    /// The tasks.
+    pub tasks: &'a [Task],
+    /// Their address spaces.
+    pub spaces: &'a [Space],
+    /// How they are made.
+    pub makings: &'a [Making],
+    /// Filters of seccomp, by id.
+    pub filters: &'a [Filter],
+    /// How many come to each [`crate::proto::Gathering`].
+    pub gatherings: [u32; 3],
+    shell_job: Option<ShellJob>,
+    own_group: Pid,
+    clones: Vec<Vec<usize>>,
+    users: Vec<[u32; Object::ALL.len()]>,
+    index_of: BTreeMap<Pid, usize>,
+}
+
+impl<'a> Forest<'a> {
+    /// Of a tree. `own_group` stands for the process group of its shell job where no task leads that; `gatherings` says
+    /// how many come to each [`crate::proto::Gathering`].
+    #[must_use]
+    pub fn new(
+        tree: &'a Tree,
+        spaces: &'a [Space],
+        makings: &'a [Making],
+        own_group: Pid,
+        gatherings: [u32; 3],
+    ) -> Self {
+        let tasks = &tree.tasks;
+        let index_of: BTreeMap<Pid, usize> =
+            tasks.iter().enumerate().map(|(index, task)| (task.pid, index)).collect();
+        let mut clones = vec![Vec::new(); tasks.len()];
+        for (index, making) in makings.iter().enumerate() {
+            if let Making::Cloned { by, .. } = making {
+                clones[*by].push(index);
+            }
+        }
+        let mut users = vec![[1; Object::ALL.len()]; tasks.len()];
+        for task in tasks {
+            for object in Object::ALL {
+                if let Some(holder) = task.shares.of(object).and_then(|pid| index_of.get(&pid)) {
+                    users[*holder][object as usize] += 1;
+                }
+            }
+        }
+        let shell_job = tree.shell_job;
+        let filters = &tree.filters;
+        Self { tasks, spaces, makings, filters, gatherings, shell_job, own_group, clones, users, index_of }
+    }
+
+    /// The tasks that the program of a task clones.
+    #[must_use]
+    pub fn clones(&self, index: usize) -> &[usize] {
+        &self.clones[index]
+    }
+
+    /// Whether a task execs a program; else the one that clones it has one.
+    #[must_use]
+    pub fn execs(&self, index: usize) -> bool {
+        matches!(self.makings[index], Making::Forked | Making::Cloned { exec: true, .. })
+    }
+
+    /// The task whose program restores a task.
+    #[must_use]
+    pub fn host(&self, index: usize) -> usize {
+        let mut at = index;
+        while let Making::Cloned { by, exec: false, .. } = self.makings[at] {
+            at = by;
+        }
+        at
+    }
+
+    /// The process group that a task is to be in.
+    #[must_use]
+    pub fn group(&self, index: usize) -> Pid {
+        let pgid = self.tasks[index].pgid;
+        match self.shell_job {
+            Some(job) if pgid == job.pgid && !self.index_of.contains_key(&pgid) => self.own_group,
+            _ => pgid,
+        }
+    }
+
+    /// Whether a task goes to its process group by an op: it is cloned, or who leads that group is.
+    #[must_use]
+    pub fn joins_late(&self, index: usize) -> bool {
+        let leader = self.index_of.get(&self.tasks[index].pgid).copied();
+        [Some(index), leader].into_iter().flatten().any(|task| self.makings[task] != Making::Forked)
+    }
+
+    /// The descriptors of a task, its own or shared.
+    #[must_use]
+    pub fn fds_of(&self, index: usize) -> &'a [FdEntry] {
+        &self.tasks[self.holder(index, Object::Files)].fds
+    }
+
+    /// Index of the task whose record holds what a task has of a kind.
+    #[must_use]
+    pub fn holder(&self, index: usize, object: Object) -> usize {
+        self.index_of.get(&holder_of(self.tasks, index, object)).copied().unwrap_or(index)
+    }
+
+    /// How many tasks have the same object of a kind as this one.
+    #[must_use]
+    pub fn users(&self, index: usize, object: Object) -> u32 {
+        self.users[self.holder(index, object)][object as usize]
+    }
+}
