@@ -3,6 +3,9 @@
  * On SIGUSR2 the root answers ALIVE once every thread of every task has got on and nothing was wrong.
  */
 #include "workload.h"
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 
 enum { THREADS = 3, TASKS = 3 };
 
@@ -66,6 +69,10 @@ static void start_workers(int task, pthread_t *threads)
 		workers[i] = (struct worker){ task, i };
 		MUST0(pthread_create(&threads[i], NULL, work, &workers[i]));
 	}
+	/* Only then has each of them the memory that it works with. */
+	for (int i = 0; i < THREADS; i++)
+		while (progress->rounds[task][i] == 0)
+			sched_yield();
 }
 
 static void join_workers(pthread_t *threads)
@@ -105,7 +112,7 @@ static void answer(void)
 	MUST(write(STDOUT_FILENO, "ALIVE\n", 6));
 }
 
-CASE(tree)
+static void run_tree(void)
 {
 	pthread_t threads[THREADS];
 	struct sigaction action = { .sa_handler = on_signal };
@@ -133,4 +140,30 @@ CASE(tree)
 	reap(children[0]);
 	reap(children[1]);
 	CHECK(!progress->wrong, "a thread went wrong");
+}
+
+CASE(tree)
+{
+	run_tree();
+}
+
+#define DEADLY(number) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS)
+
+/* Under a filter that kills whoever calls what only crr does: modify_ldt, get_mempolicy, getitimer, membarrier. */
+CASE(confined)
+{
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_I386, 10, 0),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		DEADLY(154), DEADLY(239), DEADLY(36), DEADLY(324),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		DEADLY(123), DEADLY(275), DEADLY(105), DEADLY(375),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = { .len = LENGTH(code), .filter = code };
+	MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+	MUST(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program));
+	run_tree();
 }

@@ -54,6 +54,7 @@ struct Tables {
     vdsos: Vec<Vdso>,
     gadgets: Cache,
     filters: seccomp::Table,
+    guarded: bool,
     terminal: Terminal,
     mates: Mates,
     buffer: Vec<u8>,
@@ -80,6 +81,7 @@ pub(super) fn collect(
         vdsos: Vec::new(),
         gadgets: Cache::default(),
         filters: seccomp::Table::default(),
+        guarded: frozen.guarded,
         terminal: None,
         mates: Mates::default(),
         buffer: Vec::new(),
@@ -247,7 +249,7 @@ fn collect_task(
         threads: records,
     };
     let (mut layout, mut policies) = (stat.layout, Vec::new());
-    let asked = seccomp::suspend(threads, &statuses, refuse)?
+    let asked = seccomp::suspend(threads, &statuses, tables.guarded, refuse)?
         && can_be_asked(threads, &leftovers)?
         && tables.mates.let_ask(pid, &shares, |regs| stands_in(regs, &leftovers));
     tables.mates.note(pid, &leftovers, asked);

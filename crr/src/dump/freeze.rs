@@ -51,6 +51,10 @@ pub(crate) struct Frozen {
     pub(crate) dead: Vec<DeadTask>,
     /// A task was found at its end, so others may have got another parent.
     orphaned: bool,
+    /// A task has seccomp, as its leader shows.
+    pub(crate) confined: bool,
+    /// This process may ask tasks with seccomp ([`super::guard`]).
+    pub(crate) guarded: bool,
     since: Instant,
 }
 
@@ -58,7 +62,14 @@ impl Frozen {
     /// Stops the tree under `root`.
     pub(crate) fn seize(root: Pid, patience: &Patience, refusals: &mut Refusals) -> Result<Self> {
         let looks = Looks::take(&list(root)?);
-        let mut frozen = Self { tasks: Vec::new(), dead: Vec::new(), orphaned: false, since: Instant::now() };
+        let mut frozen = Self {
+            tasks: Vec::new(),
+            dead: Vec::new(),
+            orphaned: false,
+            confined: false,
+            guarded: false,
+            since: Instant::now(),
+        };
         let mut queue = VecDeque::from([root]);
         let mut seen = HashSet::from([root]);
         let mut buffer = Vec::new();
@@ -112,7 +123,10 @@ impl Frozen {
         refusals: &mut Refusals,
     ) -> Result<()> {
         let name = match look_at(pid, dir)? {
-            Found::Living(name) => name,
+            Found::Living { name, confined } => {
+                self.confined |= confined;
+                name
+            }
             other => return self.pass_over(pid, other, refusals),
         };
         self.tasks.push(FrozenTask {
@@ -161,7 +175,7 @@ impl Frozen {
     /// Notes a task that is not to be stopped.
     fn pass_over(&mut self, pid: Pid, found: Found, refusals: &mut Refusals) -> Result<()> {
         match found {
-            Found::Living(_) => bail!(ptrace::Error::Gone(pid)),
+            Found::Living { .. } => bail!(ptrace::Error::Gone(pid)),
             Found::Zombie(name) if self.tasks.is_empty() => {
                 let hint = Some("name a task that lives");
                 refusals.task((pid, &name), "task", "the root of the tree has ended", hint);
@@ -247,7 +261,7 @@ fn send(task: &FrozenTask, signal: Signal) -> Result<()> {
 
 /// What a look at a task tells of it before it is seized: its name, and what rules that out.
 enum Found {
-    Living(String),
+    Living { name: String, confined: bool },
     Zombie(String),
     Blocked { name: String, reason: String, hint: Option<String> },
 }
@@ -286,7 +300,7 @@ fn look_at(pid: Pid, dir: &Dir) -> Result<Found> {
         let hint = "detach the debugger first".to_owned();
         return refuse(format!("traced by {} ({tracer})", status.tracer), Some(hint));
     }
-    Ok(Found::Living(name))
+    Ok(Found::Living { name, confined: status.seccomp != 0 })
 }
 
 /// The tasks of a tree as it runs, for looks that need not wait until it is stopped. Tasks that come and go

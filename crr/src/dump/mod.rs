@@ -2,6 +2,7 @@
 
 mod collect;
 pub(crate) mod freeze;
+pub(crate) mod guard;
 mod interrupt;
 mod known;
 mod pages;
@@ -15,8 +16,9 @@ use crate::store::Writer;
 use crate::sys::int80::LowBuffer;
 use crate::sys::limits;
 use anyhow::{Context, Result};
-use collect::collect;
+use collect::{Collected, collect};
 use freeze::Frozen;
+use guard::Unguarded;
 use images::inventory::Inventory;
 use images::task::Tree;
 use images::{Abi, Pid};
@@ -81,11 +83,7 @@ pub fn dump(options: &Options) -> Result<Report> {
     let patience = Patience::new(options.timeout);
     let writer = Writer::create(&options.images_dir)?;
     let mut holders = Holders::scan(&freeze::list(options.root)?)?;
-    let low = LowBuffer::new().context("map a page below 4 GiB")?;
-
-    let mut refusals = Refusals::default();
-    let mut frozen = Frozen::seize(options.root, &patience, &mut refusals)?;
-    let mut collected = collect(&mut frozen, options.shell_job, low, &mut holders, refusals, &patience)?;
+    let (frozen, mut collected) = seize_and_collect(options, &mut holders, &patience)?;
     collected.memory.block_crcs = {
         let total = collected.contents.page_count() * images::id::PAGE_SIZE;
         let progress = Progress::new(options.progress, total, "writing pages");
@@ -99,6 +97,30 @@ pub fn dump(options: &Options) -> Result<Report> {
         e.context(Changed { how: "the checkpoint is complete, but not all tasks were ended".to_owned() })
     })?;
     Ok(Report { tasks, threads, bytes, frozen: frozen_for, total: started.elapsed() })
+}
+
+/// Stops the tree and looks at it; a second time, by a guarded process, if it finds seccomp.
+fn seize_and_collect(
+    options: &Options,
+    holders: &mut Holders,
+    patience: &Patience,
+) -> Result<(Frozen, Collected)> {
+    let mut guarded = false;
+    loop {
+        let low = LowBuffer::new().context("map a page below 4 GiB")?;
+        let mut refusals = Refusals::default();
+        let mut frozen = Frozen::seize(options.root, patience, &mut refusals)?;
+        frozen.guarded = guarded;
+        if guarded || !frozen.confined {
+            match collect(&mut frozen, options.shell_job, low, holders, refusals, patience) {
+                Err(e) if e.is::<Unguarded>() => {}
+                collected => return Ok((frozen, collected?)),
+            }
+        }
+        drop(frozen);
+        guard::enter()?;
+        guarded = true;
+    }
 }
 
 /// How long killed tasks may take to be gone: they may have gigabytes to free.

@@ -53,13 +53,20 @@ fn error(tid: Pid, what: &'static str) -> impl Fn(Errno) -> Error {
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     until: Instant,
+    interruptible: bool,
 }
 
 impl Patience {
     /// Until `timeout` from now.
     #[must_use]
     pub fn new(timeout: Duration) -> Self {
-        Self { until: Instant::now() + timeout }
+        Self { until: Instant::now() + timeout, interruptible: true }
+    }
+
+    /// The same time, but not cut short by a signal: for what must not be left half done.
+    #[must_use]
+    pub fn uninterrupted(self) -> Self {
+        Self { interruptible: false, ..self }
     }
 
     /// The moment it ends.
@@ -68,12 +75,14 @@ impl Patience {
         self.until
     }
 
-    /// Fails when time is up, or as [`check_interrupted`] does.
+    /// Fails when time is up, or as [`check_interrupted`] does where it may.
     ///
     /// # Errors
     /// [`Error::TimedOut`], [`Error::Interrupted`].
     pub fn check(&self, tid: Pid) -> Result<(), Error> {
-        check_interrupted()?;
+        if self.interruptible {
+            check_interrupted()?;
+        }
         if Instant::now() >= self.until { Err(Error::TimedOut(tid)) } else { Ok(()) }
     }
 }

@@ -5,8 +5,10 @@
 //! is unmapped again. Nothing is written to memory that the task already had but, for the first and the
 //! last call, dead bytes below its stack, which are put back.
 //!
-//! Nothing here may harm the task if crr is killed in the middle: see the order of steps in [`Executor::run`]. What
-//! stays behind is the area, which the next dump takes out ([`leftover`]).
+//! Nothing here may harm the task if crr is killed in the middle: see the order of steps in [`Executor::run`]. A signal that
+//! crr can wait with does wait: calls take microseconds, and a task with seccomp makes them only as long as it is traced.
+//!
+//! What a killed crr leaves behind is the area, which the next dump takes out ([`leftover`]).
 
 mod batch;
 mod calls;
@@ -158,6 +160,7 @@ impl Executor {
     /// # Errors
     /// When the thread dies or does not come back in time.
     pub fn run(&self, thread: &mut Stopped, batch: &Batch, patience: &Patience) -> Result<Reply> {
+        let patience = &patience.uninterrupted();
         let saved = Saved::of(thread)?;
         let signal = self.done_signal(thread, saved.mask)?;
         let done = self.start(thread, &saved, batch, signal)?;
@@ -210,6 +213,7 @@ impl Executor {
         args: [u64; 6],
         patience: &Patience,
     ) -> Result<nix::Result<u64>> {
+        let patience = &patience.uninterrupted();
         let saved = Saved::of(thread)?;
         let frame = self.start_at_gadget(thread, &saved, call, args)?;
         for _entry_then_exit in 0..2 {

@@ -5,11 +5,12 @@
 //! `crate::restore::hold`.
 
 use super::Refuse;
+use crate::dump::guard::Unguarded;
 use crate::proc::status::Status;
 use crate::ptrace::{Error, Stopped};
 use crate::refusal::Refusals;
 use crate::restore::environment::Environment;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use images::FilterId;
 use images::seccomp::{Filter, INSTRUCTION, Seccomp};
 use images::task::Tree;
@@ -103,8 +104,19 @@ fn may_notify(program: &[u8]) -> bool {
 }
 
 /// Takes the effect from the seccomp modes of a task until crr lets go of it. False when that cannot be, which is refused.
-pub(crate) fn suspend(threads: &[Stopped], statuses: &[Status], refuse: &mut Refuse<'_>) -> Result<bool> {
+///
+/// # Errors
+/// [`Unguarded`] if there are any and this process is not `guarded`.
+pub(crate) fn suspend(
+    threads: &[Stopped],
+    statuses: &[Status],
+    guarded: bool,
+    refuse: &mut Refuse<'_>,
+) -> Result<bool> {
     for (thread, _) in threads.iter().zip(statuses).filter(|(_, status)| status.seccomp != OFF) {
+        if !guarded {
+            bail!(Unguarded);
+        }
         match thread.suspend_seccomp() {
             Ok(()) => {}
             Err(Error::Request { errno: Errno::EPERM, .. }) => {

@@ -22,7 +22,7 @@ const PASSED_ON: [Signal; 7] = [
 ///
 /// # Errors
 /// If it cannot be waited for.
-pub(super) fn wait(child: Pid, root: Pid, terminal: Option<Terminal>) -> Result<u8> {
+pub(crate) fn wait(child: Pid, root: Pid, terminal: Option<Terminal>) -> Result<u8> {
     let [child, root] = [child, root].map(nix::unistd::Pid::from_raw);
     let mut watched: SigSet = PASSED_ON.into_iter().collect();
     watched.add(Signal::SIGCHLD);
@@ -65,7 +65,7 @@ fn suspend(root: nix::unistd::Pid, terminal: Option<&Terminal>) {
 /// The terminal, whose foreground group the restored job becomes if crr was in the foreground and the job has a
 /// group of its own.
 #[derive(Debug)]
-pub(super) struct Terminal {
+pub(crate) struct Terminal {
     file: std::fs::File,
     own: nix::unistd::Pid,
     job: nix::unistd::Pid,

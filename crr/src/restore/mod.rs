@@ -3,7 +3,7 @@
 mod births;
 mod child;
 pub(crate) mod environment;
-mod foreground;
+pub(crate) mod foreground;
 mod hold;
 mod namespace;
 mod numbers;

@@ -1,5 +1,6 @@
 //! Many cycles, and dumps that are killed at random moments.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 use tests::abi::Abi;
 use tests::case::Workload;
@@ -58,41 +59,64 @@ fn random(state: &mut u64, limit: u128) -> u128 {
 fn a_killed_dump_harms_nothing() {
     require_root!();
     require_ia32!();
-    isolated_for(8 * MINUTES, &here!(), |dir| {
-        for abi in Abi::ALL {
-            let mut running = Workload::new("busy", "tree").busy().start(&dir.join(abi.name()), abi)?;
-            let before = running.snapshot()?;
-            let started = Instant::now();
-            running.dump(&["--leave-running"])?.success()?;
-            // Twice, since the time varies; what comes after the end tests nothing but does no harm.
-            let span = 2 * started.elapsed();
-            let mut seed = 2026;
-            let mut cut = 0;
-            for kill in 1..=50 {
-                let args = running.dump_args(&["--leave-running"])?;
-                let moment =
-                    Instant::now() + Duration::from_nanos(u64::try_from(random(&mut seed, span.as_nanos()))?);
-                let mut crr =
-                    command::spawn(&running.dir, &args.iter().map(String::as_str).collect::<Vec<_>>())?;
-                while Instant::now() < moment {
-                    std::hint::spin_loop();
-                }
-                crr.kill()?;
-                cut += u32::from(crr.wait()?.code().is_none());
-                alive(&running).map_err(|e| e.context(format!("{abi}: after kill {kill}")))?;
+    isolated_for(8 * MINUTES, &here!(), |dir| killed_dumps(dir, Workload::new("busy", "tree")));
+}
+
+/// The same with filters of seccomp that kill whoever makes the calls by which crr asks a task.
+#[test]
+fn a_killed_dump_of_confined_tasks_harms_nothing() {
+    require_root!();
+    require_ia32!();
+    isolated_for(8 * MINUTES, &here!(), |dir| killed_dumps(dir, Workload::new("busy", "confined")));
+}
+
+fn killed_dumps(dir: &Path, workload: Workload) -> tests::Result {
+    let workload = workload.busy();
+    for abi in Abi::ALL {
+        let mut running = workload.start(&dir.join(abi.name()), abi)?;
+        let before = running.snapshot()?;
+        let started = Instant::now();
+        running.dump(&["--leave-running"])?.success()?;
+        // Twice, since the time varies; what comes after the end tests nothing but does no harm.
+        let span = 2 * started.elapsed();
+        let mut seed = 2026;
+        let mut cut = 0;
+        for kill in 1..=50 {
+            let args = running.dump_args(&["--leave-running"])?;
+            let moment =
+                Instant::now() + Duration::from_nanos(u64::try_from(random(&mut seed, span.as_nanos()))?);
+            let mut crr = command::spawn(&running.dir, &args.iter().map(String::as_str).collect::<Vec<_>>())?;
+            while Instant::now() < moment {
+                std::hint::spin_loop();
             }
-            assert!(cut >= 10, "only {cut} of 50 dumps were still running when they were killed");
-            at_most_one_area_left(&before, &running.snapshot()?)
-                .map_err(|e| e.context(format!("{abi}: after {cut} killed dumps")))?;
-            running.dump(&["--leave-running"])?.success()?;
-            running
-                .looks_like(&before)
-                .map_err(|e| e.context(format!("{abi}: {cut} killed dumps, then a whole one")))?;
-            running.cycle(&before)?;
-            running.verify()?;
+            crr.kill()?;
+            cut += u32::from(crr.wait()?.code().is_none());
+            no_crr_left()?;
+            alive(&running).map_err(|e| e.context(format!("{abi}: after kill {kill}")))?;
         }
-        Ok(())
-    });
+        assert!(cut >= 10, "only {cut} of 50 dumps were still running when they were killed");
+        at_most_one_area_left(&before, &running.snapshot()?)
+            .map_err(|e| e.context(format!("{abi}: after {cut} killed dumps")))?;
+        running.dump(&["--leave-running"])?.success()?;
+        running
+            .looks_like(&before)
+            .map_err(|e| e.context(format!("{abi}: {cut} killed dumps, then a whole one")))?;
+        running.cycle(&before)?;
+        running.verify()?;
+    }
+    Ok(())
+}
+
+/// A dump of tasks with seccomp has a process of its own, which ends by itself when the one that was started is killed.
+fn no_crr_left() -> tests::Result {
+    wait::until(wait::STEP, "no crr is left", || {
+        let mut left = false;
+        for entry in std::fs::read_dir("/proc")? {
+            let stat = std::fs::read_to_string(entry?.path().join("stat")).unwrap_or_default();
+            left |= stat.contains(" (crr) ") && !stat.contains(" (crr) Z");
+        }
+        Ok((!left).then_some(()))
+    })
 }
 
 /// The area in which a task makes system calls for a dump stays behind when the dump is killed just then, but not the
