@@ -40,9 +40,21 @@ fn probe_ia32() -> Result<(), String> {
 pub fn has(test: &str, given: bool, what: &str) -> bool {
     if !given {
         assert!(std::env::var_os("CI").is_none(), "{test} needs {what}, and CI must not skip");
-        let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
-        // Straight to the descriptor: the test runner swallows what print! writes.
-        let _ = writeln!(std::io::stderr(), "skipped ({count} so far): {test} needs {what}");
+        skip(test, what);
     }
     given
+}
+
+/// As [`has`], for what a kernel may have been built without, which CI cannot change: there too the skip is printed and counted.
+pub fn in_kernel(test: &str, given: bool, what: &str) -> bool {
+    if !given {
+        skip(test, &format!("a kernel with {what}"));
+    }
+    given
+}
+
+fn skip(test: &str, what: &str) {
+    let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
+    // Straight to the descriptor: the test runner swallows what print! writes.
+    let _ = writeln!(std::io::stderr(), "skipped ({count} so far): {test} needs {what}");
 }

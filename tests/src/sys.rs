@@ -1,7 +1,7 @@
-//! The one system call that no crate here wraps.
+//! The system calls that no crate here wraps.
 //!
 //! # Safety
-//! kcmp(2) takes numbers only and writes nowhere.
+//! kcmp(2) takes numbers only, landlock_create_ruleset(2) as used here a null pointer; neither writes.
 #![allow(unsafe_code)]
 
 /// `KCMP_FILE` of `linux/kcmp.h`.
@@ -30,4 +30,13 @@ pub fn same_description(a: (i32, i32), b: (i32, i32)) -> std::io::Result<bool> {
     // SAFETY: all arguments are plain numbers.
     let order = unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, KCMP_FILE, fd_a, fd_b) };
     if order < 0 { Err(std::io::Error::last_os_error()) } else { Ok(order == 0) }
+}
+
+/// Whether the kernel has Landlock and uses it: it tells the version of its interface.
+#[must_use]
+pub fn has_landlock() -> bool {
+    const VERSION: libc::c_uint = 1;
+    let none = std::ptr::null::<u8>();
+    // SAFETY: no attributes, no size.
+    unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, 0usize, VERSION) > 0 }
 }

@@ -139,6 +139,58 @@ CASE(listener)
 	check_alive(pair);
 }
 
+/* In a Landlock domain that forbids next to nothing. */
+static void restrict_self(void)
+{
+	/* struct landlock_ruleset_attr as it was first: LANDLOCK_ACCESS_FS_MAKE_BLOCK. */
+	uint64_t handled = 1 << 11;
+	int ruleset = (int)MUST(syscall(444, &handled, sizeof(handled), 0));
+	MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+	MUST(syscall(446, ruleset, 0));
+	close(ruleset);
+}
+
+static void name_landlocked(pid_t tid)
+{
+	char text[64];
+	snprintf(text, sizeof(text), "thread %d: is restricted by Landlock", tid);
+	name(text);
+}
+
+CASE(landlock)
+{
+	restrict_self();
+	name_landlocked(getpid());
+	checkpoint();
+	CHECK(mknod("block", S_IFBLK | 0600, 0x700) == -1 && errno == EACCES, "no longer restricted");
+}
+
+static volatile int restricted, may_end;
+
+static void *restricted_thread(void *unused)
+{
+	(void)unused;
+	restrict_self();
+	name_landlocked(thread_id());
+	__atomic_store_n(&restricted, 1, __ATOMIC_SEQ_CST);
+	syscall(SYS_futex, &may_end, 0, 0, NULL);
+	return NULL;
+}
+
+/* One thread of another user's task: a domain belongs to credentials, and those to a thread. */
+CASE(landlock_of_a_thread)
+{
+	pthread_t thread;
+	MUST(setresgid(1234, 1234, 1234));
+	MUST(setresuid(4321, 4321, 4321));
+	MUST0(pthread_create(&thread, NULL, restricted_thread, NULL));
+	await(&restricted, 1);
+	checkpoint();
+	may_end = 1;
+	syscall(SYS_futex, &may_end, 1, 1);
+	MUST0(pthread_join(thread, NULL));
+}
+
 static void outlive_the_root(void *unused)
 {
 	(void)unused;

@@ -13,6 +13,7 @@ use crate::remote::{
     is_leftover,
 };
 use crate::resource::file::{self, Terminal};
+use crate::resource::landlock::Bystanders;
 use crate::resource::namespace::Namespaces;
 use crate::resource::path::Paths;
 use crate::resource::pipe::Holders;
@@ -55,6 +56,7 @@ struct Tables {
     gadgets: Cache,
     filters: seccomp::Table,
     guarded: bool,
+    bystanders: Bystanders,
     terminal: Terminal,
     mates: Mates,
     buffer: Vec<u8>,
@@ -82,6 +84,7 @@ pub(super) fn collect(
         gadgets: Cache::default(),
         filters: seccomp::Table::default(),
         guarded: frozen.guarded,
+        bystanders: Bystanders::default(),
         terminal: None,
         mates: Mates::default(),
         buffer: Vec::new(),
@@ -257,8 +260,9 @@ fn collect_task(
         let gadget = find_gadget(pid, abi, &vmas, &mut tables.gadgets)?;
         let (ignored, caught) = (leader.ignored, leader.caught);
         let target = Target { pid, abi, gadget, ignored, caught, leftovers };
-        let memory = (&*vmas, leader.resident_kib);
-        if let Some(told) = ask(target, threads, &mut record, dir, memory, refuse, patience)? {
+        let resident_kib = leader.resident_kib;
+        let facts = Facts { dir, vmas: &vmas, resident_kib, bystanders: &mut tables.bystanders };
+        if let Some(told) = ask(target, threads, &mut record, facts, refuse, patience)? {
             (layout.brk, policies) = (told.brk, told.policies);
         }
     }
@@ -403,24 +407,31 @@ fn find_gadget(pid: Pid, abi: Abi, vmas: &[Vma], cache: &mut Cache) -> Result<Ga
     Gadget::find(pid, abi, &code, cache).context("no system call instruction found in its code")
 }
 
+/// What is known of a task that is about to be asked.
+struct Facts<'a> {
+    dir: &'a Dir,
+    vmas: &'a [Vma],
+    resident_kib: u64,
+    bystanders: &'a mut Bystanders,
+}
+
 /// What a task tells of its memory.
 struct Told {
     brk: Addr,
     policies: Vec<AreaPolicy>,
 }
 
-/// Has the task tell what only it can; `memory` are its areas and how many KiB of them are resident. Its executor is
-/// unmapped again even if that fails.
+/// Has the task tell what only it can. Its executor is unmapped again even if that fails.
 /// `None` when it may not run code of ours, which is then refused.
 fn ask(
     target: Target,
     threads: &mut [Stopped],
     record: &mut Task,
-    dir: &Dir,
-    memory: (&[Vma], u64),
+    facts: Facts<'_>,
     refuse: &mut Refuse<'_>,
     patience: &Patience,
 ) -> Result<Option<Told>> {
+    let Facts { dir, vmas, resident_kib, bystanders } = facts;
     let Some(caller) = find_caller(threads, target.abi)? else {
         let reason = "no thread stands in code and on a stack of its ABI, where it could be asked";
         refuse.with_hint("task", reason, "dump again");
@@ -437,13 +448,15 @@ fn ask(
     };
     let asked = (|| -> Result<Told> {
         let [leader, others @ ..] = &mut *threads else { bail!("no thread") };
-        let brk = ask_leader(&executor, leader, record, dir, refuse, patience)?;
-        let locked = memory::locked_bytes(memory.0);
+        let stranger = bystanders.for_thread(&record.threads[0].creds)?;
+        let brk = ask_leader(&executor, leader, record, (dir, stranger), refuse, patience)?;
+        let locked = memory::locked_bytes(vmas);
         record.attributes.lock_future = attribute::lock_future(dir, locked, &executor.range())?;
+        let memory = (vmas, resident_kib);
         let policies = mempolicy::dump_areas(&executor, leader, dir, memory, refuse, patience)?;
         for (thread, record) in others.iter_mut().zip(record.threads.iter_mut().skip(1)) {
             let mut batch = executor.batch(thread)?;
-            let about_thread = AskThread::new(&mut batch);
+            let about_thread = AskThread::new(&mut batch, bystanders.for_thread(&record.creds)?);
             let reply = executor.run(thread, &batch, patience)?;
             let tid = thread.tid();
             about_thread.fill(&reply, record, dir, refuse).with_context(|| format!("thread {tid}"))?;
@@ -477,14 +490,14 @@ fn ask_leader(
     executor: &Executor,
     leader: &mut Stopped,
     record: &mut Task,
-    dir: &Dir,
+    (dir, stranger): (&Dir, Option<Pid>),
     refuse: &mut Refuse<'_>,
     patience: &Patience,
 ) -> Result<Addr> {
     let mut batch = executor.batch(leader)?;
     let about_signals = AskSignals::new(&mut batch, record.shares.handlers.is_none());
     let about_task = AskTask::new(&mut batch);
-    let about_thread = AskThread::new(&mut batch);
+    let about_thread = AskThread::new(&mut batch, stranger);
     let reply = executor.run(leader, &batch, patience)?;
     record.actions = about_signals.actions(&reply)?;
     record.interval_timers = about_signals.timers(&reply)?;

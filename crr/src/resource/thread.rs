@@ -1,5 +1,6 @@
 //! One thread: registers, extended state, TLS, lists, scheduling, and what it tells about itself.
 
+use super::landlock::AskLandlock;
 use super::signal::{STACK_ROOM, altstack};
 use super::wait::Wait;
 use super::{Refuse, TO_DEFAULT, attribute, creds};
@@ -158,10 +159,12 @@ pub(crate) struct AskThread {
     timer_slack: Handle,
     securebits: Handle,
     attributes: attribute::AskThread,
+    landlock: AskLandlock,
 }
 
 impl AskThread {
-    pub(crate) fn new(batch: &mut Batch) -> Self {
+    /// `stranger` is one whom the thread may look at unless it is in a Landlock domain.
+    pub(crate) fn new(batch: &mut Batch, stranger: Option<Pid>) -> Self {
         let mut prctl_to = |option, room| {
             let buffer = batch.buffer(room);
             (batch.call(Call::Prctl, &[Arg::Value(option), Arg::Out(buffer)]), buffer)
@@ -181,6 +184,7 @@ impl AskThread {
             timer_slack,
             securebits,
             attributes: attribute::AskThread::new(batch),
+            landlock: AskLandlock::new(batch, stranger),
         }
     }
 
@@ -200,6 +204,7 @@ impl AskThread {
         thread.parent_death_signal = reply.u32(self.death_signal.1, 0);
         thread.timer_slack_ns = reply.result(self.timer_slack).context("PR_GET_TIMERSLACK")?;
         thread.creds.securebits = low_half(reply.result(self.securebits).context("PR_GET_SECUREBITS")?);
+        self.landlock.check(reply, thread.tid, refuse)?;
         thread.attributes = self.attributes.read(reply, thread.tid, task_dir, refuse)?;
         Ok(())
     }

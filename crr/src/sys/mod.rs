@@ -22,6 +22,7 @@ pub mod ptrace;
 pub mod sched;
 pub mod shared_page;
 pub mod socket;
+pub mod stranger;
 pub mod vm;
 pub mod wait;
 pub mod window;

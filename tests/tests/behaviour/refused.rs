@@ -4,7 +4,7 @@ use nix::sys::ptrace;
 use tests::abi::Abi;
 use tests::case::{Running, Workload};
 use tests::isolate::isolated;
-use tests::{Result, here, require_ia32, require_root};
+use tests::{Result, here, needs, require_ia32, require_root};
 
 /// Dumps a workload that must be refused, each reason with a way out, and sees that it is untouched.
 fn refused(dir: &std::path::Path, abi: Abi, case: &'static str) -> Result {
@@ -43,6 +43,24 @@ macro_rules! refusals {
 refusals! {
     descriptors memory locks listener namespace stranger
     waiting_for_a_signal write_xor_execute namespace_of_a_thread
+}
+
+/// A thread in a Landlock domain is named, and no other.
+#[test]
+fn landlock() {
+    require_root!();
+    require_ia32!();
+    if !needs::in_kernel(&here!(), tests::sys::has_landlock(), "Landlock") {
+        return;
+    }
+    isolated(&here!(), |dir| {
+        for abi in Abi::ALL {
+            for case in ["landlock", "landlock_of_a_thread"] {
+                refused(&dir.join(case), abi, case)?;
+            }
+        }
+        Ok(())
+    });
 }
 
 /// A task that a debugger holds is refused, and stays held.

@@ -1,0 +1,76 @@
+//! Landlock domains: they cannot be read back, so a thread that is in one is refused.
+//!
+//! The kernel tells of a domain only by what it forbids. One thing every domain forbids, whatever its rules: to look at a task
+//! outside of it in the way that ptrace(2) calls PTRACE_MODE_READ (hook_ptrace_access_check() of security/landlock/task.c). So
+//! crr makes a process whom any thread of the same user may look at, and has each thread compare it with itself by kcmp(2).
+//! That changes nothing, and by EPERM it tells.
+
+use super::Refuse;
+use crate::remote::{Arg, Batch, Call, Handle, Reply};
+use crate::sys::stranger::Stranger;
+use anyhow::{Context, Result};
+use images::Pid;
+use images::thread::Creds;
+use nix::errno::Errno;
+use std::collections::HashMap;
+
+/// The processes to be looked at, one for each pair of real user and group.
+#[derive(Debug, Default)]
+pub(crate) struct Bystanders {
+    /// Whether the kernel has Landlock; unknown before it matters.
+    present: Option<bool>,
+    by_ids: HashMap<(u32, u32), Stranger>,
+}
+
+impl Bystanders {
+    /// Whom a thread with these credentials may look at unless it is in a domain. `None` where the kernel has no domains.
+    ///
+    /// # Errors
+    /// If there can be no such process.
+    pub(crate) fn for_thread(&mut self, creds: &Creds) -> Result<Option<Pid>> {
+        let present = *self.present.get_or_insert_with(crate::sys::stranger::has_landlock);
+        if !present {
+            return Ok(None);
+        }
+        // Of the four ids, PTRACE_MODE_REALCREDS looks at the first.
+        let (uid, gid) = (creds.uid[0], creds.gid[0]);
+        if let Some(stranger) = self.by_ids.get(&(uid, gid)) {
+            return Ok(Some(stranger.pid()));
+        }
+        let stranger = Stranger::new(uid, gid)
+            .with_context(|| format!("make a process of user {uid}, group {gid}, to look for Landlock"))?;
+        let pid = stranger.pid();
+        self.by_ids.insert((uid, gid), stranger);
+        Ok(Some(pid))
+    }
+}
+
+/// The part of a batch that asks one thread.
+#[derive(Debug)]
+pub(crate) struct AskLandlock(Option<Handle>);
+
+impl AskLandlock {
+    pub(crate) fn new(batch: &mut Batch, stranger: Option<Pid>) -> Self {
+        const KCMP_VM: u64 = 1;
+        Self(stranger.map(|pid| {
+            let pid = Arg::Value(u64::from(pid.unsigned_abs()));
+            batch.call(Call::Kcmp, &[pid, pid, Arg::Value(KCMP_VM)])
+        }))
+    }
+
+    /// Refuses a thread that is in a domain.
+    pub(crate) fn check(&self, reply: &Reply, tid: Pid, refuse: &mut Refuse<'_>) -> Result<()> {
+        let Some(handle) = self.0 else { return Ok(()) };
+        match reply.result(handle) {
+            Ok(_) => Ok(()),
+            Err(Errno::EPERM | Errno::EACCES) => {
+                let reason =
+                    "is restricted by Landlock (or another security module), which cannot be read back";
+                let hint = "start the program without that restriction";
+                refuse.with_hint(format!("thread {tid}"), reason, hint);
+                Ok(())
+            }
+            Err(errno) => Err(errno).context("compare a process with itself (needs CONFIG_KCMP)"),
+        }
+    }
+}
