@@ -246,6 +246,54 @@ CASE(credentials)
 	CHECK(setresuid(0, 0, 0) == -1 && errno == EPERM, "could become root");
 }
 
+/* As many groups as the kernel allows, in a thread too. */
+enum { MOST_GROUPS = 65536 };
+static gid_t many[MOST_GROUPS];
+
+static void check_many(void)
+{
+	static gid_t found[MOST_GROUPS];
+	int count = MUST(getgroups(MOST_GROUPS, found));
+	CHECK(count == MOST_GROUPS && memcmp(found, many, sizeof(many)) == 0, "%d groups", count);
+}
+
+CASE(many_groups)
+{
+	for (size_t i = 0; i < MOST_GROUPS; i++)
+		many[i] = (gid_t)(i * 65521);
+	/* The kernel keeps them sorted. */
+	MUST(setgroups(MOST_GROUPS, many));
+	MUST(getgroups(MOST_GROUPS, many));
+	checkpoint();
+	check_many();
+}
+
+/* Every securebit with its lock, and an unprivileged user with capabilities to pass on. */
+CASE(locked_securebits)
+{
+	const unsigned long all = SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_SETUID_FIXUP |
+				  SECBIT_NO_SETUID_FIXUP_LOCKED | SECBIT_KEEP_CAPS | SECBIT_KEEP_CAPS_LOCKED |
+				  SECBIT_NO_CAP_AMBIENT_RAISE | SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED;
+	struct capabilities wanted = capabilities(), found;
+	wanted.sets[0].inheritable = wanted.sets[0].permitted;
+	wanted.sets[1].inheritable = wanted.sets[1].permitted;
+	set_capabilities(wanted);
+	MUST(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_SYS_NICE, 0, 0));
+	MUST(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_KILL, 0, 0));
+	MUST(prctl(PR_SET_SECUREBITS, all));
+	MUST(setresuid(0, 1000, 0));
+	checkpoint();
+	CHECK(option(PR_GET_SECUREBITS) == (int)all, "securebits %#x", option(PR_GET_SECUREBITS));
+	CHECK(prctl(PR_SET_SECUREBITS, 0) == -1 && errno == EPERM, "the locks are open");
+	CHECK(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, CAP_SYS_NICE, 0, 0) == 1 &&
+		      prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, CAP_KILL, 0, 0) == 1 &&
+		      prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, CAP_CHOWN, 0, 0) == 0,
+	      "ambient set");
+	found = capabilities();
+	CHECK(memcmp(&found, &wanted, sizeof(found)) == 0, "effective %#x permitted %#x inheritable %#x",
+	      found.sets[0].effective, found.sets[0].permitted, found.sets[0].inheritable);
+}
+
 /* The kernel keeps credentials per thread; the C library hides it, the bare system call does not. */
 static volatile int thread_arrived;
 static volatile int thread_leave;

@@ -139,6 +139,38 @@ CASE(listener)
 	check_alive(pair);
 }
 
+/* Memory that no system call may change, and memory that nobody but the task may see. */
+CASE(memory_to_itself)
+{
+	char *sealed = map_anonymous(2 * PAGE);
+	MUST(syscall(462, sealed, PAGE, 0));
+	name_address(sealed);
+	int fd = (int)MUST(syscall(447, 0));
+	MUST(ftruncate(fd, (off_t)PAGE));
+	char *secret = MUST((char *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+	close(fd);
+	name_address(secret);
+	strcpy(secret, "secret");
+	checkpoint();
+	CHECK(strcmp(secret, "secret") == 0, "%s", secret);
+	CHECK(munmap(sealed, PAGE) == -1 && errno == EPERM, "no longer sealed");
+}
+
+/* Keys that only the task or only one thread can find. */
+CASE(keyrings)
+{
+	char text[64];
+	/* KEY_SPEC_THREAD_KEYRING and KEY_SPEC_PROCESS_KEYRING. */
+	MUST(syscall(SYS_add_key, "user", "crr:own", "a", 1, -1));
+	MUST(syscall(SYS_add_key, "user", "crr:task's", "b", 1, -2));
+	snprintf(text, sizeof(text), "thread %d: has a thread keyring", getpid());
+	name(text);
+	snprintf(text, sizeof(text), "thread %d: has a process keyring", getpid());
+	name(text);
+	checkpoint();
+	CHECK(syscall(SYS_request_key, "user", "crr:own", NULL, 0) > 0, "the key is gone: %s", strerror(errno));
+}
+
 /* In a Landlock domain that forbids next to nothing. */
 static void restrict_self(void)
 {

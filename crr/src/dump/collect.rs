@@ -350,6 +350,10 @@ fn dump_vdso(
     Ok(Some(abi))
 }
 
+/// Why x32 tasks are refused.
+const X32: &str =
+    "x32 is not supported: a third ABI, 64-bit code with 32-bit pointers, which few kernels are built with";
+
 /// The ABI that an ELF header is for.
 fn abi_of(header: &[u8], refuse: &mut Refuse<'_>) -> Option<Abi> {
     const CLASS_32: u8 = 1;
@@ -360,7 +364,7 @@ fn abi_of(header: &[u8], refuse: &mut Refuse<'_>) -> Option<Abi> {
         [0x7f, b'E', b'L', b'F', class, ..] if header.len() > 19 => match (*class, header[18], header[19]) {
             (CLASS_64, EM_X86_64, 0) => return Some(Abi::X86_64),
             (CLASS_32, EM_386, 0) => return Some(Abi::Ia32),
-            (CLASS_32, EM_X86_64, 0) => refuse.because("ABI", "x32 tasks are not supported"),
+            (CLASS_32, EM_X86_64, 0) => refuse.because("ABI", X32),
             _ => refuse.because("ABI", "neither x86_64 nor ia32"),
         },
         _ => refuse.because("ABI", "neither x86_64 nor ia32: no ELF program"),
@@ -555,7 +559,7 @@ mod tests {
         };
         assert_eq!(abi(2, 62), (Some(Abi::X86_64), None));
         assert_eq!(abi(1, 3), (Some(Abi::Ia32), None));
-        assert_eq!(abi(1, 62), (None, Some("x32 tasks are not supported".into())));
+        assert_eq!(abi(1, 62), (None, Some(X32.into())));
         assert!(abi(2, 183).0.is_none());
     }
 

@@ -57,6 +57,8 @@ calls! {
     Tgkill = 234, 270;
     /// membarrier.
     Membarrier = 324, 375;
+    /// keyctl.
+    Keyctl = 250, 288;
     /// kcmp.
     Kcmp = 312, 349;
     /// get_mempolicy.

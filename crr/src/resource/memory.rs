@@ -144,7 +144,8 @@ impl Backings {
         };
         let bits = flags(area.flags, kernel.is_some(), |reason, code| {
             let code = String::from_utf8_lossy(&code).into_owned();
-            refuse.because(describe(area), format!("{reason} (smaps flag {code})"));
+            let hint = "start the program so that it does without";
+            refuse.with_hint(describe(area), format!("{reason} (smaps flag {code})"), hint);
         });
         if area.pkey != 0 {
             let hint = "have the program give it key 0 (pkey_mprotect) before the dump";
@@ -269,6 +270,8 @@ fn unmappable(name: &[u8], lost: Lost) -> Unmappable {
     let kind = |prefix: &[u8]| name.starts_with(prefix);
     let (reason, hint) = if kind(b"/memfd:") {
         ("a memfd is not supported", UNMAP)
+    } else if kind(b"/secretmem") {
+        ("secret memory (memfd_secret) is for the eyes of the task alone", UNMAP)
     } else if kind(b"/SYSV") {
         ("System V shared memory is not supported", "have the program detach it (shmdt) before the dump")
     } else if kind(b"/anon_hugepage") {

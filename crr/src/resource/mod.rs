@@ -3,6 +3,7 @@
 pub mod attribute;
 pub mod creds;
 pub mod file;
+pub mod keyring;
 pub mod landlock;
 pub mod limits;
 pub mod memory;

@@ -1,5 +1,6 @@
 //! One thread: registers, extended state, TLS, lists, scheduling, and what it tells about itself.
 
+use super::keyring::AskKeyrings;
 use super::landlock::AskLandlock;
 use super::signal::{STACK_ROOM, altstack};
 use super::wait::Wait;
@@ -160,6 +161,7 @@ pub(crate) struct AskThread {
     securebits: Handle,
     attributes: attribute::AskThread,
     landlock: AskLandlock,
+    keyrings: AskKeyrings,
 }
 
 impl AskThread {
@@ -185,6 +187,7 @@ impl AskThread {
             securebits,
             attributes: attribute::AskThread::new(batch),
             landlock: AskLandlock::new(batch, stranger),
+            keyrings: AskKeyrings::new(batch),
         }
     }
 
@@ -205,6 +208,7 @@ impl AskThread {
         thread.timer_slack_ns = reply.result(self.timer_slack).context("PR_GET_TIMERSLACK")?;
         thread.creds.securebits = low_half(reply.result(self.securebits).context("PR_GET_SECUREBITS")?);
         self.landlock.check(reply, thread.tid, refuse)?;
+        self.keyrings.check(reply, thread.tid, refuse)?;
         thread.attributes = self.attributes.read(reply, thread.tid, task_dir, refuse)?;
         Ok(())
     }

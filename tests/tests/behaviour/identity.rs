@@ -12,6 +12,8 @@ tests::survives! {
     limits => identity("limits");
     scheduling => identity("scheduling");
     credentials => identity("credentials");
+    many_groups => identity("many_groups");
+    locked_securebits => identity("locked_securebits");
     thread_credentials => identity("thread_credentials");
     chrooted => identity("chrooted");
     arguments => identity("arguments");

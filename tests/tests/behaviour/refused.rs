@@ -45,22 +45,39 @@ refusals! {
     waiting_for_a_signal write_xor_execute namespace_of_a_thread
 }
 
+/// As [`refused`] for both ABIs and some cases, where the kernel has what they use.
+fn refused_by(test: &str, given: bool, what: &str, cases: &[&'static str]) {
+    if needs::in_kernel(test, given, what) {
+        isolated(test, |dir| {
+            let all = Abi::ALL.iter().flat_map(|&abi| cases.iter().map(move |&case| (abi, case)));
+            all.into_iter().try_for_each(|(abi, case)| refused(&dir.join(case), abi, case))
+        });
+    }
+}
+
+/// Sealed mappings and secret memory.
+#[test]
+fn memory_to_itself() {
+    require_root!();
+    require_ia32!();
+    refused_by(&here!(), tests::sys::has_mseal(), "mseal and memfd_secret", &["memory_to_itself"]);
+}
+
+/// Keyrings of a thread and of a task.
+#[test]
+fn keyrings() {
+    require_root!();
+    require_ia32!();
+    refused_by(&here!(), tests::sys::has_keys(), "keyrings", &["keyrings"]);
+}
+
 /// A thread in a Landlock domain is named, and no other.
 #[test]
 fn landlock() {
     require_root!();
     require_ia32!();
-    if !needs::in_kernel(&here!(), tests::sys::has_landlock(), "Landlock") {
-        return;
-    }
-    isolated(&here!(), |dir| {
-        for abi in Abi::ALL {
-            for case in ["landlock", "landlock_of_a_thread"] {
-                refused(&dir.join(case), abi, case)?;
-            }
-        }
-        Ok(())
-    });
+    let cases = ["landlock", "landlock_of_a_thread"];
+    refused_by(&here!(), tests::sys::has_landlock(), "Landlock", &cases);
 }
 
 /// A task that a debugger holds is refused, and stays held.
