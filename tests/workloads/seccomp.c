@@ -275,6 +275,34 @@ CASE(tight)
 	check_confined_child(confine_tightly);
 }
 
+/* A sleep that was interrupted goes on by restart_syscall(2), of which this filter has not heard. */
+static void sleeping_child(void *argument)
+{
+	int done = *(int *)argument;
+	struct timespec pause = { 3, 0 };
+	prepared();
+	MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+	INSTALL(0, LOAD(nr), ANSWER(SYS_nanosleep, SECCOMP_RET_ALLOW), ANSWER(SYS_write, SECCOMP_RET_ALLOW),
+		ANSWER(SYS_exit, SECCOMP_RET_ALLOW), RETURN(SECCOMP_RET_KILL_PROCESS));
+	long slept = syscall(SYS_nanosleep, &pause, NULL);
+	syscall(SYS_write, done, slept == 0 ? "s" : "e", 1);
+	syscall(SYS_exit, 7);
+}
+
+CASE(asleep)
+{
+	int done[2], status;
+	char byte = 0;
+	MUST(pipe(done));
+	pid_t child = spawn(sleeping_child, &done[1]);
+	close(done[1]);
+	await_sleep(child);
+	checkpoint();
+	CHECK(read(done[0], &byte, 1) == 1 && byte == 's', "the sleep ended with '%c'", byte);
+	MUST(waitpid(child, &status, 0));
+	CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 7, "the child ended with status %#x", status);
+}
+
 /* What a tracer sees of the filters of a child: all that the kernel keeps. */
 #define SEEN 3
 struct seen {

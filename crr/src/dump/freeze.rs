@@ -7,6 +7,7 @@ use super::After;
 use crate::proc::{Dir, decimal, stat, status};
 use crate::ptrace::{self, Patience, Seized, Stop, Stopped, Waited};
 use crate::refusal::Refusals;
+use crate::resource::seccomp;
 use crate::resource::wait::{Looks, Waits};
 use anyhow::{Context, Result, bail};
 use images::Pid;
@@ -51,7 +52,7 @@ pub(crate) struct Frozen {
     pub(crate) dead: Vec<DeadTask>,
     /// A task was found at its end, so others may have got another parent.
     orphaned: bool,
-    /// A task has seccomp, as its leader shows.
+    /// A task has seccomp.
     pub(crate) confined: bool,
     /// This process may ask tasks with seccomp ([`super::guard`]).
     pub(crate) guarded: bool,
@@ -214,7 +215,11 @@ impl Frozen {
     fn release(&mut self) {
         for task in self.tasks.drain(..) {
             for thread in task.threads {
-                task.waits.note(&task.dir, &thread);
+                // Without an answer it goes on as after any stop.
+                let anew = self.confined && seccomp::start_over_if_forbidden(&thread).unwrap_or(false);
+                if !anew {
+                    task.waits.note(&task.dir, &thread);
+                }
                 // Gone is the only failure there is, and then nothing is left to release.
                 let _ = thread.detach(0);
             }

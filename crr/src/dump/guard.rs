@@ -36,5 +36,7 @@ pub(super) fn enter() -> Result<()> {
         let own = Pid::from_raw(0);
         return setpgid(own, own).context("leave the process group");
     };
+    // A pipe of the dumped tasks that it keeps open would be held by somebody outside of the tree.
+    process::close_all_fds();
     std::process::exit(foreground::wait(child, child, None)?.into())
 }

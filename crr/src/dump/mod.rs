@@ -113,7 +113,7 @@ fn seize_and_collect(
         frozen.guarded = guarded;
         if guarded || !frozen.confined {
             match collect(&mut frozen, options.shell_job, low, holders, refusals, patience) {
-                Err(e) if e.is::<Unguarded>() => {}
+                Err(e) if e.is::<Unguarded>() => frozen.confined = true,
                 collected => return Ok((frozen, collected?)),
             }
         }

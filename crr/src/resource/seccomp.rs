@@ -4,6 +4,11 @@
 //! SECCOMP_FILTER_FLAG_SPEC_ALLOW, whose effect alone is seen. The restore is `shared::plan::seccomp` and
 //! `crate::restore::hold`.
 
+mod bpf;
+mod restart;
+
+pub(crate) use restart::start_over_if_forbidden;
+
 use super::Refuse;
 use crate::dump::guard::Unguarded;
 use crate::proc::status::Status;

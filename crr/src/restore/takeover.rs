@@ -9,10 +9,12 @@ use super::hold::Held;
 use super::serve::Parked;
 use super::stand_in::StandIn;
 use crate::ptrace::{Patience, Seized, Stopped, regs};
+use crate::resource::seccomp;
 use crate::resource::wait::resume;
 use crate::sys::sched;
 use anyhow::{Context, Result, bail};
 use images::sharing::Object;
+use images::seccomp::Seccomp;
 use images::task::Task;
 use images::thread::{Sched, Thread};
 use images::{Abi, Pid};
@@ -201,6 +203,9 @@ fn set_state(restore: &Restore<'_>, pid: Pid, thread: &Taken<'_>) -> Result<()> 
     stopped.set_regs(&resume::registers(&record.regs, answer))?;
     stopped.set_sigmask(record.sigmask)?;
     resume::note(pid, record, answer, stopped)?;
+    if matches!(record.seccomp, Seccomp::Filters { .. }) {
+        seccomp::start_over_if_forbidden(stopped)?;
+    }
     schedule(&restore.environment.sched, record)
 }
 

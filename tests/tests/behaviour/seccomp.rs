@@ -17,6 +17,7 @@ tests::survives! {
     privileged => seccomp("privileged");
     strict => seccomp("strict");
     tight => seccomp("tight");
+    asleep => seccomp("asleep");
     as_a_tracer_sees => seccomp("as_a_tracer_sees");
 }
 
