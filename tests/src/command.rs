@@ -2,6 +2,7 @@
 
 use crate::wait;
 use anyhow::{Context, bail};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -75,8 +76,15 @@ impl Output {
 /// # Errors
 /// It could not be started.
 pub fn spawn(dir: &Path, args: &[&str]) -> crate::Result<Child> {
+    spawn_under(&[], dir, args)
+}
+
+/// [`spawn`] by way of another program that execs its last arguments.
+fn spawn_under(under: &[&str], dir: &Path, args: &[&str]) -> crate::Result<Child> {
     let crr = std::env::var_os("CRR_BIN").context("CRR_BIN is not set inside of the test")?;
-    Command::new(&crr)
+    let mut words = under.iter().map(OsStr::new).chain([crr.as_os_str()]);
+    Command::new(words.next().context("no program")?)
+        .args(words)
         .args(args)
         .current_dir(dir)
         .stdin(Stdio::null())
@@ -91,7 +99,15 @@ pub fn spawn(dir: &Path, args: &[&str]) -> crate::Result<Child> {
 /// # Errors
 /// It could not be started or did not end in time; a bad exit code is for the caller to judge.
 pub fn crr(dir: &Path, args: &[&str]) -> crate::Result<Output> {
-    let mut child = spawn(dir, args)?;
+    crr_under(&[], dir, args)
+}
+
+/// [`crr`] by way of another program that execs its last arguments.
+///
+/// # Errors
+/// As [`crr`].
+pub fn crr_under(under: &[&str], dir: &Path, args: &[&str]) -> crate::Result<Output> {
+    let mut child = spawn_under(under, dir, args)?;
     let args = args.join(" ");
     let status = wait::until(wait::STEP, &format!("crr {args}"), || Ok(child.try_wait()?));
     let read = |name| fs::read(dir.join(name)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());

@@ -246,6 +246,17 @@ CASE(credentials)
 	CHECK(setresuid(0, 0, 0) == -1 && errno == EPERM, "could become root");
 }
 
+/* A task that any process of its user may look at. */
+CASE(ordinary)
+{
+	MUST(setgroups(0, NULL));
+	MUST(setresgid(1000, 1000, 1000));
+	MUST(setresuid(1000, 1000, 1000));
+	MUST(prctl(PR_SET_DUMPABLE, 1));
+	checkpoint();
+	CHECK(getuid() == 1000 && setuid(0) == -1, "user %d", getuid());
+}
+
 /* As many groups as the kernel allows, in a thread too. */
 enum { MOST_GROUPS = 65536 };
 static gid_t many[MOST_GROUPS];

@@ -145,7 +145,13 @@ impl Frozen {
             if new.is_empty() {
                 break;
             }
-            stop_threads(&mut task.threads, &new, patience)?;
+            match stop_threads(&mut task.threads, &new, patience) {
+                Err(e) if is_forbidden(&e) => {
+                    refusals.task((pid, &task.name), "task", NOT_TRACED, Some(TO_TRACE));
+                    return self.let_go();
+                }
+                stopped => stopped?,
+            }
         }
         for thread in &task.threads {
             let restarted = thread.restart_interrupted(|| dispositions(&task.dir));
@@ -156,10 +162,7 @@ impl Frozen {
         }
         if task.threads.iter().all(|thread| thread.tid() != pid) {
             // It ended between the look and the stop: as a whole, or only its leading thread.
-            let stopped = self.tasks.pop();
-            for thread in stopped.into_iter().flat_map(|task| task.threads) {
-                thread.detach(0)?;
-            }
+            self.let_go()?;
             let found = look_at(pid, dir)?;
             return self.pass_over(pid, found, refusals);
         }
@@ -169,6 +172,14 @@ impl Frozen {
         if task.threads.iter().any(|thread| matches!(thread.stop(), Stop::Group(_))) {
             let hint = Some("continue it with SIGCONT first");
             refusals.task((pid, &task.name), "task", "stopped by a signal (state T)", hint);
+        }
+        Ok(())
+    }
+
+    /// Lets the task go that was stopped last.
+    fn let_go(&mut self) -> Result<()> {
+        for thread in self.tasks.pop().into_iter().flat_map(|task| task.threads) {
+            thread.detach(0)?;
         }
         Ok(())
     }
@@ -389,6 +400,14 @@ fn children(dir: &Dir, buffer: &mut Vec<u8>) -> Result<Vec<Pid>> {
         all.extend(words.filter_map(decimal::<Pid>));
     }
     Ok(all)
+}
+
+/// Why a task cannot be traced that nobody else traces, and the way out.
+const NOT_TRACED: &str = "crr may not trace it: it is another user's, or has more capabilities than crr";
+const TO_TRACE: &str = "run crr as root, or give it CAP_SYS_PTRACE";
+
+fn is_forbidden(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ptrace::Error::Request { errno: Errno::EPERM, .. }))
 }
 
 fn is_gone(error: &anyhow::Error) -> bool {

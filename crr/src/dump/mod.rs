@@ -6,6 +6,7 @@ pub(crate) mod guard;
 mod interrupt;
 mod known;
 mod pages;
+mod rights;
 
 use crate::changed::Changed;
 use crate::progress::Progress;
@@ -79,6 +80,7 @@ pub fn dump(options: &Options) -> Result<Report> {
     let started = Instant::now();
     // Dropped last: a signal that came ends crr only after everything is put back.
     let _held = interrupt::Held::block().context("block signals")?;
+    rights::check()?;
     limits::raise_open_files()?;
     let patience = Patience::new(options.timeout);
     let writer = Writer::create(&options.images_dir)?;

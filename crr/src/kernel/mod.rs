@@ -162,7 +162,7 @@ fn capabilities() -> Result<Vec<Capability>> {
 }
 
 /// The `CapEff` line of `/proc/PID/status`.
-fn effective_capabilities(status: &str) -> Option<u64> {
+pub(crate) fn effective_capabilities(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(line.trim(), 16).ok()
 }

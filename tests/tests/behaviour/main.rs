@@ -16,6 +16,7 @@ mod pipes;
 mod refused;
 mod registers;
 mod relatives;
+mod rights;
 mod seccomp;
 mod signals;
 mod syscalls;
