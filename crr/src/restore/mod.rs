@@ -148,6 +148,7 @@ fn restore_here(options: &Options) -> Result<(Report, Option<Terminal>)> {
     let began = Instant::now();
     let deadline = began + options.timeout;
     limits::raise_open_files()?;
+    limits::raise_pending_signals()?;
     let checkpoint = Checkpoint::read_showing(&options.images_dir, options.progress)?;
     if let Some(root) = &options.root {
         nix::unistd::chroot(root).with_context(|| format!("{}: change root", root.display()))?;

@@ -9,6 +9,19 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// # Errors
 /// Never, by the manual.
 pub fn raise_open_files() -> Result<()> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("getrlimit")?;
-    if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("setrlimit") } else { Ok(()) }
+    raise(Resource::RLIMIT_NOFILE)
+}
+
+/// Raises the soft limit of queued signals to the hard one, for a restore as [`raise_open_files`]: a tree can have more of
+/// them than the soft limit allows.
+///
+/// # Errors
+/// Never, by the manual.
+pub fn raise_pending_signals() -> Result<()> {
+    raise(Resource::RLIMIT_SIGPENDING)
+}
+
+fn raise(resource: Resource) -> Result<()> {
+    let (soft, hard) = getrlimit(resource).context("getrlimit")?;
+    if soft < hard { setrlimit(resource, hard, hard).context("setrlimit") } else { Ok(()) }
 }

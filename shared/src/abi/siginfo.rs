@@ -25,13 +25,16 @@ enum Layout {
     Rt,
     Child,
     Fault,
+    Perf,
     System,
 }
 
 fn layout(signo: i32, code: i32) -> Layout {
     const SI_TIMER: i32 = -2;
     const SI_SIGIO: i32 = -5;
+    const TRAP_PERF: i32 = 6;
     match (signo, code) {
+        (SIGTRAP, TRAP_PERF) => Layout::Perf,
         (SIGILL | SIGFPE | SIGSEGV | SIGBUS | SIGTRAP, 1..=0x7f) => Layout::Fault,
         (SIGCHLD, 1..=0x7f) => Layout::Child,
         (SIGPOLL, 1..=0x7f) => Layout::Poll,
@@ -93,6 +96,13 @@ pub fn to_ia32(from: &SigInfo) -> SigInfo {
             put(20, 32);
             put(24, 40);
         }
+        // address, data (long), type, flags
+        Layout::Perf => {
+            put(12, 16);
+            put(16, 24);
+            put(20, 32);
+            put(24, 36);
+        }
         // call address, system call, architecture
         Layout::System => {
             put(12, 16);
@@ -138,6 +148,12 @@ mod tests {
     fn a_seccomp_trap_keeps_address_call_and_architecture() {
         let from = info(31, 1, &[(16, 0x1000), (24, 3), (28, 0x4000_0003)]);
         assert_eq!(to_ia32(&from), info(31, 1, &[(12, 0x1000), (16, 3), (20, 0x4000_0003)]));
+    }
+
+    #[test]
+    fn a_breakpoint_of_perf_keeps_data_type_and_flags() {
+        let from = info(5, 6, &[(16, 0x1000), (24, 2), (32, 3), (36, 4)]);
+        assert_eq!(to_ia32(&from), info(5, 6, &[(12, 0x1000), (16, 2), (20, 3), (24, 4)]));
     }
 
     #[test]

@@ -188,7 +188,7 @@ impl Planner<'_> {
         if task.shares.memory.is_none() {
             attribute::before_limits(ops, task);
         }
-        limits(ops, machine, task);
+        limits(ops, machine, task, Moment::Privileged);
         if task.personality & READ_IMPLIES_EXEC != 0 {
             op::push(ops, &Op::Personality(task.personality));
         }
@@ -199,6 +199,7 @@ impl Planner<'_> {
         if stacks.next > first_stack {
             op::push(ops, &Op::Join);
         }
+        limits(ops, machine, task, Moment::SignalsQueued);
         if task.shares.memory.is_none() {
             op::push(ops, &Op::Prctl { option: PR_SET_DUMPABLE, args: [u64::from(task.dumpable), 0, 0] });
         }
@@ -251,9 +252,21 @@ fn last_of_thread(ops: &mut Vec<u8>, thread: &images::thread::Thread, signal: u3
     }
 }
 
-fn limits(ops: &mut Vec<u8>, machine: &Machine, task: &Task) {
+/// When a limit can be set.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    /// While there is the privilege to raise it.
+    Privileged,
+    /// When all threads have queued their signals: more can be pending than the limit allows by now.
+    SignalsQueued,
+}
+
+fn limits(ops: &mut Vec<u8>, machine: &Machine, task: &Task, moment: Moment) {
+    const RLIMIT_SIGPENDING: u32 = 11;
     for (resource, (&now, &(soft, hard))) in (0u32..).zip(machine.rlimits.iter().zip(&task.rlimits)) {
-        if now != (soft, hard) {
+        // Lowering needs no privilege.
+        let late = resource == RLIMIT_SIGPENDING && hard <= now.1;
+        if now != (soft, hard) && late == (moment == Moment::SignalsQueued) {
             op::push(ops, &Op::Limit { resource, soft, hard });
         }
     }

@@ -12,6 +12,7 @@ mod identity;
 mod mapping;
 mod memory;
 mod modes;
+mod pending;
 mod pipes;
 mod refused;
 mod registers;
