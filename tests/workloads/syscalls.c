@@ -7,6 +7,7 @@
 #include <linux/futex.h>
 #include <poll.h>
 #include <sys/ipc.h>
+#include <sys/msg.h>
 #include <sys/select.h>
 #include <sys/sem.h>
 #include <sys/uio.h>
@@ -163,6 +164,53 @@ static long do_semop(void)
 	return errno_of(semop(semaphore, &take, 1));
 }
 
+static long do_semtimedop(void)
+{
+	struct sembuf take = { .sem_num = 1, .sem_op = -1 };
+	struct timespec limit = { LONG_S, 0 };
+	return errno_of(semtimedop(semaphore, &take, 1, &limit));
+}
+
+static int incoming, outgoing;
+
+struct message {
+	long type;
+	char text[1024];
+};
+
+static long do_msgrcv(void)
+{
+	struct message message;
+	return errno_of(msgrcv(incoming, &message, sizeof(message.text), 0, 0));
+}
+
+static long do_msgsnd(void)
+{
+	struct message message = { .type = 2 };
+	return errno_of(msgsnd(outgoing, &message, sizeof(message.text), 0));
+}
+
+/* struct futex_waitv: 64-bit fields in both ABIs. */
+static long do_futex_waitv(void)
+{
+	struct {
+		uint64_t value, address;
+		uint32_t flags, reserved;
+	} wanted = { 0, (uintptr_t)&word, 2, 0 };
+	return errno_of(syscall(449, &wanted, 1, 0, NULL, 0));
+}
+
+static long do_futex_bitset_forever(void)
+{
+	return errno_of(syscall(SYS_futex, &word, FUTEX_WAIT_BITSET, 0, NULL, NULL, 1));
+}
+
+static long do_ppoll(void)
+{
+	struct pollfd wanted = { .fd = data[0], .events = POLLIN };
+	return errno_of(ppoll(&wanted, 1, NULL, NULL));
+}
+
 static struct operation operations[] = {
 	{ .name = "read", .run = do_read, .expected = 3 },
 	{ .name = "readv", .run = do_readv, .expected = 3 },
@@ -181,6 +229,12 @@ static struct operation operations[] = {
 	{ .name = "sigwait", .run = do_sigwait, .expected = 3 },
 	{ .name = "sigwaitinfo", .run = do_sigwaitinfo, .expected = 4 },
 	{ .name = "semop", .run = do_semop, .expected = 0 },
+	{ .name = "semtimedop", .run = do_semtimedop, .expected = 0 },
+	{ .name = "msgrcv", .run = do_msgrcv, .expected = 5 },
+	{ .name = "msgsnd", .run = do_msgsnd, .expected = 0 },
+	{ .name = "futex_waitv", .run = do_futex_waitv, .expected = 0 },
+	{ .name = "futex bitset forever", .run = do_futex_bitset_forever, .expected = 0 },
+	{ .name = "ppoll", .run = do_ppoll, .expected = 1 },
 };
 
 static void *run_operation(void *argument)
@@ -213,7 +267,12 @@ static void start(bool timed)
 	MUST(pipe(empty));
 	MUST(pipe(full));
 	fill_pipe(full[1]);
-	semaphore = MUST(semget(IPC_PRIVATE, 1, 0600));
+	semaphore = MUST(semget(IPC_PRIVATE, 2, 0600));
+	incoming = MUST(msgget(IPC_PRIVATE, 0600));
+	outgoing = MUST(msgget(IPC_PRIVATE, 0600));
+	struct message filler = { .type = 1 };
+	while (msgsnd(outgoing, &filler, sizeof(filler.text), IPC_NOWAIT) == 0)
+		;
 	started = now(CLOCK_MONOTONIC);
 	for (size_t i = 0; i < LENGTH(operations); i++) {
 		if (operations[i].times_out != timed)
@@ -258,8 +317,14 @@ CASE(waiting)
 	MUST(kill(getpid(), SIGRTMIN + 3));
 	MUST(kill(getpid(), SIGRTMIN + 4));
 	MUST(semop(semaphore, &(struct sembuf){ .sem_num = 0, .sem_op = 1 }, 1));
+	MUST(semop(semaphore, &(struct sembuf){ .sem_num = 1, .sem_op = 1 }, 1));
+	struct message message = { .type = 3 };
+	MUST(msgsnd(incoming, &message, 5, 0));
+	MUST(msgrcv(outgoing, &message, sizeof(message.text), 1, 0));
 	check_all(false);
 	MUST(semctl(semaphore, 0, IPC_RMID));
+	MUST(msgctl(incoming, IPC_RMID, NULL));
+	MUST(msgctl(outgoing, IPC_RMID, NULL));
 }
 
 /* Calls that end by their timeout, which goes on. */
@@ -313,7 +378,7 @@ static void exit_later(void *unused)
 	_exit(0);
 }
 
-static pid_t awaited;
+static pid_t awaited, awaited_by_id;
 
 static void *wait_for_child(void *tid)
 {
@@ -324,10 +389,25 @@ static void *wait_for_child(void *tid)
 	return NULL;
 }
 
+static void *wait_for_child_by_id(void *tid)
+{
+	siginfo_t info = { 0 };
+	*(volatile pid_t *)tid = thread_id();
+	int got = waitid(P_PID, (id_t)awaited_by_id, &info, WEXITED);
+	CHECK(got == 0 && info.si_pid == awaited_by_id && info.si_status == 0, "waitid gives %d, pid %d, status %d, %s", got,
+	      info.si_pid, info.si_status, strerror(errno));
+	return NULL;
+}
+
 CASE(waitpid)
 {
-	pthread_t thread;
-	volatile pid_t tid = 0;
+	pthread_t thread, by_id;
+	volatile pid_t tid = 0, tid_by_id = 0;
+	awaited_by_id = spawn(exit_later, NULL);
+	MUST0(pthread_create(&by_id, NULL, wait_for_child_by_id, (void *)&tid_by_id));
+	while (tid_by_id == 0)
+		sched_yield();
+	await_sleep(tid_by_id);
 	awaited = spawn(exit_later, NULL);
 	MUST0(pthread_create(&thread, NULL, wait_for_child, (void *)&tid));
 	while (tid == 0)
@@ -335,5 +415,7 @@ CASE(waitpid)
 	await_sleep(tid);
 	checkpoint();
 	MUST(kill(awaited, SIGUSR1));
+	MUST(kill(awaited_by_id, SIGUSR1));
 	MUST0(pthread_join(thread, NULL));
+	MUST0(pthread_join(by_id, NULL));
 }
