@@ -6,7 +6,7 @@ use crate::id::{Abi, PathId, Pid};
 use crate::seccomp::Filter;
 use crate::sharing::Shares;
 use crate::signal::{Action, IntervalTimer, Pending};
-use crate::thread::Thread;
+use crate::thread::{Thread, UserDesc};
 use crate::timer::Timer;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
@@ -117,6 +117,8 @@ pub struct Task {
     pub timers: Vec<Timer>,
     /// Open files, by rising number.
     pub fds: Vec<FdEntry>,
+    /// Local descriptor table: its entries in use by rising number; an empty one where all are empty, none without a table.
+    pub ldt: Vec<UserDesc>,
     /// The leader stands first.
     pub threads: Vec<Thread>,
 }

@@ -24,7 +24,7 @@ pub struct Thread {
     #[serde(serialize_with = "crate::readable::hex")]
     pub xstate: Vec<u8>,
     /// GDT TLS slots 12 to 14 that are in use.
-    pub tls: Vec<TlsEntry>,
+    pub tls: Vec<UserDesc>,
     /// Blocked signals.
     pub sigmask: u64,
     /// Signals pending for this thread alone, oldest first.
@@ -59,10 +59,10 @@ pub struct Thread {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Regs(pub [u64; 27]);
 
-/// One GDT TLS descriptor: `struct user_desc`.
+/// A segment descriptor: `struct user_desc`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TlsEntry {
-    /// 12, 13 or 14.
+pub struct UserDesc {
+    /// Its place: 12, 13 or 14 in the GDT, 0 to 8191 in an LDT.
     pub entry: u32,
     /// Segment base.
     pub base: u32,
@@ -70,6 +70,12 @@ pub struct TlsEntry {
     pub limit: u32,
     /// The bit field of `struct user_desc`, raw.
     pub flags: u32,
+}
+
+impl UserDesc {
+    /// Flags of an entry without a segment: `read_exec_only` and `seg_not_present`, LDT_empty() of
+    /// arch/x86/include/asm/desc.h.
+    pub const EMPTY: u32 = 0x28;
 }
 
 /// `set_robust_list` arguments.

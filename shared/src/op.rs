@@ -256,6 +256,17 @@ pub enum Op<'a> {
     Personality(u32),
     /// FD_CLOEXEC on a task's fd.
     CloseOnExec(u32),
+    /// modify_ldt of one entry.
+    Ldt {
+        /// Its number.
+        entry: u32,
+        /// Segment base.
+        base: u32,
+        /// Segment limit.
+        limit: u32,
+        /// The bit field of `struct user_desc`.
+        flags: u32,
+    },
     /// arch_prctl (x86_64 only: ARCH_REQ_XCOMP_PERM).
     ArchPrctl {
         /// ARCH_*.

@@ -18,22 +18,49 @@ struct mode {
 	uint64_t arguments[3];	  /* 32, 40, 48 */
 	volatile int64_t result;  /* 56 */
 	uint32_t limit;		  /* 64: rounds to make */
+	uint16_t code;		  /* 68: code segment to enter */
+	uint16_t code_segment;	  /* 70: of the LDT, as the next two */
+	uint16_t data_segment;	  /* 72 */
+	uint16_t stack_segment;	  /* 74 */
+	uint32_t saved_stack;	  /* 76 */
 	char buffer[64];
 };
 
-extern const char low_start[], low_spin[], low_call[], low_call_int80[], low_back[], low_end[];
-void enter_other_mode(struct mode *mode, void *code);
+extern const char low_start[], low_spin[], low_call[], low_call_int80[], low_segments[], low_back[], low_end[];
+/* To code at an offset in the code segment of the mode. */
+void enter_other_mode(struct mode *mode, uintptr_t offset);
+
+/*
+ * 32-bit code in segments of the LDT. Code begins with the page behind the data, data and stack with the data; the stack
+ * segment has 16 bits, so the upper half of its pointer means nothing, and is kept.
+ */
+#define SEGMENTS                                                                                  \
+	".code32\n"                                                                               \
+	"low_segments:\n"                                                                         \
+	"mov %edi, %ebx\n mov %esp, 76(%ebx)\n"                                                   \
+	"movzwl 72(%ebx), %eax\n movzwl 74(%ebx), %ecx\n movzwl 70(%ebx), %esi\n"                 \
+	"mov %eax, %ds\n mov %eax, %es\n mov %ecx, %ss\n mov $0x12340ff0, %esp\n"                 \
+	"push $0x66666666\n"                                                                      \
+	"1: lock incl 0\n"                                                                        \
+	"mov %ds, %edx\n cmp %ax, %dx\n jne 2f\n mov %es, %edx\n cmp %ax, %dx\n jne 2f\n"         \
+	"mov %ss, %edx\n cmp %cx, %dx\n jne 2f\n mov %cs, %edx\n cmp %si, %dx\n jne 2f\n"         \
+	"cmp $0x12340fec, %esp\n jne 2f\n cmpl $0x66666666, %ss:0xfec\n jne 2f\n"                \
+	"cmpl $0x66666666, %es:0xfec\n jne 2f\n"                                                 \
+	"cmpl $0, 4\n je 1b\n jmp 3f\n"                                                          \
+	"2: movl $1, 24\n"                                                                        \
+	"3: mov $0x2b, %eax\n mov 76, %edx\n mov %eax, %ds\n mov %eax, %es\n"                     \
+	"mov %eax, %ss\n mov %edx, %esp\n ljmp *16(%ebx)\n"
 
 #ifdef __x86_64__
 __asm__(".text\n"
 	/* rdi leads to the data and rsi to the code. The registers that 32-bit code does not see are to be kept. */
 	"enter_other_mode:\n"
 	"push %rbx\n push %rbp\n push %r12\n push %r13\n push %r14\n push %r15\n"
-	"mov %rsp, 8(%rdi)\n mov %rdi, %rbx\n lea 4096(%rdi), %rsp\n"
+	"mov %rsp, 8(%rdi)\n mov %rdi, %rbx\n lea 4096(%rdi), %rsp\n movzwl 68(%rdi), %ecx\n"
 	"movabs $0x8888888888888888, %r8\n movabs $0x9999999999999999, %r9\n movabs $0xaaaaaaaaaaaaaaaa, %r10\n"
 	"movabs $0xbbbbbbbbbbbbbbbb, %r11\n movabs $0xcccccccccccccccc, %r12\n movabs $0xffffffffffffffff, %r15\n"
 	"mov $0x2b, %eax\n mov %eax, %ds\n mov %eax, %es\n"
-	"pushq $0x23\n push %rsi\n lretq\n"
+	"push %rcx\n push %rsi\n lretq\n"
 	"low_start:\n"
 	".code32\n"
 	"low_spin:\n"
@@ -53,6 +80,7 @@ __asm__(".text\n"
 	"push %ebx\n mov 28(%ebx), %eax\n mov 40(%ebx), %ecx\n mov 48(%ebx), %edx\n mov 32(%ebx), %ebx\n"
 	"int $0x80\n"
 	"pop %ebx\n cltd\n mov %eax, 56(%ebx)\n mov %edx, 60(%ebx)\n ljmp *16(%ebx)\n"
+	SEGMENTS
 	"low_back:\n"
 	".code64\n"
 	"mov %ebx, %ebx\n"
@@ -82,7 +110,7 @@ __asm__(".text\n"
 	"enter_other_mode:\n"
 	"push %ebx\n push %ebp\n push %esi\n push %edi\n"
 	"mov 20(%esp), %edi\n mov 24(%esp), %esi\n"
-	"push $0x33\n push %esi\n lret\n"
+	"movzwl 68(%edi), %eax\n push %eax\n push %esi\n lret\n"
 	"low_start:\n"
 	".code64\n"
 	/* Signal frames of ia32 hold halves only: what is compared fits in these where signals come (a limit is set). */
@@ -116,6 +144,7 @@ __asm__(".text\n"
 	"1: mov %rax, 56(%r12)\n mov %r12, %rdi\n"
 	"movabs $0xdddddddddddddddd, %rax\n cmp %rax, %r13\n jne 4b\n"
 	"movabs $0x5555555555555555, %rax\n cmp %rax, %rbx\n jne 4b\n jmp 5b\n"
+	SEGMENTS
 	"low_end:\n"
 	".code32\n"
 	"low_back: pop %edi\n pop %esi\n pop %ebp\n pop %ebx\n ret\n");
@@ -124,7 +153,8 @@ static const uint32_t other_read = 0, other_pause = 34;
 
 static void enter(struct mode *mode, const char *routine)
 {
-	enter_other_mode(mode, (char *)mode + PAGE + (routine - low_start));
+	mode->code = sizeof(long) == 8 ? 0x23 : 0x33;
+	enter_other_mode(mode, (uintptr_t)mode + PAGE + (uintptr_t)(routine - low_start));
 }
 
 #ifndef __x86_64__
@@ -148,7 +178,8 @@ static struct mode *new_mode(void)
 #else
 	mode->back = (uint32_t)(uintptr_t)low_back;
 #endif
-	mode->selector = 0x33;
+	/* Of the caller: __asm__ code of this program. */
+	mode->selector = sizeof(long) == 8 ? 0x33 : 0x23;
 	return mode;
 }
 
@@ -290,13 +321,14 @@ static void *send_signals(void *argument)
 	return NULL;
 }
 
-static uint16_t ldt_segment(unsigned entry, const void *base)
+static uint16_t ldt_segment(unsigned entry, const void *base, unsigned contents, bool wide)
 {
 	struct user_desc segment = {
 		.entry_number = entry,
 		.base_addr = (unsigned)(uintptr_t)base,
 		.limit = PAGE - 1,
-		.seg_32bit = 1,
+		.seg_32bit = wide,
+		.contents = contents & 3,
 		.useable = 1,
 	};
 	MUST(syscall(SYS_modify_ldt, 0x11, &segment, sizeof(segment)));
@@ -311,7 +343,7 @@ CASE(turns)
 	MUST(sigaction(SIGUSR2, &action, NULL));
 	for (int i = 0; i < TURNERS; i++) {
 		modes[i] = new_mode();
-		modes[i]->segment = ldt_segment((unsigned)i * 3 + 1, modes[i]);
+		modes[i]->segment = ldt_segment((unsigned)i * 3 + 1, modes[i], MODIFY_LDT_CONTENTS_DATA, true);
 		MUST0(pthread_create(&threads[i], NULL, turn, modes[i]));
 	}
 	MUST0(pthread_create(&sender, NULL, send_signals, threads));
@@ -330,5 +362,38 @@ CASE(turns)
 	for (int i = 0; i < TURNERS; i++) {
 		MUST0(pthread_join(threads[i], NULL));
 		CHECK(!modes[i]->wrong, "thread %d: wrong (%u) after %u rounds", i, modes[i]->wrong, modes[i]->rounds);
+	}
+}
+
+static void *spin_in_segments(void *argument)
+{
+	struct mode *mode = argument;
+	mode->code = mode->code_segment;
+	enter_other_mode(mode, (uintptr_t)(low_segments - low_start));
+	return NULL;
+}
+
+/* In 32-bit code of either ABI, with a code, a data and a 16-bit stack segment from the LDT. */
+CASE(segments)
+{
+	pthread_t threads[2];
+	struct mode *modes[2];
+	for (unsigned i = 0; i < 2; i++) {
+		struct mode *mode = modes[i] = new_mode();
+		mode->code_segment = ldt_segment(100 * i + 10, (char *)mode + PAGE, MODIFY_LDT_CONTENTS_CODE, true);
+		mode->data_segment = ldt_segment(100 * i + 11, mode, MODIFY_LDT_CONTENTS_DATA, true);
+		mode->stack_segment = ldt_segment(100 * i + 12, mode, MODIFY_LDT_CONTENTS_DATA, false);
+		MUST0(pthread_create(&threads[i], NULL, spin_in_segments, mode));
+		while (mode->rounds < 1000 && !mode->wrong)
+			sched_yield();
+	}
+	checkpoint();
+	for (int i = 0; i < 2; i++) {
+		uint32_t rounds = modes[i]->rounds;
+		while (modes[i]->rounds - rounds < 1000 && !modes[i]->wrong)
+			sched_yield();
+		modes[i]->stop = 1;
+		MUST0(pthread_join(threads[i], NULL));
+		CHECK(!modes[i]->wrong, "wrong after %u rounds", modes[i]->rounds);
 	}
 }

@@ -117,3 +117,80 @@ CASE(selectors)
 	__asm__ volatile("mov %0, %%fs" : : "r"(null));
 #endif
 }
+
+/* Every kind of segment that modify_ldt makes, thousands of them, most in no register. */
+enum { LDT_ENTRIES_MAX = 8192 };
+
+static int read_ldt(uint64_t *table)
+{
+	return MUST((int)syscall(SYS_modify_ldt, 0, table, LDT_ENTRIES_MAX * sizeof(*table)));
+}
+
+static void make_ldt(void)
+{
+	for (unsigned entry = 7; entry < LDT_ENTRIES_MAX; entry += entry < 300 ? 1 : 3) {
+		struct user_desc segment = {
+			.entry_number = entry,
+			.base_addr = entry * 0x0101f1,
+			.limit = entry * 113 & 0xfffff,
+			.seg_32bit = entry >> 6 & 1,
+			.contents = entry & 3,
+			.read_exec_only = entry >> 2 & 1,
+			.limit_in_pages = entry >> 3 & 1,
+			/* Conforming code is only allowed when it is not present. */
+			.seg_not_present = (entry >> 4 & 1) || (entry & 3) == 3,
+			.useable = entry >> 5 & 1,
+		};
+		/* Without CONFIG_X86_16BIT. */
+		if (syscall(SYS_modify_ldt, 0x11, &segment, sizeof(segment)) != 0) {
+			segment.seg_32bit = 1;
+			MUST(syscall(SYS_modify_ldt, 0x11, &segment, sizeof(segment)));
+		}
+	}
+}
+
+static void check_ldt(const uint64_t *before)
+{
+	uint64_t *after = (uint64_t *)(void *)map_anonymous(LDT_ENTRIES_MAX * sizeof(*after));
+	CHECK(read_ldt(after) == LDT_ENTRIES_MAX * 8, "the table is gone");
+	for (unsigned entry = 0; entry < LDT_ENTRIES_MAX; entry++)
+		CHECK(before[entry] == after[entry], "LDT entry %u is %#llx, was %#llx", entry,
+		      (unsigned long long)after[entry], (unsigned long long)before[entry]);
+}
+
+/* A child has a copy of its own. */
+static void ldt_child(void *table)
+{
+	struct user_desc segment = { .entry_number = 2, .base_addr = 0x1234, .limit = 5, .seg_32bit = 1 };
+	MUST(syscall(SYS_modify_ldt, 0x11, &segment, sizeof(segment)));
+	read_ldt(table);
+	prepared();
+	wait_for_go();
+	check_ldt(table);
+}
+
+/* Nor is a table without entries the same as none. */
+static void empty_ldt_child(void *argument)
+{
+	uint64_t table = 1;
+	struct user_desc segment = { .entry_number = 3, .read_exec_only = 1, .seg_not_present = 1 };
+	(void)argument;
+	CHECK(syscall(SYS_modify_ldt, 0, &table, sizeof(table)) == 0, "a table from the start");
+	MUST(syscall(SYS_modify_ldt, 0x11, &segment, sizeof(segment)));
+	prepared();
+	wait_for_go();
+	CHECK(syscall(SYS_modify_ldt, 0, &table, sizeof(table)) == 8 && table == 0, "the table is gone");
+}
+
+CASE(ldt_entries)
+{
+	pid_t empty = spawn(empty_ldt_child, NULL);
+	uint64_t *table = (uint64_t *)(void *)map_anonymous(LDT_ENTRIES_MAX * sizeof(*table));
+	make_ldt();
+	CHECK(read_ldt(table) == LDT_ENTRIES_MAX * 8, "no table");
+	pid_t child = spawn(ldt_child, table);
+	checkpoint();
+	check_ldt(table);
+	finish(child);
+	finish(empty);
+}

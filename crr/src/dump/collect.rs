@@ -14,6 +14,7 @@ use crate::remote::{
 };
 use crate::resource::file::{self, Terminal};
 use crate::resource::landlock::Bystanders;
+use crate::resource::ldt::AskLdt;
 use crate::resource::namespace::Namespaces;
 use crate::resource::path::Paths;
 use crate::resource::pipe::Holders;
@@ -249,6 +250,7 @@ fn collect_task(
         interval_timers: Default::default(),
         timers,
         fds,
+        ldt: Vec::new(),
         threads: records,
     };
     let (mut layout, mut policies) = (stat.layout, Vec::new());
@@ -501,10 +503,12 @@ fn ask_leader(
     let mut batch = executor.batch(leader)?;
     let about_signals = AskSignals::new(&mut batch, record.shares.handlers.is_none());
     let about_task = AskTask::new(&mut batch);
+    let about_ldt = AskLdt::new(&mut batch);
     let about_thread = AskThread::new(&mut batch, stranger);
     let reply = executor.run(leader, &batch, patience)?;
     record.actions = about_signals.actions(&reply)?;
     record.interval_timers = about_signals.timers(&reply)?;
+    record.ldt = about_ldt.dump(&reply, executor, leader, patience)?;
     timer::ask_times(executor, leader, &mut record.timers, patience)?;
     let inside = about_task.read(&reply, refuse)?;
     record.dumpable = inside.dumpable;

@@ -12,7 +12,7 @@ pub mod regs;
 
 use crate::sys::{self, ptrace as request};
 use images::signal::SIGINFO_SIZE;
-use images::thread::{Regs, Rseq, TlsEntry};
+use images::thread::{Regs, Rseq, UserDesc};
 use images::{Abi, Pid};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
@@ -368,7 +368,7 @@ impl Stopped {
     ///
     /// # Errors
     /// Everything of [`Error`].
-    pub fn thread_area(&self, entry: u32) -> Result<Option<TlsEntry>, Error> {
+    pub fn thread_area(&self, entry: u32) -> Result<Option<UserDesc>, Error> {
         request::get_thread_area(self.tid, entry).map_err(error(self.tid, "read GDT entry"))
     }
 
@@ -376,7 +376,7 @@ impl Stopped {
     ///
     /// # Errors
     /// Everything of [`Error`].
-    pub fn set_thread_area(&self, tls: TlsEntry) -> Result<(), Error> {
+    pub fn set_thread_area(&self, tls: UserDesc) -> Result<(), Error> {
         request::set_thread_area(self.tid, tls).map_err(error(self.tid, "write GDT entry"))
     }
 

@@ -34,7 +34,7 @@ pub struct Batch {
 }
 
 /// Bytes of all buffers of a batch at most.
-const MAX_BUFFERS: usize = 0x1c00;
+const MAX_BUFFERS: usize = 0x1_1c00;
 const _: () = assert!(layout::BUFFERS + MAX_BUFFERS as u64 == layout::SIZE);
 /// Calls that every run adds at the end.
 const CLOSING: usize = 1;
@@ -58,7 +58,7 @@ impl Batch {
     /// Adds room for `len` bytes, aligned to 8.
     ///
     /// # Panics
-    /// When all buffers together exceed 7 KiB: batches are fixed in the source.
+    /// When all buffers together exceed 71 KiB: batches are fixed in the source.
     pub fn buffer(&mut self, len: usize) -> Buffer {
         let offset = self.buffers;
         self.buffers += len.next_multiple_of(8);

@@ -15,7 +15,7 @@ use images::{Abi, Addr};
 /// come in the moment between our death and the call that blocks it.
 pub(super) mod layout {
     /// Size of the area: an odd one, by which it is known again ([`super::super::leftover`]).
-    pub(crate) const SIZE: u64 = 0x1_3000;
+    pub(crate) const SIZE: u64 = 0x2_3000;
     /// What is written and read by us begins here; everything below stays untouched.
     pub(crate) const USED: u64 = 0xf000;
     /// The table.

@@ -5,6 +5,7 @@ pub mod creds;
 pub mod file;
 pub mod keyring;
 pub mod landlock;
+pub mod ldt;
 pub mod limits;
 pub mod memory;
 pub mod mempolicy;

@@ -44,7 +44,6 @@ const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
 #[derive(Debug)]
 pub(crate) struct AskTask {
     brk: Handle,
-    ldt: Handle,
     dumpable: Handle,
     subreaper: (Handle, Buffer),
     attributes: attribute::AskTask,
@@ -63,13 +62,11 @@ pub(crate) struct Inside {
 
 impl AskTask {
     pub(crate) fn new(batch: &mut Batch) -> Self {
-        let ldt = batch.buffer(16);
         let dumpable = batch.call(Call::Prctl, &[Arg::Value(pr::GET_DUMPABLE)]);
         let subreaper = batch.buffer(4);
         let xcomp = batch.buffer(8);
         Self {
             brk: batch.call(Call::Brk, &[]),
-            ldt: batch.call(Call::ModifyLdt, &[Arg::Value(0), Arg::Out(ldt), Arg::Value(16)]),
             dumpable,
             subreaper: {
                 let args = [Arg::Value(pr::GET_CHILD_SUBREAPER), Arg::Out(subreaper)];
@@ -85,11 +82,6 @@ impl AskTask {
 
     /// Decodes the answers and refuses what is not restored.
     pub(crate) fn read(&self, reply: &Reply, refuse: &mut Refuse<'_>) -> Result<Inside> {
-        // Settings that some kernels do not know answer an error there, which means the default.
-        let is_set = |handle| reply.result(handle).is_ok_and(|value| value != 0);
-        if is_set(self.ldt) {
-            refuse.because("LDT", "local descriptor tables (modify_ldt) are not supported");
-        }
         let dumpable = low_half(reply.result(self.dumpable).context("PR_GET_DUMPABLE")?);
         if dumpable > 1 {
             let reason = "its dumpable flag cannot be set again (it ran a program set to another user)";

@@ -14,7 +14,7 @@ use crate::sys::int80::{LowBuffer, robust_list_64};
 use crate::sys::{sched, vm};
 use anyhow::{Context, Result};
 use images::attribute::ThreadAttributes;
-use images::thread::{Rseq, Sched, Thread, TlsEntry};
+use images::thread::{Rseq, Sched, Thread, UserDesc};
 use images::{Abi, Addr, Pid};
 use nix::errno::Errno;
 
@@ -38,7 +38,7 @@ pub(crate) fn dump_sched(tid: Pid) -> Result<Sched> {
 }
 
 /// GDT TLS slots in use.
-fn dump_tls(thread: &Stopped) -> Result<Vec<TlsEntry>, Error> {
+fn dump_tls(thread: &Stopped) -> Result<Vec<UserDesc>, Error> {
     let mut entries = Vec::new();
     for slot in TLS_SLOTS {
         entries.extend(thread.thread_area(slot)?);

@@ -9,7 +9,7 @@ use super::check;
 use images::Addr;
 use images::Pid;
 use images::signal::SIGINFO_SIZE;
-use images::thread::{Rseq, TlsEntry};
+use images::thread::{Rseq, UserDesc};
 use libc::{c_int, c_uint, c_void};
 use nix::errno::Errno;
 
@@ -217,23 +217,20 @@ impl<T> KernelAddress for *mut T {
 ///
 /// # Errors
 /// ESRCH when gone, EIO when the kernel has no 32-bit side.
-pub fn get_thread_area(tid: Pid, entry: u32) -> nix::Result<Option<TlsEntry>> {
+pub fn get_thread_area(tid: Pid, entry: u32) -> nix::Result<Option<UserDesc>> {
     let mut desc = [0u32; 4];
     by_pointer(GET_THREAD_AREA, tid, usize::try_from(entry).unwrap_or(0), desc.as_mut_ptr())?;
-    let found = TlsEntry { entry: desc[0], base: desc[1], limit: desc[2], flags: desc[3] };
+    let found = UserDesc { entry: desc[0], base: desc[1], limit: desc[2], flags: desc[3] };
     // fill_user_desc() of arch/x86/kernel/tls.c shows an empty slot as not present, read-only, all else 0.
-    let empty = found.base == 0 && found.limit == 0 && matches!(found.flags, 0 | EMPTY_USER_DESC);
+    let empty = found.base == 0 && found.limit == 0 && matches!(found.flags, 0 | UserDesc::EMPTY);
     Ok((!empty).then_some(found))
 }
-
-/// `read_exec_only | seg_not_present` of `struct user_desc`: LDT_empty() of arch/x86/include/asm/desc.h.
-pub const EMPTY_USER_DESC: u32 = 0x28;
 
 /// PTRACE_SET_THREAD_AREA.
 ///
 /// # Errors
 /// ESRCH when gone, EINVAL for a descriptor that the kernel does not allow.
-pub fn set_thread_area(tid: Pid, tls: TlsEntry) -> nix::Result<()> {
+pub fn set_thread_area(tid: Pid, tls: UserDesc) -> nix::Result<()> {
     let mut desc = [tls.entry, tls.base, tls.limit, tls.flags];
     by_pointer(SET_THREAD_AREA, tid, usize::try_from(tls.entry).unwrap_or(0), desc.as_mut_ptr()).map(drop)
 }

@@ -14,7 +14,7 @@ use images::socket::{
     Credentials, Message, Peer, PeerCredentials, SocketFile, SocketOption, UnixKind, UnixSocket,
 };
 use images::task::{End, ShellJob, Task, Tree, Zombie};
-use images::thread::{Creds, Regs, RobustList, Rseq, Sched, Thread, TlsEntry};
+use images::thread::{Creds, Regs, RobustList, Rseq, Sched, Thread, UserDesc};
 use images::timer::Timer;
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, Pid, SharedId, TaskFd};
 
@@ -234,6 +234,7 @@ fn task(pid: Pid, ppid: Pid, abi: Abi) -> Task {
         ],
         timers: vec![timer(abi)],
         fds: vec![fd(0, 0, false), fd(1, 2, false), fd(3, 1, true), fd(7, 3, false)],
+        ldt: vec![UserDesc { entry: 3, base: 0x1000_0000, limit: 0xfff, flags: 0x51 }],
         threads: vec![
             thread(pid, abi, Seccomp::Filters { filters: vec![FilterId(0), FilterId(1)], speculation: true }),
             thread(pid + 1000, abi, if abi == Abi::Ia32 { Seccomp::Strict } else { Seccomp::Off }),
@@ -270,7 +271,7 @@ fn thread(tid: Pid, abi: Abi, seccomp: Seccomp) -> Thread {
         xstate: vec![0; 832],
         tls: match abi {
             Abi::X86_64 => Vec::new(),
-            Abi::Ia32 => vec![TlsEntry { entry: 12, base: 0xf7d0_0500, limit: 0xf_ffff, flags: 0x51 }],
+            Abi::Ia32 => vec![UserDesc { entry: 12, base: 0xf7d0_0500, limit: 0xf_ffff, flags: 0x51 }],
         },
         sigmask: 0x1_0000,
         pending: vec![Pending { info }],

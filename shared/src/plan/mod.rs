@@ -9,6 +9,7 @@ pub mod creds;
 pub mod family;
 mod forest;
 pub mod hole;
+pub mod ldt;
 pub mod memory;
 pub mod seccomp;
 pub mod signal;
@@ -226,6 +227,7 @@ impl Planner<'_> {
             memory::ops(ops, &mut self.slots, task.exe, space);
             attribute::after_memory(ops, task, space);
             attribute::before_threads(ops, task);
+            ldt::ops(ops, &task.ldt);
             if let Some((word, _)) = mates {
                 op::push(ops, &Op::Birth(Birth::Mapped(word)));
             }

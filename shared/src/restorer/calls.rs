@@ -4,7 +4,7 @@
 //! See the parent module: the plan decides what is touched, and it never names the hole.
 
 use super::receive::size;
-use super::{Failure, Session, mempolicy, seccomp, timer};
+use super::{Failure, Session, ldt, mempolicy, seccomp, timer};
 use crate::abi::common::{CapData, CapHeader, PrctlMmMap, Rlimit64};
 use crate::abi::native::{ITimerVal, SigAction, SigEvent, Stack, TimeVal, Word};
 use crate::op::{Op, Special};
@@ -112,6 +112,7 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
             const F_SETFD: usize = 2;
             plain(nr::__NR_fcntl, u64::from(fd), &[fd as usize, F_SETFD, 1])
         }
+        Op::Ldt { entry, base, limit, flags } => ldt::write(entry, base, limit, flags),
         Op::ArchPrctl { option, arg } => plain(nr::__NR_arch_prctl, arg, &[option as usize, size(arg)?]),
         Op::Filter { flags, at, len } => seccomp::install(session, flags, at, len),
         Op::Hold => {

@@ -8,4 +8,5 @@ tests::survives! {
     extended_asleep => Workload::new("registers", "extended_asleep");
     segment_bases => Workload::new("segments", "bases");
     selectors => Workload::new("segments", "selectors");
+    ldt_entries => Workload::new("segments", "ldt_entries");
 }

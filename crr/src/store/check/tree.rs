@@ -8,7 +8,7 @@ use images::file::Files;
 use images::seccomp::{Filter, INSTRUCTION, MAX_INSTRUCTIONS, Seccomp};
 use images::signal::{Action, Pending, SIGINFO_SIZE};
 use images::task::{End, Task, Tree, Zombie};
-use images::thread::Thread;
+use images::thread::{Thread, UserDesc};
 use std::collections::BTreeSet;
 
 /// PID_MAX_LIMIT of include/linux/threads.h.
@@ -17,6 +17,8 @@ const PID_MAX: Pid = 1 << 22;
 const COMM_MAX: usize = 15;
 /// RLIM_NLIMITS.
 const RLIMITS: usize = 16;
+/// LDT_ENTRIES of arch/x86/include/uapi/asm/ldt.h.
+const LDT_ENTRIES: u32 = 8192;
 /// `_NSIG`.
 const SIGNALS: u8 = 64;
 /// NGROUPS_MAX.
@@ -102,6 +104,7 @@ fn check_task(task: &Task, files: &Files) -> Check {
     check_actions(&task.actions)?;
     check_pending(&task.pending)?;
     check_timers(task)?;
+    check_ldt(&task.ldt)?;
     check_fds(task, files)
 }
 
@@ -141,6 +144,14 @@ fn check_timers(task: &Task) -> Check {
     }
     let unsorted = task.timers.windows(2).find(|pair| pair[0].id >= pair[1].id);
     ensure!(unsorted.is_none(), "POSIX timer {} is out of order", unsorted.map_or(0, |pair| pair[1].id));
+    Ok(())
+}
+
+fn check_ldt(entries: &[UserDesc]) -> Check {
+    let last = entries.last().map_or(0, |entry| entry.entry);
+    ensure!(last < LDT_ENTRIES, "LDT entry {last}");
+    let unsorted = entries.windows(2).find(|pair| pair[0].entry >= pair[1].entry);
+    ensure!(unsorted.is_none(), "LDT entry {} is out of order", unsorted.map_or(0, |pair| pair[1].entry));
     Ok(())
 }
 

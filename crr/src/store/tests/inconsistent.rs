@@ -206,6 +206,11 @@ fn properties_of_threads() {
         s.tree.tasks[0].threads[0].seccomp =
             Seccomp::Filters { filters: vec![FilterId(1), FilterId(2)], speculation: true };
     });
+    refused("tree.img: task 101: LDT entry 8192", |s| s.tree.tasks[1].ldt[0].entry = 8192);
+    refused("tree.img: task 101: LDT entry 3 is out of order", |s| {
+        let entry = s.tree.tasks[1].ldt[0];
+        s.tree.tasks[1].ldt.push(entry);
+    });
     for (place, name, value) in [(17, "cs", 0x30), (20, "ss", 0), (26, "gs", 0x28), (21, "fs", 1 << 63)] {
         let message = format!("thread 101: its {name} cannot be {value:#x}");
         refused(&format!("tree.img: task 101: {message}"), |s| {
