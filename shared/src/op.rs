@@ -162,8 +162,8 @@ pub enum Op<'a> {
         /// Length.
         len: u64,
     },
-    /// set_robust_list by `int 0x80`, whatever the task's ABI.
-    RobustList32 {
+    /// set_robust_list by a system call of the other ABI: a thread has a list of each.
+    ForeignRobustList {
         /// Head.
         head: u64,
         /// Length.

@@ -4,6 +4,7 @@
  */
 #include "workload.h"
 #include <asm/ldt.h>
+#include <linux/futex.h>
 
 /* What code of the other mode works with. It lies below 4 GiB, the code behind it. */
 struct mode {
@@ -395,5 +396,76 @@ CASE(segments)
 		modes[i]->stop = 1;
 		MUST0(pthread_join(threads[i], NULL));
 		CHECK(!modes[i]->wrong, "wrong after %u rounds", modes[i]->rounds);
+	}
+}
+
+/* A robust list as the other ABI has it, in the page of a mode. */
+#ifdef __x86_64__
+typedef uint32_t foreign;
+static const uint32_t other_set_robust_list = 311;
+#else
+typedef uint64_t foreign;
+static const uint32_t other_set_robust_list = 273;
+#endif
+
+struct foreign_lists {
+	foreign next, futex_offset, pending;
+	struct {
+		foreign next;
+		uint32_t futex;
+	} lock;
+};
+
+static volatile int locked;
+
+static struct foreign_lists *foreign_lists(struct mode *mode)
+{
+	return (struct foreign_lists *)((char *)mode + 512);
+}
+
+/* Holds a lock of the other ABI and one of its own, and dies with both. */
+static void *owner_of_both(void *argument)
+{
+	struct mode *mode = argument;
+	struct foreign_lists *lists = foreign_lists(mode);
+	lists->lock.next = lists->pending = 0;
+	lists->next = (foreign)(uintptr_t)&lists->lock;
+	lists->lock.next = (foreign)(uintptr_t)&lists->next;
+	lists->futex_offset = (foreign)((char *)&lists->lock.futex - (char *)&lists->lock);
+	lists->lock.futex = (uint32_t)thread_id() | FUTEX_WAITERS;
+	mode->number = other_set_robust_list;
+	uint64_t arguments[3] = { (uint64_t)(uintptr_t)lists, 3 * sizeof(foreign), 0 };
+	memcpy(mode->arguments, arguments, sizeof(arguments));
+	enter(mode, low_call);
+	CHECK(mode->result == 0, "set_robust_list: %lld", (long long)mode->result);
+	MUST0(pthread_mutex_lock((pthread_mutex_t *)((char *)mode + 1024)));
+	__atomic_add_fetch(&locked, 1, __ATOMIC_SEQ_CST);
+	while (!done)
+		sched_yield();
+	return NULL;
+}
+
+CASE(robust_lists)
+{
+	pthread_t owners[2];
+	struct mode *modes[2];
+	pthread_mutexattr_t attributes;
+	MUST0(pthread_mutexattr_init(&attributes));
+	MUST0(pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST));
+	for (int i = 0; i < 2; i++) {
+		modes[i] = new_mode();
+		MUST0(pthread_mutex_init((pthread_mutex_t *)((char *)modes[i] + 1024), &attributes));
+		MUST0(pthread_create(&owners[i], NULL, owner_of_both, modes[i]));
+	}
+	await(&locked, 2);
+	checkpoint();
+	done = 1;
+	for (int i = 0; i < 2; i++) {
+		uint32_t *futex = &foreign_lists(modes[i])->lock.futex, seen;
+		while (!((seen = __atomic_load_n(futex, __ATOMIC_SEQ_CST)) & FUTEX_OWNER_DIED))
+			syscall(SYS_futex, futex, FUTEX_WAIT, seen, NULL);
+		MUST0(pthread_join(owners[i], NULL));
+		int result = pthread_mutex_lock((pthread_mutex_t *)((char *)modes[i] + 1024));
+		CHECK(result == EOWNERDEAD, "the lock of its own: %s", strerror(result));
 	}
 }

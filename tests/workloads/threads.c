@@ -361,3 +361,146 @@ CASE(in_children)
 	for (size_t i = 0; i < LENGTH(children); i++)
 		finish(children[i]);
 }
+
+/* Locks in memory that tasks of both ABIs share: one that its owner dies with, and one with priority inheritance. */
+struct shared_locks {
+	uint32_t robust;
+	uint32_t inheriting;
+	/* In the owner's robust list. */
+	void *entry;
+};
+
+static struct shared_locks *shared_locks(void)
+{
+	int fd = MUST(open("locks", O_RDWR | O_CREAT, 0600));
+	MUST(ftruncate(fd, (off_t)PAGE));
+	struct shared_locks *locks = MUST((struct shared_locks *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED,
+								     fd, 0));
+	close(fd);
+	return locks;
+}
+
+CASE(lock_owner)
+{
+	static struct robust_list_head head;
+	struct shared_locks *locks = shared_locks();
+	locks->robust = (uint32_t)thread_id() | FUTEX_WAITERS;
+	head.list.next = (struct robust_list *)&locks->entry;
+	locks->entry = &head;
+	head.futex_offset = (char *)&locks->robust - (char *)&locks->entry;
+	MUST(syscall(SYS_set_robust_list, &head, sizeof(head)));
+	MUST(syscall(SYS_futex, &locks->inheriting, FUTEX_LOCK_PI, 0, NULL));
+	prepared();
+	wait_for_go();
+	MUST(syscall(SYS_futex, &locks->inheriting, FUTEX_UNLOCK_PI));
+}
+
+static struct shared_locks *locks;
+
+static void *robust_waiter(void *unused)
+{
+	uint32_t seen;
+	(void)unused;
+	waiting[0] = thread_id();
+	while (!((seen = __atomic_load_n(&locks->robust, __ATOMIC_SEQ_CST)) & FUTEX_OWNER_DIED))
+		syscall(SYS_futex, &locks->robust, FUTEX_WAIT, seen, NULL);
+	CHECK(seen & FUTEX_WAITERS, "the lock is %#x", seen);
+	return NULL;
+}
+
+static void *inheriting_waiter(void *unused)
+{
+	(void)unused;
+	waiting[1] = thread_id();
+	MUST(syscall(SYS_futex, &locks->inheriting, FUTEX_LOCK_PI, 0, NULL));
+	CHECK((locks->inheriting & FUTEX_TID_MASK) == (uint32_t)thread_id(), "the lock is %#x", locks->inheriting);
+	wait_for_release();
+	MUST(syscall(SYS_futex, &locks->inheriting, FUTEX_UNLOCK_PI));
+	return NULL;
+}
+
+CASE(mixed_locks)
+{
+	pthread_t threads[2];
+	MUST(sem_init(&release, 0, 0));
+	locks = shared_locks();
+	pid_t owner = spawn_abi(other_abi, "lock_owner", NULL);
+	MUST0(pthread_create(&threads[0], NULL, robust_waiter, NULL));
+	MUST0(pthread_create(&threads[1], NULL, inheriting_waiter, NULL));
+	for (int i = 0; i < 2; i++) {
+		while (__atomic_load_n(&waiting[i], __ATOMIC_SEQ_CST) == 0)
+			sched_yield();
+		await_sleep(waiting[i]);
+	}
+	checkpoint();
+	CHECK((locks->robust & FUTEX_TID_MASK) == (uint32_t)owner, "the robust lock is %#x", locks->robust);
+	await_sleep(waiting[1]);
+	long result = syscall(SYS_futex, &locks->inheriting, FUTEX_TRYLOCK_PI);
+	CHECK(result == -1 && errno == EAGAIN, "trying the lock: %ld, %s", result, strerror(errno));
+	finish(owner);
+	MUST0(pthread_join(threads[0], NULL));
+	release_all(1);
+	MUST0(pthread_join(threads[1], NULL));
+	CHECK((locks->inheriting & FUTEX_TID_MASK) == 0, "the lock is %#x", locks->inheriting);
+}
+
+/*
+ * A thread that stays in a restartable sequence. Whatever takes it off its processor sends it to the abort handler; while
+ * it is inside, the kernel must not have forgotten that it is.
+ */
+struct sequence {
+	volatile uint32_t rounds;
+	volatile uint32_t stop;
+	volatile uint32_t aborts;
+	volatile uint32_t forgotten;
+};
+
+void run_sequence(struct rseq *area, struct sequence *sequence);
+#ifdef __x86_64__
+__asm__(".data\n .balign 32\n"
+	"sequence_descriptor: .long 0, 0\n .quad sequence_start, sequence_end - sequence_start, sequence_abort\n"
+	".text\n"
+	"run_sequence: lea sequence_descriptor(%rip), %rax\n"
+	"1: mov %rax, 8(%rdi)\n"
+	"sequence_start: cmp %rax, 8(%rdi)\n jne 2f\n incl (%rsi)\n cmpl $0, 4(%rsi)\n je sequence_start\n"
+	"sequence_end: movq $0, 8(%rdi)\n ret\n"
+	"2: movl $1, 12(%rsi)\n jmp sequence_end\n"
+	".long 0x53053053\n"
+	"sequence_abort: incl 8(%rsi)\n cmpl $0, 4(%rsi)\n je 1b\n ret\n");
+#else
+__asm__(".data\n .balign 32\n"
+	"sequence_descriptor: .long 0, 0, sequence_start, 0, sequence_end - sequence_start, 0, sequence_abort, 0\n"
+	".text\n"
+	"run_sequence: push %esi\n push %edi\n mov 12(%esp), %edi\n mov 16(%esp), %esi\n"
+	"call 3f\n 3: pop %eax\n add $_GLOBAL_OFFSET_TABLE_ + (. - 3b), %eax\n"
+	"lea sequence_descriptor@GOTOFF(%eax), %eax\n movl $0, 12(%edi)\n"
+	"1: mov %eax, 8(%edi)\n"
+	"sequence_start: cmp %eax, 8(%edi)\n jne 2f\n incl (%esi)\n cmpl $0, 4(%esi)\n je sequence_start\n"
+	"sequence_end: movl $0, 8(%edi)\n 4: pop %edi\n pop %esi\n ret\n"
+	"2: movl $1, 12(%esi)\n jmp sequence_end\n"
+	".long 0x53053053\n"
+	"sequence_abort: incl 8(%esi)\n cmpl $0, 4(%esi)\n je 1b\n jmp 4b\n");
+#endif
+
+static void *sequence_thread(void *sequence)
+{
+	run_sequence(rseq_area(), sequence);
+	return NULL;
+}
+
+CASE(sequence)
+{
+	static struct sequence sequence;
+	pthread_t thread;
+	MUST0(pthread_create(&thread, NULL, sequence_thread, &sequence));
+	while (sequence.rounds < 1000 && !sequence.forgotten)
+		sched_yield();
+	checkpoint();
+	uint32_t rounds = sequence.rounds;
+	while (sequence.rounds - rounds < 1000 && !sequence.forgotten)
+		sched_yield();
+	sequence.stop = 1;
+	MUST0(pthread_join(thread, NULL));
+	CHECK(!sequence.forgotten, "in a sequence that the kernel forgot, after %u rounds", sequence.rounds);
+	CHECK(sequence.aborts > 0, "never aborted");
+}

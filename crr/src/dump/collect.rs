@@ -22,7 +22,7 @@ use crate::resource::signal::{self, AskSignals};
 use crate::resource::task::{self as properties, AskTask};
 use crate::resource::thread::{self, AskThread};
 use crate::resource::tree::{self, Standing, Strangers};
-use crate::resource::{Refuse, attribute, limits, memory, mempolicy, seccomp, sharing, timer, zombie};
+use crate::resource::{Refuse, attribute, limits, memory, mempolicy, robust, rseq, seccomp, sharing, timer, zombie};
 use crate::sys::int80::LowBuffer;
 use crate::sys::vm;
 use anyhow::{Context, Result, bail};
@@ -217,11 +217,15 @@ fn collect_task(
     let Some(abi) = dump_vdso(pid, dir, &vmas, &mut tables.vdsos, refuse)? else { return Ok(None) };
 
     let mut records = Vec::with_capacity(threads.len());
+    let mut may_run = true;
     for (thread, status) in threads.iter().zip(&statuses) {
+        let registration = rseq::dump(pid, thread, refuse)?;
+        may_run &= registration.may_run;
         let wait = waits.get(thread.tid());
-        let mut record = thread::dump_outside(thread, abi, status, wait, &tables.low, refuse)?;
+        let mut record = thread::dump_outside(thread, status, wait, &tables.low, refuse)?;
+        record.rseq = registration.rseq;
+        robust::check(&record, &vmas, refuse);
         record.seccomp = tables.filters.dump(thread, status, refuse)?;
-        thread::check_rseq(pid, &record, refuse)?;
         check_leftovers(&record, &leftovers, refuse);
         records.push(record);
     }
@@ -254,7 +258,8 @@ fn collect_task(
         threads: records,
     };
     let (mut layout, mut policies) = (stat.layout, Vec::new());
-    let asked = seccomp::suspend(threads, &statuses, tables.guarded, refuse)?
+    let asked = may_run
+        && seccomp::suspend(threads, &statuses, tables.guarded, refuse)?
         && can_be_asked(threads, &leftovers)?
         && tables.mates.let_ask(pid, &shares, |regs| stands_in(regs, &leftovers));
     tables.mates.note(pid, &leftovers, asked);

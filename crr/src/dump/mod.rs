@@ -13,6 +13,7 @@ use crate::progress::Progress;
 use crate::ptrace::{self, Patience};
 use crate::refusal::Refusals;
 use crate::resource::pipe::Holders;
+use crate::resource::robust;
 use crate::store::Writer;
 use crate::sys::int80::LowBuffer;
 use crate::sys::limits;
@@ -95,6 +96,9 @@ pub fn dump(options: &Options) -> Result<Report> {
     let inventory = inventory(&collected.tree)?;
     let (tasks, threads) = (inventory.tasks, inventory.threads);
     let bytes = writer.finish(inventory, &collected.tree, &collected.files, &collected.memory)?;
+    if options.after == After::Kill {
+        robust::disarm(&collected.tree);
+    }
     let frozen_for = frozen.finish(options.after, &Patience::new(LAST_RESORT)).map_err(|e| {
         e.context(Changed { how: "the checkpoint is complete, but not all tasks were ended".to_owned() })
     })?;

@@ -12,6 +12,8 @@ pub mod mempolicy;
 pub mod namespace;
 pub mod path;
 pub mod pipe;
+pub mod robust;
+pub mod rseq;
 pub mod seccomp;
 pub mod shared_memory;
 pub mod sharing;

@@ -11,11 +11,11 @@ use crate::ptrace::regs::{self, low_half};
 use crate::ptrace::{Error, Stopped};
 use crate::remote::{Arg, Batch, Buffer, Call, Handle, Reply};
 use crate::sys::int80::{LowBuffer, robust_list_64};
-use crate::sys::{sched, vm};
+use crate::sys::sched;
 use anyhow::{Context, Result};
 use images::attribute::ThreadAttributes;
-use images::thread::{Rseq, Sched, Thread, UserDesc};
-use images::{Abi, Addr, Pid};
+use images::thread::{Sched, Thread, UserDesc};
+use images::{Addr, Pid};
 use nix::errno::Errno;
 
 /// GDT_ENTRY_TLS_MIN to GDT_ENTRY_TLS_MAX of 64-bit kernels, arch/x86/include/asm/segment.h.
@@ -46,10 +46,9 @@ fn dump_tls(thread: &Stopped) -> Result<Vec<UserDesc>, Error> {
     Ok(entries)
 }
 
-/// What is observed of a thread without its help. The rest is asked and filled in by [`AskThread::fill`], and what is pending comes last of all.
+/// What is observed of a thread without its help, but for what has a file of its own. The rest is asked and filled in by [`AskThread::fill`], and what is pending comes last of all.
 pub(crate) fn dump_outside(
     thread: &Stopped,
-    abi: Abi,
     status: &Status,
     wait: Option<Wait>,
     low: &LowBuffer,
@@ -69,19 +68,6 @@ pub(crate) fn dump_outside(
     if thread.syscall_user_dispatch()? == Some(true) {
         refuse.with_hint(format!("thread {tid}"), "system call user dispatch is on", TO_DEFAULT);
     }
-    let robust_list_64 = robust_list_64(tid).context("read the robust list")?;
-    if abi == Abi::Ia32 && robust_list_64.is_some() {
-        refuse.because(format!("thread {tid}"), "has a 64-bit robust list in an ia32 task");
-    }
-    let rseq = match thread.rseq() {
-        Ok(rseq) => rseq,
-        Err(Error::Request { errno: Errno::EIO, .. }) => {
-            let reason = "this kernel cannot tell its rseq registration (needs Linux 5.13)";
-            refuse.because(format!("thread {tid}"), reason);
-            None
-        }
-        Err(e) => return Err(e.into()),
-    };
     Ok(Thread {
         tid,
         comm: status.comm.clone(),
@@ -90,9 +76,9 @@ pub(crate) fn dump_outside(
         sigmask: thread.sigmask()?,
         pending: Vec::new(),
         altstack: images::signal::AltStack::default(),
-        robust_list_64,
+        robust_list_64: robust_list_64(tid).context("read the robust list")?,
         robust_list_32: low.robust_list_32(tid).context("read the ia32 robust list")?,
-        rseq,
+        rseq: None,
         clear_child_tid: Addr(0),
         sched: dump_sched(tid)?,
         creds: creds::dump_creds(status, 0),
@@ -115,32 +101,6 @@ fn check_status(tid: Pid, status: &Status, refuse: &mut Refuse<'_>) {
     if status.untag_mask.is_some_and(|mask| mask != u64::MAX) {
         refuse.because(object(), "linear address masking is on");
     }
-}
-
-/// Refuses a thread that was stopped inside a restartable sequence: where it goes on is for the kernel to decide.
-pub(crate) fn check_rseq(pid: Pid, thread: &Thread, refuse: &mut Refuse<'_>) -> Result<()> {
-    let Some(Rseq { area, .. }) = thread.rseq else { return Ok(()) };
-    // struct rseq: rseq_cs at 8. struct rseq_cs: version, flags, start_ip, post_commit_offset, abort_ip.
-    let mut word = [0u8; 8];
-    vm::read_exact(pid, area.offset(8), &mut word)
-        .with_context(|| format!("thread {}: read its rseq area at {area}", thread.tid))?;
-    let descriptor = Addr(u64::from_le_bytes(word));
-    if descriptor.0 == 0 {
-        return Ok(());
-    }
-    let mut cs = [0u8; 32];
-    vm::read_exact(pid, descriptor, &mut cs)
-        .with_context(|| format!("thread {}: read its rseq descriptor at {descriptor}", thread.tid))?;
-    let field = |at: usize| {
-        let mut word = [0u8; 8];
-        word.copy_from_slice(&cs[at..at + 8]);
-        u64::from_le_bytes(word)
-    };
-    if regs::ip(&thread.regs).0.wrapping_sub(field(8)) < field(16) {
-        let object = format!("thread {}", thread.tid);
-        refuse.with_hint(object, "stopped inside a restartable sequence", "dump again");
-    }
-    Ok(())
 }
 
 /// prctl options, include/uapi/linux/prctl.h.

@@ -23,8 +23,12 @@ pub fn ops(list: &mut Vec<u8>, machine: &Machine, abi: Abi, thread: &Thread) {
     if let Some(robust) = native {
         op::push(list, &Op::RobustList { head: robust.head.0, len: robust.len });
     }
-    if let (Abi::X86_64, Some(robust)) = (abi, thread.robust_list_32) {
-        op::push(list, &Op::RobustList32 { head: robust.head.0, len: robust.len });
+    let foreign = match abi {
+        Abi::X86_64 => thread.robust_list_32,
+        Abi::Ia32 => thread.robust_list_64,
+    };
+    if let Some(robust) = foreign {
+        op::push(list, &Op::ForeignRobustList { head: robust.head.0, len: robust.len });
     }
     if thread.clear_child_tid.0 != 0 {
         op::push(list, &Op::TidAddress(thread.clear_child_tid.0));

@@ -16,6 +16,8 @@ const MAP_FIXED: u32 = 0x10;
 const ENOMEM: u32 = 12;
 const MADV_DONTNEED: usize = 4;
 const MADV_POPULATE_WRITE: usize = 23;
+/// `__NR_set_robust_list` in the table of the other ABI.
+const FOREIGN_SET_ROBUST_LIST: u32 = if cfg!(target_arch = "x86_64") { 311 } else { 273 };
 const KERNEL_SIGSET_SIZE: usize = 8;
 
 // Where the coordinator has the hole unmapped from: nothing runs after the call.
@@ -81,7 +83,7 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
             plain(nr::__NR_sigaltstack, base, &[address(&stack), 0])
         }
         Op::RobustList { head, len } => plain(nr::__NR_set_robust_list, head, &[size(head)?, size(len)?]),
-        Op::RobustList32 { head, len } => robust_list_32(head, len),
+        Op::ForeignRobustList { head, len } => foreign_robust_list(head, len),
         Op::TidAddress(addr) => plain(nr::__NR_set_tid_address, addr, &[size(addr)?]),
         Op::Rseq { area, size: len, flags, signature } => {
             plain(nr::__NR_rseq, area, &[size(area)?, len as usize, flags as usize, signature as usize])
@@ -246,11 +248,9 @@ fn prctl(option: u32, args: [u64; 3]) -> Result<(), Failure> {
     plain(nr::__NR_prctl, u64::from(option), &args)
 }
 
-fn robust_list_32(head: u64, len: u64) -> Result<(), Failure> {
-    const SET_ROBUST_LIST: u32 = 311;
-    let narrow = |value: u64| u32::try_from(value).map_err(|_| Failure::wrong(value));
+fn foreign_robust_list(head: u64, len: u64) -> Result<(), Failure> {
     // SAFETY: the kernel only notes the address.
-    let ret = unsafe { sys::syscall_ia32(SET_ROBUST_LIST, [narrow(head)?, narrow(len)?]) };
+    let ret = unsafe { sys::foreign_call(FOREIGN_SET_ROBUST_LIST, [head, len]) };
     if ret == 0 { Ok(()) } else { Err(Failure::new(Errno(ret.unsigned_abs()), head)) }
 }
 

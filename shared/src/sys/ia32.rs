@@ -60,6 +60,32 @@ global_asm!(
     "ret",
 );
 
+// int crr_syscall_64(unsigned nr, const unsigned long long args[2]): to 64-bit code by a far return, __USER_CS (0x33) being
+// open to every task, and back to __USER32_CS (0x23) by another. The instructions between are 64-bit ones, given as bytes where
+// this mode has none.
+global_asm!(
+    ".globl crr_syscall_64",
+    "crr_syscall_64:",
+    "push esi",
+    "push edi",
+    "mov eax, [esp + 12]",
+    "mov edx, [esp + 16]",
+    "push 0x33",
+    "call 2f",
+    "2: .byte 0x83, 0x04, 0x24, 3f - 2b", // add dword ptr [esp], 3f - 2b
+    "retf",
+    "3: .byte 0x48, 0x8b, 0x3a",          // mov rdi, [rdx]
+    ".byte 0x48, 0x8b, 0x72, 0x08",       // mov rsi, [rdx + 8]
+    ".byte 0x0f, 0x05",                   // syscall
+    ".byte 0x6a, 0x23",                   // push 0x23
+    ".byte 0xe8, 0, 0, 0, 0",             // call 4f
+    "4: .byte 0x83, 0x04, 0x24, 5f - 4b", // add dword ptr [rsp], 5f - 4b
+    ".byte 0x48, 0xcb",                   // retfq
+    "5: pop edi",
+    "pop esi",
+    "ret",
+);
+
 /// `__kernel_vsyscall`, or 0.
 static ENTRY: AtomicUsize = AtomicUsize::new(0);
 
@@ -71,6 +97,7 @@ pub fn set_entry(entry: usize) {
 
 unsafe extern "C" {
     fn crr_syscall6(nr: usize, args: *const usize, entry: usize) -> isize;
+    fn crr_syscall_64(nr: u32, args: *const u64) -> i32;
     fn crr_clone3_thread(
         args: *const CloneArgs,
         size: usize,
@@ -88,16 +115,13 @@ pub unsafe fn syscall6(nr: usize, args: [usize; 6]) -> isize {
     unsafe { crr_syscall6(nr, args.as_ptr(), ENTRY.load(Ordering::Relaxed)) }
 }
 
-/// A system call of the ia32 table: here, any system call.
+/// A system call of the x86_64 table, by the instruction that 64-bit code has for it.
 ///
 /// # Safety
 /// As the call itself.
-pub unsafe fn syscall_ia32(nr: u32, args: [u32; 2]) -> i32 {
-    #[allow(clippy::cast_possible_truncation)] // isize is 32 bits wide here.
-    // SAFETY: the caller's promise.
-    unsafe {
-        syscall6(nr as usize, [args[0] as usize, args[1] as usize, 0, 0, 0, 0]) as i32
-    }
+pub unsafe fn foreign_call(nr: u32, args: [u64; 2]) -> i32 {
+    // SAFETY: the routine reads the two words and enters the kernel; the rest is the caller's promise.
+    unsafe { crr_syscall_64(nr, args.as_ptr()) }
 }
 
 /// clone3 of a thread that runs `entry(arg)` on the stack of `args`.

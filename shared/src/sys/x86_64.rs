@@ -26,11 +26,11 @@ pub unsafe fn syscall6(nr: usize, args: [usize; 6]) -> isize {
     ret
 }
 
-/// A system call of the ia32 table, by `int 0x80`.
+/// A system call of the ia32 table, by `int 0x80`, which takes the low halves.
 ///
 /// # Safety
-/// As the call itself; pointers must lie below 4 GiB.
-pub unsafe fn syscall_ia32(nr: u32, args: [u32; 2]) -> i32 {
+/// As the call itself.
+pub unsafe fn foreign_call(nr: u32, args: [u64; 2]) -> i32 {
     let ret: u32;
     // SAFETY: rbx is reserved by LLVM, so it is swapped in and out; int 0x80 keeps every register but rax,
     // before 4.16 it cleared r8 to r11.
@@ -39,9 +39,9 @@ pub unsafe fn syscall_ia32(nr: u32, args: [u32; 2]) -> i32 {
             "xchg {first:r}, rbx",
             "int 0x80",
             "xchg {first:r}, rbx",
-            first = inout(reg) u64::from(args[0]) => _,
+            first = inout(reg) args[0] => _,
             inlateout("eax") nr => ret,
-            in("ecx") args[1],
+            in("rcx") args[1],
             lateout("r8") _, lateout("r9") _, lateout("r10") _, lateout("r11") _,
             options(nostack),
         );

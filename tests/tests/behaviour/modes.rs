@@ -16,6 +16,7 @@ tests::survives! {
     waiting => modes("waiting");
     segments => modes("segments").busy();
     turns => modes("turns").busy();
+    robust_lists => modes("robust_lists").busy();
 }
 
 /// Several threads that take turns between the modes, with segments of their own and signals all the time, ten times.

@@ -11,6 +11,8 @@ tests::survives! {
     waiting => threads("waiting");
     robust_mutex => threads("robust_mutex");
     robust_shared => threads("robust_shared");
+    mixed_locks => threads("mixed_locks");
+    sequence => threads("sequence").busy();
     registrations => threads("registrations");
     in_children => threads("in_children");
     statically_linked => Workload::new("threads-static", "many");
