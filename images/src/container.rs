@@ -66,8 +66,8 @@ impl Kind {
     #[must_use]
     pub const fn version(self) -> u16 {
         match self {
-            Self::Tree | Self::Files | Self::Memory => 2,
-            Self::Inventory | Self::Pages => 1,
+            Self::Inventory | Self::Tree | Self::Files | Self::Memory => 2,
+            Self::Pages => 1,
         }
     }
 }

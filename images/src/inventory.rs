@@ -25,10 +25,23 @@ pub struct Inventory {
     pub tasks: u32,
     /// Threads of all tasks.
     pub threads: u32,
-    /// XSAVE state components in use by some thread (XSTATE_BV of all threads or-ed).
+    /// XSAVE state components that hold something in some thread, by bits.
     pub xfeatures_in_use: u64,
+    /// Where the components of the threads' extended state lie: places differ between processors.
+    pub xstate_layout: Vec<StateComponent>,
     /// All other files of the checkpoint.
     pub files: Vec<FileEntry>,
+}
+
+/// A component of the XSAVE area in the standard format, from CPUID leaf 0xd of the machine that dumped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateComponent {
+    /// Its number, from 2 on: x87 and SSE lie where FXSAVE has them.
+    pub number: u8,
+    /// Bytes before it.
+    pub offset: u32,
+    /// Its bytes.
+    pub size: u32,
 }
 
 /// One file of the checkpoint.

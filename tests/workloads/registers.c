@@ -145,6 +145,23 @@ static void craft(struct extended *extended, uint32_t seed)
 	area[4] = 0xff;                           /* FTW: all eight in use */
 	*(uint32_t *)(void *)(area + 24) = 0x7f80; /* MXCSR: round to zero, all masked */
 	*(uint32_t *)(void *)(area + 28) = 0xffff;
+	/* Less usual states, by thread. */
+	switch (seed / 1000) {
+	case 2: /* some registers empty, TOP at 5, conditions; SSE exceptions seen, rounding up */
+		area[4] = 0x35;
+		*(uint16_t *)(void *)(area + 2) = 5 << 11 | 0x4500;
+		*(uint32_t *)(void *)(area + 24) = 0x5fbf;
+		break;
+	case 3: /* MMX: TOP at 0, exponents all ones */
+		for (int i = 0; i < 8; i++)
+			area[32 + i * 16 + 8] = area[32 + i * 16 + 9] = 0xff;
+		break;
+	case 4: /* nothing masked, all registers empty, denormals to zero */
+		*(uint16_t *)(void *)(area + 0) = 0x0240;
+		area[4] = 0;
+		*(uint32_t *)(void *)(area + 24) = 0x8040;
+		break;
+	}
 	for (size_t i = 0; i < LENGTH(patterned); i++) {
 		if (!(extended->features & 1u << patterned[i]))
 			continue;

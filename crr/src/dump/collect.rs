@@ -22,7 +22,9 @@ use crate::resource::signal::{self, AskSignals};
 use crate::resource::task::{self as properties, AskTask};
 use crate::resource::thread::{self, AskThread};
 use crate::resource::tree::{self, Standing, Strangers};
-use crate::resource::{Refuse, attribute, limits, memory, mempolicy, robust, rseq, seccomp, sharing, timer, zombie};
+use crate::resource::{
+    Refuse, attribute, limits, memory, mempolicy, robust, rseq, seccomp, sharing, timer, zombie,
+};
 use crate::sys::int80::LowBuffer;
 use crate::sys::vm;
 use anyhow::{Context, Result, bail};

@@ -13,10 +13,11 @@ use crate::progress::Progress;
 use crate::ptrace::{self, Patience};
 use crate::refusal::Refusals;
 use crate::resource::pipe::Holders;
-use crate::resource::robust;
+use crate::resource::{robust, xstate};
 use crate::store::Writer;
 use crate::sys::int80::LowBuffer;
 use crate::sys::limits;
+use crate::sys::{process, xsave};
 use anyhow::{Context, Result};
 use collect::{Collected, collect};
 use freeze::Frozen;
@@ -137,6 +138,7 @@ fn inventory(tree: &Tree) -> Result<Inventory> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let threads = || tree.tasks.iter().flat_map(|task| &task.threads);
     let mut abis: Vec<Abi> = tree.tasks.iter().map(|task| task.abi).collect();
+    let xstate_layout = xsave::layout(process::enabled_xfeatures());
     abis.sort_unstable();
     abis.dedup();
     Ok(Inventory {
@@ -148,12 +150,10 @@ fn inventory(tree: &Tree) -> Result<Inventory> {
         abis,
         tasks: u32::try_from(tree.tasks.len())?,
         threads: u32::try_from(threads().count())?,
-        xfeatures_in_use: threads().map(|thread| features_in_use(&thread.xstate)).fold(0, |a, b| a | b),
+        xfeatures_in_use: threads()
+            .map(|thread| xstate::in_use(&thread.xstate, &xstate_layout))
+            .fold(0, |a, b| a | b),
+        xstate_layout,
         files: Vec::new(),
     })
-}
-
-/// XSTATE_BV of an XSAVE area: the first word of its header, which follows the 512 bytes of FXSAVE.
-fn features_in_use(xstate: &[u8]) -> u64 {
-    xstate.get(512..520).and_then(|word| word.try_into().ok()).map_or(0, u64::from_le_bytes)
 }

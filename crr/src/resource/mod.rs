@@ -25,6 +25,7 @@ pub mod timer;
 pub mod tree;
 pub mod unix_socket;
 pub(crate) mod wait;
+pub mod xstate;
 pub mod zombie;
 
 use crate::refusal::Refusals;

@@ -16,7 +16,6 @@ use anyhow::{Context, Result};
 use images::attribute::ThreadAttributes;
 use images::thread::{Sched, Thread, UserDesc};
 use images::{Addr, Pid};
-use nix::errno::Errno;
 
 /// GDT_ENTRY_TLS_MIN to GDT_ENTRY_TLS_MAX of 64-bit kernels, arch/x86/include/asm/segment.h.
 const TLS_SLOTS: std::ops::RangeInclusive<u32> = 12..=14;

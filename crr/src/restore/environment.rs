@@ -3,6 +3,7 @@
 use crate::resource::{attribute, thread};
 use crate::sys::{process, xsave};
 use anyhow::{Context, Result};
+use images::inventory::StateComponent;
 use images::thread::{Creds, Sched};
 use std::fs;
 
@@ -23,8 +24,8 @@ pub(crate) struct Environment {
     pub seccomp: u32,
     /// Further settings.
     pub attributes: attribute::Inherited,
-    /// Enabled state components.
-    pub xfeatures: u64,
+    /// Where enabled state components lie.
+    pub xstate_layout: Vec<StateComponent>,
     /// Bytes of NT_X86_XSTATE.
     pub xstate_size: usize,
 }
@@ -48,7 +49,7 @@ impl Environment {
             coredump_filter: u32::try_from(number("/proc/self/coredump_filter", 16)?)?,
             personality: u32::try_from(number("/proc/self/personality", 16)?)?,
             attributes: attribute::inherited()?,
-            xfeatures: process::enabled_xfeatures(),
+            xstate_layout: xsave::layout(process::enabled_xfeatures()),
             // The regset holds all components that the kernel has enabled (fpu_user_cfg.max_size).
             xstate_size: xsave::size_for(process::enabled_xfeatures()),
         })

@@ -5,7 +5,7 @@ use super::environment::Environment;
 use super::prepare::Lives;
 use crate::refusal::{Refusal, Refusals};
 use crate::resource::unix_socket::bind;
-use crate::resource::{attribute, seccomp};
+use crate::resource::{attribute, seccomp, xstate};
 use crate::store::Checkpoint;
 use crate::sys::process;
 use images::file::Path;
@@ -113,11 +113,10 @@ fn vdso(refusals: &mut Refusals, checkpoint: &Checkpoint, lives: &Lives) {
 }
 
 fn processor(refusals: &mut Refusals, checkpoint: &Checkpoint, environment: &Environment) {
-    let missing = checkpoint.inventory.xfeatures_in_use & !environment.xfeatures;
-    for bit in (0..64).filter(|bit| missing & (1 << bit) != 0) {
+    let inventory = &checkpoint.inventory;
+    let (from, to) = (&inventory.xstate_layout, &environment.xstate_layout);
+    for bit in xstate::misfits(inventory.xfeatures_in_use, from, to) {
         let name = match bit {
-            0 => "x87",
-            1 => "SSE",
             2 => "AVX",
             3 | 4 => "MPX",
             5..=7 => "AVX-512",

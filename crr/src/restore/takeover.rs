@@ -11,6 +11,7 @@ use super::stand_in::StandIn;
 use crate::ptrace::{Patience, Seized, Stopped, regs};
 use crate::resource::seccomp;
 use crate::resource::wait::resume;
+use crate::resource::xstate;
 use crate::sys::sched;
 use anyhow::{Context, Result, bail};
 use images::seccomp::Seccomp;
@@ -199,7 +200,8 @@ fn set_state(restore: &Restore<'_>, pid: Pid, thread: &Taken<'_>) -> Result<()> 
     for &tls in &record.tls {
         stopped.set_thread_area(tls)?;
     }
-    stopped.set_xstate(&fitted(&record.xstate, restore.environment.xstate_size))?;
+    let (from, here) = (&restore.checkpoint.inventory.xstate_layout, &restore.environment);
+    stopped.set_xstate(&xstate::fitted(&record.xstate, from, &here.xstate_layout, here.xstate_size))?;
     stopped.set_regs(&resume::registers(&record.regs, answer))?;
     stopped.set_sigmask(record.sigmask)?;
     resume::note(pid, record, answer, stopped)?;
@@ -207,13 +209,6 @@ fn set_state(restore: &Restore<'_>, pid: Pid, thread: &Taken<'_>) -> Result<()> 
         seccomp::start_over_if_forbidden(stopped)?;
     }
     schedule(&restore.environment.sched, record)
-}
-
-/// The XSAVE area at the size that this kernel takes; what is cut off or added was checked to be unused.
-fn fitted(xstate: &[u8], size: usize) -> Vec<u8> {
-    let mut xstate = xstate.to_vec();
-    xstate.resize(size, 0);
-    xstate
 }
 
 fn schedule(own: &Sched, record: &Thread) -> Result<()> {

@@ -4,25 +4,38 @@
 //! CPUID exists on every x86_64 processor and changes nothing.
 #![allow(unsafe_code)]
 
+use images::inventory::StateComponent;
 use std::arch::x86_64::__cpuid_count;
+
+/// Components before it are part of the FXSAVE area.
+const FIRST_EXTENDED: u8 = 2;
 
 /// FXSAVE area and XSAVE header.
 pub const HEADER_END: usize = 576;
 
+/// Where the components of `features` lie.
+#[must_use]
+pub fn layout(features: u64) -> Vec<StateComponent> {
+    (FIRST_EXTENDED..63).filter(|number| features >> number & 1 != 0).map(component).collect()
+}
+
+/// Extended state enumeration: sub-leaf n is component n, EAX its size, EBX its offset.
+fn component(number: u8) -> StateComponent {
+    const LEAF: u32 = 0xd;
+    // Newer compilers declare this intrinsic safe.
+    #[allow(unused_unsafe)]
+    // SAFETY: see the module.
+    let leaf = unsafe { __cpuid_count(LEAF, number.into()) };
+    StateComponent { number, offset: leaf.ebx, size: leaf.eax }
+}
+
 /// Bytes of an area that holds the components of `features` (XSTATE_BV).
 #[must_use]
 pub fn size_for(features: u64) -> usize {
-    /// Extended state enumeration: sub-leaf n is component n, EAX its size, EBX its offset.
-    const LEAF: u32 = 0xd;
-    const FIRST_EXTENDED: u32 = 2;
-    (FIRST_EXTENDED..63)
-        .filter(|n| features >> n & 1 != 0)
-        .map(|n| {
-            // Newer compilers declare this intrinsic safe.
-            #[allow(unused_unsafe)]
-            // SAFETY: see the module.
-            let leaf = unsafe { __cpuid_count(LEAF, n) };
-            usize::try_from(u64::from(leaf.eax) + u64::from(leaf.ebx)).unwrap_or(0)
+    layout(features)
+        .iter()
+        .map(|component| {
+            usize::try_from(u64::from(component.offset) + u64::from(component.size)).unwrap_or(0)
         })
         .fold(HEADER_END, usize::max)
 }

@@ -5,7 +5,7 @@ use images::attribute::{AreaPolicy, MemoryPolicy, TaskAttributes, ThreadAttribut
 use images::container::{Kind, TRAILER_SIZE, crc32c, encode};
 use images::file::{Description, FdEntry, Files, Path, Pipe, Target};
 use images::id::PAGE_SIZE;
-use images::inventory::{FileEntry, Inventory};
+use images::inventory::{FileEntry, Inventory, StateComponent};
 use images::memory::{Backing, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
 use images::seccomp::{Filter, Seccomp};
 use images::sharing::Shares;
@@ -57,6 +57,7 @@ fn inventory() -> Inventory {
         tasks: 2,
         threads: 4,
         xfeatures_in_use: 7,
+        xstate_layout: vec![StateComponent { number: 2, offset: 576, size: 256 }],
         files: Vec::new(),
     }
 }
