@@ -1,215 +1,24 @@
 //! Real programs, not written to be checkpointed: i386 ones out of the tree that `ci/i386-root` makes,
 //! 64-bit ones of the machine, alone and mixed. Each goes through several rounds of dump, gone, restore while
 //! it works, and a client that knows what the right answers are asks it before and after.
-//!
-//! They run in the world of `programs/world`: the i386 tree with the host's 64-bit programs at `/host` and
-//! the test's directory at `/scratch`, as the root of the test's own mount namespace ([`Place::Namespace`]) or
-//! by plain chroot below a `crr` that has another root ([`Place::Chroot`]).
+
+mod world;
 
 use anyhow::{Context, bail, ensure};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Duration;
-use tests::{Result, binaries, case, isolate, require_root, wait};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use tests::{Result, isolate, require_root, wait};
+use world::{LIMIT, Place, World, i386_root};
 
 /// Rounds of dump and restore that each program goes through.
 const ROUNDS: u32 = 5;
-
-/// Limit of one test: the machine may be busy with others.
-const LIMIT: Duration = Duration::from_secs(300);
 
 /// 64-bit programs, by their names inside of the world.
 const PYTHON64: &str = "/host/usr/bin/python3";
 const BASH64: &str = "/host/usr/bin/bash";
 /// i386 ones.
 const PYTHON32: &str = "/usr/bin/python3";
-
-/// Where the root directory of the programs comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    /// It is the root of the mount namespace, and `crr`'s too.
-    Namespace,
-    /// The programs were started by chroot(8).
-    Chroot,
-}
-
-/// The i386 tree with everything mounted, and the test's directory in it.
-struct World {
-    /// What the programs see as /, as this process sees it.
-    root: PathBuf,
-    /// What the programs see as /scratch, as this process sees it.
-    dir: PathBuf,
-    /// The host's own tree, as this process sees it, and the test's directory in there.
-    host: PathBuf,
-    host_dir: PathBuf,
-    /// `programs/world`, as this process sees it.
-    script: PathBuf,
-    crr: PathBuf,
-}
-
-impl World {
-    /// Makes the mounts. In [`Place::Namespace`] that changes the root of this very process.
-    fn enter(dir: &Path, place: Place) -> Result<Self> {
-        let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs");
-        let copied = Command::new("cp").arg("-r").arg(programs.join(".")).arg(dir).status()?;
-        ensure!(copied.success(), "copy the programs: {copied}");
-        let root = i386_root().context("no i386 tree: run ci/setup, or set CRR_I386_ROOT")?;
-        let mode = if place == Place::Namespace { "--pivot" } else { "--mounts" };
-        let made = Command::new(programs.join("world")).arg(mode).args([&root, dir]).status()?;
-        ensure!(made.success(), "make the world: {made}");
-        let (crr, host_dir) = (binaries::crr()?, dir.to_owned());
-        if place == Place::Chroot {
-            let (dir, script) = (dir.to_owned(), dir.join("world"));
-            return Ok(World { root, dir, host: "/".into(), host_dir, script, crr });
-        }
-        std::env::set_current_dir("/")?;
-        let crr = Path::new("/host").join(crr.strip_prefix("/")?);
-        Ok(World {
-            root: "/".into(),
-            dir: "/scratch".into(),
-            host: "/host".into(),
-            host_dir,
-            script: "/scratch/world".into(),
-            crr,
-        })
-    }
-
-    /// Starts a program in a session of its own; what it prints goes to `log`.
-    fn start(&self, program: &[&str]) -> Result<Running<'_>> {
-        let log = File::create(self.dir.join("log"))?;
-        // Once restored it is not this child any more: it is reaped by its pid.
-        let child = Command::new("setsid")
-            .args([&self.script, Path::new("--start"), &self.root])
-            .args(program)
-            .env_clear()
-            .envs([("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/tmp"), ("LC_ALL", "C.UTF-8")])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("start {program:?}"))?;
-        let root = Pid::from_raw(i32::try_from(child.id())?);
-        Ok(Running { world: self, root, dumps: 0, asked: 0 })
-    }
-
-    fn crr(&self, args: &[&str]) -> Result {
-        let said = self.dir.join("crr.log");
-        let output = File::create(&said)?;
-        let mut child = Command::new(&self.crr)
-            .args(args)
-            .current_dir(&self.dir)
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .spawn()
-            .with_context(|| format!("start {}", self.crr.display()))?;
-        let ended = wait::until(wait::STEP, "crr", || Ok(child.try_wait()?));
-        if ended.is_err() {
-            child.kill()?;
-            child.wait()?;
-        }
-        let said =
-            || format!("crr {} said:\n{}", args.join(" "), fs::read_to_string(&said).unwrap_or_default());
-        let status = ended.with_context(said)?;
-        ensure!(status.success(), "{status}; {}", said());
-        Ok(())
-    }
-
-    fn read(&self, name: &str) -> Result<String> {
-        fs::read_to_string(self.dir.join(name)).with_context(|| format!("read {name}"))
-    }
-}
-
-/// A started program, by the pid of the root of its tree.
-struct Running<'a> {
-    world: &'a World,
-    root: Pid,
-    dumps: u32,
-    asked: u32,
-}
-
-impl Running<'_> {
-    /// One round: dump, see that all of it is gone, restore.
-    fn round(&mut self) -> Result {
-        self.dumps += 1;
-        let round = self.dumps;
-        let images = self.world.dir.join(format!("images-{round}"));
-        fs::create_dir(&images)?;
-        let images = images.to_string_lossy();
-        self.world
-            .crr(&["dump", "-t", &self.root.to_string(), "-D", &images])
-            .with_context(|| format!("round {round}: dump"))?;
-        case::nothing_left().with_context(|| format!("round {round}: after the dump"))?;
-        self.world
-            .crr(&["restore", "-D", &images, "-d"])
-            .with_context(|| format!("round {round}: restore"))?;
-        fs::remove_dir_all(&*images)?;
-        Ok(())
-    }
-
-    /// The answer to a command, by the files of `programs/desk.py`.
-    fn ask(&mut self, command: &str) -> Result<String> {
-        self.asked += 1;
-        let (asked, answered) = (self.world.dir.join("command"), self.world.dir.join("answer"));
-        let new = asked.with_extension("new");
-        fs::write(&new, format!("{} {command}\n", self.asked))?;
-        fs::rename(&new, &asked)?;
-        let number = format!("{} ", self.asked);
-        let answer = wait::until(wait::STEP, &format!("an answer to {command}"), || {
-            self.still_runs()?;
-            let text = fs::read_to_string(&answered).unwrap_or_default();
-            Ok(text.strip_prefix(&number).map(|answer| answer.trim_end().to_owned()))
-        });
-        answer.with_context(|| format!("the program said:\n{}", self.world.read("log").unwrap_or_default()))
-    }
-
-    /// [`Self::ask`], with the answer as numbers.
-    fn ask_numbers(&mut self, command: &str) -> Result<Vec<u64>> {
-        let answer = self.ask(command)?;
-        answer.split_whitespace().map(|word| word.parse().with_context(|| answer.clone())).collect()
-    }
-
-    /// Waits until the program has come to a point of its work.
-    fn wait_for_progress(&self, point: u32) -> Result {
-        wait::until(wait::STEP, &format!("progress {point}"), || {
-            self.still_runs()?;
-            let text = self.world.read("progress").unwrap_or_default();
-            Ok(text.trim().parse::<u32>().is_ok_and(|now| now >= point).then_some(()))
-        })
-    }
-
-    fn still_runs(&self) -> Result {
-        match waitpid(self.root, Some(WaitPidFlag::WNOHANG))? {
-            WaitStatus::StillAlive => Ok(()),
-            status => bail!("the program ended: {status:?}\n{}", self.world.read("log").unwrap_or_default()),
-        }
-    }
-
-    /// Waits until it has ended, well and with no process left.
-    fn finish(self) -> Result {
-        let status = wait::until(LIMIT, "the program ends", || {
-            Ok(match waitpid(self.root, Some(WaitPidFlag::WNOHANG))? {
-                WaitStatus::StillAlive => None,
-                status => Some(status),
-            })
-        })?;
-        let log = self.world.read("log")?;
-        ensure!(status == WaitStatus::Exited(self.root, 0), "it ended with {status:?} and said:\n{log}");
-        case::nothing_left()
-    }
-}
-
-/// The i386 tree: `$CRR_I386_ROOT`, or where `ci/setup` puts it.
-fn i386_root() -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).map(PathBuf::from);
-    let cache = || variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
-    let tree = variable("CRR_I386_ROOT")
-        .or_else(|| Some(variable("CRR_CACHE").or_else(|| Some(cache()?.join("crr")))?.join("i386-root")))?;
-    tree.join("usr/bin/python3").exists().then_some(tree)
-}
 
 /// Whether the i386 tree is there and its programs run.
 fn have_programs() -> bool {
@@ -257,6 +66,13 @@ programs! {
     /// A parent with two children and three pipes.
     perl32_family in Namespace => |world| right_answers(world, &["/usr/bin/perl", "/scratch/family.pl"]);
     perl32_family_in_chroot in Chroot => |world| right_answers(world, &["/usr/bin/perl", "/scratch/family.pl"]);
+    /// A pool of Java threads, with the just-in-time compilers and the collector beside them.
+    java32_threads in Namespace => |world| right_answers(world, &["/usr/bin/java", "/scratch/Numbers.java"]);
+    java32_threads_in_chroot in Chroot => |world| right_answers(world, &["/usr/bin/java", "/scratch/Numbers.java"]);
+    /// Ruby threads, a forked child and timeouts.
+    ruby32_workers in Namespace => |world| right_answers(world, &["/usr/bin/ruby", "/scratch/workers.rb"]);
+    /// A parent that forks and waits for children all the time, with alarms.
+    php32_forks in Namespace => |world| right_answers(world, &["/usr/bin/php", "/scratch/forks.php"]);
     /// A stream through a pipeline of one i386 program.
     busybox32_pipeline in Namespace => |world| stream(world, &["/bin/busybox", "sh", "-c"], BUSYBOX);
     /// A stream through 64-bit bash, i386 python, i386 gzip, 64-bit sort, i386 gzip.
