@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tests::abi::Abi;
-use tests::case::Workload;
+use tests::case::{Workload, nothing_left};
 use tests::isolate::isolated_for;
 use tests::modes::cycles;
 use tests::snapshot::Snapshot;
@@ -129,6 +129,34 @@ fn at_most_one_area_left(before: &Snapshot, after: &Snapshot) -> tests::Result {
         anyhow::ensure!(new.len() <= 1 && ours, "{key}: {new:#?}");
     }
     Ok(())
+}
+
+/// Threads and tasks that come and go, and signals on their way, at whatever moment a dump picks: it succeeds every time
+/// and harms nothing, and so do dump and restore.
+#[test]
+fn dumps_of_a_tree_in_motion() {
+    require_root!();
+    require_ia32!();
+    isolated_for(8 * MINUTES, &here!(), |dir| {
+        for abi in Abi::ALL {
+            let mut running = Workload::new("churn", "tree").busy().start(&dir.join(abi.name()), abi)?;
+            alive(&running)?;
+            for dump in 1..=30 {
+                running.dump(&["--leave-running"])?.success()?;
+                alive(&running).map_err(|e| e.context(format!("{abi}: after dump {dump}")))?;
+                std::fs::remove_dir_all(running.images())?;
+            }
+            for cycle in 1..=10 {
+                running.dump(&[])?.success()?;
+                nothing_left()?;
+                running.restore(&["-d"])?.success()?;
+                alive(&running).map_err(|e| e.context(format!("{abi}: after cycle {cycle}")))?;
+                std::fs::remove_dir_all(running.images())?;
+            }
+            running.verify()?;
+        }
+        Ok(())
+    });
 }
 
 /// Asks the busy tree whether every thread gets on.

@@ -69,8 +69,6 @@ programs! {
     /// A pool of Java threads, with the just-in-time compilers and the collector beside them.
     java32_threads in Namespace => |world| right_answers(world, &["/usr/bin/java", "/scratch/Numbers.java"]);
     java32_threads_in_chroot in Chroot => |world| right_answers(world, &["/usr/bin/java", "/scratch/Numbers.java"]);
-    /// Ruby threads, a forked child and timeouts.
-    ruby32_workers in Namespace => |world| right_answers(world, &["/usr/bin/ruby", "/scratch/workers.rb"]);
     /// A parent that forks and waits for children all the time, with alarms.
     php32_forks in Namespace => |world| right_answers(world, &["/usr/bin/php", "/scratch/forks.php"]);
     /// A stream through a pipeline of one i386 program.
