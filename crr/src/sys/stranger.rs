@@ -34,8 +34,13 @@ impl Stranger {
     /// As fork(2), setresuid(2), setresgid(2).
     pub fn new(uid: u32, gid: u32) -> nix::Result<Self> {
         let (answer, tell) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        let parent = nix::unistd::getpid();
         let Some(pid) = process::fork(None, 0)? else {
             let errno = become_stranger(uid, gid).err().map_or(0, |errno| errno as i32);
+            if nix::unistd::getppid() != parent {
+                // Killed before the signal was asked for, which then never comes.
+                process::exit(1);
+            }
             let _ = nix::unistd::write(&tell, &errno.to_le_bytes());
             // Files that it kept open, the dumped tasks' among them, would be held by somebody outside of the tree.
             process::close_all_fds();
