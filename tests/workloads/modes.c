@@ -25,6 +25,7 @@ struct mode {
 	uint16_t stack_segment;	  /* 74 */
 	uint32_t saved_stack;	  /* 76 */
 	char buffer[64];
+	volatile pid_t tid;
 };
 
 extern const char low_start[], low_spin[], low_call[], low_call_int80[], low_segments[], low_back[], low_end[];
@@ -301,6 +302,7 @@ static void count_signal(int number)
 static void *turn(void *argument)
 {
 	struct mode *mode = argument;
+	mode->tid = thread_id();
 	alternate_stack();
 	mode->limit = 20000;
 	while (!done && !mode->wrong) {
@@ -312,11 +314,14 @@ static void *turn(void *argument)
 	return NULL;
 }
 
-static void *send_signals(void *argument)
+static volatile pid_t turners[TURNERS];
+
+/* By the plain system call: pthread_kill blocks all signals for a moment, which /proc would show now and then. */
+static void *send_signals(void *unused)
 {
-	pthread_t *threads = argument;
+	(void)unused;
 	for (int i = 0; !done; i++) {
-		MUST0(pthread_kill(threads[i % TURNERS], SIGUSR2));
+		MUST(syscall(SYS_tgkill, getpid(), turners[i % TURNERS], SIGUSR2));
 		sched_yield();
 	}
 	return NULL;
@@ -347,9 +352,15 @@ CASE(turns)
 		modes[i]->segment = ldt_segment((unsigned)i * 3 + 1, modes[i], MODIFY_LDT_CONTENTS_DATA, true);
 		MUST0(pthread_create(&threads[i], NULL, turn, modes[i]));
 	}
-	MUST0(pthread_create(&sender, NULL, send_signals, threads));
+	for (int i = 0; i < TURNERS; i++) {
+		while (modes[i]->tid == 0)
+			sched_yield();
+		turners[i] = modes[i]->tid;
+	}
+	MUST0(pthread_create(&sender, NULL, send_signals, NULL));
+	uint32_t first = signals;
 	for (int i = 0; i < TURNERS; i++)
-		while (modes[i]->rounds < 100000 && !modes[i]->wrong)
+		while ((modes[i]->rounds < 100000 || signals == first) && !modes[i]->wrong)
 			sched_yield();
 	checkpoint();
 	uint32_t before = signals;
