@@ -6,6 +6,9 @@
 #include <sys/mman.h>
 
 extern const char echo_start[], echo_end[];
+/* Room below the thread's stack for a signal frame with all the extended state that a processor has. */
+#define ROOM 0x8000
+
 void enter(void *page, void *code);
 
 #ifdef __x86_64__
@@ -39,7 +42,8 @@ static void *thread(void *page)
 int main(void)
 {
     pthread_t other;
-    void *page = mmap((void *)0x20000000, 4096, 7, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    char *room = mmap((void *)0x20000000, ROOM + 4096, 7, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    void *page = room + ROOM;
     memcpy((char *)page + 3072, echo_start, echo_end - echo_start);
     pthread_create(&other, 0, thread, page);
     return pthread_join(other, 0);
