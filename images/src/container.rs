@@ -66,7 +66,8 @@ impl Kind {
     #[must_use]
     pub const fn version(self) -> u16 {
         match self {
-            Self::Inventory | Self::Tree | Self::Files | Self::Memory => 2,
+            Self::Tree | Self::Files => 3,
+            Self::Inventory | Self::Memory => 2,
             Self::Pages => 1,
         }
     }
@@ -303,8 +304,8 @@ mod tests {
     #[test]
     fn newer_versions_are_told() {
         let found = error(&with_header(10, &[99, 0]));
-        assert_eq!(found, Error::Version { found: 99, known: 2 });
-        assert_eq!(found.to_string(), "has format version 99; this crr reads version 2");
+        assert_eq!(found, Error::Version { found: 99, known: Kind::Tree.version() });
+        assert_eq!(found.to_string(), "has format version 99; this crr reads version 3");
     }
 
     #[test]
