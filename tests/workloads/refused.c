@@ -8,6 +8,7 @@
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/ipc.h>
+#include <sys/ptrace.h>
 #include <sys/shm.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -249,6 +250,92 @@ CASE(stranger)
 	snprintf(text, sizeof(text), "process group %d: also has task %d", getpgid(0), *stranger);
 	name(text);
 	checkpoint();
+	MUST(kill(*stranger, SIGUSR1));
+}
+
+static int stay(void *unused)
+{
+	(void)unused;
+	wait_for_go();
+	return 0;
+}
+
+static char *new_stack(void)
+{
+	return map_anonymous(MIB) + MIB;
+}
+
+struct stranger {
+	int flags;
+	volatile pid_t pid;
+};
+
+static int between(void *argument)
+{
+	struct stranger *stranger = argument;
+	stranger->pid = MUST(clone(stay, new_stack(), stranger->flags | SIGCHLD, NULL));
+	_exit(0);
+}
+
+/* By way of a task that is gone, init has a task that shares with the root. */
+static pid_t leave_sharer(int flags)
+{
+	int status;
+	struct stranger *stranger =
+		MUST((struct stranger *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	stranger->flags = flags;
+	pid_t child = MUST(clone(between, new_stack(), flags | SIGCHLD, stranger));
+	CHECK(waitpid(child, &status, 0) == child && status == 0, "the task between: status %#x", status);
+	await_sleep(stranger->pid);
+	return stranger->pid;
+}
+
+static void share_with_stranger(int flags, const char *what)
+{
+	char text[64];
+	pid_t stranger = leave_sharer(flags);
+	snprintf(text, sizeof(text), "%s: shared with task %d (", what, stranger);
+	name(text);
+	checkpoint();
+	MUST(kill(stranger, SIGUSR1));
+}
+
+CASE(stranger_with_memory)
+{
+	share_with_stranger(CLONE_VM, "memory");
+}
+
+CASE(stranger_with_files)
+{
+	share_with_stranger(CLONE_FILES, "file descriptors");
+}
+
+CASE(stranger_with_directories)
+{
+	share_with_stranger(CLONE_FS, "current directory");
+}
+
+/* The root holds a task outside of the tree. */
+CASE(tracer)
+{
+	char text[64];
+	int status;
+	volatile pid_t *stranger =
+		MUST((pid_t *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	pid_t child = MUST(fork());
+	if (child == 0) {
+		*stranger = spawn(outlive_the_root, NULL);
+		_exit(0);
+	}
+	CHECK(waitpid(child, &status, 0) == child && status == 0, "the task between: status %#x", status);
+	MUST(ptrace(PTRACE_SEIZE, *stranger, 0, 0));
+	snprintf(text, sizeof(text), "thread %d (", *stranger);
+	name(text);
+	name("is traced by this task (ptrace)");
+	checkpoint();
+	MUST(ptrace(PTRACE_INTERRUPT, *stranger, 0, 0));
+	CHECK(waitpid(*stranger, &status, __WALL) == *stranger && WIFSTOPPED(status), "its tracee: %#x", status);
+	MUST(ptrace(PTRACE_DETACH, *stranger, 0, 0));
 	MUST(kill(*stranger, SIGUSR1));
 }
 

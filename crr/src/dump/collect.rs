@@ -21,6 +21,7 @@ use crate::resource::pipe::Holders;
 use crate::resource::signal::{self, AskSignals};
 use crate::resource::task::{self as properties, AskTask};
 use crate::resource::thread::{self, AskThread};
+use crate::resource::tracees::AskTracees;
 use crate::resource::tree::{self, Standing, Strangers};
 use crate::resource::{
     Refuse, attribute, limits, memory, mempolicy, robust, rseq, seccomp, sharing, timer, zombie,
@@ -97,7 +98,9 @@ pub(super) fn collect(
         task.dir.read("stat", &mut tables.buffer).with_context(|| format!("task {}: read stat", task.pid))?;
         stats.push(stat::parse(&tables.buffer).with_context(|| format!("task {}", task.pid))?);
     }
-    let shares = sharing::find(&frozen.tasks, &mut refusals)?;
+    let living = frozen.tasks.iter().map(|task| task.pid);
+    let strangers = Strangers::look(&living.chain(frozen.dead.iter().map(|task| task.pid)).collect())?;
+    let shares = sharing::find(&frozen.tasks, &strangers, &mut refusals)?;
     tables.mates = Mates::of(&frozen.tasks, &shares)?;
     let kinds = kinds(&frozen.tasks, &stats, &shares);
     let cloned = family::cloned(&kinds);
@@ -107,7 +110,6 @@ pub(super) fn collect(
     }
     let stranded = |ppid, pgid| family::strands(&kinds, &cloned, ppid, pgid);
     let zombies = look_at_zombies(&frozen.dead, stranded, &mut standings, &mut tables.buffer, &mut refusals)?;
-    let strangers = Strangers::look(&standings.iter().map(|task| task.place.pid).collect())?;
     let shell_job = tree::check(&standings, shell_job, &strangers, &mut refusals);
     tables.terminal = shell_job.and_then(|_| standings.first()).map(|root| root.tty).filter(|tty| *tty != 0);
 
@@ -510,6 +512,7 @@ fn ask_leader(
     let mut batch = executor.batch(leader)?;
     let about_signals = AskSignals::new(&mut batch, record.shares.handlers.is_none());
     let about_task = AskTask::new(&mut batch);
+    let about_tracees = AskTracees::new(&mut batch);
     let about_ldt = AskLdt::new(&mut batch);
     let about_thread = AskThread::new(&mut batch, stranger);
     let reply = executor.run(leader, &batch, patience)?;
@@ -518,6 +521,7 @@ fn ask_leader(
     record.ldt = about_ldt.dump(&reply, executor, leader, patience)?;
     timer::ask_times(executor, leader, &mut record.timers, patience)?;
     let inside = about_task.read(&reply, refuse)?;
+    about_tracees.check(&reply, refuse)?;
     record.dumpable = inside.dumpable;
     record.child_subreaper = inside.child_subreaper;
     record.xcomp_permission = inside.xcomp_permission;

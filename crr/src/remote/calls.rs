@@ -57,6 +57,8 @@ calls! {
     Tgkill = 234, 270;
     /// membarrier.
     Membarrier = 324, 375;
+    /// waitid.
+    Waitid = 247, 284;
     /// keyctl.
     Keyctl = 250, 288;
     /// kcmp.

@@ -22,6 +22,7 @@ pub mod socket;
 pub mod task;
 pub mod thread;
 pub mod timer;
+pub mod tracees;
 pub mod tree;
 pub mod unix_socket;
 pub(crate) mod wait;

@@ -1,6 +1,7 @@
 //! Kernel objects that tasks share by clone(2) without being threads of each other, and what that demands of a restore.
 
 use super::Refuse;
+use super::tree::Strangers;
 use crate::dump::freeze::FrozenTask;
 use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
@@ -10,6 +11,7 @@ use images::memory::Space;
 use images::sharing::{Object, Shares};
 use images::task::Task;
 use images::{Abi, Addr, Pid};
+use nix::errno::Errno;
 use shared::plan::family::{self, SIGCHLD, Why};
 use std::cmp::Ordering;
 
@@ -21,14 +23,24 @@ const KINDS: [(Object, Kind, &str); 4] = [
     (Object::Handlers, Kind::Sighand, "signal handlers"),
 ];
 
-/// Finds what each task shares with an earlier one, and refuses what threads of a task do not share.
-pub(crate) fn find(tasks: &[FrozenTask], refusals: &mut Refusals) -> Result<Vec<Shares>> {
+/// Finds what each task shares with an earlier one, and refuses what threads of a task do not share, or tasks with
+/// one outside of the tree.
+pub(crate) fn find(
+    tasks: &[FrozenTask],
+    strangers: &Strangers,
+    refusals: &mut Refusals,
+) -> Result<Vec<Shares>> {
     let mut shares = vec![Shares::default(); tasks.len()];
     for (object, kind, what) in KINDS {
-        let holders = holders(tasks, kind).with_context(|| format!("compare {what} of tasks"))?;
-        for (index, holder) in holders.into_iter().enumerate().filter(|(index, holder)| index != holder) {
-            shares[index].set(object, Some(tasks[holder].pid));
+        let order = in_order(tasks, kind).with_context(|| format!("compare {what} of tasks"))?;
+        // The sort is stable: the first of equals is the first of the tree.
+        for class in &order {
+            for &index in &class[1..] {
+                shares[index].set(object, Some(tasks[class[0]].pid));
+            }
         }
+        refuse_outsiders(tasks, &order, (kind, what), strangers, refusals)
+            .with_context(|| format!("compare {what} with tasks outside of the tree"))?;
     }
     for task in tasks {
         for thread in task.threads.iter().skip(1) {
@@ -45,8 +57,8 @@ pub(crate) fn find(tasks: &[FrozenTask], refusals: &mut Refusals) -> Result<Vec<
     Ok(shares)
 }
 
-/// For each task the first one with the same object of a kind, by sorting them in the kernel's order.
-fn holders(tasks: &[FrozenTask], kind: Kind) -> nix::Result<Vec<usize>> {
+/// The tasks with the same object of a kind together, by sorting them in the kernel's order.
+fn in_order(tasks: &[FrozenTask], kind: Kind) -> nix::Result<Vec<Vec<usize>>> {
     let mut failure = None;
     let mut compare = |a: usize, b: usize| match kcmp(kind, (tasks[a].pid, 0), (tasks[b].pid, 0)) {
         Ok(order) => order,
@@ -57,14 +69,45 @@ fn holders(tasks: &[FrozenTask], kind: Kind) -> nix::Result<Vec<usize>> {
     };
     let mut sorted: Vec<usize> = (0..tasks.len()).collect();
     sorted.sort_by(|&a, &b| if a == b { Ordering::Equal } else { compare(a, b) });
-    let mut holders: Vec<usize> = (0..tasks.len()).collect();
-    // The sort is stable: the first of equals is the first of the tree.
-    for pair in sorted.windows(2) {
-        if compare(pair[0], pair[1]) == Ordering::Equal {
-            holders[pair[1]] = holders[pair[0]];
+    let classes = sorted.chunk_by(|&a, &b| compare(a, b) == Ordering::Equal).map(<[usize]>::to_vec).collect();
+    failure.map_or(Ok(classes), Err)
+}
+
+/// Refuses what somebody outside of the tree has in common with a task: it would be two things after a restore.
+fn refuse_outsiders(
+    tasks: &[FrozenTask],
+    order: &[Vec<usize>],
+    (kind, what): (Kind, &str),
+    strangers: &Strangers,
+    refusals: &mut Refusals,
+) -> Result<()> {
+    // Tasks with the same handlers have the same memory (CLONE_SIGHAND demands CLONE_VM), and are named for that.
+    if kind == Kind::Sighand {
+        return Ok(());
+    }
+    let mut named = vec![false; order.len()];
+    for stranger in strangers.pids() {
+        let mut failure = None;
+        let found = order.binary_search_by(|class| {
+            kcmp(kind, (tasks[class[0]].pid, 0), (stranger, 0)).unwrap_or_else(|errno| {
+                failure = Some(errno);
+                Ordering::Greater
+            })
+        });
+        match (failure, found) {
+            (None, Ok(class)) if !std::mem::replace(&mut named[class], true) => {
+                let task = &tasks[order[class][0]];
+                let comm = crate::dump::freeze::comm_of(stranger);
+                let reason = format!("shared with task {stranger} ({comm}), outside of the tree");
+                let hint = "dump a tree that has both, or have one of them leave it (unshare)";
+                Refuse::new(refusals, task.pid, &task.name).with_hint(what, reason, hint);
+            }
+            // Gone, or not for us to look at: then it has other users than the tree, or more rights.
+            (None | Some(Errno::ESRCH | Errno::EPERM), _) => {}
+            (Some(errno), _) => return Err(errno.into()),
         }
     }
-    failure.map_or(Ok(holders), Err)
+    Ok(())
 }
 
 /// Refuses tasks that no restore could make as they are.

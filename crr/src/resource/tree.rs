@@ -7,7 +7,7 @@ use images::Pid;
 use images::task::{ShellJob, Tree};
 use shared::plan::family;
 use shared::plan::tree::{self, Place, Schedule, Why};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt;
 
 /// Where a task stands, and what else decides about it.
@@ -92,7 +92,7 @@ fn named(pid: Option<&Pid>) -> String {
 pub(crate) struct Strangers {
     sessions: HashMap<Pid, Pid>,
     groups: HashMap<Pid, Pid>,
-    pids: HashSet<Pid>,
+    pids: BTreeSet<Pid>,
 }
 
 impl Strangers {
@@ -114,6 +114,11 @@ impl Strangers {
             }
         }
         Ok(strangers)
+    }
+
+    /// All of them.
+    pub(crate) fn pids(&self) -> impl Iterator<Item = Pid> {
+        self.pids.iter().copied()
     }
 
     /// Whether one of them has this id, or one outside of the pid namespace: that is 0 here.
