@@ -109,11 +109,11 @@ const SUMMARY: &str = "\
 crr 0.1.0, kernel 6.18.0, 2026-09-21 14:13:20 UTC, SIZE
 2 tasks (1 x86_64, 1 ia32), 4 threads, 6 pages
 
-PID     COMMAND  ABI       THREADS  MAPPED   SAVED     FDS
-100     sh       x86_64    2        1.0 MiB  12.0 KiB  4
-├─ 101  counter  ia32      2        1.0 MiB  12.0 KiB  4
-├─ 102  gone     exited 3
-└─ 103  gone     killed 9
+PID     COMMAND            ABI       THREADS  MAPPED   SAVED     FDS
+100     sh                 x86_64    2        1.0 MiB  12.0 KiB  4
+├─ 101  counter (stopped)  ia32      2        1.0 MiB  12.0 KiB  4
+├─ 102  gone               exited 3
+└─ 103  gone               killed 9
 
 FILE                   MODE  OFFSET  HELD AS (PID: FDS)
 /dev/pts/3 (terminal)  rw    0       100: 0, 101: 0

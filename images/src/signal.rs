@@ -29,6 +29,14 @@ pub struct Pending {
     pub info: Vec<u8>,
 }
 
+impl Pending {
+    /// Which signal it is: `si_signo`, 0 if there is none.
+    #[must_use]
+    pub fn number(&self) -> i32 {
+        self.info.first_chunk().map_or(0, |number| i32::from_le_bytes(*number))
+    }
+}
+
 /// Bytes of `siginfo_t`, in both ABIs.
 pub const SIGINFO_SIZE: usize = 128;
 

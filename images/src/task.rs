@@ -57,6 +57,15 @@ pub struct Zombie {
     pub groups: Vec<u32>,
 }
 
+/// A task that a signal has stopped, with all its threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupStop {
+    /// SIGSTOP, SIGTSTP, SIGTTIN or SIGTTOU.
+    pub signal: u8,
+    /// The parent has been told by wait(2).
+    pub told: bool,
+}
+
 /// How a task ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum End {
@@ -111,6 +120,8 @@ pub struct Task {
     pub actions: Vec<Action>,
     /// Signals pending for the task as a whole, oldest first.
     pub pending: Vec<Pending>,
+    /// Whether it is stopped.
+    pub stopped: Option<GroupStop>,
     /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
     pub interval_timers: [IntervalTimer; 3],
     /// POSIX timers, by rising number.

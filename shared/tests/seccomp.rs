@@ -86,6 +86,7 @@ fn task(threads: Vec<Thread>) -> Task {
         rlimits: Vec::new(),
         actions: Vec::new(),
         pending: Vec::new(),
+        stopped: None,
         ldt: Vec::new(),
         interval_timers: [IntervalTimer::default(); 3],
         timers: Vec::new(),

@@ -6,7 +6,7 @@ use super::freeze::{DeadTask, Frozen, FrozenTask};
 use super::known::{self, Known, Mates};
 use super::pages::Contents;
 use crate::proc::{Dir, smaps, stat, status};
-use crate::ptrace::{Patience, Stop, Stopped, regs};
+use crate::ptrace::{Patience, Stopped, regs};
 use crate::refusal::Refusals;
 use crate::remote::{
     Cache, CodeArea, CodeForbidden, Executor, Gadget, Target, finds_back, in_leftover, in_restart_block,
@@ -24,7 +24,7 @@ use crate::resource::thread::{self, AskThread};
 use crate::resource::tracees::AskTracees;
 use crate::resource::tree::{self, Standing, Strangers};
 use crate::resource::{
-    Refuse, attribute, limits, memory, mempolicy, robust, rseq, seccomp, sharing, timer, zombie,
+    Refuse, attribute, group_stop, limits, memory, mempolicy, robust, rseq, seccomp, sharing, timer, zombie,
 };
 use crate::sys::int80::LowBuffer;
 use crate::sys::vm;
@@ -194,7 +194,7 @@ fn collect_task(
     patience: &Patience,
 ) -> Result<Option<(Task, Space)>> {
     let shares = known.shares;
-    let FrozenTask { pid, name, dir, threads, waits } = task;
+    let FrozenTask { pid, name, dir, threads, stopped_by, waits } = task;
     let (pid, dir) = (*pid, &*dir);
     let refuse = &mut Refuse::new(refusals, pid, name);
     let namespaces = Namespaces::of(dir)?;
@@ -230,7 +230,7 @@ fn collect_task(
         record.rseq = registration.rseq;
         robust::check(&record, &vmas, refuse);
         record.seccomp = tables.filters.dump(thread, status, refuse)?;
-        check_leftovers(&record, &leftovers, refuse);
+        check_leftovers(&record, &leftovers, stopped_by.is_some(), refuse);
         records.push(record);
     }
     let mut record = Task {
@@ -255,6 +255,7 @@ fn collect_task(
         rlimits: limits::dump_limits(dir, &mut tables.buffer)?,
         actions: Vec::new(),
         pending: signal::dump_shared_pending(threads)?,
+        stopped: None,
         interval_timers: Default::default(),
         timers,
         fds,
@@ -278,7 +279,8 @@ fn collect_task(
         }
     }
     // Only now: timers go on while the task is asked, and one that expired meanwhile has left its signal here.
-    signal::complete_pending(threads, &mut record, refuse)?;
+    signal::complete_pending(threads, &mut record)?;
+    record.stopped = group_stop::dump(*stopped_by, stat.exit_code, &mut record);
     timer::take_signals(&mut record);
     if shares.memory.is_some() {
         return Ok(Some((record, known::no_space())));
@@ -325,10 +327,11 @@ fn stands_in(regs: &Regs, leftovers: &[Addr]) -> bool {
     in_leftover(leftovers, regs::ip(regs)) || in_leftover(leftovers, regs::sp(regs))
 }
 
-fn check_leftovers(thread: &Thread, leftovers: &[Addr], refuse: &mut Refuse<'_>) {
+fn check_leftovers(thread: &Thread, leftovers: &[Addr], stopped: bool, refuse: &mut Refuse<'_>) {
     if stands_in(&thread.regs, leftovers) {
         let object = format!("thread {}", thread.tid);
-        refuse.with_hint(object, "still in the code of a dump that was killed", "dump again");
+        let hint = if stopped { "continue it with SIGCONT, and dump again" } else { "dump again" };
+        refuse.with_hint(object, "still in the code of a dump that was killed", hint);
     }
 }
 
@@ -390,12 +393,12 @@ fn cut_auxv(auxv: &[u8], abi: Abi) -> &[u8] {
     &auxv[..end.map_or(auxv.len(), |at| (at + 1) * pair)]
 }
 
-/// Whether all threads can make system calls: they stand in an interrupt-stop, their registers can be set and put back,
+/// Whether all threads can make system calls: they stand where they were asked to stop, their registers can be set and put back,
 /// and nothing between them and the kernel interferes. Nor do they need what a killed dump left in the task.
 fn can_be_asked(threads: &[Stopped], leftovers: &[Addr]) -> Result<bool> {
     for thread in threads {
         let regs = thread.regs()?;
-        let usable = thread.stop() == Stop::Interrupt
+        let usable = thread.stop().is_asked_for()
             && regs::not_settable(&regs).is_none()
             && !stands_in(&regs, leftovers)
             && thread.syscall_user_dispatch()? != Some(true);

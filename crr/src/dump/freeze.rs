@@ -28,6 +28,8 @@ pub(crate) struct FrozenTask {
     pub(crate) dir: Dir,
     /// All threads, the leader first.
     pub(crate) threads: Vec<Stopped>,
+    /// The signal that has stopped the task (state T).
+    pub(crate) stopped_by: Option<i32>,
     /// Their calls that the kernel continues by restart_syscall(2).
     pub(crate) waits: Waits,
 }
@@ -135,6 +137,7 @@ impl Frozen {
             name,
             dir: Dir::task(pid)?,
             threads: Vec::new(),
+            stopped_by: None,
             waits: Waits::default(),
         });
         let Some(task) = self.tasks.last_mut() else { bail!("no task") };
@@ -169,10 +172,10 @@ impl Frozen {
         task.waits = Waits::of(pid, &task.dir, &task.threads, looks);
         // The directory lists the leader first as long as tids have not wrapped; threads of a wrapped range follow it.
         task.threads.sort_by_key(|thread| (thread.tid() != pid, thread.tid()));
-        if task.threads.iter().any(|thread| matches!(thread.stop(), Stop::Group(_))) {
-            let hint = Some("continue it with SIGCONT first");
-            refusals.task((pid, &task.name), "task", "stopped by a signal (state T)", hint);
-        }
+        task.stopped_by = task.threads.iter().find_map(|thread| match thread.stop() {
+            Stop::Group(signal) => Some(signal),
+            _ => None,
+        });
         Ok(())
     }
 
@@ -213,7 +216,7 @@ impl Frozen {
         match after {
             After::Run => self.release(),
             After::Stop => {
-                for task in &self.tasks {
+                for task in self.tasks.iter().filter(|task| task.stopped_by.is_none()) {
                     send(task, Signal::SIGSTOP)?;
                 }
                 self.release();

@@ -115,7 +115,7 @@ pub struct Seized {
 pub enum Stop {
     /// PTRACE_INTERRUPT: the stop from which everything goes on as if it had not been.
     Interrupt,
-    /// The task is stopped by this signal (state T).
+    /// The task is stopped by this signal (state T); a tracer can let its threads run all the same.
     Group(i32),
     /// About to take this signal, which is off the queue already.
     Signal(i32),
@@ -123,6 +123,15 @@ pub enum Stop {
     Syscall,
     /// Another PTRACE_EVENT.
     Event(i32),
+}
+
+impl Stop {
+    /// Whether the thread stands where it was asked to stop, about to go back to its own code: an interrupt, which shows as
+    /// a group-stop in a stopped task.
+    #[must_use]
+    pub fn is_asked_for(self) -> bool {
+        matches!(self, Self::Interrupt | Self::Group(_))
+    }
 }
 
 /// What waiting for a thread found.

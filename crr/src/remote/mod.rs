@@ -221,7 +221,7 @@ impl Executor {
                 match thread.advance_to_syscall(0, patience)? {
                     Stop::Syscall => break,
                     Stop::Signal(libc::SIGSTOP) => self.stop_came.set(true),
-                    Stop::Interrupt => {}
+                    stop if stop.is_asked_for() => {}
                     other => bail!("thread {}: {other:?} while making a system call", thread.tid()),
                 }
             }
@@ -337,7 +337,7 @@ impl Executor {
                     }
                 }
                 Stop::Signal(libc::SIGSTOP) => self.stop_came.set(true),
-                Stop::Interrupt => {}
+                stop if stop.is_asked_for() => {}
                 other => bail!("thread {}: {other:?} while making system calls", thread.tid()),
             }
         }
@@ -354,7 +354,7 @@ impl Executor {
                     entered = !entered;
                 }
                 Stop::Signal(libc::SIGSTOP) => self.stop_came.set(true),
-                Stop::Interrupt => {}
+                stop if stop.is_asked_for() => {}
                 other => bail!("thread {}: {other:?} while making system calls", thread.tid()),
             }
         }
@@ -380,7 +380,7 @@ fn put_back(thread: &mut Stopped, saved: &Saved, patience: &Patience) -> Result<
     }
     thread.set_sigmask(saved.mask)?;
     thread.set_regs(&saved.regs)?;
-    while needs_interrupt && thread.stop() != Stop::Interrupt {
+    while needs_interrupt && !thread.stop().is_asked_for() {
         thread.advance_cont(0, patience)?;
     }
     Ok(())

@@ -3,6 +3,7 @@
 pub mod attribute;
 pub mod creds;
 pub mod file;
+pub(crate) mod group_stop;
 pub mod keyring;
 pub mod landlock;
 pub mod ldt;

@@ -1,6 +1,5 @@
 //! Signal actions, pending signals, interval timers and alternate stacks.
 
-use super::Refuse;
 use crate::ptrace::{Error, Stopped};
 use crate::remote::{Arg, Batch, Buffer, Call, Handle, Reply};
 use anyhow::{Context, Result};
@@ -95,39 +94,21 @@ pub(crate) fn dump_shared_pending(threads: &[Stopped]) -> Result<Vec<Pending>, E
 }
 
 /// Records what is pending in the end, and makes the timers fit it. `task.pending` is what was there before it was asked.
-pub(crate) fn complete_pending(
-    threads: &[Stopped],
-    task: &mut Task,
-    refuse: &mut Refuse<'_>,
-) -> Result<(), Error> {
+pub(crate) fn complete_pending(threads: &[Stopped], task: &mut Task) -> Result<(), Error> {
     let before = std::mem::replace(&mut task.pending, dump_shared_pending(threads)?);
     for (thread, record) in threads.iter().zip(&mut task.threads) {
         record.pending = dump_pending(thread, false)?;
     }
     expire(&mut task.interval_timers[0], &before, &task.pending);
-    let all = task.threads.iter().flat_map(|thread| &thread.pending).chain(&task.pending);
-    if all.into_iter().any(|pending| number(pending) == libc::SIGSTOP) {
-        // It is not stopped yet, and would be as soon as it runs again.
-        refuse.with_hint(
-            "task",
-            "stopped by a signal while it was looked at",
-            "continue it with SIGCONT first",
-        );
-    }
     Ok(())
 }
 
 /// A one-shot ITIMER_REAL whose signal came after it was asked how long it still has is not to fire once more.
 fn expire(timer: &mut IntervalTimer, before: &[Pending], after: &[Pending]) {
-    let rang = |pending: &[Pending]| pending.iter().any(|pending| number(pending) == libc::SIGALRM);
+    let rang = |pending: &[Pending]| pending.iter().any(|one| one.number() == libc::SIGALRM);
     if timer.interval_us == 0 && !rang(before) && rang(after) {
         timer.value_us = 0;
     }
-}
-
-/// Which signal it is.
-fn number(pending: &Pending) -> i32 {
-    pending.info.first_chunk().map_or(0, |number| i32::from_le_bytes(*number))
 }
 
 #[cfg(test)]

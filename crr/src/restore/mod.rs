@@ -13,6 +13,7 @@ mod preflight;
 mod prepare;
 mod serve;
 mod stand_in;
+mod stop;
 mod takeover;
 
 use crate::changed::Changed;

@@ -8,12 +8,13 @@ use super::Restore;
 use super::hold::Held;
 use super::serve::Parked;
 use super::stand_in::StandIn;
+use super::stop;
 use crate::ptrace::{Patience, Seized, Stopped, regs};
 use crate::resource::seccomp;
 use crate::resource::wait::resume;
 use crate::resource::xstate;
 use crate::sys::sched;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use images::seccomp::Seccomp;
 use images::sharing::Object;
 use images::task::Task;
@@ -25,11 +26,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A thread in our hands, with its record.
-struct Taken<'a> {
-    record: &'a Thread,
-    stopped: Stopped,
+pub(super) struct Taken<'a> {
+    pub(super) record: &'a Thread,
+    pub(super) stopped: Stopped,
     /// What the wait answered that it entered again.
-    answer: Option<i64>,
+    pub(super) answer: Option<i64>,
 }
 
 /// Seizes every thread that is not held yet, removes the holes, sets the registers, lets everything go.
@@ -68,6 +69,7 @@ pub(super) fn take_over(
             })
             .collect::<Result<_>>()?;
     }
+    stop::stop_all(restore, &mut all, parked, &patience)?;
     // The hole goes with the last of those who share an address space: until then others need it.
     let last_in: BTreeMap<Pid, usize> =
         (0..tasks.len()).map(|index| (holder_of(tasks, index, Object::Memory), index)).collect();
@@ -149,7 +151,8 @@ fn set_death_signal<'a>(
     let (prctl_64, prctl_32) = (157, 172);
     let Taken { record, stopped, answer } = taken;
     let args = [PR_SET_PDEATHSIG, u64::from(signal)];
-    let stopped = call(stopped, syscall_at, [prctl_64, prctl_32], args, patience)
+    let stopped = call(stopped, syscall_at, [prctl_64, prctl_32], &args, patience)
+        .and_then(succeeded)
         .with_context(|| format!("thread {}: set its parent-death signal", record.tid))?;
     Ok(Taken { record, stopped, answer })
 }
@@ -158,41 +161,44 @@ fn set_death_signal<'a>(
 fn remove_hole(stopped: Stopped, start: &Start, syscall_at: u64, patience: &Patience) -> Result<Stopped> {
     let (munmap_64, munmap_32) = (11, 91);
     let range = [start.hole_start, start.hole_end - start.hole_start];
-    call(stopped, syscall_at, [munmap_64, munmap_32], range, patience)
+    call(stopped, syscall_at, [munmap_64, munmap_32], &range, patience).and_then(succeeded)
+}
+
+fn succeeded((stopped, result): (Stopped, i64)) -> Result<Stopped> {
+    match result {
+        0 => Ok(stopped),
+        errno => Err(nix::errno::Errno::from_raw(i32::try_from(-errno)?).into()),
+    }
 }
 
 /// Runs a system call (by its numbers in x86_64 and ia32) at the instruction in the hole. On entry an interrupt is
-/// asked for, so that the thread stops again on its way out, before it could run what follows.
-fn call(
+/// asked for, so that the thread stops again on its way out, before it could run what follows. With it comes the result.
+pub(super) fn call(
     stopped: Stopped,
     syscall_at: u64,
     [x86_64, ia32]: [u64; 2],
-    args: [u64; 2],
+    args: &[u64],
     patience: &Patience,
-) -> Result<Stopped> {
+) -> Result<(Stopped, i64)> {
     let mut now = stopped.regs()?;
     let number = match regs::mode(&now) {
         Abi::X86_64 => x86_64,
         Abi::Ia32 => ia32,
     };
-    for (field, value) in [
-        (regs::Field::Ip, syscall_at),
-        (regs::Field::Ax, number),
-        (regs::Field::OrigAx, u64::MAX),
-        (regs::Field::Arg(0), args[0]),
-        (regs::Field::Arg(1), args[1]),
-    ] {
+    for (field, value) in
+        [(regs::Field::Ip, syscall_at), (regs::Field::Ax, number), (regs::Field::OrigAx, u64::MAX)]
+    {
         regs::set(&mut now, field, value);
+    }
+    for (n, &arg) in args.iter().enumerate() {
+        regs::set(&mut now, regs::Field::Arg(n), arg);
     }
     stopped.set_regs(&now)?;
     let entered = stopped.cont_to_syscall(0)?.wait_stop(patience)?;
     entered.interrupt()?;
     let out = entered.cont(0)?.wait_stop(patience)?.settle(patience)?;
     let result = regs::get_signed(&out.regs()?, regs::Field::Ax);
-    if result != 0 {
-        bail!("system call {number}: {}", nix::errno::Errno::from_raw(i32::try_from(-result)?));
-    }
-    Ok(out)
+    Ok((out, result))
 }
 
 fn set_state(restore: &Restore<'_>, pid: Pid, thread: &Taken<'_>) -> Result<()> {

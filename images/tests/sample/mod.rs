@@ -13,7 +13,7 @@ use images::signal::{Action, AltStack, IntervalTimer, Pending};
 use images::socket::{
     Credentials, Message, Peer, PeerCredentials, SocketFile, SocketOption, UnixKind, UnixSocket,
 };
-use images::task::{End, ShellJob, Task, Tree, Zombie};
+use images::task::{End, GroupStop, ShellJob, Task, Tree, Zombie};
 use images::thread::{Creds, Regs, RobustList, Rseq, Sched, Thread, UserDesc};
 use images::timer::Timer;
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, Pid, SharedId, TaskFd};
@@ -228,6 +228,7 @@ fn task(pid: Pid, ppid: Pid, abi: Abi) -> Task {
             mask: 1 << 16,
         }],
         pending: Vec::new(),
+        stopped: (pid != 100).then_some(GroupStop { signal: 20, told: true }),
         interval_timers: [
             IntervalTimer { interval_us: 0, value_us: 1_500_000 },
             IntervalTimer::default(),

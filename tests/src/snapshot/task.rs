@@ -116,18 +116,30 @@ pub(super) fn add_zombie(snapshot: &mut Snapshot, pid: i32) -> crate::Result {
 fn add_thread(snapshot: &mut Snapshot, pid: i32, tid: i32, of_root: bool) -> crate::Result {
     let proc = format!("/proc/{pid}/task/{tid}");
     let key = |what: &str| format!("task {pid} thread {tid} {what}");
-    let (pending, status): (Vec<String>, Vec<String>) =
+    let syscall = read(&format!("{proc}/syscall"))?;
+    let (pending, mut status): (Vec<String>, Vec<String>) =
         status_lines(&read(&format!("{proc}/status"))?, of_root).partition(|line| line.contains("Pnd:"));
+    if has_own_mask(&syscall) && status.iter().any(|line| line.starts_with("State: T")) {
+        status.retain(|line| !line.starts_with("SigBlk:"));
+    }
     snapshot.insert(key("status"), Rule::Equal, status);
     snapshot.insert(key("pending signals"), Rule::Equal, pending);
     let stat = stat_lines(&read(&format!("{proc}/stat"))?, of_root);
     snapshot.insert(key("stat"), Rule::Equal, stat);
     snapshot.insert(key("comm"), Rule::Equal, vec![read(&format!("{proc}/comm"))?.trim_end().to_owned()]);
-    let syscall = read(&format!("{proc}/syscall"))?;
     // "-1 SP PC": stopped outside of a system call, in a page fault for instance. It runs.
     let shown = if syscall.starts_with("-1 ") { "running" } else { syscall.trim_end() };
     snapshot.insert(key("syscall"), Rule::Syscall, vec![shown.to_owned()]);
     Ok(())
+}
+
+/// Whether a thread is in a call that waits with a signal mask of its own: in a stopped task that mask is shown until the task has been
+/// looked at, and the call makes it anew when the task is continued. The numbers of both ABIs: rt_sigsuspend, ppoll, pselect6,
+/// epoll_pwait, and sigsuspend of ia32.
+fn has_own_mask(syscall: &str) -> bool {
+    const CALLS: [u32; 11] = [130, 271, 270, 281, 179, 72, 309, 308, 319, 413, 414];
+    let number = syscall.split(' ').next().and_then(|number| number.parse().ok());
+    number.is_some_and(|number: u32| CALLS.contains(&number))
 }
 
 fn status_lines(text: &str, of_root: bool) -> impl Iterator<Item = String> {

@@ -20,6 +20,7 @@ mod relatives;
 mod rights;
 mod seccomp;
 mod signals;
+mod stops;
 mod syscalls;
 mod terminal;
 mod threads;

@@ -45,7 +45,7 @@ fn row(task: &Task, space: &Space, prefix: &str) -> [String; 7] {
     let saved: u64 = space.runs.iter().map(|run| run.pages * PAGE_SIZE).sum();
     [
         format!("{prefix}{}", task.pid),
-        printable(&task.threads[0].comm),
+        printable(&task.threads[0].comm) + if task.stopped.is_some() { " (stopped)" } else { "" },
         task.abi.to_string(),
         task.threads.len().to_string(),
         bytes(mapped),

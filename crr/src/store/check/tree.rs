@@ -103,6 +103,7 @@ fn check_task(task: &Task, files: &Files) -> Check {
     attribute::check_task(&task.attributes)?;
     check_actions(&task.actions)?;
     check_pending(&task.pending)?;
+    check_stop(task)?;
     check_timers(task)?;
     check_ldt(&task.ldt)?;
     check_fds(task, files)
@@ -122,13 +123,23 @@ fn check_actions(actions: &[Action]) -> Check {
 }
 
 fn check_pending(pending: &[Pending]) -> Check {
-    for Pending { info } in pending {
+    for one in pending {
+        let Pending { info } = one;
         ensure!(info.len() == SIGINFO_SIZE, "a pending signal of {} bytes, not {SIGINFO_SIZE}", info.len());
-        let number = info.first_chunk().map_or(0, |number| i32::from_le_bytes(*number));
+        let number = one.number();
         ensure!((1..=i32::from(SIGNALS)).contains(&number), "a pending signal {number}");
         let never_waits = [libc::SIGKILL, libc::SIGSTOP].contains(&number);
         ensure!(!never_waits, "a pending signal {number}, which no task survives");
     }
+    Ok(())
+}
+
+fn check_stop(task: &Task) -> Check {
+    const STOPS: [i32; 4] = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+    let Some(stop) = task.stopped else { return Ok(()) };
+    ensure!(STOPS.contains(&stop.signal.into()), "stopped by signal {}", stop.signal);
+    let mut all = task.threads.iter().flat_map(|thread| &thread.pending).chain(&task.pending);
+    ensure!(all.all(|one| one.number() != libc::SIGCONT), "stopped with SIGCONT pending");
     Ok(())
 }
 

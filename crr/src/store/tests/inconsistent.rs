@@ -6,8 +6,9 @@ use images::container::Kind;
 use images::file::Target;
 use images::memory::{Backing, Run};
 use images::seccomp::Seccomp;
+use images::signal::Pending;
 use images::socket::{Credentials, Peer, UnixKind, UnixSocket};
-use images::task::End;
+use images::task::{End, GroupStop};
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, SharedId};
 
 /// Checks that a change of the golden checkpoint is refused with a message.
@@ -136,6 +137,15 @@ fn properties_of_tasks() {
     refused("tree.img: task 100: two actions on signal 17", |s| {
         let action = s.tree.tasks[0].actions[0];
         s.tree.tasks[0].actions.push(action);
+    });
+    refused("tree.img: task 100: stopped by signal 10", |s| {
+        s.tree.tasks[0].stopped = Some(GroupStop { signal: 10, told: false });
+    });
+    refused("tree.img: task 100: stopped with SIGCONT pending", |s| {
+        s.tree.tasks[0].stopped = Some(GroupStop { signal: 19, told: false });
+        let mut info = vec![0; 128];
+        info[0] = 18;
+        s.tree.tasks[0].threads[0].pending.push(Pending { info });
     });
     refused("tree.img: task 100: fd 1: description#5 of 5 descriptions", |s| {
         s.tree.tasks[0].fds[1].description = DescriptionId(5);
