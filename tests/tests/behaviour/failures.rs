@@ -157,7 +157,12 @@ fn a_killed_restore_leaves_nobody() {
             nothing_left()?;
             let images = running.images().display().to_string();
             let mut crr = command::spawn(&dir, &["restore", "-d", "-D", &images])?;
-            wait::until(wait::STEP, "the child is back, or both are", || {
+            wait::until(wait::STEP, "the child is there", || {
+                Ok(fs::exists(format!("/proc/{}", pids[1]))?.then_some(()))
+            })?;
+            // So that the restore is not through before it is killed.
+            running.signal(nix::sys::signal::Signal::SIGSTOP)?;
+            wait::until(wait::STEP, "the child is back", || {
                 // The name is among the last things that a restoring task sets.
                 let comm = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
                 Ok((comm(pids[1]).trim() == "memory").then_some(()))
@@ -168,7 +173,7 @@ fn a_killed_restore_leaves_nobody() {
                 crr.kill()?;
             }
             let status = wait::until(wait::STEP, "crr ends", || Ok(crr.try_wait()?))?;
-            assert!(!status.success(), "the restore was too quick to be caught");
+            assert!(!status.success(), "the restore ended well");
             nothing_left()?;
         }
         Ok(())
