@@ -49,6 +49,8 @@ pub struct Thread {
     pub timer_slack_ns: u64,
     /// Which system calls it may make.
     pub seccomp: Seccomp,
+    /// System calls that become SIGSYS.
+    pub dispatch: Option<Dispatch>,
     /// Further settings.
     pub attributes: ThreadAttributes,
 }
@@ -76,6 +78,17 @@ impl UserDesc {
     /// Flags of an entry without a segment: `read_exec_only` and `seg_not_present`, LDT_empty() of
     /// arch/x86/include/asm/desc.h.
     pub const EMPTY: u32 = 0x28;
+}
+
+/// System call user dispatch, as PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dispatch {
+    /// Where a byte lies that lets calls through, or not; 0 for none.
+    pub selector: Addr,
+    /// Code from which calls are let through: where it begins, modulo 2^64.
+    pub offset: u64,
+    /// Its bytes, modulo 2^64.
+    pub len: u64,
 }
 
 /// `set_robust_list` arguments.

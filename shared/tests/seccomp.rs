@@ -60,6 +60,7 @@ fn thread(tid: i32, seccomp: Seccomp) -> Thread {
         parent_death_signal: 0,
         timer_slack_ns: 0,
         seccomp,
+        dispatch: None,
     }
 }
 

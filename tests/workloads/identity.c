@@ -182,6 +182,43 @@ CASE(scheduling)
 		MUST0(pthread_join(threads[i], NULL));
 }
 
+/* A thread with a share of each period of its own, which the kernel has to admit; its children do not get one. */
+static void *deadline_thread(void *unused)
+{
+	enum { DEADLINE = 6, RESET_ON_FORK = 1, RECLAIM = 2 };
+	struct kernel_sched_attr wanted = {
+		.size = sizeof(wanted),
+		.policy = DEADLINE,
+		.flags = RESET_ON_FORK | RECLAIM,
+		.runtime = 2000000,
+		.deadline = 20000000,
+		.period = 40000000,
+	};
+	(void)unused;
+	MUST(syscall(SYS_sched_setattr, 0, &wanted, 0));
+	scheduled[0] = thread_id();
+	__atomic_add_fetch(&arrived, 1, __ATOMIC_SEQ_CST);
+	while (!leave)
+		syscall(SYS_futex, &leave, 0, 0, NULL);
+	return NULL;
+}
+
+CASE(deadline)
+{
+	pthread_t thread;
+	MUST0(pthread_create(&thread, NULL, deadline_thread, NULL));
+	await(&arrived, 1);
+	struct kernel_sched_attr before = attributes_of(scheduled[0]);
+	checkpoint();
+	struct kernel_sched_attr after = attributes_of(scheduled[0]);
+	CHECK(memcmp(&before, &after, sizeof(after)) == 0,
+	      "policy %u flags %#lx runtime %lu deadline %lu period %lu", after.policy, (long)after.flags,
+	      (long)after.runtime, (long)after.deadline, (long)after.period);
+	leave = 1;
+	syscall(SYS_futex, &leave, 1, 100);
+	MUST0(pthread_join(thread, NULL));
+}
+
 struct capabilities {
 	struct __user_cap_data_struct sets[2];
 };

@@ -24,7 +24,8 @@ use crate::resource::thread::{self, AskThread};
 use crate::resource::tracees::AskTracees;
 use crate::resource::tree::{self, Standing, Strangers};
 use crate::resource::{
-    Refuse, attribute, group_stop, limits, memory, mempolicy, robust, rseq, seccomp, sharing, timer, zombie,
+    Refuse, attribute, dispatch, group_stop, limits, memory, mempolicy, robust, rseq, seccomp, sharing,
+    timer, zombie,
 };
 use crate::sys::int80::LowBuffer;
 use crate::sys::vm;
@@ -274,7 +275,10 @@ fn collect_task(
         let target = Target { pid, abi, gadget, ignored, caught, leftovers };
         let resident_kib = leader.resident_kib;
         let facts = Facts { dir, vmas: &vmas, resident_kib, bystanders: &mut tables.bystanders };
-        if let Some(told) = ask(target, threads, &mut record, facts, refuse, patience)? {
+        dispatch::suspend(threads, &record.threads, tables.guarded)?;
+        let told = ask(target, threads, &mut record, facts, refuse, patience);
+        dispatch::resume(threads, &record.threads)?;
+        if let Some(told) = told? {
             (layout.brk, policies) = (told.brk, told.policies);
         }
     }
@@ -394,14 +398,13 @@ fn cut_auxv(auxv: &[u8], abi: Abi) -> &[u8] {
 }
 
 /// Whether all threads can make system calls: they stand where they were asked to stop, their registers can be set and put back,
-/// and nothing between them and the kernel interferes. Nor do they need what a killed dump left in the task.
+/// and they do not need what a killed dump left in the task.
 fn can_be_asked(threads: &[Stopped], leftovers: &[Addr]) -> Result<bool> {
     for thread in threads {
         let regs = thread.regs()?;
         let usable = thread.stop().is_asked_for()
             && regs::not_settable(&regs).is_none()
-            && !stands_in(&regs, leftovers)
-            && thread.syscall_user_dispatch()? != Some(true);
+            && !stands_in(&regs, leftovers);
         if !usable {
             return Ok(false);
         }

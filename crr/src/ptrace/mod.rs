@@ -12,8 +12,8 @@ pub mod regs;
 
 use crate::sys::{self, ptrace as request};
 use images::signal::SIGINFO_SIZE;
-use images::thread::{Regs, Rseq, UserDesc};
-use images::{Abi, Pid};
+use images::thread::{Dispatch, Regs, Rseq, UserDesc};
+use images::{Abi, Addr, Pid};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use std::time::{Duration, Instant};
@@ -397,16 +397,36 @@ impl Stopped {
         request::get_rseq(self.tid).map_err(error(self.tid, "read rseq registration"))
     }
 
-    /// Whether system call user dispatch is on; `None` where the kernel cannot tell (before 6.4).
+    /// System call user dispatch; `None` where it is off, or the kernel cannot tell (before 6.4).
     ///
     /// # Errors
     /// Everything of [`Error`].
-    pub fn syscall_user_dispatch(&self) -> Result<Option<bool>, Error> {
+    pub fn dispatch(&self) -> Result<Option<Dispatch>, Error> {
         match request::syscall_user_dispatch(self.tid) {
-            Ok(on) => Ok(Some(on)),
-            Err(Errno::EIO) => Ok(None),
+            Ok([0, ..]) | Err(Errno::EIO) => Ok(None),
+            Ok([_, selector, offset, len]) => Ok(Some(Dispatch { selector: Addr(selector), offset, len })),
             Err(errno) => Err(error(self.tid, "read system call user dispatch")(errno)),
         }
+    }
+
+    /// Sets system call user dispatch, or switches it off.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn set_dispatch(&self, dispatch: Option<&Dispatch>) -> Result<(), Error> {
+        const ALL_BUT_RANGE: u64 = 1;
+        const RANGE_ALONE: u64 = 2;
+        let config = match dispatch {
+            None => request::DispatchConfig::default(),
+            // A range that wraps is how the kernel keeps its opposite: calls from the rest of memory are let through
+            // (set_syscall_user_dispatch(), kernel/entry/syscall_user_dispatch.c).
+            Some(&Dispatch { selector: Addr(selector), offset, len }) => match offset.checked_add(len) {
+                None => [RANGE_ALONE, selector, offset.wrapping_add(len), len.wrapping_neg()],
+                Some(_) => [ALL_BUT_RANGE, selector, offset, len],
+            },
+        };
+        let set = request::set_syscall_user_dispatch(self.tid, config);
+        set.map_err(error(self.tid, "write system call user dispatch"))
     }
 
     /// Takes the effect from its seccomp mode for as long as it is traced.

@@ -2,6 +2,7 @@
 
 pub mod attribute;
 pub mod creds;
+pub(crate) mod dispatch;
 pub mod file;
 pub(crate) mod group_stop;
 pub mod keyring;
@@ -32,9 +33,6 @@ pub mod zombie;
 
 use crate::refusal::Refusals;
 use images::Pid;
-
-/// The way out for settings that are not restored.
-pub(crate) const TO_DEFAULT: &str = "have the program set it back to the default before the dump";
 
 /// Notes refusals that belong to one task.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use super::keyring::AskKeyrings;
 use super::landlock::AskLandlock;
 use super::signal::{STACK_ROOM, altstack};
 use super::wait::Wait;
-use super::{Refuse, TO_DEFAULT, attribute, creds};
+use super::{Refuse, attribute, creds};
 use crate::proc::Dir;
 use crate::proc::status::Status;
 use crate::ptrace::regs::{self, low_half};
@@ -64,9 +64,6 @@ pub(crate) fn dump_outside(
         regs::set(&mut regs, regs::Field::OrigAx, u64::from(wait.number));
     }
     check_status(tid, status, refuse);
-    if thread.syscall_user_dispatch()? == Some(true) {
-        refuse.with_hint(format!("thread {tid}"), "system call user dispatch is on", TO_DEFAULT);
-    }
     Ok(Thread {
         tid,
         comm: status.comm.clone(),
@@ -84,6 +81,7 @@ pub(crate) fn dump_outside(
         parent_death_signal: 0,
         timer_slack_ns: 0,
         seccomp: images::seccomp::Seccomp::Off,
+        dispatch: thread.dispatch()?,
         attributes: ThreadAttributes::default(),
         time_left_ns: wait.and_then(|wait| wait.left),
         regs,

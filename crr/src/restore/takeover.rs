@@ -211,6 +211,9 @@ fn set_state(restore: &Restore<'_>, pid: Pid, thread: &Taken<'_>) -> Result<()> 
     stopped.set_regs(&resume::registers(&record.regs, answer))?;
     stopped.set_sigmask(record.sigmask)?;
     resume::note(pid, record, answer, stopped)?;
+    if record.dispatch.is_some() {
+        stopped.set_dispatch(record.dispatch.as_ref())?;
+    }
     if matches!(record.seccomp, Seccomp::Filters { .. }) {
         seccomp::start_over_if_forbidden(stopped)?;
     }

@@ -261,20 +261,31 @@ pub fn get_rseq(tid: Pid) -> nix::Result<Option<Rseq>> {
     }))
 }
 
-/// Whether system call user dispatch is on (PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG).
+/// `struct ptrace_sud_config` of include/uapi/linux/ptrace.h: mode (0 off, 1 calls from the range are let through), selector, offset, length.
+pub type DispatchConfig = [u64; 4];
+
+/// System call user dispatch (PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG).
 ///
 /// # Errors
 /// ESRCH when gone, EIO on kernels before 6.4.
-pub fn syscall_user_dispatch(tid: Pid) -> nix::Result<bool> {
-    // struct ptrace_sud_config: mode, selector, offset, len.
-    let mut config = [0u64; 4];
+pub fn syscall_user_dispatch(tid: Pid) -> nix::Result<DispatchConfig> {
+    let mut config = DispatchConfig::default();
     by_pointer(
         libc::PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG,
         tid,
         size_of_val(&config),
         config.as_mut_ptr(),
     )?;
-    Ok(config[0] != 0)
+    Ok(config)
+}
+
+/// Sets it (PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG).
+///
+/// # Errors
+/// ESRCH when gone, EIO on kernels before 6.4, EINVAL for a range that wraps.
+pub fn set_syscall_user_dispatch(tid: Pid, mut config: DispatchConfig) -> nix::Result<()> {
+    let request = libc::PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG;
+    by_pointer(request, tid, size_of_val(&config), config.as_mut_ptr()).map(drop)
 }
 
 /// PTRACE_SETOPTIONS of a stopped thread.

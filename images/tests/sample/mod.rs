@@ -14,7 +14,7 @@ use images::socket::{
     Credentials, Message, Peer, PeerCredentials, SocketFile, SocketOption, UnixKind, UnixSocket,
 };
 use images::task::{End, GroupStop, ShellJob, Task, Tree, Zombie};
-use images::thread::{Creds, Regs, RobustList, Rseq, Sched, Thread, UserDesc};
+use images::thread::{Creds, Dispatch, Regs, RobustList, Rseq, Sched, Thread, UserDesc};
 use images::timer::Timer;
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, Pid, SharedId, TaskFd};
 
@@ -308,6 +308,11 @@ fn thread(tid: Pid, abi: Abi, seccomp: Seccomp) -> Thread {
         parent_death_signal: 15,
         timer_slack_ns: 50_000,
         seccomp,
+        dispatch: (abi == Abi::X86_64).then_some(Dispatch {
+            selector: Addr(0x7000),
+            offset: 0x40_0000,
+            len: 0x1000,
+        }),
         attributes: ThreadAttributes {
             tsc: 2,
             mce_kill: 1,

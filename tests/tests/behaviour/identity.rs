@@ -11,6 +11,7 @@ tests::survives! {
     undumpable => identity("undumpable");
     limits => identity("limits");
     scheduling => identity("scheduling");
+    deadline => identity("deadline");
     credentials => identity("credentials");
     many_groups => identity("many_groups");
     locked_securebits => identity("locked_securebits");

@@ -3,6 +3,7 @@
 
 mod attributes;
 mod commands;
+mod dispatch;
 mod endurance;
 mod failures;
 mod families;
