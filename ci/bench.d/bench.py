@@ -38,6 +38,7 @@ ROWS = {
     "threads-100/ia32": ("load32", "threads", 100),
     "threads-100/x86_64": ("load64", "threads", 100),
     "tasks-200/mixed": ("load64", "tasks", 200),
+    "tasks-1000/mixed": ("load64", "tasks", 1000),
     "fds-1000/ia32": ("load32", "fds", 1000),
     "fds-1000/x86_64": ("load64", "fds", 1000),
     "vmas-10000/ia32": ("load32", "vmas", 10000),

@@ -254,3 +254,39 @@ CASE(stream)
 	MUST(waitpid(filter, NULL, 0));
 	MUST(waitpid(producer, NULL, 0));
 }
+
+enum { BRANCHES = 20, LEAVES = 49 };
+
+/* Children of both ABIs, one after the other. */
+static void spread(int count, const char *name, pid_t *children)
+{
+	for (int i = 0; i < count; i++)
+		children[i] = spawn_abi(i % 2 ? other_abi : this_abi, name, NULL);
+}
+
+CASE(one_leaf)
+{
+	leaf(NULL);
+}
+
+CASE(branch)
+{
+	pid_t leaves[LEAVES];
+	spread(LEAVES, "one_leaf", leaves);
+	struct place before = here();
+	prepared();
+	wait_for_go();
+	check_here(before);
+	for (int i = 0; i < LEAVES; i++)
+		finish(leaves[i]);
+}
+
+/* A thousand tasks of both ABIs and the root. */
+CASE(thousand)
+{
+	pid_t branches[BRANCHES];
+	spread(BRANCHES, "branch", branches);
+	checkpoint();
+	for (int i = 0; i < BRANCHES; i++)
+		finish(branches[i]);
+}

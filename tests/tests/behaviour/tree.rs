@@ -26,3 +26,14 @@ fn a_stream_survives_many_cycles() {
     require_ia32!();
     isolated(&here!(), |dir| tests::modes::cycles(dir, &tree("stream").busy(), Abi::X86_64, 10));
 }
+
+/// A thousand siblings, cousins and their parents, every other one of the other ABI.
+#[test]
+fn a_thousand_tasks() {
+    require_root!();
+    require_ia32!();
+    let limit = std::time::Duration::from_secs(300);
+    tests::isolate::isolated_for(limit, &here!(), |dir| {
+        tests::modes::cycles(dir, &tree("thousand"), Abi::X86_64, 1)
+    });
+}
