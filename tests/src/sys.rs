@@ -58,3 +58,13 @@ pub fn has_keys() -> bool {
     let answer = unsafe { libc::syscall(libc::SYS_keyctl, 0, -1, 0) };
     answer >= 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
 }
+
+/// Sends any signal, also one that nix has no name for.
+///
+/// # Errors
+/// kill(2) failed.
+pub fn kill(pid: i32, signal: i32) -> std::io::Result<()> {
+    // SAFETY: plain numbers.
+    let sent = unsafe { libc::kill(pid, signal) };
+    if sent == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}

@@ -1,10 +1,10 @@
 //! A restore that stays: it waits for the tree, passes signals on, and ends as the root ends.
 
+use crate::sys::wait;
 use anyhow::{Context, Result};
 use images::Pid;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 /// Signals that a user or a supervisor sends to a program to tell it something.
 const PASSED_ON: [Signal; 7] = [
@@ -23,14 +23,18 @@ const PASSED_ON: [Signal; 7] = [
 /// # Errors
 /// If it cannot be waited for.
 pub(crate) fn wait(child: Pid, root: Pid, terminal: Option<Terminal>) -> Result<u8> {
-    let [child, root] = [child, root].map(nix::unistd::Pid::from_raw);
+    let root = nix::unistd::Pid::from_raw(root);
     let mut watched: SigSet = PASSED_ON.into_iter().collect();
     watched.add(Signal::SIGCHLD);
     let status = loop {
-        match waitpid(child, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
-            Ok(WaitStatus::Exited(_, code)) => break u8::try_from(code & 0xff).unwrap_or(u8::MAX),
-            Ok(WaitStatus::Signaled(_, signal, _)) => break 128 + u8::try_from(signal as i32).unwrap_or(0),
-            Ok(WaitStatus::Stopped(_, signal)) if terminal.is_some() || by_terminal(signal) => {
+        match wait::ended_or_stopped(child) {
+            Ok(Some(status)) if libc::WIFEXITED(status) => {
+                break u8::try_from(libc::WEXITSTATUS(status)).unwrap_or(u8::MAX);
+            }
+            Ok(Some(status)) if libc::WIFSIGNALED(status) => {
+                break 128 + u8::try_from(libc::WTERMSIG(status)).unwrap_or(0);
+            }
+            Ok(Some(status)) if terminal.is_some() || by_terminal(libc::WSTOPSIG(status)) => {
                 suspend(root, terminal.as_ref());
             }
             Ok(_) | Err(Errno::EINTR) => {}
@@ -46,8 +50,8 @@ pub(crate) fn wait(child: Pid, root: Pid, terminal: Option<Terminal>) -> Result<
 }
 
 /// Whether a stop comes from job control; SIGSTOP is a matter between its sender and the tree.
-fn by_terminal(signal: Signal) -> bool {
-    matches!(signal, Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU)
+fn by_terminal(signal: i32) -> bool {
+    matches!(signal, libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU)
 }
 
 /// The job was stopped (Ctrl-Z): stop too, so that the shell notices, and go on with it.

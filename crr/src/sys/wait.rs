@@ -19,6 +19,17 @@ pub fn wait(tid: Pid, block: bool) -> nix::Result<Option<i32>> {
     Ok((waited != 0).then_some(status))
 }
 
+/// What has become of a child that was not waited for yet: it has ended, or a signal has stopped it. `None` when nothing has happened.
+///
+/// # Errors
+/// ECHILD when it is no child of ours, EINTR.
+pub fn ended_or_stopped(pid: Pid) -> nix::Result<Option<i32>> {
+    let mut status = 0;
+    // SAFETY: `status` is a live int.
+    let waited = check(unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG | libc::WUNTRACED) })?;
+    Ok((waited != 0).then_some(status))
+}
+
 /// Waits until a child has ended, and leaves it to be waited for. How it ended: CLD_* and its exit code or signal.
 ///
 /// # Errors

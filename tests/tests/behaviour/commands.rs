@@ -91,22 +91,26 @@ fn restore_waits_and_passes_signals_on() {
     });
 }
 
-/// A root that a signal kills gives 128 + its number.
+/// A root that a signal kills gives 128 + its number, one of the real-time signals too.
 #[test]
 fn restore_ends_like_a_killed_root() {
     require_root!();
     require_ia32!();
     isolated(&here!(), |dir| {
-        let mut running = IDLE.start(dir, Abi::Ia32)?;
-        running.dump(&[])?.success()?;
-        tests::case::nothing_left()?;
-        let images = running.images().display().to_string();
-        let mut crr = command::spawn(dir, &["restore", "-D", &images])?;
-        stays(&crr)?;
-        running.signal(Signal::SIGKILL)?;
-        let status = wait::until(wait::STEP, "crr ends", || Ok(crr.try_wait()?))?;
-        assert_eq!(status.code(), Some(128 + 9));
-        tests::case::nothing_left()
+        for signal in [libc::SIGKILL, libc::SIGRTMIN() + 3] {
+            let dir = dir.join(signal.to_string());
+            let mut running = IDLE.start(&dir, Abi::Ia32)?;
+            running.dump(&[])?.success()?;
+            tests::case::nothing_left()?;
+            let images = running.images().display().to_string();
+            let mut crr = command::spawn(&dir, &["restore", "-D", &images])?;
+            stays(&crr)?;
+            tests::sys::kill(running.root.as_raw(), signal)?;
+            let status = wait::until(wait::STEP, "crr ends", || Ok(crr.try_wait()?))?;
+            assert_eq!(status.code(), Some(128 + signal));
+            tests::case::nothing_left()?;
+        }
+        Ok(())
     });
 }
 
