@@ -1,6 +1,7 @@
 //! Files: paths that the tree refers to, open file descriptions, and who holds them under which number.
 
 use crate::id::{DescriptionId, PathId, TaskFd};
+use crate::memory::Run;
 use crate::socket::UnixSocket;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,26 @@ pub struct Path {
     pub ino: u64,
     /// `st_rdev` of a device node.
     pub rdev: u64,
+    /// Of a file or directory that has no name any more: what it takes to make it again.
+    pub deleted: Option<Deleted>,
+}
+
+/// A regular file or a directory without a name, or a memfd, which never had one. Its [`Path::path`] is the name it had, as
+/// `/proc` shows it without ` (deleted)`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deleted {
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Access time: seconds and nanoseconds.
+    pub atime: (i64, u32),
+    /// Extended attributes: name and value.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// F_GET_SEALS of a memfd.
+    pub seals: Option<u32>,
+    /// Contents of a file, by rising offset; what lies between is holes.
+    pub runs: Vec<Run>,
 }
 
 /// An open file description.

@@ -135,7 +135,7 @@ pub mod vm {
 /// Consecutive pages with their place in `pages.img`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
-    /// Address of the first page; for shared memory, the byte offset in the object.
+    /// Address of the first page; for shared memory and files, the byte offset in the object.
     pub start: Addr,
     /// Number of pages, at least 1.
     pub pages: u64,

@@ -1,7 +1,7 @@
 //! `crr dump`.
 
 use super::dirs::Dirs;
-use super::{Outcome, seconds};
+use super::{Outcome, seconds, size};
 use crate::dump::{After, Options, dump};
 use crate::progress::bytes;
 use clap::Args;
@@ -42,6 +42,10 @@ pub(super) struct Dump {
     #[arg(short = 'j', long)]
     shell_job: bool,
 
+    /// How much a deleted file may hold that is still open or mapped: it goes into the images. With suffix K, M, G or T.
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = size)]
+    ghost_limit: u64,
+
     /// How long stopping the tree may take.
     #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds)]
     timeout: Duration,
@@ -72,6 +76,7 @@ impl Dump {
                 (false, false) => After::Kill,
             },
             shell_job: self.shell_job,
+            ghost_limit: self.ghost_limit,
             timeout: self.timeout,
             progress: level > 0,
         }

@@ -135,6 +135,15 @@ fn seconds(text: &str) -> Result<std::time::Duration, String> {
     Ok(std::time::Duration::from_secs_f64(seconds))
 }
 
+/// Parses a number of bytes, with a suffix as in `dd` or none.
+fn size(text: &str) -> Result<u64, String> {
+    const UNITS: [(char, u32); 4] = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
+    let unit = UNITS.iter().find(|(letter, _)| text.to_ascii_uppercase().ends_with(*letter));
+    let (digits, shift) = unit.map_or((text, 0), |(_, shift)| (&text[..text.len() - 1], *shift));
+    let number: u64 = digits.parse().map_err(|_| "not a number of bytes, as in 512M".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "too large".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,6 +159,14 @@ mod tests {
         assert_eq!(seconds("0.5").unwrap().as_millis(), 500);
         for wrong in ["", "x", "0", "-1", "nan", "inf", "1e300"] {
             assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_suffixes() {
+        assert_eq!([size("0"), size("7"), size("3k"), size("4G")], [Ok(0), Ok(7), Ok(3072), Ok(4 << 30)]);
+        for wrong in ["", "G", "-1", "1.5M", "99999999999T", "1KB"] {
+            assert!(size(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Everything that stands in the way is noted, not returned, so that one dump names all of it.
 
+use super::Options;
 use super::freeze::{DeadTask, Frozen, FrozenTask};
 use super::known::{self, Known, Mates};
 use super::pages::Contents;
@@ -16,7 +17,7 @@ use crate::resource::file::{self, Terminal};
 use crate::resource::landlock::Bystanders;
 use crate::resource::ldt::AskLdt;
 use crate::resource::namespace::Namespaces;
-use crate::resource::path::Paths;
+use crate::resource::path::{Paths, file_type};
 use crate::resource::pipe::Holders;
 use crate::resource::signal::{self, AskSignals};
 use crate::resource::task::{self as properties, AskTask};
@@ -24,8 +25,8 @@ use crate::resource::thread::{self, AskThread};
 use crate::resource::tracees::AskTracees;
 use crate::resource::tree::{self, Standing, Strangers};
 use crate::resource::{
-    Refuse, attribute, dispatch, group_stop, limits, memory, mempolicy, robust, rseq, seccomp, sharing,
-    timer, zombie,
+    Refuse, attribute, deleted, dispatch, group_stop, limits, memory, mempolicy, robust, rseq, seccomp,
+    sharing, timer, zombie,
 };
 use crate::sys::int80::LowBuffer;
 use crate::sys::vm;
@@ -37,6 +38,7 @@ use images::sharing::Shares;
 use images::task::{Task, Tree, Zombie};
 use images::thread::{Regs, Thread};
 use images::{Abi, Addr, Pid};
+use nix::sys::stat::SFlag;
 use shared::plan::family::{self, Kind};
 use shared::plan::tree::Place;
 use std::fs::File;
@@ -73,7 +75,7 @@ struct Tables {
 /// [`crate::refusal::Refused`] with everything in the way, or what failed.
 pub(super) fn collect(
     frozen: &mut Frozen,
-    shell_job: bool,
+    options: &Options,
     low: LowBuffer,
     holders: &mut Holders,
     mut refusals: Refusals,
@@ -82,7 +84,7 @@ pub(super) fn collect(
     let mut tables = Tables {
         own_namespaces: Namespaces::of(&Dir::task(nix::unistd::getpid().as_raw())?)?,
         low,
-        paths: Paths::default(),
+        paths: Paths::new(options.ghost_limit),
         files: file::Table::default(),
         backings: memory::Backings::default(),
         vdsos: Vec::new(),
@@ -111,7 +113,7 @@ pub(super) fn collect(
     }
     let stranded = |ppid, pgid| family::strands(&kinds, &cloned, ppid, pgid);
     let zombies = look_at_zombies(&frozen.dead, stranded, &mut standings, &mut tables.buffer, &mut refusals)?;
-    let shell_job = tree::check(&standings, shell_job, &strangers, &mut refusals);
+    let shell_job = tree::check(&standings, options.shell_job, &strangers, &mut refusals);
     tables.terminal = shell_job.and_then(|_| standings.first()).map(|root| root.tty).filter(|tty| *tty != 0);
 
     let mut tasks = Vec::with_capacity(stats.len());
@@ -132,10 +134,21 @@ pub(super) fn collect(
     let pids: Vec<Pid> = frozen.tasks.iter().map(|task| task.pid).collect();
     holders.refuse_outsiders(&pids, tables.files.pipes(), &mut refusals)?;
     tables.backings.refuse_outsiders(&pids, &mut refusals)?;
+    tables.paths.deleted().refuse_outsiders(&pids, &mut refusals)?;
     refusals.finish("dump")?;
 
-    let (memory, contents) = find_contents(frozen, spaces, tables.backings, tables.vdsos)?;
-    let files = tables.files.into_files(tables.paths);
+    let (memory, mut contents) = find_contents(frozen, spaces, tables.backings, tables.vdsos)?;
+    let (mut paths, deleted) = tables.paths.into_list();
+    for deleted::Found { path, file, .. } in deleted {
+        let record = &mut paths[path.0 as usize];
+        if let Some(deleted) = record.deleted.as_mut().filter(|_| file_type(record.mode) == SFlag::S_IFREG) {
+            let name = || String::from_utf8_lossy(&record.path).into_owned();
+            deleted.runs =
+                contents.add_file(file, name()).with_context(|| format!("{}: look for contents", name()))?;
+        }
+    }
+    let memory = Memory { page_count: contents.page_count(), ..memory };
+    let files = tables.files.into_files(paths);
     Ok(Collected {
         tree: Tree { tasks, shell_job, zombies, filters: tables.filters.into_filters() },
         files,

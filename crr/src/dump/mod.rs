@@ -50,6 +50,8 @@ pub struct Options {
     pub after: After,
     /// Accept a session, process group and terminal from outside of the tree.
     pub shell_job: bool,
+    /// Bytes that a deleted file may hold.
+    pub ghost_limit: u64,
     /// How long seizing the tree may take.
     pub timeout: Duration,
     /// Show progress on stderr when it is a terminal.
@@ -119,7 +121,7 @@ fn seize_and_collect(
         let mut frozen = Frozen::seize(options.root, patience, &mut refusals)?;
         frozen.guarded = guarded;
         if guarded || !frozen.confined {
-            match collect(&mut frozen, options.shell_job, low, holders, refusals, patience) {
+            match collect(&mut frozen, options, low, holders, refusals, patience) {
                 Err(e) if e.is::<Unguarded>() => frozen.confined = true,
                 collected => return Ok((frozen, collected?)),
             }

@@ -25,8 +25,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 enum Source {
     /// A task, with its `/proc/PID/mem` for what it may not read itself.
     Task(Pid, File),
-    /// A shared memory object.
-    Shared(File, u64),
+    /// A shared memory object, or a deleted file.
+    File(File, String),
 }
 
 /// A run of pages with its source.
@@ -104,18 +104,34 @@ impl Contents {
     pub(super) fn add_shared(&mut self, object: SharedObject) -> Result<Shared> {
         let SharedObject { ino, file } = object;
         let size = file.metadata().context("fstat")?.len();
+        let runs = self.find_data(&file, size)?;
+        self.sources.push(Source::File(file, format!("shared memory {ino}")));
+        Ok(Shared { size, ino, runs })
+    }
+
+    /// What was written to a deleted file.
+    pub(super) fn add_file(&mut self, file: File, name: String) -> Result<Vec<Run>> {
+        let size = file.metadata().context("fstat")?.len();
+        let runs = self.find_data(&file, size)?;
+        self.sources.push(Source::File(file, name));
+        Ok(runs)
+    }
+
+    /// The data of a file that is about to become a source.
+    fn find_data(&mut self, file: &File, size: u64) -> Result<Vec<Run>> {
         let source = self.sources.len();
         let mut runs = Vec::new();
         let mut at = 0;
         while at < size {
-            let Some(start) = seek(&file, at, Whence::SeekData)? else { break };
-            let hole = seek(&file, start, Whence::SeekHole)?.unwrap_or(size);
+            let Some(start) = seek(file, at, Whence::SeekData)? else { break };
+            // Where blocks are smaller than pages, a page can hold both.
+            let start = (start / PAGE_SIZE * PAGE_SIZE).max(at);
+            let hole = seek(file, start, Whence::SeekHole)?.unwrap_or(size);
             let end = hole.min(size).next_multiple_of(PAGE_SIZE);
             runs.push(self.push(source, start, end, false));
             at = end;
         }
-        self.sources.push(Source::Shared(file, ino));
-        Ok(Shared { size, ino, runs })
+        Ok(runs)
     }
 
     /// Writes everything to the page file, and returns the checksum of each block.
@@ -240,8 +256,8 @@ impl Source {
             }
             Self::Task(pid, file) => read_each(file, gather, buffer)
                 .map_err(|(at, e)| anyhow!(e).context(format!("task {pid}: read memory at {at}"))),
-            Self::Shared(file, ino) => read_each(file, gather, buffer)
-                .map_err(|(at, e)| anyhow!(e).context(format!("shared memory {ino}: read at {at}"))),
+            Self::File(file, name) => read_each(file, gather, buffer)
+                .map_err(|(at, e)| anyhow!(e).context(format!("{name}: read at {at}"))),
         }
     }
 }
@@ -262,8 +278,26 @@ fn read_each(file: &File, gather: &[Remote], buffer: &mut [u8]) -> Result<(), (A
     let mut rest = buffer;
     for remote in gather {
         let (now, later) = rest.split_at_mut(remote.len());
-        file.read_exact_at(now, remote.start().0).map_err(|e| (remote.start(), e))?;
+        read_padded(file, now, remote.start().0).map_err(|e| (remote.start(), e))?;
         rest = later;
+    }
+    Ok(())
+}
+
+/// Reads whole pages; behind the end of a file there are zeros.
+fn read_padded(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+    let mut have = 0;
+    while have < buffer.len() {
+        match file.read_at(&mut buffer[have..], offset + have as u64) {
+            Ok(0) if have > 0 => {
+                buffer[have..].fill(0);
+                return Ok(());
+            }
+            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            Ok(got) => have += got,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
     }
     Ok(())
 }

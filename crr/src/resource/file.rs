@@ -11,9 +11,10 @@ use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
 use crate::sys::{pidfd, pipe as fd_ops};
 use anyhow::{Context, Result};
-use images::file::{Description, FdEntry, Files, Pipe, Target};
+use images::file::{Description, FdEntry, Files, Path, Pipe, Target};
 use images::{DescriptionId, Pid, TaskFd};
-use nix::sys::stat::{FileStat, SFlag};
+use nix::fcntl::OFlag;
+use nix::sys::stat::{FileStat, Mode, SFlag};
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -187,8 +188,13 @@ impl Table {
         let supported = kind == SFlag::S_IFREG
             || kind == SFlag::S_IFDIR
             || (kind == SFlag::S_IFCHR && is_memory_device(open.stat.st_rdev));
-        if supported && !open.link.starts_with(b"/memfd:") && open.link.starts_with(b"/") {
-            return match paths.resolve(&open.link, &open.stat) {
+        if supported && open.link.starts_with(b"/") {
+            let reopen = || {
+                let copy = pidfd::get_fd(pidfd.as_fd(), open.fd)?;
+                let name = format!("/proc/self/fd/{}", copy.as_raw_fd());
+                Ok(nix::fcntl::open(name.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)
+            };
+            return match paths.resolve(&open.link, &open.stat, reopen) {
                 Ok(path) => Ok(Some(Target::Path(path))),
                 Err(lost) => {
                     refuse.with_hint(open.describe(), lost.to_string(), lost.close());
@@ -266,9 +272,9 @@ impl Table {
     }
 
     /// All records.
-    pub(crate) fn into_files(self, paths: Paths) -> Files {
+    pub(crate) fn into_files(self, paths: Vec<Path>) -> Files {
         Files {
-            paths: paths.into_list(),
+            paths,
             descriptions: self.descriptions,
             pipes: self.pipes,
             unix_sockets: self.sockets.into_records(),
@@ -319,7 +325,7 @@ fn terminal_target(
 
 /// What to call an object that cannot be dumped.
 fn unsupported(link: &[u8], kind: SFlag) -> &'static str {
-    const BY_LINK: [(&[u8], &str); 15] = [
+    const BY_LINK: [(&[u8], &str); 14] = [
         (b"socket:[", "sockets are"),
         (b"anon_inode:[eventfd", "eventfds are"),
         (b"anon_inode:[eventpoll", "epoll descriptors are"),
@@ -333,7 +339,6 @@ fn unsupported(link: &[u8], kind: SFlag) -> &'static str {
         (b"anon_inode:[pidfd", "pidfds are"),
         (b"pidfd:[", "pidfds are"),
         (b"anon_inode:", "anonymous inodes of this kind are"),
-        (b"/memfd:", "memfds are"),
         (b"/dev/ptmx", "terminal masters are"),
     ];
     if let Some((_, name)) = BY_LINK.iter().find(|(prefix, _)| link.starts_with(prefix)) {
@@ -375,7 +380,7 @@ pub(crate) fn dump_link(
 ) -> Result<images::PathId> {
     let link = dir.link(name).with_context(|| format!("read {name}"))?;
     let stat = dir.stat(name).with_context(|| format!("stat {name}"))?;
-    Ok(match paths.resolve(link.as_bytes(), &stat) {
+    Ok(match paths.resolve(link.as_bytes(), &stat, || dir.open(name)) {
         Ok(path) => path,
         Err(lost) => {
             let object = format!("{name} ({})", link.to_string_lossy());

@@ -209,10 +209,11 @@ impl Backings {
             return Ok(Ok(Mapped::Shared(id)));
         }
         let name = dir.link(&link).with_context(|| format!("read {link}"))?;
+        let reopen = || dir.open(&link);
         if file_type(open.st_mode) != SFlag::S_IFREG && !is_zero_device(&open) {
             return Ok(Err(Lost::Unreachable));
         }
-        Ok(paths.resolve(name.as_bytes(), &open).map(Mapped::File))
+        Ok(paths.resolve(name.as_bytes(), &open, reopen).map(Mapped::File))
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod attribute;
 pub mod creds;
+pub(crate) mod deleted;
 pub(crate) mod dispatch;
 pub mod file;
 pub(crate) mod group_stop;

@@ -1,18 +1,32 @@
 //! Names in the file system, each recorded once for the tree, and only if it still leads to what is open.
 
+use super::deleted;
 use images::PathId;
 use images::file::Path;
 use nix::sys::stat::{FileStat, SFlag, stat};
 use nix::sys::statfs::statfs;
 use std::collections::HashMap;
 use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 
 /// Why a file cannot be opened again by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lost {
-    /// No link is left.
+    /// No link is left, and it cannot be made again: of another kind than a file or a directory, or where it was nothing of its
+    /// file system is left.
     Deleted,
+    /// No link is left, and there is more in it than is to go into the images.
+    Large {
+        /// Bytes in it.
+        data: u64,
+        /// As many may be.
+        limit: u64,
+    },
+    /// No link is left, and crr cannot read it.
+    Unreadable,
     /// The name leads nowhere.
     Renamed,
     /// The name leads to another file.
@@ -27,7 +41,8 @@ impl Lost {
     /// The way out for a descriptor.
     pub(crate) fn close(self) -> &'static str {
         match self {
-            Self::Deleted | Self::Kernel(_) | Self::Unreachable => CLOSE,
+            Self::Deleted | Self::Kernel(_) | Self::Unreachable | Self::Unreadable => CLOSE,
+            Self::Large { .. } => RAISE,
             Self::Renamed | Self::Replaced => {
                 "have the program close it, or open the present file, before the dump"
             }
@@ -37,7 +52,8 @@ impl Lost {
     /// The way out for a mapping.
     pub(crate) fn unmap(self) -> &'static str {
         match self {
-            Self::Kernel(_) | Self::Unreachable => UNMAP,
+            Self::Kernel(_) | Self::Unreachable | Self::Unreadable => UNMAP,
+            Self::Large { .. } => RAISE,
             Self::Deleted | Self::Renamed | Self::Replaced => {
                 "have the program unmap it, or start it again with the present file"
             }
@@ -45,6 +61,8 @@ impl Lost {
     }
 }
 
+/// The way out for what is too large.
+const RAISE: &str = "raise --ghost-limit, or have the program close it before the dump";
 /// The way out for descriptors of any kind that is not supported.
 pub(crate) const CLOSE: &str = "have the program close it before the dump";
 /// The way out for mappings of any kind that is not supported.
@@ -54,6 +72,14 @@ impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Deleted => "the file has been deleted",
+            Self::Large { data, limit } => {
+                let [data, limit] = [data, limit].map(|size| crate::progress::bytes(*size));
+                return write!(
+                    f,
+                    "the file has been deleted, and holds {data}, more than --ghost-limit ({limit})"
+                );
+            }
+            Self::Unreadable => "the file has been deleted, and crr cannot read it",
             Self::Renamed => "the file is no longer under this name",
             Self::Replaced => "another file now has this name",
             Self::Kernel(name) => return write!(f, "files of {name} are not supported"),
@@ -70,21 +96,37 @@ enum Found {
 }
 
 /// The table of paths being collected.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Paths {
     list: Vec<Path>,
+    deleted: deleted::Table,
     by_name: HashMap<Vec<u8>, Found>,
     file_systems: HashMap<u64, Option<&'static str>>,
 }
 
 impl Paths {
-    /// The record for an open file: `name` as its link in /proc shows it, `open` as fstat shows it.
-    pub(crate) fn resolve(&mut self, name: &[u8], open: &FileStat) -> Result<PathId, Lost> {
+    /// An empty one. Deleted files may have so many bytes of contents.
+    pub(crate) fn new(ghost_limit: u64) -> Self {
+        Self {
+            list: Vec::new(),
+            deleted: deleted::Table::new(ghost_limit),
+            by_name: HashMap::new(),
+            file_systems: HashMap::new(),
+        }
+    }
+
+    /// The record for an open file: `name` as its link in /proc shows it, `open` as fstat shows it; `reopen` opens it by the link.
+    pub(crate) fn resolve(
+        &mut self,
+        name: &[u8],
+        open: &FileStat,
+        reopen: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> Result<PathId, Lost> {
         if !name.starts_with(b"/") {
             return Err(Lost::Unreachable);
         }
         if open.st_nlink == 0 {
-            return Err(Lost::Deleted);
+            return self.without_name(name, open, reopen);
         }
         let found = match self.by_name.get(name) {
             Some(found) => *found,
@@ -101,21 +143,33 @@ impl Paths {
         }
     }
 
+    fn without_name(
+        &mut self,
+        link: &[u8],
+        open: &FileStat,
+        reopen: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> Result<PathId, Lost> {
+        if let Some(id) = self.deleted.known(open) {
+            return Ok(id);
+        }
+        let id = PathId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
+        let (name, deleted) = self.deleted.add(link, open, id, || reopen().map(File::from))?;
+        self.list.push(Path { deleted: Some(deleted), ..record(&name, open) });
+        Ok(id)
+    }
+
+    /// The files without a name, to refuse those that others have too, and to be read.
+    pub(crate) fn deleted(&self) -> &deleted::Table {
+        &self.deleted
+    }
+
     fn look_up(&mut self, name: &[u8]) -> Found {
         let Ok(there) = stat(std::ffi::OsStr::from_bytes(name)) else { return Found::Lost(Lost::Renamed) };
         if let Some(kernel) = self.kernel_file_system(name, there.st_dev) {
             return Found::Lost(Lost::Kernel(kernel));
         }
         let id = PathId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
-        self.list.push(Path {
-            path: name.to_vec(),
-            mode: there.st_mode,
-            size: u64::try_from(there.st_size).unwrap_or(0),
-            mtime: (there.st_mtime, u32::try_from(there.st_mtime_nsec).unwrap_or(0)),
-            dev: there.st_dev,
-            ino: there.st_ino,
-            rdev: there.st_rdev,
-        });
+        self.list.push(record(name, &there));
         Found::Known { dev: there.st_dev, ino: there.st_ino, id }
     }
 
@@ -143,22 +197,27 @@ impl Paths {
             return *id;
         }
         let id = PathId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
-        self.list.push(Path {
-            path: name.to_vec(),
-            mode: open.st_mode,
-            size: 0,
-            mtime: (0, 0),
-            dev: open.st_dev,
-            ino: open.st_ino,
-            rdev: open.st_rdev,
-        });
+        self.list.push(Path { size: 0, mtime: (0, 0), ..record(name, open) });
         self.by_name.insert(name.to_vec(), Found::Known { dev: open.st_dev, ino: open.st_ino, id });
         id
     }
 
-    /// All records, in the order of their ids.
-    pub(crate) fn into_list(self) -> Vec<Path> {
-        self.list
+    /// All records, in the order of their ids, and the contents of those without a name.
+    pub(crate) fn into_list(self) -> (Vec<Path>, Vec<deleted::Found>) {
+        (self.list, self.deleted.into_found())
+    }
+}
+
+fn record(name: &[u8], found: &FileStat) -> Path {
+    Path {
+        path: name.to_vec(),
+        mode: found.st_mode,
+        size: u64::try_from(found.st_size).unwrap_or(0),
+        mtime: (found.st_mtime, u32::try_from(found.st_mtime_nsec).unwrap_or(0)),
+        dev: found.st_dev,
+        ino: found.st_ino,
+        rdev: found.st_rdev,
+        deleted: None,
     }
 }
 
@@ -182,26 +241,31 @@ mod tests {
         let file = dir.path().join("a");
         fs::write(&file, "old").unwrap();
         let open = stat(&file).unwrap();
-        let id = Paths::default().resolve(name(&file), &open).unwrap();
+        let resolve = |name: &[u8], open: &FileStat| {
+            Paths::new(0).resolve(name, open, || File::open(&file).map(Into::into))
+        };
+        let id = resolve(name(&file), &open).unwrap();
         assert_eq!(id, PathId(0));
 
         fs::write(dir.path().join("b"), "new").unwrap();
         fs::rename(dir.path().join("b"), &file).unwrap();
-        assert_eq!(Paths::default().resolve(name(&file), &open), Err(Lost::Replaced));
+        assert_eq!(resolve(name(&file), &open), Err(Lost::Replaced));
         fs::remove_file(&file).unwrap();
-        assert_eq!(Paths::default().resolve(name(&file), &open), Err(Lost::Renamed));
+        assert_eq!(resolve(name(&file), &open), Err(Lost::Renamed));
         let mut unlinked = open;
         unlinked.st_nlink = 0;
-        assert_eq!(Paths::default().resolve(name(&file), &unlinked), Err(Lost::Deleted));
+        assert_eq!(resolve(name(&file), &unlinked), Err(Lost::Deleted));
     }
 
     #[test]
     fn a_path_is_recorded_once() {
-        let mut paths = Paths::default();
+        let mut paths = Paths::new(0);
+        let mut resolve =
+            |name: &[u8], open: &FileStat| paths.resolve(name, open, || Err(io::ErrorKind::NotFound.into()));
         let null = stat("/dev/null").unwrap();
-        assert_eq!(paths.resolve(b"/dev/null", &null), paths.resolve(b"/dev/null", &null));
+        assert_eq!(resolve(b"/dev/null", &null), resolve(b"/dev/null", &null));
         let version = stat("/proc/version").unwrap();
-        assert_eq!(paths.resolve(b"/proc/version", &version), Err(Lost::Kernel("procfs")));
-        assert_eq!(paths.into_list().len(), 1);
+        assert_eq!(resolve(b"/proc/version", &version), Err(Lost::Kernel("procfs")));
+        assert_eq!(paths.into_list().0.len(), 1);
     }
 }

@@ -227,6 +227,7 @@ fn bring_back(
     let outcome = fork_root(restore, options, pid).and_then(|parent| {
         let (parked, held) = serve::serve(restore, &listener, deadline)?;
         births::see_off_first(restore);
+        restore.opened.deleted.seal()?;
         let stays = !options.detached && !options.sibling;
         let terminal = if stays { Terminal::lend(pid) } else { None };
         takeover::take_over(restore, &parked, held, parent)?;

@@ -4,9 +4,11 @@
 //! in place without overwriting it.
 
 use crate::resource;
+use crate::resource::deleted::recreate::{self, Recreated};
 use crate::resource::unix_socket::bind::Binder;
 use crate::store::Checkpoint;
 use anyhow::{Context, Result, bail};
+use images::file::Files;
 use images::task::Task;
 use images::{DescriptionId, PathId, SharedId};
 use nix::errno::Errno;
@@ -26,6 +28,8 @@ pub(crate) struct Opened {
     descriptions: Vec<OwnedFd>,
     /// The files of unix sockets, which go again if the restore fails.
     pub(super) socket_files: Binder,
+    /// Files that have no name.
+    pub(super) deleted: Recreated,
     mapped: BTreeMap<Need, OwnedFd>,
     directories: BTreeMap<PathId, OwnedFd>,
     /// The page file.
@@ -46,25 +50,22 @@ impl Opened {
         let mapped = checkpoint.files.paths.len() * 2 + checkpoint.memory.shared.len();
         let highest = raiser.used.last().copied().unwrap_or(0);
         make_room(raiser.used.len() + opened + mapped + 64, highest)?;
-        let (descriptions, socket_files) = resource::file::reopen::open_all(&checkpoint.files)?;
+        let (deleted, files) = recreate::create_all(&checkpoint.files, &checkpoint.pages, &raiser)?;
+        let (descriptions, socket_files) = resource::file::reopen::open_all(&files)?;
         let mut mapped = BTreeMap::new();
         for need in needs.into_iter().filter(|need| matches!(need, Need::Path { .. } | Need::Shared(_))) {
             if let std::collections::btree_map::Entry::Vacant(entry) = mapped.entry(need) {
-                entry.insert(open_need(checkpoint, need, &raiser)?);
+                entry.insert(open_need(checkpoint, &files, need, &raiser)?);
             }
         }
         let mut directories = BTreeMap::new();
         for path in tasks.iter().flat_map(|task| [task.root, task.cwd]) {
             if let std::collections::btree_map::Entry::Vacant(entry) = directories.entry(path) {
-                entry.insert(raiser.raise(open_path(
-                    checkpoint,
-                    path,
-                    OFlag::O_PATH | OFlag::O_DIRECTORY,
-                )?)?);
+                entry.insert(raiser.raise(open_path(&files, path, OFlag::O_PATH | OFlag::O_DIRECTORY)?)?);
             }
         }
         let pages = raiser.raise(checkpoint.pages.try_clone().context("pages.img")?.into())?;
-        Ok(Self { raiser, descriptions, mapped, directories, pages, socket_files })
+        Ok(Self { raiser, descriptions, deleted, mapped, directories, pages, socket_files })
     }
 
     /// An open file description of the tree.
@@ -164,18 +165,18 @@ fn make_room(count: usize, highest: RawFd) -> Result<()> {
     Ok(())
 }
 
-fn open_path(checkpoint: &Checkpoint, path: PathId, flags: OFlag) -> Result<OwnedFd> {
-    let record = &checkpoint.files.paths[path.0 as usize];
+fn open_path(files: &Files, path: PathId, flags: OFlag) -> Result<OwnedFd> {
+    let record = &files.paths[path.0 as usize];
     let name = String::from_utf8_lossy(&record.path);
     let path = CString::new(record.path.as_slice()).with_context(|| format!("{name}: not a path"))?;
     nix::fcntl::open(path.as_c_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
         .with_context(|| format!("open {name}"))
 }
 
-fn open_need(checkpoint: &Checkpoint, need: Need, raiser: &Raiser) -> Result<OwnedFd> {
+fn open_need(checkpoint: &Checkpoint, files: &Files, need: Need, raiser: &Raiser) -> Result<OwnedFd> {
     match need {
         Need::Path { path, writable } => {
-            raiser.raise(open_path(checkpoint, path, if writable { OFlag::O_RDWR } else { OFlag::O_RDONLY })?)
+            raiser.raise(open_path(files, path, if writable { OFlag::O_RDWR } else { OFlag::O_RDONLY })?)
         }
         Need::Shared(SharedId(id)) => {
             let object = &checkpoint.memory.shared[id as usize];

@@ -5,7 +5,7 @@ use super::environment::Environment;
 use super::prepare::Lives;
 use crate::refusal::{Refusal, Refusals};
 use crate::resource::unix_socket::bind;
-use crate::resource::{attribute, seccomp, xstate};
+use crate::resource::{attribute, deleted, seccomp, xstate};
 use crate::store::Checkpoint;
 use crate::sys::process;
 use images::file::Path;
@@ -166,6 +166,10 @@ fn files(refusals: &mut Refusals, checkpoint: &Checkpoint) {
     }
     for (id, what) in uses {
         let path = &checkpoint.files.paths[id.0 as usize];
+        if path.deleted.is_some() {
+            deleted::preflight(path, refusals);
+            continue;
+        }
         if let Some((reason, hint)) = changed(path, what) {
             refuse(refusals, String::from_utf8_lossy(&path.path).into_owned(), reason, hint);
         }

@@ -3,7 +3,7 @@
 
 use images::attribute::{AreaPolicy, MemoryPolicy, TaskAttributes, ThreadAttributes};
 use images::container::{Kind, TRAILER_SIZE, crc32c, encode};
-use images::file::{Description, FdEntry, Files, Path, Pipe, Target};
+use images::file::{Deleted, Description, FdEntry, Files, Path, Pipe, Target};
 use images::id::PAGE_SIZE;
 use images::inventory::{FileEntry, Inventory, StateComponent};
 use images::memory::{Backing, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
@@ -117,6 +117,7 @@ fn files() -> Files {
         dev: 0x801,
         ino: 77,
         rdev,
+        deleted: None,
     };
     Files {
         paths: vec![
@@ -125,6 +126,17 @@ fn files() -> Files {
             path("/opt/i386/bin/counter", 0o100_755, 9_000, 0),
             path("/dev/pts/3", 0o020_620, 0, 0x8803),
             path("/tmp/caf\u{e9}", 0o100_644, 12, 0),
+            Path {
+                deleted: Some(Deleted {
+                    uid: 1000,
+                    gid: 100,
+                    atime: (1_700_000_001, 6),
+                    xattrs: vec![(b"user.a".to_vec(), b"b".to_vec())],
+                    seals: Some(7),
+                    runs: vec![Run { start: Addr(0x1000), pages: 1, first_page: 5 }],
+                }),
+                ..path("/memfd:buffer", 0o100_777, 5000, 0)
+            },
         ],
         descriptions: vec![
             Description { target: Target::Terminal(PathId(3)), flags: 0o2, position: 0 },

@@ -82,10 +82,10 @@ fn parse(text: &str, shared_memory: &mut Renumber) -> Vec<Area> {
     areas
 }
 
-/// Replaces the inode of shared anonymous memory by its order of appearance.
+/// Replaces the inode of shared anonymous memory, and of files that have no name, by its order of appearance.
 fn normalise(line: &str, shared_memory: &mut Renumber) -> String {
     let mut fields: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-    if line.ends_with("/dev/zero (deleted)") {
+    if line.ends_with(" (deleted)") {
         if let Some(inode) = fields.get_mut(4) {
             *inode = format!("#{}", shared_memory.number(inode));
         }

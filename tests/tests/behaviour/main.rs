@@ -3,6 +3,7 @@
 
 mod attributes;
 mod commands;
+mod deleted;
 mod dispatch;
 mod endurance;
 mod failures;

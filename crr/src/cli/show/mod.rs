@@ -131,13 +131,18 @@ fn descriptions(checkpoint: &Checkpoint) -> String {
 }
 
 fn target(checkpoint: &Checkpoint, description: &Description) -> String {
-    let path = |index: u32| printable(&checkpoint.files.paths[index as usize].path);
+    let path = |index: u32| name_of(&checkpoint.files.paths[index as usize]);
     match description.target {
         Target::Path(id) => path(id.0),
         Target::Terminal(id) => format!("{} (terminal)", path(id.0)),
         Target::Pipe(pipe) => format!("pipe#{pipe}"),
         Target::UnixSocket(socket) => format!("socket#{socket}"),
     }
+}
+
+/// A path as `/proc` shows it.
+fn name_of(path: &images::file::Path) -> String {
+    printable(&path.path) + if path.deleted.is_some() { " (deleted)" } else { "" }
 }
 
 fn pipes(checkpoint: &Checkpoint) -> String {
@@ -170,7 +175,7 @@ fn areas(checkpoint: &Checkpoint, pid: images::Pid, space: &images::memory::Spac
 
 fn backing(checkpoint: &Checkpoint, backing: Backing) -> String {
     let file = |id: images::PathId, offset: u64| {
-        format!("{} +{offset:#x}", printable(&checkpoint.files.paths[id.0 as usize].path))
+        format!("{} +{offset:#x}", name_of(&checkpoint.files.paths[id.0 as usize]))
     };
     match backing {
         Backing::Anonymous => "anonymous".to_owned(),

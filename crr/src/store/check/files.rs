@@ -1,7 +1,10 @@
 //! Paths, descriptions, pipes.
 
-use super::{Check, ensure, inside, path};
-use images::file::{Description, Files, Path, Pipe, Target};
+use super::{Check, ensure, inside, memory, path};
+use crate::resource::deleted::MEMFD;
+use images::file::{Deleted, Description, Files, Path, Pipe, Target};
+use images::id::PAGE_SIZE;
+use images::memory::Memory;
 
 /// PATH_MAX: the kernel opens no longer name, the final NUL included.
 const PATH_MAX: usize = 4096;
@@ -28,6 +31,37 @@ fn check_path(path: &Path) -> Check {
     let known = [libc::S_IFREG, libc::S_IFDIR, libc::S_IFCHR].contains(&kind);
     ensure!(known, "is no file, directory or character device (mode {:#o})", path.mode);
     ensure!(path.mtime.1 < 1_000_000_000, "has a time of {} ns", path.mtime.1);
+    path.deleted.as_ref().map_or(Ok(()), |deleted| check_deleted(path, deleted))
+}
+
+fn check_deleted(path: &Path, deleted: &Deleted) -> Check {
+    let kind = path.mode & libc::S_IFMT;
+    let in_memory = path.path.starts_with(MEMFD);
+    ensure!(
+        kind == libc::S_IFREG || !in_memory && kind == libc::S_IFDIR,
+        "deleted, and neither file nor directory"
+    );
+    ensure!(deleted.seals.is_some() == in_memory, "a memfd has seals, and nothing else");
+    ensure!(deleted.atime.1 < 1_000_000_000, "has a time of {} ns", deleted.atime.1);
+    ensure!(kind == libc::S_IFREG || deleted.runs.is_empty(), "a directory with contents");
+    ensure!(i64::try_from(path.size).is_ok(), "has {:#x} bytes", path.size);
+    let nul = deleted.xattrs.iter().any(|(name, _)| name.is_empty() || name.contains(&0));
+    ensure!(!nul, "has an attribute that cannot be named");
+    Ok(())
+}
+
+/// The contents of deleted files. The page count has been checked.
+pub(super) fn check_contents(files: &Files, memory: &Memory) -> Check {
+    for (index, path) in files.paths.iter().enumerate() {
+        let Some(deleted) = &path.deleted else { continue };
+        let contents = memory::check_runs(&deleted.runs, memory).and_then(|()| {
+            let end = deleted.runs.last().map_or(0, memory::end_of);
+            let size = path.size.next_multiple_of(PAGE_SIZE);
+            ensure!(end <= size, "contents up to {end:#x} of {:#x}", path.size);
+            Ok(())
+        });
+        contents.map_err(inside(format_args!("path#{index}")))?;
+    }
     Ok(())
 }
 

@@ -101,7 +101,7 @@ fn check_offset(offset: u64, len: u64) -> Check {
 }
 
 /// Runs rise in address and in the page file without overlap, and stay inside the page file.
-fn check_runs(runs: &[Run], memory: &Memory) -> Check {
+pub(super) fn check_runs(runs: &[Run], memory: &Memory) -> Check {
     let (mut address, mut page) = (0, 0);
     for run in runs {
         let start = run.start;
@@ -124,6 +124,6 @@ fn check_runs(runs: &[Run], memory: &Memory) -> Check {
 }
 
 /// One past the last byte of a run that [`check_runs`] has seen.
-fn end_of(run: &Run) -> u64 {
+pub(super) fn end_of(run: &Run) -> u64 {
     run.start.0 + run.pages * PAGE_SIZE
 }

@@ -67,6 +67,7 @@ pub fn records(
     tree::check(tree, files).map_err(of(Kind::Tree))?;
     sharing::check(tree).map_err(of(Kind::Tree))?;
     memory::check(memory, tree, files).map_err(of(Kind::Memory))?;
+    files::check_contents(files, memory).map_err(of(Kind::Files))?;
     sharing::check_spaces(memory, tree).map_err(of(Kind::Memory))?;
     check_inventory(inventory, tree, memory).map_err(of(Kind::Inventory))
 }

@@ -3,7 +3,7 @@
 use super::sample::Sample;
 use crate::store::check::records;
 use images::container::Kind;
-use images::file::Target;
+use images::file::{Deleted, Target};
 use images::memory::{Backing, Run};
 use images::seccomp::Seccomp;
 use images::signal::Pending;
@@ -118,9 +118,9 @@ fn sharing() {
 
 #[test]
 fn properties_of_tasks() {
-    refused("tree.img: task 100: exe: path#9 of 5 paths", |s| s.tree.tasks[0].exe = PathId(9));
-    refused("tree.img: task 100: cwd: path#5 of 5 paths", |s| s.tree.tasks[0].cwd = PathId(5));
-    refused("tree.img: task 100: root: path#4294967295 of 5 paths", |s| {
+    refused("tree.img: task 100: exe: path#9 of 6 paths", |s| s.tree.tasks[0].exe = PathId(9));
+    refused("tree.img: task 100: cwd: path#6 of 6 paths", |s| s.tree.tasks[0].cwd = PathId(6));
+    refused("tree.img: task 100: root: path#4294967295 of 6 paths", |s| {
         s.tree.tasks[0].root = PathId(u32::MAX)
     });
     refused("tree.img: task 100: umask 0o1000", |s| s.tree.tasks[0].umask = 0o1000);
@@ -242,14 +242,29 @@ fn files() {
         s.files.paths[1].mode = 0o010_644;
     });
     refused("files.img: path#1: has a time of 1000000000 ns", |s| s.files.paths[1].mtime.1 = 1_000_000_000);
+    let deleted =
+        |s: &mut Sample, change: fn(&mut Deleted)| change(s.files.paths[5].deleted.as_mut().unwrap());
+    refused("files.img: path#5: a memfd has seals, and nothing else", |s| {
+        deleted(s, |deleted| deleted.seals = None)
+    });
+    refused("files.img: path#5: has an attribute that cannot be named", |s| {
+        deleted(s, |deleted| deleted.xattrs[0].0.push(0));
+    });
+    refused("files.img: path#5: deleted, and neither file nor directory", |s| {
+        s.files.paths[5].mode = 0o020_644
+    });
+    refused("files.img: path#5: contents up to 0x2000 of 0x1000", |s| s.files.paths[5].size = 0x1000);
+    refused("files.img: path#5: contents at 0x1000: pages 6+1 of 6", |s| {
+        deleted(s, |deleted| deleted.runs[0].first_page = 6);
+    });
     refused("files.img: pipe#0: has a capacity of 2147483648 bytes", |s| s.files.pipes[0].capacity = 1 << 31);
     refused("files.img: pipe#0: holds 9 bytes, more than its capacity of 8", |s| {
         s.files.pipes[0].capacity = 8
     });
-    refused("files.img: description#0: path#5 of 5 paths", |s| {
-        s.files.descriptions[0].target = Target::Terminal(PathId(5));
+    refused("files.img: description#0: path#6 of 6 paths", |s| {
+        s.files.descriptions[0].target = Target::Terminal(PathId(6));
     });
-    refused("files.img: description#3: path#6 of 5 paths", |s| {
+    refused("files.img: description#3: path#6 of 6 paths", |s| {
         s.files.descriptions[3].target = Target::Path(PathId(6))
     });
     refused("files.img: description#1: pipe#1 of 1 pipes", |s| {
@@ -357,7 +372,7 @@ fn areas() {
     });
     refused(&format!("{task} 0x8048000-0x8058000: protection 0xf"), |s| vma(s, |vma| vma.prot = 15));
     refused(&format!("{task} 0x8048000-0x8058000: flags 0x4000"), |s| vma(s, |vma| vma.flags = 1 << 14));
-    refused(&format!("{task} 0x8048000-0x8058000: path#7 of 5 paths"), |s| {
+    refused(&format!("{task} 0x8048000-0x8058000: path#7 of 6 paths"), |s| {
         vma(s, |vma| vma.backing = Backing::SharedFile(PathId(7), 0));
     });
     refused(&format!("{task} 0x8048000-0x8058000: offset 0x10 is not page-aligned"), |s| {

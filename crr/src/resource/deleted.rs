@@ -1,0 +1,203 @@
+//! Files and directories that are open, mapped or stood in and have no name any more, and memfds, which never had one: their
+//! contents travel in the images.
+
+pub(crate) mod recreate;
+
+use super::path::Lost;
+use crate::proc::{self, Dir};
+use crate::refusal::{Refusal, Refusals};
+use anyhow::{Context, Result};
+use images::file::Deleted;
+use images::{PathId, Pid};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::stat::{FileStat, SFlag, stat};
+use nix::sys::statfs::{Statfs, fstatfs, statfs};
+use nix::unistd::AccessFlags;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use xattr::FileExt;
+
+/// What `/proc` puts behind a name that is gone: d_path() of fs/d_path.c.
+const MARK: &[u8] = b" (deleted)";
+/// What memfds are called: MFD_NAME_PREFIX of mm/memfd.c.
+pub(crate) const MEMFD: &[u8] = b"/memfd:";
+
+/// One that was found, open for its contents.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) path: PathId,
+    pub(crate) file: File,
+    /// Device and inode.
+    key: (u64, u64),
+    name: Vec<u8>,
+}
+
+/// Those of a tree.
+#[derive(Debug)]
+pub(crate) struct Table {
+    /// Bytes of contents that a file may have.
+    limit: u64,
+    by_key: BTreeMap<(u64, u64), PathId>,
+    found: Vec<Found>,
+}
+
+impl Table {
+    pub(crate) fn new(limit: u64) -> Self {
+        Self { limit, by_key: BTreeMap::new(), found: Vec::new() }
+    }
+
+    /// One that is known already.
+    pub(crate) fn known(&self, open: &FileStat) -> Option<PathId> {
+        self.by_key.get(&(open.st_dev, open.st_ino)).copied()
+    }
+
+    /// Takes up one whose link in `/proc` is `link`; its record is to get the number `path`. Its name comes with what is special about it.
+    pub(crate) fn add(
+        &mut self,
+        link: &[u8],
+        open: &FileStat,
+        path: PathId,
+        reopen: impl FnOnce() -> std::io::Result<File>,
+    ) -> Result<(Vec<u8>, Deleted), Lost> {
+        const HUGETLBFS: i64 = 0x9584_58f6;
+        let kind = SFlag::from_bits_truncate(open.st_mode) & SFlag::S_IFMT;
+        let name = link.strip_suffix(MARK).filter(|name| !name.is_empty()).ok_or(Lost::Deleted)?;
+        if kind != SFlag::S_IFREG && kind != SFlag::S_IFDIR {
+            return Err(Lost::Deleted);
+        }
+        let file = reopen().map_err(|_| Lost::Unreadable)?;
+        // Reading it is not to show. Who may not ask for that is not its owner, and has no better way.
+        let _ = fcntl(&file, FcntlArg::F_SETFL(OFlag::O_NOATIME));
+        let home = fstatfs(&file).map_err(|_| Lost::Unreadable)?;
+        if home.filesystem_type().0 == HUGETLBFS {
+            return Err(Lost::Kernel("hugetlbfs"));
+        }
+        let seals = if name.starts_with(MEMFD) {
+            // Anything else there may be under such a name is no tmpfs file, and has no seals.
+            let seals = fcntl(&file, FcntlArg::F_GET_SEALS).map_err(|_| Lost::Deleted)?;
+            Some(seals.cast_unsigned())
+        } else {
+            if !is_at_home(name, &home) {
+                return Err(Lost::Deleted);
+            }
+            None
+        };
+        let data = u64::try_from(open.st_blocks).unwrap_or(0) * 512;
+        if kind == SFlag::S_IFREG && data > self.limit {
+            return Err(Lost::Large { data, limit: self.limit });
+        }
+        let deleted = Deleted {
+            uid: open.st_uid,
+            gid: open.st_gid,
+            atime: (open.st_atime, u32::try_from(open.st_atime_nsec).unwrap_or(0)),
+            xattrs: xattrs(&file).map_err(|_| Lost::Unreadable)?,
+            seals,
+            runs: Vec::new(),
+        };
+        let key = (open.st_dev, open.st_ino);
+        self.by_key.insert(key, path);
+        self.found.push(Found { path, file, key, name: name.to_vec() });
+        Ok((name.to_vec(), deleted))
+    }
+
+    /// Refuses what tasks outside of the tree have open or mapped too: it would be another file for them.
+    pub(crate) fn refuse_outsiders(&self, tree: &[Pid], refusals: &mut Refusals) -> Result<()> {
+        if self.found.is_empty() {
+            return Ok(());
+        }
+        let own = nix::unistd::getpid().as_raw();
+        for entry in std::fs::read_dir("/proc").context("list /proc")? {
+            let name = entry.context("list /proc")?.file_name();
+            let Some(pid) = proc::decimal::<Pid>(name.as_bytes()) else { continue };
+            if pid == own || tree.contains(&pid) {
+                continue;
+            }
+            // A task that is gone, or not ours to look at, is none that crr could name.
+            let Ok(dir) = Dir::task(pid) else { continue };
+            for found in self.held_by(&dir) {
+                let comm = crate::dump::freeze::comm_of(pid);
+                refusals.push(Refusal {
+                    task: None,
+                    object: format!("{} (deleted)", String::from_utf8_lossy(&found.name)),
+                    reason: format!("also open or mapped in task {pid} ({comm}), outside of the tree"),
+                    hint: Some("dump a tree that has both, or end the other task first".into()),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn held_by(&self, dir: &Dir) -> Vec<&Found> {
+        let mut links: Vec<String> = ["exe", "cwd", "root"].map(str::to_owned).into();
+        let fds = dir.numbers::<u32>("fd").unwrap_or_default();
+        links.extend(fds.into_iter().map(|fd| format!("fd/{fd}")));
+        let mut maps = Vec::new();
+        if dir.read("maps", &mut maps).is_ok() {
+            let gone = maps.split(|&byte| byte == b'\n').filter(|line| line.ends_with(MARK));
+            links.extend(gone.filter_map(|line| {
+                let range = std::str::from_utf8(line.split(|&byte| byte == b' ').next()?).ok()?;
+                Some(format!("map_files/{range}"))
+            }));
+        }
+        let is_gone = |link: &String| dir.link(link).is_ok_and(|target| target.as_bytes().ends_with(MARK));
+        let keys: Vec<(u64, u64)> = (links.iter().filter(|link| is_gone(link)))
+            .filter_map(|link| dir.stat(link).ok())
+            .map(|stat| (stat.st_dev, stat.st_ino))
+            .collect();
+        self.found.iter().filter(|found| keys.contains(&found.key)).collect()
+    }
+
+    /// All of them, to be read.
+    pub(crate) fn into_found(self) -> Vec<Found> {
+        self.found
+    }
+}
+
+/// Whether a file can be made again where it was: what is left of the path leads to its file system.
+fn is_at_home(name: &[u8], home: &Statfs) -> bool {
+    let above = Path::new(OsStr::from_bytes(name)).ancestors().skip(1);
+    let nearest = above.into_iter().find(|dir| stat(*dir).is_ok());
+    let identity = |at: &Statfs| (at.filesystem_type().0, at.filesystem_id());
+    nearest.is_some_and(|dir| statfs(dir).is_ok_and(|at| identity(&at) == identity(home)))
+}
+
+/// Refuses a restore that has no place to make one in.
+pub(crate) fn preflight(path: &images::file::Path, refusals: &mut Refusals) {
+    let name = Path::new(OsStr::from_bytes(&path.path));
+    let nearest = name.ancestors().skip(1).find(|dir| dir.exists());
+    let in_memory = path.deleted.as_ref().is_some_and(|deleted| deleted.seals.is_some());
+    let wrong = match nearest {
+        _ if in_memory => return,
+        None => "there is no directory to make it in".to_owned(),
+        Some(dir) if !dir.is_dir() => format!("{} is no directory any more", dir.display()),
+        Some(dir) => match nix::unistd::access(dir, AccessFlags::W_OK | AccessFlags::X_OK) {
+            Ok(()) => return,
+            Err(errno) => format!("cannot be made in {}: {}", dir.display(), errno.desc().to_lowercase()),
+        },
+    };
+    refusals.push(Refusal {
+        task: None,
+        object: format!("{} (deleted)", name.display()),
+        reason: wrong,
+        hint: Some("put the directories of the dump back in their place".into()),
+    });
+}
+
+fn xattrs(file: &File) -> std::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let names = match file.list_xattr() {
+        Ok(names) => names,
+        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    let mut found = Vec::new();
+    for name in names {
+        // One that only its owner is shown is gone when asked for.
+        if let Some(value) = file.get_xattr(&name)? {
+            found.push((name.as_bytes().to_vec(), value));
+        }
+    }
+    Ok(found)
+}

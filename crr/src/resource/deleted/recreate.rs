@@ -1,0 +1,211 @@
+//! Making files without a name again.
+//!
+//! Each is made under the name it had, so that `/proc` shows it as before, and unlinked at once. From then on it is opened by way
+//! of a descriptor (`/proc/self/fd`), which gives a description of its own as opening by name does.
+
+use super::MEMFD;
+use crate::restore::open::Raiser;
+use anyhow::{Context, Result, bail};
+use images::file::{Deleted, Files, Path};
+use images::id::PAGE_SIZE;
+use images::memory::Run;
+use memfd::MemfdOptions;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
+use nix::sys::stat::{Mode, fchmod, futimens};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+use xattr::FileExt as _;
+
+/// The files, each by a descriptor that only leads to it (O_PATH): one for writing would keep others from executing it.
+#[derive(Debug, Default)]
+pub(crate) struct Recreated {
+    seals: Vec<(OwnedFd, SealFlag)>,
+    _held: Vec<OwnedFd>,
+}
+
+/// A directory that is there for others to be made in; it goes when this value does.
+#[derive(Debug)]
+struct Scaffold {
+    name: PathBuf,
+    /// One of those that are made again, with its times of access and modification: what is made in it changes them.
+    kept: Option<(File, [TimeSpec; 2])>,
+}
+
+impl Drop for Scaffold {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.name);
+        if let Some((file, [atime, mtime])) = &self.kept {
+            let _ = futimens(file, atime, mtime);
+        }
+    }
+}
+
+/// Makes all of them. In the list of paths that comes back, their names are such that they can be opened by.
+///
+/// # Errors
+/// Names the one that cannot be made.
+pub(crate) fn create_all(files: &Files, pages: &File, raiser: &Raiser) -> Result<(Recreated, Files)> {
+    let mut files = files.clone();
+    let mut recreated = Recreated::default();
+    // The innermost goes first again: later ones may lie in earlier ones.
+    let mut scaffolds: Vec<Scaffold> = Vec::new();
+    let mut order: Vec<usize> = (0..files.paths.len()).collect();
+    order.sort_by_key(|&index| files.paths[index].path.len());
+    for index in order {
+        let path = &files.paths[index];
+        let Some(deleted) = &path.deleted else { continue };
+        let made = if deleted.seals.is_some() {
+            memfd(path, deleted, pages)
+        } else {
+            named(path, deleted, pages, &mut scaffolds)
+        };
+        let name = String::from_utf8_lossy(&path.path);
+        let fd = made.with_context(|| format!("make {name} again, which was deleted"))?;
+        let fd = raiser.raise(fd)?;
+        if let Some(seals) = deleted.seals {
+            let seals = SealFlag::from_bits_retain(seals.cast_signed());
+            recreated.seals.push((fd.try_clone().context("dup")?, seals));
+        }
+        files.paths[index].path = by_fd(&fd).into_bytes();
+        recreated._held.push(fd);
+    }
+    while scaffolds.pop().is_some() {}
+    Ok((recreated, files))
+}
+
+impl Recreated {
+    /// Seals the memfds, when everything is mapped: some seals forbid new mappings.
+    ///
+    /// # Errors
+    /// If the kernel does not take a seal.
+    pub(crate) fn seal(&self) -> Result<()> {
+        for (fd, seals) in self.seals.iter().filter(|(_, seals)| !seals.is_empty()) {
+            let file = File::options().read(true).write(true).open(by_fd(fd)).context("memfd")?;
+            fcntl(&file, FcntlArg::F_ADD_SEALS(*seals)).context("seal a memfd")?;
+        }
+        Ok(())
+    }
+}
+
+fn by_fd(fd: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+fn memfd(path: &Path, deleted: &Deleted, pages: &File) -> Result<OwnedFd> {
+    let name = path.path.strip_prefix(MEMFD).context("not a memfd")?;
+    let name = std::str::from_utf8(name).context("its name is no text")?;
+    let options = MemfdOptions::default().close_on_exec(true).allow_sealing(true);
+    let file = options.create(name).context("memfd_create")?.into_file();
+    fill(&file, path, deleted, pages)?;
+    path_only(&file)
+}
+
+/// A file or a directory under its name, or one like it if that is taken.
+fn named(path: &Path, deleted: &Deleted, pages: &File, scaffolds: &mut Vec<Scaffold>) -> Result<OwnedFd> {
+    let is_dir = path.mode & libc::S_IFMT == libc::S_IFDIR;
+    let wanted = PathBuf::from(OsStr::from_bytes(&path.path));
+    let above: Vec<_> = wanted.ancestors().skip(1).collect();
+    for dir in above.into_iter().rev() {
+        match fs::DirBuilder::new().mode(0o700).create(dir) {
+            Ok(()) => scaffolds.push(Scaffold { name: dir.to_owned(), kept: None }),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e).with_context(|| dir.display().to_string()),
+        }
+    }
+    for attempt in 0..1000 {
+        let name = match attempt {
+            0 => wanted.clone(),
+            _ => PathBuf::from(format!("{}.crr-{attempt}", wanted.display())),
+        };
+        let made = if is_dir {
+            fs::DirBuilder::new().mode(0o700).create(&name).and_then(|()| File::open(&name))
+        } else {
+            let mut options = File::options();
+            options.read(true).write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+            options.open(&name)
+        };
+        let file = match made {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(e) => return Err(e.into()),
+        };
+        if attempt > 0 {
+            log::warn!("{}: the name is taken: it is called {} now", wanted.display(), name.display());
+        }
+        let filled = if is_dir {
+            // Others may be made in it.
+            let kept = Some((file.try_clone().context("dup")?, times(path, deleted)));
+            scaffolds.push(Scaffold { name, kept });
+            own(&file, path, deleted)
+        } else {
+            let filled = fill(&file, path, deleted, pages);
+            unlinkat(nix::fcntl::AT_FDCWD, &name, UnlinkatFlags::NoRemoveDir).context("unlink")?;
+            filled
+        };
+        return filled.and_then(|()| path_only(&file));
+    }
+    bail!("no name like it is free");
+}
+
+fn path_only(file: &File) -> Result<OwnedFd> {
+    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+    nix::fcntl::open(name.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+        .context("open by descriptor")
+}
+
+fn fill(file: &File, path: &Path, deleted: &Deleted, pages: &File) -> Result<()> {
+    for run in &deleted.runs {
+        copy(file, run, path.size, pages).context("contents")?;
+    }
+    file.set_len(path.size).context("size")?;
+    own(file, path, deleted)
+}
+
+/// Copies a run of pages, the last of which may reach beyond the end of the file.
+fn copy(file: &File, run: &Run, size: u64, pages: &File) -> Result<()> {
+    const STEP: u64 = 1 << 20;
+    let mut buffer = vec![0; usize::try_from(STEP)?];
+    let (start, end) = (run.start.0, (run.start.0 + run.pages * PAGE_SIZE).min(size));
+    let mut at = start;
+    while at < end {
+        let part = &mut buffer[..usize::try_from(STEP.min(end - at))?];
+        pages.read_exact_at(part, run.first_page * PAGE_SIZE + (at - start)).context("pages.img")?;
+        file.write_all_at(part, at)?;
+        at += part.len() as u64;
+    }
+    Ok(())
+}
+
+/// Owner, mode, attributes, times: what writing would change comes last.
+fn own(file: &File, path: &Path, deleted: &Deleted) -> Result<()> {
+    fchown(file, Some(Uid::from_raw(deleted.uid)), Some(Gid::from_raw(deleted.gid))).context("owner")?;
+    fchmod(file, Mode::from_bits_truncate(path.mode)).context("mode")?;
+    for (name, value) in &deleted.xattrs {
+        let name = OsStr::from_bytes(name);
+        match file.set_xattr(name, value) {
+            Ok(()) => {}
+            // A security module gives it the same label as any file there, or has none.
+            Err(e) if name.as_bytes().starts_with(b"security.") && is_refused(&e) => {}
+            Err(e) => return Err(e).with_context(|| format!("attribute {}", name.display())),
+        }
+    }
+    let [atime, mtime] = times(path, deleted);
+    futimens(file, &atime, &mtime).context("times")
+}
+
+fn times(path: &Path, deleted: &Deleted) -> [TimeSpec; 2] {
+    [deleted.atime, path.mtime].map(|(seconds, nanos)| TimeSpec::new(seconds, i64::from(nanos)))
+}
+
+fn is_refused(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EOPNOTSUPP | Errno::EPERM | Errno::EINVAL))
+}
