@@ -6,6 +6,7 @@
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <sys/resource.h>
 
 enum { THREADS = 3, TASKS = 3 };
 
@@ -81,12 +82,25 @@ static void join_workers(pthread_t *threads)
 		MUST0(pthread_join(threads[i], NULL));
 }
 
-/* argv[2]: its number. */
+/* Lets nothing more be mapped. */
+static void allow_no_more(void)
+{
+	char text[256] = "";
+	int fd = MUST(open("/proc/self/statm", O_RDONLY));
+	MUST(read(fd, text, sizeof(text) - 1));
+	close(fd);
+	rlim_t bytes = strtoul(text, NULL, 10) * PAGE;
+	MUST(setrlimit(RLIMIT_AS, &(struct rlimit){ bytes, bytes }));
+}
+
+/* argv[2]: its number, and a letter if it is to have no room. */
 CASE(child)
 {
 	pthread_t threads[THREADS];
 	progress = map_progress();
 	start_workers(atoi(case_args[0]), threads);
+	if (case_args[0][1] != 0)
+		allow_no_more();
 	prepared();
 	join_workers(threads);
 }
@@ -112,7 +126,7 @@ static void answer(void)
 	MUST(write(STDOUT_FILENO, "ALIVE\n", 6));
 }
 
-static void run_tree(void)
+static void run_tree(bool cramped)
 {
 	pthread_t threads[THREADS];
 	struct sigaction action = { .sa_handler = on_signal };
@@ -125,8 +139,10 @@ static void run_tree(void)
 	MUST(sigaction(SIGUSR1, &action, NULL));
 	MUST(sigaction(SIGUSR2, &action, NULL));
 	progress = map_progress();
-	pid_t children[2] = { spawn_abi(other_abi, "child", "1"), spawn_abi(this_abi, "child", "2") };
+	pid_t children[2] = { spawn_abi(other_abi, "child", cramped ? "1c" : "1"), spawn_abi(this_abi, "child", "2") };
 	start_workers(0, threads);
+	if (cramped)
+		allow_no_more();
 	MUST(write(STDOUT_FILENO, "READY\n", 6));
 	while (!finished) {
 		sigsuspend(&none);
@@ -144,7 +160,15 @@ static void run_tree(void)
 
 CASE(tree)
 {
-	run_tree();
+	run_tree(false);
+}
+
+/* No task may map code, and two of them nothing at all. */
+CASE(cramped)
+{
+	/* PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN. */
+	MUST(prctl(65, 1, 0, 0, 0));
+	run_tree(true);
 }
 
 #define DEADLY(number) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS)
@@ -165,5 +189,5 @@ CASE(confined)
 	struct sock_fprog program = { .len = LENGTH(code), .filter = code };
 	MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
 	MUST(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program));
-	run_tree();
+	run_tree(false);
 }

@@ -391,19 +391,6 @@ CASE(waiting_for_a_signal)
 	check_alive(pair);
 }
 
-/* Forbids writable code: crr cannot have this task make calls. */
-CASE(write_xor_execute)
-{
-	int pair[2];
-	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
-	name_fd(MUST(socket(AF_INET, SOCK_STREAM, 0)));
-	/* PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN. */
-	if (prctl(65, 1, 0, 0, 0) == 0)
-		name("writable code");
-	checkpoint();
-	check_alive(pair);
-}
-
 static volatile int elsewhere;
 
 static void *live_elsewhere(void *pair)

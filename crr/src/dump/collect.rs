@@ -10,8 +10,7 @@ use crate::proc::{Dir, smaps, stat, status};
 use crate::ptrace::{Patience, Stopped, regs};
 use crate::refusal::Refusals;
 use crate::remote::{
-    Cache, CodeArea, CodeForbidden, Executor, Gadget, Target, finds_back, in_leftover, in_restart_block,
-    is_leftover,
+    Cache, CodeArea, Executor, Gadget, NoRoom, Target, finds_back, in_leftover, in_restart_block, is_leftover,
 };
 use crate::resource::file::{self, Terminal};
 use crate::resource::landlock::Bystanders;
@@ -456,7 +455,7 @@ struct Told {
 }
 
 /// Has the task tell what only it can. Its executor is unmapped again even if that fails.
-/// `None` when it may not run code of ours, which is then refused.
+/// `None` when one of its threads cannot make calls, which is then refused.
 fn ask(
     target: Target,
     threads: &mut [Stopped],
@@ -471,21 +470,14 @@ fn ask(
         refuse.with_hint("task", reason, "dump again");
         return Ok(None);
     };
-    let executor = match Executor::open(target, &mut threads[caller], patience) {
-        Ok(executor) => executor,
-        Err(e) if e.is::<CodeForbidden>() => {
-            let reason = "writable code is forbidden (PR_SET_MDWE, or a security module)";
-            refuse.with_hint("memory", reason, "start the program without that protection");
-            return Ok(None);
-        }
-        Err(e) => return Err(e),
-    };
+    let memory = || memory::private_writable(vmas);
+    let executor = Executor::open(target, &mut threads[caller], memory, patience)?;
     let asked = (|| -> Result<Told> {
         let [leader, others @ ..] = &mut *threads else { bail!("no thread") };
         let stranger = bystanders.for_thread(&record.threads[0].creds)?;
         let brk = ask_leader(&executor, leader, record, (dir, stranger), refuse, patience)?;
         let locked = memory::locked_bytes(vmas);
-        record.attributes.lock_future = attribute::lock_future(dir, locked, &executor.range())?;
+        record.attributes.lock_future = attribute::lock_future(dir, locked, executor.fresh(), refuse)?;
         let memory = (vmas, resident_kib);
         let policies = mempolicy::dump_areas(&executor, leader, dir, memory, refuse, patience)?;
         for (thread, record) in others.iter_mut().zip(record.threads.iter_mut().skip(1)) {
@@ -498,9 +490,17 @@ fn ask(
         Ok(Told { brk, policies })
     })();
     let closed = executor.close(&mut threads[caller], patience);
-    let told = asked?;
+    let told = match asked.map_err(|e| (e.downcast_ref().copied(), e)) {
+        Ok(told) => Some(told),
+        Err((Some(NoRoom { tid, why }), _)) => {
+            let reason = format!("has to be asked with nothing mapped in its task, and {why}");
+            refuse.with_hint(format!("thread {tid}"), reason, "dump again");
+            None
+        }
+        Err((None, e)) => return Err(e),
+    };
     closed?;
-    Ok(Some(told))
+    Ok(told)
 }
 
 /// The thread that makes the first and the last call: one that finds back even if crr is killed just then and that

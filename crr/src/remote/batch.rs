@@ -4,6 +4,7 @@ use super::calls::Call;
 use super::code::{END, ENTRY_WORDS, MAX_CALLS, layout};
 use crate::ptrace::regs::low_half;
 use images::{Abi, Addr};
+use std::ops::Range;
 
 /// An argument of a system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,11 +15,28 @@ pub enum Arg {
     Out(Buffer),
 }
 
+impl Arg {
+    /// Bytes of its buffer, if it is one.
+    pub(super) fn room(self) -> usize {
+        match self {
+            Self::Value(_) => 0,
+            Self::Out(buffer) => buffer.range().len(),
+        }
+    }
+}
+
 /// Room for what a call writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Buffer {
     offset: usize,
     len: usize,
+}
+
+impl Buffer {
+    /// Where it lies among all buffers of the batch, with what aligns the next one.
+    pub(super) fn range(self) -> Range<usize> {
+        self.offset..self.offset + self.len.next_multiple_of(8)
+    }
 }
 
 /// A call of a batch, to ask for its result.
@@ -115,6 +133,17 @@ impl Batch {
         }
     }
 
+    /// The calls one by one.
+    pub(super) fn calls(&self) -> &[(Call, [Arg; 6])] {
+        &self.calls
+    }
+
+    /// Bytes that the buffers of any one call take.
+    pub(super) fn largest(&self) -> u64 {
+        let room = |(_, args): &(Call, [Arg; 6])| args.iter().map(|arg| arg.room()).sum::<usize>();
+        self.calls.iter().map(room).max().unwrap_or(0) as u64
+    }
+
     /// Bytes of the table that hold results, and bytes of buffers that hold answers.
     pub(super) fn answer_sizes(&self) -> (usize, usize) {
         let entry = usize::try_from(self.abi.word() * ENTRY_WORDS).unwrap_or(0);
@@ -144,6 +173,26 @@ pub struct Reply {
 }
 
 impl Reply {
+    /// Nothing answered yet.
+    pub(super) fn empty(batch: &Batch) -> Self {
+        let (table, buffers) = batch.answer_sizes();
+        Self { abi: batch.abi, table: vec![0; table], buffers: vec![0; buffers] }
+    }
+
+    /// Where the result of a call lies in the table.
+    fn slot(&self, index: usize) -> Range<usize> {
+        let word = usize::try_from(self.abi.word()).unwrap_or(8);
+        let entry = word * usize::try_from(ENTRY_WORDS).unwrap_or(8);
+        (index + 1) * entry - word..(index + 1) * entry
+    }
+
+    /// Notes the result of the call with this index.
+    pub(super) fn set_result(&mut self, index: usize, value: u64) {
+        let slot = self.slot(index);
+        let len = slot.len();
+        self.table[slot].copy_from_slice(&value.to_le_bytes()[..len]);
+    }
+
     /// The ABI whose layouts the buffers are in.
     #[must_use]
     pub fn abi(&self) -> Abi {
@@ -153,11 +202,9 @@ impl Reply {
     /// The result as an address or size; 32 bits are zero-extended.
     #[must_use]
     pub fn value(&self, handle: Handle) -> u64 {
-        let word = usize::try_from(self.abi.word()).unwrap_or(8);
-        let entry = word * usize::try_from(ENTRY_WORDS).unwrap_or(8);
-        let at = (handle.0 + 1) * entry - word;
+        let slot = self.slot(handle.0);
         let mut bytes = [0u8; 8];
-        bytes[..word].copy_from_slice(&self.table[at..at + word]);
+        bytes[..slot.len()].copy_from_slice(&self.table[slot]);
         u64::from_le_bytes(bytes)
     }
 

@@ -51,13 +51,14 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    /// Writes a frame of `abi` for a thread. `None` when there is no room below its stack.
+    /// Writes a frame of `abi` for a thread. `None` when there is no room below its stack, down to `lowest`.
     pub(super) fn place(
         pid: Pid,
         abi: Abi,
         thread: &Stopped,
         saved: &Saved,
         escape: &Escape,
+        lowest: Addr,
     ) -> Result<Option<Self>> {
         if !finds_back(&saved.regs, abi) {
             return Ok(None);
@@ -65,7 +66,8 @@ impl Frame {
         let fpu = Fpu::of(thread, abi)?;
         let image = Image::new(pid, abi, saved, &fpu, escape);
         let mut before = vec![0u8; image.bytes.len()];
-        if vm::read_exact(pid, image.start, &mut before).is_err()
+        if image.start < lowest
+            || vm::read_exact(pid, image.start, &mut before).is_err()
             || vm::write_all(pid, image.start, &image.bytes).is_err()
         {
             return Ok(None);
@@ -135,10 +137,11 @@ impl Image {
             Abi::X86_64 => RED_ZONE,
             Abi::Ia32 => 0,
         };
-        let top = regs::sp(&saved.regs).0 - free;
-        let fx = (top - fpu.extended.len() as u64) & !63;
-        let frame = (fx - fsave - frame_size) & !15;
-        let sp = frame - popped_words(abi) * abi.word();
+        // A stack pointer that leaves no room below makes addresses that are not there.
+        let top = regs::sp(&saved.regs).0.wrapping_sub(free);
+        let fx = top.wrapping_sub(fpu.extended.len() as u64) & !63;
+        let frame = fx.wrapping_sub(fsave + frame_size) & !15;
+        let sp = frame.wrapping_sub(popped_words(abi) * abi.word());
         let mut bytes = vec![0u8; usize::try_from(fx - sp).unwrap_or(0)];
         bytes.extend(&fpu.extended);
         let mut image = Self { start: Addr(sp), sp: Addr(sp), bytes };

@@ -2,18 +2,18 @@
 //! takes them out before it puts in its own. So a task never has more than one, however many dumps were killed.
 
 use super::code::{assemble, layout};
+use super::{PROT_EXEC, PROT_READ, PROT_WRITE};
 use crate::proc::smaps::Area;
 use crate::sys::vm;
 use images::{Abi, Addr, Pid};
 
 /// Whether an area of a task is one: mapped as [`super::Executor::open`] does, with the executor's code in it. A crr killed
-/// before it could write the code leaves nothing but zeros; no program asks for just this size with just this
-/// protection and then leaves it untouched.
+/// before it could write the code leaves nothing but zeros, and so does one that may not; no program asks for just this size with just
+/// one of these protections and then leaves it untouched.
 #[must_use]
 pub fn is_leftover(pid: Pid, area: &Area<'_>) -> bool {
-    const PROT_RWX: u32 = 7;
     let mapped_alike = area.end - area.start == layout::SIZE
-        && area.prot == PROT_RWX
+        && (area.prot == PROT_READ | PROT_WRITE | PROT_EXEC || area.prot == PROT_READ)
         && area.shared
         && area.offset == 0
         && area.name == b"/dev/zero (deleted)";

@@ -17,6 +17,7 @@ mod frame;
 mod gadget;
 mod leftover;
 mod restart;
+mod single;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,7 @@ pub use gadget::{Cache, CodeArea, Gadget};
 pub use leftover::{in_leftover, is_leftover};
 pub(crate) use restart::{SLEEPS_32, SLEEPS_64};
 pub use restart::{in_restart_block, number_in_code};
+pub use single::NoRoom;
 
 use crate::ptrace::regs::{self, Field};
 use crate::ptrace::{Error, Patience, Stop, Stopped, signal_bit};
@@ -38,6 +40,11 @@ use images::thread::Regs;
 use images::{Abi, Addr, Pid};
 use nix::errno::Errno;
 use std::cell::Cell;
+use std::ops::Range;
+
+const PROT_READ: u32 = 1;
+const PROT_WRITE: u32 = 2;
+const PROT_EXEC: u32 = 4;
 
 /// What the executor has to know of a task.
 #[derive(Clone, Debug)]
@@ -56,19 +63,28 @@ pub struct Target {
     pub leftovers: Vec<Addr>,
 }
 
-/// An area in a task that runs batches.
+/// What runs batches in a task.
 #[derive(Debug)]
 pub struct Executor {
     target: Target,
-    area: Addr,
+    way: Way,
     /// SIGSTOP was taken off the queue while a thread ran for us.
     stop_came: Cell<bool>,
 }
 
-/// The task may not map writable code, so it cannot be asked: memory-deny-write-execute, or a security module.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the task may not map writable code")]
-pub struct CodeForbidden;
+/// How a task makes the calls of a batch.
+#[derive(Debug)]
+enum Way {
+    /// By code in an area of our own.
+    Area(Addr),
+    /// One by one, at an instruction that it has: there is no room for an area, or it may not hold code.
+    Single {
+        /// The private memory that the task can write: its stacks lie in there.
+        memory: Vec<Range<u64>>,
+        /// An area without code, to see what a fresh one is like, or why there is none.
+        fresh: nix::Result<Addr>,
+    },
+}
 
 /// Registers and signal mask of a thread, to be put back.
 struct Saved {
@@ -104,31 +120,44 @@ fn leave_syscall(own: &Regs, abi: Abi) -> Regs {
     regs
 }
 
+/// The registers by which a thread comes to a batch.
+fn entry_regs(area: Addr, own: &Regs, abi: Abi) -> Regs {
+    let mut regs = leave_syscall(own, abi);
+    regs::set(&mut regs, Field::Ip, area.offset(layout::CODE).0);
+    regs::set(&mut regs, Field::Sp, area.offset(layout::TABLE).0);
+    regs
+}
+
 impl Executor {
     /// Maps the area by one call of `thread` (any thread of the task, in an interrupt- or signal-stop).
-    /// What earlier ones have left is unmapped first.
+    /// What earlier ones have left is unmapped first. `memory` is the private memory that the task can write, asked for
+    /// where nothing can be mapped.
     ///
     /// # Errors
-    /// [`CodeForbidden`]; when the thread dies, or has no address space left.
-    pub fn open(target: Target, thread: &mut Stopped, patience: &Patience) -> Result<Self> {
-        const PROT_RWX: u64 = 7;
-        // Shared: such an area is never merged with a neighbour, so it is known again if it is left.
-        const MAP_SHARED_ANONYMOUS: u64 = 0x21;
-        let no_fd = u64::MAX;
-        let args = [0, layout::SIZE, PROT_RWX, MAP_SHARED_ANONYMOUS, no_fd, 0];
-        let mut executor = Self { target, area: Addr(0), stop_came: Cell::new(false) };
+    /// When the thread dies.
+    pub fn open(
+        target: Target,
+        thread: &mut Stopped,
+        memory: impl FnOnce() -> Vec<Range<u64>>,
+        patience: &Patience,
+    ) -> Result<Self> {
+        let mut executor = Self { target, way: Way::Area(Addr(0)), stop_came: Cell::new(false) };
         for &leftover in &executor.target.leftovers {
             executor.unmap(leftover, thread, patience)?;
         }
-        let area = executor.call_at_gadget(thread, Call::Mmap, args, patience)?;
-        executor.area = match area {
-            Err(Errno::EACCES | Errno::EPERM) => bail!(CodeForbidden),
-            area => Addr(area.context("cannot map a page in the task")?),
+        let area = match executor.map(PROT_READ | PROT_WRITE | PROT_EXEC, thread, patience)? {
+            // Memory-deny-write-execute or a security module; the end of the address space, of RLIMIT_AS, of RLIMIT_MEMLOCK.
+            Err(Errno::EACCES | Errno::EPERM | Errno::ENOMEM | Errno::EAGAIN) => {
+                let fresh = executor.map(PROT_READ, thread, patience)?;
+                executor.way = Way::Single { memory: memory(), fresh };
+                return Ok(executor);
+            }
+            area => area.context("cannot map a page in the task")?,
         };
+        executor.way = Way::Area(area);
         // At once, so that the area can be told from the task's own should crr be killed.
         let Target { pid, abi, .. } = executor.target;
-        let code = code::assemble(abi, executor.area);
-        match vm::write_all(pid, executor.area.offset(layout::CODE), &code) {
+        match vm::write_all(pid, area.offset(layout::CODE), &code::assemble(abi, area)) {
             Ok(()) => Ok(executor),
             Err(errno) => {
                 executor.close(thread, patience)?;
@@ -137,10 +166,31 @@ impl Executor {
         }
     }
 
-    /// Where the area lies, as a range of addresses: it is not part of the task.
+    /// Maps an area of the executor's size.
+    fn map(&self, prot: u32, thread: &mut Stopped, patience: &Patience) -> Result<nix::Result<Addr>> {
+        // Shared: such an area is never merged with a neighbour, so it is known again if it is left.
+        const MAP_SHARED_ANONYMOUS: u64 = 0x21;
+        let no_fd = u64::MAX;
+        let args = [0, layout::SIZE, u64::from(prot), MAP_SHARED_ANONYMOUS, no_fd, 0];
+        Ok(self.call_at_gadget(thread, Call::Mmap, args, patience)?.map(Addr))
+    }
+
+    /// An area that was mapped just now, as a range of addresses: it is not part of the task.
+    ///
+    /// # Errors
+    /// Why nothing can be mapped in the task.
+    pub fn fresh(&self) -> nix::Result<Range<u64>> {
+        let area = match self.way {
+            Way::Area(area) => area,
+            Way::Single { fresh, .. } => fresh?,
+        };
+        Ok(area.0..area.0 + layout::SIZE)
+    }
+
+    /// Whether each call costs two stops of the thread.
     #[must_use]
-    pub fn range(&self) -> std::ops::Range<u64> {
-        self.area.0..self.area.0 + layout::SIZE
+    pub fn is_slow(&self) -> bool {
+        matches!(self.way, Way::Single { .. })
     }
 
     /// An empty batch for a thread.
@@ -148,7 +198,11 @@ impl Executor {
     /// # Errors
     /// When it is gone.
     pub fn batch(&self, thread: &Stopped) -> Result<Batch, Error> {
-        Ok(Batch::new(code_for(&thread.regs()?, self.target.abi)))
+        let abi = self.target.abi;
+        Ok(Batch::new(match self.way {
+            Way::Area(_) => code_for(&thread.regs()?, abi),
+            Way::Single { .. } => abi,
+        }))
     }
 
     /// Has `thread` run a batch made for it ([`Executor::batch`]). It stands in a stop with its own registers and mask before and after.
@@ -158,24 +212,35 @@ impl Executor {
     /// again; on return the mask comes first, since the way out still works with it.
     ///
     /// # Errors
-    /// When the thread dies or does not come back in time.
+    /// When the thread dies or does not come back in time; [`NoRoom`].
     pub fn run(&self, thread: &mut Stopped, batch: &Batch, patience: &Patience) -> Result<Reply> {
         let patience = &patience.uninterrupted();
+        let area = match &self.way {
+            Way::Area(area) => *area,
+            Way::Single { memory, .. } => return self.run_singly(thread, batch, memory, patience),
+        };
         let saved = Saved::of(thread)?;
         let signal = self.done_signal(thread, saved.mask)?;
-        let done = self.start(thread, &saved, batch, signal)?;
+        let done = self.start(area, thread, &saved, batch, signal)?;
         match signal {
             Some(signal) => self.run_to_signal(thread, signal, done, patience)?,
             None => self.step_to_end(thread, done, patience)?,
         }
-        let reply = self.read(batch)?;
+        let reply = self.read(area, batch)?;
         put_back(thread, &saved, patience)?;
         self.keep_stop_signal()?;
         Ok(reply)
     }
 
     /// Writes a batch and makes `thread` ready to run it. Returns where its stack pointer will stand at the end.
-    fn start(&self, thread: &Stopped, saved: &Saved, batch: &Batch, signal: Option<i32>) -> Result<Addr> {
+    fn start(
+        &self,
+        area: Addr,
+        thread: &Stopped,
+        saved: &Saved,
+        batch: &Batch,
+        signal: Option<i32>,
+    ) -> Result<Addr> {
         let last = match signal {
             Some(signal) => {
                 let id = |pid: i32| u64::try_from(pid).unwrap_or(0);
@@ -183,19 +248,22 @@ impl Executor {
             }
             None => (Call::SchedYield, [0; 3]),
         };
-        let (table, done) = batch.table(self.area, last);
-        self.write(&table, batch, saved)?;
-        thread.set_regs(&self.entry_regs(&saved.regs, batch.abi()))?;
+        let (table, done) = batch.table(area, last);
+        self.write(area, &table, batch, saved)?;
+        thread.set_regs(&entry_regs(area, &saved.regs, batch.abi()))?;
         thread.set_sigmask(!signal.map_or(0, signal_bit))?;
         Ok(done)
     }
 
-    /// Unmaps the area.
+    /// Unmaps the area, if there is one.
     ///
     /// # Errors
     /// When the thread dies or does not come back in time.
     pub fn close(self, thread: &mut Stopped, patience: &Patience) -> Result<()> {
-        self.unmap(self.area, thread, patience)
+        match self.way {
+            Way::Area(area) | Way::Single { fresh: Ok(area), .. } => self.unmap(area, thread, patience),
+            Way::Single { .. } => Ok(()),
+        }
     }
 
     fn unmap(&self, area: Addr, thread: &mut Stopped, patience: &Patience) -> Result<()> {
@@ -216,6 +284,17 @@ impl Executor {
         let patience = &patience.uninterrupted();
         let saved = Saved::of(thread)?;
         let frame = self.start_at_gadget(thread, &saved, call, args)?;
+        let result = self.step_over_call(thread, patience)?;
+        put_back(thread, &saved, patience)?;
+        if let Some(frame) = frame {
+            frame.remove()?;
+        }
+        self.keep_stop_signal()?;
+        Ok(batch::decode_result(self.target.abi, result))
+    }
+
+    /// Takes a thread that was made ready for a call to the end of it. Returns the result register.
+    fn step_over_call(&self, thread: &mut Stopped, patience: &Patience) -> Result<u64> {
         for _entry_then_exit in 0..2 {
             loop {
                 match thread.advance_to_syscall(0, patience)? {
@@ -226,13 +305,7 @@ impl Executor {
                 }
             }
         }
-        let after = thread.regs()?;
-        put_back(thread, &saved, patience)?;
-        if let Some(frame) = frame {
-            frame.remove()?;
-        }
-        self.keep_stop_signal()?;
-        Ok(batch::decode_result(self.target.abi, regs::get(&after, Field::Ax)))
+        Ok(regs::get(&thread.regs()?, Field::Ax))
     }
 
     /// Makes `thread` ready for a call at an instruction of its own. With a frame below its stack, it comes
@@ -244,13 +317,27 @@ impl Executor {
         call: Call,
         args: [u64; 6],
     ) -> Result<Option<Frame>> {
-        let gadget = &self.target.gadget;
-        let frame = match &gadget.escape {
-            Some(escape) => Frame::place(self.target.pid, self.target.abi, thread, saved, escape)?,
+        let frame = match &self.target.gadget.escape {
+            Some(escape) => Frame::place(self.target.pid, self.target.abi, thread, saved, escape, Addr(0))?,
             None => None,
         };
+        self.set_up_call(thread, saved, frame.as_ref(), call, args)?;
+        thread.set_sigmask(u64::MAX)?;
+        Ok(frame)
+    }
+
+    /// Leads `thread` to a call at an instruction of its own, and behind that to its frame.
+    fn set_up_call(
+        &self,
+        thread: &Stopped,
+        saved: &Saved,
+        frame: Option<&Frame>,
+        call: Call,
+        args: [u64; 6],
+    ) -> Result<(), Error> {
+        let gadget = &self.target.gadget;
         let mut regs = leave_syscall(&saved.regs, self.target.abi);
-        match (&frame, &gadget.escape) {
+        match (frame, &gadget.escape) {
             (Some(frame), Some(escape)) => {
                 regs::set(&mut regs, Field::Ip, escape.syscall.0);
                 regs::set(&mut regs, Field::Sp, frame.sp.0);
@@ -261,9 +348,7 @@ impl Executor {
         for (n, arg) in args.into_iter().enumerate() {
             regs::set(&mut regs, Field::Arg(n), arg);
         }
-        thread.set_regs(&regs)?;
-        thread.set_sigmask(u64::MAX)?;
-        Ok(frame)
+        thread.set_regs(&regs)
     }
 
     /// A signal that means nothing to this thread: ignored, not blocked, not pending. A tracer sees it
@@ -286,31 +371,23 @@ impl Executor {
         Ok(candidates.find(|&signal| pending & signal_bit(signal) == 0))
     }
 
-    fn entry_regs(&self, own: &Regs, abi: Abi) -> Regs {
-        let mut regs = leave_syscall(own, abi);
-        regs::set(&mut regs, Field::Ip, self.area.offset(layout::CODE).0);
-        regs::set(&mut regs, Field::Sp, self.area.offset(layout::TABLE).0);
-        regs
-    }
-
-    fn write(&self, table: &[u8], batch: &Batch, saved: &Saved) -> Result<()> {
+    fn write(&self, area: Addr, table: &[u8], batch: &Batch, saved: &Saved) -> Result<()> {
         let at = |place: u64| usize::try_from(place - layout::USED).unwrap_or(0);
         let mut image = vec![0u8; at(layout::BUFFERS) + batch.answer_sizes().1];
         let abi = batch.abi();
         let mut put = |place, bytes: &[u8]| image[at(place)..at(place) + bytes.len()].copy_from_slice(bytes);
         put(layout::TABLE, table);
-        put(layout::CODE, &code::assemble(abi, self.area));
-        put(layout::SAVED, &code::saved_block(abi, self.area, &saved.regs, saved.table, saved.mask));
-        vm::write_all(self.target.pid, self.area.offset(layout::USED), &image)
-            .context("write a batch of calls")
+        put(layout::CODE, &code::assemble(abi, area));
+        put(layout::SAVED, &code::saved_block(abi, area, &saved.regs, saved.table, saved.mask));
+        vm::write_all(self.target.pid, area.offset(layout::USED), &image).context("write a batch of calls")
     }
 
-    fn read(&self, batch: &Batch) -> Result<Reply> {
+    fn read(&self, area: Addr, batch: &Batch) -> Result<Reply> {
         let (table_len, buffers_len) = batch.answer_sizes();
         let mut both = vec![0u8; table_len + buffers_len];
         let remote = [
-            vm::Remote::new(self.area.offset(layout::TABLE), table_len),
-            vm::Remote::new(self.area.offset(layout::BUFFERS), buffers_len),
+            vm::Remote::new(area.offset(layout::TABLE), table_len),
+            vm::Remote::new(area.offset(layout::BUFFERS), buffers_len),
         ];
         let n =
             vm::read(self.target.pid, &mut both, &remote).context("read the answers of a batch of calls")?;

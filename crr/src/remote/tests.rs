@@ -105,6 +105,18 @@ impl Echo {
         (thread.settle(&patience).unwrap(), patience)
     }
 
+    /// What [`crate::resource::memory::private_writable`] finds.
+    fn writable(&self) -> Vec<Range<u64>> {
+        let text = std::fs::read(format!("/proc/{}/smaps", self.pid())).unwrap();
+        let mut areas = Vec::new();
+        smaps::parse(&text, |area| {
+            areas.extend((!area.shared && area.prot & 3 == 3).then_some(area.start..area.end));
+            Ok::<_, crate::proc::Malformed>(())
+        })
+        .unwrap();
+        areas
+    }
+
     fn target(&self) -> Target {
         let text = std::fs::read(format!("/proc/{}/smaps", self.pid())).unwrap();
         let mut areas = Vec::new();
@@ -131,6 +143,28 @@ impl Drop for Echo {
     }
 }
 
+/// No area is mapped yet.
+fn unopened(echo: &Echo) -> Executor {
+    Executor { target: echo.target(), way: Way::Area(Addr(0)), stop_came: Cell::new(false) }
+}
+
+/// Nothing can be mapped.
+fn without_area(echo: &Echo) -> Executor {
+    let way = Way::Single { memory: echo.writable(), fresh: Err(Errno::ENOMEM) };
+    Executor { way, ..unopened(echo) }
+}
+
+/// For a task that an area can be mapped in.
+fn open(target: Target, thread: &mut Stopped, patience: &Patience) -> Executor {
+    let executor = Executor::open(target, thread, Vec::new, patience).unwrap();
+    assert!(!executor.is_slow());
+    executor
+}
+
+fn area(executor: &Executor) -> Addr {
+    Addr(executor.fresh().unwrap().start)
+}
+
 fn batch(abi: Abi) -> (Batch, Handle, Handle) {
     const PR_GET_DUMPABLE: u64 = 3;
     let mut batch = Batch::new(abi);
@@ -148,7 +182,7 @@ fn run_in_both(caught: u64) {
         assert_eq!(echo.leftovers(), []);
         let (regs, mask) = (thread.regs().unwrap(), thread.sigmask().unwrap());
         let target = Target { caught, ..echo.target() };
-        let executor = Executor::open(target, &mut thread, &patience).unwrap();
+        let executor = open(target, &mut thread, &patience);
         let (batch, dumpable, bad) = batch(abi);
         let reply = executor.run(&mut thread, &batch, &patience).unwrap();
         assert_eq!(reply.result(dumpable), Ok(1), "{abi}");
@@ -176,7 +210,7 @@ fn a_task_let_go_before_its_first_call_goes_on() {
     for abi in [Abi::X86_64, Abi::Ia32] {
         let mut echo = Echo::start(abi);
         let (thread, _) = echo.stop();
-        let executor = Executor { target: echo.target(), area: Addr(0), stop_came: Cell::new(false) };
+        let executor = unopened(&echo);
         let saved = Saved::of(&thread).unwrap();
         let args = [0, layout::SIZE, 7, 0x21, u64::MAX, 0];
         let frame = executor.start_at_gadget(&thread, &saved, Call::Mmap, args).unwrap();
@@ -193,9 +227,9 @@ fn a_task_let_go_in_the_middle_of_a_batch_goes_on() {
     for abi in [Abi::X86_64, Abi::Ia32] {
         let mut echo = Echo::start(abi);
         let (mut thread, patience) = echo.stop();
-        let executor = Executor::open(echo.target(), &mut thread, &patience).unwrap();
+        let executor = open(echo.target(), &mut thread, &patience);
         let saved = Saved::of(&thread).unwrap();
-        executor.start(&thread, &saved, &batch(abi).0, Some(libc::SIGURG)).unwrap();
+        executor.start(area(&executor), &thread, &saved, &batch(abi).0, Some(libc::SIGURG)).unwrap();
         thread.detach(0).unwrap();
         echo.assert_well();
         let status = std::fs::read_to_string(format!("/proc/{}/status", echo.pid())).unwrap();
@@ -216,14 +250,14 @@ fn a_thread_in_the_mode_of_the_other_abi_makes_calls_and_goes_on() {
         assert_ne!(regs::mode(&regs), abi);
         assert_eq!(finds_back(&regs, abi), abi == Abi::X86_64);
         let caller = if abi == Abi::X86_64 { &mut thread } else { &mut leader };
-        let executor = Executor::open(echo.target(), caller, &patience).unwrap();
+        let executor = open(echo.target(), caller, &patience);
         assert_eq!(executor.batch(&thread).unwrap().abi(), Abi::X86_64, "{abi}");
         let (all, dumpable, _) = batch(Abi::X86_64);
         assert_eq!(executor.run(&mut thread, &all, &patience).unwrap().result(dumpable), Ok(1), "{abi}");
         assert_eq!(thread.regs().unwrap(), regs, "{abi}");
-        let area = executor.area;
+        let left = area(&executor);
         let saved = Saved::of(&thread).unwrap();
-        executor.start(&thread, &saved, &all, Some(libc::SIGURG)).unwrap();
+        executor.start(area(&executor), &thread, &saved, &all, Some(libc::SIGURG)).unwrap();
         leader.detach(0).unwrap();
         thread.detach(0).unwrap();
         echo.assert_well();
@@ -233,8 +267,8 @@ fn a_thread_in_the_mode_of_the_other_abi_makes_calls_and_goes_on() {
         let found = thread.regs().unwrap();
         assert_eq!(regs::narrow(&found)[12..], regs::narrow(&regs)[12..], "{abi}: ip, cs, flags, sp, ss");
         let caller = if abi == Abi::X86_64 { &mut thread } else { &mut leader };
-        let target = Target { leftovers: vec![area], ..echo.target() };
-        Executor::open(target, caller, &patience).unwrap().close(caller, &patience).unwrap();
+        let target = Target { leftovers: vec![left], ..echo.target() };
+        open(target, caller, &patience).close(caller, &patience).unwrap();
         leader.detach(0).unwrap();
         thread.detach(0).unwrap();
         echo.assert_well();
@@ -247,13 +281,123 @@ fn a_thread_in_the_mode_of_the_other_abi_makes_calls_and_goes_on() {
 fn a_thread_in_32_bit_code_let_go_before_its_first_call_goes_on() {
     let mut echo = Echo::of(ECHO_IN_OTHER_MODE, Abi::X86_64);
     let (thread, _) = echo.stop_thread(echo.second());
-    let executor = Executor { target: echo.target(), area: Addr(0), stop_came: Cell::new(false) };
+    let executor = unopened(&echo);
     let saved = Saved::of(&thread).unwrap();
     let args = [0, layout::SIZE, 7, 0x21, u64::MAX, 0];
     let frame = executor.start_at_gadget(&thread, &saved, Call::Mmap, args).unwrap();
     assert!(frame.is_some(), "room below the stack");
     thread.detach(0).unwrap();
     echo.assert_well();
+}
+
+/// What lies below the stack of a stopped thread, as far as the executor may write there.
+fn below_stack(echo: &Echo, thread: &Stopped) -> Vec<u8> {
+    let sp = regs::sp(&thread.regs().unwrap());
+    let mut bytes = vec![0u8; 0x1_8000];
+    vm::read_exact(echo.pid(), Addr(sp.0 - bytes.len() as u64), &mut bytes).unwrap();
+    bytes
+}
+
+/// Every kind of answer: none, a small one, one as large as there is, all in one batch; twice, as nothing is left.
+#[test]
+fn calls_are_made_one_by_one_and_nothing_is_left_behind() {
+    const PR_GET_TIMERSLACK: u64 = 30;
+    const SET_SIZE: u64 = 8;
+    for abi in [Abi::X86_64, Abi::Ia32] {
+        let mut echo = Echo::start(abi);
+        let before = echo.maps();
+        let (mut thread, patience) = echo.stop();
+        let (regs, mask, below) =
+            (thread.regs().unwrap(), thread.sigmask().unwrap(), below_stack(&echo, &thread));
+        let executor = without_area(&echo);
+        for _again in 0..2 {
+            let mut batch = executor.batch(&thread).unwrap();
+            assert_eq!(batch.abi(), abi);
+            let slack = batch.call(Call::Prctl, &[Arg::Value(PR_GET_TIMERSLACK)]);
+            let bad = batch.call(Call::Prctl, &[Arg::Value(0xffff)]);
+            let (old, untouched, stack) = (batch.buffer(8), batch.buffer(12), batch.buffer(24));
+            let args = [Arg::Value(0), Arg::Value(0), Arg::Out(old), Arg::Value(SET_SIZE)];
+            let masked = batch.call(Call::RtSigprocmask, &args);
+            let altstack = batch.call(Call::Sigaltstack, &[Arg::Value(0), Arg::Out(stack)]);
+            let table = batch.buffer(0x1_0000);
+            let ldt = batch.call(Call::ModifyLdt, &[Arg::Value(0), Arg::Out(table), Arg::Value(0x1_0000)]);
+            let reply = executor.run(&mut thread, &batch, &patience).unwrap();
+            assert_eq!(reply.result(slack), Ok(50_000), "{abi}");
+            assert_eq!(reply.result(bad), Err(Errno::EINVAL), "{abi}");
+            assert_eq!((reply.result(masked), reply.u64(old, 0)), (Ok(0), !0x4_0100), "{abi}");
+            assert_eq!((reply.result(altstack), reply.word(stack, 1)), (Ok(0), 2), "{abi}: SS_DISABLE");
+            assert_eq!(reply.result(ldt), Ok(0), "{abi}: none");
+            assert_eq!(reply.bytes(untouched), [0; 12]);
+            assert_eq!((thread.regs().unwrap(), thread.sigmask().unwrap()), (regs.clone(), mask), "{abi}");
+            assert!(below_stack(&echo, &thread) == below, "{abi}: below the stack");
+        }
+        executor.close(&mut thread, &patience).unwrap();
+        thread.detach(0).unwrap();
+        assert_eq!(echo.maps(), before, "{abi}");
+        echo.assert_well();
+    }
+}
+
+/// Before a call, on its way in, and on its way out.
+#[test]
+fn a_task_let_go_in_the_middle_of_a_call_without_an_area_goes_on() {
+    for abi in [Abi::X86_64, Abi::Ia32] {
+        for steps in 0..3 {
+            let mut echo = Echo::start(abi);
+            let (mut thread, patience) = echo.stop();
+            let executor = without_area(&echo);
+            let saved = Saved::of(&thread).unwrap();
+            let memory = echo.writable();
+            let (frame, _) = executor.borrow(&thread, &saved, &batch(abi).0, &memory).unwrap();
+            executor.set_up_call(&thread, &saved, Some(&frame), Call::Prctl, [3, 0, 0, 0, 0, 0]).unwrap();
+            thread.set_sigmask(u64::MAX).unwrap();
+            for _ in 0..steps {
+                assert_eq!(thread.advance_to_syscall(0, &patience).unwrap(), Stop::Syscall);
+            }
+            thread.detach(0).unwrap();
+            echo.assert_well();
+            let status = std::fs::read_to_string(format!("/proc/{}/status", echo.pid())).unwrap();
+            assert!(status.contains("SigBlk:\t0000000000000000"), "{abi}, {steps} steps: {status}");
+        }
+    }
+}
+
+/// A thread in 32-bit code of a 64-bit task comes back by a frame. One in 64-bit code of an ia32 task does not, and is left alone.
+#[test]
+fn a_thread_in_the_mode_of_the_other_abi_makes_calls_without_an_area_if_it_comes_back() {
+    for abi in [Abi::X86_64, Abi::Ia32] {
+        let mut echo = Echo::of(ECHO_IN_OTHER_MODE, abi);
+        let (mut thread, patience) = echo.stop_thread(echo.second());
+        let regs = thread.regs().unwrap();
+        let executor = without_area(&echo);
+        let (all, dumpable, _) = batch(executor.batch(&thread).unwrap().abi());
+        let reply = executor.run(&mut thread, &all, &patience);
+        match abi {
+            Abi::X86_64 => assert_eq!(reply.unwrap().result(dumpable), Ok(1)),
+            Abi::Ia32 => assert!(reply.unwrap_err().is::<NoRoom>()),
+        }
+        assert_eq!(thread.regs().unwrap(), regs, "{abi}");
+        thread.detach(0).unwrap();
+        echo.assert_well();
+    }
+}
+
+/// What lies below the area of a stack is not the stack's.
+#[test]
+fn a_stack_without_room_is_left_alone() {
+    for abi in [Abi::X86_64, Abi::Ia32] {
+        let mut echo = Echo::start(abi);
+        let (mut thread, patience) = echo.stop();
+        let below = below_stack(&echo, &thread);
+        let sp = regs::sp(&thread.regs().unwrap()).0;
+        let memory = std::iter::once(sp - 500..sp + 0x1000).collect();
+        let executor = Executor { way: Way::Single { memory, fresh: Err(Errno::ENOMEM) }, ..unopened(&echo) };
+        let refused = executor.run(&mut thread, &batch(abi).0, &patience).unwrap_err();
+        assert!(refused.is::<NoRoom>(), "{abi}: {refused}");
+        assert!(below_stack(&echo, &thread) == below, "{abi}");
+        thread.detach(0).unwrap();
+        echo.assert_well();
+    }
 }
 
 /// Areas of crrs that were gone before the code was written, before a batch, and in the middle of one.
@@ -263,18 +407,15 @@ fn what_is_left_is_taken_out_by_the_next() {
         let mut echo = Echo::start(abi);
         let before = echo.maps();
         let (mut thread, patience) = echo.stop();
-        let open = |thread: &mut Stopped, leftovers: &[Addr]| {
-            Executor::open(Target { leftovers: leftovers.to_vec(), ..echo.target() }, thread, &patience)
-                .unwrap()
-        };
-        let untouched = open(&mut thread, &[]);
+        let next = |thread: &mut Stopped| open(echo.target(), thread, &patience);
+        let untouched = next(&mut thread);
         let none = vec![0u8; usize::try_from(layout::SIZE).unwrap()];
-        vm::write_all(echo.pid(), untouched.area, &none).unwrap();
-        let unused = open(&mut thread, &[]);
-        let used = open(&mut thread, &[]);
+        vm::write_all(echo.pid(), area(&untouched), &none).unwrap();
+        let unused = next(&mut thread);
+        let used = next(&mut thread);
         let saved = Saved::of(&thread).unwrap();
-        used.start(&thread, &saved, &batch(abi).0, Some(libc::SIGURG)).unwrap();
-        let mut areas = [untouched.area, unused.area, used.area];
+        used.start(area(&used), &thread, &saved, &batch(abi).0, Some(libc::SIGURG)).unwrap();
+        let mut areas = [area(&untouched), area(&unused), area(&used)];
         areas.sort();
         assert!(in_leftover(&areas, regs::ip(&thread.regs().unwrap())), "{abi}: in the middle");
         thread.detach(0).unwrap();
@@ -284,8 +425,8 @@ fn what_is_left_is_taken_out_by_the_next() {
         let leftovers = echo.leftovers();
         assert_eq!(leftovers, areas, "{abi}");
         assert!(!in_leftover(&leftovers, regs::ip(&thread.regs().unwrap())), "{abi}: out of it");
-        let executor = Executor::open(Target { leftovers, ..echo.target() }, &mut thread, &patience).unwrap();
-        assert_eq!(echo.leftovers(), [executor.area], "{abi}");
+        let executor = open(Target { leftovers, ..echo.target() }, &mut thread, &patience);
+        assert_eq!(echo.leftovers(), [area(&executor)], "{abi}");
         executor.close(&mut thread, &patience).unwrap();
         thread.detach(0).unwrap();
         assert_eq!(echo.maps(), before, "{abi}");

@@ -74,9 +74,28 @@ impl AskTask {
 
 /// What mlockall(2) was asked for mappings to come, by one that is fresh: it is locked only if the task asked for that, and
 /// the locked total then exceeds the `locked` bytes of the task's own areas.
-pub(crate) fn lock_future(dir: &Dir, locked: u64, fresh: &Range<u64>) -> Result<u32> {
+///
+/// Where nothing can be mapped, that a task without a locked area asked for it only after the last one that it could map is not
+/// to be seen.
+pub(crate) fn lock_future(
+    dir: &Dir,
+    locked: u64,
+    fresh: nix::Result<Range<u64>>,
+    refuse: &mut Refuse<'_>,
+) -> Result<u32> {
     const MCL_FUTURE: u32 = 2;
     const MCL_ONFAULT: u32 = 4;
+    let fresh = match fresh {
+        Ok(fresh) => fresh,
+        // Beyond RLIMIT_MEMLOCK, which counts only where mappings are locked (mlock_future_ok() of mm/mmap.c).
+        Err(errno) => {
+            if locked > 0 || errno == Errno::EAGAIN {
+                let reason = "memory is locked, and nothing can be mapped that would tell whether all to come is to be locked";
+                refuse.with_hint("mlockall", reason, "raise its RLIMIT_AS or RLIMIT_MEMLOCK (prlimit)");
+            }
+            return Ok(0);
+        }
+    };
     let mut buffer = Vec::new();
     dir.read("status", &mut buffer).context("read status")?;
     if status::parse(&buffer)?.locked_kib * 1024 < locked + (fresh.end - fresh.start) {

@@ -11,6 +11,7 @@ use images::{Addr, PathId, Pid, SharedId};
 use nix::sys::stat::{FileStat, SFlag, major, minor};
 use std::collections::HashMap;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 
 /// An anonymous shared memory object, open for reading.
@@ -292,6 +293,16 @@ fn unmappable(name: &[u8], lost: Lost) -> Unmappable {
 /// Bytes of areas that are locked, to tell whether a fresh area is (mlockall(MCL_FUTURE)).
 pub(crate) fn locked_bytes(vmas: &[Vma]) -> u64 {
     vmas.iter().filter(|vma| vma.flags & vm::LOCKED != 0).map(|vma| vma.end.0 - vma.start.0).sum()
+}
+
+/// The private memory that a task can write: a range for each area.
+pub(crate) fn private_writable(vmas: &[Vma]) -> Vec<Range<u64>> {
+    const PROT_READ_WRITE: u32 = 3;
+    let of = |vma: &Vma| {
+        let private = matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..));
+        (private && vma.prot & PROT_READ_WRITE == PROT_READ_WRITE).then_some(vma.start.0..vma.end.0)
+    };
+    vmas.iter().filter_map(of).collect()
 }
 
 #[cfg(test)]

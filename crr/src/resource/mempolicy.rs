@@ -78,7 +78,7 @@ pub(super) fn inherited() -> MemoryPolicy {
 ///
 /// Each area is asked about by a call of the task. `numa_maps` tells of all at once, but looks at every page: it is taken
 /// where that costs less, which is for small tasks in ia32 code (by some virtual machines, `int 0x80` is
-/// emulated and takes 8 µs; numa_maps takes 4 µs an area and 16 µs a MiB).
+/// emulated and takes 8 µs; numa_maps takes 4 µs an area and 16 µs a MiB), and for all but large ones that make calls one by one.
 pub(crate) fn dump_areas(
     executor: &Executor,
     leader: &mut Stopped,
@@ -89,7 +89,14 @@ pub(crate) fn dump_areas(
 ) -> Result<Vec<AreaPolicy>> {
     let from_kernel = |vma: &&Vma| matches!(vma.backing, Backing::Vdso | Backing::Vvar | Backing::VvarVclock);
     let mut asked: Vec<&Vma> = vmas.iter().filter(|vma| !from_kernel(vma)).collect();
-    if executor.batch(leader)?.abi() == Abi::Ia32 && resident_kib / 256 < vmas.len() as u64 {
+    let kib_for_an_area = if executor.is_slow() {
+        1024
+    } else if executor.batch(leader)?.abi() == Abi::Ia32 {
+        256
+    } else {
+        0
+    };
+    if resident_kib < kib_for_an_area * vmas.len() as u64 {
         let mut text = Vec::new();
         if let Err(e) = dir.read("numa_maps", &mut text) {
             // Without CONFIG_NUMA there are no policies.

@@ -20,6 +20,7 @@ mod refused;
 mod registers;
 mod relatives;
 mod rights;
+mod room;
 mod seccomp;
 mod signals;
 mod stops;

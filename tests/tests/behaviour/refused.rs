@@ -42,7 +42,7 @@ macro_rules! refusals {
 
 refusals! {
     descriptors memory locks listener namespace stranger stranger_with_memory stranger_with_files stranger_with_directories stranger_with_deleted_file tracer
-    waiting_for_a_signal write_xor_execute namespace_of_a_thread
+    waiting_for_a_signal namespace_of_a_thread
 }
 
 /// As [`refused`] for both ABIs and some cases, where the kernel has what they use.
