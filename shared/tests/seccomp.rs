@@ -2,99 +2,18 @@
 
 #![allow(clippy::unwrap_used)] // A test: what is not there is a failure.
 
+mod records;
+
+use images::FilterId;
 use images::memory::{Layout, Space};
 use images::seccomp::{Filter, Seccomp};
-use images::sharing::Shares;
-use images::signal::{AltStack, IntervalTimer};
-use images::task::{Task, Tree};
-use images::thread::{Creds, Regs, Sched, Thread};
-use images::{Abi, Addr, FilterId, PathId};
+use images::task::Tree;
+use images::thread::Thread;
+use records::{creds, task, thread};
 use shared::op::{self, Op};
 use shared::plan::family::Making;
 use shared::plan::{self, Forest, Machine};
 use shared::proto::SpecialArea;
-
-fn creds(uid: u32) -> Creds {
-    Creds {
-        uid: [uid; 4],
-        gid: [0; 4],
-        groups: Vec::new(),
-        cap_inheritable: 0,
-        cap_permitted: 0,
-        cap_effective: 0,
-        cap_bounding: 0,
-        cap_ambient: 0,
-        securebits: 0,
-        no_new_privs: false,
-    }
-}
-
-fn thread(tid: i32, seccomp: Seccomp) -> Thread {
-    Thread {
-        attributes: Default::default(),
-        tid,
-        comm: Vec::new(),
-        regs: Regs([0; 27]),
-        time_left_ns: None,
-        xstate: Vec::new(),
-        tls: Vec::new(),
-        sigmask: 0,
-        pending: Vec::new(),
-        altstack: AltStack { base: Addr(0), size: 0, flags: 2 },
-        robust_list_64: None,
-        robust_list_32: None,
-        rseq: None,
-        clear_child_tid: Addr(0),
-        sched: Sched {
-            policy: 0,
-            flags: 0,
-            nice: 0,
-            priority: 0,
-            runtime: 0,
-            deadline: 0,
-            period: 0,
-            affinity: vec![1],
-            io_priority: 0,
-        },
-        creds: creds(1000),
-        parent_death_signal: 0,
-        timer_slack_ns: 0,
-        seccomp,
-        dispatch: None,
-    }
-}
-
-fn task(threads: Vec<Thread>) -> Task {
-    Task {
-        attributes: Default::default(),
-        pid: 10,
-        ppid: 1,
-        pgid: 10,
-        sid: 10,
-        exit_signal: 17,
-        shares: Shares::default(),
-        abi: Abi::X86_64,
-        exe: PathId(0),
-        cwd: PathId(0),
-        root: PathId(0),
-        umask: 0,
-        personality: 0,
-        dumpable: 1,
-        child_subreaper: false,
-        oom_score_adj: 0,
-        coredump_filter: 0,
-        xcomp_permission: 0,
-        rlimits: Vec::new(),
-        actions: Vec::new(),
-        pending: Vec::new(),
-        stopped: None,
-        ldt: Vec::new(),
-        interval_timers: [IntervalTimer::default(); 3],
-        timers: Vec::new(),
-        fds: Vec::new(),
-        threads,
-    }
-}
 
 fn ops(threads: Vec<Thread>, filters: &[Filter]) -> Vec<u8> {
     let machine = Machine {

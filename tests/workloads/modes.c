@@ -5,6 +5,7 @@
 #include "workload.h"
 #include <asm/ldt.h>
 #include <linux/futex.h>
+#include <sys/resource.h>
 
 /* What code of the other mode works with. It lies below 4 GiB, the code behind it. */
 struct mode {
@@ -198,6 +199,29 @@ CASE(busy)
 	MUST0(pthread_create(&thread, NULL, spin, mode));
 	while (mode->rounds < 1000 && !mode->wrong)
 		sched_yield();
+	checkpoint();
+	uint32_t rounds = mode->rounds;
+	while (mode->rounds - rounds < 1000 && !mode->wrong)
+		sched_yield();
+	mode->stop = 1;
+	MUST0(pthread_join(thread, NULL));
+	CHECK(!mode->wrong, "a register changed after %u rounds (%u)", mode->rounds, mode->wrong);
+}
+
+/* The same where nothing more can be mapped. 64-bit code in an ia32 task has no way back by itself from a call that it is made to make. */
+CASE(busy_at_limit)
+{
+	pthread_t thread;
+	char text[256] = "";
+	struct mode *mode = new_mode();
+	MUST0(pthread_create(&thread, NULL, spin, mode));
+	while (mode->rounds < 1000 && !mode->wrong)
+		sched_yield();
+	int fd = MUST(open("/proc/self/statm", O_RDONLY));
+	MUST(read(fd, text, sizeof(text) - 1));
+	close(fd);
+	rlim_t bytes = strtoul(text, NULL, 10) * PAGE;
+	MUST(setrlimit(RLIMIT_AS, &(struct rlimit){ bytes, bytes }));
 	checkpoint();
 	uint32_t rounds = mode->rounds;
 	while (mode->rounds - rounds < 1000 && !mode->wrong)

@@ -35,8 +35,9 @@ static void allow_no_more(void)
 {
 	char text[256];
 	read_own("/proc/self/statm", text, sizeof(text));
-	rlim_t bytes = strtoul(text, NULL, 10) * PAGE;
-	MUST(setrlimit(RLIMIT_AS, &(struct rlimit){ bytes, bytes }));
+	struct rlimit limit = bytes_allowed();
+	limit.rlim_cur = strtoul(text, NULL, 10) * PAGE;
+	MUST(setrlimit(RLIMIT_AS, &limit));
 }
 
 static void *map_page(int prot)
@@ -394,4 +395,136 @@ CASE(full_child)
 	checkpoint();
 	check_touched();
 	finish(child);
+}
+
+/* Only a stopped child is. */
+CASE(full_stopped)
+{
+	int status;
+	touch();
+	pid_t child = spawn(hold_full, NULL);
+	MUST(kill(child, SIGSTOP));
+	MUST(waitpid(child, &status, WUNTRACED));
+	CHECK(WIFSTOPPED(status), "status %#x", status);
+	checkpoint();
+	MUST(kill(child, SIGCONT));
+	finish(child);
+}
+
+static volatile bool mate_went_on;
+
+static int wait_as_mate(void *unused)
+{
+	(void)unused;
+	wait_for_go();
+	check_no_room();
+	mate_went_on = true;
+	_exit(failed() ? 1 : 0);
+}
+
+/* Two tasks in one address space. */
+CASE(full_shared)
+{
+	static char stack[64 * 1024] __attribute__((aligned(16)));
+	touch();
+	pid_t mate = MUST(clone(wait_as_mate, stack + sizeof(stack), CLONE_VM | SIGCHLD, NULL));
+	await_sleep(mate);
+	fill_gaps(PROT_NONE, PAGE, 0);
+	checkpoint();
+	check_no_room();
+	check_touched();
+	finish(mate);
+	CHECK(mate_went_on, "the other one is in other memory");
+}
+
+/* Of code, which cannot be left out for a while: there is no room for what restores it. */
+CASE(full_of_code)
+{
+	touch();
+	fill_gaps(PROT_READ | PROT_EXEC, PAGE, 0);
+	MUST(write(STDOUT_FILENO, "NAME address space\n", 19));
+	checkpoint();
+	check_no_room();
+	check_touched();
+}
+
+/* Whether what is mapped later will be locked is not to be seen, as there is no memory to try it with. */
+CASE(limit_locked)
+{
+	touch();
+	MUST(mlock(touched, PAGE));
+	allow_no_more();
+	MUST(write(STDOUT_FILENO, "NAME mlockall\n", 14));
+	checkpoint();
+	check_no_room();
+	check_touched();
+}
+
+/* An area that cannot be touched; with a page before and after, that it does not join with others. */
+static void reserve(void)
+{
+	char *memory = map_anonymous(4 * PAGE);
+	MUST(mmap(memory + PAGE, 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+}
+
+static long locked_kib(void)
+{
+	static char text[65536];
+	read_own("/proc/self/status", text, sizeof(text));
+	char *line = strstr(text, "VmLck:");
+	return line == NULL ? -1 : atol(line + strlen("VmLck:"));
+}
+
+/* At a limit that can be raised, with a locked page, and all that comes to be locked in some way or not. */
+static void lock_at_limit(int future)
+{
+	touch();
+	reserve();
+	MUST(mlock(touched, PAGE));
+	allow_no_more();
+	if (future != 0)
+		MUST(mlockall(future));
+	check_no_room();
+	long before = locked_kib();
+	checkpoint();
+	check_no_room();
+	check_touched();
+	CHECK(locked_kib() == before, "%ld KiB are locked, were %ld", locked_kib(), before);
+	struct rlimit limit = { RLIM_INFINITY, RLIM_INFINITY };
+	MUST(setrlimit(RLIMIT_AS, &limit));
+	unsigned char resident[4];
+	char *fresh = MUST((char *)mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	MUST(mincore(fresh, 4 * PAGE, resident));
+	CHECK((locked_kib() == before + 16) == (future != 0), "%ld KiB are locked, were %ld", locked_kib(), before);
+	CHECK((resident[0] & 1) == (future == MCL_FUTURE), "a fresh page is there: %d", resident[0]);
+}
+
+CASE(limit_locked_now)
+{
+	lock_at_limit(0);
+}
+
+CASE(limit_lock_future)
+{
+	lock_at_limit(MCL_FUTURE);
+}
+
+CASE(limit_lock_on_fault)
+{
+	lock_at_limit(MCL_FUTURE | MCL_ONFAULT);
+}
+
+/* Full, with locked memory beside what lies where crr can be. */
+CASE(full_locked)
+{
+	touch();
+	reserve();
+	fill_gaps(PROT_NONE, PAGE, 0);
+	MUST(mlock(touched, TOUCHED * PAGE));
+	check_no_room();
+	long before = locked_kib();
+	checkpoint();
+	check_no_room();
+	check_touched();
+	CHECK(locked_kib() == before, "%ld KiB are locked, were %ld", locked_kib(), before);
 }

@@ -6,11 +6,12 @@ use super::Options;
 use super::freeze::{DeadTask, Frozen, FrozenTask};
 use super::known::{self, Known, Mates};
 use super::pages::Contents;
+use super::room;
 use crate::proc::{Dir, smaps, stat, status};
 use crate::ptrace::{Patience, Stopped, regs};
 use crate::refusal::Refusals;
 use crate::remote::{
-    Cache, CodeArea, Executor, Gadget, NoRoom, Target, finds_back, in_leftover, in_restart_block, is_leftover,
+    Cache, Executor, Gadget, NoRoom, Target, finds_back, in_leftover, in_restart_block, is_leftover,
 };
 use crate::resource::file::{self, Terminal};
 use crate::resource::landlock::Bystanders;
@@ -148,12 +149,9 @@ pub(super) fn collect(
     }
     let memory = Memory { page_count: contents.page_count(), ..memory };
     let files = tables.files.into_files(paths);
-    Ok(Collected {
-        tree: Tree { tasks, shell_job, zombies, filters: tables.filters.into_filters() },
-        files,
-        memory,
-        contents,
-    })
+    let tree = Tree { tasks, shell_job, zombies, filters: tables.filters.into_filters() };
+    room::check(&tree, &memory.spaces)?;
+    Ok(Collected { tree, files, memory, contents })
 }
 
 fn standing((pid, name): (Pid, &str), stat: &stat::Stat, cloned: bool) -> Standing {
@@ -425,19 +423,8 @@ fn can_be_asked(threads: &[Stopped], leftovers: &[Addr]) -> Result<bool> {
 }
 
 fn find_gadget(pid: Pid, abi: Abi, vmas: &[Vma], cache: &mut Cache) -> Result<Gadget> {
-    const PROT_EXEC: u32 = 4;
-    let area = |vma: &Vma| CodeArea {
-        start: vma.start,
-        size: vma.end.0 - vma.start.0,
-        key: match vma.backing {
-            Backing::PrivateFile(path, offset) => Some((path.0, offset)),
-            _ => None,
-        },
-    };
-    let mut code: Vec<CodeArea> = vmas.iter().filter(|vma| vma.prot & PROT_EXEC != 0).map(area).collect();
-    // Small ones first: the vDSO, then ld.so, have what is needed.
-    code.sort_by_key(|area| area.size);
-    Gadget::find(pid, abi, &code, cache).context("no system call instruction found in its code")
+    Gadget::find(pid, abi, &memory::code_areas(vmas), cache)
+        .context("no system call instruction found in its code")
 }
 
 /// What is known of a task that is about to be asked.
@@ -494,7 +481,8 @@ fn ask(
         Ok(told) => Some(told),
         Err((Some(NoRoom { tid, why }), _)) => {
             let reason = format!("has to be asked with nothing mapped in its task, and {why}");
-            refuse.with_hint(format!("thread {tid}"), reason, "dump again");
+            let hint = "dump again, or let it map memory and code (RLIMIT_AS, munmap, PR_SET_MDWE)";
+            refuse.with_hint(format!("thread {tid}"), reason, hint);
             None
         }
         Err((None, e)) => return Err(e),

@@ -7,6 +7,7 @@ mod interrupt;
 mod known;
 mod pages;
 mod rights;
+mod room;
 
 use crate::changed::Changed;
 use crate::progress::Progress;

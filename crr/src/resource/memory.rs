@@ -5,6 +5,7 @@ use super::path::{Lost, Paths, UNMAP, file_type};
 use crate::proc::smaps::Area;
 use crate::proc::{Dir, decimal};
 use crate::refusal::{Refusal, Refusals};
+use crate::remote::CodeArea;
 use anyhow::{Context, Result};
 use images::memory::{Backing, Vma, vm};
 use images::{Addr, PathId, Pid, SharedId};
@@ -293,6 +294,22 @@ fn unmappable(name: &[u8], lost: Lost) -> Unmappable {
 /// Bytes of areas that are locked, to tell whether a fresh area is (mlockall(MCL_FUTURE)).
 pub(crate) fn locked_bytes(vmas: &[Vma]) -> u64 {
     vmas.iter().filter(|vma| vma.flags & vm::LOCKED != 0).map(|vma| vma.end.0 - vma.start.0).sum()
+}
+
+/// The code of a task, small areas first: the vDSO, then ld.so, have what [`crate::remote::Gadget`] looks for.
+pub(crate) fn code_areas(vmas: &[Vma]) -> Vec<CodeArea> {
+    const PROT_EXEC: u32 = 4;
+    let area = |vma: &Vma| CodeArea {
+        start: vma.start,
+        size: vma.end.0 - vma.start.0,
+        key: match vma.backing {
+            Backing::PrivateFile(path, offset) => Some((path.0, offset)),
+            _ => None,
+        },
+    };
+    let mut code: Vec<CodeArea> = vmas.iter().filter(|vma| vma.prot & PROT_EXEC != 0).map(area).collect();
+    code.sort_by_key(|area| area.size);
+    code
 }
 
 /// The private memory that a task can write: a range for each area.

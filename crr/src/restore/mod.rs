@@ -5,6 +5,7 @@ mod child;
 pub(crate) mod environment;
 pub(crate) mod foreground;
 mod hold;
+mod loan;
 mod namespace;
 mod numbers;
 pub(crate) mod open;

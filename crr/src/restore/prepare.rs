@@ -8,16 +8,17 @@ use crate::resource::tree;
 use crate::store::Checkpoint;
 use crate::sys::process;
 use crate::sys::shared_page::ControlPage;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use images::id::PAGE_SIZE;
-use images::memory::Space;
+use images::memory::{Space, Vma};
 use images::task::Tree;
 use images::{Abi, Pid};
 use shared::plan::family::{self, Making};
 use shared::plan::tree::{Place, Role, Schedule};
-use shared::plan::{self, Forest, Machine, Need, ProgramPlan, hole};
+use shared::plan::{self, Forest, Machine, Need, ProgramPlan, hole, loan};
 use shared::proto::{Gathering, MAX_FILLERS, SLOT_FILES, Start};
-use shared::range::page_align;
+use shared::range::{Range, page_align};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -33,6 +34,8 @@ pub(crate) struct Prepared {
     pub program: Option<Program>,
     /// It goes to its process group by an op.
     pub joins_late: bool,
+    /// What the hole lies in, of the address space that it has the record of: to be mapped in the end.
+    pub lent: Option<Vma>,
 }
 
 /// What a task execs.
@@ -154,14 +157,25 @@ pub(super) fn prepare(
         rooms.insert(index, Room { abi, contents, members: plan.members.clone() });
     }
     let bases = bases(checkpoint, &rooms)?;
+    let (spaces, mut lent) = take_loans(spaces, &rooms, &bases);
+    if !lent.is_empty() {
+        let forest = Forest::new(&tree, &spaces, &makings, own_group, totals);
+        for (&index, _) in bases.iter().filter(|(_, base)| base.lent) {
+            let plan = plan::program(&machines[&tree.tasks[index].abi], &forest, index);
+            let room = rooms.get_mut(&index).context("a program has room")?;
+            room.contents.plan = plan.ops.len() as u64;
+            ensure!(room.contents.len() <= bases[&index].range.len(), "a plan is longer than its copy");
+            plans.insert(index, plan);
+        }
+    }
     let mut programs = Programs::default();
     let mut offset = PAGE_SIZE;
     let mut tasks: Vec<Prepared> = Vec::new();
     for (index, task) in tree.tasks.iter().enumerate() {
-        let (making, joins_late) = (makings[index], forest.joins_late(index));
+        let (making, joins_late, lent) = (makings[index], forest.joins_late(index), lent.remove(&index));
         let (start, program) = match plans.remove(&index) {
             Some(ProgramPlan { ops, needs, members, .. }) => {
-                let base = bases[&index];
+                let base = bases[&index].range.start;
                 let contents = &rooms[&index].contents;
                 let start = contents.start(hole::task_size(task), base, offset);
                 offset += page_align(contents.plan);
@@ -171,7 +185,7 @@ pub(super) fn prepare(
             // Makers stand first.
             None => (tasks[forest.host(index)].start, None),
         };
-        tasks.push(Prepared { making, start, program, joins_late });
+        tasks.push(Prepared { making, start, program, joins_late, lent });
     }
     let (tree, control) = shared_tree(&tasks, offset)?;
     let by_pid = (0..).zip(&pids).map(|(process, &pid)| (pid, process)).collect();
@@ -251,9 +265,16 @@ impl FreeIds {
     }
 }
 
+/// Where a hole lies.
+struct Base {
+    range: Range,
+    /// In memory that a task has there.
+    lent: bool,
+}
+
 /// Where the hole of each program begins: the same place for all of an ABI if there is one that suits them all, so
 /// that they share one file.
-fn bases(checkpoint: &Checkpoint, rooms: &BTreeMap<usize, Room>) -> Result<BTreeMap<usize, u64>> {
+fn bases(checkpoint: &Checkpoint, rooms: &BTreeMap<usize, Room>) -> Result<BTreeMap<usize, Base>> {
     let tasks = &checkpoint.tree.tasks;
     let spaces = &checkpoint.memory.spaces;
     let mut bases = BTreeMap::new();
@@ -267,17 +288,36 @@ fn bases(checkpoint: &Checkpoint, rooms: &BTreeMap<usize, Room>) -> Result<BTree
         for (&index, room) in of_abi() {
             let len = room.contents.len();
             let own = || hole::choose(limit, room.members.iter().map(|&member| &spaces[member]), len);
-            let Some(hole) = common.or_else(own) else {
+            // A plan that leaves something out can be a little longer, by addresses that are.
+            let lent = || loan::choose(tasks, spaces, &room.members, len + PAGE_SIZE);
+            let free = common.or_else(own).map(|range| Base { range, lent: false });
+            let Some(base) = free.or_else(|| lent().map(|range| Base { range, lent: true })) else {
                 let pid = tasks[index].pid;
                 bail!(
                     "task {pid}: its address space has no {} KiB free for the program that restores it",
                     len / 1024
                 );
             };
-            bases.insert(index, hole.start);
+            bases.insert(index, base);
         }
     }
     Ok(bases)
+}
+
+/// The address spaces as they are to be planned, and what each lends, by the task that has its record.
+fn take_loans<'a>(
+    spaces: &'a [Space],
+    rooms: &BTreeMap<usize, Room>,
+    bases: &BTreeMap<usize, Base>,
+) -> (Cow<'a, [Space]>, BTreeMap<usize, Vma>) {
+    let mut spaces = Cow::Borrowed(spaces);
+    let mut lent = BTreeMap::new();
+    for (index, base) in bases.iter().filter(|(_, base)| base.lent) {
+        for &member in &rooms[index].members {
+            lent.extend(loan::take(&mut spaces.to_mut()[member], base.range).map(|part| (member, part)));
+        }
+    }
+    (spaces, lent)
 }
 
 /// Pids of a schedule's processes: those of the tasks and of dead leaders, and free ones for others.

@@ -6,6 +6,7 @@
 
 use super::Restore;
 use super::hold::Held;
+use super::loan;
 use super::serve::Parked;
 use super::stand_in::StandIn;
 use super::stop;
@@ -122,8 +123,8 @@ fn finish<'a>(
         .collect();
     if let Some(start) = hole {
         let leader = taken.remove(0);
-        let stopped = remove_hole(leader.stopped, start, syscall_at, patience).context("remove the hole")?;
-        taken.insert(0, Taken { stopped, ..leader });
+        let stopped = remove_hole(restore, task, leader.stopped, start, syscall_at, patience);
+        taken.insert(0, Taken { stopped: stopped.context("remove the hole")?, ..leader });
     }
     for thread in &taken {
         set_state(restore, task.pid, thread).with_context(|| format!("thread {}", thread.record.tid))?;
@@ -157,11 +158,27 @@ fn set_death_signal<'a>(
     Ok(Taken { record, stopped, answer })
 }
 
-/// Unmaps the hole, code included: the thread does not run there again.
-fn remove_hole(stopped: Stopped, start: &Start, syscall_at: u64, patience: &Patience) -> Result<Stopped> {
+/// Unmaps the hole, code included: the thread does not run there again. What the hole lay in is mapped instead.
+fn remove_hole(
+    restore: &Restore<'_>,
+    task: &Task,
+    stopped: Stopped,
+    start: &Start,
+    syscall_at: u64,
+    patience: &Patience,
+) -> Result<Stopped> {
     let (munmap_64, munmap_32) = (11, 91);
     let range = [start.hole_start, start.hole_end - start.hole_start];
-    call(stopped, syscall_at, [munmap_64, munmap_32], &range, patience).and_then(succeeded)
+    let checkpoint = restore.checkpoint;
+    let holder = task.shares.memory.unwrap_or(task.pid);
+    let at =
+        checkpoint.tree.tasks.iter().position(|other| other.pid == holder).context("its address space")?;
+    let lent = restore.preparation.tasks[at].lent.as_ref();
+    let unmap =
+        |stopped| call(stopped, syscall_at, [munmap_64, munmap_32], &range, patience).and_then(succeeded);
+    let Some(lent) = lent else { return unmap(stopped) };
+    let call_place = loan::call_place(task.pid, task.abi, &checkpoint.memory.spaces[at])?;
+    loan::give_back(unmap(stopped)?, lent, call_place, patience)
 }
 
 fn succeeded((stopped, result): (Stopped, i64)) -> Result<Stopped> {

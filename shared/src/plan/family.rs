@@ -37,6 +37,16 @@ pub enum Making {
     },
 }
 
+/// The task whose program restores a task.
+#[must_use]
+pub fn host(makings: &[Making], index: usize) -> usize {
+    let mut at = index;
+    while let Making::Cloned { by, exec: false, .. } = makings[at] {
+        at = by;
+    }
+    at
+}
+
 /// Why a task cannot be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Why {

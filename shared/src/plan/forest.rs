@@ -1,6 +1,6 @@
 //! The tasks of a tree with what is known of each, for plans that look at several.
 
-use super::family::{Making, holder_of};
+use super::family::{Making, holder_of, host};
 use alloc::collections::BTreeMap;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -79,11 +79,7 @@ impl<'a> Forest<'a> {
     /// The task whose program restores a task.
     #[must_use]
     pub fn host(&self, index: usize) -> usize {
-        let mut at = index;
-        while let Making::Cloned { by, exec: false, .. } = self.makings[at] {
-            at = by;
-        }
-        at
+        host(self.makings, index)
     }
 
     /// The process group that a task is to be in.

@@ -6,16 +6,17 @@
 //! | code | data, stack | control | fd table | parked vvar, vclock, vdso | words | thread, filler stacks | plan |
 //! ```
 
-use crate::proto::{Control, MAX_FILLERS, SpecialArea, Start, THREAD_STACK};
+use crate::proto::{Control, MAX_FILLERS, SLOT_FILES, SpecialArea, Start, THREAD_STACK};
 use crate::range::{Range, find_gap, page_align};
 use alloc::vec::Vec;
 use images::Abi;
 use images::id::PAGE_SIZE;
 use images::memory::Space;
-use images::task::Task;
+use images::seccomp::Seccomp;
+use images::task::{Task, Tree};
 
 /// Lowest address a hole may have: above any sensible `vm.mmap_min_addr`.
-const LOWEST: u64 = 0x4_0000;
+pub(super) const LOWEST: u64 = 0x4_0000;
 
 /// Sizes of what lies in a hole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,9 +117,61 @@ pub fn task_size(task: &Task) -> u64 {
     }
 }
 
+/// Bytes of the hole for some tasks (by index) of one program of `program` bytes, or more: however the restore plans it, on
+/// whatever kernel.
+#[must_use]
+pub fn bound(tree: &Tree, spaces: &[Space], members: &[usize], program: u64) -> u64 {
+    /// More than vvar, vvar_vclock and vdso of any kernel.
+    const SPECIAL: u64 = 0x4_0000;
+    /// Ops of an area, of page contents, of a policy; of a thread, half of which are the steps to its capabilities;
+    /// of a task, most of which are signal actions. Numbers of 64 bits take ten bytes.
+    const AREA: u64 = 512;
+    const RUN: u64 = 48;
+    const POLICY: u64 = 256;
+    const THREAD: u64 = 8192;
+    const TASK: u64 = 16384;
+    /// A pending signal, a timer; a descriptor of the task or of the LDT, a filter of a thread.
+    const SIGNAL: u64 = 256;
+    const TIMER: u64 = 160;
+    const DESCRIPTOR: u64 = 32;
+    let filters: u64 = tree.filters.iter().map(|filter| filter.program.len() as u64).sum();
+    let (mut fds, mut plan, mut stacks) = (u64::from(SLOT_FILES), 0, MAX_FILLERS as u64);
+    for &index in members {
+        let (task, space) = (&tree.tasks[index], &spaces[index]);
+        let count = |len: usize, each: u64| len as u64 * each;
+        plan += TASK + filters + space.auxv.len() as u64 + count(space.vmas.len(), AREA);
+        plan += count(space.runs.len(), RUN) + count(space.policies.len(), POLICY);
+        plan += count(task.pending.len(), SIGNAL) + count(task.timers.len(), TIMER);
+        // A descriptor that a cloned task does not have is closed: it is another task's.
+        plan += count(task.fds.len(), DESCRIPTOR) * members.len() as u64 + count(task.ldt.len(), DESCRIPTOR);
+        for thread in &task.threads {
+            plan += THREAD + count(thread.pending.len(), SIGNAL) + count(thread.creds.groups.len(), 4);
+            if let Seccomp::Filters { filters, .. } = &thread.seccomp {
+                plan += count(filters.len(), DESCRIPTOR);
+            }
+        }
+        fds += (space.vmas.len() + task.fds.len() + 16) as u64;
+        stacks += task.threads.len() as u64 + 1;
+    }
+    let special = [SpecialArea { offset: 0, len: SPECIAL }, SpecialArea::default(), SpecialArea::default()];
+    let words = 8 * members.len() as u64;
+    let fillers = [0; MAX_FILLERS];
+    Contents { program, fds, special, stacks, words, fds_from: 0, fillers, plan }.len()
+}
+
 /// The lowest hole of `len` bytes for any of these address spaces: tasks with the same hole share one program image.
 #[must_use]
-pub fn choose<'a>(task_size: u64, spaces: impl IntoIterator<Item = &'a Space>, len: u64) -> Option<Range> {
+pub fn choose<'a>(
+    task_size: u64,
+    spaces: impl IntoIterator<Item = &'a Space> + Clone,
+    len: u64,
+) -> Option<Range> {
+    let first =
+        spaces.clone().into_iter().filter_map(|space| space.vmas.first()).map(|vma| vma.start.0).min();
+    // Nearly always there is room below all areas.
+    if first.is_some_and(|first| first <= task_size - PAGE_SIZE && first >= LOWEST + len + 2 * PAGE_SIZE) {
+        return Some(Range::new(LOWEST + PAGE_SIZE, len));
+    }
     let taken: Vec<Range> = spaces
         .into_iter()
         .flat_map(|space| &space.vmas)

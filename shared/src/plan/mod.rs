@@ -10,6 +10,7 @@ pub mod family;
 mod forest;
 pub mod hole;
 pub mod ldt;
+pub mod loan;
 pub mod memory;
 pub mod seccomp;
 pub mod signal;

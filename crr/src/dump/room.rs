@@ -1,0 +1,51 @@
+//! Whether there is room for the programs that restore a tree: each needs a range that is free in the address spaces of its tasks, or
+//! that they can lend. Decided here as the restore will, for programs that are larger than any it can need.
+
+use crate::blob::Blob;
+use crate::refusal::Refusals;
+use anyhow::{Context, Result};
+use images::memory::Space;
+use images::task::Tree;
+use shared::plan::family::{self, Making};
+use shared::plan::{hole, loan};
+use std::collections::BTreeMap;
+
+/// Refuses tasks that have no room.
+///
+/// # Errors
+/// [`crate::refusal::Refused`], or an embedded program that is broken.
+pub(super) fn check(tree: &Tree, spaces: &[Space]) -> Result<()> {
+    let mut refusals = Refusals::default();
+    let makings = family::makings(&tree.tasks).ok().context("tasks share what they cannot share")?;
+    let mut sizes = BTreeMap::new();
+    for members in programs(&makings).values() {
+        let first = &tree.tasks[members[0]];
+        let size = match sizes.get(&first.abi) {
+            Some(&size) => size,
+            None => *sizes.entry(first.abi).or_insert(Blob::of(first.abi)?.len()),
+        };
+        let len = hole::bound(tree, spaces, members, size);
+        let task_size = members.iter().map(|&index| hole::task_size(&tree.tasks[index])).min();
+        let task_size = task_size.unwrap_or_else(|| first.abi.task_size());
+        let free = hole::choose(task_size, members.iter().map(|&index| &spaces[index]), len);
+        if free.or_else(|| loan::choose(&tree.tasks, spaces, members, len)).is_none() {
+            let reason = format!(
+                "has no {} KiB free, nor plain memory untouched at the edge of an area, for the program that restores it",
+                len / 1024
+            );
+            let hint = "have the program unmap something before the dump";
+            let comm = String::from_utf8_lossy(&first.threads[0].comm).into_owned();
+            refusals.task((first.pid, &comm), "address space", reason, Some(hint));
+        }
+    }
+    Ok(refusals.finish("dump")?)
+}
+
+/// The tasks that each program restores, by index: the one that execs it first.
+fn programs(makings: &[Making]) -> BTreeMap<usize, Vec<usize>> {
+    let mut programs: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for index in 0..makings.len() {
+        programs.entry(family::host(makings, index)).or_default().push(index);
+    }
+    programs
+}
