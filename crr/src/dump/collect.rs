@@ -25,7 +25,7 @@ use crate::resource::thread::{self, AskThread};
 use crate::resource::tracees::AskTracees;
 use crate::resource::tree::{self, Standing, Strangers};
 use crate::resource::{
-    Refuse, attribute, deleted, dispatch, group_stop, limits, memory, mempolicy, robust, rseq, seccomp,
+    Refuse, deleted, dispatch, group_stop, limits, lock_future, memory, mempolicy, robust, rseq, seccomp,
     sharing, timer, zombie,
 };
 use crate::sys::int80::LowBuffer;
@@ -463,8 +463,6 @@ fn ask(
         let [leader, others @ ..] = &mut *threads else { bail!("no thread") };
         let stranger = bystanders.for_thread(&record.threads[0].creds)?;
         let brk = ask_leader(&executor, leader, record, (dir, stranger), refuse, patience)?;
-        let locked = memory::locked_bytes(vmas);
-        record.attributes.lock_future = attribute::lock_future(dir, locked, executor.fresh(), refuse)?;
         let memory = (vmas, resident_kib);
         let policies = mempolicy::dump_areas(&executor, leader, dir, memory, refuse, patience)?;
         for (thread, record) in others.iter_mut().zip(record.threads.iter_mut().skip(1)) {
@@ -474,6 +472,9 @@ fn ask(
             let tid = thread.tid();
             about_thread.fill(&reply, record, dir, refuse).with_context(|| format!("thread {tid}"))?;
         }
+        let facts = lock_future::Facts { dir, vmas, policies: &policies };
+        let locks = lock_future::dump(&executor, &mut threads[caller], record, facts, refuse, patience)?;
+        record.attributes.lock_future = locks;
         Ok(Told { brk, policies })
     })();
     let closed = executor.close(&mut threads[caller], patience);

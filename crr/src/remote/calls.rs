@@ -37,10 +37,14 @@ calls! {
     RtSigreturn = 15, 173;
     /// sched_yield.
     SchedYield = 24, 158;
+    /// madvise.
+    Madvise = 28, 219;
     /// getitimer.
     Getitimer = 36, 105;
     /// sigaltstack.
     Sigaltstack = 131, 186;
+    /// munlock.
+    Munlock = 150, 151;
     /// modify_ldt.
     ModifyLdt = 154, 123;
     /// prctl.

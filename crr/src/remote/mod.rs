@@ -273,8 +273,11 @@ impl Executor {
         Ok(())
     }
 
-    /// One call at an instruction that the task already has.
-    fn call_at_gadget(
+    /// One call at an instruction that the task already has, with no buffers.
+    ///
+    /// # Errors
+    /// When the thread dies or does not come back in time.
+    pub fn call_at_gadget(
         &self,
         thread: &mut Stopped,
         call: Call,

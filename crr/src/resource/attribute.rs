@@ -1,7 +1,7 @@
 //! Settings of a task or a thread: what one system call sets and another reads, with nothing behind it.
 
 use super::{Refuse, mempolicy};
-use crate::proc::{Dir, smaps, stat, status};
+use crate::proc::{Dir, stat, status};
 use crate::refusal::Refusals;
 use crate::remote::{Arg, Batch, Buffer, Call, Handle, Reply};
 use crate::store::Checkpoint;
@@ -11,7 +11,6 @@ use images::Pid;
 use images::attribute::{TaskAttributes, ThreadAttributes};
 use nix::errno::Errno;
 use shared::plan::attribute::SPECULATION_SETTABLE;
-use std::ops::Range;
 
 /// prctl options, include/uapi/linux/prctl.h.
 mod pr {
@@ -58,7 +57,7 @@ impl AskTask {
     }
 
     /// The answers. A kernel that does not know a setting answers an error, and its tasks do not have it. What
-    /// fresh mappings are like is told by [`lock_future`].
+    /// fresh mappings are like is told by [`super::lock_future`].
     pub(super) fn read(&self, reply: &Reply) -> TaskAttributes {
         let value = |handle| reply.result(handle).map_or(0, crate::ptrace::regs::low_half);
         TaskAttributes {
@@ -70,45 +69,6 @@ impl AskTask {
             timer_restore_ids: value(self.timer_restore_ids) != 0,
         }
     }
-}
-
-/// What mlockall(2) was asked for mappings to come, by one that is fresh: it is locked only if the task asked for that, and
-/// the locked total then exceeds the `locked` bytes of the task's own areas.
-///
-/// Where nothing can be mapped, that a task without a locked area asked for it only after the last one that it could map is not
-/// to be seen.
-pub(crate) fn lock_future(
-    dir: &Dir,
-    locked: u64,
-    fresh: nix::Result<Range<u64>>,
-    refuse: &mut Refuse<'_>,
-) -> Result<u32> {
-    const MCL_FUTURE: u32 = 2;
-    const MCL_ONFAULT: u32 = 4;
-    let fresh = match fresh {
-        Ok(fresh) => fresh,
-        // Beyond RLIMIT_MEMLOCK, which counts only where mappings are locked (mlock_future_ok() of mm/mmap.c).
-        Err(errno) => {
-            if locked > 0 || errno == Errno::EAGAIN {
-                let reason = "memory is locked, and nothing can be mapped that would tell whether all to come is to be locked";
-                refuse.with_hint("mlockall", reason, "raise its RLIMIT_AS or RLIMIT_MEMLOCK (prlimit)");
-            }
-            return Ok(0);
-        }
-    };
-    let mut buffer = Vec::new();
-    dir.read("status", &mut buffer).context("read status")?;
-    if status::parse(&buffer)?.locked_kib * 1024 < locked + (fresh.end - fresh.start) {
-        return Ok(0);
-    }
-    let mut on_fault = false;
-    dir.read("smaps", &mut buffer).context("read smaps")?;
-    smaps::parse(&buffer, |area| {
-        on_fault |=
-            area.start == fresh.start && area.flags.split(|&byte| byte == b' ').any(|code| code == b"lf");
-        anyhow::Ok(())
-    })?;
-    Ok(if on_fault { MCL_FUTURE | MCL_ONFAULT } else { MCL_FUTURE })
 }
 
 /// The part of a batch that asks a thread about its settings.

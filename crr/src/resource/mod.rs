@@ -10,6 +10,7 @@ pub mod keyring;
 pub mod landlock;
 pub mod ldt;
 pub mod limits;
+pub(crate) mod lock_future;
 pub mod memory;
 pub mod mempolicy;
 pub mod namespace;

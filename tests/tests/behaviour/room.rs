@@ -16,6 +16,9 @@ tests::survives! {
     limit_below => room("limit_below");
     limit_threads => room("limit_threads");
     limit_answers => room("limit_answers");
+    limit_locked_now => room("limit_locked_now");
+    limit_lock_future => room("limit_lock_future");
+    limit_lock_on_fault => room("limit_lock_on_fault");
     no_code => room("no_code");
     no_code_inherited => room("no_code_inherited");
     no_code_not_inherited => room("no_code_not_inherited");
@@ -27,6 +30,7 @@ tests::survives! {
     full_writable => room("full_writable");
     full_in_every_way => room("full_in_every_way");
     full_child => room("full_child");
+    full_locked => room("full_locked");
     full_stopped => room("full_stopped");
     full_shared => room("full_shared");
 }
