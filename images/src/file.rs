@@ -3,6 +3,7 @@
 use crate::id::{DescriptionId, PathId, TaskFd};
 use crate::memory::Run;
 use crate::socket::UnixSocket;
+use crate::terminal::{Pty, PtyEnd};
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,8 @@ pub struct Files {
     pub pipes: Vec<Pipe>,
     /// Unix sockets, those that lie in the queue of another one included.
     pub unix_sockets: Vec<UnixSocket>,
+    /// Pseudo terminals of which the tree has both ends.
+    pub ptys: Vec<Pty>,
 }
 
 /// A name in the file system and what stood behind it at dump.
@@ -81,6 +84,15 @@ pub enum Target {
     Terminal(PathId),
     /// A unix socket: index into [`Files::unix_sockets`].
     UnixSocket(u32),
+    /// An end of a pseudo terminal.
+    Pty {
+        /// Index into [`Files::ptys`].
+        pty: u32,
+        /// Which end.
+        end: PtyEnd,
+        /// The name it was opened by.
+        path: PathId,
+    },
 }
 
 /// A pipe.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 const DESCRIPTION: &str = include_str!("../FORMAT.md");
 
-const RECORDS: [&str; 10] = [
+const RECORDS: [&str; 11] = [
     include_str!("../src/attribute.rs"),
     include_str!("../src/inventory.rs"),
     include_str!("../src/task.rs"),
@@ -15,6 +15,7 @@ const RECORDS: [&str; 10] = [
     include_str!("../src/file.rs"),
     include_str!("../src/memory.rs"),
     include_str!("../src/socket.rs"),
+    include_str!("../src/terminal.rs"),
 ];
 
 /// `pub name: Type,` in the sources.

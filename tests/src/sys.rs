@@ -1,8 +1,10 @@
 //! The system calls that no crate here wraps.
 //!
 //! # Safety
-//! kcmp(2) takes numbers only, landlock_create_ruleset(2) as used here a null pointer; neither writes.
+//! kcmp(2) and those about pidfds take numbers only, landlock_create_ruleset(2) as used here a null pointer; none writes.
 #![allow(unsafe_code)]
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// `KCMP_FILE` of `linux/kcmp.h`.
 const KCMP_FILE: libc::c_long = 0;
@@ -30,6 +32,22 @@ pub fn same_description(a: (i32, i32), b: (i32, i32)) -> std::io::Result<bool> {
     // SAFETY: all arguments are plain numbers.
     let order = unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, KCMP_FILE, fd_a, fd_b) };
     if order < 0 { Err(std::io::Error::last_os_error()) } else { Ok(order == 0) }
+}
+
+/// A descriptor of this process on what another task has open.
+///
+/// # Errors
+/// pidfd_open(2) or pidfd_getfd(2) failed.
+pub fn descriptor_of(pid: i32, fd: i32) -> std::io::Result<OwnedFd> {
+    let own = |fd: libc::c_long| match libc::c_int::try_from(fd) {
+        // SAFETY: the kernel has just made this descriptor for us.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(std::io::Error::last_os_error()),
+    };
+    // SAFETY: numbers only.
+    let pidfd = own(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    // SAFETY: numbers only.
+    own(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
 }
 
 /// Whether the kernel has Landlock and uses it: it tells the version of its interface.

@@ -128,14 +128,21 @@ pub(super) fn collect(
         }
     }
     tables.files.dump_sockets(&mut tables.paths, tables.terminal, &mut refusals)?;
+    let ptys = tables.files.relate_terminals(&standings, tables.terminal, tables.guarded, &mut refusals)?;
+    tree::check_terminals(&standings, shell_job, &ptys, &strangers, &mut refusals);
     if tasks.len() == frozen.tasks.len() {
         sharing::check(&frozen.tasks, &tasks, &spaces, &mut refusals)?;
     }
     let pids: Vec<Pid> = frozen.tasks.iter().map(|task| task.pid).collect();
-    holders.refuse_outsiders(&pids, tables.files.pipes(), &mut refusals)?;
+    holders.refuse_outsiders(&pids, tables.files.ends(), &mut refusals)?;
+    holders.refuse_masters(tables.files.masters(), &mut refusals);
     tables.backings.refuse_outsiders(&pids, &mut refusals)?;
     tables.paths.deleted().refuse_outsiders(&pids, &mut refusals)?;
     refusals.finish("dump")?;
+    // Only now: it touches them.
+    let mut on_their_way = Refusals::default();
+    tables.files.look_into_terminals(&mut on_their_way)?;
+    on_their_way.finish("dump")?;
 
     let (memory, mut contents) = find_contents(frozen, spaces, tables.backings, tables.vdsos)?;
     let (mut paths, deleted) = tables.paths.into_list();

@@ -13,9 +13,9 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid, getppid, setpgid};
 
-/// A task has seccomp, and this process is one that could be killed over it.
+/// A task has seccomp or a pseudo terminal, and this process is one that could be killed over it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a task with seccomp is dumped by a guarded process")]
+#[error("a tree with seccomp or pseudo terminals is dumped by a guarded process")]
 pub(crate) struct Unguarded;
 
 /// Returns in a child of this process, which waits for it and ends as it ends. The caller has SIGTERM blocked, has no other

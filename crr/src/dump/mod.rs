@@ -109,13 +109,17 @@ pub fn dump(options: &Options) -> Result<Report> {
     Ok(Report { tasks, threads, bytes, frozen: frozen_for, total: started.elapsed() })
 }
 
-/// Stops the tree and looks at it; a second time, by a guarded process, if it finds seccomp.
+/// Stops the tree and looks at it; by a guarded process if there are pseudo terminals, and a second time if it finds
+/// seccomp.
 fn seize_and_collect(
     options: &Options,
     holders: &mut Holders,
     patience: &Patience,
 ) -> Result<(Frozen, Collected)> {
-    let mut guarded = false;
+    let mut guarded = holders.has_masters();
+    if guarded {
+        guard::enter()?;
+    }
     loop {
         let low = LowBuffer::new().context("map a page below 4 GiB")?;
         let mut refusals = Refusals::default();

@@ -4,6 +4,8 @@ pub(crate) mod reopen;
 
 use super::path::{CLOSE, Paths, file_type};
 use super::socket;
+use super::terminal::{self, Terminals};
+use super::tree::Standing;
 use super::unix_socket::{Holder, Sockets};
 use super::{Refuse, pipe};
 use crate::proc::{Dir, fdinfo};
@@ -17,7 +19,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, Mode, SFlag};
 use std::cmp::Ordering;
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 const O_CLOEXEC: u32 = 0o2_000_000;
@@ -53,6 +55,7 @@ pub(crate) struct Table {
     /// Pipes without a read end so far: their contents can be lost to nobody.
     unread: HashMap<u64, u32>,
     sockets: Sockets,
+    terminals: Terminals,
     /// Descriptions that were found on their way: crr holds them as long as others are compared with them.
     arrived: Vec<OwnedFd>,
 }
@@ -203,11 +206,34 @@ impl Table {
             };
         }
         if kind == SFlag::S_IFCHR && is_terminal(open.stat.st_rdev) {
-            return Ok(terminal_target(open, paths, terminal, refuse));
+            return self.terminal(open, pidfd, paths, terminal, refuse);
         }
         let reason = format!("{} not supported", unsupported(&open.link, kind));
         refuse.with_hint(open.describe(), reason, CLOSE);
         Ok(None)
+    }
+
+    fn terminal(
+        &mut self,
+        open: &Open,
+        pidfd: &OwnedFd,
+        paths: &mut Paths,
+        terminal: Terminal,
+        refuse: &mut Refuse<'_>,
+    ) -> Result<Option<Target>> {
+        let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
+        let (pid, name) = (refuse.pid(), refuse.name().to_owned());
+        let holder = Holder { pid, name, object: open.describe() };
+        let end = terminal::Open { copy, link: &open.link, stat: &open.stat, holder };
+        Ok(match self.terminals.add(end, terminal, paths, refuse)? {
+            terminal::Kind::Pty(target) => Some(target),
+            terminal::Kind::ShellJob => Some(Target::Terminal(paths.terminal(&open.link, &open.stat))),
+            terminal::Kind::Refused => None,
+            terminal::Kind::Other => {
+                refuse_terminal(open, terminal, refuse);
+                None
+            }
+        })
     }
 
     /// The record of a pipe. Its contents are read when the first read end turns up.
@@ -266,9 +292,31 @@ impl Table {
         }
     }
 
-    /// Inodes of all pipes.
-    pub(crate) fn pipes(&self) -> impl Iterator<Item = u64> {
-        self.pipe_ids.keys().copied()
+    /// Everything that somebody outside of the tree may have an end of.
+    pub(crate) fn ends(&self) -> impl Iterator<Item = pipe::Object> {
+        let pipes = self.pipe_ids.keys().copied().map(pipe::Object::Pipe);
+        pipes.chain(self.terminals.living().map(|(pty, _)| pty))
+    }
+
+    /// The masters of pseudo terminals.
+    pub(crate) fn masters(&self) -> impl Iterator<Item = (pipe::Object, BorrowedFd<'_>)> {
+        self.terminals.living()
+    }
+
+    /// Finds out about pseudo terminals, once all descriptors are known: the device numbers of those that are complete.
+    pub(crate) fn relate_terminals(
+        &mut self,
+        tasks: &[Standing],
+        terminal: Terminal,
+        guarded: bool,
+        refusals: &mut Refusals,
+    ) -> Result<Vec<u32>> {
+        self.terminals.relate(tasks, terminal.is_some(), guarded, refusals)
+    }
+
+    /// Looks what is on its way through them, if nothing else is in the way of the dump.
+    pub(crate) fn look_into_terminals(&mut self, refusals: &mut Refusals) -> Result<()> {
+        self.terminals.look_into(refusals).context("look into pseudo terminals")
     }
 
     /// All records.
@@ -278,6 +326,7 @@ impl Table {
             descriptions: self.descriptions,
             pipes: self.pipes,
             unix_sockets: self.sockets.into_records(),
+            ptys: self.terminals.into_records(),
         }
     }
 }
@@ -292,40 +341,24 @@ fn is_memory_device(rdev: u64) -> bool {
     matches!(device(rdev), (1, 3 | 5 | 7 | 8 | 9))
 }
 
-/// Virtual consoles, serial lines, /dev/tty, /dev/console, pseudo terminals: Documentation/admin-guide/devices.txt.
+/// Virtual consoles, serial lines, /dev/tty, /dev/console, masters and slaves of pseudo terminals:
+/// Documentation/admin-guide/devices.txt.
 fn is_terminal(rdev: u64) -> bool {
-    matches!(device(rdev), (4, _) | (5, 0 | 1) | (136..=143, _))
+    matches!(device(rdev), (4, _) | (5, 0..=2) | (136..=143, _))
 }
 
-fn terminal_target(
-    open: &Open,
-    paths: &mut Paths,
-    terminal: Terminal,
-    refuse: &mut Refuse<'_>,
-) -> Option<Target> {
-    const DEV_TTY: (u64, u64) = (5, 0);
-    let (major, minor) = device(open.stat.st_rdev);
-    // The kernel's own 32-bit form: minor bits 0-7, major bits 8-19, more minor bits above.
-    let number = u32::try_from((minor & 0xff) | major << 8 | (minor & 0xfff00) << 12).unwrap_or(0);
-    match terminal {
-        Some(tty) if tty == number || (major, minor) == DEV_TTY => {
-            Some(Target::Terminal(paths.terminal(&open.link, &open.stat)))
-        }
-        Some(_) => {
-            refuse.with_hint(open.describe(), "a terminal other than that of the shell job", CLOSE);
-            None
-        }
-        None => {
-            let hint = "use --shell-job to restore it on the terminal of crr restore";
-            refuse.with_hint(open.describe(), "a terminal", hint);
-            None
-        }
+fn refuse_terminal(open: &Open, terminal: Terminal, refuse: &mut Refuse<'_>) {
+    if terminal.is_some() {
+        refuse.with_hint(open.describe(), "a terminal other than that of the shell job", CLOSE);
+    } else {
+        let hint = "use --shell-job to restore it on the terminal of crr restore";
+        refuse.with_hint(open.describe(), "a terminal", hint);
     }
 }
 
 /// What to call an object that cannot be dumped.
 fn unsupported(link: &[u8], kind: SFlag) -> &'static str {
-    const BY_LINK: [(&[u8], &str); 14] = [
+    const BY_LINK: [(&[u8], &str); 13] = [
         (b"socket:[", "sockets are"),
         (b"anon_inode:[eventfd", "eventfds are"),
         (b"anon_inode:[eventpoll", "epoll descriptors are"),
@@ -339,7 +372,6 @@ fn unsupported(link: &[u8], kind: SFlag) -> &'static str {
         (b"anon_inode:[pidfd", "pidfds are"),
         (b"pidfd:[", "pidfds are"),
         (b"anon_inode:", "anonymous inodes of this kind are"),
-        (b"/dev/ptmx", "terminal masters are"),
     ];
     if let Some((_, name)) = BY_LINK.iter().find(|(prefix, _)| link.starts_with(prefix)) {
         return name;

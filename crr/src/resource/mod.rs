@@ -24,6 +24,7 @@ pub mod sharing;
 pub mod signal;
 pub mod socket;
 pub mod task;
+pub mod terminal;
 pub mod thread;
 pub mod timer;
 pub mod tracees;

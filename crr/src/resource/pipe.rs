@@ -2,18 +2,21 @@
 
 pub(crate) mod recreate;
 
-use super::Refuse;
+use super::{Refuse, terminal};
 use crate::proc::Dir;
 use crate::refusal::{Refusal, Refusals};
+use crate::sys::kcmp::{Kind, kcmp};
 use crate::sys::pipe;
 use anyhow::{Context, Result, bail};
 use images::Pid;
 use images::file::Pipe;
 use nix::fcntl::OFlag;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
 /// The inode number of a pipe, from its link in `/proc/PID/fd`.
@@ -39,27 +42,58 @@ pub(crate) fn dump_contents(end: BorrowedFd<'_>, ino: u64) -> Result<Pipe> {
     Ok(Pipe { ino, capacity, contents })
 }
 
-/// Tasks outside of the tree that hold ends of pipes: by pipe, then by task.
+/// Something with two ends, of which somebody outside of the tree may hold one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Object {
+    /// A pipe, by inode.
+    Pipe(u64),
+    /// A pseudo terminal: the device of its devpts, and its number.
+    Pty(u64, u32),
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pipe(ino) => write!(f, "pipe:[{ino}]"),
+            Self::Pty(_, number) => write!(f, "/dev/pts/{number}"),
+        }
+    }
+}
+
+/// Tasks outside of the tree that hold ends: by what they are ends of, then by task.
 #[derive(Debug, Default)]
 pub(crate) struct Holders {
-    by_pipe: HashMap<u64, BTreeMap<Pid, ()>>,
+    by_object: HashMap<Object, BTreeMap<Pid, ()>>,
     tree: HashSet<Pid>,
+    /// The tree has masters of pseudo terminals.
+    masters: bool,
+    /// Masters of whatever else: task and descriptor.
+    other_masters: Vec<(Pid, u32)>,
     scanned: bool,
 }
 
 impl Holders {
-    /// Looks before the tree is stopped, if any task of it has a pipe: this takes longer than the rest.
+    /// Looks before the tree is stopped, if any task of it has such an end: this takes longer than the rest.
     pub(crate) fn scan(tree: &[Pid]) -> Result<Self> {
         let mut holders = Self { tree: tree.iter().copied().collect(), ..Self::default() };
-        let has_pipe = tree.iter().any(|&pid| !pipes_of(pid).is_empty());
-        if has_pipe {
+        let mut has_any = false;
+        for &pid in tree {
+            has_any |= !ends_of(pid, |_| holders.masters = true).is_empty();
+        }
+        if has_any {
             holders.scan_others()?;
         }
         Ok(holders)
     }
 
+    /// Whether the tree had masters of pseudo terminals when it was looked at.
+    pub(crate) fn has_masters(&self) -> bool {
+        self.masters
+    }
+
     fn scan_others(&mut self) -> Result<()> {
-        self.by_pipe.clear();
+        self.by_object.clear();
+        self.other_masters.clear();
         self.scanned = true;
         let own = nix::unistd::getpid().as_raw();
         for entry in std::fs::read_dir("/proc").context("list /proc")? {
@@ -68,50 +102,89 @@ impl Holders {
             if pid == own || self.tree.contains(&pid) {
                 continue;
             }
-            for ino in pipes_of(pid) {
-                self.by_pipe.entry(ino).or_default().insert(pid, ());
+            for object in ends_of(pid, |fd| self.other_masters.push((pid, fd))) {
+                self.by_object.entry(object).or_default().insert(pid, ());
             }
         }
         Ok(())
     }
 
-    /// Refuses pipes that a task outside of the tree holds as well. `tree` is what was stopped in the end. When
+    /// Refuses what a task outside of the tree holds as well. `tree` is what was stopped in the end. When
     /// that is not what the scan went by, or somebody is to be named, the scan is repeated: what it saw may be gone.
     pub(crate) fn refuse_outsiders(
         &mut self,
         tree: &[Pid],
-        pipes: impl Iterator<Item = u64>,
+        objects: impl Iterator<Item = Object>,
         refusals: &mut Refusals,
     ) -> Result<()> {
-        let pipes: Vec<u64> = pipes.collect();
-        if pipes.is_empty() {
+        let objects: Vec<Object> = objects.collect();
+        if objects.is_empty() {
             return Ok(());
         }
         let stopped: HashSet<Pid> = tree.iter().copied().collect();
-        if !self.scanned || stopped != self.tree || pipes.iter().any(|ino| self.by_pipe.contains_key(ino)) {
+        if !self.scanned
+            || stopped != self.tree
+            || objects.iter().any(|object| self.by_object.contains_key(object))
+        {
             self.tree = stopped;
             self.scan_others()?;
         }
-        for ino in pipes {
-            for &pid in self.by_pipe.get(&ino).into_iter().flat_map(BTreeMap::keys) {
-                let comm = crate::dump::freeze::comm_of(pid);
-                refusals.push(Refusal {
-                    task: None,
-                    object: format!("pipe:[{ino}]"),
-                    reason: format!("also open in task {pid} ({comm}), outside of the tree"),
-                    hint: Some("dump a tree that holds both ends, or redirect to files".into()),
-                });
+        for object in objects {
+            for &pid in self.by_object.get(&object).into_iter().flat_map(BTreeMap::keys) {
+                refuse(object, pid, refusals);
             }
         }
         Ok(())
     }
+
+    /// Refuses pseudo terminals whose master somebody outside of the tree has as well: only by the same description. After
+    /// [`Holders::refuse_outsiders`].
+    pub(crate) fn refuse_masters<'a>(
+        &self,
+        masters: impl Iterator<Item = (Object, BorrowedFd<'a>)>,
+        refusals: &mut Refusals,
+    ) {
+        let own = nix::unistd::getpid().as_raw();
+        for (object, master) in masters {
+            let ours = (own, master.as_raw_fd().cast_unsigned());
+            for &(pid, fd) in &self.other_masters {
+                // What is closed by now is open in no other task.
+                if kcmp(Kind::File, ours, (pid, fd)) == Ok(Ordering::Equal) {
+                    refuse(object, pid, refusals);
+                }
+            }
+        }
+    }
 }
 
-/// Inodes of the pipes that a task has open. A task that is gone or not ours to look at has none.
-fn pipes_of(pid: Pid) -> Vec<u64> {
+fn refuse(object: Object, pid: Pid, refusals: &mut Refusals) {
+    let comm = crate::dump::freeze::comm_of(pid);
+    refusals.push(Refusal {
+        task: None,
+        object: object.to_string(),
+        reason: format!("also open in task {pid} ({comm}), outside of the tree"),
+        hint: Some("dump a tree that holds both ends, or redirect to files".into()),
+    });
+}
+
+/// What a task has ends of. A task that is gone or not ours to look at has none. A master is looked for by its slave:
+/// that has a file of its own. `master` is called for each.
+fn ends_of(pid: Pid, mut master: impl FnMut(u32)) -> Vec<Object> {
     let Ok(dir) = Dir::task(pid).and_then(|dir| dir.dir("fd")) else { return Vec::new() };
     let fds: Vec<u32> = dir.numbers(".").unwrap_or_default();
-    fds.into_iter().filter_map(|fd| inode(dir.link(&fd.to_string()).ok()?.as_bytes())).collect()
+    let mut end = |fd: u32| {
+        let name = fd.to_string();
+        let link = dir.link(&name).ok()?;
+        if let Some(ino) = inode(link.as_bytes()) {
+            return Some(Object::Pipe(ino));
+        }
+        if link.as_bytes().ends_with(b"/ptmx") {
+            master(fd);
+        }
+        let number = terminal::number_in(link.as_bytes())?;
+        Some(Object::Pty(dir.stat(&name).ok()?.st_dev, number))
+    };
+    fds.into_iter().filter_map(&mut end).collect()
 }
 
 /// O_DIRECT on a pipe makes it keep message boundaries.

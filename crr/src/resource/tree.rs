@@ -32,10 +32,6 @@ pub(crate) fn check(
     let alone = tree.iter().any(|task| task.place.pid == root.place.sid)
         || (!strangers.sessions.contains_key(&root.place.sid) && !strangers.lead(root.place.sid));
     let job = (shell_job && !alone).then_some(ShellJob { sid: root.place.sid, pgid: root.place.pgid });
-    for task in tree {
-        let mut refuse = Refuse::new(refusals, task.place.pid, &task.name);
-        check_terminal(task, job, !alone && !shell_job, &mut refuse);
-    }
     if !alone && !shell_job {
         let object = format!("session {}", root.place.sid);
         let reason = match strangers.sessions.get(&root.place.sid) {
@@ -50,15 +46,26 @@ pub(crate) fn check(
     job
 }
 
-fn check_terminal(task: &Standing, job: Option<ShellJob>, lacks_option: bool, refuse: &mut Refuse<'_>) {
-    if task.tty == 0 || job.is_some_and(|job| job.sid == task.place.sid) {
-        return;
-    }
-    let object = format!("controlling terminal {}:{}", task.tty >> 8, task.tty & 0xff);
-    if lacks_option {
-        refuse.with_hint(object, "belongs to a session outside of the tree", SHELL_JOB);
-    } else {
-        refuse.because(object, "a session with a terminal of its own is not supported");
+/// Checks the controlling terminals of a tree. `known` are those of which the tree has both ends.
+pub(crate) fn check_terminals(
+    tree: &[Standing],
+    job: Option<ShellJob>,
+    known: &[u32],
+    strangers: &Strangers,
+    refusals: &mut Refusals,
+) {
+    for task in tree {
+        let sid = task.place.sid;
+        if task.tty == 0 || job.is_some_and(|job| job.sid == sid) || known.contains(&task.tty) {
+            continue;
+        }
+        let mut refuse = Refuse::new(refusals, task.place.pid, &task.name);
+        let object = format!("controlling terminal {}:{}", task.tty >> 8 & 0xfff, task.tty & 0xff);
+        if job.is_none() && (strangers.sessions.contains_key(&sid) || strangers.lead(sid)) {
+            refuse.with_hint(object, "belongs to a session outside of the tree", SHELL_JOB);
+        } else {
+            refuse.with_hint(object, "has an end outside of the tree", "dump a tree that has both ends");
+        }
     }
 }
 
@@ -261,8 +268,22 @@ mod tests {
             standing(13, 10, 13, 13),
         ];
         assert_eq!(reasons(&tree, false, &[]).0, 1);
-        let mut odd = [standing(10, 1, 10, 10), standing(12, 10, 10, 10)];
-        odd[0].tty = 0x8800;
-        assert_eq!(reasons(&odd, true, &[]).0, 1);
+    }
+    #[test]
+    fn terminals_are_of_the_tree_or_of_the_shell() {
+        let shell = [(5, 5, 5)];
+        let reasons = |tree: &[Standing], job, known: &[u32], others: &[(Pid, Pid, Pid)]| {
+            let mut refusals = Refusals::default();
+            check_terminals(tree, job, known, &strangers(others), &mut refusals);
+            refusals.finish("dump").map_or_else(|refused| refused.to_string(), |()| String::new())
+        };
+        let mut own = [standing(10, 1, 10, 10), standing(12, 10, 10, 10)];
+        own[0].tty = 0x8800;
+        assert!(reasons(&own, None, &[], &[]).contains("an end outside"));
+        assert_eq!(reasons(&own, None, &[0x8800], &[]), "");
+        let mut job = [standing(10, 5, 10, 5)];
+        job[0].tty = 0x8801;
+        assert!(reasons(&job, None, &[0x8800], &shell).contains("--shell-job"));
+        assert_eq!(reasons(&job, Some(ShellJob { sid: 5, pgid: 10 }), &[], &shell), "");
     }
 }

@@ -7,9 +7,10 @@
 use super::Restore;
 use super::child::{self, Outcome, Step};
 use super::prepare::Preparation;
-use crate::sys::{process, wait};
+use crate::sys::{process, tty, wait};
 use images::Pid;
 use images::task::{End, Zombie};
+use images::terminal::Control;
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
@@ -77,14 +78,54 @@ impl<'a> Kin<'a> {
         };
         if session {
             nix::unistd::setsid().map_err(|errno| (Step::Session, errno, 0))?;
+            // Whoever is forked from here on has it too.
+            if let Some((_, terminal)) = self.terminal() {
+                tty::take_control(terminal).map_err(|errno| (Step::Terminal, errno, 0))?;
+            }
         } else if group {
             nix::unistd::setpgid(own, own).map_err(|errno| (Step::Group, errno, 0))?;
         }
         fork_all(self.restore, &self.process.after, origin)
     }
 
+    /// The terminal that controls its session.
+    fn terminal(&self) -> Option<(&Control, BorrowedFd<'_>)> {
+        let Role::Task(index) = self.process.role else { return None };
+        let Restore { checkpoint, preparation, opened, .. } = self.restore;
+        let sid = preparation.places[index].sid;
+        let terminal = opened.controlling.get(&sid)?;
+        let controls = checkpoint.files.ptys.iter().filter_map(|pty| pty.live.as_ref()?.control.as_ref());
+        controls.into_iter().find(|control| control.sid == sid).map(|control| (control, terminal.as_fd()))
+    }
+
+    /// Lets go of its controlling terminal if it had done so. All of its children are there.
+    fn let_go(&self) -> Outcome {
+        let Role::Task(index) = self.process.role else { return Ok(()) };
+        match self.terminal() {
+            Some((control, terminal))
+                if control.without.contains(&self.restore.preparation.places[index].pid) =>
+            {
+                tty::let_go(terminal).map_err(|errno| (Step::Terminal, errno, 0))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts the right group into the foreground, once all are in their groups, if it leads a session with a terminal. Signals
+    /// are blocked, so that the kernel stops nobody who does that from the background.
+    pub(super) fn set_foreground(&self) -> Outcome {
+        let Some((control, terminal)) = self.terminal() else { return Ok(()) };
+        if self.restore.preparation.pids[self.index] != control.sid {
+            return Ok(());
+        }
+        self.wait(Gathering::Settled);
+        let failed = |errno| (Step::Foreground, errno, u64::from(control.foreground.cast_unsigned()));
+        tty::set_foreground(terminal, control.foreground).map_err(failed)
+    }
+
     /// Gathers with all others, and gets into its group meanwhile.
     pub(super) fn gather(&self) -> Outcome {
+        self.let_go()?;
         if !matches!(self.process.role, Role::Holder) {
             self.meet(Gathering::Led);
         }

@@ -31,6 +31,10 @@ pub(super) enum Step {
     Reaper,
     /// Become a session leader.
     Session,
+    /// Take or let go of the controlling terminal.
+    Terminal,
+    /// Put a process group into the foreground.
+    Foreground,
     /// Become or join a process group.
     Group,
     /// Fork a child.
@@ -57,11 +61,13 @@ pub(super) enum Step {
 
 impl Step {
     /// All of them, in the order of their numbers.
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 17] = [
         Self::Adoption,
         Self::Tie,
         Self::Reaper,
         Self::Session,
+        Self::Terminal,
+        Self::Foreground,
         Self::Group,
         Self::Fork,
         Self::Helper,
@@ -83,6 +89,8 @@ impl Step {
             Some(Self::Tie) => "tie it to its parent",
             Some(Self::Reaper) => "have it take in orphans",
             Some(Self::Session) => "start its session",
+            Some(Self::Terminal) => "take or let go of its controlling terminal",
+            Some(Self::Foreground) => "put into the foreground of its terminal process group",
             Some(Self::Group) => "set its process group",
             Some(Self::Fork) => "fork its child with pid",
             Some(Self::Helper) => "wait for the stand-in of a dead leader, pid",
@@ -187,6 +195,7 @@ fn steps(restore: &Restore<'_>, index: usize, origin: &Origin<'_>, socket: &Owne
     let kin = Kin::arrive(restore, of_task(index), origin)?;
     kin.lead(Some(socket.as_fd()))?;
     kin.gather()?;
+    kin.set_foreground()?;
     kin.disband()?;
     attributes(restore, index)?;
     files(restore, index)?;

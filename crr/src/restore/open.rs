@@ -5,11 +5,13 @@
 
 use crate::resource;
 use crate::resource::deleted::recreate::{self, Recreated};
+use crate::resource::file::reopen::Controlling;
 use crate::resource::unix_socket::bind::Binder;
 use crate::store::Checkpoint;
 use anyhow::{Context, Result, bail};
 use images::file::Files;
 use images::task::Task;
+use images::terminal::Pty;
 use images::{DescriptionId, PathId, SharedId};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -30,6 +32,8 @@ pub(crate) struct Opened {
     pub(super) socket_files: Binder,
     /// Files that have no name.
     pub(super) deleted: Recreated,
+    /// What leaders of sessions take as controlling terminals.
+    pub(super) controlling: Controlling,
     mapped: BTreeMap<Need, OwnedFd>,
     directories: BTreeMap<PathId, OwnedFd>,
     /// The page file.
@@ -46,12 +50,13 @@ impl Opened {
         let raiser = Raiser::new(tasks);
         let opened = checkpoint.files.descriptions.len()
             + checkpoint.files.pipes.len() * 3
-            + checkpoint.files.unix_sockets.len() * 3;
+            + checkpoint.files.unix_sockets.len() * 3
+            + numbers_below(&checkpoint.files.ptys);
         let mapped = checkpoint.files.paths.len() * 2 + checkpoint.memory.shared.len();
         let highest = raiser.used.last().copied().unwrap_or(0);
         make_room(raiser.used.len() + opened + mapped + 64, highest)?;
         let (deleted, files) = recreate::create_all(&checkpoint.files, &checkpoint.pages, &raiser)?;
-        let (descriptions, socket_files) = resource::file::reopen::open_all(&files)?;
+        let (descriptions, socket_files, controlling) = resource::file::reopen::open_all(&files)?;
         let mut mapped = BTreeMap::new();
         for need in needs.into_iter().filter(|need| matches!(need, Need::Path { .. } | Need::Shared(_))) {
             if let std::collections::btree_map::Entry::Vacant(entry) = mapped.entry(need) {
@@ -65,7 +70,7 @@ impl Opened {
             }
         }
         let pages = raiser.raise(checkpoint.pages.try_clone().context("pages.img")?.into())?;
-        Ok(Self { raiser, descriptions, deleted, mapped, directories, pages, socket_files })
+        Ok(Self { raiser, descriptions, socket_files, controlling, deleted, mapped, directories, pages })
     }
 
     /// An open file description of the tree.
@@ -151,6 +156,12 @@ impl Raiser {
 pub(super) fn owned(fd: RawFd) -> Option<OwnedFd> {
     // SAFETY: both callers pass the fresh result of F_DUPFD, which nobody else owns.
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Pseudo terminals that are open for a moment: as many as it takes until the highest number comes, with two ends each.
+fn numbers_below(ptys: &[Pty]) -> usize {
+    let highest = ptys.iter().map(|pty| pty.number as usize + 1).max().unwrap_or(0);
+    highest + ptys.len() * 2
 }
 
 /// Whether as many files can be open at once as the tree needs: this many, and the highest number of a task.

@@ -4,12 +4,14 @@ use super::Options;
 use super::environment::Environment;
 use super::prepare::Lives;
 use crate::refusal::{Refusal, Refusals};
+use crate::resource::terminal::recreate;
 use crate::resource::unix_socket::bind;
 use crate::resource::{attribute, deleted, seccomp, xstate};
 use crate::store::Checkpoint;
 use crate::sys::process;
-use images::file::Path;
+use images::file::{Path, Target};
 use images::memory::Backing;
+use images::terminal::PtyEnd;
 use images::{Abi, PathId, Pid};
 use shared::plan::tree::{OUTSIDE, Role, Schedule};
 use std::collections::{BTreeMap, BTreeSet};
@@ -157,9 +159,15 @@ fn files(refusals: &mut Refusals, checkpoint: &Checkpoint) {
         }
     }
     for description in &checkpoint.files.descriptions {
-        if let images::file::Target::Path(path) = description.target {
-            note(path, Use::Open);
+        match description.target {
+            Target::Path(path) | Target::Pty { path, end: PtyEnd::Master | PtyEnd::Controlling, .. } => {
+                note(path, Use::Open)
+            }
+            _ => {}
         }
+    }
+    for (object, reason, hint) in recreate::obstacles(&checkpoint.files.ptys) {
+        refuse(refusals, object, reason, Some(hint));
     }
     for (object, reason, hint) in bind::obstacles(&checkpoint.files.unix_sockets) {
         refuse(refusals, object, reason, Some(hint));

@@ -23,6 +23,7 @@ pub mod sched;
 pub mod shared_page;
 pub mod socket;
 pub mod stranger;
+pub mod tty;
 pub mod vm;
 pub mod wait;
 pub mod window;

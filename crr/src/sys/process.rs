@@ -125,6 +125,16 @@ pub fn place_fd(from: i32, to: i32) -> nix::Result<()> {
     if ret < 0 { Err(Errno::last()) } else { Ok(()) }
 }
 
+/// Makes `to` refer to what `from` refers to, close-on-exec, replacing what `to` was.
+///
+/// # Errors
+/// As dup3(2).
+pub fn move_fd(from: i32, to: i32) -> nix::Result<()> {
+    // SAFETY: in a process that shares the table of another one, which has `to` as a place for what comes.
+    let ret = unsafe { libc::dup3(from, to, libc::O_CLOEXEC) };
+    if ret < 0 { Err(Errno::last()) } else { Ok(()) }
+}
+
 /// Closes an fd number.
 pub fn close_fd(fd: i32) {
     // SAFETY: as in `place_fd`.

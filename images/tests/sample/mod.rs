@@ -14,6 +14,7 @@ use images::socket::{
     Credentials, Message, Peer, PeerCredentials, SocketFile, SocketOption, UnixKind, UnixSocket,
 };
 use images::task::{End, GroupStop, ShellJob, Task, Tree, Zombie};
+use images::terminal::{Flow, Line, LineEnd, LivePty, Pty, PtyEnd, Settings};
 use images::thread::{Creds, Dispatch, Regs, RobustList, Rseq, Sched, Thread, UserDesc};
 use images::timer::Timer;
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, Pid, SharedId, TaskFd};
@@ -126,6 +127,8 @@ fn files() -> Files {
             path("/opt/i386/bin/counter", 0o100_755, 9_000, 0),
             path("/dev/pts/3", 0o020_620, 0, 0x8803),
             path("/tmp/caf\u{e9}", 0o100_644, 12, 0),
+            path("/dev/ptmx", 0o020_666, 0, 0x502),
+            path("/dev/pts/8", 0o020_620, 0, 0x8808),
             Path {
                 deleted: Some(Deleted {
                     uid: 1000,
@@ -144,6 +147,16 @@ fn files() -> Files {
             Description { target: Target::Pipe(0), flags: 0o1, position: 0 },
             Description { target: Target::Path(PathId(4)), flags: 0o2001, position: 12 },
             Description { target: Target::UnixSocket(0), flags: 0o4002, position: 0 },
+            Description {
+                target: Target::Pty { pty: 0, end: PtyEnd::Master, path: PathId(5) },
+                flags: 0o2,
+                position: 0,
+            },
+            Description {
+                target: Target::Pty { pty: 1, end: PtyEnd::HungUp, path: PathId(6) },
+                flags: 0o2,
+                position: 0,
+            },
         ],
         pipes: vec![Pipe { ino: 4242, capacity: 65_536, contents: b"in flight".to_vec() }],
         unix_sockets: vec![
@@ -166,6 +179,34 @@ fn files() -> Files {
                 ..unix_socket(UnixKind::Stream, Peer::Waiting { listener: 4, connector: somebody() })
             },
         ],
+        ptys: vec![Pty { number: 7, live: Some(pty()) }, Pty { number: 8, live: None }],
+    }
+}
+
+fn pty() -> LivePty {
+    let settings = |speed| Settings {
+        flags: [0o2400, 0o5, 0o277, 0o105_073],
+        line: 0,
+        characters: (1..=19).collect(),
+        speeds: [speed; 2],
+    };
+    let line = |bytes: &[u8], end| Line { bytes: bytes.to_vec(), end };
+    LivePty {
+        settings: settings(38_400),
+        locked_settings: settings(0),
+        window: [24, 80, 640, 480],
+        locked: true,
+        packet: true,
+        exclusive: false,
+        master_exclusive: true,
+        closed: true,
+        flow: Flow::Stopped,
+        mode: 0o020_620,
+        uid: 33,
+        gid: 5,
+        control: None,
+        input: vec![line(b"one\n", LineEnd::Own), line(b"", LineEnd::EndOfFile), line(b"tw", LineEnd::Open)],
+        output: b"caf\xc3\xa9\r\n".to_vec(),
     }
 }
 

@@ -16,6 +16,7 @@ mod memory;
 mod modes;
 mod pending;
 mod pipes;
+mod ptys;
 mod refused;
 mod registers;
 mod relatives;

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use tests::{Result, isolate, require_root, wait};
-use world::{LIMIT, Place, World, i386_root};
+use world::{LIMIT, Place, Running, World, i386_root};
 
 /// Rounds of dump and restore that each program goes through.
 const ROUNDS: u32 = 5;
@@ -78,6 +78,12 @@ programs! {
     mixed_pipeline_in_chroot in Chroot => |world| stream(world, BASH, MIXED);
     /// A stream enciphered by an i386 program and deciphered by a 64-bit one.
     openssl_stream in Namespace => |world| stream(world, BASH, OPENSSL);
+    /// An interactive shell on a pseudo terminal: 32-bit, 64-bit, and a terminal of the one ABI with a shell of the other.
+    terminal32 in Namespace => |world| terminal(world, PYTHON32, "/bin/bash");
+    terminal32_in_chroot in Chroot => |world| terminal(world, PYTHON32, "/bin/bash");
+    terminal64 in Namespace => |world| terminal(world, PYTHON64, BASH64);
+    terminal64_shell32 in Namespace => |world| terminal(world, PYTHON64, "/bin/bash");
+    terminal32_shell64 in Chroot => |world| terminal(world, PYTHON32, BASH64);
     /// Numbers that live in SSE, AVX and x87 registers.
     numbers_ia32 in Namespace => |world| numbers(world, "-m32");
     numbers_x86_64 in Namespace => |world| numbers(world, "-m64");
@@ -165,6 +171,61 @@ fn sqlite(world: &World, python: &str) -> Result {
         let other = String::from_utf8(other.stdout)?;
         ensure!(other.trim() == format!("{rows} {total}"), "round {round}: the file has {other}");
     }
+    Ok(())
+}
+
+/// `programs/shell.py`: what is typed before a round is carried out after it, and the shell knows all that it knew.
+fn terminal(world: &World, python: &str, shell: &str) -> Result {
+    let mut running = world.start(&[python, "/scratch/shell.py", shell, "--norc", "--noprofile", "-i"])?;
+    /// Waits until the terminal has shown a text.
+    fn shows(running: &mut Running<'_>, text: &str) -> Result {
+        let mut screen = String::new();
+        let shown = wait::until(wait::STEP, &format!("the terminal shows {text:?}"), || {
+            screen = running.ask("screen")?;
+            Ok(screen.contains(text).then_some(()))
+        });
+        shown.with_context(|| screen)
+    }
+    running.ask("type name=$(tty) count=0; sleep 1000 &")?;
+    running.ask("type echo started-$name-$((count + 0))-$-")?;
+    shows(&mut running, "started-/dev/pts/0-0-")?;
+    for round in 1..=ROUNDS {
+        // A job that reads in the foreground, with half a line typed for it.
+        running.ask("type count=$((count + 1)); read -r line; echo round-$count-$line-$(tty)")?;
+        running.ask("half to")?;
+        running.round()?;
+        running.ask("type gether")?;
+        shows(&mut running, &format!("round-{round}-together-/dev/pts/0"))?;
+        // A foreground job that is a process of its own.
+        running.ask("type cat | tr a-z A-Z")?;
+        running.ask(&format!("type upper case {round}"))?;
+        running.round()?;
+        running.ask("key 4")?;
+        shows(&mut running, &format!("UPPER CASE {round}"))?;
+        running.ask(&format!("type echo jobs-$((300 + {round}))-$(jobs | grep -c Running)"))?;
+        shows(&mut running, &format!("jobs-{}-1", 300 + round))?;
+        running.ask(&format!("type sleep 1000; echo interrupted-$((100 + {round}))"))?;
+        running.round()?;
+        running.ask("key 3")?;
+        running.ask(&format!("type echo after-$((200 + {round}))"))?;
+        shows(&mut running, &format!("after-{}", 200 + round))?;
+        // A job that is stopped by a key, in the background by its reading there, and finishes in the foreground.
+        running.ask(&format!("type sh -c 'echo run-$((500 + {round})); read line; echo got-$line'"))?;
+        shows(&mut running, &format!("run-{}", 500 + round))?;
+        running.ask("key 26")?;
+        running.ask(&format!("type echo stopped-$((400 + {round}))-$(jobs -s | grep -c run)"))?;
+        shows(&mut running, &format!("stopped-{}-1", 400 + round))?;
+        running.round()?;
+        running.ask("type bg")?;
+        running.round()?;
+        running.ask("type fg")?;
+        running.ask(&format!("type line-{round}"))?;
+        shows(&mut running, &format!("got-line-{round}"))?;
+    }
+    running.ask("type kill %1; wait %1; echo killed-$?-$(history | grep -c 'read -r line')")?;
+    shows(&mut running, "killed-143-6")?;
+    let screen = running.ask("screen")?;
+    ensure!(!screen.contains("interrupted-1"), "sleep was not interrupted: {screen}");
     Ok(())
 }
 

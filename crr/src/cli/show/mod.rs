@@ -2,6 +2,7 @@
 
 mod sockets;
 mod table;
+mod terminals;
 mod tree;
 
 use super::{Format, Outcome, print, verbosity};
@@ -74,6 +75,10 @@ fn text(checkpoint: &Checkpoint, verbose: bool) -> String {
         out.push('\n');
         out.push_str(&sockets::unix(&checkpoint.files.unix_sockets));
     }
+    if !checkpoint.files.ptys.is_empty() {
+        out.push('\n');
+        out.push_str(&terminals::ptys(&checkpoint.files.ptys));
+    }
     if verbose {
         for (task, space) in checkpoint.tree.tasks.iter().zip(&checkpoint.memory.spaces) {
             out.push('\n');
@@ -137,6 +142,7 @@ fn target(checkpoint: &Checkpoint, description: &Description) -> String {
         Target::Terminal(id) => format!("{} (terminal)", path(id.0)),
         Target::Pipe(pipe) => format!("pipe#{pipe}"),
         Target::UnixSocket(socket) => format!("socket#{socket}"),
+        Target::Pty { pty, path: id, .. } => format!("{} (pty#{pty})", path(id.0)),
     }
 }
 

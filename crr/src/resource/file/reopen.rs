@@ -1,40 +1,51 @@
-//! Regular files, directories, memory devices and the shell's terminal, opened again by name.
+//! Descriptions of all kinds; regular files, directories, memory devices and the shell's terminal by their names.
 
 use crate::resource::unix_socket::bind::Binder;
-use crate::resource::{pipe::recreate, unix_socket};
+use crate::resource::{pipe::recreate, terminal, unix_socket};
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result};
+use images::Pid;
 use images::file::{Description, Files, Path, Target};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek64};
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::os::fd::OwnedFd;
+
+/// For sessions, by their ids, a slave of the terminal that is to control each.
+pub(crate) type Controlling = BTreeMap<Pid, OwnedFd>;
 
 /// Opens every description, in order. The files that sockets are bound to stay only if the binder is told so.
 ///
 /// # Errors
 /// Names the file that cannot be opened.
-pub(crate) fn open_all(files: &Files) -> Result<(Vec<OwnedFd>, Binder)> {
+pub(crate) fn open_all(files: &Files) -> Result<(Vec<OwnedFd>, Binder, Controlling)> {
     // Made when first needed: a kernel without ia32 emulation has no such calls.
     let mut ia32 = Ia32::default();
     let mut pipes = recreate::create_all(&files.pipes)?;
     let sockets = unix_socket::recreate::create_all(&files.unix_sockets)?;
+    let mut ptys = terminal::recreate::create_all(files, &mut ia32)?;
     let mut opened = Vec::with_capacity(files.descriptions.len());
-    for description in &files.descriptions {
+    for (index, description) in files.descriptions.iter().enumerate() {
         let fd = match description.target {
             Target::Path(path) => open(&files.paths[path.0 as usize], description, &mut ia32)?,
             Target::Terminal(path) => terminal(&files.paths[path.0 as usize], description)?,
             Target::UnixSocket(index) => sockets.open(index, description.flags)?,
             Target::Pipe(index) => pipes[index as usize].open(description.flags, &mut ia32)?,
+            Target::Pty { .. } => ptys.open(index)?,
         };
         opened.push(fd);
     }
     let binder = sockets.finish(files, &opened)?;
-    Ok((opened, binder))
+    Ok((opened, binder, ptys.controlling))
 }
 
-fn open(path: &Path, description: &Description, ia32: &mut Ia32) -> Result<OwnedFd> {
+/// Opens a file by name.
+///
+/// # Errors
+/// As open(2), with the name.
+pub(crate) fn open(path: &Path, description: &Description, ia32: &mut Ia32) -> Result<OwnedFd> {
     let name = String::from_utf8_lossy(&path.path);
     let flags = OFlag::from_bits_retain(description.flags.cast_signed());
     let flags =

@@ -85,5 +85,10 @@ fn check_description(description: &Description, files: &Files) -> Check {
             ensure!((socket as usize) < sockets, "socket#{socket} of {sockets} sockets");
             Ok(())
         }
+        Target::Pty { pty, path: id, .. } => {
+            let ptys = files.ptys.len();
+            ensure!((pty as usize) < ptys, "pty#{pty} of {ptys} pseudo terminals");
+            path(files, id)
+        }
     }
 }

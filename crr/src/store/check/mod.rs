@@ -9,6 +9,7 @@ mod files;
 mod memory;
 mod sharing;
 mod sockets;
+mod terminals;
 mod tree;
 
 use images::container::Kind;
@@ -64,7 +65,9 @@ pub fn records(
     let of = |kind| move |what| Inconsistent { kind, what };
     files::check(files).map_err(of(Kind::Files))?;
     sockets::check(files).map_err(of(Kind::Files))?;
+    terminals::check(files).map_err(of(Kind::Files))?;
     tree::check(tree, files).map_err(of(Kind::Tree))?;
+    terminals::check_control(files, tree).map_err(of(Kind::Files))?;
     sharing::check(tree).map_err(of(Kind::Tree))?;
     memory::check(memory, tree, files).map_err(of(Kind::Memory))?;
     files::check_contents(files, memory).map_err(of(Kind::Files))?;

@@ -9,6 +9,7 @@ use images::seccomp::Seccomp;
 use images::signal::Pending;
 use images::socket::{Credentials, Peer, UnixKind, UnixSocket};
 use images::task::{End, GroupStop};
+use images::terminal::{Control, Line, LineEnd, LivePty, PtyEnd};
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, SharedId};
 
 /// Checks that a change of the golden checkpoint is refused with a message.
@@ -118,9 +119,9 @@ fn sharing() {
 
 #[test]
 fn properties_of_tasks() {
-    refused("tree.img: task 100: exe: path#9 of 6 paths", |s| s.tree.tasks[0].exe = PathId(9));
-    refused("tree.img: task 100: cwd: path#6 of 6 paths", |s| s.tree.tasks[0].cwd = PathId(6));
-    refused("tree.img: task 100: root: path#4294967295 of 6 paths", |s| {
+    refused("tree.img: task 100: exe: path#9 of 8 paths", |s| s.tree.tasks[0].exe = PathId(9));
+    refused("tree.img: task 100: cwd: path#8 of 8 paths", |s| s.tree.tasks[0].cwd = PathId(8));
+    refused("tree.img: task 100: root: path#4294967295 of 8 paths", |s| {
         s.tree.tasks[0].root = PathId(u32::MAX)
     });
     refused("tree.img: task 100: umask 0o1000", |s| s.tree.tasks[0].umask = 0o1000);
@@ -147,8 +148,8 @@ fn properties_of_tasks() {
         info[0] = 18;
         s.tree.tasks[0].threads[0].pending.push(Pending { info });
     });
-    refused("tree.img: task 100: fd 1: description#5 of 5 descriptions", |s| {
-        s.tree.tasks[0].fds[1].description = DescriptionId(5);
+    refused("tree.img: task 100: fd 1: description#7 of 7 descriptions", |s| {
+        s.tree.tasks[0].fds[1].description = DescriptionId(7);
     });
     refused("tree.img: task 100: fd 1 is out of order", |s| s.tree.tasks[0].fds.swap(1, 2));
     refused("tree.img: task 100: fd 4294967295 is no number of a file", |s| {
@@ -243,29 +244,29 @@ fn files() {
     });
     refused("files.img: path#1: has a time of 1000000000 ns", |s| s.files.paths[1].mtime.1 = 1_000_000_000);
     let deleted =
-        |s: &mut Sample, change: fn(&mut Deleted)| change(s.files.paths[5].deleted.as_mut().unwrap());
-    refused("files.img: path#5: a memfd has seals, and nothing else", |s| {
+        |s: &mut Sample, change: fn(&mut Deleted)| change(s.files.paths[7].deleted.as_mut().unwrap());
+    refused("files.img: path#7: a memfd has seals, and nothing else", |s| {
         deleted(s, |deleted| deleted.seals = None)
     });
-    refused("files.img: path#5: has an attribute that cannot be named", |s| {
+    refused("files.img: path#7: has an attribute that cannot be named", |s| {
         deleted(s, |deleted| deleted.xattrs[0].0.push(0));
     });
-    refused("files.img: path#5: deleted, and neither file nor directory", |s| {
-        s.files.paths[5].mode = 0o020_644
+    refused("files.img: path#7: deleted, and neither file nor directory", |s| {
+        s.files.paths[7].mode = 0o020_644
     });
-    refused("files.img: path#5: contents up to 0x2000 of 0x1000", |s| s.files.paths[5].size = 0x1000);
-    refused("files.img: path#5: contents at 0x1000: pages 6+1 of 6", |s| {
+    refused("files.img: path#7: contents up to 0x2000 of 0x1000", |s| s.files.paths[7].size = 0x1000);
+    refused("files.img: path#7: contents at 0x1000: pages 6+1 of 6", |s| {
         deleted(s, |deleted| deleted.runs[0].first_page = 6);
     });
     refused("files.img: pipe#0: has a capacity of 2147483648 bytes", |s| s.files.pipes[0].capacity = 1 << 31);
     refused("files.img: pipe#0: holds 9 bytes, more than its capacity of 8", |s| {
         s.files.pipes[0].capacity = 8
     });
-    refused("files.img: description#0: path#6 of 6 paths", |s| {
-        s.files.descriptions[0].target = Target::Terminal(PathId(6));
+    refused("files.img: description#0: path#8 of 8 paths", |s| {
+        s.files.descriptions[0].target = Target::Terminal(PathId(8));
     });
-    refused("files.img: description#3: path#6 of 6 paths", |s| {
-        s.files.descriptions[3].target = Target::Path(PathId(6))
+    refused("files.img: description#3: path#8 of 8 paths", |s| {
+        s.files.descriptions[3].target = Target::Path(PathId(8))
     });
     refused("files.img: description#1: pipe#1 of 1 pipes", |s| {
         s.files.descriptions[1].target = Target::Pipe(1)
@@ -296,7 +297,7 @@ fn unix_sockets() {
     refused("has messages that nobody can have sent", |s| s.peer = Peer::None);
     refused("option 7 has 257 bytes", |s| s.options[0].value.resize(257, 0));
     refused("message 0: is an empty part of a stream", |s| s.queue[0].bytes.clear());
-    refused("message 0: description#5 of 5", |s| s.queue[0].descriptions[0].0 = 5);
+    refused("message 0: description#7 of 7", |s| s.queue[0].descriptions[0].0 = 7);
     refused("message 0: carries 254 descriptions", |s| s.queue[0].descriptions = vec![DescriptionId(0); 254]);
     refused("has an address of 109 bytes", |s| s.address = vec![b'a'; 109]);
     refused("has a path with a NUL", |s| s.address = b"a\0".to_vec());
@@ -372,8 +373,8 @@ fn areas() {
     });
     refused(&format!("{task} 0x8048000-0x8058000: protection 0xf"), |s| vma(s, |vma| vma.prot = 15));
     refused(&format!("{task} 0x8048000-0x8058000: flags 0x4000"), |s| vma(s, |vma| vma.flags = 1 << 14));
-    refused(&format!("{task} 0x8048000-0x8058000: path#7 of 6 paths"), |s| {
-        vma(s, |vma| vma.backing = Backing::SharedFile(PathId(7), 0));
+    refused(&format!("{task} 0x8048000-0x8058000: path#9 of 8 paths"), |s| {
+        vma(s, |vma| vma.backing = Backing::SharedFile(PathId(9), 0));
     });
     refused(&format!("{task} 0x8048000-0x8058000: offset 0x10 is not page-aligned"), |s| {
         vma(s, |vma| vma.backing = Backing::PrivateFile(PathId(1), 0x10));
@@ -434,5 +435,57 @@ fn attributes_and_policies() {
     });
     refused("memory.img: task 100: policy of 0x9000000-0x90c8000: none", |s| {
         s.memory.spaces[0].policies[0].policy.mode = 0
+    });
+}
+
+#[test]
+fn pseudo_terminals() {
+    fn live(s: &mut Sample) -> &mut LivePty {
+        s.files.ptys[0].live.as_mut().unwrap()
+    }
+    fn end(s: &mut Sample, end: PtyEnd) {
+        s.files.descriptions[6].target = Target::Pty { pty: 0, end, path: PathId(6) };
+    }
+    /// Has it control the session of the two tasks.
+    fn control(s: &mut Sample) -> &mut Control {
+        s.tree.shell_job = None;
+        s.tree.tasks.iter_mut().for_each(|task| task.sid = 100);
+        live(s).control.insert(Control { sid: 100, foreground: 100, without: vec![101] })
+    }
+    refused("files.img: description#5: pty#2 of 2 pseudo terminals", |s| {
+        s.files.descriptions[5].target = Target::Pty { pty: 2, end: PtyEnd::Master, path: PathId(5) };
+    });
+    refused("files.img: description#5: path#9 of 8 paths", |s| {
+        s.files.descriptions[5].target = Target::Pty { pty: 0, end: PtyEnd::Master, path: PathId(9) };
+    });
+    refused("files.img: pty#1: has number 1048576", |s| s.files.ptys[1].number = 1 << 20);
+    refused("files.img: pty#1: has the number of another one, 7", |s| s.files.ptys[1].number = 7);
+    refused("files.img: pty#0 has two masters", |s| end(s, PtyEnd::Master));
+    refused("files.img: pty#0 has no master", |s| s.files.descriptions.truncate(5));
+    refused("files.img: pty#0 has a master", |s| s.files.ptys[0].live = None);
+    refused("files.img: description#6 is open on a closed pty#0", |s| end(s, PtyEnd::Slave));
+    refused("files.img: pty#0 controls no session", |s| {
+        live(s).closed = false;
+        end(s, PtyEnd::Controlling);
+    });
+    refused("files.img: pty#0: has 18 control characters", |s| live(s).settings.characters.truncate(18));
+    refused("files.img: pty#0: has 0 control characters", |s| live(s).locked_settings.characters.clear());
+    refused("files.img: pty#0: has 5000 bytes of input", |s| {
+        live(s).input = vec![Line { bytes: vec![0; 5000], end: LineEnd::Open }];
+    });
+    refused("files.img: pty#0: has an open line before others", |s| live(s).input[0].end = LineEnd::Open);
+    refused("files.img: pty#0: has an empty line that ends by itself", |s| live(s).input[0].bytes.clear());
+    refused("files.img: pty#0: controls session 50, which no task leads", |s| control(s).sid = 50);
+    refused("files.img: pty#0: controls session 100, which no task leads", |s| {
+        control(s).without = vec![100]
+    });
+    refused("files.img: pty#0: has process group 9 in the foreground, which is not of session 100", |s| {
+        control(s).foreground = 9;
+    });
+    refused("files.img: pty#0: task 102 is not of session 100", |s| control(s).without = vec![102]);
+    refused("files.img: pty#1: session 100 has two terminals", |s| {
+        control(s);
+        s.files.ptys[1].live = s.files.ptys[0].live.clone();
+        s.files.descriptions[6].target = Target::Pty { pty: 1, end: PtyEnd::Master, path: PathId(5) };
     });
 }
