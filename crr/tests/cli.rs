@@ -121,6 +121,8 @@ pipe#0                 r     0       100: 3, 101: 3
 pipe#0                 w     0       100: 1, 101: 1
 /tmp/café              w     12      100: 7, 101: 7
 socket#0               rw    0
+/dev/ptmx (pty#0)      rw    0
+/dev/pts/8 (pty#1)     rw    0
 
 PIPE    CAPACITY  UNREAD
 pipe#0  64.0 KiB  9 B
@@ -132,6 +134,10 @@ socket#2  unix seqpacket  run/server  closed              9 B     2
 socket#3  unix datagram   @abstract   -                   9 B     2
 socket#4  unix stream     run/server  listens, 1 waiting  0 B     0
 socket#5  unix stream     -           socket#4, waiting   0 B     0
+
+PTY    NUMBER       WINDOW  SESSION  FOREGROUND  INPUT  OUTPUT
+pty#0  7            80x24   -        -           6 B    7 B
+pty#1  8 (hung up)
 ";
 
 /// The summary with the size of the golden files that the inventory lists.

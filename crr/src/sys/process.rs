@@ -147,6 +147,16 @@ pub fn close_all_fds() {
     unsafe { libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, 0u32) };
 }
 
+/// Closes every fd but one, of a process that goes on to use no other.
+pub fn close_all_fds_but(fd: i32) {
+    let fd = fd.cast_unsigned();
+    let below = fd.checked_sub(1).map(|last| (0, last));
+    for (first, last) in below.into_iter().chain([(fd + 1, u32::MAX)]) {
+        // SAFETY: as in `place_fd`: no other fd number is used any more.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0u32) };
+    }
+}
+
 /// XCR0: the state components that the kernel has enabled; 3 (x87, SSE) on a processor without XSAVE.
 #[must_use]
 pub fn enabled_xfeatures() -> u64 {

@@ -8,6 +8,7 @@ use super::{check, process};
 use images::Pid;
 use nix::errno::Errno;
 use shared::abi::common::{CapData, CapHeader};
+use std::os::fd::AsRawFd;
 
 /// Whether the kernel knows Landlock, and has it switched on.
 #[must_use]
@@ -41,9 +42,11 @@ impl Stranger {
                 // Killed before the signal was asked for, which then never comes.
                 process::exit(1);
             }
+            // Files that it kept open, the dumped tasks' among them, would be held by somebody outside of the tree: they are closed
+            // before it tells.
+            process::close_all_fds_but(tell.as_raw_fd());
             let _ = nix::unistd::write(&tell, &errno.to_le_bytes());
-            // Files that it kept open, the dumped tasks' among them, would be held by somebody outside of the tree.
-            process::close_all_fds();
+            drop(tell);
             loop {
                 nix::unistd::pause();
             }
