@@ -123,6 +123,10 @@ pipe#0                 w     0       100: 1, 101: 1
 socket#0               rw    0
 /dev/ptmx (pty#0)      rw    0
 /dev/pts/8 (pty#1)     rw    0
+eventfd: 3             rw    0
+timerfd on clock 0     rw    0
+signalfd: 0x10000      rw    0
+epoll of 1             rw    0
 
 PIPE    CAPACITY  UNREAD
 pipe#0  64.0 KiB  9 B

@@ -1,5 +1,6 @@
 //! Files: paths that the tree refers to, open file descriptions, and who holds them under which number.
 
+use crate::event::{Epoll, Eventfd, Notify, Timerfd};
 use crate::id::{DescriptionId, PathId, TaskFd};
 use crate::memory::Run;
 use crate::socket::UnixSocket;
@@ -20,6 +21,8 @@ pub struct Files {
     pub unix_sockets: Vec<UnixSocket>,
     /// Pseudo terminals of which the tree has both ends.
     pub ptys: Vec<Pty>,
+    /// Epolls.
+    pub epolls: Vec<Epoll>,
 }
 
 /// A name in the file system and what stood behind it at dump.
@@ -71,6 +74,8 @@ pub struct Description {
     pub flags: u32,
     /// File offset; 0 where it has no meaning.
     pub position: u64,
+    /// Who is told of events by signals, where anything about it was ever set.
+    pub notify: Option<Notify>,
 }
 
 /// What a description is open on. Closed: a new kind must be taught to dump, plan and restore.
@@ -93,6 +98,14 @@ pub enum Target {
         /// The name it was opened by.
         path: PathId,
     },
+    /// An eventfd.
+    Eventfd(Eventfd),
+    /// A timerfd.
+    Timerfd(Timerfd),
+    /// A signalfd: the signals that it takes, bit n for signal n + 1.
+    Signalfd(u64),
+    /// An epoll: index into [`Files::epolls`].
+    Epoll(u32),
 }
 
 /// A pipe.

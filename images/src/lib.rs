@@ -14,6 +14,7 @@ extern crate alloc;
 
 pub mod attribute;
 pub mod container;
+pub mod event;
 pub mod file;
 pub mod id;
 pub mod inventory;

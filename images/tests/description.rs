@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 const DESCRIPTION: &str = include_str!("../FORMAT.md");
 
-const RECORDS: [&str; 11] = [
+const RECORDS: [&str; 12] = [
     include_str!("../src/attribute.rs"),
+    include_str!("../src/event.rs"),
     include_str!("../src/inventory.rs"),
     include_str!("../src/task.rs"),
     include_str!("../src/sharing.rs"),

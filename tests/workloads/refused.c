@@ -12,7 +12,6 @@
 #include <sys/shm.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <sys/timerfd.h>
 
 static int make(const char *name)
 {
@@ -54,22 +53,14 @@ CASE(descriptors)
 	int pair[2];
 	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
 	name_fd(MUST(socket(AF_INET, SOCK_STREAM, 0)));
-	name_fd(MUST(epoll_create1(0)));
-	name_fd(MUST(eventfd(3, 0)));
-	name_fd(MUST(timerfd_create(CLOCK_MONOTONIC, 0)));
 	name_fd(MUST(inotify_init()));
 	name_fd(MUST((int)syscall(SYS_pidfd_open, getpid(), 0)));
-	sigset_t set;
-	sigemptyset(&set);
-	name_fd(MUST(signalfd(-1, &set, 0)));
 	MUST(mkfifo("fifo", 0600));
 	name_fd(MUST(open("fifo", O_RDWR)));
 	name_fd(MUST(open("/proc/self/maps", O_RDONLY)));
 	name_fd(MUST(open("fifo", O_PATH)));
 	int ends[2];
 	MUST(pipe(ends));
-	MUST(fcntl(ends[0], F_SETFL, O_ASYNC));
-	name_fd(ends[0]);
 	MUST(fcntl(ends[1], F_SETFL, O_DIRECT));
 	name_fd(ends[1]);
 	checkpoint();
@@ -334,6 +325,95 @@ CASE(tracer)
 	CHECK(waitpid(*stranger, &status, __WALL) == *stranger && WIFSTOPPED(status), "its tracee: %#x", status);
 	MUST(ptrace(PTRACE_DETACH, *stranger, 0, 0));
 	MUST(kill(*stranger, SIGUSR1));
+}
+
+static void name_watch(int epoll, int fd, const char *why)
+{
+	char text[128];
+	snprintf(text, sizeof(text), "fd %d (anon_inode:[eventpoll]): watches %sfd %d, ", epoll, why, fd);
+	name(text);
+}
+
+static void watch(int epoll, int fd, uint32_t events)
+{
+	MUST(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &(struct epoll_event){ .events = events }));
+}
+
+static int watched, inherited, signalled;
+
+static void keep_outside(void *pid)
+{
+	close(inherited);
+	close(signalled);
+	*(volatile pid_t *)pid = getpid();
+	prepared();
+	wait_for_go();
+}
+
+static void leave_outside(void *pid)
+{
+	spawn(keep_outside, pid);
+	prepared();
+}
+
+static void share_epoll(void *unused)
+{
+	(void)unused;
+	prepared();
+	wait_for_go();
+}
+
+/* Files that tell events, with somebody outside of the tree in the play, or in a state that nobody could bring back. */
+CASE(events)
+{
+	int pair[2];
+	char text[64];
+	sigset_t set;
+	volatile pid_t *outside =
+		MUST((pid_t *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	sigemptyset(&set);
+	sigaddset(&set, SIGUSR2);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	watched = MUST(eventfd(1, 0));
+	inherited = MUST(epoll_create1(0));
+	signalled = MUST(signalfd(-1, &set, 0));
+	int both = MUST(eventfd(1, 0));
+	name_fd(both);
+	/* Only a task outside has the file, under the number that this one added it by. */
+	watch(inherited, watched, EPOLLIN);
+	reap(spawn(leave_outside, (void *)outside));
+	close(watched);
+	name_watch(inherited, watched, "a file, added as ");
+	snprintf(text, sizeof(text), "also open in task %d (", *outside);
+	name(text);
+	/* Signals of one of two tasks. */
+	watch(inherited, signalled, EPOLLIN);
+	name_watch(inherited, signalled, "");
+	pid_t child = spawn(share_epoll, NULL);
+	/* One-shot watches that cannot be brought to where they are. */
+	int told = MUST(epoll_create1(0)), inner = MUST(epoll_create1(0)), event = MUST(eventfd(1, 0));
+	watch(inner, event, EPOLLIN);
+	watch(told, inner, EPOLLIN | EPOLLONESHOT);
+	struct epoll_event got;
+	CHECK(epoll_wait(told, &got, 1, 0) == 1, "nothing to tell");
+	name_watch(told, inner, "");
+	/* Owners that are not in the tree. */
+	int ends[2];
+	MUST(pipe(ends));
+	MUST(fcntl(ends[0], F_SETOWN, *outside));
+	name_fd(ends[0]);
+	snprintf(text, sizeof(text), "signals events to task %d", *outside);
+	name(text);
+	MUST(mkdir("watched", 0700));
+	int directory = MUST(open("watched", O_RDONLY));
+	MUST(fcntl(directory, F_SETSIG, SIGRTMIN));
+	MUST(fcntl(directory, F_NOTIFY, DN_CREATE | DN_MULTISHOT));
+	name_fd(directory);
+	checkpoint();
+	check_alive(pair);
+	finish(child);
+	MUST(kill(*outside, SIGUSR1));
 }
 
 /* In another namespace than crr. */

@@ -130,11 +130,12 @@ pub(super) fn collect(
     tables.files.dump_sockets(&mut tables.paths, tables.terminal, &mut refusals)?;
     let ptys = tables.files.relate_terminals(&standings, tables.terminal, tables.guarded, &mut refusals)?;
     tree::check_terminals(&standings, shell_job, &ptys, &strangers, &mut refusals);
+    tables.files.finish_events(&tasks, &zombies, &mut refusals)?;
     if tasks.len() == frozen.tasks.len() {
         sharing::check(&frozen.tasks, &tasks, &spaces, &mut refusals)?;
     }
     let pids: Vec<Pid> = frozen.tasks.iter().map(|task| task.pid).collect();
-    holders.refuse_outsiders(&pids, tables.files.ends(), &mut refusals)?;
+    tables.files.refuse_outsiders(holders, &pids, &mut refusals)?;
     holders.refuse_masters(tables.files.masters(), &mut refusals);
     tables.backings.refuse_outsiders(&pids, &mut refusals)?;
     tables.paths.deleted().refuse_outsiders(&pids, &mut refusals)?;

@@ -2,6 +2,7 @@
 
 pub(crate) mod reopen;
 
+use super::event::{self, Place};
 use super::path::{CLOSE, Paths, file_type};
 use super::socket;
 use super::terminal::{self, Terminals};
@@ -13,7 +14,9 @@ use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
 use crate::sys::{pidfd, pipe as fd_ops};
 use anyhow::{Context, Result};
+use images::event::{Epoll, Notify};
 use images::file::{Description, FdEntry, Files, Path, Pipe, Target};
+use images::task::{Task, Zombie};
 use images::{DescriptionId, Pid, TaskFd};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, Mode, SFlag};
@@ -24,13 +27,12 @@ use std::os::unix::ffi::OsStrExt;
 
 const O_CLOEXEC: u32 = 0o2_000_000;
 const O_PATH: u32 = 0o10_000_000;
-const O_ASYNC: u32 = 0o20_000;
+pub(crate) const O_ASYNC: u32 = 0o20_000;
 const O_ACCMODE: u32 = 3;
 const O_WRONLY: u32 = 1;
 
 /// Ways out.
 const RELEASE: &str = "have the program release it before the dump";
-const NO_SIGNALS: &str = "have the program set it back to 0 by fcntl before the dump";
 const START_AGAIN: &str = "start the program again from the present file";
 const LEAVE: &str = "have the program change to another directory before the dump";
 
@@ -56,6 +58,10 @@ pub(crate) struct Table {
     unread: HashMap<u64, u32>,
     sockets: Sockets,
     terminals: Terminals,
+    events: event::Found,
+    epolls: Vec<Epoll>,
+    /// For each description, one who has it.
+    holders: Vec<(Pid, u32)>,
     /// Descriptions that were found on their way: crr holds them as long as others are compared with them.
     arrived: Vec<OwnedFd>,
 }
@@ -69,6 +75,8 @@ struct Open {
     link: Vec<u8>,
     stat: FileStat,
     info: fdinfo::FdInfo,
+    /// All of its fdinfo, if it is an anonymous inode.
+    text: Vec<u8>,
     /// Where it lies, if it is on its way in a message.
     queue_of: Option<String>,
 }
@@ -79,7 +87,8 @@ impl Open {
         info_dir.read(&name, buffer)?;
         let info = fdinfo::parse(buffer)?;
         let link = fd_dir.link(&name)?.as_bytes().to_vec();
-        Ok(Self { fd, link, stat: fd_dir.stat(&name)?, info, queue_of: None })
+        let text = if link.starts_with(b"anon_inode:") { buffer.clone() } else { Vec::new() };
+        Ok(Self { fd, link, stat: fd_dir.stat(&name)?, info, text, queue_of: None })
     }
 
     fn describe(&self) -> String {
@@ -135,16 +144,27 @@ impl Table {
         }
         let flags = open.info.flags & !O_CLOEXEC;
         let likeness = (open.stat.st_dev, open.stat.st_ino, flags, open.info.position);
-        let place = match self.find(likeness, (pid, open.fd))? {
+        let at = match self.find(likeness, (pid, open.fd))? {
             Ok(known) => return Ok(Some(known)),
-            Err(place) => place,
+            Err(at) => at,
         };
-        let Some(target) = self.target(open, pidfd, paths, terminal, refuse)? else { return Ok(None) };
-        check_owner(open, pidfd, refuse)?;
         let id = DescriptionId(u32::try_from(self.descriptions.len()).context("too many open files")?);
-        self.descriptions.push(Description { target, flags, position: open.info.position });
+        let place = |refuse: &Refuse<'_>| Place {
+            id,
+            holder: (pid, open.fd),
+            task: (refuse.pid(), refuse.name().to_owned()),
+            object: open.describe(),
+        };
+        let target = match event::Kind::of(&open.link) {
+            Some(kind) => self.events.add(kind, &open.text, place(refuse), refuse)?,
+            None => self.target(open, pidfd, paths, terminal, refuse)?,
+        };
+        let Some(target) = target else { return Ok(None) };
+        let notify = self.owner(open, pidfd, place, refuse)?;
+        self.descriptions.push(Description { target, flags, position: open.info.position, notify });
+        self.holders.push((pid, open.fd));
         let known = Known { id, holder: (pid, open.fd) };
-        self.alike.entry(likeness).or_default().insert(place, known);
+        self.alike.entry(likeness).or_default().insert(at, known);
         Ok(Some(id))
     }
 
@@ -161,6 +181,23 @@ impl Table {
             }
         }
         Ok(Err(low))
+    }
+
+    /// Who is told by a signal of events at a description.
+    fn owner(
+        &mut self,
+        open: &Open,
+        pidfd: &OwnedFd,
+        place: impl Fn(&Refuse<'_>) -> Place,
+        refuse: &mut Refuse<'_>,
+    ) -> Result<Option<Notify>> {
+        let kind = file_type(open.stat.st_mode);
+        if open.info.flags & O_ASYNC != 0 && kind == SFlag::S_IFCHR && is_memory_device(open.stat.st_rdev) {
+            let reason = "signal-driven I/O (O_ASYNC) is on, which is not supported for such devices";
+            refuse.with_hint(open.describe(), reason, CLOSE);
+        }
+        let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
+        self.events.add_owner(copy.as_fd(), kind == SFlag::S_IFDIR, place, refuse)
     }
 
     fn target(
@@ -292,8 +329,34 @@ impl Table {
         }
     }
 
+    /// Completes what takes the whole tree to know. The tasks have their descriptors already.
+    pub(crate) fn finish_events(
+        &mut self,
+        tasks: &[Task],
+        zombies: &[Zombie],
+        refusals: &mut Refusals,
+    ) -> Result<()> {
+        let tree = event::Tree { tasks, zombies, holders: &self.holders };
+        self.epolls = self.events.finish(&mut self.descriptions, &tree, refusals)?;
+        Ok(())
+    }
+
+    /// Refuses what somebody outside of the tree could have a part in.
+    pub(crate) fn refuse_outsiders(
+        &self,
+        holders: &mut pipe::Holders,
+        tree: &[Pid],
+        refusals: &mut Refusals,
+    ) -> Result<()> {
+        holders.refuse_outsiders(tree, self.ends(), refusals)?;
+        if !self.events.is_empty() {
+            self.events.refuse_outsiders(holders.event_files(tree)?, refusals)?;
+        }
+        Ok(())
+    }
+
     /// Everything that somebody outside of the tree may have an end of.
-    pub(crate) fn ends(&self) -> impl Iterator<Item = pipe::Object> {
+    fn ends(&self) -> impl Iterator<Item = pipe::Object> {
         let pipes = self.pipe_ids.keys().copied().map(pipe::Object::Pipe);
         pipes.chain(self.terminals.living().map(|(pty, _)| pty))
     }
@@ -327,6 +390,7 @@ impl Table {
             pipes: self.pipes,
             unix_sockets: self.sockets.into_records(),
             ptys: self.terminals.into_records(),
+            epolls: self.epolls,
         }
     }
 }
@@ -358,12 +422,8 @@ fn refuse_terminal(open: &Open, terminal: Terminal, refuse: &mut Refuse<'_>) {
 
 /// What to call an object that cannot be dumped.
 fn unsupported(link: &[u8], kind: SFlag) -> &'static str {
-    const BY_LINK: [(&[u8], &str); 13] = [
+    const BY_LINK: [(&[u8], &str); 9] = [
         (b"socket:[", "sockets are"),
-        (b"anon_inode:[eventfd", "eventfds are"),
-        (b"anon_inode:[eventpoll", "epoll descriptors are"),
-        (b"anon_inode:[timerfd", "timerfds are"),
-        (b"anon_inode:[signalfd", "signalfds are"),
         (b"anon_inode:inotify", "inotify descriptors are"),
         (b"anon_inode:[fanotify", "fanotify descriptors are"),
         (b"anon_inode:[io_uring", "io_uring is"),
@@ -383,24 +443,6 @@ fn unsupported(link: &[u8], kind: SFlag) -> &'static str {
         SFlag::S_IFSOCK => "sockets are",
         _ => "files of this kind are",
     }
-}
-
-/// Refuses signal-driven I/O: nobody would be told after a restore.
-fn check_owner(open: &Open, pidfd: &OwnedFd, refuse: &mut Refuse<'_>) -> Result<()> {
-    let fd = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
-    let (_, owner, signal) = fd_ops::owner(fd.as_fd()).context("F_GETOWN_EX")?;
-    if open.info.flags & O_ASYNC != 0 {
-        refuse.with_hint(open.describe(), "signal-driven I/O (O_ASYNC) is on", NO_SIGNALS);
-    }
-    if owner != 0 {
-        let reason = format!("has an owner for signals (F_SETOWN {owner})");
-        refuse.with_hint(open.describe(), reason, NO_SIGNALS);
-    }
-    if signal != 0 {
-        let reason = format!("has a signal of its own (F_SETSIG {signal})");
-        refuse.with_hint(open.describe(), reason, NO_SIGNALS);
-    }
-    Ok(())
 }
 
 /// The path of a link of a task: `exe`, `cwd`, `root`.

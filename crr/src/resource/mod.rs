@@ -4,6 +4,7 @@ pub mod attribute;
 pub mod creds;
 pub(crate) mod deleted;
 pub(crate) mod dispatch;
+pub(crate) mod event;
 pub mod file;
 pub(crate) mod group_stop;
 pub mod keyring;

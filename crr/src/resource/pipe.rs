@@ -2,7 +2,7 @@
 
 pub(crate) mod recreate;
 
-use super::{Refuse, terminal};
+use super::{Refuse, event, terminal};
 use crate::proc::Dir;
 use crate::refusal::{Refusal, Refusals};
 use crate::sys::kcmp::{Kind, kcmp};
@@ -60,10 +60,12 @@ impl fmt::Display for Object {
     }
 }
 
-/// Tasks outside of the tree that hold ends: by what they are ends of, then by task.
+/// Tasks outside of the tree that hold ends (by what they are ends of, then by task) or event files.
 #[derive(Debug, Default)]
 pub(crate) struct Holders {
     by_object: HashMap<Object, BTreeMap<Pid, ()>>,
+    /// Their event files, by task and number.
+    events: Vec<(Pid, u32)>,
     tree: HashSet<Pid>,
     /// The tree has masters of pseudo terminals.
     masters: bool,
@@ -73,12 +75,15 @@ pub(crate) struct Holders {
 }
 
 impl Holders {
-    /// Looks before the tree is stopped, if any task of it has such an end: this takes longer than the rest.
+    /// Looks before the tree is stopped, if any task of it has such files: this takes longer than the rest.
     pub(crate) fn scan(tree: &[Pid]) -> Result<Self> {
         let mut holders = Self { tree: tree.iter().copied().collect(), ..Self::default() };
         let mut has_any = false;
         for &pid in tree {
-            has_any |= !ends_of(pid, |_| holders.masters = true).is_empty();
+            look_at(pid, |seen| match seen {
+                Seen::Master(_) => holders.masters = true,
+                Seen::End(_) | Seen::Event(_) => has_any = true,
+            });
         }
         if has_any {
             holders.scan_others()?;
@@ -91,9 +96,20 @@ impl Holders {
         self.masters
     }
 
+    /// The event files of others, with `tree` outside of which they are to be.
+    pub(crate) fn event_files(&mut self, tree: &[Pid]) -> Result<&[(Pid, u32)]> {
+        let stopped: HashSet<Pid> = tree.iter().copied().collect();
+        if !self.scanned || stopped != self.tree {
+            self.tree = stopped;
+            self.scan_others()?;
+        }
+        Ok(&self.events)
+    }
+
     fn scan_others(&mut self) -> Result<()> {
         self.by_object.clear();
         self.other_masters.clear();
+        self.events.clear();
         self.scanned = true;
         let own = nix::unistd::getpid().as_raw();
         for entry in std::fs::read_dir("/proc").context("list /proc")? {
@@ -102,9 +118,13 @@ impl Holders {
             if pid == own || self.tree.contains(&pid) {
                 continue;
             }
-            for object in ends_of(pid, |fd| self.other_masters.push((pid, fd))) {
-                self.by_object.entry(object).or_default().insert(pid, ());
-            }
+            look_at(pid, |seen| match seen {
+                Seen::Master(fd) => self.other_masters.push((pid, fd)),
+                Seen::Event(fd) => self.events.push((pid, fd)),
+                Seen::End(object) => {
+                    self.by_object.entry(object).or_default().insert(pid, ());
+                }
+            });
         }
         Ok(())
     }
@@ -167,24 +187,34 @@ fn refuse(object: Object, pid: Pid, refusals: &mut Refusals) {
     });
 }
 
-/// What a task has ends of. A task that is gone or not ours to look at has none. A master is looked for by its slave:
-/// that has a file of its own. `master` is called for each.
-fn ends_of(pid: Pid, mut master: impl FnMut(u32)) -> Vec<Object> {
-    let Ok(dir) = Dir::task(pid).and_then(|dir| dir.dir("fd")) else { return Vec::new() };
-    let fds: Vec<u32> = dir.numbers(".").unwrap_or_default();
-    let mut end = |fd: u32| {
+/// A file of a task that others may have a part in.
+enum Seen {
+    End(Object),
+    /// A master of a pseudo terminal.
+    Master(u32),
+    Event(u32),
+}
+
+/// Looks at such files of a task. One that is gone or not ours to look at has none. A master is looked for by its slave:
+/// that has a file of its own.
+fn look_at(pid: Pid, mut see: impl FnMut(Seen)) {
+    let Ok(dir) = Dir::task(pid).and_then(|dir| dir.dir("fd")) else { return };
+    for fd in dir.numbers::<u32>(".").unwrap_or_default() {
         let name = fd.to_string();
-        let link = dir.link(&name).ok()?;
-        if let Some(ino) = inode(link.as_bytes()) {
-            return Some(Object::Pipe(ino));
+        let Ok(link) = dir.link(&name) else { continue };
+        let link = link.as_bytes();
+        if let Some(ino) = inode(link) {
+            see(Seen::End(Object::Pipe(ino)));
+        } else if event::Kind::of(link).is_some() {
+            see(Seen::Event(fd));
+        } else if link.ends_with(b"/ptmx") {
+            see(Seen::Master(fd));
+        } else if let Some(number) = terminal::number_in(link)
+            && let Ok(stat) = dir.stat(&name)
+        {
+            see(Seen::End(Object::Pty(stat.st_dev, number)));
         }
-        if link.as_bytes().ends_with(b"/ptmx") {
-            master(fd);
-        }
-        let number = terminal::number_in(link.as_bytes())?;
-        Some(Object::Pty(dir.stat(&name).ok()?.st_dev, number))
-    };
-    fds.into_iter().filter_map(&mut end).collect()
+    }
 }
 
 /// O_DIRECT on a pipe makes it keep message boundaries.

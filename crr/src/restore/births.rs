@@ -146,12 +146,7 @@ impl<'a> Kin<'a> {
 
     /// The process group that a task is to be in, as it is called here.
     fn group(&self, index: usize) -> Pid {
-        let Restore { checkpoint, preparation, own_group, .. } = self.restore;
-        let pgid = preparation.places[index].pgid;
-        match checkpoint.tree.shell_job {
-            Some(job) if pgid == job.pgid && !preparation.is_task(job.pgid) => *own_group,
-            _ => pgid,
-        }
+        group(self.restore, self.restore.preparation.places[index].pgid)
     }
 
     /// Takes leave of everyone who was forked for a time only, and leaves no trace of them.
@@ -231,6 +226,15 @@ impl<'a> Kin<'a> {
         if !self.restore.preparation.control.wait_for_all(gathering, total) {
             process::exit(1);
         }
+    }
+}
+
+/// A process group of the tree, as it is called here: that of a shell job is this process's own.
+pub(super) fn group(restore: &Restore<'_>, pgid: Pid) -> Pid {
+    let Restore { checkpoint, preparation, own_group, .. } = restore;
+    match checkpoint.tree.shell_job {
+        Some(job) if pgid == job.pgid && !preparation.is_task(job.pgid) => *own_group,
+        _ => pgid,
     }
 }
 

@@ -182,7 +182,7 @@ fn restore_here(options: &Options) -> Result<(Report, Option<Terminal>)> {
         socket_name: socket_name()?,
         own_group: nix::unistd::getpgrp().as_raw(),
     };
-    let (root, terminal) = bring_back(&restore, options, deadline)?;
+    let (root, terminal) = bring_back(&mut restore, options, deadline)?;
     restore.opened.socket_files.keep();
     let report = Report {
         root,
@@ -217,7 +217,7 @@ fn raise(mut preparation: Preparation, raiser: &open::Raiser) -> Result<Preparat
 
 /// Forks the tree, serves it, takes it over. On failure nothing of it is left.
 fn bring_back(
-    restore: &Restore<'_>,
+    restore: &mut Restore<'_>,
     options: &Options,
     deadline: Instant,
 ) -> Result<(images::Pid, Option<Terminal>)> {

@@ -53,7 +53,8 @@ impl Opened {
             + checkpoint.files.unix_sockets.len() * 3
             + numbers_below(&checkpoint.files.ptys);
         let mapped = checkpoint.files.paths.len() * 2 + checkpoint.memory.shared.len();
-        let highest = raiser.used.last().copied().unwrap_or(0);
+        let watched = resource::event::highest_number(&checkpoint.files).cast_signed();
+        let highest = raiser.used.last().copied().unwrap_or(0).max(watched);
         make_room(raiser.used.len() + opened + mapped + 64, highest)?;
         let (deleted, files) = recreate::create_all(&checkpoint.files, &checkpoint.pages, &raiser)?;
         let (descriptions, socket_files, controlling) = resource::file::reopen::open_all(&files)?;
@@ -77,6 +78,11 @@ impl Opened {
     #[must_use]
     pub(crate) fn description(&self, id: DescriptionId) -> BorrowedFd<'_> {
         self.descriptions[id.0 as usize].as_fd()
+    }
+
+    /// Closes the descriptions: they are the tree's alone from now on.
+    pub(super) fn let_go(&mut self) {
+        self.descriptions.clear();
     }
 
     /// A file that an op names: one that is mapped or the program of a task, a description, or a directory.

@@ -4,23 +4,22 @@
 //! as it would have done (`arch_do_signal_or_restart`, arch/x86/kernel/signal.c) - but only from a stop that lies on
 //! the way to user mode with a signal pending, as PTRACE_INTERRUPT's does; not from a system call's exit stop.
 
-use super::Restore;
 use super::hold::Held;
 use super::loan;
 use super::serve::Parked;
 use super::stand_in::StandIn;
-use super::stop;
+use super::{Restore, births, stop};
 use crate::ptrace::{Patience, Seized, Stopped, regs};
-use crate::resource::seccomp;
 use crate::resource::wait::resume;
 use crate::resource::xstate;
-use crate::sys::sched;
+use crate::resource::{event, seccomp};
+use crate::sys::{sched, vm};
 use anyhow::{Context, Result};
 use images::seccomp::Seccomp;
 use images::sharing::Object;
 use images::task::Task;
 use images::thread::{Sched, Thread};
-use images::{Abi, Pid};
+use images::{Abi, Addr, Pid};
 use shared::plan::family::{Making, holder_of};
 use shared::proto::Start;
 use std::collections::BTreeMap;
@@ -39,14 +38,15 @@ pub(super) struct Taken<'a> {
 /// # Errors
 /// If a thread is gone or does not take its state; the tree is then to be killed.
 pub(super) fn take_over(
-    restore: &Restore<'_>,
+    restore: &mut Restore<'_>,
     parked: &Parked,
     mut held: Held,
     stand_in: Option<StandIn>,
 ) -> Result<()> {
     let patience = Patience::new(Duration::from_secs(10));
     let mut all = Vec::new();
-    let tasks = &restore.checkpoint.tree.tasks;
+    let checkpoint = restore.checkpoint;
+    let tasks = &checkpoint.tree.tasks;
     for (index, task) in tasks.iter().enumerate() {
         all.push(
             stop(task, held.take(index), &patience)
@@ -71,6 +71,16 @@ pub(super) fn take_over(
             .collect::<Result<_>>()?;
     }
     stop::stop_all(restore, &mut all, parked, &patience)?;
+    let files = &checkpoint.files;
+    let group = |pgid| births::group(restore, pgid);
+    event::complete::complete(files, tasks, |id| restore.opened.description(id), group)?;
+    for (index, watches) in event::signals::by_task(files, tasks) {
+        let leader = all[index].remove(0);
+        let pid = tasks[index].pid;
+        let leader = add_watches(pid, leader, parked[index], &watches, &patience)
+            .with_context(|| format!("task {pid}: have its epolls watch its signals"))?;
+        all[index].insert(0, leader);
+    }
     // The hole goes with the last of those who share an address space: until then others need it.
     let last_in: BTreeMap<Pid, usize> =
         (0..tasks.len()).map(|index| (holder_of(tasks, index, Object::Memory), index)).collect();
@@ -86,6 +96,8 @@ pub(super) fn take_over(
         }
         finished.extend(taken);
     }
+    // What a task closes is to be closed, as the other end of a pipe and an epoll see it.
+    restore.opened.let_go();
     // Children first: a parent that finds its child gone or stopped would act on it.
     for taken in finished.into_iter().rev() {
         let tid = taken.record.tid;
@@ -155,6 +167,30 @@ fn set_death_signal<'a>(
     let stopped = call(stopped, syscall_at, [prctl_64, prctl_32], &args, patience)
         .and_then(succeeded)
         .with_context(|| format!("thread {}: set its parent-death signal", record.tid))?;
+    Ok(Taken { record, stopped, answer })
+}
+
+/// Has a task add signalfds to its epolls by itself.
+fn add_watches<'a>(
+    pid: Pid,
+    taken: Taken<'a>,
+    syscall_at: u64,
+    watches: &[event::signals::Own],
+    patience: &Patience,
+) -> Result<Taken<'a>> {
+    const EPOLL_CTL_ADD: u64 = 1;
+    let (epoll_ctl_64, epoll_ctl_32) = (233, 255);
+    let Taken { record, mut stopped, answer } = taken;
+    for own in watches {
+        // The stack of a parked thread lies in the hole. Well below what it is using, red zone included.
+        let place = (regs::get(&stopped.regs()?, regs::Field::Sp) - 512) & !15;
+        // struct epoll_event, packed in both ABIs.
+        let event = [own.watch.events.to_le_bytes().as_slice(), &own.watch.data.to_le_bytes()].concat();
+        vm::write_all(pid, Addr(place), &event).context("write an event")?;
+        let args = [own.epoll.into(), EPOLL_CTL_ADD, own.watch.fd.into(), place];
+        stopped =
+            call(stopped, syscall_at, [epoll_ctl_64, epoll_ctl_32], &args, patience).and_then(succeeded)?;
+    }
     Ok(Taken { record, stopped, answer })
 }
 

@@ -7,10 +7,6 @@
 use super::check;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-// include/uapi/asm-generic/fcntl.h
-const F_GETSIG: i32 = 11;
-const F_GETOWN_EX: i32 = 16;
-
 /// `fcntl` with a number.
 fn fcntl(fd: BorrowedFd<'_>, command: i32, argument: i32) -> nix::Result<i32> {
     // SAFETY: callers use commands that take a number or nothing.
@@ -52,16 +48,4 @@ pub fn tee(from: BorrowedFd<'_>, to: BorrowedFd<'_>, bytes: usize) -> nix::Resul
     // SAFETY: no pointers.
     let n = check(unsafe { libc::tee(from.as_raw_fd(), to.as_raw_fd(), bytes, libc::SPLICE_F_NONBLOCK) })?;
     Ok(usize::try_from(n).unwrap_or(0))
-}
-
-/// Who gets SIGIO for a description, and which signal instead of it: F_GETOWN_EX (type and id) and F_GETSIG.
-///
-/// # Errors
-/// EBADF.
-pub fn owner(fd: BorrowedFd<'_>) -> nix::Result<(i32, i32, i32)> {
-    // struct f_owner_ex: type, pid.
-    let mut owner = [0i32; 2];
-    // SAFETY: F_GETOWN_EX writes two ints.
-    check(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWN_EX, owner.as_mut_ptr()) })?;
-    Ok((owner[0], owner[1], fcntl(fd, F_GETSIG, 0)?))
 }

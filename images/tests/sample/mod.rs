@@ -3,6 +3,7 @@
 
 use images::attribute::{AreaPolicy, MemoryPolicy, TaskAttributes, ThreadAttributes};
 use images::container::{Kind, TRAILER_SIZE, crc32c, encode};
+use images::event::{Epoll, Eventfd, Notify, Timerfd, Watch};
 use images::file::{Deleted, Description, FdEntry, Files, Path, Pipe, Target};
 use images::id::PAGE_SIZE;
 use images::inventory::{FileEntry, Inventory, StateComponent};
@@ -142,21 +143,20 @@ fn files() -> Files {
             },
         ],
         descriptions: vec![
-            Description { target: Target::Terminal(PathId(3)), flags: 0o2, position: 0 },
-            Description { target: Target::Pipe(0), flags: 0o0, position: 0 },
-            Description { target: Target::Pipe(0), flags: 0o1, position: 0 },
-            Description { target: Target::Path(PathId(4)), flags: 0o2001, position: 12 },
-            Description { target: Target::UnixSocket(0), flags: 0o4002, position: 0 },
+            description(Target::Terminal(PathId(3)), 0o2, 0),
+            description(Target::Pipe(0), 0o0, 0),
+            description(Target::Pipe(0), 0o1, 0),
+            description(Target::Path(PathId(4)), 0o2001, 12),
             Description {
-                target: Target::Pty { pty: 0, end: PtyEnd::Master, path: PathId(5) },
-                flags: 0o2,
-                position: 0,
+                notify: Some(Notify { kind: 1, owner: 101, uids: (33, 34), signal: 35 }),
+                ..description(Target::UnixSocket(0), 0o24002, 0)
             },
-            Description {
-                target: Target::Pty { pty: 1, end: PtyEnd::HungUp, path: PathId(6) },
-                flags: 0o2,
-                position: 0,
-            },
+            description(Target::Pty { pty: 0, end: PtyEnd::Master, path: PathId(5) }, 0o2, 0),
+            description(Target::Pty { pty: 1, end: PtyEnd::HungUp, path: PathId(6) }, 0o2, 0),
+            description(Target::Eventfd(Eventfd { count: 3, semaphore: true }), 0o2, 0),
+            description(Target::Timerfd(TIMERFD), 0o4002, 0),
+            description(Target::Signalfd(1 << 16), 0o2, 0),
+            description(Target::Epoll(0), 0o2, 0),
         ],
         pipes: vec![Pipe { ino: 4242, capacity: 65_536, contents: b"in flight".to_vec() }],
         unix_sockets: vec![
@@ -180,6 +180,15 @@ fn files() -> Files {
             },
         ],
         ptys: vec![Pty { number: 7, live: Some(pty()) }, Pty { number: 8, live: None }],
+        epolls: vec![Epoll {
+            pending: true,
+            watches: vec![Watch {
+                fd: 9,
+                description: DescriptionId(1),
+                events: 0x8000_0019,
+                data: 0xf7f0_1000,
+            }],
+        }],
     }
 }
 
@@ -208,6 +217,14 @@ fn pty() -> LivePty {
         input: vec![line(b"one\n", LineEnd::Own), line(b"", LineEnd::EndOfFile), line(b"tw", LineEnd::Open)],
         output: b"caf\xc3\xa9\r\n".to_vec(),
     }
+}
+
+/// Expires every second, at moments of CLOCK_REALTIME.
+const TIMERFD: Timerfd =
+    Timerfd { clock: 0, flags: 1, interval_ns: 1_000_000_000, next_ns: 1_790_000_000_000_000_000, ticks: 2 };
+
+fn description(target: Target, flags: u32, position: u64) -> Description {
+    Description { target, flags, position, notify: None }
 }
 
 fn somebody() -> PeerCredentials {

@@ -14,9 +14,7 @@ pub(super) fn add(snapshot: &mut Snapshot, pids: &[i32]) -> crate::Result {
         for fd in numbers(&format!("/proc/{pid}/fd"))? {
             let target = normalise(&link(&format!("/proc/{pid}/fd/{fd}"))?, &mut pipes, &mut sockets);
             let info = read(&format!("/proc/{pid}/fdinfo/{fd}"))?;
-            let details: Vec<&str> =
-                info.lines().filter(|line| !line.starts_with("pos:") && !line.starts_with("ino:")).collect();
-            links.push(format!("{fd} -> {target} {}", details.join(" ").replace('\t', "")));
+            links.push(format!("{fd} -> {target} {}", details(&info)));
             offsets.extend(
                 info.lines().filter(|line| line.starts_with("pos:")).map(|line| format!("{fd} {line}")),
             );
@@ -28,6 +26,34 @@ pub(super) fn add(snapshot: &mut Snapshot, pids: &[i32]) -> crate::Result {
     snapshot.insert("unix sockets".to_owned(), Rule::Equal, unix_sockets(&sockets)?);
     snapshot.insert("open file descriptions".to_owned(), Rule::Equal, descriptions(by_target.into_values())?);
     Ok(())
+}
+
+/// What fdinfo shows, but for the position, the numbers that the kernel gives out anew, and time that runs.
+fn details(info: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    let mut watches: Vec<String> = Vec::new();
+    let value = |name| info.lines().find_map(|line| line.strip_prefix(name));
+    // Whoever asks a periodic timer that has expired has the kernel count on and start it again.
+    let runs_on =
+        value("ticks: ").is_some_and(|ticks| ticks != "0") && value("it_interval: ") != Some("(0, 0)");
+    for line in info.lines() {
+        if ["pos:", "ino:", "eventfd-id:"].iter().any(|name| line.starts_with(name)) {
+            continue;
+        }
+        if runs_on && (line.starts_with("ticks:") || line.starts_with("it_value:")) {
+            lines.push("expired".to_owned());
+        } else if line.starts_with("it_value:") {
+            let armed = line != "it_value: (0, 0)";
+            lines.push(format!("armed: {armed}"));
+        } else if line.starts_with("tfd:") {
+            // In the order of addresses in the kernel.
+            watches.push(line.split(" pos:").next().unwrap_or_default().trim_end().to_owned());
+        } else {
+            lines.push(line.replace('\t', ""));
+        }
+    }
+    watches.sort_unstable();
+    [lines, watches].concat().join(" ")
 }
 
 /// For each description, who holds it. Only descriptors on the same object can share one.

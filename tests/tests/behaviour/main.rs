@@ -6,6 +6,7 @@ mod commands;
 mod deleted;
 mod dispatch;
 mod endurance;
+mod events;
 mod failures;
 mod families;
 mod files;

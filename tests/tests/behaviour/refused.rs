@@ -41,7 +41,7 @@ macro_rules! refusals {
 }
 
 refusals! {
-    descriptors memory locks listener namespace stranger stranger_with_memory stranger_with_files stranger_with_directories stranger_with_deleted_file tracer
+    descriptors events memory locks listener namespace stranger stranger_with_memory stranger_with_files stranger_with_directories stranger_with_deleted_file tracer
     waiting_for_a_signal namespace_of_a_thread
 }
 

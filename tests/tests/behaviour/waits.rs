@@ -133,3 +133,25 @@ fn a_timer_goes_on_where_it_was() {
         Ok(LIMIT + gone.as_secs_f64())
     });
 }
+
+#[test]
+fn a_timerfd_goes_on_where_it_was() {
+    require_root!();
+    require_ia32!();
+    waits(&here!(), &Workload::new("events", "timer_took"), |running| {
+        pass(LIMIT / 2.0);
+        let gone = gone_for(running, Duration::from_secs(2))?;
+        Ok(LIMIT + gone.as_secs_f64())
+    });
+}
+
+#[test]
+fn a_timerfd_set_to_a_moment_keeps_it() {
+    require_root!();
+    require_ia32!();
+    waits(&here!(), &Workload::new("events", "moment_took"), |running| {
+        pass(LIMIT / 4.0);
+        let gone = gone_for(running, Duration::from_secs(2))?;
+        Ok(LIMIT.max(LIMIT / 4.0 + gone.as_secs_f64()))
+    });
+}

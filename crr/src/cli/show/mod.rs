@@ -143,6 +143,12 @@ fn target(checkpoint: &Checkpoint, description: &Description) -> String {
         Target::Pipe(pipe) => format!("pipe#{pipe}"),
         Target::UnixSocket(socket) => format!("socket#{socket}"),
         Target::Pty { pty, path: id, .. } => format!("{} (pty#{pty})", path(id.0)),
+        Target::Eventfd(event) => format!("eventfd: {}", event.count),
+        Target::Timerfd(timer) => format!("timerfd on clock {}", timer.clock),
+        Target::Signalfd(signals) => format!("signalfd: {signals:#x}"),
+        Target::Epoll(epoll) => {
+            format!("epoll of {}", checkpoint.files.epolls[epoll as usize].watches.len())
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Descriptions of all kinds; regular files, directories, memory devices and the shell's terminal by their names.
 
+use super::O_ASYNC;
 use crate::resource::unix_socket::bind::Binder;
-use crate::resource::{pipe::recreate, terminal, unix_socket};
+use crate::resource::{event, pipe::recreate, terminal, unix_socket};
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result};
 use images::Pid;
@@ -28,11 +29,17 @@ pub(crate) fn open_all(files: &Files) -> Result<(Vec<OwnedFd>, Binder, Controlli
     let mut ptys = terminal::recreate::create_all(files, &mut ia32)?;
     let mut opened = Vec::with_capacity(files.descriptions.len());
     for (index, description) in files.descriptions.iter().enumerate() {
+        // Signals are for later; and open(2) takes the flag without effect, so that F_SETFL would see no change.
+        let flags = description.flags & !O_ASYNC;
         let fd = match description.target {
             Target::Path(path) => open(&files.paths[path.0 as usize], description, &mut ia32)?,
-            Target::Terminal(path) => terminal(&files.paths[path.0 as usize], description)?,
-            Target::UnixSocket(index) => sockets.open(index, description.flags)?,
-            Target::Pipe(index) => pipes[index as usize].open(description.flags, &mut ia32)?,
+            Target::Terminal(path) => terminal(&files.paths[path.0 as usize], flags)?,
+            Target::UnixSocket(index) => sockets.open(index, flags)?,
+            Target::Pipe(index) => pipes[index as usize].open(flags, &mut ia32)?,
+            Target::Eventfd(record) => event::recreate::eventfd(record, flags)?,
+            Target::Timerfd(record) => event::recreate::timerfd(record, flags)?,
+            Target::Signalfd(signals) => event::recreate::signalfd(signals, flags)?,
+            Target::Epoll(_) => event::recreate::epoll(flags)?,
             Target::Pty { .. } => ptys.open(index)?,
         };
         opened.push(fd);
@@ -47,7 +54,10 @@ pub(crate) fn open_all(files: &Files) -> Result<(Vec<OwnedFd>, Binder, Controlli
 /// As open(2), with the name.
 pub(crate) fn open(path: &Path, description: &Description, ia32: &mut Ia32) -> Result<OwnedFd> {
     let name = String::from_utf8_lossy(&path.path);
-    let flags = OFlag::from_bits_retain(description.flags.cast_signed());
+    let mut flags = OFlag::from_bits_retain(description.flags.cast_signed());
+    if event::sends_signals(&description.target) {
+        flags.remove(OFlag::O_ASYNC);
+    }
     let flags =
         flags & !(OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_TRUNC) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let c_path = CString::new(path.path.as_slice()).with_context(|| format!("{name}: not a path"))?;
@@ -69,9 +79,9 @@ pub(crate) fn open(path: &Path, description: &Description, ia32: &mut Ia32) -> R
 pub(crate) const O_LARGEFILE: u32 = 0o100_000;
 
 /// The terminal that crr itself runs on takes the place of the one at dump.
-fn terminal(path: &Path, description: &Description) -> Result<OwnedFd> {
+fn terminal(path: &Path, flags: u32) -> Result<OwnedFd> {
     let name = String::from_utf8_lossy(&path.path);
-    let flags = OFlag::from_bits_retain(description.flags.cast_signed()) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let flags = OFlag::from_bits_retain(flags.cast_signed()) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     nix::fcntl::open(c"/dev/tty", flags, Mode::empty()).with_context(|| {
         format!("the tree was dumped on terminal {name}, and crr has no terminal to take its place")
     })

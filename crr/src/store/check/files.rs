@@ -1,6 +1,6 @@
 //! Paths, descriptions, pipes.
 
-use super::{Check, ensure, inside, memory, path};
+use super::{Check, ensure, event, inside, memory, path};
 use crate::resource::deleted::MEMFD;
 use images::file::{Deleted, Description, Files, Path, Pipe, Target};
 use images::id::PAGE_SIZE;
@@ -89,6 +89,9 @@ fn check_description(description: &Description, files: &Files) -> Check {
             let ptys = files.ptys.len();
             ensure!((pty as usize) < ptys, "pty#{pty} of {ptys} pseudo terminals");
             path(files, id)
+        }
+        Target::Eventfd(_) | Target::Timerfd(_) | Target::Signalfd(_) | Target::Epoll(_) => {
+            event::check_target(&description.target, files)
         }
     }
 }

@@ -5,6 +5,7 @@
 //! machine is not asked here but by the plan.
 
 mod attribute;
+mod event;
 mod files;
 mod memory;
 mod sharing;
@@ -66,8 +67,10 @@ pub fn records(
     files::check(files).map_err(of(Kind::Files))?;
     sockets::check(files).map_err(of(Kind::Files))?;
     terminals::check(files).map_err(of(Kind::Files))?;
+    event::check(files).map_err(of(Kind::Files))?;
     tree::check(tree, files).map_err(of(Kind::Tree))?;
     terminals::check_control(files, tree).map_err(of(Kind::Files))?;
+    event::check_with(tree, files).map_err(of(Kind::Files))?;
     sharing::check(tree).map_err(of(Kind::Tree))?;
     memory::check(memory, tree, files).map_err(of(Kind::Memory))?;
     files::check_contents(files, memory).map_err(of(Kind::Files))?;

@@ -3,6 +3,7 @@
 use super::sample::Sample;
 use crate::store::check::records;
 use images::container::Kind;
+use images::event::{Eventfd, Notify, Timerfd, Watch};
 use images::file::{Deleted, Target};
 use images::memory::{Backing, Run};
 use images::seccomp::Seccomp;
@@ -148,8 +149,8 @@ fn properties_of_tasks() {
         info[0] = 18;
         s.tree.tasks[0].threads[0].pending.push(Pending { info });
     });
-    refused("tree.img: task 100: fd 1: description#7 of 7 descriptions", |s| {
-        s.tree.tasks[0].fds[1].description = DescriptionId(7);
+    refused("tree.img: task 100: fd 1: description#11 of 11 descriptions", |s| {
+        s.tree.tasks[0].fds[1].description = DescriptionId(11);
     });
     refused("tree.img: task 100: fd 1 is out of order", |s| s.tree.tasks[0].fds.swap(1, 2));
     refused("tree.img: task 100: fd 4294967295 is no number of a file", |s| {
@@ -297,7 +298,7 @@ fn unix_sockets() {
     refused("has messages that nobody can have sent", |s| s.peer = Peer::None);
     refused("option 7 has 257 bytes", |s| s.options[0].value.resize(257, 0));
     refused("message 0: is an empty part of a stream", |s| s.queue[0].bytes.clear());
-    refused("message 0: description#7 of 7", |s| s.queue[0].descriptions[0].0 = 7);
+    refused("message 0: description#11 of 11", |s| s.queue[0].descriptions[0].0 = 11);
     refused("message 0: carries 254 descriptions", |s| s.queue[0].descriptions = vec![DescriptionId(0); 254]);
     refused("has an address of 109 bytes", |s| s.address = vec![b'a'; 109]);
     refused("has a path with a NUL", |s| s.address = b"a\0".to_vec());
@@ -329,6 +330,52 @@ fn connections_of_unix_sockets() {
         s.file = None;
     });
     refused(4, "listens for datagrams", |s| s.kind = UnixKind::Datagram);
+}
+
+#[test]
+fn event_files() {
+    let target = |s: &mut Sample, index: usize, target| s.files.descriptions[index].target = target;
+    refused("files.img: description#7: has counted to 0xffffffffffffffff", |s| {
+        target(s, 7, Target::Eventfd(Eventfd { count: u64::MAX, semaphore: false }));
+    });
+    let refused_timer = |what: &str, change: fn(&mut Timerfd)| {
+        refused(&format!("files.img: description#8: {what}"), |s| {
+            let Target::Timerfd(timer) = &mut s.files.descriptions[8].target else { panic!("no timerfd") };
+            change(timer);
+        });
+    };
+    refused_timer("goes by clock 2", |timer| timer.clock = 2);
+    refused_timer("was set with flags 0x4", |timer| timer.flags = 4);
+    refused_timer("has a time of 9223372036854775808 ns", |timer| timer.next_ns = 1 << 63);
+    refused_timer("has a time of 9223372036854775808 ns", |timer| timer.interval_ns = 1 << 63);
+    refused("files.img: description#10: epoll#1 of 1 epolls", |s| target(s, 10, Target::Epoll(1)));
+    refused("files.img: epoll#0 has two descriptions", |s| target(s, 9, Target::Epoll(0)));
+    refused("files.img: an epoll has no description", |s| target(s, 10, Target::Signalfd(1)));
+    let refused_watch = |what: &str, change: fn(&mut Watch)| {
+        refused(&format!("files.img: {what}"), |s| change(&mut s.files.epolls[0].watches[0]));
+    };
+    refused_watch("epoll#0: watches fd 2147483648", |watch| watch.fd = 1 << 31);
+    refused_watch("epoll#0: watches description#11 of 11 descriptions", |watch| watch.description.0 = 11);
+    refused_watch("epoll#0: epolls watch each other more than 5 deep", |watch| watch.description.0 = 10);
+    refused_watch("epoll#0: watches a signalfd that no task can have added", |watch| watch.description.0 = 9);
+    refused("files.img: epoll#0: watches description#1 as fd 9 twice", |s| {
+        let watch = s.files.epolls[0].watches[0];
+        s.files.epolls[0].watches.push(watch);
+    });
+}
+
+#[test]
+fn owners_of_descriptions() {
+    let refused = |what: &str, change: fn(&mut Notify)| {
+        refused(&format!("files.img: description#4: {what}"), |s| {
+            change(s.files.descriptions[4].notify.as_mut().unwrap());
+        });
+    };
+    refused("has an owner of kind 3", |notify| notify.kind = 3);
+    refused("signals 65", |notify| notify.signal = 65);
+    refused("has owner 99, which is not in the tree", |notify| notify.owner = 99);
+    refused("has owner 101, which is not in the tree", |notify| notify.kind = 2);
+    refused("has owner -100, which is not in the tree", |notify| notify.owner = -100);
 }
 
 #[test]
