@@ -60,6 +60,12 @@ programs! {
     /// multiprocessing over pipes.
     python32_workers in Namespace => |world| right_answers(world, &[PYTHON32, "/scratch/workers.py"]);
     python64_workers in Chroot => |world| right_answers(world, &[PYTHON64, "/scratch/workers.py"]);
+    /// asyncio: an event loop with sockets, pipes, timers, an eventfd and signals.
+    python32_loop in Namespace => |world| right_answers(world, &[PYTHON32, "/scratch/loop.py"]);
+    python64_loop in Namespace => |world| right_answers(world, &[PYTHON64, "/scratch/loop.py"]);
+    /// Ruby with threads, forks and a timer.
+    ruby32_loop in Namespace => |world| right_answers(world, &["/usr/bin/ruby", "/scratch/loop.rb"]);
+    ruby32_loop_in_chroot in Chroot => |world| right_answers(world, &["/usr/bin/ruby", "/scratch/loop.rb"]);
     /// SQLite on disk.
     python32_sqlite in Namespace => |world| sqlite(world, PYTHON32);
     python64_sqlite in Namespace => |world| sqlite(world, PYTHON64);
