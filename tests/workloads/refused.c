@@ -59,6 +59,9 @@ CASE(descriptors)
 	name_fd(MUST(open("fifo", O_RDWR)));
 	name_fd(MUST(open("/proc/self/maps", O_RDONLY)));
 	name_fd(MUST(open("fifo", O_PATH)));
+	char path[32];
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", MUST(eventfd(3, 0)));
+	name_fd(MUST(open(path, O_PATH)));
 	int ends[2];
 	MUST(pipe(ends));
 	MUST(fcntl(ends[1], F_SETFL, O_DIRECT));

@@ -156,8 +156,10 @@ impl Table {
             object: open.describe(),
         };
         let target = match event::Kind::of(&open.link) {
-            Some(kind) => self.events.add(kind, &open.text, place(refuse), refuse)?,
-            None => self.target(open, pidfd, paths, terminal, refuse)?,
+            Some(kind) if open.info.flags & O_PATH == 0 => {
+                self.events.add(kind, &open.text, place(refuse), refuse)?
+            }
+            _ => self.target(open, pidfd, paths, terminal, refuse)?,
         };
         let Some(target) = target else { return Ok(None) };
         let notify = self.owner(open, pidfd, place, refuse)?;

@@ -122,7 +122,10 @@ impl Index<'_> {
     fn find(&mut self, watched: Watched) -> nix::Result<Option<DescriptionId>> {
         // Nearly always it is still what the number means to a task that has the epoll.
         let task = self.tasks.get(&watched.epoll.0);
-        let entry = task.and_then(|task| task.fds.iter().find(|entry| entry.fd.0 == watched.tfd));
+        let entry = task.and_then(|task| {
+            let at = task.fds.binary_search_by_key(&watched.tfd, |entry| entry.fd.0).ok()?;
+            task.fds.get(at)
+        });
         if let Some(entry) = entry
             && watched.is(watched.as_own())? == Ordering::Equal
         {
