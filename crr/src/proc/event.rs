@@ -86,6 +86,8 @@ pub struct Watch {
     pub events: u32,
     /// The caller's.
     pub data: u64,
+    /// Inode and device of the file; the device as the kernel has it, major number from bit 20 on.
+    pub inode: (u64, u64),
 }
 
 /// Parses the `tfd:` lines of an epoll, in the kernel's order.
@@ -100,10 +102,14 @@ pub fn watches(text: &[u8]) -> Result<Vec<Watch>, Malformed> {
 fn watch(line: &[u8]) -> Option<Watch> {
     let mut words = line.split(|&byte| byte == b' ').filter(|word| !word.is_empty());
     let mut value = |name: &[u8]| (words.next()? == name).then(|| words.next())?;
+    let (fd, events, data) = (value(b"tfd:")?, value(b"events:")?, value(b"data:")?);
+    let mut last = |name: &[u8]| words.next()?.strip_prefix(name);
+    last(b"pos:")?;
     Some(Watch {
-        fd: decimal(value(b"tfd:")?)?,
-        events: u32::try_from(hex(value(b"events:")?)?).ok()?,
-        data: hex(value(b"data:")?)?,
+        fd: decimal(fd)?,
+        events: u32::try_from(hex(events)?).ok()?,
+        data: hex(data)?,
+        inode: (hex(last(b"ino:")?)?, hex(last(b"sdev:")?)?),
     })
 }
 
@@ -145,8 +151,8 @@ mod tests {
         let captured = "tfd:        3 events: 40000000 data:                3  pos:0 ino:40e sdev:10\n\
              tfd:        5 events: 80000019 data: ffffffffffffffff  pos:-1 ino:40e sdev:10\n";
         let expected = [
-            Watch { fd: 3, events: 0x4000_0000, data: 3 },
-            Watch { fd: 5, events: 0x8000_0019, data: u64::MAX },
+            Watch { fd: 3, events: 0x4000_0000, data: 3, inode: (0x40e, 0x10) },
+            Watch { fd: 5, events: 0x8000_0019, data: u64::MAX, inode: (0x40e, 0x10) },
         ];
         assert_eq!(watches(&text(captured)).unwrap(), expected);
         assert_eq!(watches(HEAD), Ok(vec![]));

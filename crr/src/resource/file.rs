@@ -60,8 +60,9 @@ pub(crate) struct Table {
     terminals: Terminals,
     events: event::Found,
     epolls: Vec<Epoll>,
-    /// For each description, one who has it.
+    /// For each description, one who has it, and its inode and device.
     holders: Vec<(Pid, u32)>,
+    inodes: Vec<(u64, u64)>,
     /// Descriptions that were found on their way: crr holds them as long as others are compared with them.
     arrived: Vec<OwnedFd>,
 }
@@ -165,6 +166,7 @@ impl Table {
         let notify = self.owner(open, pidfd, place, refuse)?;
         self.descriptions.push(Description { target, flags, position: open.info.position, notify });
         self.holders.push((pid, open.fd));
+        self.inodes.push((open.stat.st_ino, open.stat.st_dev));
         let known = Known { id, holder: (pid, open.fd) };
         self.alike.entry(likeness).or_default().insert(at, known);
         Ok(Some(id))
@@ -338,7 +340,7 @@ impl Table {
         zombies: &[Zombie],
         refusals: &mut Refusals,
     ) -> Result<()> {
-        let tree = event::Tree { tasks, zombies, holders: &self.holders };
+        let tree = event::Tree { tasks, zombies, holders: &self.holders, inodes: &self.inodes };
         self.epolls = self.events.finish(&mut self.descriptions, &tree, refusals)?;
         Ok(())
     }

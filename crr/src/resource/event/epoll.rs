@@ -65,7 +65,7 @@ pub(super) fn resolve(
     refusals: &mut Refusals,
 ) -> Result<Vec<Epoll>> {
     let tasks = tree.tasks.iter().map(|task| (task.pid, task)).collect();
-    let mut index = Index { holders: tree.holders, tasks, sorted: None };
+    let mut index = Index { tree, descriptions, tasks, sorted: None };
     let mut epolls = Vec::with_capacity(found.len());
     for epoll in found {
         let watches = index.watches(epoll, refusals).with_context(|| epoll.place.object.clone())?;
@@ -89,9 +89,10 @@ pub(super) fn resolve(
 
 /// The descriptions of a tree, to find those that are watched.
 struct Index<'a> {
-    holders: &'a [(Pid, u32)],
+    tree: &'a Tree<'a>,
+    descriptions: &'a [Description],
     tasks: HashMap<Pid, &'a Task>,
-    /// Indices of `holders` in the kernel's order, made when first needed.
+    /// Their indices in the kernel's order, made when first needed.
     sorted: Option<Vec<usize>>,
 }
 
@@ -100,11 +101,11 @@ impl Index<'_> {
         let mut before: HashMap<u32, u32> = HashMap::new();
         let mut watches = Vec::with_capacity(epoll.watches.len());
         for shown in &epoll.watches {
-            let shown::Watch { fd, events, data } = *shown;
+            let shown::Watch { fd, events, data, inode } = *shown;
             let nth = before.entry(fd).or_default();
             let watched = Watched { epoll: epoll.place.holder, tfd: fd, nth: *nth };
             *nth += 1;
-            match self.find(watched).context("kcmp KCMP_EPOLL_TFD")? {
+            match self.find(watched, inode).context("kcmp KCMP_EPOLL_TFD")? {
                 Some(description) => watches.push(Watch { fd, description, events, data }),
                 // Refused by itself.
                 None if watched.is(watched.as_own()) == Ok(Ordering::Equal) => {}
@@ -119,7 +120,7 @@ impl Index<'_> {
         Ok(watches)
     }
 
-    fn find(&mut self, watched: Watched) -> nix::Result<Option<DescriptionId>> {
+    fn find(&mut self, watched: Watched, inode: (u64, u64)) -> nix::Result<Option<DescriptionId>> {
         // Nearly always it is still what the number means to a task that has the epoll.
         let task = self.tasks.get(&watched.epoll.0);
         let entry = task.and_then(|task| {
@@ -127,24 +128,35 @@ impl Index<'_> {
             task.fds.get(at)
         });
         if let Some(entry) = entry
-            && watched.is(watched.as_own())? == Ordering::Equal
+            && (self.is_socket(entry.description, inode) || watched.is(watched.as_own())? == Ordering::Equal)
         {
             return Ok(Some(entry.description));
         }
         if self.sorted.is_none() {
-            self.sorted = Some(sort(self.holders)?);
+            self.sorted = Some(sort(self.tree.holders)?);
         }
         let sorted = self.sorted.as_deref().unwrap_or_default();
         let (mut low, mut high) = (0, sorted.len());
         while low < high {
             let middle = low + (high - low) / 2;
-            match watched.is(self.holders[sorted[middle]])? {
+            match watched.is(self.tree.holders[sorted[middle]])? {
                 Ordering::Equal => return Ok(u32::try_from(sorted[middle]).ok().map(DescriptionId)),
                 Ordering::Less => low = middle + 1,
                 Ordering::Greater => high = middle,
             }
         }
         Ok(None)
+    }
+}
+
+impl Index<'_> {
+    /// Whether a description is the socket with this inode: no other description can be open on it. That spares most
+    /// epolls with thousands of watches the question to the kernel, which goes through all of them for each answer
+    /// (`ep_find_tfd`).
+    fn is_socket(&self, id: DescriptionId, inode: (u64, u64)) -> bool {
+        let (ino, dev) = self.tree.inodes[id.0 as usize];
+        let dev = nix::sys::stat::major(dev) << 20 | nix::sys::stat::minor(dev);
+        matches!(self.descriptions[id.0 as usize].target, Target::UnixSocket(_)) && (ino, dev) == inode
     }
 }
 

@@ -99,6 +99,8 @@ pub(crate) struct Tree<'a> {
     pub(crate) zombies: &'a [Zombie],
     /// For each description, one who has it.
     pub(crate) holders: &'a [(Pid, u32)],
+    /// Inode and device of each.
+    pub(crate) inodes: &'a [(u64, u64)],
 }
 
 impl Found {
