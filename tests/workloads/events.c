@@ -448,3 +448,24 @@ CASE(owners)
 	close(idle_pipe[1]);
 	MUST0(pthread_join(thread, NULL));
 }
+
+/* A terminal tells its owner of input. */
+CASE(owner_of_terminal)
+{
+	struct sigaction action = { .sa_sigaction = on_event, .sa_flags = SA_SIGINFO | SA_RESTART };
+	MUST(sigaction(SIGRTMIN + 1, &action, NULL));
+	int master = MUST(posix_openpt(O_RDWR | O_NOCTTY));
+	MUST(grantpt(master));
+	MUST(unlockpt(master));
+	int slave = MUST(open(ptsname(master), O_RDWR | O_NOCTTY));
+	set_owner(slave, 1, getpid());
+	MUST(fcntl(slave, F_SETSIG, SIGRTMIN + 1));
+	MUST(fcntl(slave, F_SETFL, O_RDWR | O_ASYNC));
+	checkpoint();
+	CHECK(told == 0, "told before anything happened");
+	check_owner(slave, 1, getpid(), 0, 0);
+	CHECK(fcntl(slave, F_GETFL) == (O_RDWR | O_ASYNC | (fcntl(master, F_GETFL) & ~O_RDWR)), "flags %#x",
+	      fcntl(slave, F_GETFL));
+	MUST(write(master, "x\n", 2));
+	check_told(SIGRTMIN + 1, slave);
+}

@@ -18,6 +18,7 @@ tests::survives! {
     expired => events("expired").busy();
     signals => events("signals");
     owners => events("owners");
+    owner_of_terminal => events("owner_of_terminal");
     epoll_kinds => epolls("kinds");
     epoll_edges_told => epolls("edges_told");
     epoll_edges_not_told => epolls("edges_not_told");
