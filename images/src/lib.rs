@@ -18,6 +18,7 @@ pub mod event;
 pub mod file;
 pub mod id;
 pub mod inventory;
+pub mod lock;
 pub mod memory;
 mod readable;
 pub mod seccomp;

@@ -3,6 +3,7 @@
 use crate::attribute::TaskAttributes;
 use crate::file::FdEntry;
 use crate::id::{Abi, PathId, Pid};
+use crate::lock::Lock;
 use crate::seccomp::Filter;
 use crate::sharing::Shares;
 use crate::signal::{Action, IntervalTimer, Pending};
@@ -128,6 +129,8 @@ pub struct Task {
     pub timers: Vec<Timer>,
     /// Open files, by rising number.
     pub fds: Vec<FdEntry>,
+    /// File locks that this task takes.
+    pub locks: Vec<Lock>,
     /// Local descriptor table: its entries in use by rising number; an empty one where all are empty, none without a table.
     pub ldt: Vec<UserDesc>,
     /// The leader stands first.

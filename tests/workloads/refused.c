@@ -90,12 +90,8 @@ CASE(locks)
 {
 	int pair[2];
 	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
-	int whole = make("whole"), part = make("part"), leased = make("leased");
+	int whole = make("whole"), leased = make("leased");
 	MUST(flock(whole, LOCK_EX));
-	struct flock range = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 10, .l_len = 5 };
-	MUST(fcntl(part, F_SETLK, &range));
-	name_fd(whole);
-	name_fd(part);
 	MUST(fcntl(leased, F_SETLEASE, F_WRLCK));
 	name_fd(leased);
 	checkpoint();
@@ -303,6 +299,17 @@ CASE(stranger_with_deleted_file)
 	name("/lost (deleted): also open or mapped in task ");
 	checkpoint();
 	close(fd);
+	MUST(kill(stranger, SIGUSR1));
+}
+
+/* A lock that somebody outside of the tree has too. */
+CASE(stranger_with_lock)
+{
+	int fd = make("locked");
+	MUST(flock(fd, LOCK_EX));
+	pid_t stranger = leave_sharer(0);
+	name("/locked): is locked, and task ");
+	checkpoint();
 	MUST(kill(stranger, SIGUSR1));
 }
 

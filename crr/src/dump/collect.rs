@@ -128,6 +128,8 @@ pub(super) fn collect(
         }
     }
     tables.files.dump_sockets(&mut tables.paths, tables.terminal, &mut refusals)?;
+    let living: Vec<Pid> = frozen.tasks.iter().map(|task| task.pid).collect();
+    tables.files.give_locks(&living, &mut tasks, &mut refusals)?;
     let ptys = tables.files.relate_terminals(&standings, tables.terminal, tables.guarded, &mut refusals)?;
     tree::check_terminals(&standings, shell_job, &ptys, &strangers, &mut refusals);
     tables.files.finish_events(&tasks, &zombies, &mut refusals)?;
@@ -278,6 +280,7 @@ fn collect_task(
         interval_timers: Default::default(),
         timers,
         fds,
+        locks: Vec::new(),
         ldt: Vec::new(),
         threads: records,
     };

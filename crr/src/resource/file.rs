@@ -8,7 +8,7 @@ use super::socket;
 use super::terminal::{self, Terminals};
 use super::tree::Standing;
 use super::unix_socket::{Holder, Sockets};
-use super::{Refuse, pipe};
+use super::{Refuse, lock, pipe};
 use crate::proc::{Dir, fdinfo};
 use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
@@ -32,7 +32,6 @@ const O_ACCMODE: u32 = 3;
 const O_WRONLY: u32 = 1;
 
 /// Ways out.
-const RELEASE: &str = "have the program release it before the dump";
 const START_AGAIN: &str = "start the program again from the present file";
 const LEAVE: &str = "have the program change to another directory before the dump";
 
@@ -63,6 +62,7 @@ pub(crate) struct Table {
     /// For each description, one who has it, and its inode and device.
     holders: Vec<(Pid, u32)>,
     inodes: Vec<(u64, u64)>,
+    locks: lock::Table,
     /// Descriptions that were found on their way: crr holds them as long as others are compared with them.
     arrived: Vec<OwnedFd>,
 }
@@ -138,15 +138,13 @@ impl Table {
         terminal: Terminal,
         refuse: &mut Refuse<'_>,
     ) -> Result<Option<DescriptionId>> {
-        for lock in &open.info.locks {
-            let kind = if lock.windows(5).any(|word| word == b"LEASE") { "a lease" } else { "a file lock" };
-            let text = String::from_utf8_lossy(lock).into_owned();
-            refuse.with_hint(open.describe(), format!("{kind} is held ({text})"), RELEASE);
-        }
         let flags = open.info.flags & !O_CLOEXEC;
         let likeness = (open.stat.st_dev, open.stat.st_ino, flags, open.info.position);
         let at = match self.find(likeness, (pid, open.fd))? {
-            Ok(known) => return Ok(Some(known)),
+            Ok(known) => {
+                self.note_locks(open, known, refuse);
+                return Ok(Some(known));
+            }
             Err(at) => at,
         };
         let id = DescriptionId(u32::try_from(self.descriptions.len()).context("too many open files")?);
@@ -169,7 +167,29 @@ impl Table {
         self.inodes.push((open.stat.st_ino, open.stat.st_dev));
         let known = Known { id, holder: (pid, open.fd) };
         self.alike.entry(likeness).or_default().insert(at, known);
+        self.note_locks(open, id, refuse);
         Ok(Some(id))
+    }
+
+    fn note_locks(&mut self, open: &Open, id: DescriptionId, refuse: &mut Refuse<'_>) {
+        if !open.info.locks.is_empty() {
+            let file = (open.stat.st_dev, open.stat.st_ino);
+            self.locks.note((open.fd, id, file), &open.info.locks, &open.describe(), refuse);
+        }
+    }
+
+    /// Records the locks with the tasks that are to take them.
+    pub(crate) fn give_locks(
+        &mut self,
+        tree: &[Pid],
+        tasks: &mut [Task],
+        refusals: &mut Refusals,
+    ) -> Result<()> {
+        let locks = std::mem::take(&mut self.locks);
+        let holder = |id: DescriptionId| self.holders.get(id.0 as usize).copied();
+        locks.refuse_outsiders(tree, holder, refusals)?;
+        locks.distribute(tasks, refusals);
+        Ok(())
     }
 
     /// Looks a descriptor up among those like it: its description, or where it belongs in their order.

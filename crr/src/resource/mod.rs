@@ -11,6 +11,7 @@ pub mod keyring;
 pub mod landlock;
 pub mod ldt;
 pub mod limits;
+pub(crate) mod lock;
 pub(crate) mod lock_future;
 pub mod memory;
 pub mod mempolicy;

@@ -6,6 +6,7 @@ pub(crate) mod environment;
 pub(crate) mod foreground;
 mod hold;
 mod loan;
+mod lock;
 mod namespace;
 mod numbers;
 pub(crate) mod open;

@@ -5,7 +5,7 @@
 //! SIGCHLD; one that had been told already (or has that signal pending) is not to hear of it again.
 
 use super::Restore;
-use super::takeover::{Taken, call};
+use super::takeover::{Taken, by_thread, call};
 use crate::ptrace::regs;
 use crate::ptrace::{Patience, Stop, Stopped, signal_bit};
 use crate::sys::vm;
@@ -121,15 +121,4 @@ fn tell(
         result if result == -(Errno::EAGAIN as i64) => Ok(()),
         result => bail!("rt_sigtimedwait: {result}"),
     }
-}
-
-fn by_thread(
-    taken: &mut Vec<Taken<'_>>,
-    index: usize,
-    run: impl FnOnce(Stopped) -> Result<(Stopped, i64)>,
-) -> Result<i64> {
-    let thread = taken.remove(index);
-    let (stopped, result) = run(thread.stopped)?;
-    taken.insert(index, Taken { stopped, ..thread });
-    Ok(result)
 }

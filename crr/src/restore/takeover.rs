@@ -6,6 +6,7 @@
 
 use super::hold::Held;
 use super::loan;
+use super::lock;
 use super::serve::Parked;
 use super::stand_in::StandIn;
 use super::{Restore, births, stop};
@@ -70,6 +71,7 @@ pub(super) fn take_over(
             })
             .collect::<Result<_>>()?;
     }
+    lock::take_all(restore, &mut all, parked, &patience)?;
     stop::stop_all(restore, &mut all, parked, &patience)?;
     let files = &checkpoint.files;
     let group = |pgid| births::group(restore, pgid);
@@ -252,6 +254,18 @@ pub(super) fn call(
     let out = entered.cont(0)?.wait_stop(patience)?.settle(patience)?;
     let result = regs::get_signed(&out.regs()?, regs::Field::Ax);
     Ok((out, result))
+}
+
+/// Has one thread of a task make a call.
+pub(super) fn by_thread(
+    taken: &mut Vec<Taken<'_>>,
+    index: usize,
+    run: impl FnOnce(Stopped) -> Result<(Stopped, i64)>,
+) -> Result<i64> {
+    let thread = taken.remove(index);
+    let (stopped, result) = run(thread.stopped)?;
+    taken.insert(index, Taken { stopped, ..thread });
+    Ok(result)
 }
 
 fn set_state(restore: &Restore<'_>, pid: Pid, thread: &Taken<'_>) -> Result<()> {

@@ -7,6 +7,7 @@ use images::event::{Epoll, Eventfd, Notify, Timerfd, Watch};
 use images::file::{Deleted, Description, FdEntry, Files, Path, Pipe, Target};
 use images::id::PAGE_SIZE;
 use images::inventory::{FileEntry, Inventory, StateComponent};
+use images::lock::{Lock, LockKind};
 use images::memory::{Backing, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
 use images::seccomp::{Filter, Seccomp};
 use images::sharing::Shares;
@@ -306,6 +307,7 @@ fn task(pid: Pid, ppid: Pid, abi: Abi) -> Task {
         ],
         timers: vec![timer(abi)],
         fds: vec![fd(0, 0, false), fd(1, 2, false), fd(3, 1, true), fd(7, 3, false)],
+        locks: vec![Lock { kind: LockKind::Ofd, exclusive: true, fd: TaskFd(7), start: 3, len: 1 << 33 }],
         ldt: vec![UserDesc { entry: 3, base: 0x1000_0000, limit: 0xfff, flags: 0x51 }],
         threads: vec![
             thread(pid, abi, Seccomp::Filters { filters: vec![FilterId(0), FilterId(1)], speculation: true }),

@@ -84,6 +84,7 @@ pub(crate) fn task(threads: Vec<Thread>) -> Task {
         actions: Vec::new(),
         pending: Vec::new(),
         stopped: None,
+        locks: Vec::new(),
         ldt: Vec::new(),
         interval_timers: [IntervalTimer::default(); 3],
         timers: Vec::new(),

@@ -106,7 +106,19 @@ fn check_task(task: &Task, files: &Files) -> Check {
     check_stop(task)?;
     check_timers(task)?;
     check_ldt(&task.ldt)?;
-    check_fds(task, files)
+    check_fds(task, files)?;
+    check_locks(task)
+}
+
+fn check_locks(task: &Task) -> Check {
+    for lock in &task.locks {
+        // A table that is another task's is empty here.
+        let open = task.shares.files.is_some() || task.fds.iter().any(|entry| entry.fd == lock.fd);
+        ensure!(open, "a lock by fd {}, which is not open", lock.fd);
+        let end = lock.start.checked_add(lock.len).and_then(|end| i64::try_from(end).ok());
+        ensure!(end.is_some(), "a lock from {:#x} on", lock.start);
+    }
+    Ok(())
 }
 
 fn check_actions(actions: &[Action]) -> Check {

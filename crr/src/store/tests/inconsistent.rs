@@ -140,6 +140,10 @@ fn properties_of_tasks() {
         let action = s.tree.tasks[0].actions[0];
         s.tree.tasks[0].actions.push(action);
     });
+    refused("tree.img: task 100: a lock by fd 8, which is not open", |s| s.tree.tasks[0].locks[0].fd.0 = 8);
+    refused("tree.img: task 100: a lock from 0x8000000000000000 on", |s| {
+        s.tree.tasks[0].locks[0].start = 1 << 63;
+    });
     refused("tree.img: task 100: stopped by signal 10", |s| {
         s.tree.tasks[0].stopped = Some(GroupStop { signal: 10, told: false });
     });
