@@ -265,7 +265,7 @@ fn collect_task(
         exe,
         cwd,
         root,
-        umask: leader.umask,
+        umask: leader.umask.context("no umask")?,
         personality: outside.personality,
         dumpable: 1,
         child_subreaper: false,

@@ -8,8 +8,8 @@ use images::Pid;
 pub struct Status {
     /// Name, escapes undone.
     pub comm: Vec<u8>,
-    /// File mode creation mask.
-    pub umask: u32,
+    /// File mode creation mask. A thread that has ended has none, nor has one that is about to: it is still called running then.
+    pub umask: Option<u32>,
     /// State letter.
     pub state: u8,
     /// Thread group.
@@ -96,10 +96,8 @@ pub fn parse(text: &[u8]) -> Result<Status, Malformed> {
         seen += u32::from(known);
     }
     // Every line that is not optional; a kernel without one of them is not one that crr knows.
-    const NEEDED: u32 = 18;
-    // A task that has ended has no umask any more.
-    let needed = if status.state == b'Z' { NEEDED - 1 } else { NEEDED };
-    if seen < needed { Err(Malformed { file: "status", field: "set of lines" }) } else { Ok(status) }
+    const NEEDED: u32 = 17;
+    if seen < NEEDED { Err(Malformed { file: "status", field: "set of lines" }) } else { Ok(status) }
 }
 
 /// Takes over one line. True when it is one of the lines that every kernel writes.
@@ -109,7 +107,6 @@ fn set(status: &mut Status, key: &[u8], value: &[u8]) -> Result<bool, Malformed>
     let mask = |field| hex(value).ok_or_else(|| bad(field));
     match key {
         b"Name" => status.comm = unescape(value),
-        b"Umask" => status.umask = octal(value).ok_or_else(|| bad("Umask"))?,
         b"State" => status.state = *value.first().ok_or_else(|| bad("State"))?,
         b"Tgid" => status.tgid = decimal(value).ok_or_else(|| bad("Tgid"))?,
         b"TracerPid" => status.tracer = decimal(value).ok_or_else(|| bad("TracerPid"))?,
@@ -138,6 +135,7 @@ fn set(status: &mut Status, key: &[u8], value: &[u8]) -> Result<bool, Malformed>
 fn set_optional(status: &mut Status, key: &[u8], value: &[u8]) -> Result<(), Malformed> {
     let bad = |field| Malformed { file: "status", field };
     match key {
+        b"Umask" => status.umask = Some(octal(value).ok_or_else(|| bad("Umask"))?),
         b"VmLck" => {
             let kib = value.trim_ascii().strip_suffix(b" kB").and_then(decimal);
             status.locked_kib = kib.ok_or_else(|| bad("VmLck"))?;
@@ -186,7 +184,7 @@ mod tests {
     fn captured_text() {
         let status = parse(CAPTURED).unwrap();
         assert_eq!(status.comm, b"a\\b\nc");
-        assert_eq!((status.umask, status.state, status.tgid, status.tracer), (0o22, b'S', 14901, 7));
+        assert_eq!((status.umask, status.state, status.tgid, status.tracer), (Some(0o22), b'S', 14901, 7));
         assert_eq!((status.uid, status.gid), ([1000, 0, 0, 1001], [0, 0, 0, 5]));
         assert_eq!(status.groups, [4, 24, 1000]);
         assert_eq!((status.locked_kib, status.ignored, status.pending), (12, 6, 0x200));
@@ -198,6 +196,12 @@ mod tests {
         assert_eq!(status.untag_mask, Some(u64::MAX));
         assert_eq!(status.thread_features, b"shstk");
         assert_eq!(status.voluntary_switches, 150);
+    }
+
+    #[test]
+    fn a_thread_about_to_end_has_no_umask() {
+        let text = String::from_utf8(CAPTURED.to_vec()).unwrap().replace("Umask:\t0022\n", "");
+        assert_eq!(parse(text.as_bytes()).unwrap().umask, None);
     }
 
     #[test]
