@@ -133,6 +133,6 @@ pub struct Task {
     pub locks: Vec<Lock>,
     /// Local descriptor table: its entries in use by rising number; an empty one where all are empty, none without a table.
     pub ldt: Vec<UserDesc>,
-    /// The leader stands first.
+    /// The leader stands first, also one that has ended while others go on.
     pub threads: Vec<Thread>,
 }

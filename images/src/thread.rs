@@ -15,6 +15,8 @@ pub struct Thread {
     /// `comm`, at most 15 bytes.
     #[serde(serialize_with = "crate::readable::text")]
     pub comm: Vec<u8>,
+    /// A leader that has ended, while other threads go on, by exit(2) with this code: what can no more be had of it is empty.
+    pub exited: Option<u8>,
     /// General registers.
     pub regs: Regs,
     /// What is left of the time limit of the call that `regs` show interrupted, for one that would go on by

@@ -8,7 +8,7 @@
 #include <linux/seccomp.h>
 #include <sys/resource.h>
 
-enum { THREADS = 3, TASKS = 3 };
+enum { THREADS = 3, TASKS = 4 };
 
 /* In a file that all tasks map. */
 struct progress {
@@ -105,6 +105,17 @@ CASE(child)
 	join_workers(threads);
 }
 
+/* As child, but its leader has ended. */
+CASE(leaderless)
+{
+	pthread_t threads[THREADS];
+	progress = map_progress();
+	start_workers(atoi(case_args[0]), threads);
+	prepared();
+	for (;;)
+		syscall(SYS_exit, 0);
+}
+
 static volatile sig_atomic_t asked, finished;
 
 static void on_signal(int signal)
@@ -139,7 +150,8 @@ static void run_tree(bool cramped)
 	MUST(sigaction(SIGUSR1, &action, NULL));
 	MUST(sigaction(SIGUSR2, &action, NULL));
 	progress = map_progress();
-	pid_t children[2] = { spawn_abi(other_abi, "child", cramped ? "1c" : "1"), spawn_abi(this_abi, "child", "2") };
+	pid_t children[TASKS - 1] = { spawn_abi(other_abi, "child", cramped ? "1c" : "1"), spawn_abi(this_abi, "child", "2"),
+				      spawn_abi(this_abi, "leaderless", "3") };
 	start_workers(0, threads);
 	if (cramped)
 		allow_no_more();
@@ -153,8 +165,8 @@ static void run_tree(bool cramped)
 	}
 	progress->stop = 1;
 	join_workers(threads);
-	reap(children[0]);
-	reap(children[1]);
+	for (int i = 0; i < TASKS - 1; i++)
+		reap(children[i]);
 	CHECK(!progress->wrong, "a thread went wrong");
 }
 

@@ -192,7 +192,7 @@ static void *spin(void *argument)
 	return NULL;
 }
 
-CASE(busy)
+static void stay_busy(void)
 {
 	pthread_t thread;
 	struct mode *mode = new_mode();
@@ -208,7 +208,28 @@ CASE(busy)
 	CHECK(!mode->wrong, "a register changed after %u rounds (%u)", mode->rounds, mode->wrong);
 }
 
-/* The same where nothing more can be mapped. 64-bit code in an ia32 task has no way back by itself from a call that it is made to make. */
+CASE(busy)
+{
+	stay_busy();
+}
+
+static void *stay_busy_alone(void *unused)
+{
+	(void)unused;
+	stay_busy();
+	end_last_thread();
+}
+
+/* The leader of the task has ended. */
+CASE(leaderless)
+{
+	pthread_t thread;
+	MUST0(pthread_create(&thread, NULL, stay_busy_alone, NULL));
+	for (;;)
+		syscall(SYS_exit, 0);
+}
+
+/* The same as busy where nothing more can be mapped. 64-bit code in an ia32 task has no way back by itself from a call that it is made to make. */
 CASE(busy_at_limit)
 {
 	pthread_t thread;

@@ -98,8 +98,9 @@ pub(super) fn collect(
     };
     let mut stats = Vec::with_capacity(frozen.tasks.len());
     for task in &frozen.tasks {
-        task.dir.read("stat", &mut tables.buffer).with_context(|| format!("task {}: read stat", task.pid))?;
-        stats.push(stat::parse(&tables.buffer).with_context(|| format!("task {}", task.pid))?);
+        stats.push(
+            read_stat(task, &mut tables.buffer).with_context(|| format!("task {}: read stat", task.pid))?,
+        );
     }
     let living = frozen.tasks.iter().map(|task| task.pid);
     let strangers = Strangers::look(&living.chain(frozen.dead.iter().map(|task| task.pid)).collect())?;
@@ -164,6 +165,18 @@ pub(super) fn collect(
     Ok(Collected { tree, files, memory, contents })
 }
 
+/// What `stat` tells of a task: memory by a living thread, what its parent is told by the leader.
+fn read_stat(task: &FrozenTask, buffer: &mut Vec<u8>) -> Result<stat::Stat> {
+    task.dir.read("stat", buffer)?;
+    let mut stat = stat::parse(buffer)?;
+    if task.leader_ended() {
+        task.dir.read(&format!("task/{}/stat", task.pid), buffer)?;
+        let of_leader = stat::parse(buffer)?;
+        (stat.exit_signal, stat.exit_code) = (of_leader.exit_signal, of_leader.exit_code);
+    }
+    Ok(stat)
+}
+
 fn standing((pid, name): (Pid, &str), stat: &stat::Stat, cloned: bool) -> Standing {
     Standing {
         place: Place { pid, ppid: stat.ppid, pgid: stat.pgid, sid: stat.sid, cloned },
@@ -215,6 +228,7 @@ fn collect_task(
     patience: &Patience,
 ) -> Result<Option<(Task, Space)>> {
     let shares = known.shares;
+    let (deputy, leader_ended) = (task.deputy(), task.leader_ended());
     let FrozenTask { pid, name, dir, threads, stopped_by, waits } = task;
     let (pid, dir) = (*pid, &*dir);
     let refuse = &mut Refuse::new(refusals, pid, name);
@@ -223,11 +237,11 @@ fn collect_task(
     namespaces.refuse_threads(dir, threads, refuse)?;
     let (vmas, leftovers) = match known.areas(&tables.mates) {
         Some(areas) => areas,
-        None => dump_areas(pid, dir, tables, refuse)?,
+        None => dump_areas(deputy, dir, tables, refuse)?,
     };
     let fds = match shares.files {
         Some(_) => Vec::new(),
-        None => tables.files.dump_task(pid, dir, &mut tables.paths, tables.terminal, refuse)?,
+        None => tables.files.dump_task(deputy, dir, &mut tables.paths, tables.terminal, refuse)?,
     };
     let mut link = |name| file::dump_link(dir, name, &mut tables.paths, refuse);
     let exe = link("exe")?;
@@ -238,13 +252,13 @@ fn collect_task(
     let outside = properties::dump_outside(dir, &mut tables.buffer)?;
     let timers = timer::dump_timers(pid, dir, &mut tables.buffer, refuse)?;
     let statuses = read_statuses(dir, threads, &mut tables.buffer)?;
-    let Some(leader) = statuses.first() else { return Ok(None) };
-    let Some(abi) = dump_vdso(pid, dir, &vmas, &mut tables.vdsos, refuse)? else { return Ok(None) };
+    let Some(whole) = statuses.first() else { return Ok(None) };
+    let Some(abi) = dump_vdso(deputy, dir, &vmas, &mut tables.vdsos, refuse)? else { return Ok(None) };
 
     let mut records = Vec::with_capacity(threads.len());
     let mut may_run = true;
     for (thread, status) in threads.iter().zip(&statuses) {
-        let registration = rseq::dump(pid, thread, refuse)?;
+        let registration = rseq::dump(deputy, thread, refuse)?;
         may_run &= registration.may_run;
         let wait = waits.get(thread.tid());
         let mut record = thread::dump_outside(thread, status, wait, &tables.low, refuse)?;
@@ -265,7 +279,7 @@ fn collect_task(
         exe,
         cwd,
         root,
-        umask: leader.umask.context("no umask")?,
+        umask: whole.umask.context("no umask")?,
         personality: outside.personality,
         dumpable: 1,
         child_subreaper: false,
@@ -291,10 +305,10 @@ fn collect_task(
         && tables.mates.let_ask(pid, &shares, |regs| stands_in(regs, &leftovers));
     tables.mates.note(pid, &leftovers, asked);
     if asked {
-        let gadget = find_gadget(pid, abi, &vmas, &mut tables.gadgets)?;
-        let (ignored, caught) = (leader.ignored, leader.caught);
-        let target = Target { pid, abi, gadget, ignored, caught, leftovers };
-        let resident_kib = leader.resident_kib;
+        let gadget = find_gadget(deputy, abi, &vmas, &mut tables.gadgets)?;
+        let (ignored, caught) = (whole.ignored, whole.caught);
+        let target = Target { pid, deputy, abi, gadget, ignored, caught, leftovers };
+        let resident_kib = whole.resident_kib;
         let facts = Facts { dir, vmas: &vmas, resident_kib, bystanders: &mut tables.bystanders };
         dispatch::suspend(threads, &record.threads, tables.guarded)?;
         let told = ask(target, threads, &mut record, facts, refuse, patience);
@@ -307,6 +321,12 @@ fn collect_task(
     signal::complete_pending(threads, &mut record)?;
     record.stopped = group_stop::dump(*stopped_by, stat.exit_code, &mut record);
     timer::take_signals(&mut record);
+    if leader_ended {
+        // In a stopped task the kernel shows another code in its place (do_task_stat(), fs/proc/array.c).
+        let exit_code = stopped_by.is_none().then_some(stat.exit_code);
+        let ended = thread::dump_ended(pid, dir, exit_code, &record.threads, refuse);
+        record.threads.insert(0, ended.with_context(|| format!("thread {pid}, which has ended"))?);
+    }
     if shares.memory.is_some() {
         return Ok(Some((record, known::no_space())));
     }
@@ -471,11 +491,11 @@ fn ask(
     let memory = || memory::private_writable(vmas);
     let executor = Executor::open(target, &mut threads[caller], memory, patience)?;
     let asked = (|| -> Result<Told> {
-        let [leader, others @ ..] = &mut *threads else { bail!("no thread") };
+        let [deputy, others @ ..] = &mut *threads else { bail!("no thread") };
         let stranger = bystanders.for_thread(&record.threads[0].creds)?;
-        let brk = ask_leader(&executor, leader, record, (dir, stranger), refuse, patience)?;
+        let brk = ask_deputy(&executor, deputy, record, (dir, stranger), refuse, patience)?;
         let memory = (vmas, resident_kib);
-        let policies = mempolicy::dump_areas(&executor, leader, dir, memory, refuse, patience)?;
+        let policies = mempolicy::dump_areas(&executor, deputy, dir, memory, refuse, patience)?;
         for (thread, record) in others.iter_mut().zip(record.threads.iter_mut().skip(1)) {
             let mut batch = executor.batch(thread)?;
             let about_thread = AskThread::new(&mut batch, bystanders.for_thread(&record.creds)?);
@@ -519,26 +539,26 @@ fn find_caller(threads: &[Stopped], abi: Abi) -> Result<Option<usize>> {
     Ok(found)
 }
 
-/// What the task as a whole and its leader know.
-fn ask_leader(
+/// What the task as a whole knows, and its leader or the thread that stands for it.
+fn ask_deputy(
     executor: &Executor,
-    leader: &mut Stopped,
+    deputy: &mut Stopped,
     record: &mut Task,
     (dir, stranger): (&Dir, Option<Pid>),
     refuse: &mut Refuse<'_>,
     patience: &Patience,
 ) -> Result<Addr> {
-    let mut batch = executor.batch(leader)?;
+    let mut batch = executor.batch(deputy)?;
     let about_signals = AskSignals::new(&mut batch, record.shares.handlers.is_none());
     let about_task = AskTask::new(&mut batch);
     let about_tracees = AskTracees::new(&mut batch);
     let about_ldt = AskLdt::new(&mut batch);
     let about_thread = AskThread::new(&mut batch, stranger);
-    let reply = executor.run(leader, &batch, patience)?;
+    let reply = executor.run(deputy, &batch, patience)?;
     record.actions = about_signals.actions(&reply)?;
     record.interval_timers = about_signals.timers(&reply)?;
-    record.ldt = about_ldt.dump(&reply, executor, leader, patience)?;
-    timer::ask_times(executor, leader, &mut record.timers, patience)?;
+    record.ldt = about_ldt.dump(&reply, executor, deputy, patience)?;
+    timer::ask_times(executor, deputy, &mut record.timers, patience)?;
     let inside = about_task.read(&reply, refuse)?;
     about_tracees.check(&reply, refuse)?;
     record.dumpable = inside.dumpable;
@@ -563,7 +583,7 @@ fn find_contents(
     for (task, space) in occupied {
         let pagemap = File::from(task.dir.open("pagemap").context("open pagemap")?);
         let memory = File::from(task.dir.open("mem").context("open mem")?);
-        let source = contents.add_task(task.pid, memory);
+        let source = contents.add_task(task.deputy(), memory);
         space.runs = contents
             .find_private(source, &pagemap, &space.vmas)
             .with_context(|| format!("task {}: look for pages", task.pid))?;

@@ -2,9 +2,12 @@
 //!
 //! Tasks are stopped parents first, each with all its threads, until neither a new thread nor a new child
 //! turns up: a stopped parent makes no more of them. What cannot be stopped is refused by name, and the walk goes on.
+//!
+//! The leader of a task can end before its other threads. It stays there as a zombie that nobody can stop or ask, and what the
+//! task has is seen by one of the others.
 
 use super::After;
-use crate::proc::{Dir, decimal, stat, status};
+use crate::proc::{Dir, decimal, has_ended, stat, status};
 use crate::ptrace::{self, Patience, Seized, Stop, Stopped, Waited};
 use crate::refusal::Refusals;
 use crate::resource::seccomp;
@@ -24,14 +27,26 @@ pub(crate) struct FrozenTask {
     pub(crate) pid: Pid,
     /// Its name, for messages.
     pub(crate) name: String,
-    /// `/proc/PID`.
+    /// `/proc/PID`, or that of another thread whose leader has ended.
     pub(crate) dir: Dir,
-    /// All threads, the leader first.
+    /// All living threads, the leader first unless it has ended.
     pub(crate) threads: Vec<Stopped>,
     /// The signal that has stopped the task (state T).
     pub(crate) stopped_by: Option<i32>,
     /// Their calls that the kernel continues by restart_syscall(2).
     pub(crate) waits: Waits,
+}
+
+impl FrozenTask {
+    /// A living thread, by which what belongs to the task as a whole is found: the leader unless that has ended.
+    pub(crate) fn deputy(&self) -> Pid {
+        self.threads.first().map_or(self.pid, Stopped::tid)
+    }
+
+    /// Whether the leader has ended while other threads go on.
+    pub(crate) fn leader_ended(&self) -> bool {
+        self.deputy() != self.pid
+    }
 }
 
 /// A task that has ended, and whose parent, being stopped, does not wait for it now.
@@ -109,7 +124,8 @@ impl Frozen {
                     queue.push_back(child);
                 }
             }
-            if let Some(task) = frozen.tasks.last_mut().filter(|task| task.pid == pid) {
+            if let Some(task) = frozen.tasks.last_mut().filter(|task| task.pid == pid && !task.leader_ended())
+            {
                 task.dir = dir;
             }
         }
@@ -156,6 +172,11 @@ impl Frozen {
                 stopped => stopped?,
             }
         }
+        // The directory lists the leader first as long as tids have not wrapped; threads of a wrapped range follow it.
+        task.threads.sort_by_key(|thread| (thread.tid() != pid, thread.tid()));
+        if task.leader_ended() {
+            task.dir = Dir::task(task.deputy())?;
+        }
         for thread in &task.threads {
             let restarted = thread.restart_interrupted(|| dispositions(&task.dir));
             match restarted {
@@ -163,15 +184,13 @@ impl Frozen {
                 restarted => restarted?,
             }
         }
-        if task.threads.iter().all(|thread| thread.tid() != pid) {
-            // It ended between the look and the stop: as a whole, or only its leading thread.
+        if task.threads.is_empty() {
+            // It ended between the look and the stop.
             self.let_go()?;
             let found = look_at(pid, dir)?;
             return self.pass_over(pid, found, refusals);
         }
-        task.waits = Waits::of(pid, &task.dir, &task.threads, looks);
-        // The directory lists the leader first as long as tids have not wrapped; threads of a wrapped range follow it.
-        task.threads.sort_by_key(|thread| (thread.tid() != pid, thread.tid()));
+        task.waits = Waits::of(task.deputy(), &task.dir, &task.threads, looks);
         task.stopped_by = task.threads.iter().find_map(|thread| match thread.stop() {
             Stop::Group(signal) => Some(signal),
             _ => None,
@@ -299,17 +318,18 @@ fn look_at(pid: Pid, dir: &Dir) -> Result<Found> {
         let hint = "run crr from outside of the tree, or give --tree a task that is not crr's ancestor";
         return refuse("this is crr itself".into(), Some(hint.into()));
     }
-    match stat.state {
-        b'Z' if dir.numbers::<Pid>("task")?.len() > 1 => {
-            return refuse("its leading thread has ended while others go on".into(), None);
-        }
-        b'Z' => return Ok(Found::Zombie(name)),
+    let status = match stat.state {
+        b'Z' => match status_of_another(pid, dir, &mut buffer)? {
+            Some(status) => status,
+            None => return Ok(Found::Zombie(name)),
+        },
         // On its way out of the table.
         b'X' => bail!(ptrace::Error::Gone(pid)),
-        _ => {}
-    }
-    dir.read("status", &mut buffer)?;
-    let status = status::parse(&buffer)?;
+        _ => {
+            dir.read("status", &mut buffer)?;
+            status::parse(&buffer)?
+        }
+    };
     if status.tgid != pid {
         let hint = format!("use --tree {}", status.tgid);
         return refuse(format!("a thread of task {}, not a task", status.tgid), Some(hint));
@@ -320,6 +340,20 @@ fn look_at(pid: Pid, dir: &Dir) -> Result<Found> {
         return refuse(format!("traced by {} ({tracer})", status.tracer), Some(hint));
     }
     Ok(Found::Living { name, confined: status.seccomp != 0 })
+}
+
+/// The status of a living thread of a task whose leader has ended; `None` if there is none.
+fn status_of_another(pid: Pid, dir: &Dir, buffer: &mut Vec<u8>) -> Result<Option<status::Status>> {
+    for tid in dir.numbers::<Pid>("task")?.into_iter().filter(|&tid| tid != pid) {
+        // Threads that end meanwhile leave nothing.
+        if dir.read(&format!("task/{tid}/status"), buffer).is_ok() {
+            let status = status::parse(buffer)?;
+            if !matches!(status.state, b'Z' | b'X') {
+                return Ok(Some(status));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// The tasks of a tree as it runs, for looks that need not wait until it is stopped. Tasks that come and go
@@ -352,7 +386,8 @@ fn stop_threads(stopped: &mut Vec<Stopped>, tids: &[Pid], patience: &Patience) -
         match thread {
             Ok(thread) => seized.push(thread),
             Err(ptrace::Error::Gone(_)) => {}
-            Err(_) if is_ending(tid) => {}
+            // Past its end, for which the answer is EPERM.
+            Err(_) if has_ended(tid) => {}
             Err(e) => {
                 failure = Some(e);
                 break;
@@ -371,13 +406,6 @@ fn stop_threads(stopped: &mut Vec<Stopped>, tids: &[Pid], patience: &Patience) -
         }
     }
     failure.map_or(Ok(()), |e| Err(e.into()))
-}
-
-/// Whether a thread is past its end: seizing it answers EPERM.
-fn is_ending(tid: Pid) -> bool {
-    let mut buffer = Vec::new();
-    let stat = Dir::task(tid).and_then(|dir| dir.read("stat", &mut buffer));
-    stat.is_err() || stat::parse(&buffer).is_ok_and(|stat| matches!(stat.state, b'Z' | b'X'))
 }
 
 /// Which signals a task ignores, and which it handles.

@@ -82,11 +82,12 @@ const fn entry(name: &'static str, required: bool, probe: fn() -> Found, cost: &
 }
 
 #[rustfmt::skip]
-const FEATURES: [Entry; 21] = [
+const FEATURES: [Entry; 22] = [
     entry("ptrace", REQUIRED, probe::ptrace, "no task can be dumped or restored"),
     entry("clone3-set-tid", REQUIRED, probe::clone3_set_tid, "tasks cannot get their pids and tids back"),
     entry("pidfd-open", REQUIRED, probe::pidfd_open, "tasks cannot be held by a handle that survives pid reuse"),
     entry("pidfd-getfd", REQUIRED, probe::pidfd_getfd, "the contents of pipes and sockets cannot be dumped"),
+    entry("pidfd-thread", OPTIONAL, probe::pidfd_thread, "tasks whose leading thread has ended while others go on cannot be dumped"),
     entry("unix-diag", OPTIONAL, probe::unix_diag, "tasks with unix sockets cannot be dumped"),
     entry("kcmp", REQUIRED, probe::kcmp, "descriptors that share a file cannot be told from ones that do not"),
     entry("memfd-exec", REQUIRED, probe::memfd_exec, "the programs that restore tasks need a file to be executed from"),

@@ -135,6 +135,14 @@ pub(super) fn pidfd_getfd() -> Found {
         .map(|_| "took a descriptor by it".to_owned())
 }
 
+pub(super) fn pidfd_thread() -> Found {
+    let own = nix::unistd::gettid().as_raw();
+    match crate::sys::pidfd::open_thread(own) {
+        Ok(_) => Ok(format!("opened thread {own}")),
+        Err(errno) => Err(format!("pidfd_open: {errno}")),
+    }
+}
+
 pub(super) fn unix_diag() -> Found {
     match crate::resource::unix_socket::diag::query() {
         Ok(sockets) => Ok(format!("{} unix sockets", sockets.len())),

@@ -45,6 +45,15 @@ impl Dir {
         Ok(Self { fd })
     }
 
+    /// The directory by which a task shows what it has: that of its leader or, where the leader has ended while other threads go
+    /// on, that of one of these, which shows the same of the task as a whole.
+    ///
+    /// # Errors
+    /// ENOENT when it is gone.
+    pub fn living(pid: Pid) -> io::Result<Self> {
+        Self::task(living_thread(pid))
+    }
+
     /// A directory below this one: `task/TID`, `fdinfo`.
     ///
     /// # Errors
@@ -119,6 +128,31 @@ impl Dir {
         numbers.sort_unstable();
         Ok(numbers)
     }
+}
+
+/// A living thread of a task: its leader or, where that has ended while others go on, one of these. The leader of a
+/// task that has ended altogether, or is gone.
+#[must_use]
+pub fn living_thread(pid: Pid) -> Pid {
+    /// Of `/proc/PID/task`: itself, its parent, and one for each thread (proc_task_getattr() of fs/proc/base.c).
+    const LINKS_OF_ONE: u64 = 3;
+    let leader = || -> io::Result<Pid> {
+        let dir = Dir::task(pid)?;
+        if dir.stat("task")?.st_nlink <= LINKS_OF_ONE || !has_ended(pid) {
+            return Ok(pid);
+        }
+        let mut tids = dir.numbers::<Pid>("task")?.into_iter();
+        Ok(tids.find(|&tid| !has_ended(tid)).unwrap_or(pid))
+    };
+    leader().unwrap_or(pid)
+}
+
+/// Whether a thread has ended: it is gone, or a zombie.
+#[must_use]
+pub fn has_ended(tid: Pid) -> bool {
+    let mut buffer = Vec::new();
+    let read = Dir::task(tid).and_then(|dir| dir.read("stat", &mut buffer));
+    read.is_err() || stat::parse(&buffer).is_ok_and(|stat| matches!(stat.state, b'Z' | b'X'))
 }
 
 impl AsFd for Dir {

@@ -32,6 +32,8 @@ pub struct Status {
     pub thp_enabled: Option<bool>,
     /// Address bits that the processor looks at (LAM).
     pub untag_mask: Option<u64>,
+    /// Blocked signals.
+    pub blocked: u64,
     /// Ignored signals.
     pub ignored: u64,
     /// Signals with a handler.
@@ -48,6 +50,8 @@ pub struct Status {
     pub voluntary_switches: u64,
     /// Seccomp mode.
     pub seccomp: u32,
+    /// How many filters of seccomp it has.
+    pub seccomp_filters: usize,
     /// `Speculation_Store_Bypass` or `SpeculationIndirectBranch` is forbidden to the thread for good.
     pub speculation_forbidden: bool,
     /// `x86_Thread_features`: `shstk` and the like.
@@ -150,6 +154,10 @@ fn set_optional(status: &mut Status, key: &[u8], value: &[u8]) -> Result<(), Mal
             let mask = value.strip_prefix(b"0x").and_then(hex);
             status.untag_mask = Some(mask.ok_or_else(|| bad("untag_mask"))?);
         }
+        b"SigBlk" => status.blocked = hex(value).ok_or_else(|| bad("SigBlk"))?,
+        b"Seccomp_filters" => {
+            status.seccomp_filters = decimal(value).ok_or_else(|| bad("Seccomp_filters"))?;
+        }
         b"Seccomp" => status.seccomp = decimal(value).ok_or_else(|| bad("Seccomp"))?,
         b"Speculation_Store_Bypass" | b"SpeculationIndirectBranch" => {
             // "thread force mitigated", "conditional force disabled".
@@ -187,12 +195,13 @@ mod tests {
         assert_eq!((status.umask, status.state, status.tgid, status.tracer), (Some(0o22), b'S', 14901, 7));
         assert_eq!((status.uid, status.gid), ([1000, 0, 0, 1001], [0, 0, 0, 5]));
         assert_eq!(status.groups, [4, 24, 1000]);
+        assert_eq!(status.blocked, 0x1_0000);
         assert_eq!((status.locked_kib, status.ignored, status.pending), (12, 6, 0x200));
         assert_eq!((status.resident_kib, status.memory_nodes), (1500, vec![0x10_0000_0003, 0]));
         assert_eq!(status.caught, 0x1_8000_0002);
         assert_eq!(status.caps, [0, 0x1ff_feff_ffff, 0x1ff_feff_ffff, 0x1ff_feff_ffff, 1]);
         assert!(status.no_new_privs && status.speculation_forbidden);
-        assert_eq!((status.seccomp, status.thp_enabled), (2, Some(true)));
+        assert_eq!((status.seccomp, status.seccomp_filters, status.thp_enabled), (2, 1, Some(true)));
         assert_eq!(status.untag_mask, Some(u64::MAX));
         assert_eq!(status.thread_features, b"shstk");
         assert_eq!(status.voluntary_switches, 150);

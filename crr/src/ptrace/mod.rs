@@ -10,6 +10,7 @@
 mod interrupted;
 pub mod regs;
 
+use crate::proc;
 use crate::sys::{self, ptrace as request};
 use images::signal::SIGINFO_SIZE;
 use images::thread::{Dispatch, Regs, Rseq, UserDesc};
@@ -198,7 +199,8 @@ impl Seized {
         request::interrupt(self.tid).map_err(error(self.tid, "interrupt"))
     }
 
-    /// Waits until it stops or ends.
+    /// Waits until it stops or ends. The kernel does not tell of a leader that ends before other threads of its task: what it
+    /// ended with is then shown as 0.
     ///
     /// Looks often at first: a thread on another processor stops within microseconds, and sleeping would cost more.
     ///
@@ -219,10 +221,22 @@ impl Seized {
             if looks < QUICK {
                 std::hint::spin_loop();
             } else {
+                if looks > QUICK && self.ended_untold()? {
+                    return Ok(Waited::Ended(0));
+                }
                 patience.check(self.tid)?;
                 sys::wait::for_any_change(STEP);
             }
         }
+    }
+
+    /// Whether it has ended, and waiting does not tell.
+    fn ended_untold(&self) -> Result<bool, Error> {
+        if !proc::has_ended(self.tid) {
+            return Ok(false);
+        }
+        // It may have ended just now, which the next wait tells.
+        sys::wait::is_told(self.tid).map(|told| !told).map_err(error(self.tid, "wait"))
     }
 
     /// As [`Seized::wait`], for a thread whose end is a failure.
@@ -436,6 +450,17 @@ impl Stopped {
     /// [`Error::Gone`].
     pub fn suspend_seccomp(&self) -> Result<(), Error> {
         request::set_options(self.tid, OPTIONS | SUSPEND_SECCOMP).map_err(error(self.tid, "suspend seccomp"))
+    }
+
+    /// Makes a thread that was seized for life ([`Seized::seize_for_life_unfiltered`] if `unfiltered`) stop once more at its end,
+    /// by [`Stop::Event`] of PTRACE_EVENT_EXIT: there it can be let go, and runs no instruction any more.
+    ///
+    /// # Errors
+    /// [`Error::Gone`].
+    pub fn stop_at_end(&self, unfiltered: bool) -> Result<(), Error> {
+        let more = if unfiltered { SUSPEND_SECCOMP } else { 0 };
+        let options = OPTIONS | libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACEEXIT | more;
+        request::set_options(self.tid, options).map_err(error(self.tid, "stop it at its end"))
     }
 
     /// The program of a seccomp filter, by its place in the order of installation.

@@ -51,6 +51,8 @@ const PROT_EXEC: u32 = 4;
 pub struct Target {
     /// The task.
     pub pid: Pid,
+    /// A living thread of it, by which its memory is reached.
+    pub deputy: Pid,
     /// Its ABI.
     pub abi: Abi,
     /// Where a system call instruction lies.
@@ -156,8 +158,8 @@ impl Executor {
         };
         executor.way = Way::Area(area);
         // At once, so that the area can be told from the task's own should crr be killed.
-        let Target { pid, abi, .. } = executor.target;
-        match vm::write_all(pid, area.offset(layout::CODE), &code::assemble(abi, area)) {
+        let Target { deputy, abi, .. } = executor.target;
+        match vm::write_all(deputy, area.offset(layout::CODE), &code::assemble(abi, area)) {
             Ok(()) => Ok(executor),
             Err(errno) => {
                 executor.close(thread, patience)?;
@@ -321,7 +323,9 @@ impl Executor {
         args: [u64; 6],
     ) -> Result<Option<Frame>> {
         let frame = match &self.target.gadget.escape {
-            Some(escape) => Frame::place(self.target.pid, self.target.abi, thread, saved, escape, Addr(0))?,
+            Some(escape) => {
+                Frame::place(self.target.deputy, self.target.abi, thread, saved, escape, Addr(0))?
+            }
             None => None,
         };
         self.set_up_call(thread, saved, frame.as_ref(), call, args)?;
@@ -382,7 +386,7 @@ impl Executor {
         put(layout::TABLE, table);
         put(layout::CODE, &code::assemble(abi, area));
         put(layout::SAVED, &code::saved_block(abi, area, &saved.regs, saved.table, saved.mask));
-        vm::write_all(self.target.pid, area.offset(layout::USED), &image).context("write a batch of calls")
+        vm::write_all(self.target.deputy, area.offset(layout::USED), &image).context("write a batch of calls")
     }
 
     fn read(&self, area: Addr, batch: &Batch) -> Result<Reply> {
@@ -392,8 +396,8 @@ impl Executor {
             vm::Remote::new(area.offset(layout::TABLE), table_len),
             vm::Remote::new(area.offset(layout::BUFFERS), buffers_len),
         ];
-        let n =
-            vm::read(self.target.pid, &mut both, &remote).context("read the answers of a batch of calls")?;
+        let n = vm::read(self.target.deputy, &mut both, &remote)
+            .context("read the answers of a batch of calls")?;
         if n != both.len() {
             bail!("read the answers of a batch of calls: {n} of {} bytes", both.len());
         }

@@ -84,7 +84,7 @@ impl Executor {
         room: Addr,
         patience: &Patience,
     ) -> Result<Reply> {
-        let pid = self.target.pid;
+        let pid = self.target.deputy;
         let mut reply = Reply::empty(batch);
         for (index, &(call, args)) in batch.calls().iter().enumerate() {
             let mut places = Vec::new();
@@ -125,7 +125,7 @@ impl Executor {
         batch: &Batch,
         memory: &[Range<u64>],
     ) -> Result<(Frame, Dead)> {
-        let (pid, abi) = (self.target.pid, self.target.abi);
+        let (pid, abi) = (self.target.deputy, self.target.abi);
         let refused = |why| NoRoom { tid: thread.tid(), why };
         let Some(escape) = &self.target.gadget.escape else { bail!(refused(NO_CODE)) };
         if !super::finds_back(&saved.regs, abi) {

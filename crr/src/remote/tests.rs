@@ -130,7 +130,15 @@ impl Echo {
         areas.sort_by_key(|area| area.size);
         let gadget = Gadget::find(self.pid(), self.abi, &areas, &mut Cache::default()).unwrap();
         assert!(gadget.escape.is_some(), "libc has a way back");
-        Target { pid: self.pid(), abi: self.abi, gadget, ignored: 0, caught: 0, leftovers: Vec::new() }
+        Target {
+            pid: self.pid(),
+            deputy: self.pid(),
+            abi: self.abi,
+            gadget,
+            ignored: 0,
+            caught: 0,
+            leftovers: Vec::new(),
+        }
     }
 }
 

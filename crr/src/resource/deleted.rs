@@ -116,7 +116,7 @@ impl Table {
                 continue;
             }
             // A task that is gone, or not ours to look at, is none that crr could name.
-            let Ok(dir) = Dir::task(pid) else { continue };
+            let Ok(dir) = Dir::living(pid) else { continue };
             for found in self.held_by(&dir) {
                 let comm = crate::dump::freeze::comm_of(pid);
                 refusals.push(Refusal {

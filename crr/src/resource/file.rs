@@ -18,6 +18,7 @@ use images::event::{Epoll, Notify};
 use images::file::{Description, FdEntry, Files, Path, Pipe, Target};
 use images::task::{Task, Zombie};
 use images::{DescriptionId, Pid, TaskFd};
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, Mode, SFlag};
 use std::cmp::Ordering;
@@ -102,23 +103,31 @@ impl Open {
 }
 
 impl Table {
-    /// Collects the descriptors of one task.
+    /// Collects the descriptors of one task, by a living thread of it.
     pub(crate) fn dump_task(
         &mut self,
-        pid: Pid,
+        deputy: Pid,
         dir: &Dir,
         paths: &mut Paths,
         terminal: Terminal,
         refuse: &mut Refuse<'_>,
     ) -> Result<Vec<FdEntry>> {
         let (fd_dir, info_dir) = (dir.dir("fd")?, dir.dir("fdinfo")?);
-        let pidfd = pidfd::open(pid).context("pidfd_open")?;
+        let pidfd = match pidfd::open(deputy) {
+            Err(Errno::EINVAL) if deputy != refuse.pid() => {
+                let reason = "cannot be had: their task's leading thread has ended, and this kernel has no descriptors \
+                    of threads (it needs Linux 6.9)";
+                refuse.because("file descriptors", reason);
+                return Ok(Vec::new());
+            }
+            pidfd => pidfd.context("pidfd_open")?,
+        };
         let mut buffer = Vec::new();
         let mut entries = Vec::new();
         for fd in fd_dir.numbers::<u32>(".").context("list fds")? {
             let open = Open::look(fd, &fd_dir, &info_dir, &mut buffer).with_context(|| format!("fd {fd}"))?;
             let id = self
-                .description(pid, &open, &pidfd, paths, terminal, refuse)
+                .description(deputy, &open, &pidfd, paths, terminal, refuse)
                 .with_context(|| open.describe())?;
             if let Some(description) = id {
                 let close_on_exec = open.info.flags & O_CLOEXEC != 0;

@@ -4,7 +4,7 @@
 //! are those of whoever calls.
 
 use super::Refuse;
-use crate::proc::{Dir, decimal};
+use crate::proc::{Dir, decimal, living_thread};
 use crate::refusal::{Refusal, Refusals};
 use crate::sys::kcmp::{Kind, kcmp};
 use anyhow::{Context, Result};
@@ -124,11 +124,11 @@ impl Table {
         holder: impl Fn(DescriptionId) -> Option<(Pid, u32)>,
         refusals: &mut Refusals,
     ) -> Result<()> {
-        let mut locked: Vec<((Pid, u32), OsString, &str)> = Vec::new();
-        for (id, _, _, object) in &self.of_descriptions {
+        let mut locked: Vec<((Pid, u32), OsString, usize)> = Vec::new();
+        for (index, (id, _, _, object)) in self.of_descriptions.iter().enumerate() {
             let Some((pid, fd)) = holder(*id) else { continue };
             let link = Dir::task(pid)?.link(&format!("fd/{fd}")).with_context(|| object.clone())?;
-            locked.push(((pid, fd), link, object));
+            locked.push(((pid, fd), link, index));
         }
         if locked.is_empty() {
             return Ok(());
@@ -137,18 +137,21 @@ impl Table {
         for entry in std::fs::read_dir("/proc").context("list /proc")? {
             let name = entry.context("list /proc")?.file_name();
             let Some(pid) = decimal::<Pid>(name.as_bytes()) else { continue };
-            let Some(dir) = Dir::task(pid).ok().filter(|_| pid != own && !tree.contains(&pid)) else {
+            if pid == own || tree.contains(&pid) {
                 continue;
-            };
+            }
+            let deputy = living_thread(pid);
+            let Ok(dir) = Dir::task(deputy) else { continue };
             // A task that is gone, or not ours to look at, is none that crr could name.
             for fd in dir.numbers::<u32>("fd").unwrap_or_default() {
                 let Ok(link) = dir.link(&format!("fd/{fd}")) else { continue };
-                for (holder, _, object) in locked.iter().filter(|(_, name, _)| *name == link) {
-                    if kcmp(Kind::File, *holder, (pid, fd)) == Ok(Ordering::Equal) {
+                for (holder, _, index) in locked.iter().filter(|(_, name, _)| *name == link) {
+                    let (_, task, _, object) = &self.of_descriptions[*index];
+                    if kcmp(Kind::File, *holder, (deputy, fd)) == Ok(Ordering::Equal) {
                         let comm = crate::dump::freeze::comm_of(pid);
                         refusals.push(Refusal {
-                            task: Some((holder.0, crate::dump::freeze::comm_of(holder.0))),
-                            object: (*object).to_owned(),
+                            task: Some((*task, crate::dump::freeze::comm_of(*task))),
+                            object: object.clone(),
                             reason: format!(
                                 "is locked, and task {pid} ({comm}) outside of the tree has it too"
                             ),

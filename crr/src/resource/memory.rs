@@ -234,7 +234,7 @@ impl Backings {
             // A task that is gone, or not ours to look at, is none that crr could name.
             if pid == own
                 || tree.contains(&pid)
-                || Dir::task(pid).and_then(|d| d.read("maps", &mut text)).is_err()
+                || Dir::living(pid).and_then(|d| d.read("maps", &mut text)).is_err()
             {
                 continue;
             }

@@ -42,7 +42,7 @@ impl Namespaces {
         Ok(Self(links))
     }
 
-    /// Refuses each namespace that a thread other than the leader has for itself.
+    /// Refuses each namespace that a thread other than the first has for itself.
     pub(crate) fn refuse_threads(
         &self,
         dir: &Dir,
@@ -53,10 +53,10 @@ impl Namespaces {
             let tid = thread.tid();
             let thread_dir = dir.dir(&format!("task/{tid}")).with_context(|| format!("thread {tid}"))?;
             let names = NAMES.iter().zip(&self.0);
-            for (name, leaders) in names.filter(|(name, _)| !OF_WHOLE_TASKS.contains(name)) {
-                let Some(leaders) = leaders else { continue };
+            for (name, first) in names.filter(|(name, _)| !OF_WHOLE_TASKS.contains(name)) {
+                let Some(first) = first else { continue };
                 let own = thread_dir.link(name).with_context(|| format!("thread {tid}: read {name}"))?;
-                if own != *leaders {
+                if own != *first {
                     let object = format!("thread {tid}: namespace {}", name.trim_start_matches("ns/"));
                     let hint = "have the program keep all threads of a task in the same namespaces";
                     refuse.with_hint(object, "has one of its own (unshare, setns)", hint);

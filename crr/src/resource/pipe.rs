@@ -3,7 +3,7 @@
 pub(crate) mod recreate;
 
 use super::{Refuse, event, terminal};
-use crate::proc::Dir;
+use crate::proc::{Dir, living_thread};
 use crate::refusal::{Refusal, Refusals};
 use crate::sys::kcmp::{Kind, kcmp};
 use crate::sys::pipe;
@@ -169,7 +169,7 @@ impl Holders {
             let ours = (own, master.as_raw_fd().cast_unsigned());
             for &(pid, fd) in &self.other_masters {
                 // What is closed by now is open in no other task.
-                if kcmp(Kind::File, ours, (pid, fd)) == Ok(Ordering::Equal) {
+                if kcmp(Kind::File, ours, (living_thread(pid), fd)) == Ok(Ordering::Equal) {
                     refuse(object, pid, refusals);
                 }
             }
@@ -198,7 +198,7 @@ enum Seen {
 /// Looks at such files of a task. One that is gone or not ours to look at has none. A master is looked for by its slave:
 /// that has a file of its own.
 fn look_at(pid: Pid, mut see: impl FnMut(Seen)) {
-    let Ok(dir) = Dir::task(pid).and_then(|dir| dir.dir("fd")) else { return };
+    let Ok(dir) = Dir::living(pid).and_then(|dir| dir.dir("fd")) else { return };
     for fd in dir.numbers::<u32>(".").unwrap_or_default() {
         let name = fd.to_string();
         let Ok(link) = dir.link(&name) else { continue };

@@ -37,13 +37,14 @@ pub(crate) fn disarm(tree: &Tree) {
 }
 
 fn disarm_task(task: &Task) {
+    let Some(living) = task.threads.iter().find(|thread| thread.exited.is_none()) else { return };
     let heads: Vec<(Addr, Abi)> =
         task.threads.iter().flat_map(lists).map(|(list, abi)| (list.head, abi)).collect();
     for heads in heads.chunks(MAX_RANGES) {
         let ranges: Vec<vm::Remote> =
             heads.iter().map(|&(head, abi)| vm::Remote::new(head, 3 * word(abi))).collect();
         let mut found = vec![0u8; ranges.iter().map(vm::Remote::len).sum()];
-        let mut read = vm::read(task.pid, &mut found, &ranges).unwrap_or(0);
+        let mut read = vm::read(living.tid, &mut found, &ranges).unwrap_or(0);
         let mut rest = &found[..];
         for &(head, abi) in heads {
             let (list, after) = rest.split_at(3 * word(abi));
@@ -54,8 +55,8 @@ fn disarm_task(task: &Task) {
             // struct robust_list_head: list.next, futex_offset, list_op_pending.
             let (next, pending) = (&head.0.to_le_bytes()[..word(abi)], &[0; 8][..word(abi)]);
             if !known || !list.starts_with(next) || !list.ends_with(pending) {
-                let _ = vm::write_all(task.pid, head, next);
-                let _ = vm::write_all(task.pid, head.offset(2 * abi.word()), pending);
+                let _ = vm::write_all(living.tid, head, next);
+                let _ = vm::write_all(living.tid, head.offset(2 * abi.word()), pending);
             }
         }
     }

@@ -45,7 +45,7 @@ pub(crate) fn find(
     for task in tasks {
         for thread in task.threads.iter().skip(1) {
             for (_, kind, what) in &KINDS[1..3] {
-                let same = kcmp(*kind, (task.pid, 0), (thread.tid(), 0));
+                let same = kcmp(*kind, (task.deputy(), 0), (thread.tid(), 0));
                 if same.with_context(|| format!("compare {what} of threads"))? != Ordering::Equal {
                     let object = format!("thread {}", thread.tid());
                     let reason = format!("has {what} of its own (unshare)");
@@ -60,7 +60,7 @@ pub(crate) fn find(
 /// The tasks with the same object of a kind together, by sorting them in the kernel's order.
 fn in_order(tasks: &[FrozenTask], kind: Kind) -> nix::Result<Vec<Vec<usize>>> {
     let mut failure = None;
-    let mut compare = |a: usize, b: usize| match kcmp(kind, (tasks[a].pid, 0), (tasks[b].pid, 0)) {
+    let mut compare = |a: usize, b: usize| match kcmp(kind, (tasks[a].deputy(), 0), (tasks[b].deputy(), 0)) {
         Ok(order) => order,
         Err(errno) => {
             failure = Some(errno);
@@ -86,10 +86,10 @@ fn refuse_outsiders(
         return Ok(());
     }
     let mut named = vec![false; order.len()];
-    for stranger in strangers.pids() {
+    for (stranger, deputy) in strangers.deputies() {
         let mut failure = None;
         let found = order.binary_search_by(|class| {
-            kcmp(kind, (tasks[class[0]].pid, 0), (stranger, 0)).unwrap_or_else(|errno| {
+            kcmp(kind, (tasks[class[0]].deputy(), 0), (deputy, 0)).unwrap_or_else(|errno| {
                 failure = Some(errno);
                 Ordering::Greater
             })
@@ -162,7 +162,7 @@ fn check_exit_signals(
 ) -> Result<()> {
     for (index, task) in tasks.iter().enumerate().skip(1).filter(|(_, task)| task.exit_signal != SIGCHLD) {
         let Some(parent) = tasks.iter().position(|other| other.pid == task.ppid) else { continue };
-        let execs = [index, parent].map(|index| exec_mark(tasks, spaces, index));
+        let execs = [index, parent].map(|index| exec_mark(frozen, tasks, spaces, index));
         let [own, parents] = execs;
         if own? != parents? {
             let object = format!("exit signal {}", task.exit_signal);
@@ -175,7 +175,12 @@ fn check_exit_signals(
 }
 
 /// What exec gave a program and fork copies: the auxiliary vector, with the random bytes that it points to.
-fn exec_mark(tasks: &[Task], spaces: &[Space], index: usize) -> Result<(Vec<u8>, [u8; 16])> {
+fn exec_mark(
+    frozen: &[FrozenTask],
+    tasks: &[Task],
+    spaces: &[Space],
+    index: usize,
+) -> Result<(Vec<u8>, [u8; 16])> {
     const AT_RANDOM: u64 = 25;
     let holder = family::holder_of(tasks, index, Object::Memory);
     let at = tasks.iter().position(|task| task.pid == holder).unwrap_or(index);
@@ -183,7 +188,7 @@ fn exec_mark(tasks: &[Task], spaces: &[Space], index: usize) -> Result<(Vec<u8>,
     let mut random = [0; 16];
     if let Some(address) = auxv_entry(auxv, tasks[at].abi, AT_RANDOM) {
         // Unreadable ones are alike.
-        let _ = vm::read_exact(tasks[at].pid, Addr(address), &mut random);
+        let _ = vm::read_exact(frozen[at].deputy(), Addr(address), &mut random);
     }
     Ok((auxv.clone(), random))
 }

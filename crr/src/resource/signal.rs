@@ -90,7 +90,7 @@ fn dump_pending(thread: &Stopped, shared: bool) -> Result<Vec<Pending>, Error> {
 
 /// Signals pending for a task as a whole.
 pub(crate) fn dump_shared_pending(threads: &[Stopped]) -> Result<Vec<Pending>, Error> {
-    threads.first().map_or(Ok(Vec::new()), |leader| dump_pending(leader, true))
+    threads.first().map_or(Ok(Vec::new()), |deputy| dump_pending(deputy, true))
 }
 
 /// Records what is pending in the end, and makes the timers fit it. `task.pending` is what was there before it was asked.

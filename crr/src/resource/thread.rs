@@ -5,8 +5,8 @@ use super::landlock::AskLandlock;
 use super::signal::{STACK_ROOM, altstack};
 use super::wait::Wait;
 use super::{Refuse, attribute, creds};
-use crate::proc::Dir;
-use crate::proc::status::Status;
+use crate::proc::status::{self, Status};
+use crate::proc::{Dir, decimal};
 use crate::ptrace::regs::{self, low_half};
 use crate::ptrace::{Error, Stopped};
 use crate::remote::{Arg, Batch, Buffer, Call, Handle, Reply};
@@ -14,7 +14,9 @@ use crate::sys::int80::{LowBuffer, robust_list_64};
 use crate::sys::sched;
 use anyhow::{Context, Result};
 use images::attribute::ThreadAttributes;
-use images::thread::{Sched, Thread, UserDesc};
+use images::seccomp::Seccomp;
+use images::signal::AltStack;
+use images::thread::{Regs, Sched, Thread, UserDesc};
 use images::{Addr, Pid};
 
 /// GDT_ENTRY_TLS_MIN to GDT_ENTRY_TLS_MAX of 64-bit kernels, arch/x86/include/asm/segment.h.
@@ -67,11 +69,12 @@ pub(crate) fn dump_outside(
     Ok(Thread {
         tid,
         comm: status.comm.clone(),
+        exited: None,
         xstate: thread.xstate()?,
         tls: dump_tls(thread)?,
         sigmask: thread.sigmask()?,
         pending: Vec::new(),
-        altstack: images::signal::AltStack::default(),
+        altstack: AltStack::default(),
         robust_list_64: robust_list_64(tid).context("read the robust list")?,
         robust_list_32: low.robust_list_32(tid).context("read the ia32 robust list")?,
         rseq: None,
@@ -80,11 +83,70 @@ pub(crate) fn dump_outside(
         creds: creds::dump_creds(status, 0),
         parent_death_signal: 0,
         timer_slack_ns: 0,
-        seccomp: images::seccomp::Seccomp::Off,
+        seccomp: Seccomp::Off,
         dispatch: thread.dispatch()?,
         attributes: ThreadAttributes::default(),
         time_left_ns: wait.and_then(|wait| wait.left),
         regs,
+    })
+}
+
+/// A leader that has ended while `others` go on: what is still seen of it. What is not, and has no effect any more, is that
+/// of another thread, or nothing. `exit_code` is unknown while its task is stopped.
+pub(crate) fn dump_ended(
+    pid: Pid,
+    task_dir: &Dir,
+    exit_code: Option<u32>,
+    others: &[Thread],
+    refuse: &mut Refuse<'_>,
+) -> Result<Thread> {
+    let mut buffer = Vec::new();
+    task_dir.read(&format!("task/{pid}/status"), &mut buffer).context("read status")?;
+    let status = status::parse(&buffer)?;
+    let deputy = others.first().context("no other thread")?;
+    let [signal, code, ..] = exit_code.unwrap_or(0).to_le_bytes();
+    if exit_code.is_none() {
+        let reason = "its code of exit is not shown while the task is stopped";
+        refuse.with_hint(format!("thread {pid}"), reason, "continue it with SIGCONT first");
+    }
+    if signal != 0 {
+        let reason = format!("was ended alone, by seccomp or a fault of the kernel (signal {signal})");
+        refuse.with_hint(
+            format!("thread {pid}"),
+            reason,
+            "end the task instead: no thread can end like that again",
+        );
+    }
+    // Readable only while it is not another's (CAP_SYS_NICE).
+    let slack = Dir::task(pid).and_then(|dir| dir.read("timerslack_ns", &mut buffer)).ok();
+    let timer_slack_ns = slack.and_then(|()| decimal(&buffer)).unwrap_or(0);
+    let alike = |thread: &&Thread| match &thread.seccomp {
+        Seccomp::Off => status.seccomp == 0,
+        Seccomp::Strict => status.seccomp == 1,
+        Seccomp::Filters { filters, .. } => status.seccomp == 2 && filters.len() == status.seccomp_filters,
+    };
+    Ok(Thread {
+        tid: pid,
+        comm: status.comm.clone(),
+        exited: Some(code),
+        regs: Regs([0; 27]),
+        time_left_ns: None,
+        xstate: Vec::new(),
+        tls: Vec::new(),
+        sigmask: status.blocked,
+        pending: Vec::new(),
+        altstack: AltStack::default(),
+        robust_list_64: None,
+        robust_list_32: None,
+        rseq: None,
+        clear_child_tid: Addr(0),
+        sched: dump_sched(pid)?,
+        creds: creds::dump_creds(&status, deputy.creds.securebits),
+        parent_death_signal: 0,
+        timer_slack_ns,
+        seccomp: others.iter().find(alike).map_or(Seccomp::Off, |thread| thread.seccomp.clone()),
+        dispatch: None,
+        attributes: deputy.attributes.clone(),
     })
 }
 

@@ -66,14 +66,14 @@ fn record(shown: Shown) -> Timer {
 /// Has the task tell the times of its timers.
 pub(crate) fn ask_times(
     executor: &Executor,
-    leader: &mut Stopped,
+    deputy: &mut Stopped,
     timers: &mut [Timer],
     patience: &Patience,
 ) -> Result<()> {
     for timers in timers.chunks_mut(AT_ONCE) {
-        let mut batch = executor.batch(leader)?;
+        let mut batch = executor.batch(deputy)?;
         let asked: Vec<Ask> = timers.iter().map(|timer| Ask::new(&mut batch, timer.id)).collect();
-        let reply = executor.run(leader, &batch, patience)?;
+        let reply = executor.run(deputy, &batch, patience)?;
         for (timer, ask) in timers.iter_mut().zip(asked) {
             ask.read(&reply, timer).with_context(|| format!("ask POSIX timer {}", timer.id))?;
         }

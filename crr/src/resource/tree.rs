@@ -1,13 +1,14 @@
 //! Sessions, process groups and parents: which trees can be made again.
 
 use super::Refuse;
+use crate::proc;
 use crate::refusal::{Refusal, Refusals};
 use anyhow::{Context, Result, bail};
 use images::Pid;
 use images::task::{ShellJob, Tree};
 use shared::plan::family;
 use shared::plan::tree::{self, Place, Schedule, Why};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt;
 
 /// Where a task stands, and what else decides about it.
@@ -99,7 +100,8 @@ fn named(pid: Option<&Pid>) -> String {
 pub(crate) struct Strangers {
     sessions: HashMap<Pid, Pid>,
     groups: HashMap<Pid, Pid>,
-    pids: BTreeSet<Pid>,
+    /// By pid, a living thread of each.
+    deputies: BTreeMap<Pid, Pid>,
 }
 
 impl Strangers {
@@ -108,14 +110,14 @@ impl Strangers {
         let mut strangers = Self::default();
         for entry in std::fs::read_dir("/proc").context("list /proc")? {
             let name = entry.context("list /proc")?.file_name();
-            let Some(pid) = crate::proc::decimal::<Pid>(name.as_bytes()) else { continue };
+            let Some(pid) = proc::decimal::<Pid>(name.as_bytes()) else { continue };
             if tree.contains(&pid) {
                 continue;
             }
             let of = nix::unistd::Pid::from_raw(pid);
             // Those that are gone meanwhile hold nothing any more.
             if let (Ok(sid), Ok(pgid)) = (nix::unistd::getsid(Some(of)), nix::unistd::getpgid(Some(of))) {
-                strangers.pids.insert(pid);
+                strangers.deputies.insert(pid, proc::living_thread(pid));
                 strangers.sessions.entry(sid.as_raw()).or_insert(pid);
                 strangers.groups.entry(pgid.as_raw()).or_insert(pid);
             }
@@ -123,14 +125,14 @@ impl Strangers {
         Ok(strangers)
     }
 
-    /// All of them.
-    pub(crate) fn pids(&self) -> impl Iterator<Item = Pid> {
-        self.pids.iter().copied()
+    /// All of them, each with a living thread, by which it is to be looked at.
+    pub(crate) fn deputies(&self) -> impl Iterator<Item = (Pid, Pid)> {
+        self.deputies.iter().map(|(&pid, &deputy)| (pid, deputy))
     }
 
     /// Whether one of them has this id, or one outside of the pid namespace: that is 0 here.
     fn lead(&self, pid: Pid) -> bool {
-        pid == 0 || self.pids.contains(&pid)
+        pid == 0 || self.deputies.contains_key(&pid)
     }
 
     /// A session or group that others are in too cannot be made again: its id stays taken, and it would be another one.
@@ -206,7 +208,7 @@ mod tests {
 
     fn strangers(members: &[(Pid, Pid, Pid)]) -> Strangers {
         Strangers {
-            pids: members.iter().map(|&(pid, ..)| pid).collect(),
+            deputies: members.iter().map(|&(pid, ..)| (pid, pid)).collect(),
             sessions: members.iter().map(|&(pid, _, sid)| (sid, pid)).collect(),
             groups: members.iter().map(|&(pid, pgid, _)| (pgid, pid)).collect(),
         }

@@ -9,7 +9,7 @@ use crate::ptrace::{Patience, Stopped, regs};
 use crate::sys::vm;
 use anyhow::{Context, Result, bail};
 use images::lock::{Lock, LockKind};
-use images::{Abi, Addr, Pid};
+use images::{Abi, Addr};
 use nix::errno::Errno;
 
 /// Takes the locks of all tasks.
@@ -21,7 +21,7 @@ pub(super) fn take_all(
 ) -> Result<()> {
     for (index, task) in restore.checkpoint.tree.tasks.iter().enumerate() {
         for lock in &task.locks {
-            by_thread(&mut all[index], 0, |stopped| take(task.pid, lock, stopped, parked[index], patience))
+            by_thread(&mut all[index], 0, |stopped| take(lock, stopped, parked[index], patience))
                 .and_then(|result| match result {
                     0 => Ok(()),
                     errno => bail!(Errno::from_raw(i32::try_from(-errno)?)),
@@ -32,13 +32,7 @@ pub(super) fn take_all(
     Ok(())
 }
 
-fn take(
-    pid: Pid,
-    lock: &Lock,
-    stopped: Stopped,
-    syscall_at: u64,
-    patience: &Patience,
-) -> Result<(Stopped, i64)> {
+fn take(lock: &Lock, stopped: Stopped, syscall_at: u64, patience: &Patience) -> Result<(Stopped, i64)> {
     let (flock, fcntl) = ([73, 143], [72, 221]);
     let fd = u64::from(lock.fd.0);
     if lock.kind == LockKind::Flock {
@@ -57,7 +51,7 @@ fn take(
     // The stack of a parked thread lies in the hole; well below what it is using.
     let place = Addr((regs::sp(&stopped.regs()?).0 - 512) & !15);
     let bytes = encode(lock, regs::mode(&stopped.regs()?));
-    vm::write_all(pid, place, &bytes).context("write the lock")?;
+    vm::write_all(stopped.tid(), place, &bytes).context("write the lock")?;
     call(stopped, syscall_at, fcntl, &[fd, command, place.0], patience)
 }
 

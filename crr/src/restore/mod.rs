@@ -20,6 +20,7 @@ mod takeover;
 
 use crate::changed::Changed;
 use crate::machine;
+use crate::proc;
 use crate::resource;
 use crate::store::Checkpoint;
 use crate::sys::{limits, process};
@@ -282,8 +283,7 @@ fn undo(restore: &Restore<'_>) {
 
 /// Whether a process exists and is no zombie.
 fn is_alive(pid: images::Pid) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    !stat.is_empty() && !stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
+    !proc::has_ended(proc::living_thread(pid))
 }
 
 /// Whether a process with a pid of the tree is one that this restore made: an ancestor of it is the root we forked, or

@@ -49,13 +49,13 @@ fn is_default(task: &Task, signal: u8) -> bool {
 }
 
 fn stop_task(pid: Pid, signal: i32, taken: &mut Vec<Taken<'_>>, patience: &Patience) -> Result<()> {
-    let leader = taken.remove(0);
-    let mut stopped = stop_by(pid, signal, leader.stopped, patience)?;
+    let first = taken.remove(0);
+    let mut stopped = stop_by(pid, signal, first.stopped, patience)?;
     if stopped.stop() != Stop::Group(signal) {
         // Of its group nobody is left who could continue it: only SIGSTOP stops such a task.
         stopped = stop_by(pid, SIGSTOP, stopped, patience)?;
     }
-    taken.insert(0, Taken { stopped, ..leader });
+    taken.insert(0, Taken { stopped, ..first });
     for index in 1..taken.len() {
         let thread = taken.remove(index);
         let stopped = thread.stopped.cont(0)?.wait_stop(patience)?;
@@ -67,11 +67,11 @@ fn stop_task(pid: Pid, signal: i32, taken: &mut Vec<Taken<'_>>, patience: &Patie
     }
 }
 
-/// Has the leading thread take a signal that stops it.
-fn stop_by(pid: Pid, signal: i32, leader: Stopped, patience: &Patience) -> Result<Stopped> {
+/// Has a thread take a signal that stops its task.
+fn stop_by(pid: Pid, signal: i32, thread: Stopped, patience: &Patience) -> Result<Stopped> {
     kill(nix::unistd::Pid::from_raw(pid), Signal::SIGSTOP).context("send SIGSTOP")?;
     // SIGSTOP is the one that cannot be blocked. It is taken for the other one, which must not be blocked then.
-    let about_to = leader.cont(0)?.wait_stop(patience)?;
+    let about_to = thread.cont(0)?.wait_stop(patience)?;
     if about_to.stop() != Stop::Signal(SIGSTOP) {
         bail!("{:?} instead of SIGSTOP", about_to.stop());
     }
@@ -105,14 +105,14 @@ fn tell(
         return Ok(());
     }
     // A thread would take one of its own first.
-    let Some(index) = parent.threads.iter().position(|thread| !pends(&thread.pending)) else { return Ok(()) };
+    let Some(index) = taken.iter().position(|thread| !pends(&thread.record.pending)) else { return Ok(()) };
     let forget = |stopped: Stopped| -> Result<(Stopped, i64)> {
         // The set, and no time at all: the stack of a parked thread lies in the hole; well below what it is using.
         let place = Addr((regs::sp(&stopped.regs()?).0 - 512) & !15);
         let [set, no_time] = [place, place.offset(8)];
         let mut bytes = [0u8; 24];
         bytes[..8].copy_from_slice(&signal_bit(SIGCHLD).to_le_bytes());
-        vm::write_all(parent.pid, place, &bytes).context("write a signal set")?;
+        vm::write_all(stopped.tid(), place, &bytes).context("write a signal set")?;
         call(stopped, syscall_at, sigtimedwait, &[set.0, 0, no_time.0, 8], patience)
     };
     match by_thread(taken, index, forget)? {

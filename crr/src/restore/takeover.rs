@@ -10,18 +10,20 @@ use super::lock;
 use super::serve::Parked;
 use super::stand_in::StandIn;
 use super::{Restore, births, stop};
-use crate::ptrace::{Patience, Seized, Stopped, regs};
+use crate::proc::has_ended;
+use crate::ptrace::{Patience, Seized, Stop, Stopped, regs};
 use crate::resource::wait::resume;
 use crate::resource::xstate;
 use crate::resource::{event, seccomp};
 use crate::sys::{sched, vm};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use images::seccomp::Seccomp;
 use images::sharing::Object;
 use images::task::Task;
 use images::thread::{Sched, Thread};
 use images::{Abi, Addr, Pid};
 use shared::plan::family::{Making, holder_of};
+use shared::plan::seccomp::is_held;
 use shared::proto::Start;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -55,33 +57,29 @@ pub(super) fn take_over(
         );
     }
     // From here on every thread dies with this process (PTRACE_O_EXITKILL), and none with its parent.
-    for (taken, &syscall_at) in all.iter_mut().zip(parked) {
-        let leader = taken.remove(0);
-        // None yet where a stand-in has still to go.
-        let signal = if stand_in.is_some() { 0 } else { leader.record.parent_death_signal };
-        taken.insert(0, set_death_signal(leader, syscall_at, signal, &patience)?);
-    }
+    let all: Vec<Vec<Taken<'_>>> = (all.into_iter().zip(parked))
+        .map(|(taken, &syscall_at)| untie(taken, syscall_at, &patience))
+        .collect::<Result<_>>()?;
     if let Some(stand_in) = stand_in {
         stand_in.leave();
-        let root = std::mem::take(&mut all[0]).into_iter();
-        all[0] = root
-            .map(|taken| {
-                let signal = taken.record.parent_death_signal;
-                set_death_signal(taken, parked[0], signal, &patience)
-            })
-            .collect::<Result<_>>()?;
     }
+    let all: Vec<Vec<Taken<'_>>> = (all.into_iter().zip(tasks).zip(parked))
+        .map(|((taken, task), &syscall_at)| end_leader(restore, task, taken, syscall_at, &patience))
+        .collect::<Result<_>>()?;
+    // Those who had to go are gone: each would have sent what is asked for now.
+    let mut all: Vec<Vec<Taken<'_>>> = (all.into_iter().zip(parked))
+        .map(|(taken, &syscall_at)| ask_for_death_signals(taken, syscall_at, &patience))
+        .collect::<Result<_>>()?;
     lock::take_all(restore, &mut all, parked, &patience)?;
     stop::stop_all(restore, &mut all, parked, &patience)?;
     let files = &checkpoint.files;
     let group = |pgid| births::group(restore, pgid);
     event::complete::complete(files, tasks, |id| restore.opened.description(id), group)?;
     for (index, watches) in event::signals::by_task(files, tasks) {
-        let leader = all[index].remove(0);
-        let pid = tasks[index].pid;
-        let leader = add_watches(pid, leader, parked[index], &watches, &patience)
-            .with_context(|| format!("task {pid}: have its epolls watch its signals"))?;
-        all[index].insert(0, leader);
+        let first = all[index].remove(0);
+        let first = add_watches(first, parked[index], &watches, &patience)
+            .with_context(|| format!("task {}: have its epolls watch its signals", tasks[index].pid))?;
+        all[index].insert(0, first);
     }
     // The hole goes with the last of those who share an address space: until then others need it.
     let last_in: BTreeMap<Pid, usize> =
@@ -130,15 +128,16 @@ fn finish<'a>(
     syscall_at: u64,
     patience: &Patience,
 ) -> Result<Vec<Taken<'a>>> {
-    let parked = taken.into_iter().map(|thread| (thread.record, thread.stopped)).collect();
-    let entered = resume::enter(task.pid, syscall_at, parked, patience)?;
-    let mut taken: Vec<Taken<'a>> = (task.threads.iter().zip(entered))
+    let (records, parked): (Vec<&Thread>, _) =
+        taken.into_iter().map(|thread| (thread.record, (thread.record, thread.stopped))).unzip();
+    let entered = resume::enter(syscall_at, parked, patience)?;
+    let mut taken: Vec<Taken<'a>> = (records.into_iter().zip(entered))
         .map(|(record, (stopped, answer))| Taken { record, stopped, answer })
         .collect();
     if let Some(start) = hole {
-        let leader = taken.remove(0);
-        let stopped = remove_hole(restore, task, leader.stopped, start, syscall_at, patience);
-        taken.insert(0, Taken { stopped: stopped.context("remove the hole")?, ..leader });
+        let first = taken.remove(0);
+        let stopped = remove_hole(restore, task, first.stopped, start, syscall_at, patience);
+        taken.insert(0, Taken { stopped: stopped.context("remove the hole")?, ..first });
     }
     for thread in &taken {
         set_state(restore, task.pid, thread).with_context(|| format!("thread {}", thread.record.tid))?;
@@ -147,15 +146,70 @@ fn finish<'a>(
 }
 
 /// What a forked child writes about itself before it execs, for a task that was cloned and may see another /proc.
+/// By a living thread of it: what belongs to its memory is not the leader's any more when that has ended.
 fn attributes(task: &Task) -> Result<()> {
+    let living = task.threads.iter().find(|thread| thread.exited.is_none()).context("no living thread")?;
     let write = |name: &str, value: String| {
-        std::fs::write(format!("/proc/{}/{name}", task.pid), value).with_context(|| name.to_owned())
+        std::fs::write(format!("/proc/{}/{name}", living.tid), value).with_context(|| name.to_owned())
     };
     write("oom_score_adj", task.oom_score_adj.to_string())?;
     write("coredump_filter", format!("{:#x}", task.coredump_filter))
 }
 
-/// Has a thread ask for a signal when its parent ends; until then a leader is tied to its parent by SIGKILL.
+/// Unties a leader from its parent, with whom it dies until now.
+fn untie<'a>(mut taken: Vec<Taken<'a>>, syscall_at: u64, patience: &Patience) -> Result<Vec<Taken<'a>>> {
+    let leader = taken.remove(0);
+    taken.insert(0, set_death_signal(leader, syscall_at, 0, patience)?);
+    Ok(taken)
+}
+
+/// Has each thread of a task ask for the signal that it had asked for.
+fn ask_for_death_signals<'a>(
+    taken: Vec<Taken<'a>>,
+    syscall_at: u64,
+    patience: &Patience,
+) -> Result<Vec<Taken<'a>>> {
+    let ask = |thread: Taken<'a>| match thread.record.parent_death_signal {
+        0 => Ok(thread),
+        signal => set_death_signal(thread, syscall_at, signal, patience),
+    };
+    taken.into_iter().map(ask).collect()
+}
+
+/// Has a leader end that had ended: it calls exit(2), and is let go where it has nothing left but to do so. While other
+/// threads are held the task still dies with this process.
+///
+/// Its children get another thread for a parent, and whoever has asked for a signal by then is sent it
+/// (forget_original_parent() of kernel/exit.c).
+fn end_leader<'a>(
+    restore: &Restore<'_>,
+    task: &Task,
+    mut taken: Vec<Taken<'a>>,
+    syscall_at: u64,
+    patience: &Patience,
+) -> Result<Vec<Taken<'a>>> {
+    let Some(code) = task.threads[0].exited else { return Ok(taken) };
+    let Taken { record, stopped, .. } = taken.remove(0);
+    let ended = (|| -> Result<()> {
+        let (exit_64, exit_32) = (60, 1);
+        schedule(&restore.environment.sched, record)?;
+        stopped.stop_at_end(is_held(task))?;
+        lead_to_call(&stopped, syscall_at, [exit_64, exit_32], &[code.into()])?;
+        let ending = stopped.cont(0)?.wait_stop(patience)?;
+        ensure!(ending.stop() == Stop::Event(libc::PTRACE_EVENT_EXIT), "{:?} on its way out", ending.stop());
+        ending.set_sigmask(record.sigmask)?;
+        ending.detach(0)?;
+        while !has_ended(record.tid) {
+            patience.check(record.tid)?;
+            std::thread::yield_now();
+        }
+        Ok(())
+    })();
+    ended.with_context(|| format!("thread {}: have it end", record.tid))?;
+    Ok(taken)
+}
+
+/// Has a thread ask for a signal when its parent ends.
 fn set_death_signal<'a>(
     taken: Taken<'a>,
     syscall_at: u64,
@@ -174,7 +228,6 @@ fn set_death_signal<'a>(
 
 /// Has a task add signalfds to its epolls by itself.
 fn add_watches<'a>(
-    pid: Pid,
     taken: Taken<'a>,
     syscall_at: u64,
     watches: &[event::signals::Own],
@@ -188,7 +241,7 @@ fn add_watches<'a>(
         let place = (regs::get(&stopped.regs()?, regs::Field::Sp) - 512) & !15;
         // struct epoll_event, packed in both ABIs.
         let event = [own.watch.events.to_le_bytes().as_slice(), &own.watch.data.to_le_bytes()].concat();
-        vm::write_all(pid, Addr(place), &event).context("write an event")?;
+        vm::write_all(stopped.tid(), Addr(place), &event).context("write an event")?;
         let args = [own.epoll.into(), EPOLL_CTL_ADD, own.watch.fd.into(), place];
         stopped =
             call(stopped, syscall_at, [epoll_ctl_64, epoll_ctl_32], &args, patience).and_then(succeeded)?;
@@ -231,10 +284,20 @@ fn succeeded((stopped, result): (Stopped, i64)) -> Result<Stopped> {
 pub(super) fn call(
     stopped: Stopped,
     syscall_at: u64,
-    [x86_64, ia32]: [u64; 2],
+    numbers: [u64; 2],
     args: &[u64],
     patience: &Patience,
 ) -> Result<(Stopped, i64)> {
+    lead_to_call(&stopped, syscall_at, numbers, args)?;
+    let entered = stopped.cont_to_syscall(0)?.wait_stop(patience)?;
+    entered.interrupt()?;
+    let out = entered.cont(0)?.wait_stop(patience)?.settle(patience)?;
+    let result = regs::get_signed(&out.regs()?, regs::Field::Ax);
+    Ok((out, result))
+}
+
+/// Sets the registers for a system call at the instruction in the hole.
+fn lead_to_call(stopped: &Stopped, syscall_at: u64, [x86_64, ia32]: [u64; 2], args: &[u64]) -> Result<()> {
     let mut now = stopped.regs()?;
     let number = match regs::mode(&now) {
         Abi::X86_64 => x86_64,
@@ -248,12 +311,7 @@ pub(super) fn call(
     for (n, &arg) in args.iter().enumerate() {
         regs::set(&mut now, regs::Field::Arg(n), arg);
     }
-    stopped.set_regs(&now)?;
-    let entered = stopped.cont_to_syscall(0)?.wait_stop(patience)?;
-    entered.interrupt()?;
-    let out = entered.cont(0)?.wait_stop(patience)?.settle(patience)?;
-    let result = regs::get_signed(&out.regs()?, regs::Field::Ax);
-    Ok((out, result))
+    Ok(stopped.set_regs(&now)?)
 }
 
 /// Has one thread of a task make a call.

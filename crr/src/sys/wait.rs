@@ -30,6 +30,21 @@ pub fn ended_or_stopped(pid: Pid) -> nix::Result<Option<i32>> {
     Ok((waited != 0).then_some(status))
 }
 
+/// Whether a thread or child of any kind has something to tell, which is left to be waited for.
+///
+/// # Errors
+/// ECHILD when it is neither our child nor our tracee, EINTR.
+pub fn is_told(tid: Pid) -> nix::Result<bool> {
+    let id = libc::id_t::try_from(tid).map_err(|_| nix::errno::Errno::EINVAL)?;
+    // SAFETY: all zeros are a siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+    // SAFETY: `info` is a live siginfo_t.
+    check(unsafe { libc::waitid(libc::P_PID, id, &raw mut info, flags) })?;
+    // SAFETY: waitid fills the members that SIGCHLD has; the pid stays 0 where there is nothing.
+    Ok(unsafe { info.si_pid() } != 0)
+}
+
 /// Waits until a child has ended, and leaves it to be waited for. How it ended: CLD_* and its exit code or signal.
 ///
 /// # Errors

@@ -337,6 +337,7 @@ fn thread(tid: Pid, abi: Abi, seccomp: Seccomp) -> Thread {
     Thread {
         tid,
         comm: if abi == Abi::Ia32 { b"counter".to_vec() } else { b"sh".to_vec() },
+        exited: None,
         regs: match abi {
             Abi::X86_64 => regs(0x7fff_0000_1234, 0x33),
             Abi::Ia32 => regs(0xf7f0_1234, 0x23),

@@ -172,7 +172,7 @@ impl Planner<'_> {
             attribute::policy(&mut own, &task.threads[0].attributes.policy, &record.attributes.policy);
             programs.install(&mut own, task, record);
             creds::ops(&mut own, &machine.creds, &record.creds);
-            last_of_thread(&mut own, record, record.parent_death_signal);
+            last_of_thread(&mut own, record);
             op::push(ops, &Op::Thread { tid: record.tid, stack: stacks.next, ops: &own });
             stacks.next += 1;
         }
@@ -205,7 +205,8 @@ impl Planner<'_> {
         if task.shares.memory.is_none() {
             op::push(ops, &Op::Prctl { option: PR_SET_DUMPABLE, args: [u64::from(task.dumpable), 0, 0] });
         }
-        last_of_thread(ops, leader, TIE);
+        op::push(ops, &Op::Prctl { option: PR_SET_PDEATHSIG, args: [u64::from(TIE), 0, 0] });
+        last_of_thread(ops, leader);
         attribute::last(ops, machine, task);
         signal::timers(ops, &task.interval_timers);
         timer::start(ops, task);
@@ -237,19 +238,14 @@ impl Planner<'_> {
     }
 }
 
-/// The signal that ends a restoring task when its parent ends.
+/// The signal that ends a restoring task when its parent ends, so that a restore which fails or is killed leaves nobody
+/// behind. Its leader asks for it again after the last change of credentials, which clears it (`commit_creds`, kernel/cred.c),
+/// and what the threads had asked for comes at the takeover (`restore::takeover`).
 pub const TIE: u32 = 9;
 
-/// What a change of credentials would undo (`commit_creds` clears the parent-death signal) or what would stand in
-/// the way of it.
-///
-/// The leader stays tied to its parent by SIGKILL until it is taken over (`restore::takeover`), so that a restore which
-/// fails or is killed leaves nobody behind; only the leader is.
-fn last_of_thread(ops: &mut Vec<u8>, thread: &images::thread::Thread, signal: u32) {
+/// What would stand in the way of a change of credentials.
+fn last_of_thread(ops: &mut Vec<u8>, thread: &images::thread::Thread) {
     const PR_SET_NO_NEW_PRIVS: u32 = 38;
-    if signal != 0 {
-        op::push(ops, &Op::Prctl { option: PR_SET_PDEATHSIG, args: [u64::from(signal), 0, 0] });
-    }
     if thread.creds.no_new_privs {
         op::push(ops, &Op::Prctl { option: PR_SET_NO_NEW_PRIVS, args: [1, 0, 0] });
     }

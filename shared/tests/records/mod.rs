@@ -30,6 +30,7 @@ pub(crate) fn thread(tid: i32, seccomp: Seccomp) -> Thread {
         tid,
         comm: Vec::new(),
         regs: Regs([0; 27]),
+        exited: None,
         time_left_ns: None,
         xstate: Vec::new(),
         tls: Vec::new(),

@@ -1,6 +1,6 @@
 //! Open files: what each descriptor refers to, and which descriptors are one open file description.
 
-use super::{Renumber, Rule, Snapshot, link, numbers, read};
+use super::{Renumber, Rule, Snapshot, deputy, link, numbers, read};
 use crate::sys::same_description;
 use std::collections::BTreeMap;
 
@@ -11,9 +11,10 @@ pub(super) fn add(snapshot: &mut Snapshot, pids: &[i32]) -> crate::Result {
     for &pid in pids {
         let mut links = Vec::new();
         let mut offsets = Vec::new();
-        for fd in numbers(&format!("/proc/{pid}/fd"))? {
-            let target = normalise(&link(&format!("/proc/{pid}/fd/{fd}"))?, &mut pipes, &mut sockets);
-            let info = read(&format!("/proc/{pid}/fdinfo/{fd}"))?;
+        let proc = format!("/proc/{}", deputy(pid)?);
+        for fd in numbers(&format!("{proc}/fd"))? {
+            let target = normalise(&link(&format!("{proc}/fd/{fd}"))?, &mut pipes, &mut sockets);
+            let info = read(&format!("{proc}/fdinfo/{fd}"))?;
             links.push(format!("{fd} -> {target} {}", details(&info)));
             offsets.extend(
                 info.lines().filter(|line| line.starts_with("pos:")).map(|line| format!("{fd} {line}")),
@@ -79,7 +80,8 @@ fn descriptions(candidates: impl Iterator<Item = Vec<(i32, i32)>>) -> crate::Res
 /// The group whose description `holder` also has.
 fn position(groups: &[Vec<(i32, i32)>], holder: (i32, i32)) -> crate::Result<Option<usize>> {
     for (index, group) in groups.iter().enumerate() {
-        if same_description(group[0], holder)? {
+        let [a, b] = [group[0], holder];
+        if same_description((deputy(a.0)?, a.1), (deputy(b.0)?, b.1))? {
             return Ok(Some(index));
         }
     }

@@ -1,12 +1,13 @@
 //! Memory: the lines of maps, with the flags and the anonymous pages that smaps adds.
 
-use super::{Renumber, Rule, Snapshot, read, threads};
+use super::{Renumber, Rule, Snapshot, deputy, read, threads};
 
 /// `sd` (soft-dirty) is a statement about the past.
 const VOLATILE_FLAGS: [&str; 1] = ["sd"];
 
 pub(super) fn add(snapshot: &mut Snapshot, pid: i32, shared_memory: &mut Renumber) -> crate::Result {
-    let text = read(&format!("/proc/{pid}/smaps"))?;
+    let proc = format!("/proc/{}", deputy(pid)?);
+    let text = read(&format!("{proc}/smaps"))?;
     let areas = parse(&text, shared_memory);
     let range = |area: &Area| area.line.split(' ').next().unwrap_or_default().to_owned();
     let flags = areas.iter().map(|area| format!("{} {}", range(area), area.flags)).collect();
@@ -21,7 +22,7 @@ pub(super) fn add(snapshot: &mut Snapshot, pid: i32, shared_memory: &mut Renumbe
     let lines = areas.into_iter().map(|area| area.line).collect();
     snapshot.insert(format!("task {pid} maps"), Rule::Equal, lines);
     snapshot.insert(format!("task {pid} vmflags"), Rule::Equal, flags);
-    if let Ok(text) = read(&format!("/proc/{pid}/numa_maps")) {
+    if let Ok(text) = read(&format!("{proc}/numa_maps")) {
         snapshot.insert(format!("task {pid} memory policies"), Rule::Equal, policies(&text));
     }
     snapshot.insert(format!("task {pid} anonymous"), Rule::AtMost, anonymous);

@@ -131,6 +131,19 @@ pub fn tree(root: i32) -> crate::Result<Vec<i32>> {
     Ok(pids)
 }
 
+/// A living thread of a task, by which what is the task's is seen: the leader unless that has ended while others go on.
+fn deputy(pid: i32) -> crate::Result<i32> {
+    if !task::has_ended(pid, pid)? {
+        return Ok(pid);
+    }
+    for tid in threads(pid)? {
+        if !task::has_ended(pid, tid)? {
+            return Ok(tid);
+        }
+    }
+    Ok(pid)
+}
+
 /// The tids of a task, sorted.
 fn threads(pid: i32) -> crate::Result<Vec<i32>> {
     numbers(&format!("/proc/{pid}/task"))

@@ -1,6 +1,6 @@
 //! Everything of a task and its threads but memory and files.
 
-use super::{Rule, Snapshot, link, read, threads};
+use super::{Rule, Snapshot, deputy, link, read, threads};
 
 /// Files of /proc/PID that are compared as they are. Zero bytes in them become line breaks.
 const VERBATIM: [&str; 9] = [
@@ -64,7 +64,7 @@ const STAT_FIELDS: [(usize, &str); 23] = [
 
 /// Adds a task. The parent of the root is nobody's promise: a detached restore hands it to init.
 pub(super) fn add(snapshot: &mut Snapshot, pid: i32, is_root: bool) -> crate::Result {
-    let proc = format!("/proc/{pid}");
+    let proc = format!("/proc/{}", deputy(pid)?);
     for file in VERBATIM {
         let Ok(text) = read(&format!("{proc}/{file}")) else {
             // `timers` and `setgroups` depend on the kernel's configuration; it is the same before and after.
@@ -97,7 +97,13 @@ const STAT_OF_ZOMBIE: [&str; 5] = ["ppid", "pgrp", "session", "exit_signal", "ex
 
 /// Whether a task has ended and waits to be waited for.
 pub(super) fn is_zombie(pid: i32) -> crate::Result<bool> {
-    Ok(stat_fields(&read(&format!("/proc/{pid}/stat"))?).first().is_some_and(|state| *state == "Z"))
+    has_ended(pid, deputy(pid)?)
+}
+
+/// Whether a thread has ended and is still there.
+pub(super) fn has_ended(pid: i32, tid: i32) -> crate::Result<bool> {
+    let stat = read(&format!("/proc/{pid}/task/{tid}/stat"))?;
+    Ok(stat_fields(&stat).first().is_some_and(|state| *state == "Z"))
 }
 
 /// Adds a task that has ended.
@@ -127,6 +133,9 @@ fn add_thread(snapshot: &mut Snapshot, pid: i32, tid: i32, of_root: bool) -> cra
     let stat = stat_lines(&read(&format!("{proc}/stat"))?, of_root);
     snapshot.insert(key("stat"), Rule::Equal, stat);
     snapshot.insert(key("comm"), Rule::Equal, vec![read(&format!("{proc}/comm"))?.trim_end().to_owned()]);
+    if has_ended(pid, tid)? {
+        return Ok(());
+    }
     // "-1 SP PC": stopped outside of a system call, in a page fault for instance. It runs.
     let shown = if syscall.starts_with("-1 ") { "running" } else { syscall.trim_end() };
     snapshot.insert(key("syscall"), Rule::Syscall, vec![shown.to_owned()]);

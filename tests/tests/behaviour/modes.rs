@@ -17,6 +17,7 @@ tests::survives! {
     segments => modes("segments").busy();
     turns => modes("turns").busy();
     robust_lists => modes("robust_lists").busy();
+    leaderless => modes("leaderless").busy();
 }
 
 /// Several threads that take turns between the modes, with segments of their own and signals all the time, ten times.

@@ -73,13 +73,12 @@ pub(super) fn threads(task: &Task) -> String {
             Abi::Ia32 => "32-bit",
         };
         let (ip, sp) = (regs::ip(&thread.regs), regs::sp(&thread.regs));
-        table.row([
-            thread.tid.to_string(),
-            printable(&thread.comm),
-            mode.to_owned(),
-            format!("{:08x}", ip.0),
-            format!("{:08x}", sp.0),
-        ]);
+        let places = match thread.exited {
+            None => [mode.to_owned(), format!("{:08x}", ip.0), format!("{:08x}", sp.0)],
+            Some(code) => [format!("exited {code}"), String::new(), String::new()],
+        };
+        let [mode, ip, sp] = places;
+        table.row([thread.tid.to_string(), printable(&thread.comm), mode, ip, sp]);
     }
     format!("threads of {}\n{table}", task.pid)
 }

@@ -64,7 +64,9 @@ pub(super) fn resolve(
     tree: &Tree<'_>,
     refusals: &mut Refusals,
 ) -> Result<Vec<Epoll>> {
-    let tasks = tree.tasks.iter().map(|task| (task.pid, task)).collect();
+    let deputy =
+        |task: &Task| task.threads.iter().find(|thread| thread.exited.is_none()).map(|thread| thread.tid);
+    let tasks = tree.tasks.iter().filter_map(|task| Some((deputy(task)?, task))).collect();
     let mut index = Index { tree, descriptions, tasks, sorted: None };
     let mut epolls = Vec::with_capacity(found.len());
     for epoll in found {
@@ -91,6 +93,7 @@ pub(super) fn resolve(
 struct Index<'a> {
     tree: &'a Tree<'a>,
     descriptions: &'a [Description],
+    /// By the thread that a task is looked at by.
     tasks: HashMap<Pid, &'a Task>,
     /// Their indices in the kernel's order, made when first needed.
     sorted: Option<Vec<usize>>,

@@ -17,7 +17,7 @@ pub(crate) use owner::{is_known, sends_signals};
 
 use super::Refuse;
 use super::path::CLOSE;
-use crate::proc::event as shown;
+use crate::proc::{event as shown, living_thread};
 use crate::refusal::Refusals;
 use crate::sys::kcmp::{self, kcmp};
 use crate::sys::pidfd;
@@ -177,9 +177,10 @@ impl Found {
         let holders: Vec<(Pid, u32)> = self.places.iter().map(|place| place.holder).collect();
         let sorted = epoll::sort(&holders).context("compare files")?;
         for &other in others {
+            let seen = (living_thread(other.0), other.1);
             // Those that are gone by now have nothing.
             let found = sorted
-                .binary_search_by(|&at| kcmp(kcmp::Kind::File, holders[at], other).unwrap_or(Ordering::Less));
+                .binary_search_by(|&at| kcmp(kcmp::Kind::File, holders[at], seen).unwrap_or(Ordering::Less));
             if let Ok(at) = found {
                 let comm = crate::dump::freeze::comm_of(other.0);
                 let reason = format!("also open in task {} ({comm}), outside of the tree", other.0);

@@ -203,7 +203,7 @@ fn scan() -> Result<HashMap<u64, Pid>> {
         let file_name = entry.context("list /proc")?.file_name();
         let Some(pid) = crate::proc::decimal::<Pid>(file_name.as_bytes()) else { continue };
         // A task that is gone or not ours to look at has none.
-        let Ok(dir) = Dir::task(pid).and_then(|dir| dir.dir("fd")) else { continue };
+        let Ok(dir) = Dir::living(pid).and_then(|dir| dir.dir("fd")) else { continue };
         if pid == own {
             continue;
         }

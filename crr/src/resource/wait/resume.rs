@@ -29,14 +29,13 @@ enum Stage {
 /// Has the parked threads of a task enter their calls, all at the same time. `syscall_at` is a system call instruction
 /// of the task's ABI. With each comes what its call answered, if it made one.
 pub(crate) fn enter(
-    pid: Pid,
     syscall_at: u64,
     threads: Vec<(&Thread, Stopped)>,
     patience: &Patience,
 ) -> Result<Vec<(Stopped, Option<i64>)>> {
     let mut stages = Vec::with_capacity(threads.len());
     for (record, stopped) in threads {
-        let prepared = prepare(pid, syscall_at, record, &stopped);
+        let prepared = prepare(syscall_at, record, &stopped);
         stages.push(if prepared.with_context(|| format!("thread {}: continue its wait", record.tid))? {
             Stage::Entering(stopped.cont_to_syscall(0)?)
         } else {
@@ -69,7 +68,7 @@ pub(crate) fn enter(
 }
 
 /// Sets a parked thread up for its call. False if it has none to continue.
-fn prepare(pid: Pid, syscall_at: u64, record: &Thread, stopped: &Stopped) -> Result<bool> {
+fn prepare(syscall_at: u64, record: &Thread, stopped: &Stopped) -> Result<bool> {
     let Some(left) = record.time_left_ns.filter(|_| in_restart_block(&record.regs)) else { return Ok(false) };
     let mut now = stopped.regs()?;
     let mode = regs::mode(&record.regs);
@@ -86,7 +85,7 @@ fn prepare(pid: Pid, syscall_at: u64, record: &Thread, stopped: &Stopped) -> Res
         // Milliseconds, as poll takes them.
         left.div_ceil(1_000_000).min(0x7fff_ffff)
     } else {
-        vm::write_all(pid, place, &time).context("write the time that is left")?;
+        vm::write_all(stopped.tid(), place, &time).context("write the time that is left")?;
         place.0
     };
     for (n, arg) in args.into_iter().enumerate() {

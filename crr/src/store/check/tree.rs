@@ -42,8 +42,14 @@ pub(super) fn check(tree: &Tree, files: &Files) -> Check {
         check_place(index, task, &pids).map_err(inside(format_args!("task {pid}")))?;
         check_task(task, files).map_err(inside(format_args!("task {pid}")))?;
         pids.insert(pid);
+        let living = task.threads.iter().any(|thread| thread.exited.is_none());
+        ensure!(living, "task {pid}: all its threads have ended");
         for thread in &task.threads {
             let tid = thread.tid;
+            ensure!(
+                tid == pid || thread.exited.is_none(),
+                "task {pid}: thread {tid}: has ended, and is no leader"
+            );
             ensure!(tids.insert(tid), "task {pid}: tid {tid} occurs twice");
             check_thread(thread).map_err(inside(format_args!("task {pid}: thread {tid}")))?;
             check_seccomp(thread, &tree.filters).map_err(inside(format_args!("task {pid}: thread {tid}")))?;
@@ -193,12 +199,17 @@ fn check_thread(thread: &Thread) -> Check {
     ensure!((1..=PID_MAX).contains(&thread.tid), "is no tid");
     ensure!(thread.comm.len() <= COMM_MAX, "a name of {} bytes", thread.comm.len());
     ensure!(!thread.comm.contains(&0), "a name with a NUL");
-    if let Some((name, value)) = regs::not_settable(&thread.regs) {
-        return Err(format!("its {name} cannot be {value:#x}"));
+    match thread.exited {
+        None => check_registers(thread)?,
+        Some(_) => {
+            let state = (thread.clear_child_tid.0, thread.robust_list_64, thread.robust_list_32, thread.rseq);
+            let nothing = thread.xstate.is_empty() && thread.pending.is_empty() && thread.tls.is_empty();
+            ensure!(
+                nothing && state == (0, None, None, None),
+                "has ended, and has what only the living have"
+            );
+        }
     }
-    let size = thread.xstate.len();
-    let sane = size == FXSAVE_SIZE || (XSAVE_MIN..=XSAVE_MAX).contains(&size);
-    ensure!(sane, "extended state of {size} bytes");
     attribute::check_thread(&thread.attributes)?;
     ensure!(thread.creds.groups.len() <= GROUPS_MAX, "{} groups", thread.creds.groups.len());
     ensure!(thread.parent_death_signal <= SIGNALS.into(), "death signal {}", thread.parent_death_signal);
@@ -211,6 +222,16 @@ fn check_thread(thread: &Thread) -> Check {
         ensure!(slots.insert(tls.entry), "TLS slot {} occurs twice", tls.entry);
     }
     check_pending(&thread.pending)
+}
+
+fn check_registers(thread: &Thread) -> Check {
+    if let Some((name, value)) = regs::not_settable(&thread.regs) {
+        return Err(format!("its {name} cannot be {value:#x}"));
+    }
+    let size = thread.xstate.len();
+    let sane = size == FXSAVE_SIZE || (XSAVE_MIN..=XSAVE_MAX).contains(&size);
+    ensure!(sane, "extended state of {size} bytes");
+    Ok(())
 }
 
 fn check_seccomp(thread: &Thread, known: &[Filter]) -> Check {

@@ -198,6 +198,16 @@ fn properties_of_threads() {
     refused("tree.img: task 100: thread 100: no processor to run on", |s| {
         s.tree.tasks[0].threads[0].sched.affinity.clear();
     });
+    refused("tree.img: task 100: thread 100: has ended, and has what only the living have", |s| {
+        s.tree.tasks[0].threads[0].exited = Some(7)
+    });
+    refused("tree.img: task 100: thread 1100: has ended, and is no leader", |s| {
+        s.tree.tasks[0].threads[1].exited = Some(7)
+    });
+    refused("tree.img: task 100: all its threads have ended", |s| {
+        s.tree.tasks[0].threads.truncate(1);
+        s.tree.tasks[0].threads[0].exited = Some(7)
+    });
     refused("tree.img: task 100: thread 100: nice value 20", |s| s.tree.tasks[0].threads[0].sched.nice = 20);
     refused("tree.img: task 101: thread 101: TLS in slot 6", |s| s.tree.tasks[1].threads[0].tls[0].entry = 6);
     refused("tree.img: task 101: thread 101: TLS slot 12 occurs twice", |s| {
