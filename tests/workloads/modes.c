@@ -167,12 +167,12 @@ static void call_by_int80(struct mode *mode)
 }
 #endif
 
-/* The next two pages below 4 GiB, with data and code. */
-static struct mode *new_mode(void)
+/* The next two pages below 4 GiB, with data and code; `sharing` is MAP_PRIVATE or MAP_SHARED. */
+static struct mode *map_mode(int sharing)
 {
 	static uintptr_t next = 0x20000000;
 	struct mode *mode = MUST((struct mode *)mmap((void *)next, 2 * PAGE, PROT_READ | PROT_WRITE | PROT_EXEC,
-						     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0));
+						     sharing | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0));
 	char *code = (char *)mode + PAGE;
 	next += 4 * PAGE;
 	memcpy(code, low_start, (size_t)(low_end - low_start));
@@ -184,6 +184,11 @@ static struct mode *new_mode(void)
 	/* Of the caller: __asm__ code of this program. */
 	mode->selector = sizeof(long) == 8 ? 0x33 : 0x23;
 	return mode;
+}
+
+static struct mode *new_mode(void)
+{
+	return map_mode(MAP_PRIVATE);
 }
 
 static void *spin(void *argument)
@@ -452,6 +457,77 @@ CASE(segments)
 		modes[i]->stop = 1;
 		MUST0(pthread_join(threads[i], NULL));
 		CHECK(!modes[i]->wrong, "wrong after %u rounds", modes[i]->rounds);
+	}
+}
+
+static volatile sig_atomic_t alive_asked, end_asked;
+
+static void on_question(int number)
+{
+	if (number == SIGUSR2)
+		alive_asked = 1;
+	else
+		end_asked = 1;
+}
+
+static void spin_alone(void *mode)
+{
+	prepared();
+	spin(mode);
+	CHECK(!((struct mode *)mode)->wrong, "a register changed (%u)", ((struct mode *)mode)->wrong);
+}
+
+static void spin_alone_in_segments(void *argument)
+{
+	struct mode *mode = argument;
+	mode->code_segment = ldt_segment(10, (char *)mode + PAGE, MODIFY_LDT_CONTENTS_CODE, true);
+	mode->data_segment = ldt_segment(11, mode, MODIFY_LDT_CONTENTS_DATA, true);
+	mode->stack_segment = ldt_segment(12, mode, MODIFY_LDT_CONTENTS_DATA, false);
+	prepared();
+	spin_in_segments(mode);
+	CHECK(!mode->wrong, "wrong after %u rounds", mode->rounds);
+}
+
+static void await_rounds(struct mode *mode)
+{
+	uint32_t before = mode->rounds;
+	while (mode->rounds - before < 1000 && !mode->wrong)
+		sched_yield();
+}
+
+/*
+ * Tasks whose only thread stands in the other mode, or on a stack in a segment of its own: nobody else could make calls in its
+ * place. Their parent sees them get on by memory that they share, and answers ALIVE to SIGUSR2.
+ */
+CASE(alone)
+{
+	struct mode *modes[2] = { map_mode(MAP_SHARED), map_mode(MAP_SHARED) };
+	struct sigaction action = { .sa_handler = on_question };
+	sigset_t blocked, none;
+	sigemptyset(&none);
+	sigemptyset(&blocked);
+	sigaddset(&blocked, SIGUSR1);
+	sigaddset(&blocked, SIGUSR2);
+	sigprocmask(SIG_BLOCK, &blocked, NULL);
+	MUST(sigaction(SIGUSR1, &action, NULL));
+	MUST(sigaction(SIGUSR2, &action, NULL));
+	pid_t children[2] = { spawn(spin_alone, modes[0]), spawn(spin_alone_in_segments, modes[1]) };
+	await_rounds(modes[0]);
+	await_rounds(modes[1]);
+	MUST(write(STDOUT_FILENO, "READY\n", 6));
+	while (!end_asked) {
+		sigsuspend(&none);
+		if (alive_asked) {
+			alive_asked = 0;
+			await_rounds(modes[0]);
+			await_rounds(modes[1]);
+			MUST(write(STDOUT_FILENO, "ALIVE\n", 6));
+		}
+	}
+	for (int i = 0; i < 2; i++) {
+		await_rounds(modes[i]);
+		modes[i]->stop = 1;
+		reap(children[i]);
 	}
 }
 

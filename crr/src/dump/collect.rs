@@ -4,6 +4,7 @@
 
 use super::Options;
 use super::freeze::{DeadTask, Frozen, FrozenTask};
+use super::guard::Unguarded;
 use super::known::{self, Known, Mates};
 use super::pages::Contents;
 use super::room;
@@ -309,7 +310,8 @@ fn collect_task(
         let (ignored, caught) = (whole.ignored, whole.caught);
         let target = Target { pid, deputy, abi, gadget, ignored, caught, leftovers };
         let resident_kib = whole.resident_kib;
-        let facts = Facts { dir, vmas: &vmas, resident_kib, bystanders: &mut tables.bystanders };
+        let guarded = tables.guarded;
+        let facts = Facts { dir, vmas: &vmas, resident_kib, bystanders: &mut tables.bystanders, guarded };
         dispatch::suspend(threads, &record.threads, tables.guarded)?;
         let told = ask(target, threads, &mut record, facts, refuse, patience);
         dispatch::resume(threads, &record.threads)?;
@@ -464,6 +466,7 @@ struct Facts<'a> {
     vmas: &'a [Vma],
     resident_kib: u64,
     bystanders: &'a mut Bystanders,
+    guarded: bool,
 }
 
 /// What a task tells of its memory.
@@ -474,6 +477,9 @@ struct Told {
 
 /// Has the task tell what only it can. Its executor is unmapped again even if that fails.
 /// `None` when one of its threads cannot make calls, which is then refused.
+///
+/// # Errors
+/// [`Unguarded`] if it could be harmed by the end of this process, and what failed.
 fn ask(
     target: Target,
     threads: &mut [Stopped],
@@ -482,11 +488,11 @@ fn ask(
     refuse: &mut Refuse<'_>,
     patience: &Patience,
 ) -> Result<Option<Told>> {
-    let Facts { dir, vmas, resident_kib, bystanders } = facts;
-    let Some(caller) = find_caller(threads, target.abi)? else {
-        let reason = "no thread stands in code and on a stack of its ABI, where it could be asked";
-        refuse.with_hint("task", reason, "dump again");
-        return Ok(None);
+    let Facts { dir, vmas, resident_kib, bystanders, guarded } = facts;
+    let caller = match find_caller(threads, target.abi)? {
+        Caller::Safe(index) => index,
+        Caller::Exposed(index) if guarded => index,
+        Caller::Exposed(_) => bail!(Unguarded),
     };
     let memory = || memory::private_writable(vmas);
     let executor = Executor::open(target, &mut threads[caller], memory, patience)?;
@@ -523,20 +529,30 @@ fn ask(
     Ok(told)
 }
 
-/// The thread that makes the first and the last call: one that finds back even if crr is killed just then and that
-/// is not in the middle of a sleep, if there is one, since that would start over.
-fn find_caller(threads: &[Stopped], abi: Abi) -> Result<Option<usize>> {
-    let mut found = None;
+/// The thread that makes the first and the last call of a task.
+enum Caller {
+    /// It finds back even if crr is killed just then.
+    Safe(usize),
+    /// It does not: no thread of the task stands in code and on a stack of its ABI.
+    Exposed(usize),
+}
+
+/// Finds the caller: one that finds back, and that is not in the middle of a sleep, if there is one, since that would start over.
+fn find_caller(threads: &[Stopped], abi: Abi) -> Result<Caller> {
+    let mut best = None;
     for (index, thread) in threads.iter().enumerate() {
         let regs = thread.regs()?;
-        if finds_back(&regs, abi) {
-            if !in_restart_block(&regs) {
-                return Ok(Some(index));
-            }
-            found = found.or(Some(index));
+        let rank = (!finds_back(&regs, abi), in_restart_block(&regs), index);
+        best = Some(best.map_or(rank, |best: (bool, bool, usize)| best.min(rank)));
+        if rank < (false, true, 0) {
+            break;
         }
     }
-    Ok(found)
+    match best {
+        Some((false, _, index)) => Ok(Caller::Safe(index)),
+        Some((true, _, index)) => Ok(Caller::Exposed(index)),
+        None => bail!("no thread"),
+    }
 }
 
 /// What the task as a whole knows, and its leader or the thread that stands for it.

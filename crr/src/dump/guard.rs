@@ -1,8 +1,10 @@
 //! A dump that outlives crr by the moment it takes to put everything back.
 //!
 //! A task with seccomp makes crr's calls only while its filters are suspended, and suspension ends with the tracer: were crr
-//! killed just then, the next call would be judged by filters that never heard of it. So the process that was started waits,
-//! and a child of it does the dump. If the first is killed, the child notices by a signal that it holds blocked while the tree
+//! killed just then, the next call would be judged by filters that never heard of it. And a task none of whose threads stands in
+//! code and on a stack of its ABI has nobody who would find back from its first and its last call by a signal frame: that of ia32
+//! knows half of what 64-bit code has, and where a segment of the local descriptor table lies no one tells from outside. So the
+//! process that was started waits, and a child of it does the dump. If the first is killed, the child notices by a signal that it holds blocked while the tree
 //! is in its hands, and ends the dump as if it had been interrupted.
 
 use crate::restore::foreground;
@@ -13,9 +15,9 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid, getppid, setpgid};
 
-/// A task has seccomp or a pseudo terminal, and this process is one that could be killed over it.
+/// A tree could be harmed if this process were killed over it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a tree with seccomp or pseudo terminals is dumped by a guarded process")]
+#[error("a tree with seccomp, pseudo terminals, or a task without a thread in code of its ABI is dumped by a guarded process")]
 pub(crate) struct Unguarded;
 
 /// Returns in a child of this process, which waits for it and ends as it ends. The caller has SIGTERM blocked, has no other

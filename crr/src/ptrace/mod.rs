@@ -70,6 +70,13 @@ impl Patience {
         Self { interruptible: false, ..self }
     }
 
+    /// Without end, for what must not be given up either.
+    #[must_use]
+    pub fn endless() -> Self {
+        const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+        Self::new(YEAR).uninterrupted()
+    }
+
     /// The moment it ends.
     #[must_use]
     pub fn until(&self) -> Instant {

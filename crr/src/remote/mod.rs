@@ -289,6 +289,9 @@ impl Executor {
         let patience = &patience.uninterrupted();
         let saved = Saved::of(thread)?;
         let frame = self.start_at_gadget(thread, &saved, call, args)?;
+        // Left alone now, it would be lost; and no such call takes long, once the thread gets its turn.
+        let endless = Patience::endless();
+        let patience = if frame.is_some() { patience } else { &endless };
         let result = self.step_over_call(thread, patience)?;
         put_back(thread, &saved, patience)?;
         if let Some(frame) = frame {

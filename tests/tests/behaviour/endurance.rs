@@ -78,6 +78,14 @@ fn a_killed_dump_of_tasks_without_room_harms_nothing() {
     isolated_for(8 * MINUTES, &here!(), |dir| killed_dumps(dir, Workload::new("busy", "cramped")));
 }
 
+/// The same with tasks none of whose threads would find back by a frame of its task's ABI.
+#[test]
+fn a_killed_dump_of_lone_threads_harms_nothing() {
+    require_root!();
+    require_ia32!();
+    isolated_for(8 * MINUTES, &here!(), |dir| killed_dumps(dir, Workload::new("modes", "alone")));
+}
+
 fn killed_dumps(dir: &Path, workload: Workload) -> tests::Result {
     let workload = workload.busy();
     for abi in Abi::ALL {

@@ -18,6 +18,7 @@ tests::survives! {
     turns => modes("turns").busy();
     robust_lists => modes("robust_lists").busy();
     leaderless => modes("leaderless").busy();
+    alone => modes("alone").busy();
 }
 
 /// Several threads that take turns between the modes, with segments of their own and signals all the time, ten times.
