@@ -64,6 +64,8 @@ struct Tables {
     gadgets: Cache,
     filters: seccomp::Table,
     guarded: bool,
+    /// The dump is refused for a thread that did not stop: this is to find what else is in the way.
+    late: bool,
     bystanders: Bystanders,
     terminal: Terminal,
     mates: Mates,
@@ -92,6 +94,7 @@ pub(super) fn collect(
         gadgets: Cache::default(),
         filters: seccomp::Table::default(),
         guarded: frozen.guarded,
+        late: frozen.late,
         bystanders: Bystanders::default(),
         terminal: None,
         mates: Mates::default(),
@@ -103,8 +106,8 @@ pub(super) fn collect(
             read_stat(task, &mut tables.buffer).with_context(|| format!("task {}: read stat", task.pid))?,
         );
     }
-    let living = frozen.tasks.iter().map(|task| task.pid);
-    let strangers = Strangers::look(&living.chain(frozen.dead.iter().map(|task| task.pid)).collect())?;
+    let whole = frozen.left_out.is_empty();
+    let strangers = Strangers::look(&frozen.pids().collect())?;
     let shares = sharing::find(&frozen.tasks, &strangers, &mut refusals)?;
     tables.mates = Mates::of(&frozen.tasks, &shares)?;
     let kinds = kinds(&frozen.tasks, &stats, &shares);
@@ -115,8 +118,14 @@ pub(super) fn collect(
     }
     let stranded = |ppid, pgid| family::strands(&kinds, &cloned, ppid, pgid);
     let zombies = look_at_zombies(&frozen.dead, stranded, &mut standings, &mut tables.buffer, &mut refusals)?;
-    let shell_job = tree::check(&standings, options.shell_job, &strangers, &mut refusals);
-    tables.terminal = shell_job.and_then(|_| standings.first()).map(|root| root.tty).filter(|tty| *tty != 0);
+    let terminal = standings.first().map(|root| root.tty).filter(|tty| *tty != 0);
+    let (shell_job, lent) = if whole {
+        let job = tree::check(&standings, options.shell_job, &strangers, &mut refusals);
+        (job, job.is_some())
+    } else {
+        (None, options.shell_job)
+    };
+    tables.terminal = terminal.filter(|_| lent);
 
     let mut tasks = Vec::with_capacity(stats.len());
     let mut spaces = Vec::with_capacity(stats.len());
@@ -129,16 +138,19 @@ pub(super) fn collect(
             spaces.push(space);
         }
     }
-    tables.files.dump_sockets(&mut tables.paths, tables.terminal, &mut refusals)?;
-    let living: Vec<Pid> = frozen.tasks.iter().map(|task| task.pid).collect();
-    tables.files.give_locks(&living, &mut tasks, &mut refusals)?;
-    let ptys = tables.files.relate_terminals(&standings, tables.terminal, tables.guarded, &mut refusals)?;
-    tree::check_terminals(&standings, shell_job, &ptys, &strangers, &mut refusals);
-    tables.files.finish_events(&tasks, &zombies, &mut refusals)?;
-    if tasks.len() == frozen.tasks.len() {
+    if whole {
+        tables.files.dump_sockets(&mut tables.paths, tables.terminal, &mut refusals)?;
+        let living: Vec<Pid> = frozen.tasks.iter().map(|task| task.pid).collect();
+        tables.files.give_locks(&living, &mut tasks, &mut refusals)?;
+        let ptys =
+            tables.files.relate_terminals(&standings, tables.terminal, tables.guarded, &mut refusals)?;
+        tree::check_terminals(&standings, shell_job, &ptys, &strangers, &mut refusals);
+        tables.files.finish_events(&tasks, &zombies, &mut refusals)?;
+    }
+    if whole && tasks.len() == frozen.tasks.len() {
         sharing::check(&frozen.tasks, &tasks, &spaces, &mut refusals)?;
     }
-    let pids: Vec<Pid> = frozen.tasks.iter().map(|task| task.pid).collect();
+    let pids: Vec<Pid> = frozen.pids().collect();
     tables.files.refuse_outsiders(holders, &pids, &mut refusals)?;
     holders.refuse_masters(tables.files.masters(), &mut refusals);
     tables.backings.refuse_outsiders(&pids, &mut refusals)?;
@@ -269,6 +281,10 @@ fn collect_task(
         check_leftovers(&record, &leftovers, stopped_by.is_some(), refuse);
         records.push(record);
     }
+    // Such tasks take a guard (`super::guard`), which is for dumps that can come about.
+    let needs_guard = statuses.iter().any(|status| status.seccomp != 0)
+        || records.iter().any(|record| record.dispatch.is_some());
+    may_run &= tables.guarded || !(tables.late && needs_guard);
     let mut record = Task {
         pid,
         ppid: stat.ppid,
@@ -310,8 +326,9 @@ fn collect_task(
         let (ignored, caught) = (whole.ignored, whole.caught);
         let target = Target { pid, deputy, abi, gadget, ignored, caught, leftovers };
         let resident_kib = whole.resident_kib;
-        let guarded = tables.guarded;
-        let facts = Facts { dir, vmas: &vmas, resident_kib, bystanders: &mut tables.bystanders, guarded };
+        let (guarded, late) = (tables.guarded, tables.late);
+        let facts =
+            Facts { dir, vmas: &vmas, resident_kib, bystanders: &mut tables.bystanders, guarded, late };
         dispatch::suspend(threads, &record.threads, tables.guarded)?;
         let told = ask(target, threads, &mut record, facts, refuse, patience);
         dispatch::resume(threads, &record.threads)?;
@@ -467,6 +484,7 @@ struct Facts<'a> {
     resident_kib: u64,
     bystanders: &'a mut Bystanders,
     guarded: bool,
+    late: bool,
 }
 
 /// What a task tells of its memory.
@@ -488,10 +506,12 @@ fn ask(
     refuse: &mut Refuse<'_>,
     patience: &Patience,
 ) -> Result<Option<Told>> {
-    let Facts { dir, vmas, resident_kib, bystanders, guarded } = facts;
+    let Facts { dir, vmas, resident_kib, bystanders, guarded, late } = facts;
     let caller = match find_caller(threads, target.abi)? {
         Caller::Safe(index) => index,
         Caller::Exposed(index) if guarded => index,
+        // No guard for a dump that cannot come about.
+        Caller::Exposed(_) if late => return Ok(None),
         Caller::Exposed(_) => bail!(Unguarded),
     };
     let memory = || memory::private_writable(vmas);

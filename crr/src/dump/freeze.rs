@@ -1,17 +1,18 @@
 //! Stopping a whole tree, and letting it go again.
 //!
 //! Tasks are stopped parents first, each with all its threads, until neither a new thread nor a new child
-//! turns up: a stopped parent makes no more of them. What cannot be stopped is refused by name, and the walk goes on.
+//! turns up: a stopped parent makes no more of them. So the child that a thread waits for in vfork(2) runs until that one has
+//! stopped. What cannot be stopped is refused by name, and the walk goes on.
 //!
 //! The leader of a task can end before its other threads. It stays there as a zombie that nobody can stop or ask, and what the
 //! task has is seen by one of the others.
 
-use super::After;
+use super::{After, unstoppable};
 use crate::proc::{Dir, decimal, has_ended, stat, status};
 use crate::ptrace::{self, Patience, Seized, Stop, Stopped, Waited};
 use crate::refusal::Refusals;
-use crate::resource::seccomp;
 use crate::resource::wait::{Looks, Waits};
+use crate::resource::{Refuse, seccomp};
 use anyhow::{Context, Result, bail};
 use images::Pid;
 use nix::errno::Errno;
@@ -67,12 +68,17 @@ pub(crate) struct Frozen {
     pub(crate) tasks: Vec<FrozenTask>,
     /// Zombies.
     pub(crate) dead: Vec<DeadTask>,
+    /// Tasks of the tree that are refused, and were not stopped. What else is in the way is still to be told, but not how those
+    /// that were stopped stand to these.
+    pub(crate) left_out: Vec<Pid>,
     /// A task was found at its end, so others may have got another parent.
     orphaned: bool,
     /// A task has seccomp.
     pub(crate) confined: bool,
     /// This process may ask tasks with seccomp ([`super::guard`]).
     pub(crate) guarded: bool,
+    /// A thread did not stop in time, and is refused.
+    pub(crate) late: bool,
     since: Instant,
 }
 
@@ -83,9 +89,11 @@ impl Frozen {
         let mut frozen = Self {
             tasks: Vec::new(),
             dead: Vec::new(),
+            left_out: Vec::new(),
             orphaned: false,
             confined: false,
             guarded: false,
+            late: false,
             since: Instant::now(),
         };
         let mut queue = VecDeque::from([root]);
@@ -111,7 +119,8 @@ impl Frozen {
                     continue;
                 }
             };
-            match frozen.seize_task(pid, &dir, &looks, patience, refusals) {
+            let patience = if frozen.late { Patience::new(GRACE) } else { *patience };
+            match frozen.seize_task(pid, &dir, &looks, &patience, refusals) {
                 Ok(()) => {}
                 Err(e) if pid != root && is_gone(&e) => {
                     frozen.orphaned = true;
@@ -130,6 +139,12 @@ impl Frozen {
             }
         }
         Ok(frozen)
+    }
+
+    /// All pids of the tree that are known.
+    pub(crate) fn pids(&self) -> impl Iterator<Item = Pid> {
+        let (tasks, dead) = (self.tasks.iter().map(|task| task.pid), self.dead.iter().map(|task| task.pid));
+        tasks.chain(dead).chain(self.left_out.iter().copied())
     }
 
     /// Stops one task; one that cannot be is noted as refused and left alone.
@@ -167,9 +182,19 @@ impl Frozen {
             match stop_threads(&mut task.threads, &new, patience) {
                 Err(e) if is_forbidden(&e) => {
                     refusals.task((pid, &task.name), "task", NOT_TRACED, Some(TO_TRACE));
+                    self.left_out.push(pid);
                     return self.let_go();
                 }
-                stopped => stopped?,
+                stopped => {
+                    let waiting = stopped?;
+                    if !waiting.is_empty() {
+                        let refuse = &mut Refuse::new(refusals, pid, &task.name);
+                        let first = !std::mem::replace(&mut self.late, true);
+                        waiting.into_iter().for_each(|tid| unstoppable::refuse(dir, tid, first, refuse));
+                        self.left_out.push(pid);
+                        return self.let_go();
+                    }
+                }
             }
         }
         // The directory lists the leader first as long as tids have not wrapped; threads of a wrapped range follow it.
@@ -219,6 +244,7 @@ impl Frozen {
                 self.dead.push(DeadTask { pid, name, dir: Dir::task(pid)? });
             }
             Found::Blocked { name, reason, hint } => {
+                self.left_out.push(pid);
                 refusals.task((pid, &name), "task", reason, hint.as_deref());
             }
         }
@@ -377,10 +403,13 @@ pub(crate) fn comm_of(pid: Pid) -> String {
         .map_or_else(|_| "?".into(), |s| s.trim_end().to_owned())
 }
 
-/// Seizes and stops threads of one task. Those that end meanwhile are left out.
-fn stop_threads(stopped: &mut Vec<Stopped>, tids: &[Pid], patience: &Patience) -> Result<()> {
+/// How long each further task of a tree may take to stop that is refused anyway, since a thread of it did not.
+const GRACE: Duration = Duration::from_millis(250);
+
+/// Seizes and stops threads of one task. Those that end meanwhile are left out, those that do not stop in time returned.
+fn stop_threads(stopped: &mut Vec<Stopped>, tids: &[Pid], patience: &Patience) -> Result<Vec<Pid>> {
     let mut seized = Vec::with_capacity(tids.len());
-    let mut failure = None;
+    let (mut failure, mut waiting) = (None, Vec::new());
     for &tid in tids {
         let thread = Seized::seize(tid).and_then(|thread| thread.interrupt().map(|()| thread));
         match thread {
@@ -402,10 +431,11 @@ fn stop_threads(stopped: &mut Vec<Stopped>, tids: &[Pid], patience: &Patience) -
         }) {
             Ok(thread) => stopped.extend(thread),
             Err(ptrace::Error::Gone(_)) => {}
+            Err(ptrace::Error::TimedOut(tid)) => waiting.push(tid),
             Err(e) => failure = failure.or(Some(e)),
         }
     }
-    failure.map_or(Ok(()), |e| Err(e.into()))
+    failure.map_or(Ok(waiting), |e| Err(e.into()))
 }
 
 /// Which signals a task ignores, and which it handles.
@@ -420,17 +450,22 @@ fn dispositions(dir: &Dir) -> Result<(u64, u64)> {
 fn children(dir: &Dir, buffer: &mut Vec<u8>) -> Result<Vec<Pid>> {
     let mut all = Vec::new();
     for tid in dir.numbers::<Pid>("task")? {
-        match dir.read(&format!("task/{tid}/children"), buffer) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound && dir.stat(&format!("task/{tid}")).is_err() => {
-                continue;
-            }
-            Err(e) => return Err(e).context("read children (needs CONFIG_PROC_CHILDREN)"),
-        }
-        let words = buffer.split(|&b| b == b' ').filter(|word| !word.trim_ascii().is_empty());
-        all.extend(words.filter_map(decimal::<Pid>));
+        all.extend(children_of_thread(dir, tid, buffer)?);
     }
     Ok(all)
+}
+
+/// Children of one thread of a task, in the order it has them. None if it is gone.
+pub(super) fn children_of_thread(dir: &Dir, tid: Pid, buffer: &mut Vec<u8>) -> Result<Vec<Pid>> {
+    match dir.read(&format!("task/{tid}/children"), buffer) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound && dir.stat(&format!("task/{tid}")).is_err() => {
+            return Ok(Vec::new());
+        }
+        Err(e) => return Err(e).context("read children (needs CONFIG_PROC_CHILDREN)"),
+    }
+    let words = buffer.split(|&b| b == b' ').filter(|word| !word.trim_ascii().is_empty());
+    Ok(words.filter_map(decimal::<Pid>).collect())
 }
 
 /// Why a task cannot be traced that nobody else traces, and the way out.

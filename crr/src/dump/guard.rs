@@ -17,7 +17,9 @@ use nix::unistd::{Pid, getpid, getppid, setpgid};
 
 /// A tree could be harmed if this process were killed over it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a tree with seccomp, pseudo terminals, or a task without a thread in code of its ABI is dumped by a guarded process")]
+#[error(
+    "a tree with seccomp, pseudo terminals, or a task without a thread in code of its ABI is dumped by a guarded process"
+)]
 pub(crate) struct Unguarded;
 
 /// Returns in a child of this process, which waits for it and ends as it ends. The caller has SIGTERM blocked, has no other

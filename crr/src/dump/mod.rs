@@ -8,6 +8,7 @@ mod known;
 mod pages;
 mod rights;
 mod room;
+mod unstoppable;
 
 use crate::changed::Changed;
 use crate::progress::Progress;
@@ -125,6 +126,12 @@ fn seize_and_collect(
         let mut refusals = Refusals::default();
         let mut frozen = Frozen::seize(options.root, patience, &mut refusals)?;
         frozen.guarded = guarded;
+        if frozen.late {
+            // There is no dump, but time is needed to find everything in its way.
+            let patience = &Patience::new(options.timeout);
+            let collected = collect(&mut frozen, options, low, holders, refusals, patience)?;
+            return Ok((frozen, collected));
+        }
         if guarded || !frozen.confined {
             match collect(&mut frozen, options, low, holders, refusals, patience) {
                 Err(e) if e.is::<Unguarded>() => frozen.confined = true,

@@ -26,7 +26,7 @@ pub enum Error {
     #[error("thread {0}: gone")]
     Gone(Pid),
     /// It did not stop in time.
-    #[error("thread {0}: does not stop (waiting in the kernel, or in vfork for a child)")]
+    #[error("thread {0}: does not stop")]
     TimedOut(Pid),
     /// SIGINT, SIGTERM or SIGHUP came, and the caller holds it blocked to clean up first.
     #[error("interrupted by a signal")]

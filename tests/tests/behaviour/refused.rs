@@ -1,8 +1,10 @@
 //! What cannot be dumped is refused by name, all of it at once, and the target runs on as before.
 
 use nix::sys::ptrace;
+use std::time::{Duration, Instant};
 use tests::abi::Abi;
 use tests::case::{Running, Workload};
+use tests::command::Output;
 use tests::isolate::isolated;
 use tests::{Result, here, needs, require_ia32, require_root};
 
@@ -11,16 +13,19 @@ fn refused(dir: &std::path::Path, abi: Abi, case: &'static str) -> Result {
     let mut running = Workload::new("refused", case).start(&dir.join(abi.name()), abi)?;
     let before = running.snapshot()?;
     let output = running.dump(&[])?.code(1)?;
-    let log = running.log()?;
-    let names: Vec<&str> = log.lines().filter_map(|line| line.strip_prefix("NAME ")).collect();
-    assert!(!names.is_empty(), "the workload names nothing");
-    for name in names {
-        output.says_with_hint(name)?;
-    }
+    names_all(&running, &output)?;
     output.says(&format!("task {}", running.root))?;
     no_inventory(&running);
     running.looks_like(&before)?;
     running.verify()
+}
+
+/// A dump names all that the workload says, each with a way out.
+fn names_all(running: &Running, output: &Output) -> Result {
+    let log = running.log()?;
+    let names: Vec<&str> = log.lines().filter_map(|line| line.strip_prefix("NAME ")).collect();
+    assert!(!names.is_empty(), "the workload names nothing");
+    names.into_iter().try_for_each(|name| output.says_with_hint(name))
 }
 
 /// A refused dump leaves nothing that looks like images.
@@ -44,6 +49,45 @@ refusals! {
     descriptors events memory locks listener namespace waiting_for_a_signal namespace_of_a_thread
     stranger stranger_with_memory stranger_with_files stranger_with_directories stranger_with_deleted_file
     stranger_with_lock tracer
+}
+
+/// Dumps a workload with threads that do not stop: each is named, with everything else, soon after the time is up; and the
+/// tree works on.
+fn does_not_stop(dir: &std::path::Path, abi: Abi, case: &'static str) -> Result {
+    let mut running = Workload::new("uninterruptible", case).start(&dir.join(abi.name()), abi)?;
+    let before = running.snapshot()?;
+    let started = Instant::now();
+    let output = running.dump(&["--timeout", "1"])?.code(1)?;
+    assert!(started.elapsed() < Duration::from_secs(4), "the dump took {:?}", started.elapsed());
+    names_all(&running, &output)?;
+    // It is no stranger by being left out.
+    assert!(!output.stderr.contains("outside of the tree"), "{}", output.stderr);
+    no_inventory(&running);
+    running.looks_like(&before)?;
+    running.verify()
+}
+
+#[test]
+fn threads_that_do_not_stop() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        let all = Abi::ALL.iter().flat_map(|&abi| ["vfork", "nested"].map(|case| (abi, case)));
+        all.into_iter().try_for_each(|(abi, case)| does_not_stop(&dir.join(case), abi, case))
+    });
+}
+
+/// In an uninterruptible sleep that is none for a child.
+#[test]
+fn waits_for_a_file_server() {
+    require_root!();
+    require_ia32!();
+    let fuse = std::path::Path::new("/dev/fuse").exists();
+    if needs::in_kernel(&here!(), fuse, "FUSE") {
+        isolated(&here!(), |dir| {
+            Abi::ALL.iter().try_for_each(|&abi| does_not_stop(&dir.join("file_server"), abi, "file_server"))
+        });
+    }
 }
 
 /// As [`refused`] for both ABIs and some cases, where the kernel has what they use.
