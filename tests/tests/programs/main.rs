@@ -218,7 +218,15 @@ fn terminal(world: &World, python: &str, shell: &str) -> Result {
         // A job that is stopped by a key, in the background by its reading there, and finishes in the foreground.
         running.ask(&format!("type sh -c 'echo run-$((500 + {round})); read line; echo got-$line'"))?;
         shows(&mut running, &format!("run-{}", 500 + round))?;
+        let stopped = |running: &mut Running<'_>| {
+            Ok::<_, anyhow::Error>(running.ask("screen")?.matches("Stopped").count())
+        };
+        let before = stopped(&mut running)?;
         running.ask("key 26")?;
+        // What is typed before that could still be read by the job.
+        wait::until(wait::STEP, "the shell tells of the stop", || {
+            Ok((stopped(&mut running)? > before).then_some(()))
+        })?;
         running.ask(&format!("type echo stopped-$((400 + {round}))-$(jobs -s | grep -c run)"))?;
         shows(&mut running, &format!("stopped-{}-1", 400 + round))?;
         running.round()?;
