@@ -122,7 +122,7 @@ pub struct Sched {
     pub policy: u32,
     /// SCHED_FLAG_*.
     pub flags: u64,
-    /// Nice value.
+    /// Nice value, which a thread with a real-time policy has too.
     pub nice: i32,
     /// Real-time priority.
     pub priority: u32,

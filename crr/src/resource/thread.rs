@@ -28,7 +28,7 @@ pub(crate) fn dump_sched(tid: Pid) -> Result<Sched> {
     Ok(Sched {
         policy: attr.policy,
         flags: attr.flags,
-        nice: attr.nice,
+        nice: sched::get_nice(tid).context("read nice value")?,
         priority: attr.priority,
         runtime: attr.runtime,
         deadline: attr.deadline,

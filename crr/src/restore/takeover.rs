@@ -353,6 +353,9 @@ fn schedule(own: &Sched, record: &Thread) -> Result<()> {
     if want.io_priority != own.io_priority {
         sched::set_io_priority(record.tid, want.io_priority).context("set I/O priority")?;
     }
+    if want.nice != own.nice {
+        sched::set_nice(record.tid, want.nice).context("set nice value")?;
+    }
     let neutral = Sched { affinity: Vec::new(), io_priority: 0, ..want.clone() };
     if neutral != (Sched { affinity: Vec::new(), io_priority: 0, ..own.clone() }) {
         let attr = sched::Attr {

@@ -76,6 +76,29 @@ pub fn set_affinity(tid: Pid, mask: &[u64]) -> nix::Result<()> {
         .map(drop)
 }
 
+const PRIO_PROCESS: i32 = 0;
+
+/// The nice value of a thread, which one with a real-time policy has too: it counts again when that ends.
+///
+/// # Errors
+/// ESRCH when gone.
+pub fn get_nice(tid: Pid) -> nix::Result<i32> {
+    // The system call answers 20 less the value, so that it is never negative.
+    const SHIFT: i64 = 20;
+    // SAFETY: no pointers.
+    let value = check(unsafe { libc::syscall(libc::SYS_getpriority, PRIO_PROCESS, tid) })?;
+    Ok(i32::try_from(SHIFT - value).unwrap_or(0))
+}
+
+/// Sets the nice value of a thread.
+///
+/// # Errors
+/// EACCES without the privilege for a lower one.
+pub fn set_nice(tid: Pid, nice: i32) -> nix::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::syscall(libc::SYS_setpriority, PRIO_PROCESS, tid, nice) }).map(drop)
+}
+
 const IOPRIO_WHO_PROCESS: i32 = 1;
 
 /// ioprio_get of a thread: class and level, raw.
