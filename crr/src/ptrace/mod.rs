@@ -216,7 +216,9 @@ impl Seized {
     pub fn wait(self, patience: &Patience) -> Result<Waited, Error> {
         const QUICK: u32 = 30;
         const STEP: Duration = Duration::from_millis(1);
-        let mut looks = 0;
+        // When time is up it still gets a moment: the machine may have stood still (a virtual one does), and the thread with it.
+        const LAST_LOOKS: u32 = 20;
+        let (mut looks, mut last_looks) = (0, 0);
         loop {
             match sys::wait::wait(self.tid, false) {
                 Ok(Some(status)) => return Ok(self.decode(status)),
@@ -231,7 +233,10 @@ impl Seized {
                 if looks > QUICK && self.ended_untold()? {
                     return Ok(Waited::Ended(0));
                 }
-                patience.check(self.tid)?;
+                match patience.check(self.tid) {
+                    Err(Error::TimedOut(_)) if last_looks < LAST_LOOKS => last_looks += 1,
+                    checked => checked?,
+                }
                 sys::wait::for_any_change(STEP);
             }
         }

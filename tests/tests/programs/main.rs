@@ -232,6 +232,12 @@ fn terminal(world: &World, python: &str, shell: &str) -> Result {
         running.round()?;
         running.ask("type bg")?;
         running.round()?;
+        // Until it has been stopped there, bringing it to the foreground would not continue it.
+        wait::until(wait::STEP, "the job is stopped in the background", || {
+            running.ask(&format!("type echo halted-$((600 + {round}))-$(jobs -s | grep -c run)"))?;
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            Ok(running.ask("screen")?.contains(&format!("halted-{}-1", 600 + round)).then_some(()))
+        })?;
         running.ask("type fg")?;
         running.ask(&format!("type line-{round}"))?;
         shows(&mut running, &format!("got-line-{round}"))?;
