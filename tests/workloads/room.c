@@ -403,6 +403,8 @@ CASE(full_stopped)
 	int status;
 	touch();
 	pid_t child = spawn(hold_full, NULL);
+	/* Not on its way there, which would look as if it ran. */
+	await_sleep(child);
 	MUST(kill(child, SIGSTOP));
 	MUST(waitpid(child, &status, WUNTRACED));
 	CHECK(WIFSTOPPED(status), "status %#x", status);
