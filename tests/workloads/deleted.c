@@ -248,6 +248,40 @@ CASE(memfd)
 	CHECK(maps[0].shared[2 * PAGE] == 'c', "the child wrote to another file");
 }
 
+/* Never had a name, or was opened by flags that say how to take one. */
+CASE(flags)
+{
+	int temporary = MUST(open(".", O_TMPFILE | O_RDWR, 0600));
+	close(make_file("straight", PAGE, 41));
+	int straight = MUST(open("straight", O_RDONLY | O_NOFOLLOW));
+	MUST(unlink("straight"));
+	CHECK(write(temporary, "text", 4) == 4, "write: %s", strerror(errno));
+	checkpoint();
+	char text[5] = "";
+	CHECK(pread(temporary, text, 4, 0) == 4 && strcmp(text, "text") == 0, "it holds %s", text);
+	check_file(straight, 0, PAGE, 41);
+}
+
+/* A program that lies in a memfd. */
+CASE(program_in_memory)
+{
+	if (case_args[0] == NULL) {
+		char buffer[65536];
+		char *arguments[] = { case_argv[0], "program_in_memory", "again", NULL };
+		int from = MUST(open(case_argv[0], O_RDONLY));
+		int to = MUST((int)syscall(SYS_memfd_create, "program", 1 /* MFD_CLOEXEC */));
+		for (ssize_t got; (got = MUST(read(from, buffer, sizeof(buffer)))) > 0;)
+			CHECK(write(to, buffer, (size_t)got) == got, "write: %s", strerror(errno));
+		close(from);
+		fexecve(to, arguments, environ);
+		die(__FILE__, __LINE__, "fexecve");
+	}
+	char target[512] = "";
+	checkpoint();
+	MUST(readlink("/proc/self/exe", target, sizeof(target) - 1));
+	CHECK(strcmp(target, "/memfd:program (deleted)") == 0, "exe is %s", target);
+}
+
 /* A task of the other ABI has the file too: fd 5 and what it maps. */
 CASE(inheritor)
 {

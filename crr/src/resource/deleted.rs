@@ -76,6 +76,9 @@ impl Table {
             return Err(Lost::Kernel("hugetlbfs"));
         }
         let seals = if name.starts_with(MEMFD) {
+            if std::str::from_utf8(name).is_err() {
+                return Err(Lost::Deleted);
+            }
             // Anything else there may be under such a name is no tmpfs file, and has no seals.
             let seals = fcntl(&file, FcntlArg::F_GET_SEALS).map_err(|_| Lost::Deleted)?;
             Some(seals.cast_unsigned())

@@ -18,7 +18,11 @@ pub(crate) fn suspend(threads: &[Stopped], records: &[Thread], guarded: bool) ->
         if !guarded {
             bail!(Unguarded);
         }
-        thread.set_dispatch(None)?;
+        if let Err(e) = thread.set_dispatch(None) {
+            // Gone is the only failure there is; the others get theirs back.
+            let _ = resume(threads, records);
+            return Err(e.into());
+        }
     }
     Ok(())
 }

@@ -147,11 +147,14 @@ impl Table {
         terminal: Terminal,
         refuse: &mut Refuse<'_>,
     ) -> Result<Option<DescriptionId>> {
+        if lock::refuse_others(&open.info.locks, &open.describe(), refuse) {
+            return Ok(None);
+        }
         let flags = open.info.flags & !O_CLOEXEC;
         let likeness = (open.stat.st_dev, open.stat.st_ino, flags, open.info.position);
         let at = match self.find(likeness, (pid, open.fd))? {
             Ok(known) => {
-                self.note_locks(open, known, refuse);
+                self.note_locks(open, known, refuse.pid());
                 return Ok(Some(known));
             }
             Err(at) => at,
@@ -176,14 +179,14 @@ impl Table {
         self.inodes.push((open.stat.st_ino, open.stat.st_dev));
         let known = Known { id, holder: (pid, open.fd) };
         self.alike.entry(likeness).or_default().insert(at, known);
-        self.note_locks(open, id, refuse);
+        self.note_locks(open, id, refuse.pid());
         Ok(Some(id))
     }
 
-    fn note_locks(&mut self, open: &Open, id: DescriptionId, refuse: &mut Refuse<'_>) {
+    fn note_locks(&mut self, open: &Open, id: DescriptionId, holder: Pid) {
         if !open.info.locks.is_empty() {
             let file = (open.stat.st_dev, open.stat.st_ino);
-            self.locks.note((open.fd, id, file), &open.info.locks, &open.describe(), refuse);
+            self.locks.note((open.fd, id, file), &open.info.locks, &open.describe(), holder);
         }
     }
 

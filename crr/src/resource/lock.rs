@@ -51,6 +51,17 @@ fn parse(line: &[u8]) -> Option<Line> {
 /// A file: device and inode.
 type File = (u64, u64);
 
+/// Refuses what is held and is no lock, such as a lease: opening such a file again would break that. Whether there was any.
+pub(crate) fn refuse_others(lines: &[Vec<u8>], object: &str, refuse: &mut Refuse<'_>) -> bool {
+    let mut others = lines.iter().filter(|line| parse(line).is_none()).peekable();
+    let any = others.peek().is_some();
+    for text in others {
+        let text = String::from_utf8_lossy(text).into_owned();
+        refuse.with_hint(object, format!("a lease or the like is held ({text})"), RELEASE);
+    }
+    any
+}
+
 /// The locks of a tree, as they are found.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
@@ -67,15 +78,10 @@ impl Table {
         (fd, description, file): (u32, DescriptionId, File),
         lines: &[Vec<u8>],
         object: &str,
-        refuse: &mut Refuse<'_>,
+        holder: Pid,
     ) {
-        let holder = refuse.pid();
         for text in lines {
-            let Some(Line { kind, exclusive, pid, start, len }) = parse(text) else {
-                let text = String::from_utf8_lossy(text).into_owned();
-                refuse.with_hint(object, format!("a lease or the like is held ({text})"), RELEASE);
-                continue;
-            };
+            let Some(Line { kind, exclusive, pid, start, len }) = parse(text) else { continue };
             let lock = Lock { kind, exclusive, fd: TaskFd(fd), start, len };
             // All descriptors of a file show the locks of their task, and all of a description those of that.
             let same = |known: &Lock| Lock { fd: lock.fd, ..*known } == lock;

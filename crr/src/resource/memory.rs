@@ -271,9 +271,7 @@ type Unmappable = (String, &'static str);
 
 fn unmappable(name: &[u8], lost: Lost) -> Unmappable {
     let kind = |prefix: &[u8]| name.starts_with(prefix);
-    let (reason, hint) = if kind(b"/memfd:") {
-        ("a memfd is not supported", UNMAP)
-    } else if kind(b"/secretmem") {
+    let (reason, hint) = if kind(b"/secretmem") {
         ("secret memory (memfd_secret) is for the eyes of the task alone", UNMAP)
     } else if kind(b"/SYSV") {
         ("System V shared memory is not supported", "have the program detach it (shmdt) before the dump")

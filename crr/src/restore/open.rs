@@ -56,7 +56,9 @@ impl Opened {
         let watched = resource::event::highest_number(&checkpoint.files).cast_signed();
         let highest = raiser.used.last().copied().unwrap_or(0).max(watched);
         make_room(raiser.used.len() + opened + mapped + 64, highest)?;
-        let (deleted, files) = recreate::create_all(&checkpoint.files, &checkpoint.pages, &raiser)?;
+        let executed = tasks.iter().map(|task| task.exe).collect();
+        let (deleted, files) =
+            recreate::create_all(&checkpoint.files, &executed, &checkpoint.pages, &raiser)?;
         let (descriptions, socket_files, controlling) = resource::file::reopen::open_all(&files)?;
         let mut mapped = BTreeMap::new();
         for need in needs.into_iter().filter(|need| matches!(need, Need::Path { .. } | Need::Shared(_))) {

@@ -268,7 +268,8 @@ fn remove_hole(
     let unmap =
         |stopped| call(stopped, syscall_at, [munmap_64, munmap_32], &range, patience).and_then(succeeded);
     let Some(lent) = lent else { return unmap(stopped) };
-    let call_place = loan::call_place(task.pid, task.abi, &checkpoint.memory.spaces[at])?;
+    // Not by the task's pid: its leader may have ended by now.
+    let call_place = loan::call_place(stopped.tid(), task.abi, &checkpoint.memory.spaces[at])?;
     loan::give_back(unmap(stopped)?, lent, call_place, patience)
 }
 

@@ -15,7 +15,9 @@ pub(super) fn add(snapshot: &mut Snapshot, pids: &[i32]) -> crate::Result {
         for fd in numbers(&format!("{proc}/fd"))? {
             let target = normalise(&link(&format!("{proc}/fd/{fd}"))?, &mut pipes, &mut sockets);
             let info = read(&format!("{proc}/fdinfo/{fd}"))?;
-            links.push(format!("{fd} -> {target} {}", details(&info)));
+            let details = details(&info);
+            let details = if target.ends_with(" (deleted)") { without_name_flags(&details) } else { details };
+            links.push(format!("{fd} -> {target} {details}"));
             offsets.extend(
                 info.lines().filter(|line| line.starts_with("pos:")).map(|line| format!("{fd} {line}")),
             );
@@ -55,6 +57,17 @@ fn details(info: &str) -> String {
     }
     watches.sort_unstable();
     [lines, watches].concat().join(" ")
+}
+
+/// Leaves out the flags that say how the name of a file was to be taken (O_DIRECTORY, O_NOFOLLOW, O_TMPFILE): one that has none is not
+/// opened by it again.
+fn without_name_flags(details: &str) -> String {
+    const OF_THE_NAME: u32 = 0o20_600_000;
+    let word = |word: &str| match word.strip_prefix("flags:").map(|flags| u32::from_str_radix(flags, 8)) {
+        Some(Ok(flags)) => format!("flags:{:o}", flags & !OF_THE_NAME),
+        _ => word.to_owned(),
+    };
+    details.split(' ').map(word).collect::<Vec<_>>().join(" ")
 }
 
 /// For each description, who holds it. Only descriptors on the same object can share one.

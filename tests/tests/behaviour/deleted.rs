@@ -17,6 +17,8 @@ tests::survives! {
     only_mapped => deleted("only_mapped");
     directory => deleted("directory");
     program => deleted("program");
+    flags => deleted("flags");
+    program_in_memory => deleted("program_in_memory");
     memfd => deleted("memfd");
     between_abis => deleted("between_abis");
 }

@@ -6,6 +6,7 @@
 use super::MEMFD;
 use crate::restore::open::Raiser;
 use anyhow::{Context, Result, bail};
+use images::PathId;
 use images::file::{Deleted, Files, Path};
 use images::id::PAGE_SIZE;
 use images::memory::Run;
@@ -15,6 +16,7 @@ use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::stat::{Mode, fchmod, futimens};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
@@ -52,7 +54,12 @@ impl Drop for Scaffold {
 ///
 /// # Errors
 /// Names the one that cannot be made.
-pub(crate) fn create_all(files: &Files, pages: &File, raiser: &Raiser) -> Result<(Recreated, Files)> {
+pub(crate) fn create_all(
+    files: &Files,
+    executed: &BTreeSet<PathId>,
+    pages: &File,
+    raiser: &Raiser,
+) -> Result<(Recreated, Files)> {
     let mut files = files.clone();
     let mut recreated = Recreated::default();
     // The innermost goes first again: later ones may lie in earlier ones.
@@ -72,7 +79,12 @@ pub(crate) fn create_all(files: &Files, pages: &File, raiser: &Raiser) -> Result
         let fd = raiser.raise(fd)?;
         if let Some(seals) = deleted.seals {
             let seals = SealFlag::from_bits_retain(seals.cast_signed());
-            recreated.seals.push((fd.try_clone().context("dup")?, seals));
+            // Who seals it has it open for writing, which nobody may once a task executes it; and nobody writes to that.
+            if u32::try_from(index).is_ok_and(|index| executed.contains(&PathId(index))) {
+                seal(&fd, seals)?;
+            } else {
+                recreated.seals.push((fd.try_clone().context("dup")?, seals));
+            }
         }
         files.paths[index].path = by_fd(&fd).into_bytes();
         recreated._held.push(fd);
@@ -87,12 +99,16 @@ impl Recreated {
     /// # Errors
     /// If the kernel does not take a seal.
     pub(crate) fn seal(&self) -> Result<()> {
-        for (fd, seals) in self.seals.iter().filter(|(_, seals)| !seals.is_empty()) {
-            let file = File::options().read(true).write(true).open(by_fd(fd)).context("memfd")?;
-            fcntl(&file, FcntlArg::F_ADD_SEALS(*seals)).context("seal a memfd")?;
-        }
-        Ok(())
+        self.seals.iter().try_for_each(|(fd, seals)| seal(fd, *seals))
     }
+}
+
+fn seal(fd: &OwnedFd, seals: SealFlag) -> Result<()> {
+    if !seals.is_empty() {
+        let file = File::options().read(true).write(true).open(by_fd(fd)).context("memfd")?;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).context("seal a memfd")?;
+    }
+    Ok(())
 }
 
 fn by_fd(fd: &OwnedFd) -> String {

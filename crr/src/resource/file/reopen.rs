@@ -60,6 +60,7 @@ pub(crate) fn open(path: &Path, description: &Description, ia32: &mut Ia32) -> R
     }
     let flags =
         flags & !(OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_TRUNC) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let flags = if path.deleted.is_some() { flags & !of_the_name(path) } else { flags };
     let c_path = CString::new(path.path.as_slice()).with_context(|| format!("{name}: not a path"))?;
     // The 64-bit open always adds O_LARGEFILE, which is visible in F_GETFL and matters beyond 2 GiB.
     let fd = if description.flags & O_LARGEFILE == 0 {
@@ -73,6 +74,15 @@ pub(crate) fn open(path: &Path, description: &Description, ia32: &mut Ia32) -> R
         lseek64(&fd, position, Whence::SeekSet).with_context(|| format!("{name}: seek to {position}"))?;
     }
     Ok(fd)
+}
+
+/// Flags of an open file that say how its name was to be taken: one without a name is opened by a link of `/proc/self/fd`, which is to be
+/// followed, and exists already.
+fn of_the_name(path: &Path) -> OFlag {
+    let is_dir = path.mode & libc::S_IFMT == libc::S_IFDIR;
+    // O_TMPFILE has the bit of O_DIRECTORY in it.
+    let kept = if is_dir { OFlag::O_DIRECTORY } else { OFlag::empty() };
+    (OFlag::O_NOFOLLOW | OFlag::O_TMPFILE) & !kept
 }
 
 /// O_LARGEFILE as the kernel shows it; the C library's constant is 0 on x86_64.
