@@ -156,11 +156,6 @@ pub(super) fn collect(
     tables.backings.refuse_outsiders(&pids, &mut refusals)?;
     tables.paths.deleted().refuse_outsiders(&pids, &mut refusals)?;
     refusals.finish("dump")?;
-    // Only now: it touches them.
-    let mut on_their_way = Refusals::default();
-    tables.files.look_into_terminals(&mut on_their_way)?;
-    on_their_way.finish("dump")?;
-
     let (memory, mut contents) = find_contents(frozen, spaces, tables.backings, tables.vdsos)?;
     let (mut paths, deleted) = tables.paths.into_list();
     for deleted::Found { path, file, .. } in deleted {
@@ -172,9 +167,13 @@ pub(super) fn collect(
         }
     }
     let memory = Memory { page_count: contents.page_count(), ..memory };
-    let files = tables.files.into_files(paths);
     let tree = Tree { tasks, shell_job, zombies, filters: tables.filters.into_filters() };
     room::check(&tree, &memory.spaces)?;
+    // Only now, when nothing else is in the way: it touches them.
+    let mut on_their_way = Refusals::default();
+    tables.files.look_into_terminals(&mut on_their_way)?;
+    on_their_way.finish("dump")?;
+    let files = tables.files.into_files(paths);
     Ok(Collected { tree, files, memory, contents })
 }
 

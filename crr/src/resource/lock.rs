@@ -65,8 +65,8 @@ pub(crate) fn refuse_others(lines: &[Vec<u8>], object: &str, refuse: &mut Refuse
 /// The locks of a tree, as they are found.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
-    /// Of descriptor tables, by the task.
-    of_tasks: Vec<(Pid, File, Lock)>,
+    /// Of descriptor tables, by the task that holds the table; and who took them.
+    of_tasks: Vec<(Pid, File, Lock, Pid)>,
     /// Of descriptions, with who took them, if that is known; and one who has it.
     of_descriptions: Vec<(DescriptionId, Pid, Lock, String)>,
 }
@@ -86,9 +86,10 @@ impl Table {
             // All descriptors of a file show the locks of their task, and all of a description those of that.
             let same = |known: &Lock| Lock { fd: lock.fd, ..*known } == lock;
             if kind == LockKind::Posix {
-                let mut of_task = self.of_tasks.iter().filter(|(task, at, _)| (*task, *at) == (holder, file));
-                if !of_task.any(|(_, _, known)| same(known)) {
-                    self.of_tasks.push((holder, file, lock));
+                let mut of_task =
+                    self.of_tasks.iter().filter(|(task, at, ..)| (*task, *at) == (holder, file));
+                if !of_task.any(|(_, _, known, _)| same(known)) {
+                    self.of_tasks.push((holder, file, lock, pid));
                 }
             } else {
                 let mut of_this = self.of_descriptions.iter().filter(|(id, ..)| *id == description);
@@ -101,9 +102,11 @@ impl Table {
 
     /// Gives each lock to the task that is to take it: whoever took it, if that is one of the tree and has the file still.
     pub(crate) fn distribute(self, tasks: &mut [Task], refusals: &mut Refusals) {
-        for (pid, _, lock) in self.of_tasks {
-            if let Some(task) = tasks.iter_mut().find(|task| task.pid == pid) {
-                task.locks.push(lock);
+        for (holder, _, lock, pid) in self.of_tasks {
+            let has_table = |task: &Task| task.pid == holder || task.shares.files == Some(holder);
+            let taker = tasks.iter().position(|task| task.pid == pid && has_table(task));
+            if let Some(index) = taker.or_else(|| tasks.iter().position(|task| task.pid == holder)) {
+                tasks[index].locks.push(lock);
             }
         }
         for (description, pid, lock, object) in self.of_descriptions {
