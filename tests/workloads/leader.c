@@ -13,32 +13,11 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 
-/* Of /proc/PID/stat: the state, and the wait status that the leader has left. */
-static char leader_state(unsigned *status)
-{
-	char text[1024], *state, *last;
-	int fd = MUST(open("/proc/self/stat", O_RDONLY | O_CLOEXEC));
-	ssize_t length = MUST(read(fd, text, sizeof(text) - 1));
-	close(fd);
-	text[length] = 0;
-	state = strrchr(text, ')');
-	last = strrchr(text, ' ');
-	*status = last != NULL ? (unsigned)atoi(last) : 0;
-	return state != NULL ? state[2] : 0;
-}
-
 static void check_leader(unsigned code)
 {
 	unsigned status;
-	char state = leader_state(&status);
+	char state = state_of(getpid(), &status);
 	CHECK(state == 'Z' && status == code << 8, "the leader is in state %c with %#x", state, status);
-}
-
-static void await_leader(void)
-{
-	unsigned status;
-	while (leader_state(&status) != 'Z')
-		sched_yield();
 }
 
 /* Has another thread go on with body, and ends. */
@@ -57,7 +36,7 @@ static void *go_on_alone(void *unused)
 	int ends[2], pair[2];
 	char bytes[8] = "";
 	(void)unused;
-	await_leader();
+	await_state(getpid(), 'Z');
 	fill(own, sizeof(own), 5);
 	MUST(pipe(ends));
 	MUST(write(ends[1], "in it", 5));
@@ -130,7 +109,7 @@ static void *go_on_with_many(void *unused)
 	pthread_t threads[MANY];
 	void *result;
 	(void)unused;
-	await_leader();
+	await_state(getpid(), 'Z');
 	MUST(sem_init(&release, 0, 0));
 	for (int i = 0; i < MANY; i++)
 		MUST0(pthread_create(&threads[i], NULL, one_of_many, (void *)(intptr_t)i));
@@ -153,7 +132,7 @@ CASE(many)
 
 static void *go_on_until_told(void *code)
 {
-	await_leader();
+	await_state(getpid(), 'Z');
 	prepared();
 	wait_for_go();
 	check_leader((unsigned)(uintptr_t)code);
@@ -228,7 +207,7 @@ static void *go_on_with_children(void *oldest)
 	pthread_t maker;
 	siginfo_t info = { 0 };
 	int status = 0;
-	await_leader();
+	await_state(getpid(), 'Z');
 	pid_t zombie = spawn(end_at_once, (void *)3);
 	MUST(waitid(P_PID, (id_t)zombie, &info, WEXITED | WNOWAIT));
 	pid_t other = spawn_abi(other_abi, "waits", NULL);
@@ -252,7 +231,7 @@ CASE(children)
 static void *lead_on(void *unused)
 {
 	(void)unused;
-	await_leader();
+	await_state(getpid(), 'Z');
 	pid_t pid = getpid(), child = spawn(wait_as_child, NULL);
 	prepared();
 	wait_for_go();
@@ -283,7 +262,7 @@ static void *link_of_chain(void *depth)
 {
 	char left[16];
 	pid_t child = 0;
-	await_leader();
+	await_state(getpid(), 'Z');
 	snprintf(left, sizeof(left), "%d", (int)(intptr_t)depth - 1);
 	if (depth != 0)
 		child = spawn_abi(other_abi, "chain", left);
@@ -315,7 +294,7 @@ static void *go_on_with_timers(void *unused)
 	siginfo_t info;
 	timer_t own_timer, any_timer;
 	(void)unused;
-	await_leader();
+	await_state(getpid(), 'Z');
 	sigemptyset(&set);
 	sigaddset(&set, SIGRTMIN + 1);
 	sigaddset(&set, SIGRTMIN + 2);
@@ -390,7 +369,7 @@ static void outlive_a_thread(void *unused)
 static void *go_on_with_mourner(void *unused)
 {
 	(void)unused;
-	await_leader();
+	await_state(getpid(), 'Z');
 	pid_t child = spawn(outlive_a_thread, NULL);
 	checkpoint();
 	finish(child);
@@ -408,7 +387,7 @@ static void *go_on_mourning(void *unused)
 	struct sigaction action = { .sa_handler = count_death };
 	int signal = 0;
 	(void)unused;
-	await_leader();
+	await_state(getpid(), 'Z');
 	MUST(sigaction(SIGUSR2, &action, NULL));
 	MUST(prctl(PR_SET_PDEATHSIG, SIGUSR2));
 	checkpoint();
@@ -426,7 +405,7 @@ CASE(mourner)
 static void *go_on_confined(void *unused)
 {
 	(void)unused;
-	await_leader();
+	await_state(getpid(), 'Z');
 	checkpoint();
 	CHECK(syscall(SYS_getpriority, 0, 0) == -1 && errno == ENOTTY, "getpriority is allowed");
 	check_leader(9);
@@ -472,7 +451,7 @@ static int sharer(void *unused)
 static void *go_on_with_sharer(void *unused)
 {
 	(void)unused;
-	await_leader();
+	await_state(getpid(), 'Z');
 	memset(stack, 1, sizeof(stack));
 	pid_t child = MUST(clone(sharer, stack + sizeof(stack), CLONE_VM | CLONE_FILES | CLONE_FS | SIGCHLD, NULL));
 	await_sleep(child);
@@ -531,7 +510,7 @@ static void *go_on_as_root(void *unused)
 {
 	pthread_t thread;
 	(void)unused;
-	await_leader();
+	await_state(getpid(), 'Z');
 	MUST0(pthread_create(&thread, NULL, sleep_long, NULL));
 	while (sleeper == 0)
 		sched_yield();

@@ -84,25 +84,13 @@ static pid_t stopped_child(void (*body)(void *), int signal)
 	return child;
 }
 
-static char state(pid_t child)
-{
-	char path[64], text[256], *end;
-	snprintf(path, sizeof(path), "/proc/%d/stat", child);
-	int fd = MUST(open(path, O_RDONLY | O_CLOEXEC));
-	ssize_t length = MUST(read(fd, text, sizeof(text) - 1));
-	close(fd);
-	text[length] = 0;
-	end = strrchr(text, ')');
-	return end ? end[2] : '?';
-}
-
 /* Continues a stopped child, which then ends well. */
 static void resume(pid_t child)
 {
 	int continued = board->continued;
-	CHECK(state(child) == 'T', "child %d is in state %c", child, state(child));
+	CHECK(state_of(child, NULL) == 'T', "child %d is in state %c", child, state_of(child, NULL));
 	MUST(kill(child, SIGUSR1));
-	CHECK(state(child) == 'T' && board->continued == continued, "child %d ran although stopped", child);
+	CHECK(state_of(child, NULL) == 'T' && board->continued == continued, "child %d ran although stopped", child);
 	MUST(kill(child, SIGCONT));
 	reap(child);
 	CHECK(board->continued == continued + 1, "SIGCONT was handled %d times", board->continued - continued);

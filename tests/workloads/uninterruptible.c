@@ -28,20 +28,6 @@ static void open_unsupported(void)
 	name("fd %d ", MUST(socket(AF_INET, SOCK_STREAM, 0)));
 }
 
-static void await_state(pid_t tid, char wanted)
-{
-	char path[64], text[256], *state;
-	snprintf(path, sizeof(path), "/proc/%d/stat", tid);
-	do {
-		sched_yield();
-		int fd = MUST(open(path, O_RDONLY | O_CLOEXEC));
-		ssize_t length = MUST(read(fd, text, sizeof(text) - 1));
-		close(fd);
-		text[length] = 0;
-		state = strrchr(text, ')');
-	} while (state == NULL || state[2] != wanted);
-}
-
 enum { PARENTS = 3 };
 
 static struct parent {

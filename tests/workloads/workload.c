@@ -217,18 +217,30 @@ void await(const volatile int *counter, int value)
 		sched_yield();
 }
 
+char state_of(pid_t tid, unsigned *exit_code)
+{
+	char path[64], text[1024], *state, *last;
+	snprintf(path, sizeof(path), "/proc/%d/stat", tid);
+	int fd = MUST(open(path, O_RDONLY | O_CLOEXEC));
+	ssize_t length = MUST(read(fd, text, sizeof(text) - 1));
+	close(fd);
+	text[length] = 0;
+	state = strrchr(text, ')');
+	last = strrchr(text, ' ');
+	if (exit_code != NULL)
+		*exit_code = last != NULL ? (unsigned)atoi(last) : 0;
+	return state != NULL ? state[2] : 0;
+}
+
+void await_state(pid_t tid, char state)
+{
+	while (state_of(tid, NULL) != state)
+		sched_yield();
+}
+
 void await_sleep(pid_t tid)
 {
-	char path[64], text[256], *state;
-	snprintf(path, sizeof(path), "/proc/%d/stat", tid);
-	do {
-		sched_yield();
-		int fd = MUST(open(path, O_RDONLY | O_CLOEXEC));
-		ssize_t length = MUST(read(fd, text, sizeof(text) - 1));
-		close(fd);
-		text[length] = 0;
-		state = strrchr(text, ')');
-	} while (state == NULL || state[2] != 'S');
+	await_state(tid, 'S');
 }
 
 pid_t thread_id(void)

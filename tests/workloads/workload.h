@@ -135,7 +135,11 @@ ssize_t fill_differs(const void *memory, size_t length, uint32_t seed);
 double now(clockid_t clock);
 /* Waits until all threads that call it have come: a barrier that leaves no thread in a futex of its own. */
 void await(const volatile int *counter, int value);
-/* Waits until a task or thread of this process sleeps in the kernel, as /proc shows it. */
+/* The state of a task or thread of this process, as /proc shows it, or 0. The exit code it shows, if that is asked for. */
+char state_of(pid_t tid, unsigned *exit_code);
+/* Waits until a task or thread of this process is in this state. */
+void await_state(pid_t tid, char state);
+/* Waits until it sleeps in the kernel. */
 void await_sleep(pid_t tid);
 pid_t thread_id(void);
 
