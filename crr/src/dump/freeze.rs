@@ -8,6 +8,7 @@
 //! task has is seen by one of the others.
 
 use super::{After, unstoppable};
+use crate::proc::tasks::comm_of;
 use crate::proc::{Dir, decimal, has_ended, stat, status};
 use crate::ptrace::{self, Patience, Seized, Stop, Stopped, Waited};
 use crate::refusal::Refusals;
@@ -395,12 +396,6 @@ pub(super) fn list(root: Pid) -> Result<Vec<Pid>> {
         }
     }
     Ok(all)
-}
-
-/// The name of any task, for messages.
-pub(crate) fn comm_of(pid: Pid) -> String {
-    std::fs::read_to_string(format!("/proc/{pid}/comm"))
-        .map_or_else(|_| "?".into(), |s| s.trim_end().to_owned())
 }
 
 /// How long each further task of a tree may take to stop that is refused anyway, since a thread of it did not.

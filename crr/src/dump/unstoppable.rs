@@ -4,7 +4,8 @@
 //! a dump waits for them. The parent in vfork(2) sleeps like that (TASK_KILLABLE, wait_for_vfork_done() of kernel/fork.c) until its
 //! child has run another program or ended. Registers of such a thread cannot be had, so there is no dump without it.
 
-use super::freeze::{children_of_thread, comm_of};
+use super::freeze::children_of_thread;
+use crate::proc::tasks::comm_of;
 use crate::proc::{Dir, decimal, hex, stat};
 use crate::resource::Refuse;
 use crate::sys::kcmp::{Kind, kcmp};

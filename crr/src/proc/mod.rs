@@ -9,6 +9,7 @@ pub mod sched;
 pub mod smaps;
 pub mod stat;
 pub mod status;
+pub(crate) mod tasks;
 pub mod timers;
 
 use images::Pid;

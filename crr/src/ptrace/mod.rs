@@ -312,6 +312,17 @@ impl Stopped {
         request::set_regs(self.tid, &regs.0).map_err(error(self.tid, "write registers"))
     }
 
+    /// Writes arguments of a call that the thread is to be made to make, on its stack, well below what is in use of it, red zone
+    /// included: at most 512 bytes, aligned to 16. It must run on a stack of crr's. Returns where they are.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn write_below_stack(&self, bytes: &[u8]) -> Result<Addr, Error> {
+        let place = Addr((regs::sp(&self.regs()?).0 - 1024) & !15);
+        sys::vm::write_all(self.tid, place, bytes).map_err(error(self.tid, "write below its stack"))?;
+        Ok(place)
+    }
+
     /// The ABI whose table the system call is from that the thread is in: where the kernel cannot tell, that of its mode.
     ///
     /// # Errors

@@ -4,9 +4,10 @@
 pub(crate) mod recreate;
 
 use super::path::Lost;
-use crate::proc::{self, Dir};
+use crate::proc::Dir;
+use crate::proc::tasks::outside;
 use crate::refusal::{Refusal, Refusals};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use images::file::Deleted;
 use images::{PathId, Pid};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -14,6 +15,7 @@ use nix::sys::stat::{FileStat, SFlag, stat};
 use nix::sys::statfs::{Statfs, fstatfs, statfs};
 use nix::unistd::AccessFlags;
 use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
@@ -107,25 +109,16 @@ impl Table {
     }
 
     /// Refuses what tasks outside of the tree have open or mapped too: it would be another file for them.
-    pub(crate) fn refuse_outsiders(&self, tree: &[Pid], refusals: &mut Refusals) -> Result<()> {
+    pub(crate) fn refuse_outsiders(&self, tree: &HashSet<Pid>, refusals: &mut Refusals) -> Result<()> {
         if self.found.is_empty() {
             return Ok(());
         }
-        let own = nix::unistd::getpid().as_raw();
-        for entry in std::fs::read_dir("/proc").context("list /proc")? {
-            let name = entry.context("list /proc")?.file_name();
-            let Some(pid) = proc::decimal::<Pid>(name.as_bytes()) else { continue };
-            if pid == own || tree.contains(&pid) {
-                continue;
-            }
-            // A task that is gone, or not ours to look at, is none that crr could name.
-            let Ok(dir) = Dir::living(pid) else { continue };
-            for found in self.held_by(&dir) {
-                let comm = crate::dump::freeze::comm_of(pid);
+        for other in outside(tree)? {
+            for found in self.held_by(&other.dir) {
                 refusals.push(Refusal {
                     task: None,
                     object: format!("{} (deleted)", String::from_utf8_lossy(&found.name)),
-                    reason: format!("also open or mapped in task {pid} ({comm}), outside of the tree"),
+                    reason: format!("also open or mapped in {other}, outside of the tree"),
                     hint: Some("dump a tree that has both, or end the other task first".into()),
                 });
             }

@@ -23,6 +23,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, Mode, SFlag};
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
@@ -193,7 +194,7 @@ impl Table {
     /// Records the locks with the tasks that are to take them.
     pub(crate) fn give_locks(
         &mut self,
-        tree: &[Pid],
+        tree: &HashSet<Pid>,
         tasks: &mut [Task],
         refusals: &mut Refusals,
     ) -> Result<()> {
@@ -381,7 +382,7 @@ impl Table {
     pub(crate) fn refuse_outsiders(
         &self,
         holders: &mut pipe::Holders,
-        tree: &[Pid],
+        tree: &HashSet<Pid>,
         refusals: &mut Refusals,
     ) -> Result<()> {
         holders.refuse_outsiders(tree, self.ends(), refusals)?;

@@ -4,7 +4,8 @@
 //! are those of whoever calls.
 
 use super::Refuse;
-use crate::proc::{Dir, decimal, living_thread};
+use crate::proc::tasks::{comm_of, outside};
+use crate::proc::{Dir, decimal};
 use crate::refusal::{Refusal, Refusals};
 use crate::sys::kcmp::{Kind, kcmp};
 use anyhow::{Context, Result};
@@ -12,8 +13,8 @@ use images::lock::{Lock, LockKind};
 use images::task::Task;
 use images::{DescriptionId, Pid, TaskFd};
 use std::cmp::Ordering;
+use std::collections::HashSet;
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStrExt;
 
 /// The way out for what is not restored.
 const RELEASE: &str = "have the program release it before the dump";
@@ -129,7 +130,7 @@ impl Table {
     /// who has a description.
     pub(crate) fn refuse_outsiders(
         &self,
-        tree: &[Pid],
+        tree: &HashSet<Pid>,
         holder: impl Fn(DescriptionId) -> Option<(Pid, u32)>,
         refusals: &mut Refusals,
     ) -> Result<()> {
@@ -142,28 +143,16 @@ impl Table {
         if locked.is_empty() {
             return Ok(());
         }
-        let own = nix::unistd::getpid().as_raw();
-        for entry in std::fs::read_dir("/proc").context("list /proc")? {
-            let name = entry.context("list /proc")?.file_name();
-            let Some(pid) = decimal::<Pid>(name.as_bytes()) else { continue };
-            if pid == own || tree.contains(&pid) {
-                continue;
-            }
-            let deputy = living_thread(pid);
-            let Ok(dir) = Dir::task(deputy) else { continue };
-            // A task that is gone, or not ours to look at, is none that crr could name.
-            for fd in dir.numbers::<u32>("fd").unwrap_or_default() {
-                let Ok(link) = dir.link(&format!("fd/{fd}")) else { continue };
+        for other in outside(tree)? {
+            for fd in other.dir.numbers::<u32>("fd").unwrap_or_default() {
+                let Ok(link) = other.dir.link(&format!("fd/{fd}")) else { continue };
                 for (holder, _, index) in locked.iter().filter(|(_, name, _)| *name == link) {
                     let (_, task, _, object) = &self.of_descriptions[*index];
-                    if kcmp(Kind::File, *holder, (deputy, fd)) == Ok(Ordering::Equal) {
-                        let comm = crate::dump::freeze::comm_of(pid);
+                    if kcmp(Kind::File, *holder, (other.deputy, fd)) == Ok(Ordering::Equal) {
                         refusals.push(Refusal {
-                            task: Some((*task, crate::dump::freeze::comm_of(*task))),
+                            task: Some((*task, comm_of(*task))),
                             object: object.clone(),
-                            reason: format!(
-                                "is locked, and task {pid} ({comm}) outside of the tree has it too"
-                            ),
+                            reason: format!("is locked, and {other} outside of the tree has it too"),
                             hint: Some("dump a tree that has both, or end the other task first".into()),
                         });
                     }

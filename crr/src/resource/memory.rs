@@ -3,6 +3,7 @@
 use super::Refuse;
 use super::path::{Lost, Paths, UNMAP, file_type};
 use crate::proc::smaps::Area;
+use crate::proc::tasks::outside;
 use crate::proc::{Dir, decimal};
 use crate::refusal::{Refusal, Refusals};
 use crate::remote::CodeArea;
@@ -11,6 +12,7 @@ use images::memory::{Backing, Vma, vm};
 use images::{Addr, PathId, Pid, SharedId};
 use nix::sys::stat::{FileStat, SFlag, major, minor};
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
@@ -222,28 +224,20 @@ impl Backings {
 impl Backings {
     /// Refuses anonymous shared memory that a task outside of the tree has mapped too: after a restore they
     /// would no longer see each other's writes.
-    pub(crate) fn refuse_outsiders(&self, tree: &[Pid], refusals: &mut Refusals) -> Result<()> {
+    pub(crate) fn refuse_outsiders(&self, tree: &HashSet<Pid>, refusals: &mut Refusals) -> Result<()> {
         if self.shared.is_empty() {
             return Ok(());
         }
-        let own = nix::unistd::getpid().as_raw();
         let mut text = Vec::new();
-        for entry in std::fs::read_dir("/proc").context("list /proc")? {
-            let name = entry.context("list /proc")?.file_name();
-            let Some(pid) = decimal::<Pid>(name.as_bytes()) else { continue };
-            // A task that is gone, or not ours to look at, is none that crr could name.
-            if pid == own
-                || tree.contains(&pid)
-                || Dir::living(pid).and_then(|d| d.read("maps", &mut text)).is_err()
-            {
+        for other in outside(tree)? {
+            if other.dir.read("maps", &mut text).is_err() {
                 continue;
             }
             for object in self.shared.iter().filter(|object| maps_object(&text, object.ino)) {
-                let comm = crate::dump::freeze::comm_of(pid);
                 refusals.push(Refusal {
                     task: None,
                     object: format!("anonymous shared memory (inode {})", object.ino),
-                    reason: format!("also mapped by task {pid} ({comm}), outside of the tree"),
+                    reason: format!("also mapped by {other}, outside of the tree"),
                     hint: Some("dump a tree that holds all tasks that share it".into()),
                 });
             }

@@ -3,6 +3,7 @@
 pub(crate) mod recreate;
 
 use super::{Refuse, event, terminal};
+use crate::proc::tasks::{Outsider, comm_of, outside};
 use crate::proc::{Dir, living_thread};
 use crate::refusal::{Refusal, Refusals};
 use crate::sys::kcmp::{Kind, kcmp};
@@ -80,7 +81,8 @@ impl Holders {
         let mut holders = Self { tree: tree.iter().copied().collect(), ..Self::default() };
         let mut has_any = false;
         for &pid in tree {
-            look_at(pid, |seen| match seen {
+            let Ok(dir) = Dir::living(pid) else { continue };
+            look_at(&dir, |seen| match seen {
                 Seen::Master(_) => holders.masters = true,
                 Seen::End(_) | Seen::Event(_) => has_any = true,
             });
@@ -97,10 +99,9 @@ impl Holders {
     }
 
     /// The event files of others, with `tree` outside of which they are to be.
-    pub(crate) fn event_files(&mut self, tree: &[Pid]) -> Result<&[(Pid, u32)]> {
-        let stopped: HashSet<Pid> = tree.iter().copied().collect();
-        if !self.scanned || stopped != self.tree {
-            self.tree = stopped;
+    pub(crate) fn event_files(&mut self, tree: &HashSet<Pid>) -> Result<&[(Pid, u32)]> {
+        if !self.scanned || *tree != self.tree {
+            self.tree.clone_from(tree);
             self.scan_others()?;
         }
         Ok(&self.events)
@@ -111,14 +112,8 @@ impl Holders {
         self.other_masters.clear();
         self.events.clear();
         self.scanned = true;
-        let own = nix::unistd::getpid().as_raw();
-        for entry in std::fs::read_dir("/proc").context("list /proc")? {
-            let name = entry.context("list /proc")?.file_name();
-            let Some(pid) = crate::proc::decimal::<Pid>(name.as_bytes()) else { continue };
-            if pid == own || self.tree.contains(&pid) {
-                continue;
-            }
-            look_at(pid, |seen| match seen {
+        for Outsider { pid, dir, .. } in outside(&self.tree)? {
+            look_at(&dir, |seen| match seen {
                 Seen::Master(fd) => self.other_masters.push((pid, fd)),
                 Seen::Event(fd) => self.events.push((pid, fd)),
                 Seen::End(object) => {
@@ -133,7 +128,7 @@ impl Holders {
     /// that is not what the scan went by, or somebody is to be named, the scan is repeated: what it saw may be gone.
     pub(crate) fn refuse_outsiders(
         &mut self,
-        tree: &[Pid],
+        tree: &HashSet<Pid>,
         objects: impl Iterator<Item = Object>,
         refusals: &mut Refusals,
     ) -> Result<()> {
@@ -141,12 +136,11 @@ impl Holders {
         if objects.is_empty() {
             return Ok(());
         }
-        let stopped: HashSet<Pid> = tree.iter().copied().collect();
         if !self.scanned
-            || stopped != self.tree
+            || *tree != self.tree
             || objects.iter().any(|object| self.by_object.contains_key(object))
         {
-            self.tree = stopped;
+            self.tree.clone_from(tree);
             self.scan_others()?;
         }
         for object in objects {
@@ -178,7 +172,7 @@ impl Holders {
 }
 
 fn refuse(object: Object, pid: Pid, refusals: &mut Refusals) {
-    let comm = crate::dump::freeze::comm_of(pid);
+    let comm = comm_of(pid);
     refusals.push(Refusal {
         task: None,
         object: object.to_string(),
@@ -197,8 +191,8 @@ enum Seen {
 
 /// Looks at such files of a task. One that is gone or not ours to look at has none. A master is looked for by its slave:
 /// that has a file of its own.
-fn look_at(pid: Pid, mut see: impl FnMut(Seen)) {
-    let Ok(dir) = Dir::living(pid).and_then(|dir| dir.dir("fd")) else { return };
+fn look_at(dir: &Dir, mut see: impl FnMut(Seen)) {
+    let Ok(dir) = dir.dir("fd") else { return };
     for fd in dir.numbers::<u32>(".").unwrap_or_default() {
         let name = fd.to_string();
         let Ok(link) = dir.link(&name) else { continue };

@@ -3,6 +3,7 @@
 use super::Refuse;
 use super::tree::Strangers;
 use crate::dump::freeze::FrozenTask;
+use crate::proc::tasks::comm_of;
 use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
 use crate::sys::vm;
@@ -97,7 +98,7 @@ fn refuse_outsiders(
         match (failure, found) {
             (None, Ok(class)) if !std::mem::replace(&mut named[class], true) => {
                 let task = &tasks[order[class][0]];
-                let comm = crate::dump::freeze::comm_of(stranger);
+                let comm = comm_of(stranger);
                 let reason = format!("shared with task {stranger} ({comm}), outside of the tree");
                 let hint = "dump a tree that has both, or have one of them leave it (unshare)";
                 Refuse::new(refusals, task.pid, &task.name).with_hint(what, reason, hint);

@@ -1,13 +1,12 @@
 //! Tasks that a task traces: a restored one would be their tracer no more.
 
 use super::Refuse;
-use crate::dump::freeze::comm_of;
-use crate::proc::{self, Dir, status};
+use crate::proc::tasks::{self, comm_of};
+use crate::proc::{Dir, status};
 use crate::remote::{Arg, Batch, Call, Handle, Reply};
 use anyhow::{Context, Result, bail};
 use images::Pid;
 use nix::errno::Errno;
-use std::os::unix::ffi::OsStrExt;
 
 /// The part of a batch that asks a task whether it traces anybody. No file tells that, short of those of all threads of the
 /// machine.
@@ -46,9 +45,7 @@ fn of(tracer: Pid) -> Result<Vec<Pid>> {
     let threads = Dir::task(tracer)?.numbers::<Pid>("task")?;
     let mut buffer = Vec::new();
     let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").context("list /proc")? {
-        let name = entry.context("list /proc")?.file_name();
-        let Some(pid) = proc::decimal::<Pid>(name.as_bytes()) else { continue };
+    for pid in tasks::all()? {
         // Who is gone meanwhile is traced by nobody.
         let Ok(dir) = Dir::task(pid) else { continue };
         for tid in dir.numbers::<Pid>("task").unwrap_or_default() {

@@ -2,14 +2,14 @@
 
 use super::Refuse;
 use crate::proc;
+use crate::proc::tasks::{self, comm_of};
 use crate::refusal::{Refusal, Refusals};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use images::Pid;
 use images::task::{ShellJob, Tree};
 use shared::plan::family;
 use shared::plan::tree::{self, Place, Schedule, Why};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::unix::ffi::OsStrExt;
 
 /// Where a task stands, and what else decides about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +92,7 @@ fn refuse_impossible(tree: &[Standing], job: Option<ShellJob>, refusals: &mut Re
 }
 
 fn named(pid: Option<&Pid>) -> String {
-    pid.map_or_else(|| "?".to_owned(), |&pid| format!("{pid} {}", crate::dump::freeze::comm_of(pid)))
+    pid.map_or_else(|| "?".to_owned(), |&pid| format!("{pid} {}", comm_of(pid)))
 }
 
 /// Tasks outside of the tree: some member of each session and each process group.
@@ -108,12 +108,7 @@ impl Strangers {
     /// Looks at all tasks but those of the tree.
     pub(crate) fn look(tree: &HashSet<Pid>) -> Result<Self> {
         let mut strangers = Self::default();
-        for entry in std::fs::read_dir("/proc").context("list /proc")? {
-            let name = entry.context("list /proc")?.file_name();
-            let Some(pid) = proc::decimal::<Pid>(name.as_bytes()) else { continue };
-            if tree.contains(&pid) {
-                continue;
-            }
+        for pid in tasks::all()?.into_iter().filter(|pid| !tree.contains(pid)) {
             let of = nix::unistd::Pid::from_raw(pid);
             // Those that are gone meanwhile hold nothing any more.
             if let (Ok(sid), Ok(pgid)) = (nix::unistd::getsid(Some(of)), nix::unistd::getpgid(Some(of))) {

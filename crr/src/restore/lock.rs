@@ -6,10 +6,9 @@
 use super::Restore;
 use super::takeover::{Taken, by_thread, call};
 use crate::ptrace::{Patience, Stopped, regs};
-use crate::sys::vm;
 use anyhow::{Context, Result, bail};
+use images::Abi;
 use images::lock::{Lock, LockKind};
-use images::{Abi, Addr};
 use nix::errno::Errno;
 
 /// Takes the locks of all tasks.
@@ -48,10 +47,8 @@ fn take(lock: &Lock, stopped: Stopped, syscall_at: u64, patience: &Patience) -> 
         (_, Abi::X86_64) => 6,
         (_, Abi::Ia32) => 13,
     };
-    // The stack of a parked thread lies in the hole; well below what it is using.
-    let place = Addr((regs::sp(&stopped.regs()?).0 - 512) & !15);
     let bytes = encode(lock, regs::mode(&stopped.regs()?));
-    vm::write_all(stopped.tid(), place, &bytes).context("write the lock")?;
+    let place = stopped.write_below_stack(&bytes)?;
     call(stopped, syscall_at, fcntl, &[fd, command, place.0], patience)
 }
 

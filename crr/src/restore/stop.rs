@@ -6,9 +6,7 @@
 
 use super::Restore;
 use super::takeover::{Taken, by_thread, call};
-use crate::ptrace::regs;
 use crate::ptrace::{Patience, Stop, Stopped, signal_bit};
-use crate::sys::vm;
 use anyhow::{Context, Result, bail};
 use images::signal::Pending;
 use images::task::Task;
@@ -107,12 +105,11 @@ fn tell(
     // A thread would take one of its own first.
     let Some(index) = taken.iter().position(|thread| !pends(&thread.record.pending)) else { return Ok(()) };
     let forget = |stopped: Stopped| -> Result<(Stopped, i64)> {
-        // The set, and no time at all: the stack of a parked thread lies in the hole; well below what it is using.
-        let place = Addr((regs::sp(&stopped.regs()?).0 - 512) & !15);
-        let [set, no_time] = [place, place.offset(8)];
+        // The set, and no time at all.
         let mut bytes = [0u8; 24];
         bytes[..8].copy_from_slice(&signal_bit(SIGCHLD).to_le_bytes());
-        vm::write_all(stopped.tid(), place, &bytes).context("write a signal set")?;
+        let set = stopped.write_below_stack(&bytes)?;
+        let no_time = set.offset(8);
         call(stopped, syscall_at, sigtimedwait, &[set.0, 0, no_time.0, 8], patience)
     };
     match by_thread(taken, index, forget)? {

@@ -15,13 +15,13 @@ use crate::ptrace::{Patience, Seized, Stop, Stopped, regs};
 use crate::resource::wait::resume;
 use crate::resource::xstate;
 use crate::resource::{event, seccomp};
-use crate::sys::{sched, vm};
+use crate::sys::sched;
 use anyhow::{Context, Result, ensure};
 use images::seccomp::Seccomp;
 use images::sharing::Object;
 use images::task::Task;
 use images::thread::{Sched, Thread};
-use images::{Abi, Addr, Pid};
+use images::{Abi, Pid};
 use shared::plan::family::{Making, holder_of};
 use shared::plan::seccomp::is_held;
 use shared::proto::Start;
@@ -237,12 +237,10 @@ fn add_watches<'a>(
     let (epoll_ctl_64, epoll_ctl_32) = (233, 255);
     let Taken { record, mut stopped, answer } = taken;
     for own in watches {
-        // The stack of a parked thread lies in the hole. Well below what it is using, red zone included.
-        let place = (regs::get(&stopped.regs()?, regs::Field::Sp) - 512) & !15;
         // struct epoll_event, packed in both ABIs.
         let event = [own.watch.events.to_le_bytes().as_slice(), &own.watch.data.to_le_bytes()].concat();
-        vm::write_all(stopped.tid(), Addr(place), &event).context("write an event")?;
-        let args = [own.epoll.into(), EPOLL_CTL_ADD, own.watch.fd.into(), place];
+        let place = stopped.write_below_stack(&event)?;
+        let args = [own.epoll.into(), EPOLL_CTL_ADD, own.watch.fd.into(), place.0];
         stopped =
             call(stopped, syscall_at, [epoll_ctl_64, epoll_ctl_32], &args, patience).and_then(succeeded)?;
     }

@@ -17,6 +17,7 @@ pub(crate) use owner::{is_known, sends_signals};
 
 use super::Refuse;
 use super::path::CLOSE;
+use crate::proc::tasks::comm_of;
 use crate::proc::{event as shown, living_thread};
 use crate::refusal::Refusals;
 use crate::sys::kcmp::{self, kcmp};
@@ -182,7 +183,7 @@ impl Found {
             let found = sorted
                 .binary_search_by(|&at| kcmp(kcmp::Kind::File, holders[at], seen).unwrap_or(Ordering::Less));
             if let Ok(at) = found {
-                let comm = crate::dump::freeze::comm_of(other.0);
+                let comm = comm_of(other.0);
                 let reason = format!("also open in task {} ({comm}), outside of the tree", other.0);
                 self.places[sorted[at]].refuse(refusals, reason, "dump a tree that holds all who have it");
             }

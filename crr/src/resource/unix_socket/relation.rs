@@ -2,6 +2,7 @@
 
 use super::diag::{self, Entry};
 use super::{Found, Sockets, bind, name, queue};
+use crate::proc::tasks::{Outsider, comm_of, outside};
 use crate::proc::{Dir, status};
 use crate::refusal::Refusals;
 use crate::resource::path::CLOSE;
@@ -12,6 +13,7 @@ use images::Pid;
 use images::socket::{Peer, PeerCredentials};
 use nix::errno::Errno;
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
@@ -189,7 +191,7 @@ impl Outside {
         };
         let holders = self.holders.insert(holders);
         Ok(match holders.get(&u64::from(ino)) {
-            Some(&pid) => format!("task {pid} ({}), outside of the tree", crate::dump::freeze::comm_of(pid)),
+            Some(&pid) => format!("task {pid} ({}), outside of the tree", comm_of(pid)),
             None => "nobody in sight".to_owned(),
         })
     }
@@ -198,15 +200,8 @@ impl Outside {
 /// All sockets of all tasks, each with one that holds it.
 fn scan() -> Result<HashMap<u64, Pid>> {
     let mut holders = HashMap::new();
-    let own = nix::unistd::getpid().as_raw();
-    for entry in std::fs::read_dir("/proc").context("list /proc")? {
-        let file_name = entry.context("list /proc")?.file_name();
-        let Some(pid) = crate::proc::decimal::<Pid>(file_name.as_bytes()) else { continue };
-        // A task that is gone or not ours to look at has none.
-        let Ok(dir) = Dir::living(pid).and_then(|dir| dir.dir("fd")) else { continue };
-        if pid == own {
-            continue;
-        }
+    for Outsider { pid, dir, .. } in outside(&HashSet::new())? {
+        let Ok(dir) = dir.dir("fd") else { continue };
         for fd in dir.numbers::<u32>(".").unwrap_or_default() {
             let link = dir.link(&fd.to_string()).unwrap_or_default();
             if let Some(ino) = socket::inode(link.as_bytes()) {

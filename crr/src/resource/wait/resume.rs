@@ -10,10 +10,9 @@ use crate::proc::Dir;
 use crate::ptrace::regs::{self, Field};
 use crate::ptrace::{Patience, Seized, Stopped};
 use crate::remote::in_restart_block;
-use crate::sys::vm;
 use anyhow::{Context, Result};
+use images::Pid;
 use images::thread::{Regs, Thread};
-use images::{Addr, Pid};
 
 /// Restart codes of include/linux/errno.h: -ERESTARTSYS to -ERESTART_RESTARTBLOCK.
 const RESTARTS: std::ops::RangeInclusive<i64> = -516..=-512;
@@ -79,14 +78,11 @@ fn prepare(syscall_at: u64, record: &Thread, stopped: &Stopped) -> Result<bool> 
     let args = std::array::from_fn(|n| regs::get(&record.regs, Field::Arg(n)));
     let Some(limit) = call::limit(mode, number, args) else { return Ok(false) };
     let time = limit.form.encode(left);
-    // The stack of a parked thread lies in the hole. Well below what it is using, red zone included.
-    let place = Addr((regs::sp(&now).0 - 512) & !15);
     let value = if time.is_empty() {
         // Milliseconds, as poll takes them.
         left.div_ceil(1_000_000).min(0x7fff_ffff)
     } else {
-        vm::write_all(stopped.tid(), place, &time).context("write the time that is left")?;
-        place.0
+        stopped.write_below_stack(&time)?.0
     };
     for (n, arg) in args.into_iter().enumerate() {
         regs::set(&mut now, Field::Arg(n), if n == limit.argument { value } else { arg });

@@ -1,0 +1,169 @@
+//! What only the tasks themselves can tell.
+
+use super::task::stands_in;
+use crate::dump::guard::Unguarded;
+use crate::proc::Dir;
+use crate::ptrace::{Patience, Stopped, regs};
+use crate::remote::{Cache, Executor, Gadget, NoRoom, Target, finds_back, in_restart_block};
+use crate::resource::landlock::Bystanders;
+use crate::resource::ldt::AskLdt;
+use crate::resource::signal::AskSignals;
+use crate::resource::task::AskTask;
+use crate::resource::thread::AskThread;
+use crate::resource::tracees::AskTracees;
+use crate::resource::{Refuse, lock_future, memory, mempolicy, timer};
+use anyhow::{Context, Result, bail};
+use images::attribute::AreaPolicy;
+use images::memory::Vma;
+use images::task::Task;
+use images::{Abi, Addr, Pid};
+
+/// Whether all threads can make system calls: they stand where they were asked to stop, their registers can be set and put back,
+/// and they do not need what a killed dump left in the task.
+pub(super) fn can_be_asked(threads: &[Stopped], leftovers: &[Addr]) -> Result<bool> {
+    for thread in threads {
+        let regs = thread.regs()?;
+        let usable = thread.stop().is_asked_for()
+            && regs::not_settable(&regs).is_none()
+            && !stands_in(&regs, leftovers);
+        if !usable {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+pub(super) fn find_gadget(pid: Pid, abi: Abi, vmas: &[Vma], cache: &mut Cache) -> Result<Gadget> {
+    Gadget::find(pid, abi, &memory::code_areas(vmas), cache)
+        .context("no system call instruction found in its code")
+}
+
+/// What is known of a task that is about to be asked.
+pub(super) struct Facts<'a> {
+    pub(super) dir: &'a Dir,
+    pub(super) vmas: &'a [Vma],
+    pub(super) resident_kib: u64,
+    pub(super) bystanders: &'a mut Bystanders,
+    pub(super) guarded: bool,
+    pub(super) late: bool,
+}
+
+/// What a task tells of its memory.
+pub(super) struct Told {
+    pub(super) brk: Addr,
+    pub(super) policies: Vec<AreaPolicy>,
+}
+
+/// Has the task tell what only it can. Its executor is unmapped again even if that fails.
+/// `None` when one of its threads cannot make calls, which is then refused.
+///
+/// # Errors
+/// [`Unguarded`] if it could be harmed by the end of this process, and what failed.
+pub(super) fn ask(
+    target: Target,
+    threads: &mut [Stopped],
+    record: &mut Task,
+    facts: Facts<'_>,
+    refuse: &mut Refuse<'_>,
+    patience: &Patience,
+) -> Result<Option<Told>> {
+    let Facts { dir, vmas, resident_kib, bystanders, guarded, late } = facts;
+    let caller = match find_caller(threads, target.abi)? {
+        Caller::Safe(index) => index,
+        Caller::Exposed(index) if guarded => index,
+        // No guard for a dump that cannot come about.
+        Caller::Exposed(_) if late => return Ok(None),
+        Caller::Exposed(_) => bail!(Unguarded),
+    };
+    let memory = || memory::private_writable(vmas);
+    let executor = Executor::open(target, &mut threads[caller], memory, patience)?;
+    let asked = (|| -> Result<Told> {
+        let [deputy, others @ ..] = &mut *threads else { bail!("no thread") };
+        let stranger = bystanders.for_thread(&record.threads[0].creds)?;
+        let brk = ask_deputy(&executor, deputy, record, (dir, stranger), refuse, patience)?;
+        let memory = (vmas, resident_kib);
+        let policies = mempolicy::dump_areas(&executor, deputy, dir, memory, refuse, patience)?;
+        for (thread, record) in others.iter_mut().zip(record.threads.iter_mut().skip(1)) {
+            let mut batch = executor.batch(thread)?;
+            let about_thread = AskThread::new(&mut batch, bystanders.for_thread(&record.creds)?);
+            let reply = executor.run(thread, &batch, patience)?;
+            let tid = thread.tid();
+            about_thread.fill(&reply, record, dir, refuse).with_context(|| format!("thread {tid}"))?;
+        }
+        let facts = lock_future::Facts { dir, vmas, policies: &policies };
+        let locks = lock_future::dump(&executor, &mut threads[caller], record, facts, refuse, patience)?;
+        record.attributes.lock_future = locks;
+        Ok(Told { brk, policies })
+    })();
+    let closed = executor.close(&mut threads[caller], patience);
+    let told = match asked.map_err(|e| (e.downcast_ref().copied(), e)) {
+        Ok(told) => Some(told),
+        Err((Some(NoRoom { tid, why }), _)) => {
+            let reason = format!("has to be asked with nothing mapped in its task, and {why}");
+            let hint = "dump again, or let it map memory and code (RLIMIT_AS, munmap, PR_SET_MDWE)";
+            refuse.with_hint(format!("thread {tid}"), reason, hint);
+            None
+        }
+        Err((None, e)) => return Err(e),
+    };
+    closed?;
+    Ok(told)
+}
+
+/// The thread that makes the first and the last call of a task.
+enum Caller {
+    /// It finds back even if crr is killed just then.
+    Safe(usize),
+    /// It does not: no thread of the task stands in code and on a stack of its ABI.
+    Exposed(usize),
+}
+
+/// Finds the caller: one that finds back, and that is not in the middle of a sleep, if there is one, since that would start over.
+fn find_caller(threads: &[Stopped], abi: Abi) -> Result<Caller> {
+    let mut best = None;
+    for (index, thread) in threads.iter().enumerate() {
+        let regs = thread.regs()?;
+        let rank = (!finds_back(&regs, abi), in_restart_block(&regs), index);
+        best = Some(best.map_or(rank, |best: (bool, bool, usize)| best.min(rank)));
+        if rank < (false, true, 0) {
+            break;
+        }
+    }
+    match best {
+        Some((false, _, index)) => Ok(Caller::Safe(index)),
+        Some((true, _, index)) => Ok(Caller::Exposed(index)),
+        None => bail!("no thread"),
+    }
+}
+
+/// What the task as a whole knows, and its leader or the thread that stands for it.
+fn ask_deputy(
+    executor: &Executor,
+    deputy: &mut Stopped,
+    record: &mut Task,
+    (dir, stranger): (&Dir, Option<Pid>),
+    refuse: &mut Refuse<'_>,
+    patience: &Patience,
+) -> Result<Addr> {
+    let mut batch = executor.batch(deputy)?;
+    let about_signals = AskSignals::new(&mut batch, record.shares.handlers.is_none());
+    let about_task = AskTask::new(&mut batch);
+    let about_tracees = AskTracees::new(&mut batch);
+    let about_ldt = AskLdt::new(&mut batch);
+    let about_thread = AskThread::new(&mut batch, stranger);
+    let reply = executor.run(deputy, &batch, patience)?;
+    record.actions = about_signals.actions(&reply)?;
+    record.interval_timers = about_signals.timers(&reply)?;
+    record.ldt = about_ldt.dump(&reply, executor, deputy, patience)?;
+    timer::ask_times(executor, deputy, &mut record.timers, patience)?;
+    let inside = about_task.read(&reply, refuse)?;
+    about_tracees.check(&reply, refuse)?;
+    record.dumpable = inside.dumpable;
+    record.child_subreaper = inside.child_subreaper;
+    record.xcomp_permission = inside.xcomp_permission;
+    record.attributes = inside.attributes;
+    if let Some(thread) = record.threads.first_mut() {
+        about_thread.fill(&reply, thread, dir, refuse)?;
+    }
+    Ok(inside.brk)
+}

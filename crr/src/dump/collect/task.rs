@@ -1,0 +1,190 @@
+//! One task of a stopped tree.
+
+use super::Tables;
+use super::abi::{cut_auxv, dump_vdso};
+use super::ask::{Facts, ask, can_be_asked, find_gadget};
+use crate::dump::freeze::FrozenTask;
+use crate::dump::known::{self, Known};
+use crate::proc::{Dir, smaps, stat, status};
+use crate::ptrace::{Patience, Stopped, regs};
+use crate::refusal::Refusals;
+use crate::remote::{Target, in_leftover, is_leftover};
+use crate::resource::namespace::Namespaces;
+use crate::resource::task as properties;
+use crate::resource::{
+    Refuse, dispatch, file, group_stop, limits, robust, rseq, seccomp, signal, thread, timer,
+};
+use anyhow::{Context, Result};
+use images::attribute::TaskAttributes;
+use images::memory::{Space, Vma};
+use images::task::Task;
+use images::thread::{Regs, Thread};
+use images::{Addr, Pid};
+
+/// One task. Nothing is asked of a task that could not answer or would be harmed. `None` when it is of an ABI that crr does not know, which is then refused.
+pub(super) fn collect_task(
+    task: &mut FrozenTask,
+    stat: stat::Stat,
+    known: Known<'_>,
+    tables: &mut Tables,
+    refusals: &mut Refusals,
+    patience: &Patience,
+) -> Result<Option<(Task, Space)>> {
+    let shares = known.shares;
+    let (deputy, leader_ended) = (task.deputy(), task.leader_ended());
+    let FrozenTask { pid, name, dir, threads, stopped_by, waits } = task;
+    let (pid, dir) = (*pid, &*dir);
+    let refuse = &mut Refuse::new(refusals, pid, name);
+    let namespaces = Namespaces::of(dir)?;
+    namespaces.refuse_others(&tables.own_namespaces, refuse);
+    namespaces.refuse_threads(dir, threads, refuse)?;
+    let (vmas, leftovers) = match known.areas(&tables.mates) {
+        Some(areas) => areas,
+        None => dump_areas(deputy, dir, tables, refuse)?,
+    };
+    let fds = match shares.files {
+        Some(_) => Vec::new(),
+        None => tables.files.dump_task(deputy, dir, &mut tables.paths, tables.terminal, refuse)?,
+    };
+    let mut link = |name| file::dump_link(dir, name, &mut tables.paths, refuse);
+    let exe = link("exe")?;
+    let (cwd, root) = match known.directories() {
+        Some(other) => (other.cwd, other.root),
+        None => (link("cwd")?, link("root")?),
+    };
+    let outside = properties::dump_outside(dir, &mut tables.buffer)?;
+    let timers = timer::dump_timers(pid, dir, &mut tables.buffer, refuse)?;
+    let statuses = read_statuses(dir, threads, &mut tables.buffer)?;
+    let Some(whole) = statuses.first() else { return Ok(None) };
+    let Some(abi) = dump_vdso(deputy, dir, &vmas, &mut tables.vdsos, refuse)? else { return Ok(None) };
+
+    let mut records = Vec::with_capacity(threads.len());
+    let mut may_run = true;
+    for (thread, status) in threads.iter().zip(&statuses) {
+        let registration = rseq::dump(deputy, thread, refuse)?;
+        may_run &= registration.may_run;
+        let wait = waits.get(thread.tid());
+        let mut record = thread::dump_outside(thread, status, wait, &tables.low, refuse)?;
+        record.rseq = registration.rseq;
+        robust::check(&record, &vmas, refuse);
+        record.seccomp = tables.filters.dump(thread, status, refuse)?;
+        check_leftovers(&record, &leftovers, stopped_by.is_some(), refuse);
+        records.push(record);
+    }
+    // Such tasks take a guard (`super::guard`), which is for dumps that can come about.
+    let needs_guard = statuses.iter().any(|status| status.seccomp != 0)
+        || records.iter().any(|record| record.dispatch.is_some());
+    may_run &= tables.guarded || !(tables.late && needs_guard);
+    let mut record = Task {
+        pid,
+        ppid: stat.ppid,
+        pgid: stat.pgid,
+        sid: stat.sid,
+        exit_signal: u8::try_from(stat.exit_signal).context("exit signal")?,
+        shares,
+        abi,
+        exe,
+        cwd,
+        root,
+        umask: whole.umask.context("no umask")?,
+        personality: outside.personality,
+        dumpable: 1,
+        child_subreaper: false,
+        oom_score_adj: outside.oom_score_adj,
+        coredump_filter: outside.coredump_filter,
+        xcomp_permission: 0,
+        attributes: TaskAttributes::default(),
+        rlimits: limits::dump_limits(dir, &mut tables.buffer)?,
+        actions: Vec::new(),
+        pending: signal::dump_shared_pending(threads)?,
+        stopped: None,
+        interval_timers: Default::default(),
+        timers,
+        fds,
+        locks: Vec::new(),
+        ldt: Vec::new(),
+        threads: records,
+    };
+    let (mut layout, mut policies) = (stat.layout, Vec::new());
+    let asked = may_run
+        && seccomp::suspend(threads, &statuses, tables.guarded, refuse)?
+        && can_be_asked(threads, &leftovers)?
+        && tables.mates.let_ask(pid, &shares, |regs| stands_in(regs, &leftovers));
+    tables.mates.note(pid, &leftovers, asked);
+    if asked {
+        let gadget = find_gadget(deputy, abi, &vmas, &mut tables.gadgets)?;
+        let (ignored, caught) = (whole.ignored, whole.caught);
+        let target = Target { pid, deputy, abi, gadget, ignored, caught, leftovers };
+        let resident_kib = whole.resident_kib;
+        let (guarded, late) = (tables.guarded, tables.late);
+        let facts =
+            Facts { dir, vmas: &vmas, resident_kib, bystanders: &mut tables.bystanders, guarded, late };
+        dispatch::suspend(threads, &record.threads, tables.guarded)?;
+        let told = ask(target, threads, &mut record, facts, refuse, patience);
+        dispatch::resume(threads, &record.threads)?;
+        if let Some(told) = told? {
+            (layout.brk, policies) = (told.brk, told.policies);
+        }
+    }
+    // Only now: timers go on while the task is asked, and one that expired meanwhile has left its signal here.
+    signal::complete_pending(threads, &mut record)?;
+    record.stopped = group_stop::dump(*stopped_by, stat.exit_code, &mut record);
+    timer::take_signals(&mut record);
+    if leader_ended {
+        // In a stopped task the kernel shows another code in its place (do_task_stat(), fs/proc/array.c).
+        let exit_code = stopped_by.is_none().then_some(stat.exit_code);
+        let ended = thread::dump_ended(pid, dir, exit_code, &record.threads, refuse);
+        record.threads.insert(0, ended.with_context(|| format!("thread {pid}, which has ended"))?);
+    }
+    if shares.memory.is_some() {
+        return Ok(Some((record, known::no_space())));
+    }
+    dir.read("auxv", &mut tables.buffer).context("read auxv")?;
+    let auxv = cut_auxv(&tables.buffer, abi).to_vec();
+    Ok(Some((record, Space { vmas, runs: Vec::new(), policies, layout, auxv })))
+}
+
+fn read_statuses(dir: &Dir, threads: &[Stopped], buffer: &mut Vec<u8>) -> Result<Vec<status::Status>> {
+    let mut statuses = Vec::with_capacity(threads.len());
+    for thread in threads {
+        let tid = thread.tid();
+        dir.read(&format!("task/{tid}/status"), buffer)
+            .with_context(|| format!("thread {tid}: read status"))?;
+        statuses.push(status::parse(buffer).with_context(|| format!("thread {tid}"))?);
+    }
+    Ok(statuses)
+}
+
+/// The areas of a task, and where those lie that dumps have left in it that were killed.
+fn dump_areas(
+    pid: Pid,
+    dir: &Dir,
+    tables: &mut Tables,
+    refuse: &mut Refuse<'_>,
+) -> Result<(Vec<Vma>, Vec<Addr>)> {
+    dir.read("smaps", &mut tables.buffer).context("read smaps")?;
+    let (mut vmas, mut leftovers) = (Vec::new(), Vec::new());
+    let Tables { buffer, backings, paths, .. } = tables;
+    smaps::parse(buffer, |area| -> Result<()> {
+        if is_leftover(pid, &area) {
+            leftovers.push(Addr(area.start));
+        } else {
+            vmas.extend(backings.dump_area(&area, dir, paths, refuse)?);
+        }
+        Ok(())
+    })?;
+    Ok((vmas, leftovers))
+}
+
+/// Whether a thread has not yet found its way out of the code of a dump that was just killed.
+pub(super) fn stands_in(regs: &Regs, leftovers: &[Addr]) -> bool {
+    in_leftover(leftovers, regs::ip(regs)) || in_leftover(leftovers, regs::sp(regs))
+}
+
+fn check_leftovers(thread: &Thread, leftovers: &[Addr], stopped: bool, refuse: &mut Refuse<'_>) {
+    if stands_in(&thread.regs, leftovers) {
+        let object = format!("thread {}", thread.tid);
+        let hint = if stopped { "continue it with SIGCONT, and dump again" } else { "dump again" };
+        refuse.with_hint(object, "still in the code of a dump that was killed", hint);
+    }
+}

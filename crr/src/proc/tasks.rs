@@ -1,0 +1,49 @@
+//! Going through all tasks, for those that have a part in what the tree has.
+
+use super::{Dir, decimal, living_thread};
+use anyhow::{Context, Result};
+use images::Pid;
+use std::collections::HashSet;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+
+/// The ids of all tasks, in the order of `/proc`.
+pub(crate) fn all() -> Result<Vec<Pid>> {
+    let mut pids = Vec::new();
+    for entry in std::fs::read_dir("/proc").context("list /proc")? {
+        pids.extend(decimal::<Pid>(entry.context("list /proc")?.file_name().as_bytes()));
+    }
+    Ok(pids)
+}
+
+/// A task outside of the tree, displayed with its name.
+#[derive(Debug)]
+pub(crate) struct Outsider {
+    pub(crate) pid: Pid,
+    /// A living thread of it.
+    pub(crate) deputy: Pid,
+    /// The directory of that thread.
+    pub(crate) dir: Dir,
+}
+
+impl fmt::Display for Outsider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "task {} ({})", self.pid, comm_of(self.pid))
+    }
+}
+
+/// All tasks but those of the tree and crr itself. A task that is gone, or not ours to look at, is none that crr could name.
+pub(crate) fn outside(tree: &HashSet<Pid>) -> Result<impl Iterator<Item = Outsider>> {
+    let own = nix::unistd::getpid().as_raw();
+    let others = all()?.into_iter().filter(move |pid| *pid != own && !tree.contains(pid));
+    Ok(others.filter_map(|pid| {
+        let deputy = living_thread(pid);
+        Some(Outsider { pid, deputy, dir: Dir::task(deputy).ok()? })
+    }))
+}
+
+/// The command name of a task, for messages.
+pub(crate) fn comm_of(pid: Pid) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm"))
+        .map_or_else(|_| "?".to_owned(), |comm| comm.trim_end().to_owned())
+}
