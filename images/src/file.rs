@@ -2,9 +2,11 @@
 
 use crate::event::{Epoll, Eventfd, Notify, Timerfd};
 use crate::id::{DescriptionId, PathId, TaskFd};
+use crate::inet::InetSocket;
 use crate::memory::Run;
 use crate::socket::UnixSocket;
 use crate::terminal::{Pty, PtyEnd};
+use alloc::string::String;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +25,10 @@ pub struct Files {
     pub ptys: Vec<Pty>,
     /// Epolls.
     pub epolls: Vec<Epoll>,
+    /// Sockets of the internet families.
+    pub inet_sockets: Vec<InetSocket>,
+    /// The table of nftables that holds the traffic of their connections.
+    pub network_hold: Option<String>,
 }
 
 /// A name in the file system and what stood behind it at dump.
@@ -106,6 +112,8 @@ pub enum Target {
     Signalfd(u64),
     /// An epoll: index into [`Files::epolls`].
     Epoll(u32),
+    /// A socket of the internet families: index into [`Files::inet_sockets`].
+    InetSocket(u32),
 }
 
 /// A pipe.

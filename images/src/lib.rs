@@ -17,6 +17,7 @@ pub mod container;
 pub mod event;
 pub mod file;
 pub mod id;
+pub mod inet;
 pub mod inventory;
 pub mod lock;
 pub mod memory;

@@ -1,4 +1,4 @@
-//! Runs a test body in a PID and mount namespace of its own.
+//! Runs a test body in a PID, mount and network namespace of its own.
 //!
 //! The test function runs twice. Outside, it starts this very test binary again under unshare(1), for this one test;
 //! inside, it finds itself named in the environment and runs the body as PID 1. So tests stay ordinary `#[test]`
@@ -39,7 +39,7 @@ pub fn isolated_for(limit: Duration, test: &str, body: impl FnOnce(&Path) -> cra
     let outcome = match std::env::var(INSIDE) {
         Ok(inside) => {
             assert_eq!(inside, test, "the test runner started another test than it was asked for");
-            own_terminals().and_then(|()| body(&directory(test)))
+            own_terminals().and_then(|()| own_network()).and_then(|()| body(&directory(test)))
         }
         Err(_) => outside(limit, test),
     };
@@ -54,6 +54,13 @@ fn own_terminals() -> crate::Result {
     let status =
         Command::new("mount").args(["-t", "devpts", "devpts", "/dev/pts", "-o", options]).status()?;
     anyhow::ensure!(status.success(), "mount devpts: {status}");
+    Ok(())
+}
+
+/// A network with nothing but the loopback interface: ports of its own, and nobody else's traffic.
+fn own_network() -> crate::Result {
+    let status = Command::new("ip").args(["link", "set", "lo", "up"]).status()?;
+    anyhow::ensure!(status.success(), "ip link set lo up: {status}");
     Ok(())
 }
 
@@ -72,7 +79,7 @@ fn outside(limit: Duration, test: &str) -> crate::Result {
     let report = dir.with_extension("report");
     let output = File::create(&report)?;
     let mut child = Command::new("unshare")
-        .args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"])
+        .args(["--pid", "--net", "--fork", "--mount-proc", "--kill-child", "--"])
         .arg(std::env::current_exe()?)
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env_remove("RUST_BACKTRACE")

@@ -52,7 +52,7 @@ CASE(descriptors)
 {
 	int pair[2];
 	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
-	name_fd(MUST(socket(AF_INET, SOCK_STREAM, 0)));
+	name_fd(MUST(socket(AF_PACKET, SOCK_RAW, 0)));
 	name_fd(MUST(inotify_init()));
 	name_fd(MUST((int)syscall(SYS_pidfd_open, getpid(), 0)));
 	MUST(mkfifo("fifo", 0600));
@@ -466,7 +466,7 @@ CASE(waiting_for_a_signal)
 	pthread_t thread;
 	sigset_t set;
 	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
-	name_fd(MUST(socket(AF_INET, SOCK_STREAM, 0)));
+	name_fd(MUST(socket(AF_PACKET, SOCK_RAW, 0)));
 	sigemptyset(&set);
 	sigaddset(&set, SIGRTMIN + 4);
 	sigprocmask(SIG_BLOCK, &set, NULL);

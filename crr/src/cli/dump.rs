@@ -4,7 +4,8 @@ use super::dirs::Dirs;
 use super::{Outcome, seconds, size};
 use crate::dump::{After, Options, dump};
 use crate::progress::bytes;
-use clap::Args;
+use crate::resource::inet::{NetworkLock, Policy, TcpPolicy};
+use clap::{Args, ValueEnum};
 use images::Pid;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -42,6 +43,23 @@ pub(super) struct Dump {
     #[arg(short = 'j', long)]
     shell_job: bool,
 
+    /// Keep TCP connections whose other end is outside of the tree. What that sends is held until the restore, by a table of
+    /// nftables.
+    #[arg(long)]
+    tcp_established: bool,
+
+    /// Have sockets with such connections come back closed.
+    #[arg(long, conflicts_with = "tcp_established")]
+    tcp_close: bool,
+
+    /// Give up TCP connections that have not been accepted yet.
+    #[arg(long)]
+    skip_in_flight: bool,
+
+    /// How the traffic of kept connections is held: "skip" if the network is cut otherwise.
+    #[arg(long, value_name = "METHOD", default_value = "nftables")]
+    network_lock: Lock,
+
     /// How much a deleted file may hold that is still open or mapped: it goes into the images. With suffix K, M, G or T.
     #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = size)]
     ghost_limit: u64,
@@ -49,6 +67,13 @@ pub(super) struct Dump {
     /// How long stopping the tree may take.
     #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds)]
     timeout: Duration,
+}
+
+/// `--network-lock`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Lock {
+    Nftables,
+    Skip,
 }
 
 impl Dump {
@@ -76,6 +101,18 @@ impl Dump {
                 (false, false) => After::Kill,
             },
             shell_job: self.shell_job,
+            sockets: Policy {
+                tcp: match (self.tcp_established, self.tcp_close) {
+                    (true, _) => TcpPolicy::Keep,
+                    (false, true) => TcpPolicy::Close,
+                    (false, false) => TcpPolicy::Refuse,
+                },
+                skip_in_flight: self.skip_in_flight,
+                lock: match self.network_lock {
+                    Lock::Nftables => NetworkLock::Nftables,
+                    Lock::Skip => NetworkLock::Skip,
+                },
+            },
             ghost_limit: self.ghost_limit,
             timeout: self.timeout,
             progress: level > 0,

@@ -2,8 +2,10 @@
 
 use super::dirs::Dirs;
 use super::{Outcome, seconds};
+use crate::resource::inet::Wishes;
 use crate::restore::{Options, restore};
 use clap::Args;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -50,9 +52,28 @@ pub(super) struct Restore {
     #[arg(long)]
     new_pidns: bool,
 
+    /// Have sockets with TCP connections to the outside come back closed.
+    #[arg(long)]
+    tcp_close: bool,
+
+    /// Taken for the sake of those who are used to it: connections that were dumped are restored.
+    #[arg(long, hide = true, conflicts_with = "tcp_close")]
+    tcp_established: bool,
+
+    /// A local address of internet sockets that is another one now.
+    #[arg(long, value_name = "OLD=NEW", value_parser = addresses)]
+    map_addr: Vec<(IpAddr, IpAddr)>,
+
     /// How long the tree may take to come back.
     #[arg(long, value_name = "SECS", default_value = "300", value_parser = seconds)]
     timeout: Duration,
+}
+
+/// OLD=NEW.
+fn addresses(text: &str) -> Result<(IpAddr, IpAddr), String> {
+    let (old, new) = text.split_once('=').ok_or("not OLD=NEW")?;
+    let address = |text: &str| text.parse::<IpAddr>().map_err(|e| format!("{text}: {e}"));
+    Ok((address(old)?.to_canonical(), address(new)?.to_canonical()))
 }
 
 impl Restore {
@@ -71,6 +92,7 @@ impl Restore {
             pidfile: self.pidfile.as_deref().map(|file| self.dirs.in_work_dir(file)),
             root: self.root.clone(),
             new_pidns: self.new_pidns,
+            sockets: Wishes { close: self.tcp_close, map: self.map_addr.clone() },
             timeout: self.timeout,
             progress: level > 0,
         }

@@ -14,6 +14,7 @@ use crate::changed::Changed;
 use crate::progress::Progress;
 use crate::ptrace::{self, Patience};
 use crate::refusal::Refusals;
+use crate::resource::inet::Policy;
 use crate::resource::pipe::Holders;
 use crate::resource::{robust, xstate};
 use crate::store::Writer;
@@ -52,6 +53,8 @@ pub struct Options {
     pub after: After,
     /// Accept a session, process group and terminal from outside of the tree.
     pub shell_job: bool,
+    /// What becomes of connections.
+    pub sockets: Policy,
     /// Bytes that a deleted file may hold.
     pub ghost_limit: u64,
     /// How long seizing the tree may take.
@@ -101,9 +104,16 @@ pub fn dump(options: &Options) -> Result<Report> {
     let inventory = inventory(&collected.tree)?;
     let (tasks, threads) = (inventory.tasks, inventory.threads);
     let bytes = writer.finish(inventory, &collected.tree, &collected.files, &collected.memory)?;
-    if options.after == After::Kill {
-        robust::disarm(&collected.tree);
-    }
+    let _silent = match options.after {
+        After::Kill => {
+            robust::disarm(&collected.tree);
+            Some(collected.silenced.outlive().context("keep TCP connections")?)
+        }
+        After::Run | After::Stop => {
+            drop(collected.silenced);
+            None
+        }
+    };
     let frozen_for = frozen.finish(options.after, &Patience::new(LAST_RESORT)).map_err(|e| {
         e.context(Changed { how: "the checkpoint is complete, but not all tasks were ended".to_owned() })
     })?;

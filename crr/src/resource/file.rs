@@ -8,7 +8,7 @@ use super::socket;
 use super::terminal::{self, Terminals};
 use super::tree::Standing;
 use super::unix_socket::{Holder, Sockets};
-use super::{Refuse, lock, pipe};
+use super::{Refuse, inet, lock, pipe};
 use crate::proc::{Dir, fdinfo};
 use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
@@ -58,6 +58,7 @@ pub(crate) struct Table {
     /// Pipes without a read end so far: their contents can be lost to nobody.
     unread: HashMap<u64, u32>,
     sockets: Sockets,
+    inet: inet::Sockets,
     terminals: Terminals,
     events: event::Found,
     epolls: Vec<Epoll>,
@@ -255,10 +256,16 @@ impl Table {
         }
         if socket::inode(&open.link).is_some() {
             let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
-            if socket::family(copy.as_fd()).context("SO_DOMAIN")? == libc::AF_UNIX {
-                let (pid, name) = (refuse.pid(), refuse.name().to_owned());
-                let holder = Holder { pid, name, object: open.describe() };
-                return Ok(self.sockets.add(copy, &open.stat, holder, refuse)?.map(Target::UnixSocket));
+            let (pid, name) = (refuse.pid(), refuse.name().to_owned());
+            let holder = Holder { pid, name, object: open.describe() };
+            match socket::family(copy.as_fd()).context("SO_DOMAIN")? {
+                libc::AF_UNIX => {
+                    return Ok(self.sockets.add(copy, &open.stat, holder, refuse)?.map(Target::UnixSocket));
+                }
+                libc::AF_INET | libc::AF_INET6 => {
+                    return Ok(self.inet.add(copy, &open.stat, holder, refuse)?.map(Target::InetSocket));
+                }
+                _ => {}
             }
         }
         let kind = file_type(open.stat.st_mode);
@@ -366,6 +373,16 @@ impl Table {
         }
     }
 
+    /// Refuses internet sockets that cannot be had as they are, once all of the tree are known.
+    pub(crate) fn check_inet_sockets(&mut self, policy: inet::Policy, refusals: &mut Refusals) -> Result<()> {
+        self.inet.check(policy, refusals).context("look at internet sockets")
+    }
+
+    /// Looks at TCP connections, if nothing else is in the way of the dump.
+    pub(crate) fn look_at_connections(&mut self, policy: inet::Policy) -> Result<inet::Silenced> {
+        self.inet.look_at_connections(policy).context("look at TCP connections")
+    }
+
     /// Completes what takes the whole tree to know. The tasks have their descriptors already.
     pub(crate) fn finish_events(
         &mut self,
@@ -421,11 +438,14 @@ impl Table {
 
     /// All records.
     pub(crate) fn into_files(self, paths: Vec<Path>) -> Files {
+        let (inet_sockets, network_hold) = self.inet.into_records();
         Files {
             paths,
             descriptions: self.descriptions,
             pipes: self.pipes,
             unix_sockets: self.sockets.into_records(),
+            inet_sockets,
+            network_hold,
             ptys: self.terminals.into_records(),
             epolls: self.epolls,
         }

@@ -7,6 +7,7 @@ pub(crate) mod dispatch;
 pub(crate) mod event;
 pub mod file;
 pub(crate) mod group_stop;
+pub mod inet;
 pub mod keyring;
 pub mod landlock;
 pub mod ldt;

@@ -3,7 +3,6 @@
 pub(crate) mod bind;
 mod connect;
 pub(crate) mod diag;
-mod keeper;
 mod maker;
 mod queue;
 pub(crate) mod recreate;
@@ -101,7 +100,7 @@ impl Sockets {
             uid: stat.st_uid,
             gid: stat.st_gid,
             peer_credentials: peer_credentials(socket.as_fd())?,
-            options: option::dump(socket.as_fd())?,
+            options: option::dump(socket.as_fd(), &[option::SOCKET])?,
             queue: Vec::new(),
         };
         let index = u32::try_from(self.found.len()).context("too many sockets")?;

@@ -22,6 +22,7 @@ use crate::changed::Changed;
 use crate::machine;
 use crate::proc;
 use crate::resource;
+use crate::resource::inet::Wishes;
 use crate::store::Checkpoint;
 use crate::sys::{limits, process};
 use anyhow::{Context, Result, bail};
@@ -60,6 +61,8 @@ pub struct Options {
     pub root: Option<PathBuf>,
     /// Restore into a fresh pid namespace.
     pub new_pidns: bool,
+    /// What becomes of internet sockets.
+    pub sockets: Wishes,
     /// How long the tree may take to come back.
     pub timeout: Duration,
     /// Show progress on stderr when it is a terminal.
@@ -175,7 +178,7 @@ fn restore_here(options: &Options) -> Result<(Report, Option<Terminal>)> {
     )?;
     let programs = preparation.tasks.iter().filter_map(|task| task.program.as_ref());
     let needs = programs.flat_map(|program| program.needs.iter().copied());
-    let opened = Opened::open(&checkpoint, needs)?;
+    let opened = Opened::open(&checkpoint, &options.sockets, needs)?;
     let mut restore = Restore {
         checkpoint: &checkpoint,
         preparation: raise(preparation, &opened.raiser)?,

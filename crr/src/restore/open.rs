@@ -3,13 +3,15 @@
 //! What every forked child needs until it execs gets a number that no task uses, so that the child can put its files
 //! in place without overwriting it.
 
-use crate::resource;
 use crate::resource::deleted::recreate::{self, Recreated};
 use crate::resource::file::reopen::Controlling;
+use crate::resource::file::reopen::{Reopened, open_all};
 use crate::resource::unix_socket::bind::Binder;
+use crate::resource::{self, inet};
 use crate::store::Checkpoint;
 use anyhow::{Context, Result, bail};
 use images::file::Files;
+use images::inet::InetSocket;
 use images::task::Task;
 use images::terminal::Pty;
 use images::{DescriptionId, PathId, SharedId};
@@ -30,6 +32,8 @@ pub(crate) struct Opened {
     descriptions: Vec<OwnedFd>,
     /// The files of unix sockets, which go again if the restore fails.
     pub(super) socket_files: Binder,
+    inet_sockets: inet::recreate::Restored,
+    inet_records: Vec<InetSocket>,
     /// Files that have no name.
     pub(super) deleted: Recreated,
     /// What leaders of sessions take as controlling terminals.
@@ -45,21 +49,27 @@ impl Opened {
     ///
     /// # Errors
     /// Names the first file that cannot be opened.
-    pub(crate) fn open(checkpoint: &Checkpoint, needs: impl IntoIterator<Item = Need>) -> Result<Self> {
+    pub(crate) fn open(
+        checkpoint: &Checkpoint,
+        wishes: &inet::Wishes,
+        needs: impl IntoIterator<Item = Need>,
+    ) -> Result<Self> {
         let tasks = &checkpoint.tree.tasks;
         let raiser = Raiser::new(tasks);
         let opened = checkpoint.files.descriptions.len()
             + checkpoint.files.pipes.len() * 3
             + checkpoint.files.unix_sockets.len() * 3
+            + checkpoint.files.inet_sockets.len() * 2
             + numbers_below(&checkpoint.files.ptys);
         let mapped = checkpoint.files.paths.len() * 2 + checkpoint.memory.shared.len();
         let watched = resource::event::highest_number(&checkpoint.files).cast_signed();
         let highest = raiser.used.last().copied().unwrap_or(0).max(watched);
         make_room(raiser.used.len() + opened + mapped + 64, highest)?;
         let executed = tasks.iter().map(|task| task.exe).collect();
-        let (deleted, files) =
+        let (deleted, mut files) =
             recreate::create_all(&checkpoint.files, &executed, &checkpoint.pages, &raiser)?;
-        let (descriptions, socket_files, controlling) = resource::file::reopen::open_all(&files)?;
+        inet::recreate::as_wished(&mut files.inet_sockets, wishes);
+        let Reopened { descriptions, socket_files, controlling, inet_sockets } = open_all(&files)?;
         let mut mapped = BTreeMap::new();
         for need in needs.into_iter().filter(|need| matches!(need, Need::Path { .. } | Need::Shared(_))) {
             if let std::collections::btree_map::Entry::Vacant(entry) = mapped.entry(need) {
@@ -73,13 +83,33 @@ impl Opened {
             }
         }
         let pages = raiser.raise(checkpoint.pages.try_clone().context("pages.img")?.into())?;
-        Ok(Self { raiser, descriptions, socket_files, controlling, deleted, mapped, directories, pages })
+        let inet_records = files.inet_sockets;
+        Ok(Self {
+            raiser,
+            descriptions,
+            socket_files,
+            inet_sockets,
+            inet_records,
+            controlling,
+            deleted,
+            mapped,
+            directories,
+            pages,
+        })
     }
 
     /// An open file description of the tree.
     #[must_use]
     pub(crate) fn description(&self, id: DescriptionId) -> BorrowedFd<'_> {
         self.descriptions[id.0 as usize].as_fd()
+    }
+
+    /// Lets TCP connections speak again.
+    ///
+    /// # Errors
+    /// Names the socket that does not come to the state that it had.
+    pub(super) fn bring_connections_to_life(&mut self) -> Result<()> {
+        self.inet_sockets.bring_to_life(&self.inet_records)
     }
 
     /// Closes the descriptions: they are the tree's alone from now on.

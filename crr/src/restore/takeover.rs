@@ -97,6 +97,7 @@ pub(super) fn take_over(
         finished.extend(taken);
     }
     // What a task closes is to be closed, as the other end of a pipe and an epoll see it.
+    restore.opened.bring_connections_to_life()?;
     restore.opened.let_go();
     // Children first: a parent that finds its child gone or stopped would act on it.
     for taken in finished.into_iter().rev() {

@@ -24,6 +24,7 @@ pub mod sched;
 pub mod shared_page;
 pub mod socket;
 pub mod stranger;
+pub mod tcp;
 pub mod tty;
 pub mod vm;
 pub mod wait;

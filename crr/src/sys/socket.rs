@@ -23,6 +23,17 @@ const SCM_RIGHTS: i32 = 1;
 const SCM_CREDENTIALS: i32 = 2;
 const SCM_PIDFD: i32 = 4;
 
+/// socket(2), of any kind. It closes on exec.
+///
+/// # Errors
+/// As socket(2).
+pub fn open(family: i32, kind: i32, protocol: i32) -> nix::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let made = check(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(made) })
+}
+
 /// getsockopt: the value as the kernel gives it. Not for SO_GET_FILTER, which counts in units of its own.
 ///
 /// # Errors
@@ -45,6 +56,33 @@ pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> nix::Result<Vec<u8>>
             }
         }
     }
+}
+
+/// getsockopt of an option whose value says what is asked about. As much as the kernel gives is changed.
+///
+/// # Errors
+/// As getsockopt(2).
+pub fn option_about(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) -> nix::Result<()> {
+    let mut length = libc::socklen_t::try_from(value.len()).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the buffer has the length that is given.
+    check(unsafe {
+        libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut length)
+    })
+    .map(drop)
+}
+
+/// Whether a socket belongs to the network namespace of this process (SIOCGSKNS).
+///
+/// # Errors
+/// EPERM without CAP_NET_ADMIN.
+pub fn is_in_own_network(fd: BorrowedFd<'_>) -> nix::Result<bool> {
+    const SIOCGSKNS: libc::c_ulong = 0x894c;
+    // SAFETY: takes no argument.
+    let namespace = check(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCGSKNS, 0) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    let namespace = unsafe { OwnedFd::from_raw_fd(namespace) };
+    let (its, own) = (nix::sys::stat::fstat(&namespace)?, nix::sys::stat::stat("/proc/self/ns/net")?);
+    Ok((its.st_dev, its.st_ino) == (own.st_dev, own.st_ino))
 }
 
 /// Instructions of the socket's filter; 0 without one.
@@ -206,8 +244,12 @@ pub struct Received {
     pub rights: Vec<OwnedFd>,
     /// The address of the sender, without its family.
     pub sender: Vec<u8>,
+    /// Its family.
+    pub sender_family: u16,
     /// Pid, user and group of the sender.
     pub credentials: Option<[i32; 3]>,
+    /// Where a datagram was sent to (`struct sockaddr_in` or `sockaddr_in6`), where that is asked for (IP_RECVORIGDSTADDR).
+    pub destination: Vec<u8>,
 }
 
 /// recvmsg into `buffer`. Descriptors that arrive close on exec.
@@ -230,9 +272,18 @@ pub fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: i32) -> nix::Result
         check(unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags | libc::MSG_CMSG_CLOEXEC) })?;
     control.truncate(header.msg_controllen);
     let sender = name.get(2..header.msg_namelen as usize).unwrap_or_default().to_vec();
-    let mut received =
-        Received { length: length.unsigned_abs(), flags: header.msg_flags, sender, ..Received::default() };
-    for (kind, data) in control_messages(&control) {
+    let sender_family = if sender.is_empty() { 0 } else { u16::from_ne_bytes([name[0], name[1]]) };
+    let (length, flags) = (length.unsigned_abs(), header.msg_flags);
+    let mut received = Received { length, flags, sender, sender_family, ..Received::default() };
+    for (level, kind, data) in control_messages(&control) {
+        if let (libc::IPPROTO_IP, libc::IP_ORIGDSTADDR) | (libc::IPPROTO_IPV6, libc::IPV6_ORIGDSTADDR) =
+            (level, kind)
+        {
+            received.destination = data.to_vec();
+        }
+        if level != libc::SOL_SOCKET {
+            continue;
+        }
         let words = data.chunks_exact(4).filter_map(|word| Some(i32::from_ne_bytes(*word.first_chunk()?)));
         match kind {
             SCM_RIGHTS => {
@@ -323,8 +374,8 @@ fn empty_header() -> libc::msghdr {
     }
 }
 
-/// The entries of level SOL_SOCKET in a control buffer: type and data.
-fn control_messages(mut control: &[u8]) -> Vec<(i32, &[u8])> {
+/// The entries of a control buffer: level, type and data.
+fn control_messages(mut control: &[u8]) -> Vec<(i32, i32, &[u8])> {
     let mut found = Vec::new();
     while let Some((length, rest)) = control.split_first_chunk::<8>() {
         let length = usize::from_ne_bytes(*length);
@@ -332,9 +383,7 @@ fn control_messages(mut control: &[u8]) -> Vec<(i32, &[u8])> {
             break;
         };
         let kind = rest.get(4..8).and_then(|kind| kind.first_chunk()).copied().unwrap_or_default();
-        if i32::from_ne_bytes(*level) == libc::SOL_SOCKET {
-            found.push((i32::from_ne_bytes(kind), data));
-        }
+        found.push((i32::from_ne_bytes(*level), i32::from_ne_bytes(kind), data));
         control = control.get(length.next_multiple_of(8)..).unwrap_or_default();
     }
     found

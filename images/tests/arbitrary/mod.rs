@@ -108,6 +108,10 @@ impl<'de> Deserializer<'de> for &mut Source<'_> {
         visitor.visit_enum(Variant { source: self, variant })
     }
 
+    fn is_human_readable(&self) -> bool {
+        false
+    }
+
     fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Error> {
         Err(Error::custom("the format has no such thing: teach it to the tests"))
     }

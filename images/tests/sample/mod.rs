@@ -6,6 +6,10 @@ use images::container::{Kind, TRAILER_SIZE, crc32c, encode};
 use images::event::{Epoll, Eventfd, Notify, Timerfd, Watch};
 use images::file::{Deleted, Description, FdEntry, Files, Path, Pipe, Target};
 use images::id::PAGE_SIZE;
+use images::inet::{
+    Datagram, InetAddress, InetProtocol, InetSocket, InetState, Membership, TcpAgreement, TcpConnection,
+    TcpWindow,
+};
 use images::inventory::{FileEntry, Inventory, StateComponent};
 use images::lock::{Lock, LockKind};
 use images::memory::{Backing, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
@@ -20,6 +24,7 @@ use images::terminal::{Flow, Line, LineEnd, LivePty, Pty, PtyEnd, Settings};
 use images::thread::{Creds, Dispatch, Regs, RobustList, Rseq, Sched, Thread, UserDesc};
 use images::timer::Timer;
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, Pid, SharedId, TaskFd};
+use std::net::Ipv4Addr;
 
 /// Pages of `pages.img`.
 const PAGES: u64 = 6;
@@ -158,6 +163,7 @@ fn files() -> Files {
             description(Target::Timerfd(TIMERFD), 0o4002, 0),
             description(Target::Signalfd(1 << 16), 0o2, 0),
             description(Target::Epoll(0), 0o2, 0),
+            description(Target::InetSocket(0), 0o2, 0),
         ],
         pipes: vec![Pipe { ino: 4242, capacity: 65_536, contents: b"in flight".to_vec() }],
         unix_sockets: vec![
@@ -190,7 +196,70 @@ fn files() -> Files {
                 data: 0xf7f0_1000,
             }],
         }],
+        inet_sockets: inet_sockets(),
+        network_hold: Some("crr-0123456789abcdef".to_owned()),
     }
+}
+
+fn inet_sockets() -> Vec<InetSocket> {
+    let [here, there] =
+        [80, 40_000].map(|port| InetAddress { ip: Ipv4Addr::LOCALHOST.into(), port, scope: 0 });
+    let linked = InetAddress { ip: "fe80::1".parse().unwrap(), port: 5353, scope: 2 };
+    let connection = |other_end| TcpConnection {
+        send_seq: 4_294_967_290,
+        receive_seq: 77,
+        outgoing: b"question".to_vec(),
+        unsent: 3,
+        incoming: b"answ".to_vec(),
+        agreed: TcpAgreement { mss: 1460, window_scale: Some((7, 9)), sack: true, timestamp: Some(1 << 31) },
+        window: TcpWindow { snd_wl1: 1, snd_wnd: 2, max_window: 3, rcv_wnd: 4, rcv_wup: 5 },
+        ended_here: true,
+        ended_there: false,
+        other_end,
+    };
+    let plain = InetSocket {
+        ino: 4444,
+        v6: false,
+        protocol: InetProtocol::Tcp,
+        local: Some(here),
+        peer: Some(there),
+        state: InetState::Connected(connection(Some(1))),
+        shutdown: 0,
+        mode: 0o140_777,
+        uid: 33,
+        gid: 34,
+        options: vec![SocketOption { level: 6, name: 1, value: 1u32.to_le_bytes().to_vec() }],
+        memberships: Vec::new(),
+        queue: Vec::new(),
+    };
+    let unconnected = InetSocket { peer: None, ..plain.clone() };
+    vec![
+        plain.clone(),
+        InetSocket {
+            local: Some(there),
+            peer: Some(here),
+            state: InetState::Connected(connection(Some(0))),
+            ..plain.clone()
+        },
+        InetSocket { state: InetState::Connected(connection(None)), ..plain },
+        InetSocket { state: InetState::Listening(128), ..unconnected.clone() },
+        InetSocket { state: InetState::Ended(b"last words".to_vec()), ..unconnected.clone() },
+        InetSocket {
+            v6: true,
+            protocol: InetProtocol::Udp,
+            local: Some(linked),
+            state: InetState::Closed,
+            shutdown: 2,
+            memberships: vec![Membership {
+                group: "ff02::fb".parse().unwrap(),
+                interface: 2,
+                only_these: true,
+                sources: vec![linked.ip],
+            }],
+            queue: vec![Datagram { sender: linked, destination: linked, bytes: b"who?".to_vec() }],
+            ..unconnected
+        },
+    ]
 }
 
 fn pty() -> LivePty {

@@ -27,6 +27,7 @@ pub(super) fn add(snapshot: &mut Snapshot, pids: &[i32]) -> crate::Result {
         snapshot.insert(format!("task {pid} offsets"), Rule::Equal, offsets);
     }
     snapshot.insert("unix sockets".to_owned(), Rule::Equal, unix_sockets(&sockets)?);
+    snapshot.insert("internet sockets".to_owned(), Rule::Equal, inet_sockets(&sockets)?);
     snapshot.insert("open file descriptions".to_owned(), Rule::Equal, descriptions(by_target.into_values())?);
     Ok(())
 }
@@ -110,6 +111,24 @@ fn normalise(target: &str, pipes: &mut Renumber, sockets: &mut Renumber) -> Stri
     } else {
         target.to_owned()
     }
+}
+
+/// The lines of /proc/net/tcp and its like about sockets that the tree holds: addresses, state, owner. How much is in
+/// their queues is the programs' to find out: it moves from one to the other.
+fn inet_sockets(held: &Renumber) -> crate::Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for table in ["tcp", "tcp6", "udp", "udp6", "udplite", "udplite6"] {
+        let Ok(text) = read(&format!("/proc/net/{table}")) else { continue };
+        for line in text.lines().skip(1) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [_, local, peer, state, _, _, _, uid, _, inode, ..] = &words[..] else { continue };
+            if let Some(number) = held.0.get(&format!("socket:[{inode}]")) {
+                lines.push(format!("socket #{number} {table} {local} {peer} state {state} uid {uid}"));
+            }
+        }
+    }
+    lines.sort_unstable();
+    Ok(lines)
 }
 
 /// The lines of /proc/net/unix about sockets that the tree holds: flags, type, state and path.

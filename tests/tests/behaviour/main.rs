@@ -12,6 +12,7 @@ mod families;
 mod files;
 mod harness;
 mod identity;
+mod inet;
 mod leader;
 mod locks;
 mod mapping;

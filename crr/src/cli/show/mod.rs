@@ -75,6 +75,10 @@ fn text(checkpoint: &Checkpoint, verbose: bool) -> String {
         out.push('\n');
         out.push_str(&sockets::unix(&checkpoint.files.unix_sockets));
     }
+    if !checkpoint.files.inet_sockets.is_empty() {
+        out.push('\n');
+        out.push_str(&sockets::inet(&checkpoint.files.inet_sockets));
+    }
     if !checkpoint.files.ptys.is_empty() {
         out.push('\n');
         out.push_str(&terminals::ptys(&checkpoint.files.ptys));
@@ -142,6 +146,7 @@ fn target(checkpoint: &Checkpoint, description: &Description) -> String {
         Target::Terminal(id) => format!("{} (terminal)", path(id.0)),
         Target::Pipe(pipe) => format!("pipe#{pipe}"),
         Target::UnixSocket(socket) => format!("socket#{socket}"),
+        Target::InetSocket(socket) => format!("inet#{socket}"),
         Target::Pty { pty, path: id, .. } => format!("{} (pty#{pty})", path(id.0)),
         Target::Eventfd(event) => format!("eventfd: {}", event.count),
         Target::Timerfd(timer) => format!("timerfd on clock {}", timer.clock),

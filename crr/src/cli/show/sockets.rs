@@ -1,8 +1,10 @@
-//! Unix sockets: what each is connected to, and what waits in its queue.
+//! Sockets: what each is connected to, and what waits in its queue.
 
 use super::printable;
 use super::table::Table;
 use crate::progress::bytes;
+use crate::resource::inet::Shown;
+use images::inet::{InetAddress, InetProtocol, InetSocket, InetState};
 use images::socket::{Peer, UnixKind, UnixSocket};
 
 pub(super) fn unix(sockets: &[UnixSocket]) -> String {
@@ -29,6 +31,42 @@ pub(super) fn unix(sockets: &[UnixSocket]) -> String {
             peer,
             bytes(unread as u64),
             files.to_string(),
+        ]);
+    }
+    table.to_string()
+}
+
+pub(super) fn inet(sockets: &[InetSocket]) -> String {
+    let mut table = Table::new(["SOCKET", "PROTOCOL", "ADDRESS", "PEER", "STATE", "UNREAD", "UNSENT"]);
+    for (index, socket) in sockets.iter().enumerate() {
+        let protocol = match socket.protocol {
+            InetProtocol::Tcp => "tcp",
+            InetProtocol::Udp => "udp",
+            InetProtocol::UdpLite => "udp-lite",
+        };
+        let shown = |address: &Option<InetAddress>| {
+            address.as_ref().map_or_else(|| "-".to_owned(), |address| Shown(address).to_string())
+        };
+        let (state, mut unread, unsent) = match &socket.state {
+            InetState::Closed => ("-".to_owned(), 0, 0),
+            InetState::Listening(backlog) => (format!("listens, backlog {backlog}"), 0, 0),
+            InetState::Connecting => ("connecting".to_owned(), 0, 0),
+            InetState::Ended(incoming) => ("ended".to_owned(), incoming.len(), 0),
+            InetState::Connected(tcp) => {
+                let other =
+                    tcp.other_end.map_or_else(|| "connected".to_owned(), |other| format!("to inet#{other}"));
+                (other, tcp.incoming.len(), tcp.outgoing.len())
+            }
+        };
+        unread += socket.queue.iter().map(|datagram| datagram.bytes.len()).sum::<usize>();
+        table.row([
+            format!("inet#{index}"),
+            protocol.to_owned() + if socket.v6 { "6" } else { "" },
+            shown(&socket.local),
+            shown(&socket.peer),
+            state,
+            bytes(unread as u64),
+            bytes(unsent as u64),
         ]);
     }
     table.to_string()

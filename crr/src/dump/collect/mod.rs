@@ -16,6 +16,7 @@ use crate::ptrace::Patience;
 use crate::refusal::Refusals;
 use crate::remote::Cache;
 use crate::resource::file::{self, Terminal};
+use crate::resource::inet::Silenced;
 use crate::resource::landlock::Bystanders;
 use crate::resource::namespace::Namespaces;
 use crate::resource::path::{Paths, file_type};
@@ -43,6 +44,8 @@ pub(super) struct Collected {
     pub(super) files: Files,
     pub(super) memory: Memory,
     pub(super) contents: Contents,
+    /// TCP connections, whose traffic is held.
+    pub(super) silenced: Silenced,
 }
 
 /// What is shared by the tasks of a tree while they are looked at.
@@ -137,6 +140,7 @@ pub(super) fn collect(
         let ptys =
             tables.files.relate_terminals(&standings, tables.terminal, tables.guarded, &mut refusals)?;
         tree::check_terminals(&standings, shell_job, &ptys, &strangers, &mut refusals);
+        tables.files.check_inet_sockets(options.sockets, &mut refusals)?;
         tables.files.finish_events(&tasks, &zombies, &mut refusals)?;
     }
     if whole && tasks.len() == frozen.tasks.len() {
@@ -164,8 +168,9 @@ pub(super) fn collect(
     let mut on_their_way = Refusals::default();
     tables.files.look_into_terminals(&mut on_their_way)?;
     on_their_way.finish("dump")?;
+    let silenced = tables.files.look_at_connections(options.sockets)?;
     let files = tables.files.into_files(paths);
-    Ok(Collected { tree, files, memory, contents })
+    Ok(Collected { tree, files, memory, contents, silenced })
 }
 
 /// What `stat` tells of a task: memory by a living thread, what its parent is told by the leader.

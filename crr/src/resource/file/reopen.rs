@@ -2,7 +2,7 @@
 
 use super::O_ASYNC;
 use crate::resource::unix_socket::bind::Binder;
-use crate::resource::{event, pipe::recreate, terminal, unix_socket};
+use crate::resource::{event, inet, pipe::recreate, terminal, unix_socket};
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result};
 use images::Pid;
@@ -17,15 +17,28 @@ use std::os::fd::OwnedFd;
 /// For sessions, by their ids, a slave of the terminal that is to control each.
 pub(crate) type Controlling = BTreeMap<Pid, OwnedFd>;
 
-/// Opens every description, in order. The files that sockets are bound to stay only if the binder is told so.
+/// What was opened.
+#[derive(Debug)]
+pub(crate) struct Reopened {
+    /// The descriptions, in order.
+    pub(crate) descriptions: Vec<OwnedFd>,
+    /// The files that unix sockets are bound to: they stay only if it is told so.
+    pub(crate) socket_files: Binder,
+    pub(crate) controlling: Controlling,
+    /// Internet sockets, still silent.
+    pub(crate) inet_sockets: inet::recreate::Restored,
+}
+
+/// Opens every description.
 ///
 /// # Errors
 /// Names the file that cannot be opened.
-pub(crate) fn open_all(files: &Files) -> Result<(Vec<OwnedFd>, Binder, Controlling)> {
+pub(crate) fn open_all(files: &Files) -> Result<Reopened> {
     // Made when first needed: a kernel without ia32 emulation has no such calls.
     let mut ia32 = Ia32::default();
     let mut pipes = recreate::create_all(&files.pipes)?;
     let sockets = unix_socket::recreate::create_all(&files.unix_sockets)?;
+    let inet_sockets = inet::recreate::create_all(&files.inet_sockets, files.network_hold.as_deref())?;
     let mut ptys = terminal::recreate::create_all(files, &mut ia32)?;
     let mut opened = Vec::with_capacity(files.descriptions.len());
     for (index, description) in files.descriptions.iter().enumerate() {
@@ -35,6 +48,7 @@ pub(crate) fn open_all(files: &Files) -> Result<(Vec<OwnedFd>, Binder, Controlli
             Target::Path(path) => open(&files.paths[path.0 as usize], description, &mut ia32)?,
             Target::Terminal(path) => terminal(&files.paths[path.0 as usize], flags)?,
             Target::UnixSocket(index) => sockets.open(index, flags)?,
+            Target::InetSocket(index) => inet_sockets.open(index, flags)?,
             Target::Pipe(index) => pipes[index as usize].open(flags, &mut ia32)?,
             Target::Eventfd(record) => event::recreate::eventfd(record, flags)?,
             Target::Timerfd(record) => event::recreate::timerfd(record, flags)?,
@@ -44,8 +58,8 @@ pub(crate) fn open_all(files: &Files) -> Result<(Vec<OwnedFd>, Binder, Controlli
         };
         opened.push(fd);
     }
-    let binder = sockets.finish(files, &opened)?;
-    Ok((opened, binder, ptys.controlling))
+    let socket_files = sockets.finish(files, &opened)?;
+    Ok(Reopened { descriptions: opened, socket_files, controlling: ptys.controlling, inet_sockets })
 }
 
 /// Opens a file by name.

@@ -1,14 +1,10 @@
 //! What the kernel's socket diagnostics tell of unix sockets: who is connected to whom, which waits at which.
 
-use anyhow::{Context, Result, bail};
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use crate::resource::socket::diag;
+use anyhow::{Context, Result};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::unix::{ShowFlags, StateFlags, UnixRequest, nlas::Nla};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 use std::collections::HashMap;
-
-/// Room for one answer: the kernel fills up to 32 KiB at a time.
-const ANSWER_SIZE: usize = 64 << 10;
 
 /// One unix socket of crr's network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,52 +24,20 @@ pub(crate) struct Entry {
 /// # Errors
 /// Without CONFIG_UNIX_DIAG.
 pub(crate) fn query() -> Result<HashMap<u32, Entry>> {
-    let ask = || -> Result<HashMap<u32, Entry>> {
-        let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        socket.send(&request(), 0)?;
-        read_answers(&socket)
-    };
-    ask().context("ask for all unix sockets (needs CONFIG_UNIX_DIAG)")
-}
-
-fn request() -> Vec<u8> {
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let request = UnixRequest {
         state_flags: StateFlags::from_bits_retain(u32::MAX),
         inode: 0,
         show_flags: ShowFlags::PEER | ShowFlags::ICONS | ShowFlags::RQLEN,
         cookie: [0xff; 8],
     };
-    let mut message = NetlinkMessage::new(header, SockDiagMessage::UnixRequest(request).into());
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    bytes
-}
-
-fn read_answers(socket: &Socket) -> Result<HashMap<u32, Entry>> {
     let mut found = HashMap::new();
-    let mut buffer = vec![0u8; ANSWER_SIZE];
-    loop {
-        let length = socket.recv(&mut &mut buffer[..], 0)?;
-        let mut rest = buffer.get(..length).context("answer cut off")?;
-        while !rest.is_empty() {
-            let message = <NetlinkMessage<SockDiagMessage>>::deserialize(rest)?;
-            match message.payload {
-                NetlinkPayload::InnerMessage(SockDiagMessage::UnixResponse(answer)) => {
-                    found.insert(answer.header.inode, entry(&answer.nlas));
-                }
-                NetlinkPayload::Done(_) => return Ok(found),
-                NetlinkPayload::Error(error) => return Err(error.to_io().into()),
-                other => bail!("unexpected answer {other:?}"),
-            }
-            let whole = (message.header.length as usize).next_multiple_of(4);
-            rest = rest.get(whole..).unwrap_or_default();
+    diag::ask(SockDiagMessage::UnixRequest(request), |answer| {
+        if let SockDiagMessage::UnixResponse(answer) = answer {
+            found.insert(answer.header.inode, entry(&answer.nlas));
         }
-    }
+    })
+    .context("ask for all unix sockets (needs CONFIG_UNIX_DIAG)")?;
+    Ok(found)
 }
 
 fn entry(attributes: &[Nla]) -> Entry {

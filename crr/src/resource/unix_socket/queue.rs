@@ -3,7 +3,8 @@
 //! One look with MSG_PEEK shows all of a stream, unless descriptors or other credentials lie in it: these end a look, and
 //! what is behind them is seen only with an offset (SO_PEEK_OFF), as are all datagrams but the first.
 
-use super::keeper::{self, Keeper};
+use crate::keeper::Keeper;
+use crate::resource::socket::peek_offset;
 use crate::sys::{pipe, socket as sys};
 use anyhow::{Context, Result, bail};
 use images::socket::{Credentials, UnixKind};
@@ -62,9 +63,9 @@ pub(super) fn read_all(
     }
     let mut offsets = Vec::with_capacity(left.len());
     for &index in &left {
-        offsets.push((sockets[index].0, keeper::get(sockets[index].0).context("SO_PEEK_OFF")?));
+        offsets.push((sockets[index].0, peek_offset::get(sockets[index].0).context("SO_PEEK_OFF")?));
     }
-    let _keeper = Keeper::new(offsets).context("keep the peek offsets")?;
+    let _keeper = Keeper::new(|| peek_offset::put_back(&offsets)).context("keep the peek offsets")?;
     for index in left {
         let (socket, kind) = sockets[index];
         let waiting = if kind == UnixKind::Stream { read_stream(socket) } else { read_datagrams(socket) };
@@ -102,7 +103,7 @@ fn look(socket: BorrowedFd<'_>, kind: UnixKind) -> Result<Look> {
     if bytes == 0 {
         return Ok(Look::All(Vec::new()));
     }
-    if keeper::get(socket).context("SO_PEEK_OFF")? >= 0 {
+    if peek_offset::get(socket).context("SO_PEEK_OFF")? >= 0 {
         return Ok(Look::More);
     }
     let mut buffer = vec![0u8; bytes];
@@ -127,7 +128,7 @@ fn read_stream(socket: BorrowedFd<'_>) -> Result<Vec<Waiting>> {
     let mut waiting = Vec::new();
     let mut at = 0;
     while at < total {
-        keeper::set(socket, i32::try_from(at)?)?;
+        peek_offset::set(socket, i32::try_from(at)?)?;
         let received = sys::receive(socket, &mut buffer[at..], PEEK)?;
         let end = at + received.length;
         if received.length == 0 {
@@ -150,7 +151,7 @@ fn read_stream(socket: BorrowedFd<'_>) -> Result<Vec<Waiting>> {
 
 /// Where the last of the kernel's buffers begins in what a look from `at` on shows.
 fn last_buffer(socket: BorrowedFd<'_>, at: usize, length: usize) -> Result<usize> {
-    keeper::set(socket, i32::try_from(at)?)?;
+    peek_offset::set(socket, i32::try_from(at)?)?;
     match sys::whole_buffers(socket, length - 1, PEEK) {
         Err(Errno::EFAULT) => Ok(0),
         whole => Ok(whole?),
@@ -165,7 +166,7 @@ fn read_datagrams(socket: BorrowedFd<'_>) -> Result<Vec<Waiting>> {
     let ended = sys::events(socket).context("poll")? & libc::POLLRDHUP != 0;
     let mut at = 0;
     loop {
-        keeper::set(socket, i32::try_from(at)?)?;
+        peek_offset::set(socket, i32::try_from(at)?)?;
         let received = match sys::receive(socket, &mut buffer, PEEK | libc::MSG_TRUNC) {
             Err(Errno::EAGAIN) => return Ok(waiting),
             received => received?,
@@ -193,7 +194,7 @@ mod tests {
 
     fn read(socket: BorrowedFd<'_>, kind: UnixKind) -> Vec<(Vec<u8>, usize)> {
         let read = read_all(&[(socket, kind)]).unwrap().remove(0).unwrap();
-        assert_eq!(keeper::get(socket), Ok(-1));
+        assert_eq!(peek_offset::get(socket), Ok(-1));
         read.into_iter().map(|waiting| (waiting.bytes, waiting.rights.len())).collect()
     }
 
@@ -231,18 +232,18 @@ mod tests {
     fn offsets_are_put_back_if_the_reader_dies() {
         let (a, b) = UnixDatagram::pair().unwrap();
         a.send(b"abc").unwrap();
-        keeper::set(b.as_fd(), 2).unwrap();
+        peek_offset::set(b.as_fd(), 2).unwrap();
         // SIGKILL between the change and the end of the reading.
         let child = crate::sys::process::fork(None, 0).unwrap();
         let Some(child) = child else {
-            let _keeper = Keeper::new(vec![(b.as_fd(), 2)]);
-            let _ = keeper::set(b.as_fd(), 0);
+            let _keeper = Keeper::new(|| peek_offset::put_back(&[(b.as_fd(), 2)]));
+            let _ = peek_offset::set(b.as_fd(), 0);
             let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
             crate::sys::process::exit(1)
         };
         nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None).unwrap();
         let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while keeper::get(b.as_fd()) != Ok(2) {
+        while peek_offset::get(b.as_fd()) != Ok(2) {
             assert!(std::time::Instant::now() < until, "the offset stays changed");
             std::thread::yield_now();
         }

@@ -5,14 +5,13 @@ use super::bind::{self, Binder};
 use super::connect;
 use super::maker::StandIns;
 use crate::resource::socket::option::{self, SO_SNDBUFFORCE};
+use crate::resource::socket::restore_owner;
 use crate::sys::socket as sys;
 use anyhow::{Context, Result, bail};
 use images::file::Files;
 use images::socket::{Message, Peer, UnixKind, UnixSocket};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socket};
-use nix::sys::stat::{Mode, fchmod, fstat};
-use nix::unistd::{Gid, Uid, fchown};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// SHUT_RD and SHUT_WR as the kernel keeps them.
@@ -181,15 +180,7 @@ impl Restored {
     fn complete(&self, index: usize, record: &UnixSocket) -> Result<()> {
         let socket = &self.sockets[index];
         option::restore(socket.as_fd(), &record.options)?;
-        let now = fstat(socket).context("fstat")?;
-        if (now.st_uid, now.st_gid) != (record.uid, record.gid) {
-            fchown(socket, Some(Uid::from_raw(record.uid)), Some(Gid::from_raw(record.gid)))
-                .context("fchown")?;
-        }
-        if now.st_mode != record.mode {
-            fchmod(socket, Mode::from_bits_truncate(record.mode)).context("fchmod")?;
-        }
-        Ok(())
+        restore_owner(socket.as_fd(), record.uid, record.gid, record.mode)
     }
 }
 

@@ -85,6 +85,11 @@ fn check_description(description: &Description, files: &Files) -> Check {
             ensure!((socket as usize) < sockets, "socket#{socket} of {sockets} sockets");
             Ok(())
         }
+        Target::InetSocket(socket) => {
+            let sockets = files.inet_sockets.len();
+            ensure!((socket as usize) < sockets, "internet socket#{socket} of {sockets}");
+            Ok(())
+        }
         Target::Pty { pty, path: id, .. } => {
             let ptys = files.ptys.len();
             ensure!((pty as usize) < ptys, "pty#{pty} of {ptys} pseudo terminals");

@@ -7,6 +7,7 @@
 mod attribute;
 mod event;
 mod files;
+mod inet;
 mod memory;
 mod sharing;
 mod sockets;
@@ -66,6 +67,7 @@ pub fn records(
     let of = |kind| move |what| Inconsistent { kind, what };
     files::check(files).map_err(of(Kind::Files))?;
     sockets::check(files).map_err(of(Kind::Files))?;
+    inet::check(files).map_err(of(Kind::Files))?;
     terminals::check(files).map_err(of(Kind::Files))?;
     event::check(files).map_err(of(Kind::Files))?;
     tree::check(tree, files).map_err(of(Kind::Tree))?;

@@ -5,6 +5,7 @@ use crate::store::check::records;
 use images::container::Kind;
 use images::event::{Eventfd, Notify, Timerfd, Watch};
 use images::file::{Deleted, Target};
+use images::inet::{InetProtocol, InetSocket, InetState};
 use images::memory::{Backing, Run};
 use images::seccomp::Seccomp;
 use images::signal::Pending;
@@ -153,8 +154,8 @@ fn properties_of_tasks() {
         info[0] = 18;
         s.tree.tasks[0].threads[0].pending.push(Pending { info });
     });
-    refused("tree.img: task 100: fd 1: description#11 of 11 descriptions", |s| {
-        s.tree.tasks[0].fds[1].description = DescriptionId(11);
+    refused("tree.img: task 100: fd 1: description#12 of 12 descriptions", |s| {
+        s.tree.tasks[0].fds[1].description = DescriptionId(12);
     });
     refused("tree.img: task 100: fd 1 is out of order", |s| s.tree.tasks[0].fds.swap(1, 2));
     refused("tree.img: task 100: fd 4294967295 is no number of a file", |s| {
@@ -312,7 +313,7 @@ fn unix_sockets() {
     refused("has messages that nobody can have sent", |s| s.peer = Peer::None);
     refused("option 7 has 257 bytes", |s| s.options[0].value.resize(257, 0));
     refused("message 0: is an empty part of a stream", |s| s.queue[0].bytes.clear());
-    refused("message 0: description#11 of 11", |s| s.queue[0].descriptions[0].0 = 11);
+    refused("message 0: description#12 of 12", |s| s.queue[0].descriptions[0].0 = 12);
     refused("message 0: carries 254 descriptions", |s| s.queue[0].descriptions = vec![DescriptionId(0); 254]);
     refused("has an address of 109 bytes", |s| s.address = vec![b'a'; 109]);
     refused("has a path with a NUL", |s| s.address = b"a\0".to_vec());
@@ -320,6 +321,45 @@ fn unix_sockets() {
     refused("has a file that is no absolute path", |s| s.file.as_mut().unwrap().path = b"a".to_vec());
     refused("message 0: its sender: has an address of 109 bytes", |s| s.queue[0].sender = vec![0; 109]);
     refused("message 0: was sent by no process", |s| s.queue[0].credentials = Some(Credentials::default()));
+}
+
+#[test]
+fn inet_sockets() {
+    refused("files.img: inet#0 has two descriptions", |s| {
+        s.files.descriptions[3].target = Target::InetSocket(0)
+    });
+    refused("files.img: description#11: internet socket#6 of 6", |s| {
+        s.files.descriptions[11].target = Target::InetSocket(6);
+    });
+    for table in ["crr-", "crr-a; flush ruleset", "filter"] {
+        refused(&format!("files.img: traffic is held by a table named {table:?}"), |s| {
+            s.files.network_hold = Some(table.to_owned());
+        });
+    }
+    for other in [0, 2, 3, 6] {
+        let what = format!("is connected to inet#{other}, which is not connected to it");
+        refused(&format!("files.img: inet#0: {what}"), |s| {
+            let InetState::Connected(connection) = &mut s.files.inet_sockets[0].state else { panic!() };
+            connection.other_end = Some(other);
+        });
+    }
+    let refused = |index: usize, what: &str, change: fn(&mut InetSocket)| {
+        refused(&format!("files.img: inet#{index}: {what}"), |s| change(&mut s.files.inet_sockets[index]));
+    };
+    refused(2, "is shut down as 0x4", |s| s.shutdown = 4);
+    refused(2, "has the address 127.0.0.1, of another family", |s| s.v6 = true);
+    refused(2, "option 1 has 257 bytes", |s| s.options[0].value.resize(257, 0));
+    refused(2, "has a connection without addresses", |s| s.local = None);
+    refused(2, "has a state of TCP", |s| s.protocol = InetProtocol::Udp);
+    refused(2, "has not sent 3 of 2 bytes", |s| {
+        let InetState::Connected(connection) = &mut s.state else { panic!() };
+        connection.outgoing.truncate(2);
+    });
+    refused(3, "listens without an address", |s| s.local = None);
+    refused(3, "connects to nobody", |s| s.state = InetState::Connecting);
+    refused(4, "has data and no address", |s| s.local = None);
+    refused(5, "datagram 0 has 65536 bytes", |s| s.queue[0].bytes.resize(65536, 0));
+    refused(5, "has datagrams or groups", |s| s.protocol = InetProtocol::Tcp);
 }
 
 #[test]
@@ -369,7 +409,7 @@ fn event_files() {
         refused(&format!("files.img: {what}"), |s| change(&mut s.files.epolls[0].watches[0]));
     };
     refused_watch("epoll#0: watches fd 2147483648", |watch| watch.fd = 1 << 31);
-    refused_watch("epoll#0: watches description#11 of 11 descriptions", |watch| watch.description.0 = 11);
+    refused_watch("epoll#0: watches description#12 of 12 descriptions", |watch| watch.description.0 = 12);
     refused_watch("epoll#0: epolls watch each other more than 5 deep", |watch| watch.description.0 = 10);
     refused_watch("epoll#0: watches a signalfd that no task can have added", |watch| watch.description.0 = 9);
     refused("files.img: epoll#0: watches description#1 as fd 9 twice", |s| {

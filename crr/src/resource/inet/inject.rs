@@ -1,0 +1,124 @@
+//! Packets as other machines would have sent them, for sockets of this one: datagrams that were in a queue, and the end of a
+//! stream that the other end has sent.
+
+use super::address::on_the_wire;
+use super::hold::MARK;
+use crate::sys::socket as sys;
+use anyhow::{Context, Result};
+use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
+use images::inet::{Datagram, InetAddress, TcpConnection};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, sendto, socket,
+};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+const HOPS: u8 = 64;
+
+/// Unicast addresses of this machine: what is sent to another one would leave it.
+pub(super) fn own_addresses() -> Result<BTreeSet<IpAddr>> {
+    let all = nix::ifaddrs::getifaddrs().context("list the addresses of this machine")?;
+    let addresses = all.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    });
+    Ok(addresses.collect())
+}
+
+/// Sends packets of either family.
+#[derive(Debug, Default)]
+pub(super) struct Injector {
+    v4: Option<OwnedFd>,
+    v6: Option<OwnedFd>,
+}
+
+impl Injector {
+    /// A datagram that was in a queue.
+    pub(super) fn datagram(&mut self, datagram: &Datagram) -> Result<()> {
+        let (from, to) = (on_the_wire(&datagram.sender), on_the_wire(&datagram.destination));
+        let builder = ip(from.ip(), to.ip())?.udp(from.port(), to.port());
+        let mut packet = Vec::with_capacity(builder.size(datagram.bytes.len()));
+        builder.write_to_vec(&mut packet, &datagram.bytes).context("make a packet")?;
+        self.send(&packet, to)
+    }
+
+    /// The end of the stream that the other end of a connection sent.
+    pub(super) fn end(
+        &mut self,
+        local: &InetAddress,
+        peer: &InetAddress,
+        connection: &TcpConnection,
+    ) -> Result<()> {
+        let (from, to) = (on_the_wire(peer), on_the_wire(local));
+        let acknowledged = connection
+            .send_seq
+            .wrapping_sub(u32::try_from(connection.outgoing.len()).context("outgoing queue")?);
+        let shift = connection.agreed.window_scale.map_or(0, |(sent, _)| sent);
+        let window = u16::try_from(connection.window.snd_wnd >> shift).unwrap_or(u16::MAX);
+        let builder = ip(from.ip(), to.ip())?
+            .tcp(from.port(), to.port(), connection.receive_seq, window)
+            .fin()
+            .ack(acknowledged);
+        let mut packet = Vec::with_capacity(builder.size(0));
+        builder.write_to_vec(&mut packet, &[]).context("make a packet")?;
+        self.send(&packet, to)
+    }
+
+    /// The other end of a connection resets it.
+    pub(super) fn reset(&mut self, local: &InetAddress, peer: &InetAddress, receive_seq: u32) -> Result<()> {
+        let (from, to) = (on_the_wire(peer), on_the_wire(local));
+        let builder = ip(from.ip(), to.ip())?.tcp(from.port(), to.port(), receive_seq, 0).rst();
+        let mut packet = Vec::with_capacity(builder.size(0));
+        builder.write_to_vec(&mut packet, &[]).context("make a packet")?;
+        self.send(&packet, to)
+    }
+
+    fn send(&mut self, packet: &[u8], to: SocketAddr) -> Result<()> {
+        let none = MsgFlags::empty();
+        match to {
+            SocketAddr::V4(v4) => {
+                let socket = open(&mut self.v4, AddressFamily::Inet)?;
+                sendto(socket, packet, &SockaddrIn::from(SocketAddrV4::new(*v4.ip(), 0)), none)
+            }
+            SocketAddr::V6(v6) => {
+                let socket = open(&mut self.v6, AddressFamily::Inet6)?;
+                sendto(socket, packet, &SockaddrIn6::from(SocketAddrV6::new(*v6.ip(), 0, 0, 0)), none)
+            }
+        }
+        .with_context(|| format!("send a packet to {to}"))
+        .map(drop)
+    }
+}
+
+fn ip(from: IpAddr, to: IpAddr) -> Result<PacketBuilderStep<IpHeaders>> {
+    Ok(match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ip(IpHeaders::Ipv4(
+            etherparse::Ipv4Header::new(0, HOPS, etherparse::IpNumber(0), from.octets(), to.octets())
+                .context("make a packet")?,
+            Default::default(),
+        )),
+        (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ip(IpHeaders::Ipv6(
+            etherparse::Ipv6Header {
+                hop_limit: HOPS,
+                source: from.octets(),
+                destination: to.octets(),
+                ..Default::default()
+            },
+            Default::default(),
+        )),
+        _ => anyhow::bail!("from {from} to {to}"),
+    })
+}
+
+/// A raw socket that takes whole packets, marked as crr's.
+fn open(socket_of: &mut Option<OwnedFd>, family: AddressFamily) -> Result<i32> {
+    if let Some(socket) = socket_of {
+        return Ok(socket.as_raw_fd());
+    }
+    let made = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)
+        .context("open a raw socket")?;
+    sys::set_option(made.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, &MARK.to_ne_bytes()).context("SO_MARK")?;
+    Ok(socket_of.insert(made).as_raw_fd())
+}

@@ -1,0 +1,419 @@
+//! Internet sockets made again: with the other files before the first fork, connections in repair mode, in which they say
+//! nothing; and brought to life when every task is there.
+
+use super::address::{Shown, to_nix};
+use super::hold::Hold;
+use super::inject::Injector;
+use super::multicast;
+use crate::resource::socket::option::{self, SO_REUSEADDR};
+use crate::resource::socket::restore_owner;
+use crate::sys::socket as sys;
+use crate::sys::tcp::{self, Queue, Repair};
+use anyhow::{Context, Result, bail};
+use images::inet::{
+    InetAddress, InetProtocol, InetSocket, InetState, TcpAgreement, TcpConnection, TcpWindow,
+};
+use images::socket::SocketOption;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{Backlog, MsgFlags, Shutdown, bind, connect, listen, send, shutdown};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+const SO_RCVBUF: i32 = 8;
+const SO_RCVBUFFORCE: i32 = 33;
+const SO_LOCK_FILTER: i32 = 44;
+
+/// What a user says about sockets at restore.
+#[derive(Clone, Debug, Default)]
+pub struct Wishes {
+    /// Connections come back closed (`--tcp-close`).
+    pub close: bool,
+    /// Local addresses that are others now (`--map-addr`).
+    pub map: Vec<(IpAddr, IpAddr)>,
+}
+
+/// The records as they are to be restored.
+pub(crate) fn as_wished(records: &mut [InetSocket], wishes: &Wishes) {
+    let map = |ip: IpAddr| {
+        wishes.map.iter().find(|(old, _)| *old == ip.to_canonical()).map_or(ip, |(_, new)| match (ip, new) {
+            (IpAddr::V6(_), IpAddr::V4(new)) => IpAddr::V6(new.to_ipv6_mapped()),
+            _ => *new,
+        })
+    };
+    for record in records {
+        let inside =
+            matches!(&record.state, InetState::Connected(connection) if connection.other_end.is_some());
+        if let Some(local) = &mut record.local {
+            local.ip = map(local.ip);
+        }
+        if let Some(peer) = record.peer.as_mut().filter(|_| inside) {
+            peer.ip = map(peer.ip);
+        }
+        for datagram in &mut record.queue {
+            datagram.destination.ip = map(datagram.destination.ip);
+        }
+        if wishes.close && !inside && matches!(record.state, InetState::Connected(_) | InetState::Connecting)
+        {
+            record.state = InetState::Ended(Vec::new());
+            record.peer = None;
+        }
+    }
+}
+
+/// The sockets of a tree being restored. Dropped, those that are in repair mode are gone without a word.
+#[derive(Debug)]
+pub(crate) struct Restored {
+    sockets: Vec<OwnedFd>,
+    hold: Option<Hold>,
+    /// The hold was not there before: it goes if the restore fails.
+    own_hold: bool,
+}
+
+/// Makes all sockets. The traffic of connections whose other end is elsewhere is held from here on by the table of this name.
+///
+/// # Errors
+/// Names the socket, and what the kernel refuses.
+pub(crate) fn create_all(records: &[InetSocket], table: Option<&str>) -> Result<Restored> {
+    let outside: Vec<(InetAddress, InetAddress)> = records.iter().filter_map(outside).collect();
+    let hold = table.map(Hold::named);
+    let mut restored = Restored { sockets: Vec::with_capacity(records.len()), own_hold: false, hold };
+    if let Some(hold) = restored.hold.as_ref().filter(|_| !outside.is_empty()) {
+        restored.own_hold = !hold.exists();
+        hold.place(&outside)?;
+    }
+    // The port of a connection is often that of the socket that listens: connections do not mind, it does.
+    for record in records {
+        restored.sockets.push(create(record).with_context(|| named(record))?);
+    }
+    for (record, socket) in records.iter().zip(&restored.sockets) {
+        if let InetState::Listening(backlog) = record.state {
+            listen_again(socket, backlog).with_context(|| named(record))?;
+        }
+    }
+    Ok(restored)
+}
+
+/// A connection whose other end is not in the tree.
+fn outside(record: &InetSocket) -> Option<(InetAddress, InetAddress)> {
+    match &record.state {
+        InetState::Connected(connection) if connection.other_end.is_none() => {
+            Some((record.local?, record.peer?))
+        }
+        _ => None,
+    }
+}
+
+fn named(record: &InetSocket) -> String {
+    let at = |address: &Option<InetAddress>| address.as_ref().map(|address| Shown(address).to_string());
+    let (local, peer) = (at(&record.local), at(&record.peer));
+    let to = peer.map(|peer| format!(" to {peer}")).unwrap_or_default();
+    format!("socket:[{}]{}{to}", record.ino, local.map(|local| format!(" at {local}")).unwrap_or_default())
+}
+
+fn listen_again(socket: &OwnedFd, backlog: u32) -> Result<()> {
+    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX).min(libc::SOMAXCONN);
+    listen(socket, Backlog::new(backlog).unwrap_or(Backlog::MAXCONN)).context("listen")
+}
+
+fn create(record: &InetSocket) -> Result<OwnedFd> {
+    let family = if record.v6 { libc::AF_INET6 } else { libc::AF_INET };
+    let (kind, protocol) = match record.protocol {
+        InetProtocol::Tcp => (libc::SOCK_STREAM, libc::IPPROTO_TCP),
+        InetProtocol::Udp => (libc::SOCK_DGRAM, libc::IPPROTO_UDP),
+        InetProtocol::UdpLite => (libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE),
+    };
+    let made = sys::open(family, kind, protocol).context("socket")?;
+    let fd = made.as_fd();
+    option::restore(fd, record.options.iter().filter(|option| !is_late(option)))?;
+    // Others of the tree are at the same port. What it was is put back in the end.
+    sys::set_option(fd, libc::SOL_SOCKET, SO_REUSEADDR, &1i32.to_ne_bytes()).context("SO_REUSEADDR")?;
+    match &record.state {
+        InetState::Connected(connection) => connected(&made, record, connection)?,
+        InetState::Ended(incoming) if !incoming.is_empty() => ended(&made, record, incoming)?,
+        _ => {
+            if let Some(local) = &record.local {
+                bind(fd.as_raw_fd(), &*to_nix(local)).context("bind")?;
+            }
+            if let (InetState::Closed, Some(peer)) = (&record.state, &record.peer) {
+                connect(fd.as_raw_fd(), &*to_nix(peer)).context("connect")?;
+            }
+        }
+    }
+    multicast::restore(fd, &record.memberships)?;
+    restore_owner(fd, record.uid, record.gid, record.mode)?;
+    Ok(made)
+}
+
+/// Options that are set when everything else is done.
+fn is_late(option: &SocketOption) -> bool {
+    const LATE: [i32; 2] = [SO_REUSEADDR, SO_LOCK_FILTER];
+    option.level == libc::SOL_SOCKET.cast_unsigned() && LATE.contains(&option.name.cast_signed())
+}
+
+/// A connection as it was, in repair mode.
+fn connected(socket: &OwnedFd, record: &InetSocket, connection: &TcpConnection) -> Result<()> {
+    let fd = socket.as_fd();
+    let (local, peer) = super::addresses(record)?;
+    make(fd, record, (&local, &peer), connection)?;
+    tcp::set_window(fd, &connection.window).context("TCP_REPAIR_WINDOW")
+}
+
+/// A connection in repair mode, with its queues.
+fn make(
+    fd: BorrowedFd<'_>,
+    record: &InetSocket,
+    (local, peer): (&InetAddress, &InetAddress),
+    connection: &TcpConnection,
+) -> Result<()> {
+    tcp::repair(fd, Repair::On).context("TCP_REPAIR (needs CAP_NET_ADMIN)")?;
+    let sent = connection.outgoing.len().saturating_sub(connection.unsent as usize);
+    let sent = connection.outgoing.get(..sent).unwrap_or_default();
+    let length = |bytes: &[u8]| u32::try_from(bytes.len()).context("a queue of more than 4 GiB");
+    for (queue, behind, bytes) in [
+        (Queue::Send, connection.send_seq, length(&connection.outgoing)?),
+        (Queue::Receive, connection.receive_seq, length(&connection.incoming)?),
+    ] {
+        tcp::choose(fd, queue).context("TCP_REPAIR_QUEUE")?;
+        tcp::set_sequence(fd, behind.wrapping_sub(bytes)).context("TCP_QUEUE_SEQ")?;
+    }
+    bind(fd.as_raw_fd(), &*to_nix(local)).context("bind")?;
+    connect(fd.as_raw_fd(), &*to_nix(peer)).context("connect")?;
+    agree(fd, connection)?;
+    let sizes = Sizes::widen(fd)?;
+    for (queue, bytes) in [(Queue::Receive, connection.incoming.as_slice()), (Queue::Send, sent)] {
+        tcp::choose(fd, queue).context("TCP_REPAIR_QUEUE")?;
+        fill(fd, bytes)
+            .with_context(|| format!("put {} bytes back into its queue ({queue:?})", bytes.len()))?;
+    }
+    sizes.put_back(fd, &record.options)
+}
+
+/// A connection that has ended, with data that can be read: one is made with it, and reset by the other end, which there is not.
+fn ended(socket: &OwnedFd, record: &InetSocket, incoming: &[u8]) -> Result<()> {
+    let fd = socket.as_fd();
+    let local = record.local.context("a connection without a local address")?;
+    let peer = InetAddress { port: local.port ^ 1, ..local };
+    let connection = TcpConnection {
+        send_seq: 1,
+        receive_seq: u32::try_from(incoming.len()).context("a queue of more than 4 GiB")?.wrapping_add(1),
+        outgoing: Vec::new(),
+        unsent: 0,
+        incoming: incoming.to_vec(),
+        agreed: TcpAgreement { mss: 1400, window_scale: None, sack: false, timestamp: None },
+        window: TcpWindow::default(),
+        ended_here: false,
+        ended_there: false,
+        other_end: None,
+    };
+    make(fd, record, (&local, &peer), &connection)?;
+    tcp::repair(fd, Repair::OffSilently).context("TCP_REPAIR")?;
+    Injector::default().reset(&local, &peer, connection.receive_seq)?;
+    let state = tcp::info(fd).context("TCP_INFO")?.state;
+    if state != tcp::CLOSE {
+        bail!("in state {state} instead of ended");
+    }
+    // The error that was told, or never was.
+    sys::number(fd, libc::SOL_SOCKET, libc::SO_ERROR).context("SO_ERROR")?;
+    Ok(())
+}
+
+/// What the ends agreed on.
+fn agree(fd: BorrowedFd<'_>, connection: &TcpConnection) -> Result<()> {
+    // Numbers of TCP options: include/net/tcp.h.
+    const MSS: u32 = 2;
+    const WINDOW: u32 = 3;
+    const SACK: u32 = 4;
+    const TIMESTAMP: u32 = 8;
+    let agreed = &connection.agreed;
+    let mut options = vec![(MSS, agreed.mss)];
+    if let Some((sent, received)) = agreed.window_scale {
+        options.push((WINDOW, u32::from(sent) | u32::from(received) << 16));
+    }
+    if agreed.sack {
+        options.push((SACK, 0));
+    }
+    if agreed.timestamp.is_some() {
+        options.push((TIMESTAMP, 0));
+    }
+    tcp::set_agreed(fd, &options).context("TCP_REPAIR_OPTIONS")?;
+    if let Some(timestamp) = agreed.timestamp {
+        tcp::set_timestamp(fd, timestamp).context("TCP_TIMESTAMP")?;
+    }
+    Ok(())
+}
+
+/// Room for whatever was in the queues: that can be more than what goes in by the sizes of the buffers.
+struct Sizes;
+
+impl Sizes {
+    fn widen(fd: BorrowedFd<'_>) -> Result<Self> {
+        for name in [option::SO_SNDBUFFORCE, SO_RCVBUFFORCE] {
+            sys::set_option(fd, libc::SOL_SOCKET, name, &(i32::MAX / 2).to_ne_bytes())
+                .context("SO_RCVBUFFORCE")?;
+        }
+        Ok(Self)
+    }
+
+    fn put_back(self, fd: BorrowedFd<'_>, options: &[SocketOption]) -> Result<()> {
+        const SO_BUF_LOCK: u32 = 72;
+        let sizes = [option::SO_SNDBUF.cast_unsigned(), SO_RCVBUF.cast_unsigned(), SO_BUF_LOCK];
+        option::restore(
+            fd,
+            options.iter().filter(|option| {
+                option.level == libc::SOL_SOCKET.cast_unsigned() && sizes.contains(&option.name)
+            }),
+        )
+    }
+}
+
+fn fill(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<()> {
+    /// The kernel takes what goes into one of its buffers at a time.
+    const MOST: usize = 64 << 10;
+    while !bytes.is_empty() {
+        let part = bytes.get(..MOST).unwrap_or(bytes);
+        let sent = send(fd.as_raw_fd(), part, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?;
+        bytes = bytes.get(sent..).unwrap_or_default();
+        if sent == 0 {
+            bail!("{} bytes are left over", bytes.len());
+        }
+    }
+    Ok(())
+}
+
+impl Restored {
+    /// The description of a socket, with its flags.
+    ///
+    /// # Errors
+    /// As fcntl(2).
+    pub(crate) fn open(&self, index: u32, flags: u32) -> Result<OwnedFd> {
+        let fd = self.sockets[index as usize].try_clone().context("duplicate a socket")?;
+        fcntl(&fd, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags.cast_signed()))).context("set flags")?;
+        Ok(fd)
+    }
+
+    /// Lets the connections speak, once everything of the tree is there. What is still to be sent is sent, and ends that were
+    /// shut down are shut down again.
+    ///
+    /// # Errors
+    /// Names the socket that does not come to the state that it had.
+    pub(crate) fn bring_to_life(&mut self, records: &[InetSocket]) -> Result<()> {
+        let mut injector = Injector::default();
+        let all = || records.iter().zip(&self.sockets);
+        for (record, socket) in all() {
+            let mut alive = |fd: BorrowedFd<'_>| -> Result<()> {
+                match &record.state {
+                    InetState::Connected(_) => {}
+                    InetState::Ended(_) => {
+                        // Says that it is not connected, and shuts down all the same: inet_shutdown() of net/ipv4/af_inet.c.
+                        let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
+                    }
+                    InetState::Connecting => connect_again(fd, record)?,
+                    InetState::Closed | InetState::Listening(_) => {
+                        for datagram in &record.queue {
+                            injector.datagram(datagram)?;
+                        }
+                        shut(fd, record.shutdown)?;
+                    }
+                }
+                option::restore(fd, record.options.iter().filter(|option| is_late(option)))
+            };
+            alive(socket.as_fd()).with_context(|| named(record))?;
+        }
+        if let Some(hold) = self.hold.take() {
+            hold.lift()?;
+        }
+        let connections = || {
+            all().filter_map(|(record, socket)| match &record.state {
+                InetState::Connected(connection) => Some((record, socket.as_fd(), connection)),
+                _ => None,
+            })
+        };
+        for (record, socket, _) in connections() {
+            tcp::repair(socket, Repair::Off).context("TCP_REPAIR").with_context(|| named(record))?;
+        }
+        for (record, socket, connection) in connections() {
+            speak(socket, record, connection, &mut injector).with_context(|| named(record))?;
+        }
+        let deadline = Instant::now() + Duration::from_secs(2);
+        for (record, socket, connection) in connections() {
+            let arrived = || sys::events(socket).map(|events| events & libc::POLLRDHUP != 0);
+            while connection.ended_there && !arrived().context("poll")? {
+                if Instant::now() > deadline {
+                    bail!("{}: the end of the stream does not arrive", named(record));
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        for (record, socket, _) in connections() {
+            option::restore(socket, record.options.iter().filter(|option| is_late(option)))
+                .with_context(|| named(record))?;
+            // What the sending of the rest may have taken more room for.
+            Sizes.put_back(socket, &record.options).with_context(|| named(record))?;
+        }
+        self.sockets.clear();
+        Ok(())
+    }
+}
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        // Sockets first: what is held is to find nobody, or the hold of the dump again.
+        self.sockets.clear();
+        if let Some(hold) = self.hold.take().filter(|_| self.own_hold) {
+            let _ = hold.lift();
+        }
+    }
+}
+
+/// Sends what has not been sent, and the end of the stream; has the end of the other one arrive.
+fn speak(
+    socket: BorrowedFd<'_>,
+    record: &InetSocket,
+    connection: &TcpConnection,
+    injector: &mut Injector,
+) -> Result<()> {
+    let sent = connection.outgoing.len().saturating_sub(connection.unsent as usize);
+    let rest = connection.outgoing.get(sent..).unwrap_or_default();
+    if !rest.is_empty() {
+        Sizes::widen(socket)?;
+        fill(socket, rest).context("send the rest")?;
+    }
+    if connection.ended_there && connection.other_end.is_none() {
+        let (local, peer) = super::addresses(record)?;
+        injector.end(&local, &peer, connection)?;
+    }
+    if connection.ended_here {
+        shutdown(socket.as_raw_fd(), Shutdown::Write).context("shut down")?;
+    }
+    if record.shutdown & 1 != 0 && !connection.ended_there {
+        shutdown(socket.as_raw_fd(), Shutdown::Read).context("shut down")?;
+    }
+    Ok(())
+}
+
+/// Calls the other end again.
+fn connect_again(fd: BorrowedFd<'_>, record: &InetSocket) -> Result<()> {
+    let peer = record.peer.as_ref().context("no peer")?;
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    let called = connect(fd.as_raw_fd(), &*to_nix(peer));
+    fcntl(fd, FcntlArg::F_SETFL(flags))?;
+    match called {
+        Ok(()) | Err(Errno::EINPROGRESS) => Ok(()),
+        // What it would have been told otherwise.
+        Err(Errno::ECONNREFUSED | Errno::ENETUNREACH | Errno::EHOSTUNREACH) => Ok(()),
+        Err(errno) => Err(errno).context("connect"),
+    }
+}
+
+fn shut(fd: BorrowedFd<'_>, how: u32) -> Result<()> {
+    let how = match how {
+        1 => Shutdown::Read,
+        2 => Shutdown::Write,
+        3 => Shutdown::Both,
+        _ => return Ok(()),
+    };
+    shutdown(fd.as_raw_fd(), how).context("shut down")
+}

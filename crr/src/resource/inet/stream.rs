@@ -1,0 +1,215 @@
+//! TCP connections, looked at in repair mode, and silent while their tree is killed.
+//!
+//! In repair mode a socket does not tell the other end that it is closed, which is what lets a connection outlive its tree. A
+//! socket that is left in it does not work any more. So a keeper switches it off whatever happens, and lets traffic pass.
+//!
+//! Both ends of a connection can be in the tree, and then nothing is held: their kernel may send what was written all the
+//! time. What an end has to send is read of all connections before what an end has received, so nothing that was received
+//! can be missing where it came from.
+
+use super::hold::Hold;
+use crate::keeper::Keeper;
+use crate::resource::socket::{option, peek_offset};
+use crate::sys::socket as sys;
+use crate::sys::tcp::{self, Queue, Repair};
+use anyhow::{Context, Result, bail};
+use images::inet::{InetAddress, TcpAgreement, TcpConnection};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+const PEEK: i32 = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+
+/// What repair mode changes, to be put back.
+#[derive(Debug)]
+struct Before {
+    socket: OwnedFd,
+    /// SO_REUSEADDR.
+    reuse: Vec<u8>,
+    /// SO_PEEK_OFF, if it was set.
+    peek_offset: Option<i32>,
+}
+
+impl Before {
+    fn put_back(&self) {
+        let fd = self.socket.as_fd();
+        // Either was possible before, so nothing can fail that could be helped.
+        let _ = tcp::repair(fd, Repair::OffSilently);
+        let _ = sys::set_option(fd, libc::SOL_SOCKET, option::SO_REUSEADDR, &self.reuse);
+        if let Some(offset) = self.peek_offset {
+            let _ = peek_offset::set(fd, offset);
+        }
+    }
+}
+
+type PutBack = Box<dyn Fn()>;
+
+/// Connections whose traffic is held. Dropped, it lets them go on.
+pub(crate) struct Silenced {
+    sockets: std::rc::Rc<Vec<Before>>,
+    /// Those that come back closed.
+    given_up: Vec<OwnedFd>,
+    keeper: Option<Keeper<PutBack>>,
+}
+
+impl std::fmt::Debug for Silenced {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Silenced").field(&self.sockets).finish()
+    }
+}
+
+impl Silenced {
+    /// Holds the traffic of the connections that reach out of the tree (by their local and their other end).
+    pub(super) fn new<'a>(
+        sockets: impl Iterator<Item = &'a OwnedFd>,
+        given_up: impl Iterator<Item = &'a OwnedFd>,
+        hold: Option<Hold>,
+        outside: &[(InetAddress, InetAddress)],
+    ) -> Result<Self> {
+        let mut before = Vec::new();
+        for socket in sockets {
+            let fd = socket.as_fd();
+            let offset = match peek_offset::get(fd) {
+                Ok(offset) => Some(offset).filter(|offset| *offset >= 0),
+                // Only Linux 6.9 and later have it for TCP.
+                Err(nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::ENOPROTOOPT) => None,
+                Err(errno) => return Err(errno).context("SO_PEEK_OFF"),
+            };
+            before.push(Before {
+                socket: socket.try_clone().context("duplicate a socket")?,
+                reuse: sys::option(fd, libc::SOL_SOCKET, option::SO_REUSEADDR).context("SO_REUSEADDR")?,
+                peek_offset: offset,
+            });
+        }
+        let sockets = std::rc::Rc::new(before);
+        let given_up =
+            given_up.map(OwnedFd::try_clone).collect::<std::io::Result<_>>().context("duplicate a socket")?;
+        if sockets.is_empty() {
+            return Ok(Self { sockets, given_up, keeper: None });
+        }
+        let (kept, table) = (std::rc::Rc::clone(&sockets), hold.clone());
+        let put_back: PutBack = Box::new(move || {
+            kept.iter().for_each(Before::put_back);
+            if let Some(hold) = &table {
+                let _ = hold.lift();
+            }
+        });
+        let keeper = Keeper::new(put_back).context("keep TCP connections")?;
+        if let Some(hold) = &hold {
+            hold.place(outside)?;
+        }
+        Ok(Self { sockets, given_up, keeper: Some(keeper) })
+    }
+
+    /// Looks at the connections, in order.
+    pub(super) fn look(&self) -> Result<Vec<TcpConnection>> {
+        let switch = |to| {
+            self.sockets.iter().try_for_each(|one| tcp::repair(one.socket.as_fd(), to).context("TCP_REPAIR"))
+        };
+        switch(Repair::On)?;
+        let looked = (|| {
+            let mut found = Vec::with_capacity(self.sockets.len());
+            for one in self.sockets.iter() {
+                found.push(look_at_outgoing(one.socket.as_fd())?);
+            }
+            for (one, connection) in self.sockets.iter().zip(&mut found) {
+                look_at_incoming(one, connection)?;
+            }
+            Ok(found)
+        })();
+        self.sockets.iter().for_each(Before::put_back);
+        looked
+    }
+
+    /// The connections stay as they are, held, when their tree is killed. To be called right before.
+    ///
+    /// # Errors
+    /// If one does not take it; all of them go on then.
+    pub(crate) fn outlive(mut self) -> Result<Vec<OwnedFd>> {
+        for one in self.sockets.iter() {
+            tcp::repair(one.socket.as_fd(), Repair::On).context("TCP_REPAIR")?;
+        }
+        for socket in &self.given_up {
+            // Reset, not closed: one that is closed keeps its port until the other end has closed it, too.
+            let linger = [1i32.to_ne_bytes(), 0i32.to_ne_bytes()].concat();
+            sys::set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_LINGER, &linger)
+                .context("SO_LINGER")?;
+        }
+        if let Some(keeper) = self.keeper.take() {
+            keeper.leave();
+        }
+        self.sockets.iter().map(|one| one.socket.try_clone().context("duplicate a socket")).collect()
+    }
+}
+
+/// What was sent, or is to be, and what the ends agreed on.
+fn look_at_outgoing(fd: BorrowedFd<'_>) -> Result<TcpConnection> {
+    let info = tcp::info(fd).context("TCP_INFO")?;
+    if info.state == tcp::CLOSE {
+        bail!("a TCP connection has ended meanwhile: dump again");
+    }
+    let ended_here = matches!(info.state, tcp::FIN_WAIT1 | tcp::FIN_WAIT2 | tcp::CLOSING | tcp::LAST_ACK);
+    tcp::choose(fd, Queue::Send).context("TCP_REPAIR_QUEUE")?;
+    let end = u32::from(ended_here);
+    let send_seq = tcp::sequence(fd).context("TCP_QUEUE_SEQ")?.wrapping_sub(end);
+    // Of the end of the stream as of a byte: it has a number, and is acknowledged after everything else.
+    let unacknowledged = tcp::unacknowledged(fd).context("SIOCOUTQ")?;
+    let unsent = tcp::unsent(fd).context("SIOCOUTQNSD")?.saturating_sub(end);
+    let outgoing =
+        peek(fd, unacknowledged.saturating_sub(end) as usize).context("read its outgoing queue")?;
+    Ok(TcpConnection {
+        send_seq,
+        receive_seq: 0,
+        outgoing,
+        unsent,
+        incoming: Vec::new(),
+        agreed: TcpAgreement {
+            mss: tcp::mss(fd).context("TCP_MAXSEG")?,
+            window_scale: info.window_scale,
+            sack: info.sack,
+            timestamp: info.timestamps.then(|| tcp::timestamp(fd)).transpose().context("TCP_TIMESTAMP")?,
+        },
+        window: Default::default(),
+        ended_here,
+        ended_there: false,
+        other_end: None,
+    })
+}
+
+fn look_at_incoming(one: &Before, connection: &mut TcpConnection) -> Result<()> {
+    let fd = one.socket.as_fd();
+    if one.peek_offset.is_some() {
+        peek_offset::set(fd, 0).context("SO_PEEK_OFF")?;
+    }
+    tcp::choose(fd, Queue::Receive).context("TCP_REPAIR_QUEUE")?;
+    let readable = crate::sys::pipe::readable_bytes(fd).context("FIONREAD")?;
+    connection.incoming = peek(fd, readable).context("read its incoming queue")?;
+    let state = tcp::info(fd).context("TCP_INFO")?.state;
+    if state == tcp::CLOSE {
+        bail!("a TCP connection has ended meanwhile: dump again");
+    }
+    connection.ended_there = matches!(state, tcp::CLOSE_WAIT | tcp::LAST_ACK | tcp::CLOSING);
+    connection.receive_seq =
+        tcp::sequence(fd).context("TCP_QUEUE_SEQ")?.wrapping_sub(u32::from(connection.ended_there));
+    connection.window = tcp::window(fd).context("TCP_REPAIR_WINDOW")?;
+    if connection.ended_there {
+        // Behind the end of the stream, which is still to come for the one that is made again.
+        let behind = connection.receive_seq.wrapping_add(1);
+        for seq in [&mut connection.window.rcv_wup, &mut connection.window.snd_wl1] {
+            if *seq == behind {
+                *seq = connection.receive_seq;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// As much of the chosen queue, or of what was received, without taking it out.
+pub(super) fn peek(fd: BorrowedFd<'_>, bytes: usize) -> Result<Vec<u8>> {
+    let mut buffer = vec![0u8; bytes];
+    if bytes > 0 {
+        let length = sys::receive(fd, &mut buffer, PEEK)?.length;
+        if length != bytes {
+            bail!("{length} of {bytes} bytes are there");
+        }
+    }
+    Ok(buffer)
+}

@@ -1,0 +1,46 @@
+//! Asking the kernel's socket diagnostics: all sockets of a kind in crr's network namespace.
+
+use anyhow::{Context, Result, bail};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
+
+/// Room for one answer: the kernel fills up to 32 KiB at a time.
+const ANSWER_SIZE: usize = 64 << 10;
+
+/// Asks, and shows each answer.
+///
+/// # Errors
+/// If the kernel knows no diagnostics of this kind.
+pub(crate) fn ask(request: SockDiagMessage, each: impl FnMut(SockDiagMessage)) -> Result<()> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let mut message = NetlinkMessage::new(header, request.into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.send(&bytes, 0)?;
+    read_answers(&socket, each)
+}
+
+fn read_answers(socket: &Socket, mut each: impl FnMut(SockDiagMessage)) -> Result<()> {
+    let mut buffer = vec![0u8; ANSWER_SIZE];
+    loop {
+        let length = socket.recv(&mut &mut buffer[..], 0)?;
+        let mut rest = buffer.get(..length).context("answer cut off")?;
+        while !rest.is_empty() {
+            let message = <NetlinkMessage<SockDiagMessage>>::deserialize(rest)?;
+            match message.payload {
+                NetlinkPayload::InnerMessage(answer) => each(answer),
+                NetlinkPayload::Done(_) => return Ok(()),
+                NetlinkPayload::Error(error) => return Err(error.to_io().into()),
+                other => bail!("unexpected answer {other:?}"),
+            }
+            let whole = (message.header.length as usize).next_multiple_of(4);
+            rest = rest.get(whole..).unwrap_or_default();
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Internet sockets: that connections have both ends, and that every address is of the socket's family.
+
+use super::{Check, ensure, inside};
+use images::file::{Files, Target};
+use images::inet::{InetAddress, InetProtocol, InetSocket, InetState};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+pub(super) fn check(files: &Files) -> Check {
+    for (index, socket) in files.inet_sockets.iter().enumerate() {
+        check_socket(index, socket, files).map_err(inside(format_args!("inet#{index}")))?;
+    }
+    if let Some(table) = &files.network_hold {
+        // It becomes a part of a script.
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        let ours = table.strip_prefix("crr-").is_some_and(|rest| !rest.is_empty() && rest.bytes().all(plain));
+        ensure!(ours, "traffic is held by a table named {table:?}");
+    }
+    let mut open = BTreeSet::new();
+    for description in &files.descriptions {
+        if let Target::InetSocket(index) = description.target {
+            ensure!(open.insert(index), "inet#{index} has two descriptions");
+        }
+    }
+    Ok(())
+}
+
+fn check_socket(index: usize, socket: &InetSocket, files: &Files) -> Check {
+    ensure!(socket.shutdown <= 3, "is shut down as {:#x}", socket.shutdown);
+    let queued = socket.queue.iter().flat_map(|one| [one.sender, one.destination]);
+    for address in [socket.local, socket.peer].into_iter().flatten().chain(queued) {
+        ensure!(is_of(socket, &address), "has the address {}, of another family", address.ip);
+    }
+    for option in &socket.options {
+        ensure!(option.value.len() <= 256, "option {} has {} bytes", option.name, option.value.len());
+    }
+    for (number, datagram) in socket.queue.iter().enumerate() {
+        let length = datagram.bytes.len();
+        ensure!(u16::try_from(length).is_ok(), "datagram {number} has {length} bytes");
+    }
+    let tcp = socket.protocol == InetProtocol::Tcp;
+    ensure!(!tcp || socket.queue.is_empty() && socket.memberships.is_empty(), "has datagrams or groups");
+    match &socket.state {
+        InetState::Closed => {}
+        _ if !tcp => ensure!(false, "has a state of TCP"),
+        InetState::Listening(_) => ensure!(socket.local.is_some(), "listens without an address"),
+        InetState::Connecting => ensure!(socket.peer.is_some(), "connects to nobody"),
+        InetState::Ended(incoming) => {
+            ensure!(incoming.is_empty() || socket.local.is_some(), "has data and no address");
+        }
+        InetState::Connected(connection) => {
+            let (Some(local), Some(peer)) = (socket.local, socket.peer) else {
+                ensure!(false, "has a connection without addresses");
+                return Ok(());
+            };
+            let unsent = usize::try_from(connection.unsent).unwrap_or(usize::MAX);
+            let outgoing = connection.outgoing.len();
+            ensure!(unsent <= outgoing, "has not sent {unsent} of {outgoing} bytes");
+            let most = i32::MAX as usize;
+            ensure!(outgoing.max(connection.incoming.len()) <= most, "has a queue of more than 2 GiB");
+            if let Some(other) = connection.other_end {
+                let back = files.inet_sockets.get(other as usize).map(|other| (&other.state, other));
+                let mutual = matches!(back, Some((InetState::Connected(there), socket))
+                    if there.other_end.is_some_and(|back| back as usize == index)
+                        && same(socket.local, Some(peer)) && same(socket.peer, Some(local)));
+                ensure!(mutual, "is connected to inet#{other}, which is not connected to it");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_of(socket: &InetSocket, address: &InetAddress) -> bool {
+    matches!(address.ip, IpAddr::V6(_)) == socket.v6
+}
+
+/// An IPv4 address in IPv6 clothes is one.
+fn same(one: Option<InetAddress>, other: Option<InetAddress>) -> bool {
+    let plain =
+        |address: Option<InetAddress>| address.map(|address| (address.ip.to_canonical(), address.port));
+    plain(one) == plain(other)
+}

@@ -1,0 +1,239 @@
+//! Sockets of the internet families.
+
+use anyhow::{Context, ensure};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use tests::abi::Abi;
+use tests::case::{Running, Workload, nothing_left};
+use tests::isolate::isolated;
+use tests::{here, require_ia32, require_root, wait};
+
+const fn inet(case: &'static str) -> Workload {
+    Workload::new("inet", case)
+}
+
+tests::survives! {
+    connected => inet("connected");
+    full => inet("full");
+    half_closed => inet("half_closed");
+    listening => inet("listening");
+    idle => inet("idle");
+    options => inet("options");
+    corked => inet("corked");
+    datagrams => inet("datagrams");
+    multicast => inet("multicast");
+    waiting => inet("waiting");
+    between_abis => inet("between_abis");
+}
+
+/// The ports that a workload has printed.
+fn ports(running: &Running) -> tests::Result<Vec<u16>> {
+    let log = running.log()?;
+    let line = log.lines().next().context("no ports")?;
+    line.split(' ').map(|port| port.parse().context("a port")).collect()
+}
+
+/// A server of `case` for each ABI, with a client outside of the tree at its IPv4 and at its IPv6 address.
+fn with_clients(
+    dir: &Path,
+    check: impl Fn(&mut Running, &mut [TcpStream]) -> tests::Result,
+) -> tests::Result {
+    for abi in Abi::ALL {
+        let mut running = inet("server").start(&dir.join(abi.name()), abi)?;
+        let ports = ports(&running)?;
+        let mut clients = [("127.0.0.1", ports[0]), ("::1", ports[1])]
+            .into_iter()
+            .map(TcpStream::connect)
+            .collect::<std::io::Result<Vec<_>>>()?;
+        for client in &mut clients {
+            client.set_read_timeout(Some(Duration::from_secs(20)))?;
+            client.set_write_timeout(Some(Duration::from_secs(20)))?;
+            ask(client, b"before").and_then(|()| hear(client, b"before"))?;
+        }
+        check(&mut running, &mut clients).with_context(|| format!("{abi}"))?;
+        running.verify()?;
+    }
+    Ok(())
+}
+
+fn ask(client: &mut TcpStream, bytes: &[u8]) -> tests::Result {
+    Ok(client.write_all(bytes)?)
+}
+
+/// What the server answers.
+fn hear(client: &mut TcpStream, bytes: &[u8]) -> tests::Result {
+    let mut answer = vec![0; bytes.len()];
+    client.read_exact(&mut answer)?;
+    let expected: Vec<u8> = bytes.iter().map(|byte| byte.wrapping_add(1)).collect();
+    ensure!(answer == expected, "another answer");
+    Ok(())
+}
+
+/// Tables of nftables.
+fn tables() -> tests::Result<String> {
+    let output = Command::new("nft").args(["list", "tables"]).output()?;
+    ensure!(output.status.success(), "nft: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A client elsewhere asks before, while the server is gone, and after, and gets every answer.
+#[test]
+fn a_client_elsewhere_waits() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        with_clients(dir, |running, clients| {
+            let before = running.snapshot()?;
+            running.dump(&["--tcp-established"])?.success()?;
+            nothing_left()?;
+            ensure!(tables()?.lines().count() == 1, "tables:\n{}", tables()?);
+            for client in clients.iter_mut() {
+                ask(client, &[7; 3000])?;
+            }
+            running.restore(&["-d"])?.success()?;
+            running.looks_like(&before)?;
+            ensure!(tables()?.is_empty(), "tables:\n{}", tables()?);
+            for client in clients.iter_mut() {
+                hear(client, &[7; 3000])?;
+                ask(client, b"after").and_then(|()| hear(client, b"after"))?;
+            }
+            Ok(())
+        })
+    });
+}
+
+/// Ten times in a row, with more on its way than goes into a queue.
+#[test]
+fn a_client_elsewhere_waits_ten_times() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        with_clients(dir, |running, clients| {
+            let bytes: Vec<u8> =
+                (0..8 << 20u32).map(|n: u32| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+            let client = clients[0].try_clone()?;
+            std::thread::scope(|scope| {
+                let mut writing = client.try_clone()?;
+                let bytes = &bytes;
+                let writer = scope.spawn(move || writing.write_all(bytes));
+                let mut reading = client.try_clone()?;
+                let reader = scope.spawn(move || hear(&mut reading, bytes));
+                for _ in 0..10 {
+                    running.dump(&["--tcp-established"])?.success()?;
+                    nothing_left()?;
+                    running.restore(&["-d"])?.success()?;
+                }
+                writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
+                reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))?
+            })
+        })
+    });
+}
+
+/// Without the option, each connection is named; nothing is changed.
+#[test]
+fn connections_elsewhere_are_refused() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        with_clients(dir, |running, clients| {
+            let before = running.snapshot()?;
+            let output = running.dump(&[])?.code(1)?;
+            for client in clients.iter_mut() {
+                let (local, peer) = (client.peer_addr()?, client.local_addr()?);
+                output.says_with_hint(&format!("connected from {local} to {peer}, outside of the tree"))?;
+            }
+            running.looks_like(&before)?;
+            for client in clients.iter_mut() {
+                ask(client, b"on").and_then(|()| hear(client, b"on"))?;
+            }
+            Ok(())
+        })
+    });
+}
+
+/// Let run on, the tree does not notice, and nothing is held any more.
+#[test]
+fn a_client_elsewhere_does_not_notice_a_dump() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        with_clients(dir, |running, clients| {
+            let before = running.snapshot()?;
+            running.dump(&["--tcp-established", "-R"])?.success()?;
+            running.looks_like(&before)?;
+            ensure!(tables()?.is_empty(), "tables:\n{}", tables()?);
+            for client in clients.iter_mut() {
+                ask(client, b"on").and_then(|()| hear(client, b"on"))?;
+            }
+            Ok(())
+        })
+    });
+}
+
+/// `--tcp-close`: connections are gone, whoever comes next is served.
+#[test]
+fn connections_elsewhere_can_be_closed() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        for at_restore in [false, true] {
+            with_clients(&dir.join(at_restore.to_string()), |running, clients| {
+                let (dump, restore) =
+                    if at_restore { ("--tcp-established", "--tcp-close") } else { ("--tcp-close", "-d") };
+                let servers =
+                    clients.iter().map(TcpStream::peer_addr).collect::<std::io::Result<Vec<_>>>()?;
+                running.dump(&[dump])?.success()?;
+                nothing_left()?;
+                running.restore(&["-d", restore][usize::from(!at_restore)..])?.success()?;
+                ensure!(tables()?.is_empty(), "tables:\n{}", tables()?);
+                for server in servers {
+                    let mut next = TcpStream::connect(server)?;
+                    ask(&mut next, b"next").and_then(|()| hear(&mut next, b"next"))?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    });
+}
+
+/// The other end has said that it sends no more before the dump.
+#[test]
+fn closed_by_a_client_elsewhere() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        for abi in Abi::ALL {
+            let dir = dir.join(abi.name());
+            let client = std::thread::spawn({
+                let log = dir.join("log");
+                move || -> tests::Result<TcpStream> {
+                    let port = wait::until(wait::STEP, "it listens", || {
+                        let log = std::fs::read_to_string(&log).unwrap_or_default();
+                        Ok(log.contains("LISTENS").then(|| log.lines().next().map(str::to_owned)).flatten())
+                    })?;
+                    let mut client = TcpStream::connect(("127.0.0.1", port.parse()?))?;
+                    client.write_all(&[b'a'; 4000])?;
+                    client.shutdown(Shutdown::Write)?;
+                    Ok(client)
+                }
+            });
+            let mut running = inet("closed_there").start(&dir, abi)?;
+            let mut client = client.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
+            let before = running.snapshot()?;
+            running.dump(&["--tcp-established"])?.success()?;
+            nothing_left()?;
+            running.restore(&["-d"])?.success()?;
+            running.looks_like(&before)?;
+            running.verify()?;
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer)?;
+            ensure!(answer == [b'b'; 4000], "another answer, of {} bytes", answer.len());
+        }
+        Ok(())
+    });
+}

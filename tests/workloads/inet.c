@@ -1,0 +1,698 @@
+/* Sockets of the internet families: TCP connections with what is on its way, listening sockets, datagrams, options. */
+#include "workload.h"
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+/* The addresses of this machine that the cases use; the last is an IPv4 address for an IPv6 socket. */
+static const char *const hosts[] = { "127.0.0.1", "::1", "::ffff:127.0.0.1" };
+
+struct address {
+	struct sockaddr_storage bytes;
+	socklen_t length;
+};
+
+static struct address at(const char *host, unsigned port)
+{
+	struct address address = { .length = 0 };
+	struct sockaddr_in *v4 = (void *)&address.bytes;
+	struct sockaddr_in6 *v6 = (void *)&address.bytes;
+	if (inet_pton(AF_INET, host, &v4->sin_addr) == 1) {
+		v4->sin_family = AF_INET;
+		v4->sin_port = htons((uint16_t)port);
+		address.length = sizeof(*v4);
+	} else {
+		CHECK(inet_pton(AF_INET6, host, &v6->sin6_addr) == 1, "%s is no address", host);
+		v6->sin6_family = AF_INET6;
+		v6->sin6_port = htons((uint16_t)port);
+		address.length = sizeof(*v6);
+	}
+	return address;
+}
+
+static struct address name_of(int fd)
+{
+	struct address address = { .length = sizeof(address.bytes) };
+	MUST(getsockname(fd, (void *)&address.bytes, &address.length));
+	return address;
+}
+
+static struct address peer_of(int fd)
+{
+	struct address address = { .length = sizeof(address.bytes) };
+	MUST(getpeername(fd, (void *)&address.bytes, &address.length));
+	return address;
+}
+
+static void check_address(struct address now, struct address before)
+{
+	CHECK(now.length == before.length && memcmp(&now.bytes, &before.bytes, now.length) == 0, "another address");
+}
+
+static int family(const char *host)
+{
+	return strchr(host, ':') != NULL ? AF_INET6 : AF_INET;
+}
+
+static int bound(const char *host, int kind)
+{
+	struct address address = at(host, 0);
+	int fd = MUST(socket(family(host), kind, 0));
+	MUST(bind(fd, (void *)&address.bytes, address.length));
+	return fd;
+}
+
+static int listening(const char *host)
+{
+	int fd = bound(host, SOCK_STREAM);
+	MUST(listen(fd, 5));
+	return fd;
+}
+
+static int connected_to(int listener, int flags)
+{
+	struct address address = name_of(listener);
+	int fd = MUST(socket(address.bytes.ss_family, SOCK_STREAM | flags, 0));
+	if (connect(fd, (void *)&address.bytes, address.length) != 0)
+		CHECK(errno == EINPROGRESS, "connect: %s", strerror(errno));
+	return fd;
+}
+
+/* Both ends of a new connection, and nobody who listens. */
+static void connection(const char *host, int *ends)
+{
+	int listener = listening(host);
+	ends[0] = connected_to(listener, 0);
+	ends[1] = MUST(accept(listener, NULL, NULL));
+	close(listener);
+}
+
+static void put(int fd, size_t length, uint32_t seed)
+{
+	char *bytes = map_anonymous(length + PAGE);
+	fill(bytes, length, seed);
+	for (size_t have = 0; have < length;) {
+		ssize_t sent = send(fd, bytes + have, length - have, MSG_NOSIGNAL);
+		CHECK(sent > 0, "send after %zu bytes: %s", have, strerror(errno));
+		if (sent <= 0)
+			break;
+		have += (size_t)sent;
+	}
+	MUST(munmap(bytes, length + PAGE));
+}
+
+static void get(int fd, size_t length, uint32_t seed)
+{
+	char *bytes = map_anonymous(length + PAGE);
+	size_t have = 0;
+	while (have < length) {
+		ssize_t got = recv(fd, bytes + have, length - have, 0);
+		CHECK(got > 0, "recv after %zu bytes: %zd, %s", have, got, strerror(errno));
+		if (got <= 0)
+			break;
+		have += (size_t)got;
+	}
+	CHECK_FILL(bytes, have, seed);
+	MUST(munmap(bytes, length + PAGE));
+}
+
+static void nothing_left_in(int fd)
+{
+	char byte;
+	CHECK(recv(fd, &byte, 1, MSG_DONTWAIT) == -1 && errno == EAGAIN, "more is there than was sent");
+}
+
+static void ended(int fd)
+{
+	char byte;
+	CHECK(recv(fd, &byte, 1, 0) == 0, "the end of the stream is not there");
+}
+
+static int option(int fd, int level, int name)
+{
+	int value = -1;
+	socklen_t length = sizeof(value);
+	MUST(getsockopt(fd, level, name, &value, &length));
+	return value;
+}
+
+static unsigned state(int fd)
+{
+	struct tcp_info info;
+	socklen_t length = sizeof(info);
+	MUST(getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length));
+	return info.tcpi_state;
+}
+
+static void await_tcp_state(int fd, unsigned wanted)
+{
+	while (state(fd) != wanted)
+		sched_yield();
+}
+
+static unsigned acked_window_scale(int fd)
+{
+	struct tcp_info info;
+	socklen_t length = sizeof(info);
+	MUST(getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length));
+	return (unsigned)info.tcpi_options << 8 | (unsigned)info.tcpi_snd_wscale << 4 | info.tcpi_rcv_wscale;
+}
+
+/* With data read and not read, acknowledged and not, in both directions. */
+CASE(connected)
+{
+	int ends[LENGTH(hosts)][2];
+	unsigned agreed[LENGTH(hosts)];
+	struct address names[LENGTH(hosts)], peers[LENGTH(hosts)];
+	for (size_t i = 0; i < LENGTH(hosts); i++) {
+		connection(hosts[i], ends[i]);
+		put(ends[i][0], 10, 1);
+		get(ends[i][1], 10, 1);
+		put(ends[i][0], 100, 1);
+		put(ends[i][0], 40000, 2);
+		put(ends[i][1], 3000, 3);
+		names[i] = name_of(ends[i][0]);
+		peers[i] = peer_of(ends[i][0]);
+		agreed[i] = acked_window_scale(ends[i][0]);
+	}
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(hosts); i++) {
+		check_address(name_of(ends[i][0]), names[i]);
+		check_address(peer_of(ends[i][0]), peers[i]);
+		check_address(name_of(ends[i][1]), peers[i]);
+		CHECK(acked_window_scale(ends[i][0]) == agreed[i], "other options are agreed on");
+		get(ends[i][1], 100, 1);
+		get(ends[i][1], 40000, 2);
+		get(ends[i][0], 3000, 3);
+		for (uint32_t round = 0; round < 50; round++) {
+			put(ends[i][0], 7000, round);
+			get(ends[i][1], 7000, round);
+			put(ends[i][1], 900, round);
+			get(ends[i][0], 900, round);
+		}
+		nothing_left_in(ends[i][0]);
+		nothing_left_in(ends[i][1]);
+		close(ends[i][0]);
+		ended(ends[i][1]);
+		close(ends[i][1]);
+	}
+}
+
+/* Until not one byte more goes in: windows are closed, and there is more to send. */
+CASE(full)
+{
+	int ends[2];
+	uint32_t count = 0;
+	connection("127.0.0.1", ends);
+	MUST(fcntl(ends[0], F_SETFL, O_NONBLOCK));
+	for (;;) {
+		uint32_t words[256];
+		for (size_t i = 0; i < LENGTH(words); i++)
+			words[i] = count + (uint32_t)i;
+		ssize_t sent = send(ends[0], words, sizeof(words), 0);
+		if (sent == -1)
+			break;
+		CHECK(sent % 4 == 0, "%zd bytes are sent", sent);
+		count += (uint32_t)sent / 4;
+	}
+	CHECK(errno == EAGAIN && count > 100000, "%u words, %s", count, strerror(errno));
+	checkpoint();
+	for (uint32_t i = 0; i < count; i++) {
+		uint32_t word = 0;
+		CHECK(recv(ends[1], &word, 4, MSG_WAITALL) == 4 && word == i, "word %u is %u", i, word);
+		if (failed())
+			return;
+	}
+	nothing_left_in(ends[1]);
+	put(ends[1], 1000, 3);
+	get(ends[0], 1000, 3);
+}
+
+/* Ends that have said that they send no more: one, the other, both; with data behind which that is. */
+CASE(half_closed)
+{
+	int ends[4][2];
+	for (size_t i = 0; i < LENGTH(ends); i++) {
+		connection(hosts[i % LENGTH(hosts)], ends[i]);
+		put(ends[i][0], 500, 1);
+		put(ends[i][1], 600, 2);
+		if (i & 1)
+			MUST(shutdown(ends[i][0], SHUT_WR));
+		if (i & 2) {
+			if (i & 1)
+				await_tcp_state(ends[i][1], TCP_CLOSE_WAIT);
+			MUST(shutdown(ends[i][1], SHUT_WR));
+		}
+	}
+	await_tcp_state(ends[1][0], TCP_FIN_WAIT2);
+	await_tcp_state(ends[2][1], TCP_FIN_WAIT2);
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(ends); i++) {
+		static const unsigned states[] = { TCP_ESTABLISHED, TCP_FIN_WAIT2, TCP_CLOSE_WAIT, TCP_CLOSE };
+		CHECK(state(ends[i][0]) == states[i], "connection %zu is in state %u", i, state(ends[i][0]));
+		get(ends[i][0], 600, 2);
+		get(ends[i][1], 500, 1);
+		if (i & 1)
+			ended(ends[i][1]);
+		else
+			nothing_left_in(ends[i][1]);
+		if (i & 2)
+			ended(ends[i][0]);
+		if (i == 1) {
+			put(ends[i][1], 20, 9);
+			get(ends[i][0], 20, 9);
+			close(ends[i][1]);
+			ended(ends[i][0]);
+		}
+		if (i == 2) {
+			put(ends[i][0], 20, 9);
+			get(ends[i][1], 20, 9);
+		}
+	}
+}
+
+/* Whoever comes is let in as before; several can listen at one port; a backlog is as long as it was. */
+CASE(listening)
+{
+	static const char *const all[] = { "127.0.0.1", "::1", "0.0.0.0", "::" };
+	int on = 1, off = 0, fds[LENGTH(all)], group[3], seconds = 4, bytes;
+	struct address names[LENGTH(all)], shared;
+	for (size_t i = 0; i < LENGTH(all); i++) {
+		struct address address = at(all[i], 0);
+		fds[i] = MUST(socket(family(all[i]), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+		if (i == 3)
+			MUST(setsockopt(fds[i], IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof(off)));
+		else if (family(all[i]) == AF_INET6)
+			MUST(setsockopt(fds[i], IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on)));
+		MUST(bind(fds[i], (void *)&address.bytes, address.length));
+		MUST(listen(fds[i], 3 + (int)i));
+		names[i] = name_of(fds[i]);
+	}
+	MUST(setsockopt(fds[0], IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds, sizeof(seconds)));
+	seconds = option(fds[0], IPPROTO_TCP, TCP_DEFER_ACCEPT);
+	for (size_t i = 0; i < LENGTH(group); i++) {
+		group[i] = MUST(socket(AF_INET, SOCK_STREAM, 0));
+		MUST(setsockopt(group[i], SOL_SOCKET, SO_REUSEPORT, &on, sizeof(on)));
+		struct address address = i == 0 ? at("127.0.0.1", 0) : shared;
+		MUST(bind(group[i], (void *)&address.bytes, address.length));
+		MUST(listen(group[i], 8));
+		shared = name_of(group[0]);
+	}
+	/* Accepted from one that still listens: both are at its port. */
+	int client = connected_to(fds[2], 0);
+	int server;
+	while ((server = accept(fds[2], NULL, NULL)) == -1 && errno == EAGAIN)
+		sched_yield();
+	checkpoint();
+	put(client, 100, 1);
+	get(server, 100, 1);
+	for (size_t i = 0; i < LENGTH(all); i++) {
+		struct tcp_info info;
+		socklen_t length = sizeof(info);
+		check_address(name_of(fds[i]), names[i]);
+		MUST(getsockopt(fds[i], IPPROTO_TCP, TCP_INFO, &info, &length));
+		CHECK(info.tcpi_state == TCP_LISTEN && info.tcpi_sacked == 3 + i, "backlog %u", info.tcpi_sacked);
+		CHECK(accept(fds[i], NULL, NULL) == -1 && errno == EAGAIN, "somebody is there");
+		CHECK(option(fds[i], SOL_SOCKET, SO_REUSEADDR) == 0, "SO_REUSEADDR is on");
+		int fd = connected_to(fds[i], 0), other;
+		put(fd, 10, 1);
+		while ((other = accept(fds[i], NULL, NULL)) == -1 && errno == EAGAIN)
+			sched_yield();
+		get(other, 10, 1);
+		close(fd);
+		close(other);
+	}
+	CHECK(option(fds[0], IPPROTO_TCP, TCP_DEFER_ACCEPT) == seconds, "TCP_DEFER_ACCEPT");
+	CHECK(option(fds[3], IPPROTO_IPV6, IPV6_V6ONLY) == 0, "IPV6_V6ONLY");
+	for (size_t i = 0; i < LENGTH(group); i++) {
+		check_address(name_of(group[i]), shared);
+		CHECK(option(group[i], SOL_SOCKET, SO_REUSEPORT) == 1, "SO_REUSEPORT is off");
+	}
+	bytes = connected_to(group[0], 0);
+	struct pollfd polled[LENGTH(group)];
+	for (size_t i = 0; i < LENGTH(group); i++)
+		polled[i] = (struct pollfd){ .fd = group[i], .events = POLLIN };
+	CHECK(poll(polled, LENGTH(group), 2000) == 1, "one of the group takes a connection");
+	close(bytes);
+}
+
+/* Not connected, not even bound, connected no more. */
+CASE(idle)
+{
+	int fresh = MUST(socket(AF_INET, SOCK_STREAM, 0)), fresh6 = MUST(socket(AF_INET6, SOCK_DGRAM, 0));
+	int named = bound("127.0.0.1", SOCK_STREAM), ends[2];
+	struct linger linger = { .l_onoff = 1, .l_linger = 0 };
+	struct address name = name_of(named);
+	connection("127.0.0.1", ends);
+	MUST(setsockopt(ends[0], SOL_SOCKET, SO_LINGER, &linger, sizeof(linger)));
+	close(ends[0]);
+	CHECK(recv(ends[1], &(char){ 0 }, 1, 0) == -1 && errno == ECONNRESET, "recv: %s", strerror(errno));
+	checkpoint();
+	check_address(name_of(named), name);
+	MUST(listen(named, 1));
+	int client = connected_to(named, 0);
+	close(client);
+	CHECK(recv(ends[1], &(char){ 0 }, 1, 0) == 0, "a connection that was reset has no end");
+	CHECK(send(ends[1], "", 1, MSG_NOSIGNAL) == -1 && errno == EPIPE, "send: %s", strerror(errno));
+	struct address self = at("127.0.0.1", 9);
+	CHECK(connect(fresh, (void *)&self.bytes, self.length) == -1 && errno == ECONNREFUSED, "connect: %s", strerror(errno));
+	self = at("::1", 9);
+	MUST(connect(fresh6, (void *)&self.bytes, self.length));
+}
+
+static const struct {
+	int level, name, value;
+} settings[] = {
+	{ SOL_SOCKET, SO_KEEPALIVE, 1 },
+	{ SOL_SOCKET, SO_MARK, 77 },
+	{ SOL_SOCKET, SO_RCVLOWAT, 3 },
+	{ SOL_SOCKET, SO_RCVBUF, 50000 },
+	{ SOL_SOCKET, SO_SNDBUF, 60000 },
+	{ SOL_SOCKET, SO_OOBINLINE, 1 },
+	{ SOL_SOCKET, SO_REUSEADDR, 1 },
+	{ IPPROTO_TCP, TCP_NODELAY, 1 },
+	{ IPPROTO_TCP, TCP_KEEPIDLE, 33 },
+	{ IPPROTO_TCP, TCP_KEEPINTVL, 5 },
+	{ IPPROTO_TCP, TCP_KEEPCNT, 7 },
+	{ IPPROTO_TCP, TCP_SYNCNT, 4 },
+	{ IPPROTO_TCP, TCP_LINGER2, 20 },
+	{ IPPROTO_TCP, TCP_USER_TIMEOUT, 90000 },
+	{ IPPROTO_TCP, TCP_NOTSENT_LOWAT, 8192 },
+	{ IPPROTO_IP, IP_TOS, 0x10 },
+	{ SOL_SOCKET, SO_PRIORITY, 4 },
+	{ IPPROTO_IP, IP_TTL, 50 },
+	{ IPPROTO_IP, IP_MINTTL, 2 },
+	{ IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO },
+	{ IPPROTO_IP, IP_FREEBIND, 1 },
+	{ IPPROTO_IPV6, IPV6_UNICAST_HOPS, 33 },
+	{ IPPROTO_IPV6, IPV6_TCLASS, 0x20 },
+	{ IPPROTO_IPV6, IPV6_RECVPKTINFO, 1 },
+	{ IPPROTO_IPV6, IPV6_DONTFRAG, 1 },
+};
+
+/* What getsockopt shows, whether it was set or not, of sockets that are connected, listen, or neither. */
+CASE(options)
+{
+	int fds[8], before[LENGTH(fds)][LENGTH(settings)];
+	struct timeval timeout = { .tv_sec = 7, .tv_usec = 500000 }, now;
+	socklen_t length = sizeof(now);
+	char name[16];
+	connection("127.0.0.1", fds);
+	connection("::1", fds + 2);
+	fds[4] = listening("::1");
+	fds[5] = MUST(socket(AF_INET, SOCK_STREAM, 0));
+	fds[6] = bound("127.0.0.1", SOCK_DGRAM);
+	fds[7] = bound("::1", SOCK_DGRAM);
+	for (size_t i = 0; i < LENGTH(fds); i++) {
+		for (size_t j = 0; j < LENGTH(settings); j++) {
+			/* One end of each connection has what it had from the beginning. */
+			if (i != 1 && i != 3)
+				(void)setsockopt(fds[i], settings[j].level, settings[j].name, &settings[j].value, sizeof(int));
+			before[i][j] = -1;
+			length = sizeof(int);
+			(void)getsockopt(fds[i], settings[j].level, settings[j].name, &before[i][j], &length);
+		}
+	}
+	MUST(setsockopt(fds[0], SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout)));
+	MUST(setsockopt(fds[0], IPPROTO_TCP, TCP_CONGESTION, "reno", 4));
+	MUST(setsockopt(fds[6], SOL_SOCKET, SO_BINDTODEVICE, "lo", 3));
+	CHECK(before[0][7] == 1 && before[0][8] == 33 && before[2][22] == 0x20, "the options are set");
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(fds); i++) {
+		for (size_t j = 0; j < LENGTH(settings); j++) {
+			int value = -1;
+			length = sizeof(int);
+			(void)getsockopt(fds[i], settings[j].level, settings[j].name, &value, &length);
+			CHECK(value == before[i][j], "socket %zu, option %d:%d: %d instead of %d", i, settings[j].level,
+			      settings[j].name, value, before[i][j]);
+		}
+	}
+	length = sizeof(now);
+	MUST(getsockopt(fds[0], SOL_SOCKET, SO_RCVTIMEO, &now, &length));
+	CHECK(now.tv_sec == 7 && now.tv_usec == 500000, "timeout %ld.%06ld", (long)now.tv_sec, (long)now.tv_usec);
+	length = sizeof(name);
+	MUST(getsockopt(fds[0], IPPROTO_TCP, TCP_CONGESTION, name, &length));
+	CHECK(strcmp(name, "reno") == 0, "congestion control %s", name);
+	length = sizeof(name);
+	MUST(getsockopt(fds[6], SOL_SOCKET, SO_BINDTODEVICE, name, &length));
+	CHECK(strcmp(name, "lo") == 0, "bound to device %s", name);
+	put(fds[0], 10, 1);
+	get(fds[1], 10, 1);
+	put(fds[3], 10, 1);
+	get(fds[2], 10, 1);
+}
+
+/* A segment that waits to be full goes out when it is told to. */
+CASE(corked)
+{
+	int ends[2], on = 1, off = 0;
+	connection("127.0.0.1", ends);
+	MUST(setsockopt(ends[0], IPPROTO_TCP, TCP_CORK, &on, sizeof(on)));
+	put(ends[0], 50, 1);
+	nothing_left_in(ends[1]);
+	checkpoint();
+	CHECK(option(ends[0], IPPROTO_TCP, TCP_CORK) == 1, "TCP_CORK is off");
+	put(ends[0], 5, 2);
+	MUST(setsockopt(ends[0], IPPROTO_TCP, TCP_CORK, &off, sizeof(off)));
+	get(ends[1], 50, 1);
+	get(ends[1], 5, 2);
+}
+
+static void expect(int fd, struct address sender, const char *text, size_t length)
+{
+	char bytes[3000];
+	struct address from = { .length = sizeof(from.bytes) };
+	ssize_t got = recvfrom(fd, bytes, sizeof(bytes), MSG_DONTWAIT, (void *)&from.bytes, &from.length);
+	CHECK(got == (ssize_t)length && memcmp(bytes, text, length) == 0, "%zd bytes, %s", got, strerror(errno));
+	check_address(from, sender);
+}
+
+/* Bound, connected, with datagrams from several senders, one of them gone, in the queue. */
+CASE(datagrams)
+{
+	static char large[2500];
+	int fds[LENGTH(hosts)], peers[LENGTH(hosts)], any = bound("0.0.0.0", SOCK_DGRAM);
+	struct address senders[LENGTH(hosts)], gone[LENGTH(hosts)];
+	memset(large, 'x', sizeof(large));
+	for (size_t i = 0; i < LENGTH(hosts); i++) {
+		fds[i] = bound(hosts[i], SOCK_DGRAM);
+		peers[i] = bound(hosts[i], SOCK_DGRAM);
+		struct address to = name_of(fds[i]);
+		MUST(connect(peers[i], (void *)&to.bytes, to.length));
+		senders[i] = name_of(peers[i]);
+		MUST(send(peers[i], "one", 3, 0));
+		MUST(send(peers[i], "", 0, 0));
+		int other = bound(hosts[i], SOCK_DGRAM);
+		gone[i] = name_of(other);
+		MUST(sendto(other, large, sizeof(large), 0, (void *)&to.bytes, to.length));
+		close(other);
+		MUST(send(peers[i], "four", 4, 0));
+	}
+	struct address wide = name_of(any);
+	struct address to = at("127.0.0.1", ntohs(((struct sockaddr_in *)&wide.bytes)->sin_port));
+	MUST(sendto(fds[0], "wide", 4, 0, (void *)&to.bytes, to.length));
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(hosts); i++) {
+		expect(fds[i], senders[i], "one", 3);
+		expect(fds[i], senders[i], "", 0);
+		expect(fds[i], gone[i], large, sizeof(large));
+		expect(fds[i], senders[i], "four", 4);
+		nothing_left_in(fds[i]);
+		check_address(peer_of(peers[i]), name_of(fds[i]));
+		MUST(send(peers[i], "five", 4, 0));
+		expect(fds[i], senders[i], "five", 4);
+	}
+	expect(any, name_of(fds[0]), "wide", 4);
+	nothing_left_in(any);
+}
+
+/* Groups that a socket has joined, with and without a choice of senders. */
+CASE(multicast)
+{
+	struct ip_mreqn here = { .imr_ifindex = 1 };
+	struct group_source_req only = { .gsr_interface = 1 };
+	struct ipv6_mreq six = { .ipv6mr_interface = 1 };
+	int fds[3], loop = 1;
+	struct address names[LENGTH(fds)];
+	fds[0] = bound("0.0.0.0", SOCK_DGRAM);
+	inet_pton(AF_INET, "239.1.2.3", &here.imr_multiaddr);
+	MUST(setsockopt(fds[0], IPPROTO_IP, IP_ADD_MEMBERSHIP, &here, sizeof(here)));
+	fds[1] = bound("0.0.0.0", SOCK_DGRAM);
+	struct address group = at("239.4.5.6", 0), source = at("127.0.0.1", 0);
+	memcpy(&only.gsr_group, &group.bytes, sizeof(group.bytes));
+	memcpy(&only.gsr_source, &source.bytes, sizeof(source.bytes));
+	MUST(setsockopt(fds[1], IPPROTO_IP, MCAST_JOIN_SOURCE_GROUP, &only, sizeof(only)));
+	fds[2] = bound("::", SOCK_DGRAM);
+	inet_pton(AF_INET6, "ff02::1234", &six.ipv6mr_multiaddr);
+	MUST(setsockopt(fds[2], IPPROTO_IPV6, IPV6_JOIN_GROUP, &six, sizeof(six)));
+	int sender = MUST(socket(AF_INET, SOCK_DGRAM, 0));
+	MUST(setsockopt(sender, IPPROTO_IP, IP_MULTICAST_LOOP, &loop, sizeof(loop)));
+	for (size_t i = 0; i < LENGTH(fds); i++)
+		names[i] = name_of(fds[i]);
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(fds); i++)
+		check_address(name_of(fds[i]), names[i]);
+	/* Who is not a member cannot leave. */
+	CHECK(setsockopt(sender, IPPROTO_IP, IP_DROP_MEMBERSHIP, &here, sizeof(here)) == -1, "nobody joined this");
+	MUST(setsockopt(fds[0], IPPROTO_IP, IP_DROP_MEMBERSHIP, &here, sizeof(here)));
+	MUST(setsockopt(fds[1], IPPROTO_IP, MCAST_LEAVE_SOURCE_GROUP, &only, sizeof(only)));
+	MUST(setsockopt(fds[2], IPPROTO_IPV6, IPV6_LEAVE_GROUP, &six, sizeof(six)));
+}
+
+/* A call in progress, of a thread of its own: what it answers, and how it gets its answer. */
+static int waited_for[2], listener_waited_for;
+
+static void *receiver(void *unused)
+{
+	(void)unused;
+	get(waited_for[0], 12345, 6);
+	return NULL;
+}
+
+static void *acceptor(void *unused)
+{
+	(void)unused;
+	int fd = accept4(listener_waited_for, NULL, NULL, SOCK_CLOEXEC);
+	CHECK(fd >= 0, "accept: %s", strerror(errno));
+	return NULL;
+}
+
+static void *poller(void *unused)
+{
+	(void)unused;
+	struct pollfd polled = { .fd = waited_for[0], .events = POLLRDHUP };
+	CHECK(poll(&polled, 1, -1) == 1 && polled.revents & POLLRDHUP, "poll says %#x", polled.revents);
+	return NULL;
+}
+
+static void *watcher(void *epoll)
+{
+	struct epoll_event event = { .events = 0 };
+	CHECK(epoll_wait(*(int *)epoll, &event, 1, -1) == 1 && event.data.u32 == 9, "epoll_wait: %s", strerror(errno));
+	return NULL;
+}
+
+CASE(waiting)
+{
+	void *(*const bodies[])(void *) = { receiver, acceptor, poller, watcher };
+	pthread_t threads[LENGTH(bodies)];
+	int other[2], epoll = MUST(epoll_create1(0));
+	struct epoll_event event = { .events = EPOLLIN, .data.u32 = 9 };
+	connection("127.0.0.1", waited_for);
+	connection("::1", other);
+	listener_waited_for = listening("127.0.0.1");
+	MUST(epoll_ctl(epoll, EPOLL_CTL_ADD, other[0], &event));
+	for (size_t i = 0; i < LENGTH(bodies); i++)
+		MUST0(pthread_create(&threads[i], NULL, bodies[i], &epoll));
+	checkpoint();
+	put(waited_for[1], 12345, 6);
+	MUST(shutdown(waited_for[1], SHUT_WR));
+	close(connected_to(listener_waited_for, 0));
+	put(other[1], 1, 1);
+	for (size_t i = 0; i < LENGTH(bodies); i++)
+		MUST0(pthread_join(threads[i], NULL));
+}
+
+/* A server of one ABI, and a client of the other one that inherits its end. */
+CASE(between_abis)
+{
+	int ends[2];
+	char number[16];
+	connection("127.0.0.1", ends);
+	snprintf(number, sizeof(number), "%d", ends[1]);
+	pid_t child = spawn_abi(other_abi, "other_end", number);
+	close(ends[1]);
+	put(ends[0], 5000, 1);
+	checkpoint();
+	kill(child, SIGUSR1);
+	put(ends[0], 5000, 2);
+	get(ends[0], 9000, 3);
+	ended(ends[0]);
+	reap(child);
+}
+
+CASE(other_end)
+{
+	int fd = atoi(case_args[0]);
+	prepared();
+	wait_for_go();
+	get(fd, 5000, 1);
+	get(fd, 5000, 2);
+	put(fd, 9000, 3);
+}
+
+/* Serves whoever comes, by one task: what it gets is sent back with every byte plus one. Ends when it is told to. */
+static volatile sig_atomic_t over;
+
+static void on_usr1(int signal)
+{
+	(void)signal;
+	over = 1;
+}
+
+CASE(server)
+{
+	struct sigaction action = { .sa_handler = on_usr1 };
+	sigset_t none;
+	int listener = listening("127.0.0.1"), listener6 = listening("::1"), epoll = MUST(epoll_create1(0));
+	struct epoll_event event = { .events = EPOLLIN };
+	struct address address = name_of(listener), address6 = name_of(listener6);
+	for (int i = 0; i < 2; i++) {
+		event.data.fd = i == 0 ? listener : listener6;
+		MUST(epoll_ctl(epoll, EPOLL_CTL_ADD, event.data.fd, &event));
+	}
+	MUST(sigaction(SIGUSR1, &action, NULL));
+	MUST(sigprocmask(SIG_BLOCK, NULL, &none));
+	sigdelset(&none, SIGUSR1);
+	printf("%d %d\nREADY\n", ntohs(((struct sockaddr_in *)&address.bytes)->sin_port),
+	       ntohs(((struct sockaddr_in6 *)&address6.bytes)->sin6_port));
+	fflush(stdout);
+	while (!over) {
+		static unsigned char bytes[65536];
+		if (epoll_pwait(epoll, &event, 1, -1, &none) != 1)
+			continue;
+		if (event.data.fd == listener || event.data.fd == listener6) {
+			event.data.fd = MUST(accept(event.data.fd, NULL, NULL));
+			MUST(epoll_ctl(epoll, EPOLL_CTL_ADD, event.data.fd, &event));
+			continue;
+		}
+		int fd = event.data.fd;
+		ssize_t got = recv(fd, bytes, sizeof(bytes), 0);
+		CHECK(got >= 0, "recv: %s", strerror(errno));
+		for (ssize_t i = 0; i < got; i++)
+			bytes[i]++;
+		for (ssize_t done = 0; done < got;) {
+			ssize_t sent = send(fd, bytes + done, (size_t)(got - done), MSG_NOSIGNAL);
+			CHECK(sent > 0, "send: %s", strerror(errno));
+			if (sent <= 0)
+				break;
+			done += sent;
+		}
+		if (got <= 0)
+			close(fd);
+	}
+}
+
+/* Has a connection, half closed by the other end, of which it sends the rest when it is told to. */
+CASE(closed_there)
+{
+	int listener = listening("127.0.0.1");
+	struct address address = name_of(listener);
+	printf("%d\nLISTENS\n", ntohs(((struct sockaddr_in *)&address.bytes)->sin_port));
+	fflush(stdout);
+	int fd = MUST(accept(listener, NULL, NULL));
+	await_tcp_state(fd, TCP_CLOSE_WAIT);
+	checkpoint();
+	CHECK(state(fd) == TCP_CLOSE_WAIT, "in state %u", state(fd));
+	char bytes[4000];
+	CHECK(recv(fd, bytes, sizeof(bytes), MSG_WAITALL) == sizeof(bytes), "recv: %s", strerror(errno));
+	for (size_t i = 0; i < sizeof(bytes); i++)
+		CHECK(bytes[i] == 'a', "byte %zu is %d", i, bytes[i]);
+	ended(fd);
+	memset(bytes, 'b', sizeof(bytes));
+	CHECK(send(fd, bytes, sizeof(bytes), 0) == sizeof(bytes), "send: %s", strerror(errno));
+}
