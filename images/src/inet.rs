@@ -30,6 +30,9 @@ pub struct InetSocket {
     pub gid: u32,
     /// What getsockopt shows.
     pub options: Vec<SocketOption>,
+    /// Its filter (SO_GET_FILTER): instructions of classic BPF, 8 bytes each.
+    #[serde(serialize_with = "crate::readable::hex")]
+    pub filter: Vec<u8>,
     /// Multicast groups that it has joined.
     pub memberships: Vec<Membership>,
     /// Datagrams received and not yet read, oldest first.

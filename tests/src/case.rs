@@ -226,7 +226,15 @@ impl Running {
     /// # Errors
     /// Whichever of these fails.
     pub fn cycle(&mut self, before: &Snapshot) -> crate::Result {
-        self.dump(&[])?.success()?;
+        self.cycle_with(before, &[])
+    }
+
+    /// [`Running::cycle`] with options of the dump.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn cycle_with(&mut self, before: &Snapshot, options: &[&str]) -> crate::Result {
+        self.dump(options)?.success()?;
         nothing_left()?;
         self.restore(&["-d"])?.success()?;
         self.looks_like(before)

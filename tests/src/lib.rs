@@ -13,6 +13,7 @@ pub mod case;
 pub mod command;
 pub mod isolate;
 pub mod modes;
+pub mod moments;
 pub mod needs;
 pub mod snapshot;
 pub mod sys;

@@ -1,6 +1,7 @@
 /* Sockets of the internet families: TCP connections with what is on its way, listening sockets, datagrams, options. */
 #include "workload.h"
 #include <arpa/inet.h>
+#include <linux/filter.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -695,4 +696,52 @@ CASE(closed_there)
 	ended(fd);
 	memset(bytes, 'b', sizeof(bytes));
 	CHECK(send(fd, bytes, sizeof(bytes), 0) == sizeof(bytes), "send: %s", strerror(errno));
+}
+
+/* Its SYN is answered by nobody for now. */
+CASE(connecting)
+{
+	struct address address = at("127.0.0.1", 4242);
+	int fd = MUST(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0)), error = -1;
+	socklen_t length = sizeof(error);
+	CHECK(connect(fd, (void *)&address.bytes, address.length) == -1 && errno == EINPROGRESS, "connect: %s", strerror(errno));
+	CHECK(state(fd) == TCP_SYN_SENT, "in state %u", state(fd));
+	checkpoint();
+	struct pollfd polled = { .fd = fd, .events = POLLOUT };
+	CHECK(poll(&polled, 1, 20000) == 1, "poll: %s", strerror(errno));
+	MUST(getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length));
+	CHECK(error == 0 && state(fd) == TCP_ESTABLISHED, "error %d, state %u", error, state(fd));
+	CHECK(send(fd, "hello", 5, 0) == 5, "send: %s", strerror(errno));
+}
+
+/* Filters of its own: what it does not let in does not come in after either. */
+CASE(filters)
+{
+	/* Datagrams of 8 bytes header and exactly 4 bytes are let in. */
+	struct sock_filter code[] = {
+		{ 0x80, 0, 0, 0 },
+		{ 0x15, 0, 1, 12 },
+		{ 0x06, 0, 0, 0xffff },
+		{ 0x06, 0, 0, 0 },
+	};
+	struct sock_fprog program = { .len = LENGTH(code), .filter = code };
+	int on = 1, ends[2], fd = bound("127.0.0.1", SOCK_DGRAM), sender = bound("127.0.0.1", SOCK_DGRAM);
+	struct address to = name_of(fd), from = name_of(sender);
+	MUST(sendto(sender, "early", 5, 0, (void *)&to.bytes, to.length));
+	MUST(setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program)));
+	MUST(setsockopt(fd, SOL_SOCKET, SO_LOCK_FILTER, &on, sizeof(on)));
+	connection("127.0.0.1", ends);
+	code[1].k = 0;
+	code[3].k = 0xffff;
+	MUST(setsockopt(ends[0], SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program)));
+	checkpoint();
+	expect(fd, from, "early", 5);
+	MUST(sendto(sender, "three", 5, 0, (void *)&to.bytes, to.length));
+	MUST(sendto(sender, "four", 4, 0, (void *)&to.bytes, to.length));
+	expect(fd, from, "four", 4);
+	nothing_left_in(fd);
+	CHECK(setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &on, sizeof(on)) == -1 && errno == EPERM, "it is not locked");
+	put(ends[1], 100, 1);
+	get(ends[0], 100, 1);
+	MUST(setsockopt(ends[0], SOL_SOCKET, SO_DETACH_FILTER, &on, sizeof(on)));
 }

@@ -59,7 +59,7 @@ impl Opened {
         let opened = checkpoint.files.descriptions.len()
             + checkpoint.files.pipes.len() * 3
             + checkpoint.files.unix_sockets.len() * 3
-            + checkpoint.files.inet_sockets.len() * 2
+            + checkpoint.files.inet_sockets.len()
             + numbers_below(&checkpoint.files.ptys);
         let mapped = checkpoint.files.paths.len() * 2 + checkpoint.memory.shared.len();
         let watched = resource::event::highest_number(&checkpoint.files).cast_signed();

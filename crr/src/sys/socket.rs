@@ -109,6 +109,50 @@ pub fn number(fd: BorrowedFd<'_>, level: i32, name: i32) -> nix::Result<i32> {
     value.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes)).ok_or(Errno::EINVAL)
 }
 
+/// The instructions of the socket's filter, 8 bytes each.
+///
+/// # Errors
+/// As [`filter_length`].
+pub fn filter(fd: BorrowedFd<'_>) -> nix::Result<Vec<u8>> {
+    const SO_GET_FILTER: i32 = 26;
+    let count = filter_length(fd)?;
+    let mut program = vec![0u8; count as usize * size_of::<libc::sock_filter>()];
+    if count > 0 {
+        let mut length = count;
+        // SAFETY: there is room for as many instructions as are asked for.
+        check(unsafe {
+            let buffer = program.as_mut_ptr().cast();
+            libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, SO_GET_FILTER, buffer, &raw mut length)
+        })?;
+    }
+    Ok(program)
+}
+
+/// SO_ATTACH_FILTER with what [`filter`] has given.
+///
+/// # Errors
+/// EINVAL for what is no program, EPERM for a filter that is locked.
+pub fn attach_filter(fd: BorrowedFd<'_>, program: &[u8]) -> nix::Result<()> {
+    const SO_ATTACH_FILTER: i32 = 26;
+    let count = program.len() / size_of::<libc::sock_filter>();
+    let program = libc::sock_fprog {
+        len: u16::try_from(count).map_err(|_| Errno::EINVAL)?,
+        filter: program.as_ptr().cast_mut().cast(),
+    };
+    let size = libc::socklen_t::try_from(size_of::<libc::sock_fprog>()).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the program has as many instructions as are said, and is only read.
+    check(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size,
+        )
+    })
+    .map(drop)
+}
+
 /// setsockopt.
 ///
 /// # Errors

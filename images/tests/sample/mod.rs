@@ -229,6 +229,7 @@ fn inet_sockets() -> Vec<InetSocket> {
         uid: 33,
         gid: 34,
         options: vec![SocketOption { level: 6, name: 1, value: 1u32.to_le_bytes().to_vec() }],
+        filter: vec![6, 0, 0, 0, 255, 255, 0, 0],
         memberships: Vec::new(),
         queue: Vec::new(),
     };

@@ -6,6 +6,7 @@ use tests::abi::Abi;
 use tests::case::{Workload, nothing_left};
 use tests::isolate::isolated_for;
 use tests::modes::cycles;
+use tests::moments::Moments;
 use tests::snapshot::Snapshot;
 use tests::{command, here, require_ia32, require_root, wait};
 
@@ -45,12 +46,6 @@ fn two_hundred_cycles_of_small_trees() {
         }
         Ok(())
     });
-}
-
-/// A pseudo-random number below `limit`: the same sequence every run.
-fn random(state: &mut u64, limit: u128) -> u128 {
-    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-    (u128::from(*state >> 33) * limit) >> 31
 }
 
 /// SIGKILL hits `crr dump` at a hundred random moments; the tree of both ABIs works on, every thread of it. Of all
@@ -95,12 +90,11 @@ fn killed_dumps(dir: &Path, workload: Workload) -> tests::Result {
         running.dump(&["--leave-running"])?.success()?;
         // Twice, since the time varies; what comes after the end tests nothing but does no harm.
         let span = 2 * started.elapsed();
-        let mut seed = 2026;
+        let mut moments = Moments::default();
         let mut cut = 0;
         for kill in 1..=50 {
             let args = running.dump_args(&["--leave-running"])?;
-            let moment =
-                Instant::now() + Duration::from_nanos(u64::try_from(random(&mut seed, span.as_nanos()))?);
+            let moment = Instant::now() + moments.below(span);
             let mut crr = command::spawn(&running.dir, &args.iter().map(String::as_str).collect::<Vec<_>>())?;
             while Instant::now() < moment {
                 std::hint::spin_loop();

@@ -1,15 +1,17 @@
 //! Sockets of the internet families.
 
 use anyhow::{Context, ensure};
+use nix::sys::signal::Signal;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tests::abi::Abi;
 use tests::case::{Running, Workload, nothing_left};
-use tests::isolate::isolated;
-use tests::{here, require_ia32, require_root, wait};
+use tests::isolate::{isolated, isolated_for};
+use tests::moments::Moments;
+use tests::{command, here, require_ia32, require_root, wait};
 
 const fn inet(case: &'static str) -> Workload {
     Workload::new("inet", case)
@@ -27,6 +29,7 @@ tests::survives! {
     multicast => inet("multicast");
     waiting => inet("waiting");
     between_abis => inet("between_abis");
+    filters => inet("filters");
 }
 
 /// The ports that a workload has printed.
@@ -74,7 +77,11 @@ fn hear(client: &mut TcpStream, bytes: &[u8]) -> tests::Result {
 
 /// Tables of nftables.
 fn tables() -> tests::Result<String> {
-    let output = Command::new("nft").args(["list", "tables"]).output()?;
+    nft("list tables")
+}
+
+fn nft(commands: &str) -> tests::Result<String> {
+    let output = Command::new("nft").arg(commands).output()?;
     ensure!(output.status.success(), "nft: {}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
 }
@@ -171,6 +178,70 @@ fn a_client_elsewhere_does_not_notice_a_dump() {
             }
             Ok(())
         })
+    });
+}
+
+/// SIGKILL hits a dump at random moments: clients go on, nothing stays held, no socket stays silent.
+#[test]
+fn a_killed_dump_lets_clients_go_on() {
+    require_root!();
+    require_ia32!();
+    isolated_for(Duration::from_secs(300), &here!(), |dir| {
+        with_clients(dir, |running, clients| {
+            let before = running.snapshot()?;
+            let started = Instant::now();
+            running.dump(&["--tcp-established", "-R"])?.success()?;
+            let span = 2 * started.elapsed();
+            let (mut moments, mut cut) = (Moments::default(), 0);
+            for kill in 1..=50 {
+                let args = running.dump_args(&["--tcp-established", "-R"])?;
+                let moment = Instant::now() + moments.below(span);
+                let mut crr =
+                    command::spawn(&running.dir, &args.iter().map(String::as_str).collect::<Vec<_>>())?;
+                while Instant::now() < moment {
+                    std::hint::spin_loop();
+                }
+                crr.kill()?;
+                cut += u32::from(crr.wait()?.code().is_none());
+                wait::until(wait::STEP, "nothing is held", || Ok(tables()?.is_empty().then_some(())))?;
+                for client in clients.iter_mut() {
+                    ask(client, b"on")
+                        .and_then(|()| hear(client, b"on"))
+                        .with_context(|| format!("after kill {kill}"))?;
+                }
+            }
+            ensure!(cut >= 10, "only {cut} of 50 dumps were still running when they were killed");
+            running.cycle_with(&before, &["--tcp-established"])?;
+            for client in clients.iter_mut() {
+                ask(client, b"after").and_then(|()| hear(client, b"after"))?;
+            }
+            Ok(())
+        })
+    });
+}
+
+/// A connection that is being opened is opened anew: whoever answers in the end is connected to.
+#[test]
+fn a_connection_is_opened_meanwhile() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        for abi in Abi::ALL {
+            nft("add table inet test; add chain inet test in { type filter hook input priority 0; }; \
+                 add rule inet test in tcp dport 4242 drop")?;
+            let mut running = inet("connecting").start(&dir.join(abi.name()), abi)?;
+            let before = running.snapshot()?;
+            running.cycle(&before)?;
+            let listener = TcpListener::bind("127.0.0.1:4242")?;
+            nft("delete table inet test")?;
+            let (mut client, _) = listener.accept()?;
+            running.signal(Signal::SIGUSR1)?;
+            let mut word = [0; 5];
+            client.read_exact(&mut word)?;
+            ensure!(word == *b"hello", "it said {word:?}");
+            running.passed()?;
+        }
+        Ok(())
     });
 }
 

@@ -133,6 +133,7 @@ impl Sockets {
             uid: stat.st_uid,
             gid: stat.st_gid,
             options: option::dump(fd, &levels(protocol, v6, was_connected))?,
+            filter: sys::filter(fd).context("SO_GET_FILTER")?,
             memberships: multicast::dump(fd, protocol, v6)?,
             queue: Vec::new(),
         };
@@ -387,10 +388,8 @@ fn levels(protocol: InetProtocol, v6: bool, was_connected: bool) -> Vec<option::
 
 /// What a socket has that cannot be put back.
 fn obstacle(fd: BorrowedFd<'_>, protocol: InetProtocol) -> Result<Option<String>> {
-    if !matches!(sys::filter_length(fd), Ok(0)) {
-        return Ok(Some(
-            "a socket with a filter (SO_ATTACH_FILTER, SO_ATTACH_BPF) is not supported".to_owned(),
-        ));
+    if sys::filter_length(fd).is_err() {
+        return Ok(Some("a socket with an eBPF filter (SO_ATTACH_BPF) is not supported".to_owned()));
     }
     if protocol != InetProtocol::Tcp {
         return Ok(None);

@@ -152,6 +152,14 @@ fn is_late(option: &SocketOption) -> bool {
     option.level == libc::SOL_SOCKET.cast_unsigned() && LATE.contains(&option.name.cast_signed())
 }
 
+/// What would be in the way of all the rest.
+fn complete(fd: BorrowedFd<'_>, record: &InetSocket) -> Result<()> {
+    if !record.filter.is_empty() {
+        sys::attach_filter(fd, &record.filter).context("attach its filter")?;
+    }
+    option::restore(fd, record.options.iter().filter(|option| is_late(option)))
+}
+
 /// A connection as it was, in repair mode.
 fn connected(socket: &OwnedFd, record: &InetSocket, connection: &TcpConnection) -> Result<()> {
     let fd = socket.as_fd();
@@ -304,7 +312,7 @@ impl Restored {
         for (record, socket) in all() {
             let mut alive = |fd: BorrowedFd<'_>| -> Result<()> {
                 match &record.state {
-                    InetState::Connected(_) => {}
+                    InetState::Connected(_) => return Ok(()),
                     InetState::Ended(_) => {
                         // Says that it is not connected, and shuts down all the same: inet_shutdown() of net/ipv4/af_inet.c.
                         let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
@@ -317,7 +325,7 @@ impl Restored {
                         shut(fd, record.shutdown)?;
                     }
                 }
-                option::restore(fd, record.options.iter().filter(|option| is_late(option)))
+                complete(fd, record)
             };
             alive(socket.as_fd()).with_context(|| named(record))?;
         }
@@ -347,8 +355,7 @@ impl Restored {
             }
         }
         for (record, socket, _) in connections() {
-            option::restore(socket, record.options.iter().filter(|option| is_late(option)))
-                .with_context(|| named(record))?;
+            complete(socket, record).with_context(|| named(record))?;
             // What the sending of the rest may have taken more room for.
             Sizes.put_back(socket, &record.options).with_context(|| named(record))?;
         }

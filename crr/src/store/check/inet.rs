@@ -34,6 +34,8 @@ fn check_socket(index: usize, socket: &InetSocket, files: &Files) -> Check {
     for option in &socket.options {
         ensure!(option.value.len() <= 256, "option {} has {} bytes", option.name, option.value.len());
     }
+    let filter = socket.filter.len();
+    ensure!(filter.is_multiple_of(8) && filter <= 8 * 4096, "has a filter of {filter} bytes");
     for (number, datagram) in socket.queue.iter().enumerate() {
         let length = datagram.bytes.len();
         ensure!(u16::try_from(length).is_ok(), "datagram {number} has {length} bytes");

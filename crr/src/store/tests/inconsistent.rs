@@ -349,6 +349,7 @@ fn inet_sockets() {
     refused(2, "is shut down as 0x4", |s| s.shutdown = 4);
     refused(2, "has the address 127.0.0.1, of another family", |s| s.v6 = true);
     refused(2, "option 1 has 257 bytes", |s| s.options[0].value.resize(257, 0));
+    refused(2, "has a filter of 9 bytes", |s| s.filter.push(0));
     refused(2, "has a connection without addresses", |s| s.local = None);
     refused(2, "has a state of TCP", |s| s.protocol = InetProtocol::Udp);
     refused(2, "has not sent 3 of 2 bytes", |s| {
