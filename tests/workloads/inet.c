@@ -341,6 +341,22 @@ CASE(listening)
 	close(bytes);
 }
 
+/* Listens at a port at which a connection lingers that it has closed first. */
+CASE(lingering)
+{
+	int listener = listening("127.0.0.1"), client = connected_to(listener, 0);
+	int server = MUST(accept(listener, NULL, NULL));
+	close(server);
+	ended(client);
+	close(client);
+	checkpoint();
+	CHECK(option(listener, SOL_SOCKET, SO_REUSEADDR) == 0, "SO_REUSEADDR is on");
+	client = connected_to(listener, 0);
+	server = MUST(accept(listener, NULL, NULL));
+	put(client, 10, 1);
+	get(server, 10, 1);
+}
+
 /* Not connected, not even bound, connected no more. */
 CASE(idle)
 {

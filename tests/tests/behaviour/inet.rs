@@ -23,6 +23,7 @@ tests::survives! {
     half_closed => inet("half_closed");
     listening => inet("listening");
     idle => inet("idle");
+    lingering => inet("lingering");
     options => inet("options");
     corked => inet("corked");
     datagrams => inet("datagrams");

@@ -47,15 +47,8 @@ impl Known {
 }
 
 fn query(v6: bool, protocol: i32) -> Result<HashMap<u64, Entry>> {
-    let request = InetRequest {
-        family: u8::try_from(if v6 { libc::AF_INET6 } else { libc::AF_INET })?,
-        protocol: u8::try_from(protocol)?,
-        extensions: ExtensionFlags::SHUTDOWN,
-        states: StateFlags::from_bits_retain(u32::MAX),
-        socket_id: if v6 { SocketId::new_v6() } else { SocketId::new_v4() },
-    };
     let mut all = HashMap::new();
-    diag::ask(SockDiagMessage::InetRequest(request), |answer| {
+    diag::ask(SockDiagMessage::InetRequest(request(v6, protocol)?), |answer| {
         let SockDiagMessage::InetResponse(answer) = answer else { return };
         let id = &answer.header.socket_id;
         let peer = InetAddress {
@@ -72,4 +65,37 @@ fn query(v6: bool, protocol: i32) -> Result<HashMap<u64, Entry>> {
         all.insert(u64::from(answer.header.inode), entry);
     })?;
     Ok(all)
+}
+
+fn request(v6: bool, protocol: i32) -> Result<InetRequest> {
+    Ok(InetRequest {
+        family: u8::try_from(if v6 { libc::AF_INET6 } else { libc::AF_INET })?,
+        protocol: u8::try_from(protocol)?,
+        extensions: ExtensionFlags::SHUTDOWN,
+        states: StateFlags::from_bits_retain(u32::MAX),
+        socket_id: if v6 { SocketId::new_v6() } else { SocketId::new_v4() },
+    })
+}
+
+/// Has the kernel forget TCP connections that were at a port and are over: nobody has them, and both ends have said all.
+pub(super) fn forget_lingering(port: u16) -> Result<()> {
+    for v6 in [false, true] {
+        let mut lingering = Vec::new();
+        let states = StateFlags::TIME_WAIT | StateFlags::FIN_WAIT2;
+        let of_all = InetRequest { states, ..request(v6, libc::IPPROTO_TCP)? };
+        diag::ask(SockDiagMessage::InetRequest(of_all), |answer| {
+            if let SockDiagMessage::InetResponse(answer) = answer
+                && answer.header.inode == 0
+                && answer.header.socket_id.source_port == port
+            {
+                lingering.push(answer.header.socket_id);
+            }
+        })?;
+        for socket_id in lingering {
+            let one = InetRequest { socket_id, ..request(v6, libc::IPPROTO_TCP)? };
+            // It may be over by now; and what is still in the way is told by the bind.
+            let _ = diag::destroy(SockDiagMessage::InetRequest(one));
+        }
+    }
+    Ok(())
 }

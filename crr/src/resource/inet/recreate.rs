@@ -4,7 +4,7 @@
 use super::address::{Shown, to_nix};
 use super::hold::Hold;
 use super::inject::Injector;
-use super::multicast;
+use super::{diag, multicast};
 use crate::resource::socket::option::{self, SO_REUSEADDR};
 use crate::resource::socket::restore_owner;
 use crate::sys::socket as sys;
@@ -88,8 +88,10 @@ pub(crate) fn create_all(records: &[InetSocket], table: Option<&str>) -> Result<
         restored.sockets.push(create(record).with_context(|| named(record))?);
     }
     for (record, socket) in records.iter().zip(&restored.sockets) {
-        if let InetState::Listening(backlog) = record.state {
-            listen_again(socket, backlog).with_context(|| named(record))?;
+        if let (InetState::Listening(backlog), Some(local)) = (&record.state, &record.local) {
+            at_port(local, || listen_again(socket, *backlog))
+                .context("listen")
+                .with_context(|| named(record))?;
         }
     }
     Ok(restored)
@@ -112,9 +114,20 @@ fn named(record: &InetSocket) -> String {
     format!("socket:[{}]{}{to}", record.ino, local.map(|local| format!(" at {local}")).unwrap_or_default())
 }
 
-fn listen_again(socket: &OwnedFd, backlog: u32) -> Result<()> {
+fn listen_again(socket: &OwnedFd, backlog: u32) -> nix::Result<()> {
     let backlog = i32::try_from(backlog).unwrap_or(i32::MAX).min(libc::SOMAXCONN);
-    listen(socket, Backlog::new(backlog).unwrap_or(Backlog::MAXCONN)).context("listen")
+    listen(socket, Backlog::new(backlog).unwrap_or(Backlog::MAXCONN))
+}
+
+/// Takes a port, at which connections may linger that the program has closed: it was there with them.
+fn at_port(local: &InetAddress, take: impl Fn() -> nix::Result<()>) -> Result<()> {
+    match take() {
+        Err(Errno::EADDRINUSE) => {
+            diag::forget_lingering(local.port).context("look for connections that are over")?;
+            Ok(take()?)
+        }
+        taken => Ok(taken?),
+    }
 }
 
 fn create(record: &InetSocket) -> Result<OwnedFd> {
@@ -134,7 +147,7 @@ fn create(record: &InetSocket) -> Result<OwnedFd> {
         InetState::Ended(incoming) if !incoming.is_empty() => ended(&made, record, incoming)?,
         _ => {
             if let Some(local) = &record.local {
-                bind(fd.as_raw_fd(), &*to_nix(local)).context("bind")?;
+                at_port(local, || bind(fd.as_raw_fd(), &*to_nix(local))).context("bind")?;
             }
             if let (InetState::Closed, Some(peer)) = (&record.state, &record.peer) {
                 connect(fd.as_raw_fd(), &*to_nix(peer)).context("connect")?;

@@ -1,7 +1,9 @@
-//! Asking the kernel's socket diagnostics: all sockets of a kind in crr's network namespace.
+//! The kernel's socket diagnostics: all sockets of a kind in crr's network namespace.
 
 use anyhow::{Context, Result, bail};
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 
@@ -13,17 +15,37 @@ const ANSWER_SIZE: usize = 64 << 10;
 /// # Errors
 /// If the kernel knows no diagnostics of this kind.
 pub(crate) fn ask(request: SockDiagMessage, each: impl FnMut(SockDiagMessage)) -> Result<()> {
+    read_answers(&send(&encode(request, NLM_F_REQUEST | NLM_F_DUMP))?, each)
+}
+
+/// Has the kernel give up one socket (SOCK_DESTROY of include/uapi/linux/sock_diag.h).
+///
+/// # Errors
+/// Without CONFIG_INET_DIAG_DESTROY, or if it is gone.
+pub(crate) fn destroy(one: SockDiagMessage) -> Result<()> {
+    const SOCK_DESTROY: u16 = 21;
+    let mut bytes = encode(one, NLM_F_REQUEST | NLM_F_ACK);
+    // The message is that of a request for the same socket, of another type.
+    bytes.get_mut(4..6).context("message")?.copy_from_slice(&SOCK_DESTROY.to_ne_bytes());
+    read_answers(&send(&bytes)?, |_| ())
+}
+
+fn encode(request: SockDiagMessage, flags: u16) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    header.flags = flags;
     let mut message = NetlinkMessage::new(header, request.into());
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
+    bytes
+}
+
+fn send(bytes: &[u8]) -> Result<Socket> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&bytes, 0)?;
-    read_answers(&socket, each)
+    socket.send(bytes, 0)?;
+    Ok(socket)
 }
 
 fn read_answers(socket: &Socket, mut each: impl FnMut(SockDiagMessage)) -> Result<()> {
@@ -36,6 +58,8 @@ fn read_answers(socket: &Socket, mut each: impl FnMut(SockDiagMessage)) -> Resul
             match message.payload {
                 NetlinkPayload::InnerMessage(answer) => each(answer),
                 NetlinkPayload::Done(_) => return Ok(()),
+                // An acknowledgement has no code.
+                NetlinkPayload::Error(error) if error.code.is_none() => return Ok(()),
                 NetlinkPayload::Error(error) => return Err(error.to_io().into()),
                 other => bail!("unexpected answer {other:?}"),
             }
