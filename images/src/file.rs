@@ -4,6 +4,7 @@ use crate::event::{Epoll, Eventfd, Notify, Timerfd};
 use crate::id::{DescriptionId, PathId, TaskFd};
 use crate::inet::InetSocket;
 use crate::memory::Run;
+use crate::netlink::NetlinkSocket;
 use crate::socket::UnixSocket;
 use crate::terminal::{Pty, PtyEnd};
 use alloc::string::String;
@@ -27,6 +28,8 @@ pub struct Files {
     pub epolls: Vec<Epoll>,
     /// Sockets of the internet families.
     pub inet_sockets: Vec<InetSocket>,
+    /// Netlink sockets.
+    pub netlink_sockets: Vec<NetlinkSocket>,
     /// The table of nftables that holds the traffic of their connections.
     pub network_hold: Option<String>,
 }
@@ -114,6 +117,8 @@ pub enum Target {
     Epoll(u32),
     /// A socket of the internet families: index into [`Files::inet_sockets`].
     InetSocket(u32),
+    /// A netlink socket: index into [`Files::netlink_sockets`].
+    NetlinkSocket(u32),
 }
 
 /// A pipe.

@@ -21,6 +21,7 @@ pub mod inet;
 pub mod inventory;
 pub mod lock;
 pub mod memory;
+pub mod netlink;
 mod readable;
 pub mod seccomp;
 pub mod sharing;

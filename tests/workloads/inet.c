@@ -2,6 +2,8 @@
 #include "workload.h"
 #include <arpa/inet.h>
 #include <linux/filter.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -760,4 +762,41 @@ CASE(filters)
 	put(ends[1], 100, 1);
 	get(ends[0], 100, 1);
 	MUST(setsockopt(ends[0], SOL_SOCKET, SO_DETACH_FILTER, &on, sizeof(on)));
+}
+
+/* Sockets to the kernel: what was asked is answered, and what is to be heard is. */
+CASE(netlink)
+{
+	struct {
+		struct nlmsghdr header;
+		struct ifinfomsg link;
+	} request = { .header = { .nlmsg_len = sizeof(request), .nlmsg_type = RTM_GETLINK, .nlmsg_flags = NLM_F_REQUEST, .nlmsg_seq = 7 },
+		      .link = { .ifi_index = 1 } };
+	struct sockaddr_nl name = { .nl_family = AF_NETLINK, .nl_groups = RTMGRP_LINK }, now;
+	int fds[3], on = 1, group = RTNLGRP_IPV6_RULE;
+	socklen_t length = sizeof(name);
+	fds[0] = MUST(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE));
+	MUST(bind(fds[0], (void *)&name, sizeof(name)));
+	MUST(setsockopt(fds[0], 270, NETLINK_ADD_MEMBERSHIP, &group, sizeof(group)));
+	MUST(setsockopt(fds[0], 270, NETLINK_EXT_ACK, &on, sizeof(on)));
+	MUST(getsockname(fds[0], (void *)&name, &length));
+	fds[1] = MUST(socket(AF_NETLINK, SOCK_DGRAM | SOCK_NONBLOCK, NETLINK_KOBJECT_UEVENT));
+	fds[2] = MUST(socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC));
+	CHECK(name.nl_pid != 0 && (name.nl_groups & RTMGRP_LINK) != 0, "port %u, groups %#x", name.nl_pid, name.nl_groups);
+	checkpoint();
+	length = sizeof(now);
+	MUST(getsockname(fds[0], (void *)&now, &length));
+	CHECK(now.nl_pid == name.nl_pid && now.nl_groups == name.nl_groups, "port %u, groups %#x", now.nl_pid, now.nl_groups);
+	uint32_t groups[4] = { 0 };
+	length = sizeof(groups);
+	MUST(getsockopt(fds[0], 270, NETLINK_LIST_MEMBERSHIPS, groups, &length));
+	CHECK(groups[0] == (RTMGRP_LINK | 1u << (RTNLGRP_IPV6_RULE - 1)), "groups %#x", groups[0]);
+	CHECK(option(fds[0], 270, NETLINK_EXT_ACK) == 1, "NETLINK_EXT_ACK");
+	CHECK(option(fds[1], SOL_SOCKET, SO_PROTOCOL) == NETLINK_KOBJECT_UEVENT, "another protocol");
+	CHECK(fcntl(fds[1], F_GETFL) & O_NONBLOCK, "it blocks");
+	MUST(send(fds[0], &request, sizeof(request), 0));
+	static char answer[8192];
+	struct nlmsghdr *header = (void *)answer;
+	CHECK(recv(fds[0], answer, sizeof(answer), 0) > 0 && header->nlmsg_type == RTM_NEWLINK && header->nlmsg_seq == 7,
+	      "the answer is of type %u", header->nlmsg_type);
 }

@@ -8,7 +8,7 @@ use super::socket;
 use super::terminal::{self, Terminals};
 use super::tree::Standing;
 use super::unix_socket::{Holder, Sockets};
-use super::{Refuse, inet, lock, pipe};
+use super::{Refuse, inet, lock, netlink, pipe};
 use crate::proc::{Dir, fdinfo};
 use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
@@ -16,6 +16,7 @@ use crate::sys::{pidfd, pipe as fd_ops};
 use anyhow::{Context, Result};
 use images::event::{Epoll, Notify};
 use images::file::{Description, FdEntry, Files, Path, Pipe, Target};
+use images::netlink::NetlinkSocket;
 use images::task::{Task, Zombie};
 use images::{DescriptionId, Pid, TaskFd};
 use nix::errno::Errno;
@@ -59,6 +60,7 @@ pub(crate) struct Table {
     unread: HashMap<u64, u32>,
     sockets: Sockets,
     inet: inet::Sockets,
+    netlink: Vec<NetlinkSocket>,
     terminals: Terminals,
     events: event::Found,
     epolls: Vec<Epoll>,
@@ -265,6 +267,14 @@ impl Table {
                 libc::AF_INET | libc::AF_INET6 => {
                     return Ok(self.inet.add(copy, &open.stat, holder, refuse)?.map(Target::InetSocket));
                 }
+                libc::AF_NETLINK => {
+                    let Some(record) = netlink::dump(copy.as_fd(), &open.stat, &holder, refuse)? else {
+                        return Ok(None);
+                    };
+                    self.netlink.push(record);
+                    let index = u32::try_from(self.netlink.len() - 1).context("too many sockets")?;
+                    return Ok(Some(Target::NetlinkSocket(index)));
+                }
                 _ => {}
             }
         }
@@ -395,6 +405,12 @@ impl Table {
         Ok(())
     }
 
+    /// Notes which epolls have something to tell. The last look at files: what comes in by the network, or a timer, can do so
+    /// at any moment.
+    pub(crate) fn note_pending_events(&mut self) -> Result<()> {
+        self.events.note_pending(&mut self.epolls, &self.descriptions)
+    }
+
     /// Refuses what somebody outside of the tree could have a part in.
     pub(crate) fn refuse_outsiders(
         &self,
@@ -445,6 +461,7 @@ impl Table {
             pipes: self.pipes,
             unix_sockets: self.sockets.into_records(),
             inet_sockets,
+            netlink_sockets: self.netlink,
             network_hold,
             ptys: self.terminals.into_records(),
             epolls: self.epolls,

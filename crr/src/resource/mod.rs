@@ -17,6 +17,7 @@ pub(crate) mod lock_future;
 pub mod memory;
 pub mod mempolicy;
 pub mod namespace;
+pub(crate) mod netlink;
 pub mod path;
 pub mod pipe;
 pub mod robust;

@@ -13,6 +13,7 @@ use images::inet::{
 use images::inventory::{FileEntry, Inventory, StateComponent};
 use images::lock::{Lock, LockKind};
 use images::memory::{Backing, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
+use images::netlink::NetlinkSocket;
 use images::seccomp::{Filter, Seccomp};
 use images::sharing::Shares;
 use images::signal::{Action, AltStack, IntervalTimer, Pending};
@@ -164,6 +165,7 @@ fn files() -> Files {
             description(Target::Signalfd(1 << 16), 0o2, 0),
             description(Target::Epoll(0), 0o2, 0),
             description(Target::InetSocket(0), 0o2, 0),
+            description(Target::NetlinkSocket(0), 0o2, 0),
         ],
         pipes: vec![Pipe { ino: 4242, capacity: 65_536, contents: b"in flight".to_vec() }],
         unix_sockets: vec![
@@ -197,6 +199,18 @@ fn files() -> Files {
             }],
         }],
         inet_sockets: inet_sockets(),
+        netlink_sockets: vec![NetlinkSocket {
+            ino: 4545,
+            protocol: 15,
+            kind: 3,
+            port: 4711,
+            peer: (0, 1),
+            groups: vec![1, 33],
+            mode: 0o140_777,
+            uid: 33,
+            gid: 34,
+            options: vec![SocketOption { level: 270, name: 11, value: vec![1] }],
+        }],
         network_hold: Some("crr-0123456789abcdef".to_owned()),
     }
 }

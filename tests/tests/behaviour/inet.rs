@@ -31,6 +31,7 @@ tests::survives! {
     waiting => inet("waiting");
     between_abis => inet("between_abis");
     filters => inet("filters");
+    netlink => inet("netlink");
 }
 
 /// The ports that a workload has printed.

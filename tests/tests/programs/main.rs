@@ -2,6 +2,7 @@
 //! 64-bit ones of the machine, alone and mixed. Each goes through several rounds of dump, gone, restore while
 //! it works, and a client that knows what the right answers are asks it before and after.
 
+mod servers;
 mod world;
 
 use anyhow::{Context, bail, ensure};
@@ -90,6 +91,9 @@ programs! {
     terminal64 in Namespace => |world| terminal(world, PYTHON64, BASH64);
     terminal64_shell32 in Namespace => |world| terminal(world, PYTHON64, "/bin/bash");
     terminal32_shell64 in Chroot => |world| terminal(world, PYTHON32, BASH64);
+    /// Servers with clients that stay connected.
+    redis32_clients in Chroot => servers::redis;
+    nginx32_clients in Chroot => servers::nginx;
     /// Numbers that live in SSE, AVX and x87 registers.
     numbers_ia32 in Namespace => |world| numbers(world, "-m32");
     numbers_x86_64 in Namespace => |world| numbers(world, "-m64");

@@ -5,6 +5,7 @@
 //! by plain chroot below a `crr` that has another root ([`Place::Chroot`]).
 
 use anyhow::{Context, bail, ensure};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::fs::{self, File};
@@ -123,13 +124,18 @@ pub(crate) struct Running<'a> {
 impl Running<'_> {
     /// One round: dump, see that all of it is gone, restore.
     pub(crate) fn round(&mut self) -> Result {
+        self.round_with(&[])
+    }
+
+    /// [`Self::round`] with options of the dump.
+    pub(crate) fn round_with(&mut self, options: &[&str]) -> Result {
         self.dumps += 1;
         let round = self.dumps;
         let images = self.world.dir.join(format!("images-{round}"));
         fs::create_dir(&images)?;
         let images = images.to_string_lossy();
         self.world
-            .crr(&["dump", "-t", &self.root.to_string(), "-D", &images])
+            .crr(&[&["dump", "-t", &self.root.to_string(), "-D", &images], options].concat())
             .with_context(|| format!("round {round}: dump"))?;
         case::nothing_left().with_context(|| format!("round {round}: after the dump"))?;
         self.world
@@ -175,6 +181,12 @@ impl Running<'_> {
             WaitStatus::StillAlive => Ok(()),
             status => bail!("the program ended: {status:?}\n{}", self.world.read("log").unwrap_or_default()),
         }
+    }
+
+    /// Has it end.
+    pub(crate) fn end(self) -> Result {
+        kill(self.root, Signal::SIGTERM)?;
+        self.finish()
     }
 
     /// Waits until it has ended, well and with no process left.

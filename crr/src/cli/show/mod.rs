@@ -147,6 +147,10 @@ fn target(checkpoint: &Checkpoint, description: &Description) -> String {
         Target::Pipe(pipe) => format!("pipe#{pipe}"),
         Target::UnixSocket(socket) => format!("socket#{socket}"),
         Target::InetSocket(socket) => format!("inet#{socket}"),
+        Target::NetlinkSocket(socket) => {
+            let socket = &checkpoint.files.netlink_sockets[socket as usize];
+            format!("netlink socket of protocol {}, port {}", socket.protocol, socket.port)
+        }
         Target::Pty { pty, path: id, .. } => format!("{} (pty#{pty})", path(id.0)),
         Target::Eventfd(event) => format!("eventfd: {}", event.count),
         Target::Timerfd(timer) => format!("timerfd on clock {}", timer.clock),

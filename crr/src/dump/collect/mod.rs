@@ -169,6 +169,7 @@ pub(super) fn collect(
     tables.files.look_into_terminals(&mut on_their_way)?;
     on_their_way.finish("dump")?;
     let silenced = tables.files.look_at_connections(options.sockets)?;
+    tables.files.note_pending_events()?;
     let files = tables.files.into_files(paths);
     Ok(Collected { tree, files, memory, contents, silenced })
 }

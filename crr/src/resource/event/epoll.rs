@@ -82,11 +82,24 @@ pub(super) fn resolve(
                 place.refuse(refusals, format!("watches fd {}, {reason}", watch.fd), hint);
             }
         }
-        // What is on the list of an epoll with a signalfd, only the task itself may find out.
-        epolls[number].pending =
-            reaches_signalfd(number, &epolls, descriptions) || is_ready(place.copy()?.as_fd())?;
     }
     Ok(epolls)
+}
+
+/// Notes which of them have something to tell. After everything else that is looked at: whatever can still come must not be
+/// missing where an epoll is taken to have told all there was.
+pub(super) fn note_pending(
+    found: &[Found],
+    epolls: &mut [Epoll],
+    descriptions: &[Description],
+) -> Result<()> {
+    for (number, epoll) in found.iter().enumerate() {
+        // What is on the list of an epoll with a signalfd, only the task itself may find out.
+        epolls[number].pending = reaches_signalfd(number, epolls, descriptions)
+            || is_ready(epoll.place.copy()?.as_fd())
+                .with_context(|| format!("{}: look whether it has something to tell", epoll.place.object))?;
+    }
+    Ok(())
 }
 
 /// The descriptions of a tree, to find those that are watched.

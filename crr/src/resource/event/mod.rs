@@ -165,6 +165,11 @@ impl Found {
         }
         Ok(epolls)
     }
+
+    /// Notes which epolls have something to tell, after everything else has been looked at.
+    pub(crate) fn note_pending(&self, epolls: &mut [Epoll], descriptions: &[Description]) -> Result<()> {
+        epoll::note_pending(&self.epolls, epolls, descriptions)
+    }
 }
 
 impl Found {

@@ -15,6 +15,8 @@ use anyhow::{Context, Result, bail, ensure};
 use images::DescriptionId;
 use images::event::{Epoll, Watch};
 use images::file::{Files, Target};
+use images::inet::InetState;
+use images::socket::{Peer, UnixKind};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -67,7 +69,10 @@ impl<'f, F: Fn(DescriptionId) -> BorrowedFd<'f>> Restoring<'_, 'f, F> {
         for watch in told {
             self.tell(watch).with_context(|| format!("the one-shot watch of fd {}", watch.fd))?;
         }
-        let had_told = |watch: &&Watch| !record.pending && watch.events & (EPOLLET | EPOLLONESHOT) == EPOLLET;
+        let had_told = |watch: &&Watch| {
+            let edge = watch.events & (EPOLLET | EPOLLONESHOT) == EPOLLET;
+            edge && !record.pending && !self.can_have_news(watch.description)
+        };
         let (edges, others): (Vec<&Watch>, Vec<&Watch>) = armed.into_iter().partition(had_told);
         for watch in &edges {
             self.add(watch, watch.events)?;
@@ -82,6 +87,24 @@ impl<'f, F: Fn(DescriptionId) -> BorrowedFd<'f>> Restoring<'_, 'f, F> {
             self.check_wakeups(record)?;
         }
         Ok(())
+    }
+
+    /// Whether something can have come since the file was opened again that nobody has been told of: it is not for the tree
+    /// alone, or goes by a clock.
+    fn can_have_news(&self, id: DescriptionId) -> bool {
+        match self.files.descriptions[id.0 as usize].target {
+            Target::Timerfd(timer) => timer.next_ns != 0,
+            Target::Terminal(_) | Target::NetlinkSocket(_) => true,
+            Target::UnixSocket(index) => {
+                let socket = &self.files.unix_sockets[index as usize];
+                matches!(socket.peer, Peer::Listening { .. }) || socket.kind == UnixKind::Datagram
+            }
+            // What comes by a connection is held.
+            Target::InetSocket(index) => {
+                !matches!(self.files.inet_sockets[index as usize].state, InetState::Connected(_))
+            }
+            _ => false,
+        }
     }
 
     fn add(&self, watch: &Watch, events: u32) -> Result<()> {

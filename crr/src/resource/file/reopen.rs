@@ -2,7 +2,7 @@
 
 use super::O_ASYNC;
 use crate::resource::unix_socket::bind::Binder;
-use crate::resource::{event, inet, pipe::recreate, terminal, unix_socket};
+use crate::resource::{event, inet, netlink, pipe::recreate, terminal, unix_socket};
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result};
 use images::Pid;
@@ -49,6 +49,7 @@ pub(crate) fn open_all(files: &Files) -> Result<Reopened> {
             Target::Terminal(path) => terminal(&files.paths[path.0 as usize], flags)?,
             Target::UnixSocket(index) => sockets.open(index, flags)?,
             Target::InetSocket(index) => inet_sockets.open(index, flags)?,
+            Target::NetlinkSocket(index) => netlink::recreate(&files.netlink_sockets[index as usize], flags)?,
             Target::Pipe(index) => pipes[index as usize].open(flags, &mut ia32)?,
             Target::Eventfd(record) => event::recreate::eventfd(record, flags)?,
             Target::Timerfd(record) => event::recreate::timerfd(record, flags)?,

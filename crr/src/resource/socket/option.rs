@@ -212,7 +212,22 @@ pub(crate) const UDP_LITE: Level = (
     ],
 );
 
-const LEVELS: [Level; 9] = [SOCKET, IP, IP_MULTICAST, IPV6, IPV6_MULTICAST, TCP, TCP_BEFORE, UDP, UDP_LITE];
+/// SOL_NETLINK, by include/uapi/linux/netlink.h.
+pub(crate) const NETLINK: Level = (
+    270,
+    &[
+        (3, How::Same),  // NETLINK_PKTINFO
+        (4, How::Same),  // NETLINK_BROADCAST_ERROR
+        (5, How::Same),  // NETLINK_NO_ENOBUFS
+        (8, How::Same),  // NETLINK_LISTEN_ALL_NSID
+        (10, How::Same), // NETLINK_CAP_ACK
+        (11, How::Same), // NETLINK_EXT_ACK
+        (12, How::Same), // NETLINK_GET_STRICT_CHK
+    ],
+);
+
+const LEVELS: [Level; 10] =
+    [NETLINK, SOCKET, IP, IP_MULTICAST, IPV6, IPV6_MULTICAST, TCP, TCP_BEFORE, UDP, UDP_LITE];
 
 /// SO_REUSEADDR.
 pub(crate) const SO_REUSEADDR: i32 = 2;

@@ -1,4 +1,4 @@
-//! Internet sockets: that connections have both ends, and that every address is of the socket's family.
+//! Internet and netlink sockets: that connections have both ends, and that every address is of the socket's family.
 
 use super::{Check, ensure, inside};
 use images::file::{Files, Target};
@@ -16,10 +16,17 @@ pub(super) fn check(files: &Files) -> Check {
         let ours = table.strip_prefix("crr-").is_some_and(|rest| !rest.is_empty() && rest.bytes().all(plain));
         ensure!(ours, "traffic is held by a table named {table:?}");
     }
-    let mut open = BTreeSet::new();
+    for (index, socket) in files.netlink_sockets.iter().enumerate() {
+        let sizes = socket.options.iter().all(|option| option.value.len() <= 256);
+        ensure!(sizes, "netlink#{index} has an option of more than 256 bytes");
+    }
+    let (mut open, mut netlink) = (BTreeSet::new(), BTreeSet::new());
     for description in &files.descriptions {
         if let Target::InetSocket(index) = description.target {
             ensure!(open.insert(index), "inet#{index} has two descriptions");
+        }
+        if let Target::NetlinkSocket(index) = description.target {
+            ensure!(netlink.insert(index), "netlink#{index} has two descriptions");
         }
     }
     Ok(())

@@ -154,8 +154,8 @@ fn properties_of_tasks() {
         info[0] = 18;
         s.tree.tasks[0].threads[0].pending.push(Pending { info });
     });
-    refused("tree.img: task 100: fd 1: description#12 of 12 descriptions", |s| {
-        s.tree.tasks[0].fds[1].description = DescriptionId(12);
+    refused("tree.img: task 100: fd 1: description#13 of 13 descriptions", |s| {
+        s.tree.tasks[0].fds[1].description = DescriptionId(13);
     });
     refused("tree.img: task 100: fd 1 is out of order", |s| s.tree.tasks[0].fds.swap(1, 2));
     refused("tree.img: task 100: fd 4294967295 is no number of a file", |s| {
@@ -313,7 +313,7 @@ fn unix_sockets() {
     refused("has messages that nobody can have sent", |s| s.peer = Peer::None);
     refused("option 7 has 257 bytes", |s| s.options[0].value.resize(257, 0));
     refused("message 0: is an empty part of a stream", |s| s.queue[0].bytes.clear());
-    refused("message 0: description#12 of 12", |s| s.queue[0].descriptions[0].0 = 12);
+    refused("message 0: description#13 of 13", |s| s.queue[0].descriptions[0].0 = 13);
     refused("message 0: carries 254 descriptions", |s| s.queue[0].descriptions = vec![DescriptionId(0); 254]);
     refused("has an address of 109 bytes", |s| s.address = vec![b'a'; 109]);
     refused("has a path with a NUL", |s| s.address = b"a\0".to_vec());
@@ -330,6 +330,15 @@ fn inet_sockets() {
     });
     refused("files.img: description#11: internet socket#6 of 6", |s| {
         s.files.descriptions[11].target = Target::InetSocket(6);
+    });
+    refused("files.img: description#12: netlink socket#1 of 1", |s| {
+        s.files.descriptions[12].target = Target::NetlinkSocket(1);
+    });
+    refused("files.img: netlink#0 has two descriptions", |s| {
+        s.files.descriptions[3].target = Target::NetlinkSocket(0);
+    });
+    refused("files.img: netlink#0 has an option of more than 256 bytes", |s| {
+        s.files.netlink_sockets[0].options[0].value.resize(257, 0);
     });
     for table in ["crr-", "crr-a; flush ruleset", "filter"] {
         refused(&format!("files.img: traffic is held by a table named {table:?}"), |s| {
@@ -410,7 +419,7 @@ fn event_files() {
         refused(&format!("files.img: {what}"), |s| change(&mut s.files.epolls[0].watches[0]));
     };
     refused_watch("epoll#0: watches fd 2147483648", |watch| watch.fd = 1 << 31);
-    refused_watch("epoll#0: watches description#12 of 12 descriptions", |watch| watch.description.0 = 12);
+    refused_watch("epoll#0: watches description#13 of 13 descriptions", |watch| watch.description.0 = 13);
     refused_watch("epoll#0: epolls watch each other more than 5 deep", |watch| watch.description.0 = 10);
     refused_watch("epoll#0: watches a signalfd that no task can have added", |watch| watch.description.0 = 9);
     refused("files.img: epoll#0: watches description#1 as fd 9 twice", |s| {
