@@ -5,6 +5,7 @@ use crate::id::{DescriptionId, PathId, TaskFd};
 use crate::inet::InetSocket;
 use crate::memory::Run;
 use crate::netlink::NetlinkSocket;
+use crate::pipe::Pipe;
 use crate::socket::UnixSocket;
 use crate::terminal::{Pty, PtyEnd};
 use alloc::string::String;
@@ -52,11 +53,11 @@ pub struct Path {
     pub ino: u64,
     /// `st_rdev` of a device node.
     pub rdev: u64,
-    /// Of a file or directory that has no name any more: what it takes to make it again.
+    /// Of a file, directory or FIFO that has no name any more: what it takes to make it again.
     pub deleted: Option<Deleted>,
 }
 
-/// A regular file or a directory without a name, or a memfd, which never had one. Its [`Path::path`] is the name it had, as
+/// A regular file, a directory or a FIFO without a name, or a memfd, which never had one. Its [`Path::path`] is the name it had, as
 /// `/proc` shows it without ` (deleted)`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deleted {
@@ -119,18 +120,6 @@ pub enum Target {
     InetSocket(u32),
     /// A netlink socket: index into [`Files::netlink_sockets`].
     NetlinkSocket(u32),
-}
-
-/// A pipe.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pipe {
-    /// Its inode number on pipefs at dump, for messages only.
-    pub ino: u64,
-    /// F_GETPIPE_SZ.
-    pub capacity: u32,
-    /// Bytes written and not yet read.
-    #[serde(serialize_with = "crate::readable::text")]
-    pub contents: Vec<u8>,
 }
 
 /// An entry of a task's descriptor table.

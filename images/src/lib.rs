@@ -22,6 +22,7 @@ pub mod inventory;
 pub mod lock;
 pub mod memory;
 pub mod netlink;
+pub mod pipe;
 mod readable;
 pub mod seccomp;
 pub mod sharing;

@@ -1,4 +1,4 @@
-//! Files and directories that are open, mapped or stood in and have no name any more, and memfds, which never had one: their
+//! Files, directories and FIFOs that are open, mapped or stood in and have no name any more, and memfds, which never had one: their
 //! contents travel in the images.
 
 pub(crate) mod recreate;
@@ -57,6 +57,7 @@ impl Table {
     }
 
     /// Takes up one whose link in `/proc` is `link`; its record is to get the number `path`. Its name comes with what is special about it.
+    /// A file or a directory is opened anew by `reopen`, a FIFO is not: it gives the description that the tree has.
     pub(crate) fn add(
         &mut self,
         link: &[u8],
@@ -67,12 +68,14 @@ impl Table {
         const HUGETLBFS: i64 = 0x9584_58f6;
         let kind = SFlag::from_bits_truncate(open.st_mode) & SFlag::S_IFMT;
         let name = link.strip_suffix(MARK).filter(|name| !name.is_empty()).ok_or(Lost::Deleted)?;
-        if kind != SFlag::S_IFREG && kind != SFlag::S_IFDIR {
+        if ![SFlag::S_IFREG, SFlag::S_IFDIR, SFlag::S_IFIFO].contains(&kind) {
             return Err(Lost::Deleted);
         }
         let file = reopen().map_err(|_| Lost::Unreadable)?;
-        // Reading it is not to show. Who may not ask for that is not its owner, and has no better way.
-        let _ = fcntl(&file, FcntlArg::F_SETFL(OFlag::O_NOATIME));
+        if kind != SFlag::S_IFIFO {
+            // Reading it is not to show. Who may not ask for that is not its owner, and has no better way.
+            let _ = fcntl(&file, FcntlArg::F_SETFL(OFlag::O_NOATIME));
+        }
         let home = fstatfs(&file).map_err(|_| Lost::Unreadable)?;
         if home.filesystem_type().0 == HUGETLBFS {
             return Err(Lost::Kernel("hugetlbfs"));
@@ -104,7 +107,10 @@ impl Table {
         };
         let key = (open.st_dev, open.st_ino);
         self.by_key.insert(key, path);
-        self.found.push(Found { path, file, key, name: name.to_vec() });
+        // A FIFO has its contents, and who else has it, as a pipe.
+        if kind != SFlag::S_IFIFO {
+            self.found.push(Found { path, file, key, name: name.to_vec() });
+        }
         Ok((name.to_vec(), deleted))
     }
 

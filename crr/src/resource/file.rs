@@ -4,18 +4,19 @@ pub(crate) mod reopen;
 
 use super::event::{self, Place};
 use super::path::{CLOSE, Paths, file_type};
+use super::pipe::{self, Pipes};
 use super::socket;
 use super::terminal::{self, Terminals};
 use super::tree::Standing;
 use super::unix_socket::{Holder, Sockets};
-use super::{Refuse, inet, lock, netlink, pipe};
+use super::{Refuse, inet, lock, netlink};
 use crate::proc::{Dir, fdinfo};
 use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
-use crate::sys::{pidfd, pipe as fd_ops};
+use crate::sys::pidfd;
 use anyhow::{Context, Result};
 use images::event::{Epoll, Notify};
-use images::file::{Description, FdEntry, Files, Path, Pipe, Target};
+use images::file::{Description, FdEntry, Files, Path, Target};
 use images::netlink::NetlinkSocket;
 use images::task::{Task, Zombie};
 use images::{DescriptionId, Pid, TaskFd};
@@ -31,8 +32,6 @@ use std::os::unix::ffi::OsStrExt;
 const O_CLOEXEC: u32 = 0o2_000_000;
 const O_PATH: u32 = 0o10_000_000;
 pub(crate) const O_ASYNC: u32 = 0o20_000;
-const O_ACCMODE: u32 = 3;
-const O_WRONLY: u32 = 1;
 
 /// Ways out.
 const START_AGAIN: &str = "start the program again from the present file";
@@ -54,10 +53,7 @@ pub(crate) struct Table {
     descriptions: Vec<Description>,
     /// Candidates for sharing, each list in the kernel's order.
     alike: HashMap<Likeness, Vec<Known>>,
-    pipes: Vec<Pipe>,
-    pipe_ids: HashMap<u64, u32>,
-    /// Pipes without a read end so far: their contents can be lost to nobody.
-    unread: HashMap<u64, u32>,
+    pipes: Pipes,
     sockets: Sockets,
     inet: inet::Sockets,
     netlink: Vec<NetlinkSocket>,
@@ -252,9 +248,8 @@ impl Table {
             refuse.with_hint(open.describe(), "opened with O_PATH", CLOSE);
             return Ok(None);
         }
-        if let Some(ino) = pipe::inode(&open.link) {
-            pipe::check_flags(open.info.flags, &open.describe(), refuse);
-            return Ok(Some(Target::Pipe(self.pipe(ino, open, pidfd)?)));
+        if file_type(open.stat.st_mode) == SFlag::S_IFIFO {
+            return self.pipe(open, pidfd, paths, refuse);
         }
         if socket::inode(&open.link).is_some() {
             let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
@@ -327,27 +322,35 @@ impl Table {
         })
     }
 
-    /// The record of a pipe. Its contents are read when the first read end turns up.
-    fn pipe(&mut self, ino: u64, open: &Open, pidfd: &OwnedFd) -> Result<u32> {
-        let readable = open.info.flags & O_ACCMODE != O_WRONLY;
-        if let Some(&id) = self.pipe_ids.get(&ino) {
-            if readable && self.unread.remove(&ino).is_some() {
-                let end = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
-                let index = usize::try_from(id).context("pipe id")?;
-                self.pipes[index] = pipe::dump_contents(end.as_fd(), ino)?;
-            }
-            return Ok(id);
-        }
-        let id = u32::try_from(self.pipes.len()).context("too many pipes")?;
-        let end = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
-        self.pipes.push(if readable {
-            pipe::dump_contents(end.as_fd(), ino)?
+    /// An end of a pipe, which is the next description, with a name in the file system or without.
+    fn pipe(
+        &mut self,
+        open: &Open,
+        pidfd: &OwnedFd,
+        paths: &mut Paths,
+        refuse: &mut Refuse<'_>,
+    ) -> Result<Option<Target>> {
+        let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
+        let path = if pipe::inode(&open.link).is_some() {
+            None
         } else {
-            self.unread.insert(ino, id);
-            Pipe { ino, capacity: fd_ops::capacity(end.as_fd())?, contents: Vec::new() }
-        });
-        self.pipe_ids.insert(ino, id);
-        Ok(id)
+            match paths.resolve(&open.link, &open.stat, || copy.try_clone()) {
+                Ok(path) => Some(path),
+                Err(lost) => {
+                    refuse.with_hint(open.describe(), lost.to_string(), lost.close());
+                    return Ok(None);
+                }
+            }
+        };
+        let id = DescriptionId(u32::try_from(self.descriptions.len()).context("too many open files")?);
+        let holder = Holder { pid: refuse.pid(), name: refuse.name().to_owned(), object: open.describe() };
+        let end = pipe::End { id, copy, stat: &open.stat, flags: open.info.flags, path, holder };
+        Ok(Some(Target::Pipe(self.pipes.add(end)?)))
+    }
+
+    /// Completes the pipes. All descriptions are known.
+    pub(crate) fn finish_pipes(&mut self, refusals: &mut Refusals) -> Result<()> {
+        self.pipes.finish(refusals)
     }
 
     /// Reads the queues of all sockets, and records what descriptions are on their way in them, sockets included.
@@ -426,9 +429,9 @@ impl Table {
     }
 
     /// Everything that somebody outside of the tree may have an end of.
-    fn ends(&self) -> impl Iterator<Item = pipe::Object> {
-        let pipes = self.pipe_ids.keys().copied().map(pipe::Object::Pipe);
-        pipes.chain(self.terminals.living().map(|(pty, _)| pty))
+    fn ends(&self) -> impl Iterator<Item = (pipe::Object, Option<&Holder>)> {
+        let pipes = self.pipes.objects().map(|(pipe, holder)| (pipe, Some(holder)));
+        pipes.chain(self.terminals.living().map(|(pty, _)| (pty, None)))
     }
 
     /// The masters of pseudo terminals.
@@ -458,7 +461,7 @@ impl Table {
         Files {
             paths,
             descriptions: self.descriptions,
-            pipes: self.pipes,
+            pipes: self.pipes.into_records(),
             unix_sockets: self.sockets.into_records(),
             inet_sockets,
             netlink_sockets: self.netlink,
@@ -511,7 +514,6 @@ fn unsupported(link: &[u8], kind: SFlag) -> &'static str {
         return name;
     }
     match kind {
-        SFlag::S_IFIFO => "named pipes (FIFOs) are",
         SFlag::S_IFCHR => "character devices of this kind are",
         SFlag::S_IFBLK => "block devices are",
         SFlag::S_IFSOCK => "sockets are",

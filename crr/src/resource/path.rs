@@ -15,7 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 /// Why a file cannot be opened again by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lost {
-    /// No link is left, and it cannot be made again: of another kind than a file or a directory, or where it was nothing of its
+    /// No link is left, and it cannot be made again: of another kind than a file, a directory or a FIFO, or where it was nothing of its
     /// file system is left.
     Deleted,
     /// No link is left, and there is more in it than is to go into the images.

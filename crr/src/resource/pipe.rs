@@ -1,23 +1,27 @@
-//! Pipes: what is in them, and who else holds an end.
+//! Pipes, named ones too: what is in them, and who else holds an end.
 
+mod contents;
 pub(crate) mod recreate;
+mod table;
 
-use super::{Refuse, event, terminal};
+pub(crate) use table::{End, Pipes};
+
+use super::path::file_type;
+use super::unix_socket::Holder;
+use super::{event, terminal};
 use crate::proc::tasks::{Outsider, comm_of, outside};
 use crate::proc::{Dir, living_thread};
 use crate::refusal::{Refusal, Refusals};
 use crate::sys::kcmp::{Kind, kcmp};
-use crate::sys::pipe;
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use images::Pid;
-use images::file::Pipe;
-use nix::fcntl::OFlag;
+use images::file::Files;
+use nix::sys::stat::{SFlag, stat};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
 /// The inode number of a pipe, from its link in `/proc/PID/fd`.
@@ -25,37 +29,32 @@ pub(crate) fn inode(link: &[u8]) -> Option<u64> {
     crate::proc::decimal(link.strip_prefix(b"pipe:[")?.strip_suffix(b"]")?)
 }
 
-/// Reads what is in a pipe without taking it out. `end` is any description of a read end.
-pub(crate) fn dump_contents(end: BorrowedFd<'_>, ino: u64) -> Result<Pipe> {
-    let capacity = pipe::capacity(end).context("read the capacity of a pipe")?;
-    let bytes = pipe::readable_bytes(end).context("ask what is in a pipe")?;
-    let mut contents = vec![0u8; bytes];
-    if bytes > 0 {
-        let (from, to) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("make a pipe")?;
-        // tee() moves whole buffers, so the copy needs as many slots as the original.
-        pipe::set_capacity(to.as_fd(), capacity).context("make a pipe of the same size")?;
-        let n = pipe::tee(end, to.as_fd(), bytes).context("copy the contents of a pipe")?;
-        if n != bytes {
-            bail!("pipe:[{ino}]: copied {n} of {bytes} bytes");
-        }
-        File::from(from).read_exact(&mut contents).context("read the contents of a pipe")?;
-    }
-    Ok(Pipe { ino, capacity, contents })
-}
-
 /// Something with two ends, of which somebody outside of the tree may hold one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Object {
     /// A pipe, by inode.
     Pipe(u64),
+    /// A named pipe, by device and inode.
+    Fifo(u64, u64),
     /// A pseudo terminal: the device of its devpts, and its number.
     Pty(u64, u32),
+}
+
+impl Object {
+    /// A named pipe, by device and inode.
+    fn fifo(self) -> Option<(u64, u64)> {
+        match self {
+            Self::Fifo(dev, ino) => Some((dev, ino)),
+            Self::Pipe(_) | Self::Pty(..) => None,
+        }
+    }
 }
 
 impl fmt::Display for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pipe(ino) => write!(f, "pipe:[{ino}]"),
+            Self::Fifo(_, ino) => write!(f, "named pipe, inode {ino}"),
             Self::Pty(_, number) => write!(f, "/dev/pts/{number}"),
         }
     }
@@ -68,6 +67,8 @@ pub(crate) struct Holders {
     /// Their event files, by task and number.
     events: Vec<(Pid, u32)>,
     tree: HashSet<Pid>,
+    /// Named pipes to look for, by device and inode.
+    fifos: HashSet<(u64, u64)>,
     /// The tree has masters of pseudo terminals.
     masters: bool,
     /// Masters of whatever else: task and descriptor.
@@ -82,9 +83,13 @@ impl Holders {
         let mut has_any = false;
         for &pid in tree {
             let Ok(dir) = Dir::living(pid) else { continue };
-            look_at(&dir, |seen| match seen {
+            look_at(&dir, Fifos::All, |seen| match seen {
                 Seen::Master(_) => holders.masters = true,
-                Seen::End(_) | Seen::Event(_) => has_any = true,
+                Seen::End(object) => {
+                    has_any = true;
+                    holders.fifos.extend(object.fifo());
+                }
+                Seen::Event(_) => has_any = true,
             });
         }
         if has_any {
@@ -113,7 +118,7 @@ impl Holders {
         self.events.clear();
         self.scanned = true;
         for Outsider { pid, dir, .. } in outside(&self.tree)? {
-            look_at(&dir, |seen| match seen {
+            look_at(&dir, Fifos::These(&self.fifos), |seen| match seen {
                 Seen::Master(fd) => self.other_masters.push((pid, fd)),
                 Seen::Event(fd) => self.events.push((pid, fd)),
                 Seen::End(object) => {
@@ -124,28 +129,31 @@ impl Holders {
         Ok(())
     }
 
-    /// Refuses what a task outside of the tree holds as well. `tree` is what was stopped in the end. When
-    /// that is not what the scan went by, or somebody is to be named, the scan is repeated: what it saw may be gone.
-    pub(crate) fn refuse_outsiders(
+    /// Refuses what a task outside of the tree holds as well, with who in the tree has it, where that is told. `tree` is what was
+    /// stopped in the end. When that is not what the scan went by, or somebody is to be named, the scan is repeated: what it saw may be gone.
+    pub(crate) fn refuse_outsiders<'a>(
         &mut self,
         tree: &HashSet<Pid>,
-        objects: impl Iterator<Item = Object>,
+        objects: impl Iterator<Item = (Object, Option<&'a Holder>)>,
         refusals: &mut Refusals,
     ) -> Result<()> {
-        let objects: Vec<Object> = objects.collect();
+        let objects: Vec<_> = objects.collect();
         if objects.is_empty() {
             return Ok(());
         }
+        let fifos = self.fifos.len();
+        self.fifos.extend(objects.iter().filter_map(|(object, _)| object.fifo()));
         if !self.scanned
             || *tree != self.tree
-            || objects.iter().any(|object| self.by_object.contains_key(object))
+            || self.fifos.len() > fifos
+            || objects.iter().any(|(object, _)| self.by_object.contains_key(object))
         {
             self.tree.clone_from(tree);
             self.scan_others()?;
         }
-        for object in objects {
+        for (object, holder) in objects {
             for &pid in self.by_object.get(&object).into_iter().flat_map(BTreeMap::keys) {
-                refuse(object, pid, refusals);
+                refuse(object, holder, pid, refusals);
             }
         }
         Ok(())
@@ -164,21 +172,54 @@ impl Holders {
             for &(pid, fd) in &self.other_masters {
                 // What is closed by now is open in no other task.
                 if kcmp(Kind::File, ours, (living_thread(pid), fd)) == Ok(Ordering::Equal) {
-                    refuse(object, pid, refusals);
+                    refuse(object, None, pid, refusals);
                 }
             }
         }
     }
 }
 
-fn refuse(object: Object, pid: Pid, refusals: &mut Refusals) {
+fn refuse(object: Object, holder: Option<&Holder>, pid: Pid, refusals: &mut Refusals) {
     let comm = comm_of(pid);
     refusals.push(Refusal {
-        task: None,
-        object: object.to_string(),
+        task: holder.map(|holder| (holder.pid, holder.name.clone())),
+        object: holder.map_or_else(|| object.to_string(), |holder| holder.object.clone()),
         reason: format!("also open in task {pid} ({comm}), outside of the tree"),
         hint: Some("dump a tree that holds both ends, or redirect to files".into()),
     });
+}
+
+/// Refuses the restore of named pipes that somebody has open by now: what is in them would get mixed up.
+pub(crate) fn preflight(files: &Files, refusals: &mut Refusals) {
+    let mut names = HashMap::new();
+    for fifo in files.pipes.iter().filter_map(|pipe| pipe.fifo.as_ref()) {
+        let path = &files.paths[fifo.path.0 as usize];
+        if let Ok(now) = stat(OsStr::from_bytes(&path.path))
+            && path.deleted.is_none()
+        {
+            names.insert(Object::Fifo(now.st_dev, now.st_ino), String::from_utf8_lossy(&path.path));
+        }
+    }
+    if names.is_empty() {
+        return;
+    }
+    let fifos = names.keys().filter_map(|object| object.fifo()).collect();
+    let mut holders = Holders { fifos, ..Holders::default() };
+    if let Err(error) = holders.scan_others() {
+        let (object, reason) =
+            ("named pipes".to_owned(), format!("who has them open is not to be seen: {error:#}"));
+        refusals.push(Refusal { task: None, object, reason, hint: None });
+    }
+    for (object, name) in names {
+        for &pid in holders.by_object.get(&object).into_iter().flat_map(BTreeMap::keys) {
+            refusals.push(Refusal {
+                task: None,
+                object: name.clone().into_owned(),
+                reason: format!("is open in task {pid} ({}), which was not there at the dump", comm_of(pid)),
+                hint: Some("end it, and restore again".into()),
+            });
+        }
+    }
 }
 
 /// A file of a task that others may have a part in.
@@ -189,10 +230,45 @@ enum Seen {
     Event(u32),
 }
 
+/// Which named pipes to look for.
+#[derive(Clone, Copy)]
+enum Fifos<'a> {
+    All,
+    /// These, by device and inode.
+    These(&'a HashSet<(u64, u64)>),
+}
+
+impl Fifos<'_> {
+    /// The named pipe that a descriptor leads to. Among those of others it is first looked for by its inode, which takes no look at the
+    /// file itself: on a file system whose server is gone that would not end.
+    fn find(self, task: &Dir, fds: &Dir, name: &str) -> Option<Object> {
+        match self {
+            Self::All => {}
+            Self::These(fifos) if fifos.is_empty() => return None,
+            Self::These(fifos) => {
+                let mut text = Vec::new();
+                task.read(&format!("fdinfo/{name}"), &mut text).ok()?;
+                let ino = crate::proc::fdinfo::parse(&text).ok()?.ino;
+                // Linux before 5.14 does not tell.
+                if ino.is_some_and(|ino| !fifos.iter().any(|fifo| fifo.1 == ino)) {
+                    return None;
+                }
+            }
+        }
+        let stat = fds.stat(name).ok()?;
+        let key = (stat.st_dev, stat.st_ino);
+        let wanted = match self {
+            Self::All => file_type(stat.st_mode) == SFlag::S_IFIFO,
+            Self::These(fifos) => fifos.contains(&key),
+        };
+        wanted.then_some(Object::Fifo(key.0, key.1))
+    }
+}
+
 /// Looks at such files of a task. One that is gone or not ours to look at has none. A master is looked for by its slave:
 /// that has a file of its own.
-fn look_at(dir: &Dir, mut see: impl FnMut(Seen)) {
-    let Ok(dir) = dir.dir("fd") else { return };
+fn look_at(task: &Dir, fifos: Fifos<'_>, mut see: impl FnMut(Seen)) {
+    let Ok(dir) = task.dir("fd") else { return };
     for fd in dir.numbers::<u32>(".").unwrap_or_default() {
         let name = fd.to_string();
         let Ok(link) = dir.link(&name) else { continue };
@@ -207,38 +283,17 @@ fn look_at(dir: &Dir, mut see: impl FnMut(Seen)) {
             && let Ok(stat) = dir.stat(&name)
         {
             see(Seen::End(Object::Pty(stat.st_dev, number)));
+        } else if link.starts_with(b"/")
+            && let Some(fifo) = fifos.find(task, &dir, &name)
+        {
+            see(Seen::End(fifo));
         }
-    }
-}
-
-/// O_DIRECT on a pipe makes it keep message boundaries.
-pub(crate) fn check_flags(flags: u32, object: &str, refuse: &mut Refuse<'_>) {
-    const O_DIRECT: u32 = 0o40000;
-    if flags & O_DIRECT != 0 {
-        let hint = "have the program take the flag off (F_SETFL) before the dump";
-        refuse.with_hint(object, "a pipe in packet mode (O_DIRECT) is not supported", hint);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
-
-    #[test]
-    fn contents_are_read_and_stay() {
-        let (from, to) = nix::unistd::pipe().unwrap();
-        let (mut from, mut to) = (File::from(from), File::from(to));
-        pipe::set_capacity(to.as_fd(), 8192).unwrap();
-        to.write_all(b"abc").unwrap();
-        to.write_all(&[7; 5000]).unwrap();
-        let dumped = dump_contents(from.as_fd(), 1).unwrap();
-        assert_eq!((dumped.capacity, dumped.contents.len()), (8192, 5003));
-        assert_eq!(&dumped.contents[..4], b"abc\x07");
-        let mut still = [0u8; 5003];
-        from.read_exact(&mut still).unwrap();
-        assert_eq!(still[..], dumped.contents[..]);
-    }
 
     #[test]
     fn links_of_pipes_are_known() {

@@ -6,7 +6,7 @@ use super::prepare::Lives;
 use crate::refusal::{Refusal, Refusals};
 use crate::resource::terminal::recreate;
 use crate::resource::unix_socket::bind;
-use crate::resource::{attribute, deleted, seccomp, xstate};
+use crate::resource::{attribute, deleted, pipe, seccomp, xstate};
 use crate::store::Checkpoint;
 use crate::sys::process;
 use images::file::{Path, Target};
@@ -166,6 +166,10 @@ fn files(refusals: &mut Refusals, checkpoint: &Checkpoint) {
             _ => {}
         }
     }
+    for fifo in checkpoint.files.pipes.iter().filter_map(|pipe| pipe.fifo.as_ref()) {
+        note(fifo.path, Use::Open);
+    }
+    pipe::preflight(&checkpoint.files, refusals);
     for (object, reason, hint) in recreate::obstacles(&checkpoint.files.ptys) {
         refuse(refusals, object, reason, Some(hint));
     }

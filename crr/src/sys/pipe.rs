@@ -49,3 +49,14 @@ pub fn tee(from: BorrowedFd<'_>, to: BorrowedFd<'_>, bytes: usize) -> nix::Resul
     let n = check(unsafe { libc::tee(from.as_raw_fd(), to.as_raw_fd(), bytes, libc::SPLICE_F_NONBLOCK) })?;
     Ok(usize::try_from(n).unwrap_or(0))
 }
+
+/// splice(2) without blocking between two pipes: moves what is in one to another, whole buffers as long as they fit.
+///
+/// # Errors
+/// EAGAIN when the source is empty or the destination full.
+pub fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, bytes: usize) -> nix::Result<usize> {
+    let (from, to, no_offset) = (from.as_raw_fd(), to.as_raw_fd(), std::ptr::null_mut());
+    // SAFETY: pipes have no offsets, and none are given.
+    let n = check(unsafe { libc::splice(from, no_offset, to, no_offset, bytes, libc::SPLICE_F_NONBLOCK) })?;
+    Ok(usize::try_from(n).unwrap_or(0))
+}

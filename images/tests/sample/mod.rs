@@ -4,7 +4,7 @@
 use images::attribute::{AreaPolicy, MemoryPolicy, TaskAttributes, ThreadAttributes};
 use images::container::{Kind, TRAILER_SIZE, crc32c, encode};
 use images::event::{Epoll, Eventfd, Notify, Timerfd, Watch};
-use images::file::{Deleted, Description, FdEntry, Files, Path, Pipe, Target};
+use images::file::{Deleted, Description, FdEntry, Files, Path, Target};
 use images::id::PAGE_SIZE;
 use images::inet::{
     Datagram, InetAddress, InetProtocol, InetSocket, InetState, Membership, TcpAgreement, TcpConnection,
@@ -14,6 +14,7 @@ use images::inventory::{FileEntry, Inventory, StateComponent};
 use images::lock::{Lock, LockKind};
 use images::memory::{Backing, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
 use images::netlink::NetlinkSocket;
+use images::pipe::{Buffer, Fifo, Pipe};
 use images::seccomp::{Filter, Seccomp};
 use images::sharing::Shares;
 use images::signal::{Action, AltStack, IntervalTimer, Pending};
@@ -148,6 +149,7 @@ fn files() -> Files {
                 }),
                 ..path("/memfd:buffer", 0o100_777, 5000, 0)
             },
+            path("/run/control", 0o010_600, 0, 0),
         ],
         descriptions: vec![
             description(Target::Terminal(PathId(3)), 0o2, 0),
@@ -166,8 +168,18 @@ fn files() -> Files {
             description(Target::Epoll(0), 0o2, 0),
             description(Target::InetSocket(0), 0o2, 0),
             description(Target::NetlinkSocket(0), 0o2, 0),
+            description(Target::Pipe(1), 0o4000, 0),
         ],
-        pipes: vec![Pipe { ino: 4242, capacity: 65_536, contents: b"in flight".to_vec() }],
+        pipes: vec![
+            Pipe { ino: 4242, capacity: 65_536, contents: b"in flight".to_vec(), ..Pipe::default() },
+            Pipe {
+                ino: 79,
+                capacity: 4096,
+                contents: b"one, two".to_vec(),
+                buffers: vec![Buffer { bytes: 3, packet: true }, Buffer { bytes: 5, packet: false }],
+                fifo: Some(Fifo { path: PathId(8), unpaired: vec![DescriptionId(13)] }),
+            },
+        ],
         unix_sockets: vec![
             unix_socket(UnixKind::Stream, Peer::Socket(1)),
             unix_socket(UnixKind::Stream, Peer::Socket(0)),

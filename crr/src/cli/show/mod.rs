@@ -144,7 +144,10 @@ fn target(checkpoint: &Checkpoint, description: &Description) -> String {
     match description.target {
         Target::Path(id) => path(id.0),
         Target::Terminal(id) => format!("{} (terminal)", path(id.0)),
-        Target::Pipe(pipe) => format!("pipe#{pipe}"),
+        Target::Pipe(pipe) => match &checkpoint.files.pipes[pipe as usize].fifo {
+            Some(fifo) => format!("{} (pipe#{pipe})", path(fifo.path.0)),
+            None => format!("pipe#{pipe}"),
+        },
         Target::UnixSocket(socket) => format!("socket#{socket}"),
         Target::InetSocket(socket) => format!("inet#{socket}"),
         Target::NetlinkSocket(socket) => {

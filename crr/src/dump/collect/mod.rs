@@ -141,6 +141,7 @@ pub(super) fn collect(
             tables.files.relate_terminals(&standings, tables.terminal, tables.guarded, &mut refusals)?;
         tree::check_terminals(&standings, shell_job, &ptys, &strangers, &mut refusals);
         tables.files.check_inet_sockets(options.sockets, &mut refusals)?;
+        tables.files.finish_pipes(&mut refusals)?;
         tables.files.finish_events(&tasks, &zombies, &mut refusals)?;
     }
     if whole && tasks.len() == frozen.tasks.len() {

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::stat::{Mode, fchmod, futimens};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, mkfifo, unlinkat};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -127,6 +127,7 @@ fn memfd(path: &Path, deleted: &Deleted, pages: &File) -> Result<OwnedFd> {
 /// A file or a directory under its name, or one like it if that is taken.
 fn named(path: &Path, deleted: &Deleted, pages: &File, scaffolds: &mut Vec<Scaffold>) -> Result<OwnedFd> {
     let is_dir = path.mode & libc::S_IFMT == libc::S_IFDIR;
+    let is_fifo = path.mode & libc::S_IFMT == libc::S_IFIFO;
     let wanted = PathBuf::from(OsStr::from_bytes(&path.path));
     let above: Vec<_> = wanted.ancestors().skip(1).collect();
     for dir in above.into_iter().rev() {
@@ -143,6 +144,8 @@ fn named(path: &Path, deleted: &Deleted, pages: &File, scaffolds: &mut Vec<Scaff
         };
         let made = if is_dir {
             fs::DirBuilder::new().mode(0o700).create(&name).and_then(|()| File::open(&name))
+        } else if is_fifo {
+            make_fifo(&name)
         } else {
             let mut options = File::options();
             options.read(true).write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
@@ -162,13 +165,21 @@ fn named(path: &Path, deleted: &Deleted, pages: &File, scaffolds: &mut Vec<Scaff
             scaffolds.push(Scaffold { name, kept });
             own(&file, path, deleted)
         } else {
-            let filled = fill(&file, path, deleted, pages);
+            let filled = if is_fifo { own(&file, path, deleted) } else { fill(&file, path, deleted, pages) };
             unlinkat(nix::fcntl::AT_FDCWD, &name, UnlinkatFlags::NoRemoveDir).context("unlink")?;
             filled
         };
         return filled.and_then(|()| path_only(&file));
     }
     bail!("no name like it is free");
+}
+
+/// A FIFO, open for nobody to notice: it is new.
+fn make_fifo(name: &std::path::Path) -> io::Result<File> {
+    mkfifo(name, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    let mut options = File::options();
+    options.read(true).write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    options.open(name)
 }
 
 fn path_only(file: &File) -> Result<OwnedFd> {
@@ -217,7 +228,8 @@ fn own(file: &File, path: &Path, deleted: &Deleted) -> Result<()> {
     futimens(file, &atime, &mtime).context("times")
 }
 
-fn times(path: &Path, deleted: &Deleted) -> [TimeSpec; 2] {
+/// Times of access and modification.
+pub(crate) fn times(path: &Path, deleted: &Deleted) -> [TimeSpec; 2] {
     [deleted.atime, path.mtime].map(|(seconds, nanos)| TimeSpec::new(seconds, i64::from(nanos)))
 }
 

@@ -36,7 +36,7 @@ pub(crate) struct Reopened {
 pub(crate) fn open_all(files: &Files) -> Result<Reopened> {
     // Made when first needed: a kernel without ia32 emulation has no such calls.
     let mut ia32 = Ia32::default();
-    let mut pipes = recreate::create_all(&files.pipes)?;
+    let mut pipes = recreate::create_all(files, &mut ia32)?;
     let sockets = unix_socket::recreate::create_all(&files.unix_sockets)?;
     let inet_sockets = inet::recreate::create_all(&files.inet_sockets, files.network_hold.as_deref())?;
     let mut ptys = terminal::recreate::create_all(files, &mut ia32)?;
@@ -50,7 +50,7 @@ pub(crate) fn open_all(files: &Files) -> Result<Reopened> {
             Target::UnixSocket(index) => sockets.open(index, flags)?,
             Target::InetSocket(index) => inet_sockets.open(index, flags)?,
             Target::NetlinkSocket(index) => netlink::recreate(&files.netlink_sockets[index as usize], flags)?,
-            Target::Pipe(index) => pipes[index as usize].open(flags, &mut ia32)?,
+            Target::Pipe(pipe) => pipes[pipe as usize].open(index, flags, &mut ia32)?,
             Target::Eventfd(record) => event::recreate::eventfd(record, flags)?,
             Target::Timerfd(record) => event::recreate::timerfd(record, flags)?,
             Target::Signalfd(signals) => event::recreate::signalfd(signals, flags)?,
@@ -93,7 +93,7 @@ pub(crate) fn open(path: &Path, description: &Description, ia32: &mut Ia32) -> R
 
 /// Flags of an open file that say how its name was to be taken: one without a name is opened by a link of `/proc/self/fd`, which is to be
 /// followed, and exists already.
-fn of_the_name(path: &Path) -> OFlag {
+pub(crate) fn of_the_name(path: &Path) -> OFlag {
     let is_dir = path.mode & libc::S_IFMT == libc::S_IFDIR;
     // O_TMPFILE has the bit of O_DIRECTORY in it.
     let kept = if is_dir { OFlag::O_DIRECTORY } else { OFlag::empty() };

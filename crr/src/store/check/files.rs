@@ -1,8 +1,8 @@
 //! Paths, descriptions, pipes.
 
-use super::{Check, ensure, event, inside, memory, path};
+use super::{Check, ensure, event, inside, memory, path, pipes};
 use crate::resource::deleted::MEMFD;
-use images::file::{Deleted, Description, Files, Path, Pipe, Target};
+use images::file::{Deleted, Description, Files, Path, Target};
 use images::id::PAGE_SIZE;
 use images::memory::Memory;
 
@@ -14,7 +14,7 @@ pub(super) fn check(files: &Files) -> Check {
         check_path(path).map_err(inside(format_args!("path#{index}")))?;
     }
     for (index, pipe) in files.pipes.iter().enumerate() {
-        check_pipe(pipe).map_err(inside(format_args!("pipe#{index}")))?;
+        pipes::check(pipe, index, files).map_err(inside(format_args!("pipe#{index}")))?;
     }
     for (index, description) in files.descriptions.iter().enumerate() {
         check_description(description, files).map_err(inside(format_args!("description#{index}")))?;
@@ -28,8 +28,8 @@ fn check_path(path: &Path) -> Check {
     ensure!(!name.contains(&0), "has a NUL");
     ensure!(name.len() < PATH_MAX, "has {} bytes, the kernel takes {}", name.len(), PATH_MAX - 1);
     let kind = path.mode & libc::S_IFMT;
-    let known = [libc::S_IFREG, libc::S_IFDIR, libc::S_IFCHR].contains(&kind);
-    ensure!(known, "is no file, directory or character device (mode {:#o})", path.mode);
+    let known = [libc::S_IFREG, libc::S_IFDIR, libc::S_IFCHR, libc::S_IFIFO].contains(&kind);
+    ensure!(known, "is no file, directory, character device or FIFO (mode {:#o})", path.mode);
     ensure!(path.mtime.1 < 1_000_000_000, "has a time of {} ns", path.mtime.1);
     path.deleted.as_ref().map_or(Ok(()), |deleted| check_deleted(path, deleted))
 }
@@ -38,12 +38,12 @@ fn check_deleted(path: &Path, deleted: &Deleted) -> Check {
     let kind = path.mode & libc::S_IFMT;
     let in_memory = path.path.starts_with(MEMFD);
     ensure!(
-        kind == libc::S_IFREG || !in_memory && kind == libc::S_IFDIR,
-        "deleted, and neither file nor directory"
+        kind == libc::S_IFREG || !in_memory && [libc::S_IFDIR, libc::S_IFIFO].contains(&kind),
+        "deleted, and neither file, directory nor FIFO"
     );
     ensure!(deleted.seals.is_some() == in_memory, "a memfd has seals, and nothing else");
     ensure!(deleted.atime.1 < 1_000_000_000, "has a time of {} ns", deleted.atime.1);
-    ensure!(kind == libc::S_IFREG || deleted.runs.is_empty(), "a directory with contents");
+    ensure!(kind == libc::S_IFREG || deleted.runs.is_empty(), "a directory or FIFO with contents");
     ensure!(i64::try_from(path.size).is_ok(), "has {:#x} bytes", path.size);
     let nul = deleted.xattrs.iter().any(|(name, _)| name.is_empty() || name.contains(&0));
     ensure!(!nul, "has an attribute that cannot be named");
@@ -62,13 +62,6 @@ pub(super) fn check_contents(files: &Files, memory: &Memory) -> Check {
         });
         contents.map_err(inside(format_args!("path#{index}")))?;
     }
-    Ok(())
-}
-
-fn check_pipe(pipe: &Pipe) -> Check {
-    ensure!(i32::try_from(pipe.capacity).is_ok(), "has a capacity of {} bytes", pipe.capacity);
-    let (held, capacity) = (pipe.contents.len(), pipe.capacity);
-    ensure!(held <= capacity as usize, "holds {held} bytes, more than its capacity of {capacity}");
     Ok(())
 }
 

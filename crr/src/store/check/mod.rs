@@ -9,6 +9,7 @@ mod event;
 mod files;
 mod inet;
 mod memory;
+mod pipes;
 mod sharing;
 mod sockets;
 mod terminals;

@@ -7,6 +7,7 @@ use images::event::{Eventfd, Notify, Timerfd, Watch};
 use images::file::{Deleted, Target};
 use images::inet::{InetProtocol, InetSocket, InetState};
 use images::memory::{Backing, Run};
+use images::pipe::{Buffer, Fifo};
 use images::seccomp::Seccomp;
 use images::signal::Pending;
 use images::socket::{Credentials, Peer, UnixKind, UnixSocket};
@@ -23,6 +24,11 @@ fn refused(message: &str, change: impl FnOnce(&mut Sample)) {
     let wrong = records(&sample.inventory, &sample.tree, &sample.files, &sample.memory).unwrap_err();
     let text = wrong.to_string();
     assert_eq!(text.replacen(": is inconsistent", "", 1), message);
+}
+
+/// The name of the second pipe.
+fn named(sample: &mut Sample) -> &mut Fifo {
+    sample.files.pipes[1].fifo.as_mut().unwrap()
 }
 
 #[test]
@@ -121,9 +127,9 @@ fn sharing() {
 
 #[test]
 fn properties_of_tasks() {
-    refused("tree.img: task 100: exe: path#9 of 8 paths", |s| s.tree.tasks[0].exe = PathId(9));
-    refused("tree.img: task 100: cwd: path#8 of 8 paths", |s| s.tree.tasks[0].cwd = PathId(8));
-    refused("tree.img: task 100: root: path#4294967295 of 8 paths", |s| {
+    refused("tree.img: task 100: exe: path#9 of 9 paths", |s| s.tree.tasks[0].exe = PathId(9));
+    refused("tree.img: task 100: cwd: path#9 of 9 paths", |s| s.tree.tasks[0].cwd = PathId(9));
+    refused("tree.img: task 100: root: path#4294967295 of 9 paths", |s| {
         s.tree.tasks[0].root = PathId(u32::MAX)
     });
     refused("tree.img: task 100: umask 0o1000", |s| s.tree.tasks[0].umask = 0o1000);
@@ -154,8 +160,8 @@ fn properties_of_tasks() {
         info[0] = 18;
         s.tree.tasks[0].threads[0].pending.push(Pending { info });
     });
-    refused("tree.img: task 100: fd 1: description#13 of 13 descriptions", |s| {
-        s.tree.tasks[0].fds[1].description = DescriptionId(13);
+    refused("tree.img: task 100: fd 1: description#14 of 14 descriptions", |s| {
+        s.tree.tasks[0].fds[1].description = DescriptionId(14);
     });
     refused("tree.img: task 100: fd 1 is out of order", |s| s.tree.tasks[0].fds.swap(1, 2));
     refused("tree.img: task 100: fd 4294967295 is no number of a file", |s| {
@@ -255,8 +261,8 @@ fn files() {
     refused("files.img: path#1: has 4096 bytes, the kernel takes 4095", |s| {
         s.files.paths[1].path = vec![b'/'; 4096]
     });
-    refused("files.img: path#1: is no file, directory or character device (mode 0o10644)", |s| {
-        s.files.paths[1].mode = 0o010_644;
+    refused("files.img: path#1: is no file, directory, character device or FIFO (mode 0o60644)", |s| {
+        s.files.paths[1].mode = 0o060_644;
     });
     refused("files.img: path#1: has a time of 1000000000 ns", |s| s.files.paths[1].mtime.1 = 1_000_000_000);
     let deleted =
@@ -267,7 +273,7 @@ fn files() {
     refused("files.img: path#7: has an attribute that cannot be named", |s| {
         deleted(s, |deleted| deleted.xattrs[0].0.push(0));
     });
-    refused("files.img: path#7: deleted, and neither file nor directory", |s| {
+    refused("files.img: path#7: deleted, and neither file, directory nor FIFO", |s| {
         s.files.paths[7].mode = 0o020_644
     });
     refused("files.img: path#7: contents up to 0x2000 of 0x1000", |s| s.files.paths[7].size = 0x1000);
@@ -275,17 +281,28 @@ fn files() {
         deleted(s, |deleted| deleted.runs[0].first_page = 6);
     });
     refused("files.img: pipe#0: has a capacity of 2147483648 bytes", |s| s.files.pipes[0].capacity = 1 << 31);
+    refused("files.img: pipe#1: holds 8 bytes in buffers of 9", |s| s.files.pipes[1].buffers[0].bytes = 4);
+    refused("files.img: pipe#1: has a buffer with nothing in it", |s| {
+        s.files.pipes[1].buffers.push(Buffer { bytes: 0, packet: true })
+    });
+    refused("files.img: pipe#1: path#99 of 9 paths", |s| named(s).path = PathId(99));
+    refused("files.img: pipe#1: has the name of what is no FIFO (mode 0o100755)", |s| {
+        named(s).path = PathId(1)
+    });
+    refused("files.img: pipe#1: description#1 is no read end of it", |s| {
+        named(s).unpaired = vec![DescriptionId(1)]
+    });
     refused("files.img: pipe#0: holds 9 bytes, more than its capacity of 8", |s| {
         s.files.pipes[0].capacity = 8
     });
-    refused("files.img: description#0: path#8 of 8 paths", |s| {
-        s.files.descriptions[0].target = Target::Terminal(PathId(8));
+    refused("files.img: description#0: path#9 of 9 paths", |s| {
+        s.files.descriptions[0].target = Target::Terminal(PathId(9));
     });
-    refused("files.img: description#3: path#8 of 8 paths", |s| {
-        s.files.descriptions[3].target = Target::Path(PathId(8))
+    refused("files.img: description#3: path#9 of 9 paths", |s| {
+        s.files.descriptions[3].target = Target::Path(PathId(9))
     });
-    refused("files.img: description#1: pipe#1 of 1 pipes", |s| {
-        s.files.descriptions[1].target = Target::Pipe(1)
+    refused("files.img: description#1: pipe#2 of 2 pipes", |s| {
+        s.files.descriptions[1].target = Target::Pipe(2)
     });
     refused("files.img: description#4: socket#6 of 6 sockets", |s| {
         s.files.descriptions[4].target = Target::UnixSocket(6)
@@ -313,7 +330,7 @@ fn unix_sockets() {
     refused("has messages that nobody can have sent", |s| s.peer = Peer::None);
     refused("option 7 has 257 bytes", |s| s.options[0].value.resize(257, 0));
     refused("message 0: is an empty part of a stream", |s| s.queue[0].bytes.clear());
-    refused("message 0: description#13 of 13", |s| s.queue[0].descriptions[0].0 = 13);
+    refused("message 0: description#14 of 14", |s| s.queue[0].descriptions[0].0 = 14);
     refused("message 0: carries 254 descriptions", |s| s.queue[0].descriptions = vec![DescriptionId(0); 254]);
     refused("has an address of 109 bytes", |s| s.address = vec![b'a'; 109]);
     refused("has a path with a NUL", |s| s.address = b"a\0".to_vec());
@@ -419,7 +436,7 @@ fn event_files() {
         refused(&format!("files.img: {what}"), |s| change(&mut s.files.epolls[0].watches[0]));
     };
     refused_watch("epoll#0: watches fd 2147483648", |watch| watch.fd = 1 << 31);
-    refused_watch("epoll#0: watches description#13 of 13 descriptions", |watch| watch.description.0 = 13);
+    refused_watch("epoll#0: watches description#14 of 14 descriptions", |watch| watch.description.0 = 14);
     refused_watch("epoll#0: epolls watch each other more than 5 deep", |watch| watch.description.0 = 10);
     refused_watch("epoll#0: watches a signalfd that no task can have added", |watch| watch.description.0 = 9);
     refused("files.img: epoll#0: watches description#1 as fd 9 twice", |s| {
@@ -484,7 +501,7 @@ fn areas() {
     });
     refused(&format!("{task} 0x8048000-0x8058000: protection 0xf"), |s| vma(s, |vma| vma.prot = 15));
     refused(&format!("{task} 0x8048000-0x8058000: flags 0x4000"), |s| vma(s, |vma| vma.flags = 1 << 14));
-    refused(&format!("{task} 0x8048000-0x8058000: path#9 of 8 paths"), |s| {
+    refused(&format!("{task} 0x8048000-0x8058000: path#9 of 9 paths"), |s| {
         vma(s, |vma| vma.backing = Backing::SharedFile(PathId(9), 0));
     });
     refused(&format!("{task} 0x8048000-0x8058000: offset 0x10 is not page-aligned"), |s| {
@@ -566,13 +583,13 @@ fn pseudo_terminals() {
     refused("files.img: description#5: pty#2 of 2 pseudo terminals", |s| {
         s.files.descriptions[5].target = Target::Pty { pty: 2, end: PtyEnd::Master, path: PathId(5) };
     });
-    refused("files.img: description#5: path#9 of 8 paths", |s| {
+    refused("files.img: description#5: path#9 of 9 paths", |s| {
         s.files.descriptions[5].target = Target::Pty { pty: 0, end: PtyEnd::Master, path: PathId(9) };
     });
     refused("files.img: pty#1: has number 1048576", |s| s.files.ptys[1].number = 1 << 20);
     refused("files.img: pty#1: has the number of another one, 7", |s| s.files.ptys[1].number = 7);
     refused("files.img: pty#0 has two masters", |s| end(s, PtyEnd::Master));
-    refused("files.img: pty#0 has no master", |s| s.files.descriptions.truncate(5));
+    refused("files.img: pty#0 has no master", |s| s.files.descriptions[5].target = Target::Pipe(0));
     refused("files.img: pty#0 has a master", |s| s.files.ptys[0].live = None);
     refused("files.img: description#6 is open on a closed pty#0", |s| end(s, PtyEnd::Slave));
     refused("files.img: pty#0 controls no session", |s| {
