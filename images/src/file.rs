@@ -1,6 +1,7 @@
 //! Files: paths that the tree refers to, open file descriptions, and who holds them under which number.
 
 use crate::event::{Epoll, Eventfd, Notify, Timerfd};
+use crate::external::External;
 use crate::id::{DescriptionId, PathId, TaskFd};
 use crate::inet::InetSocket;
 use crate::memory::Run;
@@ -33,6 +34,8 @@ pub struct Files {
     pub netlink_sockets: Vec<NetlinkSocket>,
     /// The table of nftables that holds the traffic of their connections.
     pub network_hold: Option<String>,
+    /// Files that are not part of the checkpoint.
+    pub externals: Vec<External>,
 }
 
 /// A name in the file system and what stood behind it at dump.
@@ -120,6 +123,8 @@ pub enum Target {
     InetSocket(u32),
     /// A netlink socket: index into [`Files::netlink_sockets`].
     NetlinkSocket(u32),
+    /// A file that is given at restore: index into [`Files::externals`].
+    External(u32),
 }
 
 /// An entry of a task's descriptor table.

@@ -15,6 +15,7 @@ extern crate alloc;
 pub mod attribute;
 pub mod container;
 pub mod event;
+pub mod external;
 pub mod file;
 pub mod id;
 pub mod inet;

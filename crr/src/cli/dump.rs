@@ -4,6 +4,7 @@ use super::dirs::Dirs;
 use super::{Outcome, seconds, size};
 use crate::dump::{After, Options, dump};
 use crate::progress::bytes;
+use crate::resource::external::Key;
 use crate::resource::inet::{NetworkLock, Policy, TcpPolicy};
 use clap::{Args, ValueEnum};
 use images::Pid;
@@ -15,6 +16,8 @@ Examples:
   crr dump -t 1234 -D ckpt            checkpoint the tree under 1234 and kill it
   crr dump -t 1234 -D ckpt -R         checkpoint it and let it run on
   crr dump -t $(pidof job) -D ckpt -j checkpoint a job started from this shell
+  crr dump -t 1234 -D ckpt --external 'pipe[77]'
+                                      leave a pipe to another program outside
   crr dump -t 1234 -D ckpt -v4 -o dump.log
 
 Whatever cannot be restored is refused before anything is written, all of it at once, and the tree runs on.
@@ -60,6 +63,12 @@ pub(super) struct Dump {
     #[arg(long, value_name = "METHOD", default_value = "nftables")]
     network_lock: Lock,
 
+    /// Leave a file outside that the tree has open: pipe[INO], file[MNT_ID:INODE] or tty[RDEV:DEV], the last two with hexadecimal numbers.
+    ///
+    /// A restore has to be given another one in its place (--inherit-fd). Can be used more than once.
+    #[arg(long, value_name = "KEY")]
+    external: Vec<Key>,
+
     /// How much a deleted file may hold that is still open or mapped: it goes into the images. With suffix K, M, G or T.
     #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = size)]
     ghost_limit: u64,
@@ -88,6 +97,9 @@ impl Dump {
             report.total.as_secs_f64(),
             report.frozen.as_secs_f64(),
         );
+        for argument in report.outside {
+            log::info!("restore takes {argument}");
+        }
         Ok(ExitCode::SUCCESS)
     }
 
@@ -113,6 +125,7 @@ impl Dump {
                     Lock::Skip => NetworkLock::Skip,
                 },
             },
+            external: self.external.clone(),
             ghost_limit: self.ghost_limit,
             timeout: self.timeout,
             progress: level > 0,

@@ -2,6 +2,7 @@
 
 use super::dirs::Dirs;
 use super::{Outcome, seconds};
+use crate::resource::external::given;
 use crate::resource::inet::Wishes;
 use crate::restore::{Options, restore};
 use clap::Args;
@@ -16,6 +17,8 @@ Examples:
   crr restore -D ckpt -d              restore and leave the tree to itself
   crr restore -D ckpt -d --pidfile p  and write the pid of its root to ckpt/p
   crr restore -D ckpt -j              restore a shell job onto this terminal
+  crr restore -D ckpt -d --inherit-fd 'fd[3]:pipe:[77]' 3>log
+                                      and give it the file or pipe that it has to have
   crr restore -D ckpt --new-pidns     restore under the old pids although they are taken
 
 Images are checked and everything is planned before the first process is made; a restore that fails later
@@ -64,6 +67,11 @@ pub(super) struct Restore {
     #[arg(long, value_name = "OLD=NEW", value_parser = addresses)]
     map_addr: Vec<(IpAddr, IpAddr)>,
 
+    /// Give the tree descriptor N of this command in place of a file that was left outside at the dump, or of one that it has open by this
+    /// path: fd[N]:KEY, as crr show lists them. Can be used more than once.
+    #[arg(long, value_name = "fd[N]:KEY", value_parser = given::parse)]
+    inherit_fd: Vec<given::Inherit>,
+
     /// How long the tree may take to come back.
     #[arg(long, value_name = "SECS", default_value = "300", value_parser = seconds)]
     timeout: Duration,
@@ -78,8 +86,10 @@ fn addresses(text: &str) -> Result<(IpAddr, IpAddr), String> {
 
 impl Restore {
     pub(super) fn run(&self, level: u8) -> Outcome {
+        // Before anything gets a number that was not open.
+        let given = given::Given::take(&self.inherit_fd);
         self.dirs.start(level)?;
-        let (_, status) = restore(&self.options(level))?;
+        let (_, status) = restore(&self.options(level), given)?;
         Ok(status.map_or(ExitCode::SUCCESS, ExitCode::from))
     }
 

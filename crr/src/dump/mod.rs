@@ -14,6 +14,7 @@ use crate::changed::Changed;
 use crate::progress::Progress;
 use crate::ptrace::{self, Patience};
 use crate::refusal::Refusals;
+use crate::resource::external::{self, Key};
 use crate::resource::inet::Policy;
 use crate::resource::pipe::Holders;
 use crate::resource::{robust, xstate};
@@ -55,6 +56,8 @@ pub struct Options {
     pub shell_job: bool,
     /// What becomes of connections.
     pub sockets: Policy,
+    /// Files that stay outside of the checkpoint.
+    pub external: Vec<Key>,
     /// Bytes that a deleted file may hold.
     pub ghost_limit: u64,
     /// How long seizing the tree may take.
@@ -72,6 +75,8 @@ pub struct Report {
     pub threads: u32,
     /// Bytes of all images.
     pub bytes: u64,
+    /// What a restore has to be given: `--inherit-fd`, as it is to be spelled, and how it is to be open.
+    pub outside: Vec<String>,
     /// From the first task stopped to the last resumed or killed.
     pub frozen: Duration,
     /// Whole dump.
@@ -117,7 +122,8 @@ pub fn dump(options: &Options) -> Result<Report> {
     let frozen_for = frozen.finish(options.after, &Patience::new(LAST_RESORT)).map_err(|e| {
         e.context(Changed { how: "the checkpoint is complete, but not all tasks were ended".to_owned() })
     })?;
-    Ok(Report { tasks, threads, bytes, frozen: frozen_for, total: started.elapsed() })
+    let outside = external::arguments(&collected.files);
+    Ok(Report { tasks, threads, bytes, outside, frozen: frozen_for, total: started.elapsed() })
 }
 
 /// Stops the tree and looks at it; by a guarded process if there are pseudo terminals, and a second time if it finds

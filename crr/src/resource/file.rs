@@ -3,6 +3,7 @@
 pub(crate) mod reopen;
 
 use super::event::{self, Place};
+use super::external::{Externals, Key};
 use super::path::{CLOSE, Paths, file_type};
 use super::pipe::{self, Pipes};
 use super::socket;
@@ -54,6 +55,7 @@ pub(crate) struct Table {
     /// Candidates for sharing, each list in the kernel's order.
     alike: HashMap<Likeness, Vec<Known>>,
     pipes: Pipes,
+    externals: Externals,
     sockets: Sockets,
     inet: inet::Sockets,
     netlink: Vec<NetlinkSocket>,
@@ -103,6 +105,11 @@ impl Open {
 }
 
 impl Table {
+    /// An empty one. Files with these keys stay outside.
+    pub(crate) fn new(external: &[Key]) -> Self {
+        Self { externals: Externals::new(external), ..Self::default() }
+    }
+
     /// Collects the descriptors of one task, by a living thread of it.
     pub(crate) fn dump_task(
         &mut self,
@@ -248,6 +255,9 @@ impl Table {
             refuse.with_hint(open.describe(), "opened with O_PATH", CLOSE);
             return Ok(None);
         }
+        if let Some(id) = self.externals.find(&open.link, &open.stat, open.info.mount)? {
+            return Ok(Some(Target::External(id)));
+        }
         if file_type(open.stat.st_mode) == SFlag::S_IFIFO {
             return self.pipe(open, pidfd, paths, refuse);
         }
@@ -344,7 +354,8 @@ impl Table {
         };
         let id = DescriptionId(u32::try_from(self.descriptions.len()).context("too many open files")?);
         let holder = Holder { pid: refuse.pid(), name: refuse.name().to_owned(), object: open.describe() };
-        let end = pipe::End { id, copy, stat: &open.stat, flags: open.info.flags, path, holder };
+        let key = Key::all_of(&open.link, &open.stat, open.info.mount).pop();
+        let end = pipe::End { id, copy, stat: &open.stat, flags: open.info.flags, path, key, holder };
         Ok(Some(Target::Pipe(self.pipes.add(end)?)))
     }
 
@@ -429,8 +440,8 @@ impl Table {
     }
 
     /// Everything that somebody outside of the tree may have an end of.
-    fn ends(&self) -> impl Iterator<Item = (pipe::Object, Option<&Holder>)> {
-        let pipes = self.pipes.objects().map(|(pipe, holder)| (pipe, Some(holder)));
+    fn ends(&self) -> impl Iterator<Item = (pipe::Object, Option<pipe::Ours<'_>>)> {
+        let pipes = self.pipes.objects().map(|(pipe, ours)| (pipe, Some(ours)));
         pipes.chain(self.terminals.living().map(|(pty, _)| (pty, None)))
     }
 
@@ -468,6 +479,7 @@ impl Table {
             network_hold,
             ptys: self.terminals.into_records(),
             epolls: self.epolls,
+            externals: self.externals.into_records(),
         }
     }
 }
@@ -489,11 +501,15 @@ fn is_terminal(rdev: u64) -> bool {
 }
 
 fn refuse_terminal(open: &Open, terminal: Terminal, refuse: &mut Refuse<'_>) {
+    let outside = match Key::all_of(&open.link, &open.stat, open.info.mount).first() {
+        Some(key) => format!("leave it outside with --external {key}"),
+        None => CLOSE.to_owned(),
+    };
     if terminal.is_some() {
-        refuse.with_hint(open.describe(), "a terminal other than that of the shell job", CLOSE);
+        refuse.with_hint(open.describe(), "a terminal other than that of the shell job", &outside);
     } else {
-        let hint = "use --shell-job to restore it on the terminal of crr restore";
-        refuse.with_hint(open.describe(), "a terminal", hint);
+        let hint = format!("use --shell-job to restore it on the terminal of crr restore, or {outside}");
+        refuse.with_hint(open.describe(), "a terminal", &hint);
     }
 }
 

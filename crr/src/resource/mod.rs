@@ -5,6 +5,7 @@ pub mod creds;
 pub(crate) mod deleted;
 pub(crate) mod dispatch;
 pub(crate) mod event;
+pub mod external;
 pub mod file;
 pub(crate) mod group_stop;
 pub mod inet;

@@ -6,6 +6,7 @@ mod table;
 
 pub(crate) use table::{End, Pipes};
 
+use super::external::Key;
 use super::path::file_type;
 use super::unix_socket::Holder;
 use super::{event, terminal};
@@ -38,6 +39,13 @@ pub(crate) enum Object {
     Fifo(u64, u64),
     /// A pseudo terminal: the device of its devpts, and its number.
     Pty(u64, u32),
+}
+
+/// Who in the tree has an object, and by what it could stay outside.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ours<'a> {
+    pub(crate) holder: &'a Holder,
+    pub(crate) key: Option<Key>,
 }
 
 impl Object {
@@ -134,7 +142,7 @@ impl Holders {
     pub(crate) fn refuse_outsiders<'a>(
         &mut self,
         tree: &HashSet<Pid>,
-        objects: impl Iterator<Item = (Object, Option<&'a Holder>)>,
+        objects: impl Iterator<Item = (Object, Option<Ours<'a>>)>,
         refusals: &mut Refusals,
     ) -> Result<()> {
         let objects: Vec<_> = objects.collect();
@@ -151,9 +159,9 @@ impl Holders {
             self.tree.clone_from(tree);
             self.scan_others()?;
         }
-        for (object, holder) in objects {
+        for (object, ours) in objects {
             for &pid in self.by_object.get(&object).into_iter().flat_map(BTreeMap::keys) {
-                refuse(object, holder, pid, refusals);
+                refuse(object, ours, pid, refusals);
             }
         }
         Ok(())
@@ -179,13 +187,18 @@ impl Holders {
     }
 }
 
-fn refuse(object: Object, holder: Option<&Holder>, pid: Pid, refusals: &mut Refusals) {
+fn refuse(object: Object, ours: Option<Ours<'_>>, pid: Pid, refusals: &mut Refusals) {
     let comm = comm_of(pid);
+    let holder = ours.map(|ours| ours.holder);
+    let way_out = match ours.and_then(|ours| ours.key) {
+        Some(key) => format!("leave it outside with --external {key}"),
+        None => "redirect to files".to_owned(),
+    };
     refusals.push(Refusal {
         task: holder.map(|holder| (holder.pid, holder.name.clone())),
         object: holder.map_or_else(|| object.to_string(), |holder| holder.object.clone()),
         reason: format!("also open in task {pid} ({comm}), outside of the tree"),
-        hint: Some("dump a tree that holds both ends, or redirect to files".into()),
+        hint: Some(format!("dump a tree that holds both ends, or {way_out}")),
     });
 }
 

@@ -6,6 +6,7 @@ mod flight;
 pub(crate) mod recreate;
 
 use super::Refuse;
+use super::external::Key;
 use super::path::{CLOSE, Paths};
 use super::pipe::Object;
 use super::tree::Standing;
@@ -297,12 +298,18 @@ fn is_closed(master: BorrowedFd<'_>) -> Result<bool> {
 }
 
 fn refuse_slaves(found: &mut Found, shell_job: bool, refusals: &mut Refusals) {
+    let stat = found.slave.as_ref().and_then(|slave| fstat(slave).ok());
+    let key = stat.and_then(|stat| Key::all_of(b"", &stat, 0).pop());
+    let outside = key.map(|key| format!("leave it outside with --external {key}"));
     for Holder { pid, name, object } in found.slave_holders.drain(..) {
         let mut refuse = Refuse::new(refusals, pid, &name);
         if shell_job {
-            refuse.with_hint(object, "a terminal other than that of the shell job", CLOSE);
+            let hint = outside.as_deref().unwrap_or(CLOSE);
+            refuse.with_hint(object, "a terminal other than that of the shell job", hint);
         } else {
-            refuse.with_hint(object, "a terminal", SHELL_JOB);
+            let hint =
+                outside.iter().fold(SHELL_JOB.to_owned(), |hint, outside| format!("{hint}, or {outside}"));
+            refuse.with_hint(object, "a terminal", &hint);
         }
     }
 }

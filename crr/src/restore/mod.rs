@@ -22,6 +22,7 @@ use crate::changed::Changed;
 use crate::machine;
 use crate::proc;
 use crate::resource;
+use crate::resource::external::given::Given;
 use crate::resource::inet::Wishes;
 use crate::store::Checkpoint;
 use crate::sys::{limits, process};
@@ -103,18 +104,19 @@ pub(crate) struct Restore<'a> {
 ///
 /// # Errors
 /// What failed; nothing that was made is left behind.
-pub fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
+pub fn restore(options: &Options, given: Given) -> Result<(Report, Option<u8>)> {
     // Until the tree is back, a signal that would end crr is looked for where there is time for it (`serve`);
     // afterwards it is passed on.
     let old_mask = process::block_all_signals().context("block signals")?;
-    let restored = if options.new_pidns { namespace::restore(options) } else { restore_and_wait(options) };
+    let restored =
+        if options.new_pidns { namespace::restore(options, given) } else { restore_and_wait(options, given) };
     process::set_signal_mask(old_mask).context("signal mask")?;
     restored
 }
 
-fn restore_and_wait(options: &Options) -> Result<(Report, Option<u8>)> {
+fn restore_and_wait(options: &Options, given: Given) -> Result<(Report, Option<u8>)> {
     let pidfile = PidFile::prepare(options)?;
-    let (report, terminal) = restore_here(options)?;
+    let (report, terminal) = restore_here(options, given)?;
     pidfile.write(report.root)?;
     let stays = !options.detached && !options.sibling;
     let status = if stays { Some(foreground::wait(report.root, report.root, terminal)?) } else { None };
@@ -151,7 +153,7 @@ impl PidFile {
 }
 
 /// Restores a tree as children of this process, in the namespaces it is in.
-fn restore_here(options: &Options) -> Result<(Report, Option<Terminal>)> {
+fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Terminal>)> {
     let began = Instant::now();
     let deadline = began + options.timeout;
     limits::raise_open_files()?;
@@ -167,7 +169,7 @@ fn restore_here(options: &Options) -> Result<(Report, Option<Terminal>)> {
     }
     let environment = Environment::read()?;
     let schedule = resource::tree::schedule(&checkpoint.tree)?;
-    preflight::preflight(&checkpoint, &schedule, &environment, &lives, options).finish("restore")?;
+    preflight::preflight(&checkpoint, &schedule, &environment, &lives, &given, options).finish("restore")?;
     process::close_on_exec_from(3).context("close_range")?;
     let preparation = prepare::prepare(
         &checkpoint,
@@ -178,7 +180,7 @@ fn restore_here(options: &Options) -> Result<(Report, Option<Terminal>)> {
     )?;
     let programs = preparation.tasks.iter().filter_map(|task| task.program.as_ref());
     let needs = programs.flat_map(|program| program.needs.iter().copied());
-    let opened = Opened::open(&checkpoint, &options.sockets, needs)?;
+    let opened = Opened::open(&checkpoint, given, &options.sockets, needs)?;
     let mut restore = Restore {
         checkpoint: &checkpoint,
         preparation: raise(preparation, &opened.raiser)?,

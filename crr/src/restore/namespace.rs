@@ -4,6 +4,7 @@
 //! it the namespace, when the root of the tree ends. It has a mount namespace too, for a /proc that shows the new pids.
 
 use super::{Options, PidFile, Report, foreground};
+use crate::resource::external::given::Given;
 use crate::sys::process;
 use anyhow::{Context, Result, anyhow, bail};
 use images::Pid;
@@ -26,7 +27,7 @@ enum Outcome {
 ///
 /// # Errors
 /// As the restore itself, or if no namespace can be made.
-pub(super) fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
+pub(super) fn restore(options: &Options, given: Given) -> Result<(Report, Option<u8>)> {
     if options.sibling {
         bail!(
             "--new-pidns and --restore-sibling exclude each other: the root is a child of the new namespace's init"
@@ -37,9 +38,10 @@ pub(super) fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
     unshare(CloneFlags::CLONE_NEWPID).context("make a pid namespace (needs CAP_SYS_ADMIN)")?;
     let Some(init) = process::fork(None, 0).context("fork the namespace's init")? else {
         drop(reader);
-        become_init(options, File::from(writer));
+        become_init(options, given, File::from(writer));
     };
     drop(writer);
+    drop(given);
     let mut told = Vec::new();
     File::from(reader).read_to_end(&mut told).context("wait for the namespace's init")?;
     let outcome: Outcome = postcard::from_bytes(&told).map_err(|_| anyhow!("the namespace's init died"))?;
@@ -59,8 +61,8 @@ pub(super) fn restore(options: &Options) -> Result<(Report, Option<u8>)> {
 }
 
 /// Runs in the new namespace as pid 1. Never returns.
-fn become_init(options: &Options, mut tell: File) -> ! {
-    let restored = enter(options).and_then(|()| super::restore_here(options));
+fn become_init(options: &Options, given: Given, mut tell: File) -> ! {
+    let restored = enter(options).and_then(|()| super::restore_here(options, given));
     let (outcome, root) = match restored {
         Ok((report, _terminal)) => {
             let nanos = u64::try_from(report.total.as_nanos()).unwrap_or(u64::MAX);

@@ -4,6 +4,7 @@
 //! in place without overwriting it.
 
 use crate::resource::deleted::recreate::{self, Recreated};
+use crate::resource::external::given::Given;
 use crate::resource::file::reopen::Controlling;
 use crate::resource::file::reopen::{Reopened, open_all};
 use crate::resource::unix_socket::bind::Binder;
@@ -51,6 +52,7 @@ impl Opened {
     /// Names the first file that cannot be opened.
     pub(crate) fn open(
         checkpoint: &Checkpoint,
+        given: Given,
         wishes: &inet::Wishes,
         needs: impl IntoIterator<Item = Need>,
     ) -> Result<Self> {
@@ -69,7 +71,7 @@ impl Opened {
         let (deleted, mut files) =
             recreate::create_all(&checkpoint.files, &executed, &checkpoint.pages, &raiser)?;
         inet::recreate::as_wished(&mut files.inet_sockets, wishes);
-        let Reopened { descriptions, socket_files, controlling, inet_sockets } = open_all(&files)?;
+        let Reopened { descriptions, socket_files, controlling, inet_sockets } = open_all(&files, given)?;
         let mut mapped = BTreeMap::new();
         for need in needs.into_iter().filter(|need| matches!(need, Need::Path { .. } | Need::Shared(_))) {
             if let std::collections::btree_map::Entry::Vacant(entry) = mapped.entry(need) {

@@ -4,6 +4,7 @@ use super::Options;
 use super::environment::Environment;
 use super::prepare::Lives;
 use crate::refusal::{Refusal, Refusals};
+use crate::resource::external::given::Given;
 use crate::resource::terminal::recreate;
 use crate::resource::unix_socket::bind;
 use crate::resource::{attribute, deleted, pipe, seccomp, xstate};
@@ -27,6 +28,7 @@ pub(super) fn preflight(
     schedule: &Schedule,
     environment: &Environment,
     lives: &Lives,
+    given: &Given,
     options: &Options,
 ) -> Refusals {
     let mut refusals = Refusals::default();
@@ -35,7 +37,8 @@ pub(super) fn preflight(
     sibling(&mut refusals, schedule, options);
     vdso(&mut refusals, checkpoint, lives);
     processor(&mut refusals, checkpoint, environment);
-    files(&mut refusals, checkpoint);
+    files(&mut refusals, checkpoint, given);
+    given.preflight(&checkpoint.files, &mut refusals);
     privileges(&mut refusals, checkpoint, environment);
     seccomp::preflight(&mut refusals, &checkpoint.tree, environment);
     attribute::preflight(&mut refusals, checkpoint, &environment.attributes);
@@ -140,7 +143,7 @@ enum Use {
     Mapped,
 }
 
-fn files(refusals: &mut Refusals, checkpoint: &Checkpoint) {
+fn files(refusals: &mut Refusals, checkpoint: &Checkpoint, given: &Given) {
     let mut uses: BTreeMap<PathId, Use> = BTreeMap::new();
     let mut note = |path: PathId, what: Use| {
         let entry = uses.entry(path).or_insert(what);
@@ -160,6 +163,7 @@ fn files(refusals: &mut Refusals, checkpoint: &Checkpoint) {
     }
     for description in &checkpoint.files.descriptions {
         match description.target {
+            Target::Path(path) if given.replaces(&checkpoint.files, path) => {}
             Target::Path(path) | Target::Pty { path, end: PtyEnd::Master | PtyEnd::Controlling, .. } => {
                 note(path, Use::Open)
             }

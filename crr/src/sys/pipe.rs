@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use super::check;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// `fcntl` with a number.
 fn fcntl(fd: BorrowedFd<'_>, command: i32, argument: i32) -> nix::Result<i32> {
@@ -59,4 +59,15 @@ pub fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, bytes: usize) -> nix::Re
     // SAFETY: pipes have no offsets, and none are given.
     let n = check(unsafe { libc::splice(from, no_offset, to, no_offset, bytes, libc::SPLICE_F_NONBLOCK) })?;
     Ok(usize::try_from(n).unwrap_or(0))
+}
+
+/// A further descriptor of what a number leads to, beyond the standard files, close-on-exec.
+///
+/// # Errors
+/// EBADF when it leads to nothing.
+pub fn duplicate(number: RawFd) -> nix::Result<OwnedFd> {
+    // SAFETY: the command takes a number.
+    let fd = check(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
+    // SAFETY: the kernel has just handed it out.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -4,6 +4,7 @@
 use images::attribute::{AreaPolicy, MemoryPolicy, TaskAttributes, ThreadAttributes};
 use images::container::{Kind, TRAILER_SIZE, crc32c, encode};
 use images::event::{Epoll, Eventfd, Notify, Timerfd, Watch};
+use images::external::{External, ExternalKind};
 use images::file::{Deleted, Description, FdEntry, Files, Path, Target};
 use images::id::PAGE_SIZE;
 use images::inet::{
@@ -169,6 +170,9 @@ fn files() -> Files {
             description(Target::InetSocket(0), 0o2, 0),
             description(Target::NetlinkSocket(0), 0o2, 0),
             description(Target::Pipe(1), 0o4000, 0),
+            description(Target::External(0), 0o1, 0),
+            description(Target::External(1), 0o2, 0),
+            description(Target::External(2), 0o0, 7),
         ],
         pipes: vec![
             Pipe { ino: 4242, capacity: 65_536, contents: b"in flight".to_vec(), ..Pipe::default() },
@@ -224,6 +228,11 @@ fn files() -> Files {
             options: vec![SocketOption { level: 270, name: 11, value: vec![1] }],
         }],
         network_hold: Some("crr-0123456789abcdef".to_owned()),
+        externals: vec![
+            external("pipe:[7001]", ExternalKind::Pipe, "pipe:[7001]"),
+            external("tty[8804:18]", ExternalKind::Terminal, "/dev/pts/4"),
+            external("file[1d:4d2]", ExternalKind::File(0o100_000), "/var/log/shell"),
+        ],
     }
 }
 
@@ -287,6 +296,10 @@ fn inet_sockets() -> Vec<InetSocket> {
             ..unconnected
         },
     ]
+}
+
+fn external(key: &str, kind: ExternalKind, name: &str) -> External {
+    External { key: key.into(), kind, name: name.into() }
 }
 
 fn pty() -> LivePty {

@@ -7,6 +7,7 @@ mod deleted;
 mod dispatch;
 mod endurance;
 mod events;
+mod external;
 mod failures;
 mod families;
 mod fifos;

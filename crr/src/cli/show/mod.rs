@@ -7,6 +7,7 @@ mod tree;
 
 use super::{Format, Outcome, print, verbosity};
 use crate::progress::bytes;
+use crate::resource::external;
 use crate::store::Checkpoint;
 use clap::Args;
 use images::Abi;
@@ -70,6 +71,10 @@ fn text(checkpoint: &Checkpoint, verbose: bool) -> String {
     if !checkpoint.files.pipes.is_empty() {
         out.push('\n');
         out.push_str(&pipes(checkpoint));
+    }
+    if !checkpoint.files.externals.is_empty() {
+        out.push('\n');
+        out.push_str(&externals(&checkpoint.files));
     }
     if !checkpoint.files.unix_sockets.is_empty() {
         out.push('\n');
@@ -155,6 +160,9 @@ fn target(checkpoint: &Checkpoint, description: &Description) -> String {
             format!("netlink socket of protocol {}, port {}", socket.protocol, socket.port)
         }
         Target::Pty { pty, path: id, .. } => format!("{} (pty#{pty})", path(id.0)),
+        Target::External(id) => {
+            format!("{} (external)", printable(&checkpoint.files.externals[id as usize].name))
+        }
         Target::Eventfd(event) => format!("eventfd: {}", event.count),
         Target::Timerfd(timer) => format!("timerfd on clock {}", timer.clock),
         Target::Signalfd(signals) => format!("signalfd: {signals:#x}"),
@@ -174,6 +182,15 @@ fn pipes(checkpoint: &Checkpoint) -> String {
     for (index, pipe) in checkpoint.files.pipes.iter().enumerate() {
         let unread = bytes(pipe.contents.len() as u64);
         table.row([format!("pipe#{index}"), bytes(pipe.capacity.into()), unread]);
+    }
+    table.to_string()
+}
+
+/// What stayed outside, and what a restore takes in its place.
+fn externals(files: &images::file::Files) -> String {
+    let mut table = Table::new(["OUTSIDE", "TO BE GIVEN AT RESTORE"]);
+    for (external, argument) in files.externals.iter().zip(external::arguments(files)) {
+        table.row([printable(&external.name), argument]);
     }
     table.to_string()
 }

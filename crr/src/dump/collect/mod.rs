@@ -83,7 +83,7 @@ pub(super) fn collect(
         own_namespaces: Namespaces::of(&Dir::task(nix::unistd::getpid().as_raw())?)?,
         low,
         paths: Paths::new(options.ghost_limit),
-        files: file::Table::default(),
+        files: file::Table::new(&options.external),
         backings: memory::Backings::default(),
         vdsos: Vec::new(),
         gadgets: Cache::default(),

@@ -1,10 +1,11 @@
 //! Descriptions of all kinds; regular files, directories, memory devices and the shell's terminal by their names.
 
 use super::O_ASYNC;
+use crate::resource::external::given::Given;
 use crate::resource::unix_socket::bind::Binder;
 use crate::resource::{event, inet, netlink, pipe::recreate, terminal, unix_socket};
 use crate::sys::int80::LowBuffer;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use images::Pid;
 use images::file::{Description, Files, Path, Target};
 use nix::fcntl::OFlag;
@@ -33,10 +34,11 @@ pub(crate) struct Reopened {
 ///
 /// # Errors
 /// Names the file that cannot be opened.
-pub(crate) fn open_all(files: &Files) -> Result<Reopened> {
+pub(crate) fn open_all(files: &Files, given: Given) -> Result<Reopened> {
     // Made when first needed: a kernel without ia32 emulation has no such calls.
     let mut ia32 = Ia32::default();
     let mut pipes = recreate::create_all(files, &mut ia32)?;
+    let mut given = given.sort(files);
     let sockets = unix_socket::recreate::create_all(&files.unix_sockets)?;
     let inet_sockets = inet::recreate::create_all(&files.inet_sockets, files.network_hold.as_deref())?;
     let mut ptys = terminal::recreate::create_all(files, &mut ia32)?;
@@ -44,7 +46,12 @@ pub(crate) fn open_all(files: &Files) -> Result<Reopened> {
     for (index, description) in files.descriptions.iter().enumerate() {
         // Signals are for later; and open(2) takes the flag without effect, so that F_SETFL would see no change.
         let flags = description.flags & !O_ASYNC;
+        if let Some(fd) = given.open(description, &mut ia32)? {
+            opened.push(fd);
+            continue;
+        }
         let fd = match description.target {
+            Target::External(id) => bail!("{}: nothing is given for it", files.externals[id as usize].key),
             Target::Path(path) => open(&files.paths[path.0 as usize], description, &mut ia32)?,
             Target::Terminal(path) => terminal(&files.paths[path.0 as usize], flags)?,
             Target::UnixSocket(index) => sockets.open(index, flags)?,

@@ -149,7 +149,7 @@ fn open_named(
 
 /// Opens an end of a pipe by name, and gives it its flags. It is opened without waiting for anybody, and in packet mode only later:
 /// open(2) takes O_DIRECT for files alone (do_dentry_open(), fs/open.c).
-fn open_end(name: &CStr, flags: u32, ia32: &mut Ia32) -> Result<OwnedFd> {
+pub(crate) fn open_end(name: &CStr, flags: u32, ia32: &mut Ia32) -> Result<OwnedFd> {
     let wanted = OFlag::from_bits_retain(flags.cast_signed());
     let now = (wanted & !OFlag::O_DIRECT) | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let opened = if flags & O_LARGEFILE != 0 {

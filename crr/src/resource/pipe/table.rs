@@ -1,7 +1,8 @@
 //! The pipes of a tree, being collected, those with names included.
 
-use super::{Object, contents};
+use super::{Object, Ours, contents};
 use crate::refusal::Refusals;
+use crate::resource::external::Key;
 use crate::resource::file::O_ASYNC;
 use crate::resource::unix_socket::Holder;
 use crate::sys::pipe as sys;
@@ -33,6 +34,7 @@ struct Found {
     object: Object,
     /// Who has it.
     holder: Holder,
+    key: Option<Key>,
     /// Its contents have been read.
     read: bool,
     written: bool,
@@ -51,6 +53,8 @@ pub(crate) struct End<'a> {
     pub(crate) flags: u32,
     /// Its name, if it has one.
     pub(crate) path: Option<PathId>,
+    /// By what it could stay outside.
+    pub(crate) key: Option<Key>,
     pub(crate) holder: Holder,
 }
 
@@ -108,8 +112,8 @@ impl Pipes {
     }
 
     /// All of them, with somebody in the tree who has each.
-    pub(crate) fn objects(&self) -> impl Iterator<Item = (Object, &Holder)> {
-        self.found.iter().map(|found| (found.object, &found.holder))
+    pub(crate) fn objects(&self) -> impl Iterator<Item = (Object, Ours<'_>)> {
+        self.found.iter().map(|found| (found.object, Ours { holder: &found.holder, key: found.key }))
     }
 
     /// All records.
@@ -127,6 +131,7 @@ impl Found {
         Self {
             object,
             holder: end.holder.clone(),
+            key: end.key,
             read: false,
             written: false,
             signals: false,

@@ -1,6 +1,6 @@
 //! Paths, descriptions, pipes.
 
-use super::{Check, ensure, event, inside, memory, path, pipes};
+use super::{Check, ensure, event, externals, inside, memory, path, pipes};
 use crate::resource::deleted::MEMFD;
 use images::file::{Deleted, Description, Files, Path, Target};
 use images::id::PAGE_SIZE;
@@ -16,6 +16,7 @@ pub(super) fn check(files: &Files) -> Check {
     for (index, pipe) in files.pipes.iter().enumerate() {
         pipes::check(pipe, index, files).map_err(inside(format_args!("pipe#{index}")))?;
     }
+    externals::check(files)?;
     for (index, description) in files.descriptions.iter().enumerate() {
         check_description(description, files).map_err(inside(format_args!("description#{index}")))?;
     }
@@ -92,6 +93,11 @@ fn check_description(description: &Description, files: &Files) -> Check {
             let ptys = files.ptys.len();
             ensure!((pty as usize) < ptys, "pty#{pty} of {ptys} pseudo terminals");
             path(files, id)
+        }
+        Target::External(id) => {
+            let externals = files.externals.len();
+            ensure!((id as usize) < externals, "external#{id} of {externals} externals");
+            Ok(())
         }
         Target::Eventfd(_) | Target::Timerfd(_) | Target::Signalfd(_) | Target::Epoll(_) => {
             event::check_target(&description.target, files)

@@ -6,6 +6,7 @@
 
 mod attribute;
 mod event;
+mod externals;
 mod files;
 mod inet;
 mod memory;

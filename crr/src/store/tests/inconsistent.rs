@@ -4,6 +4,7 @@ use super::sample::Sample;
 use crate::store::check::records;
 use images::container::Kind;
 use images::event::{Eventfd, Notify, Timerfd, Watch};
+use images::external::ExternalKind;
 use images::file::{Deleted, Target};
 use images::inet::{InetProtocol, InetSocket, InetState};
 use images::memory::{Backing, Run};
@@ -160,8 +161,8 @@ fn properties_of_tasks() {
         info[0] = 18;
         s.tree.tasks[0].threads[0].pending.push(Pending { info });
     });
-    refused("tree.img: task 100: fd 1: description#14 of 14 descriptions", |s| {
-        s.tree.tasks[0].fds[1].description = DescriptionId(14);
+    refused("tree.img: task 100: fd 1: description#17 of 17 descriptions", |s| {
+        s.tree.tasks[0].fds[1].description = DescriptionId(17);
     });
     refused("tree.img: task 100: fd 1 is out of order", |s| s.tree.tasks[0].fds.swap(1, 2));
     refused("tree.img: task 100: fd 4294967295 is no number of a file", |s| {
@@ -292,6 +293,25 @@ fn files() {
     refused("files.img: pipe#1: description#1 is no read end of it", |s| {
         named(s).unpaired = vec![DescriptionId(1)]
     });
+    refused("files.img: external#1: has the key of another one, pipe:[7001]", |s| {
+        s.files.externals[1] = s.files.externals[0].clone()
+    });
+    refused("files.img: external#2: has no description", |s| {
+        s.files.descriptions[16].target = Target::External(1)
+    });
+    refused("files.img: external#0: has the key \"pipe[7001]\"", |s| {
+        s.files.externals[0].key = "pipe[7001]".into()
+    });
+    refused("files.img: external#0: is a Terminal by the key pipe:[7001]", |s| {
+        s.files.externals[0].kind = ExternalKind::Terminal
+    });
+    refused("files.img: external#2: is a File(33188) by the key file[1d:4d2]", |s| {
+        s.files.externals[2].kind = ExternalKind::File(0o100_644)
+    });
+    refused("files.img: description#14: external#3 of 3 externals", |s| {
+        s.files.descriptions.insert(14, s.files.descriptions[14].clone());
+        s.files.descriptions[14].target = Target::External(3)
+    });
     refused("files.img: pipe#0: holds 9 bytes, more than its capacity of 8", |s| {
         s.files.pipes[0].capacity = 8
     });
@@ -330,7 +350,7 @@ fn unix_sockets() {
     refused("has messages that nobody can have sent", |s| s.peer = Peer::None);
     refused("option 7 has 257 bytes", |s| s.options[0].value.resize(257, 0));
     refused("message 0: is an empty part of a stream", |s| s.queue[0].bytes.clear());
-    refused("message 0: description#14 of 14", |s| s.queue[0].descriptions[0].0 = 14);
+    refused("message 0: description#17 of 17", |s| s.queue[0].descriptions[0].0 = 17);
     refused("message 0: carries 254 descriptions", |s| s.queue[0].descriptions = vec![DescriptionId(0); 254]);
     refused("has an address of 109 bytes", |s| s.address = vec![b'a'; 109]);
     refused("has a path with a NUL", |s| s.address = b"a\0".to_vec());
@@ -436,7 +456,7 @@ fn event_files() {
         refused(&format!("files.img: {what}"), |s| change(&mut s.files.epolls[0].watches[0]));
     };
     refused_watch("epoll#0: watches fd 2147483648", |watch| watch.fd = 1 << 31);
-    refused_watch("epoll#0: watches description#14 of 14 descriptions", |watch| watch.description.0 = 14);
+    refused_watch("epoll#0: watches description#17 of 17 descriptions", |watch| watch.description.0 = 17);
     refused_watch("epoll#0: epolls watch each other more than 5 deep", |watch| watch.description.0 = 10);
     refused_watch("epoll#0: watches a signalfd that no task can have added", |watch| watch.description.0 = 9);
     refused("files.img: epoll#0: watches description#1 as fd 9 twice", |s| {
