@@ -83,6 +83,9 @@ programs! {
     /// A stream through 64-bit bash, i386 python, i386 gzip, 64-bit sort, i386 gzip.
     mixed_pipeline in Namespace => |world| stream(world, BASH, MIXED);
     mixed_pipeline_in_chroot in Chroot => |world| stream(world, BASH, MIXED);
+    /// A stream through named pipes: from one ABI to the other and back, by `dd` of both and by that of busybox.
+    fifo_stream in Namespace => |world| stream(world, BASH, FIFOS);
+    fifo_stream_in_chroot in Chroot => |world| stream(world, BASH, FIFOS);
     /// A stream enciphered by an i386 program and deciphered by a 64-bit one.
     openssl_stream in Namespace => |world| stream(world, BASH, OPENSSL);
     /// An interactive shell on a pseudo terminal: 32-bit, 64-bit, and a terminal of the one ABI with a shell of the other.
@@ -111,6 +114,11 @@ const BUSYBOX: &str = "/usr/bin/python3 /scratch/lines.py COUNT PAUSE \
 
 const MIXED: &str = "/usr/bin/python3 /scratch/lines.py COUNT PAUSE | /usr/bin/gzip -1 | /usr/bin/gzip -d \
      | /host/usr/bin/sort | /usr/bin/gzip -n >/scratch/out";
+
+const FIFOS: &str = "cd /scratch; rm -f there back on; mkfifo there back on; \
+     /usr/bin/python3 /scratch/lines.py COUNT PAUSE >there & \
+     /host/usr/bin/dd if=there of=back bs=1000 status=none & /usr/bin/dd if=back of=on bs=777 status=none & \
+     /bin/busybox dd if=on bs=4k 2>/dev/null | /host/usr/bin/sha256sum >/scratch/out; wait";
 
 const OPENSSL: &str = "/usr/bin/python3 /scratch/lines.py COUNT PAUSE \
      | /usr/bin/openssl enc -aes-256-ctr -K 0f1e2d3c -iv 00112233 2>/dev/null \
