@@ -27,6 +27,12 @@ fn refused(message: &str, change: impl FnOnce(&mut Sample)) {
     assert_eq!(text.replacen(": is inconsistent", "", 1), message);
 }
 
+/// A description that the golden checkpoint does not have, and what is said of it.
+fn missing() -> (DescriptionId, String) {
+    let count = Sample::golden().files.descriptions.len();
+    (DescriptionId(u32::try_from(count).unwrap()), format!("description#{count} of {count}"))
+}
+
 /// The name of the second pipe.
 fn named(sample: &mut Sample) -> &mut Fifo {
     sample.files.pipes[1].fifo.as_mut().unwrap()
@@ -161,8 +167,8 @@ fn properties_of_tasks() {
         info[0] = 18;
         s.tree.tasks[0].threads[0].pending.push(Pending { info });
     });
-    refused("tree.img: task 100: fd 1: description#17 of 17 descriptions", |s| {
-        s.tree.tasks[0].fds[1].description = DescriptionId(17);
+    refused(&format!("tree.img: task 100: fd 1: {} descriptions", missing().1), |s| {
+        s.tree.tasks[0].fds[1].description = missing().0;
     });
     refused("tree.img: task 100: fd 1 is out of order", |s| s.tree.tasks[0].fds.swap(1, 2));
     refused("tree.img: task 100: fd 4294967295 is no number of a file", |s| {
@@ -350,7 +356,7 @@ fn unix_sockets() {
     refused("has messages that nobody can have sent", |s| s.peer = Peer::None);
     refused("option 7 has 257 bytes", |s| s.options[0].value.resize(257, 0));
     refused("message 0: is an empty part of a stream", |s| s.queue[0].bytes.clear());
-    refused("message 0: description#17 of 17", |s| s.queue[0].descriptions[0].0 = 17);
+    refused(&format!("message 0: {}", missing().1), |s| s.queue[0].descriptions[0] = missing().0);
     refused("message 0: carries 254 descriptions", |s| s.queue[0].descriptions = vec![DescriptionId(0); 254]);
     refused("has an address of 109 bytes", |s| s.address = vec![b'a'; 109]);
     refused("has a path with a NUL", |s| s.address = b"a\0".to_vec());
@@ -456,7 +462,9 @@ fn event_files() {
         refused(&format!("files.img: {what}"), |s| change(&mut s.files.epolls[0].watches[0]));
     };
     refused_watch("epoll#0: watches fd 2147483648", |watch| watch.fd = 1 << 31);
-    refused_watch("epoll#0: watches description#17 of 17 descriptions", |watch| watch.description.0 = 17);
+    refused_watch(&format!("epoll#0: watches {} descriptions", missing().1), |watch| {
+        watch.description = missing().0;
+    });
     refused_watch("epoll#0: epolls watch each other more than 5 deep", |watch| watch.description.0 = 10);
     refused_watch("epoll#0: watches a signalfd that no task can have added", |watch| watch.description.0 = 9);
     refused("files.img: epoll#0: watches description#1 as fd 9 twice", |s| {
