@@ -4,6 +4,7 @@ use crate::event::{Epoll, Eventfd, Notify, Timerfd};
 use crate::external::External;
 use crate::id::{DescriptionId, PathId, TaskFd};
 use crate::inet::InetSocket;
+use crate::inotify::Inotify;
 use crate::memory::Run;
 use crate::netlink::NetlinkSocket;
 use crate::pipe::Pipe;
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 /// The payload of `files.img`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Files {
-    /// Every path that a task opened, mapped, executes or stands in.
+    /// Every path that a task opened, mapped, executes, watches or stands in.
     pub paths: Vec<Path>,
     /// Open file descriptions (`struct file`), each once however many descriptors share it.
     pub descriptions: Vec<Description>,
@@ -36,6 +37,8 @@ pub struct Files {
     pub network_hold: Option<String>,
     /// Files that are not part of the checkpoint.
     pub externals: Vec<External>,
+    /// Groups of inotify watches.
+    pub inotifies: Vec<Inotify>,
 }
 
 /// A name in the file system and what stood behind it at dump.
@@ -125,6 +128,8 @@ pub enum Target {
     NetlinkSocket(u32),
     /// A file that is given at restore: index into [`Files::externals`].
     External(u32),
+    /// A group of inotify watches: index into [`Files::inotifies`].
+    Inotify(u32),
 }
 
 /// An entry of a task's descriptor table.

@@ -19,6 +19,7 @@ pub mod external;
 pub mod file;
 pub mod id;
 pub mod inet;
+pub mod inotify;
 pub mod inventory;
 pub mod lock;
 pub mod memory;

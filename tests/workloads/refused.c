@@ -53,7 +53,6 @@ CASE(descriptors)
 	int pair[2];
 	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
 	name_fd(MUST(socket(AF_PACKET, SOCK_RAW, 0)));
-	name_fd(MUST(inotify_init()));
 	name_fd(MUST((int)syscall(SYS_pidfd_open, getpid(), 0)));
 	MUST(mkfifo("fifo", 0600));
 	name_fd(MUST(open("/proc/self/maps", O_RDONLY)));
@@ -418,6 +417,55 @@ CASE(events)
 	checkpoint();
 	check_alive(pair);
 	finish(child);
+	MUST(kill(*outside, SIGUSR1));
+}
+
+static void name_file_watch(int group, int wd, const char *what)
+{
+	char text[128];
+	snprintf(text, sizeof(text), "fd %d (anon_inode:inotify): watch %d of it: %s", group, wd, what);
+	name(text);
+}
+
+static int only_outside;
+
+static void open_outside(void *pid)
+{
+	only_outside = make("only outside");
+	*(volatile pid_t *)pid = getpid();
+	prepared();
+	wait_for_go();
+}
+
+static void leave_open(void *pid)
+{
+	spawn(open_outside, pid);
+	prepared();
+}
+
+/* Files that nobody could find again, and a group that somebody outside of the tree reads, too. */
+CASE(watches)
+{
+	int pair[2];
+	char text[64];
+	volatile pid_t *outside =
+		MUST((pid_t *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	int both = MUST(inotify_init());
+	reap(spawn(leave_open, (void *)outside));
+	int group = MUST(inotify_init());
+	int gone = MUST(inotify_add_watch(group, "only outside", IN_MODIFY));
+	MUST(unlink("only outside"));
+	name_file_watch(group, gone, "a deleted file that no task of the tree has open");
+	int kernel = MUST(inotify_add_watch(group, "/proc/version", IN_OPEN));
+	name_file_watch(group, kernel, "on a file system that does not tell its name");
+	int both_in = MUST(inotify_add_watch(both, ".", IN_DELETE_SELF));
+	CHECK(both_in == 1, "watch %d", both_in);
+	name_fd(both);
+	snprintf(text, sizeof(text), "also open in task %d (", *outside);
+	name(text);
+	checkpoint();
+	check_alive(pair);
 	MUST(kill(*outside, SIGUSR1));
 }
 

@@ -4,7 +4,9 @@
 
 pub mod event;
 pub mod fdinfo;
+pub mod inotify;
 pub mod limits;
+pub mod mountinfo;
 pub mod sched;
 pub mod smaps;
 pub mod stat;

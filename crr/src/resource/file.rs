@@ -10,7 +10,7 @@ use super::socket;
 use super::terminal::{self, Terminals};
 use super::tree::Standing;
 use super::unix_socket::{Holder, Sockets};
-use super::{Refuse, inet, lock, netlink};
+use super::{Refuse, inet, inotify, lock, netlink};
 use crate::proc::{Dir, fdinfo};
 use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
@@ -18,6 +18,7 @@ use crate::sys::pidfd;
 use anyhow::{Context, Result};
 use images::event::{Epoll, Notify};
 use images::file::{Description, FdEntry, Files, Path, Target};
+use images::inotify::Inotify;
 use images::netlink::NetlinkSocket;
 use images::task::{Task, Zombie};
 use images::{DescriptionId, Pid, TaskFd};
@@ -62,6 +63,7 @@ pub(crate) struct Table {
     terminals: Terminals,
     events: event::Found,
     epolls: Vec<Epoll>,
+    inotifies: Vec<Inotify>,
     /// For each description, one who has it, and its inode and device.
     holders: Vec<(Pid, u32)>,
     inodes: Vec<(u64, u64)>,
@@ -412,10 +414,12 @@ impl Table {
         &mut self,
         tasks: &[Task],
         zombies: &[Zombie],
+        paths: &mut Paths,
         refusals: &mut Refusals,
     ) -> Result<()> {
         let tree = event::Tree { tasks, zombies, holders: &self.holders, inodes: &self.inodes };
         self.epolls = self.events.finish(&mut self.descriptions, &tree, refusals)?;
+        self.inotifies = inotify::dump(self.events.inotifies(), paths, refusals)?;
         Ok(())
     }
 
@@ -480,6 +484,7 @@ impl Table {
             ptys: self.terminals.into_records(),
             epolls: self.epolls,
             externals: self.externals.into_records(),
+            inotifies: self.inotifies,
         }
     }
 }
@@ -515,9 +520,8 @@ fn refuse_terminal(open: &Open, terminal: Terminal, refuse: &mut Refuse<'_>) {
 
 /// What to call an object that cannot be dumped.
 fn unsupported(link: &[u8], kind: SFlag) -> &'static str {
-    const BY_LINK: [(&[u8], &str); 9] = [
+    const BY_LINK: [(&[u8], &str); 8] = [
         (b"socket:[", "sockets are"),
-        (b"anon_inode:inotify", "inotify descriptors are"),
         (b"anon_inode:[fanotify", "fanotify descriptors are"),
         (b"anon_inode:[io_uring", "io_uring is"),
         (b"anon_inode:[userfaultfd", "userfaultfd is"),

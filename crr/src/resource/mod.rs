@@ -9,6 +9,7 @@ pub mod external;
 pub mod file;
 pub(crate) mod group_stop;
 pub mod inet;
+pub(crate) mod inotify;
 pub mod keyring;
 pub mod landlock;
 pub mod ldt;

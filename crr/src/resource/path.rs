@@ -3,7 +3,7 @@
 use super::deleted;
 use images::PathId;
 use images::file::Path;
-use nix::sys::stat::{FileStat, SFlag, stat};
+use nix::sys::stat::{FileStat, SFlag, lstat, stat};
 use nix::sys::statfs::statfs;
 use std::collections::HashMap;
 use std::fmt;
@@ -156,6 +156,36 @@ impl Paths {
         let (name, deleted) = self.deleted.add(link, open, id, || reopen().map(File::from))?;
         self.list.push(Path { deleted: Some(deleted), ..record(&name, open) });
         Ok(id)
+    }
+
+    /// The record for a file that is watched and has a name, where `found` is what lies there: perhaps a symbolic link.
+    pub(crate) fn watched(&mut self, name: &[u8], found: &FileStat) -> Result<PathId, Lost> {
+        if file_type(found.st_mode) != SFlag::S_IFLNK {
+            return self.resolve(name, found, || Err(io::ErrorKind::NotFound.into()));
+        }
+        let id = PathId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
+        self.list.push(record(name, found));
+        Ok(id)
+    }
+
+    /// A file without a name that the tree has open or mapped.
+    pub(crate) fn known_deleted(&self, open: &FileStat) -> Option<PathId> {
+        self.deleted.known(open)
+    }
+
+    /// A file that the tree uses otherwise and that still has its name, by its inode and device; the device as the kernel has it, major
+    /// number from bit 20 on.
+    pub(crate) fn with_inode(&self, device: u32, ino: u64) -> Option<PathId> {
+        let is_there = |path: &Path| {
+            let (major, minor) = (nix::sys::stat::major(path.dev), nix::sys::stat::minor(path.dev));
+            path.ino == ino
+                && major << 20 | minor == u64::from(device)
+                && path.deleted.is_none()
+                && lstat(std::ffi::OsStr::from_bytes(&path.path))
+                    .is_ok_and(|there| (there.st_dev, there.st_ino) == (path.dev, path.ino))
+        };
+        let at = self.list.iter().position(is_there)?;
+        u32::try_from(at).ok().map(PathId)
     }
 
     /// The files without a name, to refuse those that others have too, and to be read.

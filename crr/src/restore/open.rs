@@ -39,6 +39,8 @@ pub(crate) struct Opened {
     pub(super) deleted: Recreated,
     /// What leaders of sessions take as controlling terminals.
     pub(super) controlling: Controlling,
+    /// The names by which files can be opened now.
+    pub(super) paths: Vec<images::file::Path>,
     mapped: BTreeMap<Need, OwnedFd>,
     directories: BTreeMap<PathId, OwnedFd>,
     /// The page file.
@@ -63,10 +65,13 @@ impl Opened {
             + checkpoint.files.unix_sockets.len() * 3
             + checkpoint.files.inet_sockets.len()
             + numbers_below(&checkpoint.files.ptys);
-        let mapped = checkpoint.files.paths.len() * 2 + checkpoint.memory.shared.len();
+        let needs: BTreeSet<Need> = needs.into_iter().collect();
+        let directories: BTreeSet<PathId> = tasks.iter().flat_map(|task| [task.root, task.cwd]).collect();
+        let deleted = checkpoint.files.paths.iter().filter(|path| path.deleted.is_some()).count();
+        let others = needs.len() + directories.len() + deleted * 2;
         let watched = resource::event::highest_number(&checkpoint.files).cast_signed();
         let highest = raiser.used.last().copied().unwrap_or(0).max(watched);
-        make_room(raiser.used.len() + opened + mapped + 64, highest)?;
+        make_room(raiser.used.len() + opened + others + 64, highest)?;
         let executed = tasks.iter().map(|task| task.exe).collect();
         let (deleted, mut files) =
             recreate::create_all(&checkpoint.files, &executed, &checkpoint.pages, &raiser)?;
@@ -74,18 +79,16 @@ impl Opened {
         let Reopened { descriptions, socket_files, controlling, inet_sockets } = open_all(&files, given)?;
         let mut mapped = BTreeMap::new();
         for need in needs.into_iter().filter(|need| matches!(need, Need::Path { .. } | Need::Shared(_))) {
-            if let std::collections::btree_map::Entry::Vacant(entry) = mapped.entry(need) {
-                entry.insert(open_need(checkpoint, &files, need, &raiser)?);
-            }
+            mapped.insert(need, open_need(checkpoint, &files, need, &raiser)?);
         }
-        let mut directories = BTreeMap::new();
-        for path in tasks.iter().flat_map(|task| [task.root, task.cwd]) {
-            if let std::collections::btree_map::Entry::Vacant(entry) = directories.entry(path) {
-                entry.insert(raiser.raise(open_path(&files, path, OFlag::O_PATH | OFlag::O_DIRECTORY)?)?);
-            }
-        }
+        let open_directory = |path| {
+            let fd = open_path(&files, path, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+            Ok((path, raiser.raise(fd)?))
+        };
+        let directories = directories.into_iter().map(open_directory).collect::<Result<_>>()?;
         let pages = raiser.raise(checkpoint.pages.try_clone().context("pages.img")?.into())?;
         let inet_records = files.inet_sockets;
+        let paths = files.paths;
         Ok(Self {
             raiser,
             descriptions,
@@ -94,6 +97,7 @@ impl Opened {
             inet_records,
             controlling,
             deleted,
+            paths,
             mapped,
             directories,
             pages,
@@ -114,9 +118,12 @@ impl Opened {
         self.inet_sockets.bring_to_life(&self.inet_records)
     }
 
-    /// Closes the descriptions: they are the tree's alone from now on.
+    /// Closes all that was opened for the tree: it is the tree's alone from now on.
     pub(super) fn let_go(&mut self) {
         self.descriptions.clear();
+        self.controlling.clear();
+        self.mapped.clear();
+        self.directories.clear();
     }
 
     /// A file that an op names: one that is mapped or the program of a task, a description, or a directory.

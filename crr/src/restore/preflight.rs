@@ -137,6 +137,8 @@ fn processor(refusals: &mut Refusals, checkpoint: &Checkpoint, environment: &Env
 /// What a path is used for; decides how much it may have changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Use {
+    /// Watched, whatever is in it; it may be a symbolic link.
+    Watched,
     /// Open for data, or a directory.
     Open,
     /// Mapped or executed: other contents would be another program.
@@ -174,6 +176,9 @@ fn files(refusals: &mut Refusals, checkpoint: &Checkpoint, given: &Given) {
         note(fifo.path, Use::Open);
     }
     pipe::preflight(&checkpoint.files, refusals);
+    for watch in checkpoint.files.inotifies.iter().flat_map(|group| &group.watches) {
+        note(watch.path, Use::Watched);
+    }
     for (object, reason, hint) in recreate::obstacles(&checkpoint.files.ptys) {
         refuse(refusals, object, reason, Some(hint));
     }
@@ -196,7 +201,8 @@ fn files(refusals: &mut Refusals, checkpoint: &Checkpoint, given: &Given) {
 fn changed(path: &Path, what: Use) -> Option<(String, Option<&'static str>)> {
     const PUT_BACK: Option<&str> = Some("put the file of the dump back in its place");
     let name = std::path::Path::new(OsStr::from_bytes(&path.path));
-    let now = match fs::metadata(name) {
+    let found = if what == Use::Watched { fs::symlink_metadata(name) } else { fs::metadata(name) };
+    let now = match found {
         Ok(now) => now,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Some(("has been deleted since the dump".to_owned(), PUT_BACK));
@@ -210,7 +216,7 @@ fn changed(path: &Path, what: Use) -> Option<(String, Option<&'static str>)> {
     if path.mode & kind == nix::libc::S_IFCHR {
         return (now.rdev() != path.rdev).then(|| ("is another device than at the dump".to_owned(), None));
     }
-    if path.mode & kind != nix::libc::S_IFREG {
+    if path.mode & kind != nix::libc::S_IFREG || what == Use::Watched {
         return None;
     }
     let same_size = now.size() == path.size;

@@ -14,7 +14,7 @@ use crate::proc::has_ended;
 use crate::ptrace::{Patience, Seized, Stop, Stopped, regs};
 use crate::resource::wait::resume;
 use crate::resource::xstate;
-use crate::resource::{event, seccomp};
+use crate::resource::{event, inotify, seccomp};
 use crate::sys::sched;
 use anyhow::{Context, Result, ensure};
 use images::seccomp::Seccomp;
@@ -96,9 +96,12 @@ pub(super) fn take_over(
         }
         finished.extend(taken);
     }
+    let groups =
+        inotify::Groups::of(&files.descriptions, &files.inotifies, |id| restore.opened.description(id))?;
     // What a task closes is to be closed, as the other end of a pipe and an epoll see it.
     restore.opened.bring_connections_to_life()?;
     restore.opened.let_go();
+    groups.watch(&restore.opened.paths)?;
     // Children first: a parent that finds its child gone or stopped would act on it.
     for taken in finished.into_iter().rev() {
         let tid = taken.record.tid;

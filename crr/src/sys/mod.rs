@@ -10,6 +10,7 @@
 pub mod attribute;
 pub mod event;
 pub mod exec;
+pub mod inotify;
 pub mod int80;
 pub mod kcmp;
 pub mod limits;

@@ -11,6 +11,7 @@ use images::inet::{
     Datagram, InetAddress, InetProtocol, InetSocket, InetState, Membership, TcpAgreement, TcpConnection,
     TcpWindow,
 };
+use images::inotify::{FileWatch, Inotify};
 use images::inventory::{FileEntry, Inventory, StateComponent};
 use images::lock::{Lock, LockKind};
 use images::memory::{Backing, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
@@ -173,6 +174,7 @@ fn files() -> Files {
             description(Target::External(0), 0o1, 0),
             description(Target::External(1), 0o2, 0),
             description(Target::External(2), 0o0, 7),
+            description(Target::Inotify(0), 0o4000, 0),
         ],
         pipes: vec![
             Pipe { ino: 4242, capacity: 65_536, contents: b"in flight".to_vec(), ..Pipe::default() },
@@ -233,6 +235,11 @@ fn files() -> Files {
             external("tty[8804:18]", ExternalKind::Terminal, "/dev/pts/4"),
             external("file[1d:4d2]", ExternalKind::File(0o100_000), "/var/log/shell"),
         ],
+        inotifies: vec![Inotify {
+            lost: true,
+            next: 1027,
+            watches: vec![FileWatch { wd: 3, path: PathId(4), mask: 0x8000_0fff }],
+        }],
     }
 }
 

@@ -2,7 +2,8 @@
 
 use super::{Renumber, Rule, Snapshot, deputy, link, numbers, read};
 use crate::sys::same_description;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::os::unix::fs::MetadataExt;
 
 pub(super) fn add(snapshot: &mut Snapshot, pids: &[i32]) -> crate::Result {
     let mut pipes = Renumber::default();
@@ -12,10 +13,11 @@ pub(super) fn add(snapshot: &mut Snapshot, pids: &[i32]) -> crate::Result {
         let mut links = Vec::new();
         let mut offsets = Vec::new();
         let proc = format!("/proc/{}", deputy(pid)?);
+        let without_name = inodes_without_name(&proc)?;
         for fd in numbers(&format!("{proc}/fd"))? {
             let target = normalise(&link(&format!("{proc}/fd/{fd}"))?, &mut pipes, &mut sockets);
             let info = read(&format!("{proc}/fdinfo/{fd}"))?;
-            let details = details(&info);
+            let details = details(&info, &without_name);
             let details = if target.ends_with(" (deleted)") { without_name_flags(&details) } else { details };
             links.push(format!("{fd} -> {target} {details}"));
             offsets.extend(
@@ -32,8 +34,28 @@ pub(super) fn add(snapshot: &mut Snapshot, pids: &[i32]) -> crate::Result {
     Ok(())
 }
 
+/// Inodes, in hexadecimal, of what a task has open that has no name: they are others after a restore.
+fn inodes_without_name(proc: &str) -> crate::Result<HashSet<String>> {
+    let mut inodes = HashSet::new();
+    for fd in numbers(&format!("{proc}/fd"))? {
+        let found = std::fs::metadata(format!("{proc}/fd/{fd}"))?;
+        if found.nlink() == 0 {
+            inodes.insert(format!("{:x}", found.ino()));
+        }
+    }
+    Ok(inodes)
+}
+
+/// A watch as fdinfo shows it, without the inode and its handle if it is one that has no name.
+fn watched(line: &str, without_name: &HashSet<String>) -> String {
+    let inode = line.split(' ').find_map(|word| word.strip_prefix("ino:"));
+    let changes = inode.is_some_and(|inode| without_name.contains(inode));
+    let kept = |word: &&str| !changes || !["ino:", "f_handle:"].iter().any(|name| word.starts_with(name));
+    line.split(' ').filter(kept).collect::<Vec<_>>().join(" ")
+}
+
 /// What fdinfo shows, but for the position, the numbers that the kernel gives out anew, and time that runs.
-fn details(info: &str) -> String {
+fn details(info: &str, without_name: &HashSet<String>) -> String {
     let mut lines: Vec<String> = Vec::new();
     let mut watches: Vec<String> = Vec::new();
     let value = |name| info.lines().find_map(|line| line.strip_prefix(name));
@@ -52,6 +74,8 @@ fn details(info: &str) -> String {
         } else if line.starts_with("tfd:") {
             // In the order of addresses in the kernel.
             watches.push(line.split(" pos:").next().unwrap_or_default().trim_end().to_owned());
+        } else if line.starts_with("inotify ") {
+            lines.push(watched(line, without_name));
         } else {
             lines.push(line.replace('\t', ""));
         }

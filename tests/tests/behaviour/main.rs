@@ -15,6 +15,7 @@ mod files;
 mod harness;
 mod identity;
 mod inet;
+mod inotify;
 mod leader;
 mod locks;
 mod mapping;

@@ -169,6 +169,9 @@ fn target(checkpoint: &Checkpoint, description: &Description) -> String {
         Target::Epoll(epoll) => {
             format!("epoll of {}", checkpoint.files.epolls[epoll as usize].watches.len())
         }
+        Target::Inotify(group) => {
+            format!("inotify of {}", checkpoint.files.inotifies[group as usize].watches.len())
+        }
     }
 }
 

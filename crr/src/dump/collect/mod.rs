@@ -142,7 +142,7 @@ pub(super) fn collect(
         tree::check_terminals(&standings, shell_job, &ptys, &strangers, &mut refusals);
         tables.files.check_inet_sockets(options.sockets, &mut refusals)?;
         tables.files.finish_pipes(&mut refusals)?;
-        tables.files.finish_events(&tasks, &zombies, &mut refusals)?;
+        tables.files.finish_events(&tasks, &zombies, &mut tables.paths, &mut refusals)?;
     }
     if whole && tasks.len() == frozen.tasks.len() {
         sharing::check(&frozen.tasks, &tasks, &spaces, &mut refusals)?;

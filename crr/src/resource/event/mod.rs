@@ -1,4 +1,4 @@
-//! Files that tell events: eventfd, timerfd, signalfd, epoll; and who is told by a signal what happens to a file.
+//! Files that tell events: eventfd, timerfd, signalfd, epoll ([`super::inotify`] apart); and who is told by a signal what happens to a file.
 //!
 //! Dump: what fdinfo shows, when a descriptor is found; what takes the whole tree to know (what an epoll watches, whether
 //! an owner is in the tree) when all descriptors are. Restore: the files are made with all others, before the first
@@ -15,8 +15,8 @@ mod watch;
 pub(crate) use epoll::highest_number;
 pub(crate) use owner::{is_known, sends_signals};
 
-use super::Refuse;
 use super::path::CLOSE;
+use super::{Refuse, inotify};
 use crate::proc::tasks::comm_of;
 use crate::proc::{event as shown, living_thread};
 use crate::refusal::Refusals;
@@ -46,7 +46,7 @@ pub(crate) struct Place {
 
 impl Place {
     /// crr's own descriptor of it.
-    fn copy(&self) -> Result<OwnedFd> {
+    pub(crate) fn copy(&self) -> Result<OwnedFd> {
         let pidfd = pidfd::open(self.holder.0).context("pidfd_open")?;
         pidfd::get_fd(pidfd.as_fd(), self.holder.1).context("pidfd_getfd")
     }
@@ -57,7 +57,7 @@ impl Place {
         fs::read(format!("/proc/{pid}/fdinfo/{fd}")).context("read fdinfo")
     }
 
-    fn refuse(&self, refusals: &mut Refusals, reason: impl Into<String>, hint: &str) {
+    pub(crate) fn refuse(&self, refusals: &mut Refusals, reason: impl Into<String>, hint: &str) {
         refusals.task((self.task.0, &self.task.1), &self.object, reason, Some(hint));
     }
 }
@@ -69,6 +69,7 @@ pub(crate) enum Kind {
     Timerfd,
     Signalfd,
     Epoll,
+    Inotify,
 }
 
 impl Kind {
@@ -79,6 +80,7 @@ impl Kind {
             b"[timerfd]" => Some(Self::Timerfd),
             b"[signalfd]" => Some(Self::Signalfd),
             b"[eventpoll]" => Some(Self::Epoll),
+            b"inotify" => Some(Self::Inotify),
             _ => None,
         }
     }
@@ -89,6 +91,7 @@ impl Kind {
 pub(crate) struct Found {
     timers: Vec<timer::Found>,
     epolls: Vec<epoll::Found>,
+    inotifies: Vec<inotify::Found>,
     owned: Vec<(Place, Notify)>,
     /// All of them.
     places: Vec<Place>,
@@ -129,6 +132,11 @@ impl Found {
                 self.epolls.extend(epoll::look(text, place, refuse)?);
                 Some(Target::Epoll(index)).filter(|_| self.epolls.len() > index as usize)
             }
+            Kind::Inotify => {
+                let index = u32::try_from(self.inotifies.len()).context("too many inotify groups")?;
+                self.inotifies.push(inotify::Found { place, watches: crate::proc::inotify::watches(text)? });
+                Some(Target::Inotify(index))
+            }
         })
     }
 
@@ -149,7 +157,7 @@ impl Found {
         Ok(Some(notify))
     }
 
-    /// Completes all of them, once all descriptors are known. The epolls.
+    /// Completes all of them but [`Self::inotifies`], once all descriptors are known. The epolls.
     pub(crate) fn finish(
         &self,
         descriptions: &mut [Description],
@@ -173,6 +181,11 @@ impl Found {
 }
 
 impl Found {
+    /// The inotify groups.
+    pub(crate) fn inotifies(&self) -> &[inotify::Found] {
+        &self.inotifies
+    }
+
     /// Whether there are any.
     pub(crate) fn is_empty(&self) -> bool {
         self.places.is_empty()

@@ -3,7 +3,7 @@
 use super::O_ASYNC;
 use crate::resource::external::given::Given;
 use crate::resource::unix_socket::bind::Binder;
-use crate::resource::{event, inet, netlink, pipe::recreate, terminal, unix_socket};
+use crate::resource::{event, inet, inotify, netlink, pipe::recreate, terminal, unix_socket};
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result, bail};
 use images::Pid;
@@ -62,6 +62,7 @@ pub(crate) fn open_all(files: &Files, given: Given) -> Result<Reopened> {
             Target::Timerfd(record) => event::recreate::timerfd(record, flags)?,
             Target::Signalfd(signals) => event::recreate::signalfd(signals, flags)?,
             Target::Epoll(_) => event::recreate::epoll(flags)?,
+            Target::Inotify(index) => inotify::recreate::create(&files.inotifies[index as usize], flags)?,
             Target::Pty { .. } => ptys.open(index)?,
         };
         opened.push(fd);

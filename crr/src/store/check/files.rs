@@ -29,8 +29,16 @@ fn check_path(path: &Path) -> Check {
     ensure!(!name.contains(&0), "has a NUL");
     ensure!(name.len() < PATH_MAX, "has {} bytes, the kernel takes {}", name.len(), PATH_MAX - 1);
     let kind = path.mode & libc::S_IFMT;
-    let known = [libc::S_IFREG, libc::S_IFDIR, libc::S_IFCHR, libc::S_IFIFO].contains(&kind);
-    ensure!(known, "is no file, directory, character device or FIFO (mode {:#o})", path.mode);
+    let known = [
+        libc::S_IFREG,
+        libc::S_IFDIR,
+        libc::S_IFCHR,
+        libc::S_IFBLK,
+        libc::S_IFIFO,
+        libc::S_IFSOCK,
+        libc::S_IFLNK,
+    ];
+    ensure!(known.contains(&kind), "is no kind of file (mode {:#o})", path.mode);
     ensure!(path.mtime.1 < 1_000_000_000, "has a time of {} ns", path.mtime.1);
     path.deleted.as_ref().map_or(Ok(()), |deleted| check_deleted(path, deleted))
 }
@@ -97,6 +105,11 @@ fn check_description(description: &Description, files: &Files) -> Check {
         Target::External(id) => {
             let externals = files.externals.len();
             ensure!((id as usize) < externals, "external#{id} of {externals} externals");
+            Ok(())
+        }
+        Target::Inotify(group) => {
+            let groups = files.inotifies.len();
+            ensure!((group as usize) < groups, "inotify#{group} of {groups} inotify groups");
             Ok(())
         }
         Target::Eventfd(_) | Target::Timerfd(_) | Target::Signalfd(_) | Target::Epoll(_) => {

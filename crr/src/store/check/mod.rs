@@ -9,6 +9,7 @@ mod event;
 mod externals;
 mod files;
 mod inet;
+mod inotify;
 mod memory;
 mod pipes;
 mod sharing;
@@ -72,6 +73,7 @@ pub fn records(
     inet::check(files).map_err(of(Kind::Files))?;
     terminals::check(files).map_err(of(Kind::Files))?;
     event::check(files).map_err(of(Kind::Files))?;
+    inotify::check(files).map_err(of(Kind::Files))?;
     tree::check(tree, files).map_err(of(Kind::Tree))?;
     terminals::check_control(files, tree).map_err(of(Kind::Files))?;
     event::check_with(tree, files).map_err(of(Kind::Files))?;

@@ -7,6 +7,7 @@ use images::event::{Eventfd, Notify, Timerfd, Watch};
 use images::external::ExternalKind;
 use images::file::{Deleted, Target};
 use images::inet::{InetProtocol, InetSocket, InetState};
+use images::inotify::Inotify;
 use images::memory::{Backing, Run};
 use images::pipe::{Buffer, Fifo};
 use images::seccomp::Seccomp;
@@ -268,8 +269,8 @@ fn files() {
     refused("files.img: path#1: has 4096 bytes, the kernel takes 4095", |s| {
         s.files.paths[1].path = vec![b'/'; 4096]
     });
-    refused("files.img: path#1: is no file, directory, character device or FIFO (mode 0o60644)", |s| {
-        s.files.paths[1].mode = 0o060_644;
+    refused("files.img: path#1: is no kind of file (mode 0o644)", |s| {
+        s.files.paths[1].mode = 0o644;
     });
     refused("files.img: path#1: has a time of 1000000000 ns", |s| s.files.paths[1].mtime.1 = 1_000_000_000);
     let deleted =
@@ -471,6 +472,26 @@ fn event_files() {
         let watch = s.files.epolls[0].watches[0];
         s.files.epolls[0].watches.push(watch);
     });
+}
+
+#[test]
+fn inotify_groups() {
+    let target = |s: &mut Sample, index: usize, target| s.files.descriptions[index].target = target;
+    refused("files.img: description#17: inotify#1 of 1 inotify groups", |s| {
+        target(s, 12, Target::Inotify(1))
+    });
+    refused("files.img: inotify#0 has two descriptions", |s| target(s, 9, Target::Inotify(0)));
+    refused("files.img: an inotify group has no description", |s| target(s, 12, Target::Signalfd(1)));
+    let refused = |what: &str, change: fn(&mut Inotify)| {
+        refused(&format!("files.img: inotify#0: {what}"), |s| change(&mut s.files.inotifies[0]));
+    };
+    refused("its next watch is 0", |group| group.next = 0);
+    refused("its next watch is 2147483648", |group| group.next = 1 << 31);
+    refused("watch 0", |group| group.watches[0].wd = 0);
+    refused("watch 2147483648", |group| group.watches[0].wd = 1 << 31);
+    refused("watch 3 twice", |group| group.watches.push(group.watches[0]));
+    refused("watch 3: for events 0x1000", |group| group.watches[0].mask = 0x1000);
+    refused("watch 3: path#8 of 8 paths", |group| group.watches[0].path = PathId(8));
 }
 
 #[test]

@@ -1,0 +1,67 @@
+//! `/proc/self/mountinfo`: which file systems are mounted where.
+
+use super::{Malformed, decimal};
+
+/// A mounted directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Device of the file system as the kernel has it, major number from bit 20 on.
+    pub device: u32,
+    /// What of the file system is mounted; `/` for all of it.
+    pub root: Vec<u8>,
+    /// Where.
+    pub point: Vec<u8>,
+}
+
+/// Parses the file, in the kernel's order: what was mounted later comes later.
+///
+/// # Errors
+/// [`Malformed`].
+pub fn parse(text: &[u8]) -> Result<Vec<Mount>, Malformed> {
+    let lines = text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| mount(line).ok_or(Malformed { file: "mountinfo", field: "mount" })).collect()
+}
+
+fn mount(line: &[u8]) -> Option<Mount> {
+    let mut words = line.split(|&byte| byte == b' ').skip(2);
+    let (device, root, point) = (words.next()?, words.next()?, words.next()?);
+    let colon = device.iter().position(|&byte| byte == b':')?;
+    let (major, minor): (u32, u32) = (decimal(&device[..colon])?, decimal(&device[colon + 1..])?);
+    Some(Mount { device: major << 20 | minor, root: unescaped(root), point: unescaped(point) })
+}
+
+/// Blanks, tabs, line ends and backslashes are shown by their octal numbers (mangle() of fs/proc_namespace.c).
+fn unescaped(name: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(name.len());
+    let mut rest = name;
+    while let [first, after @ ..] = rest {
+        let code = after.get(..3).filter(|_| *first == b'\\').and_then(super::octal);
+        match code.and_then(|code| u8::try_from(code).ok()) {
+            Some(byte) => {
+                plain.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                plain.push(*first);
+                rest = after;
+            }
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn captured_lines() {
+        let text = b"27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard\n\
+            30 25 0:27 /a\\134b /mnt/with\\040blank rw - tmpfs tmpfs rw\n";
+        let mounts = parse(text).unwrap();
+        assert_eq!(mounts[0], Mount { device: 0xfe0_0000, root: b"/".to_vec(), point: b"/".to_vec() });
+        let second = Mount { device: 27, root: b"/a\\b".to_vec(), point: b"/mnt/with blank".to_vec() };
+        assert_eq!(mounts[1..], [second]);
+        assert!(parse(b"27 1 254 / /\n").is_err());
+    }
+}

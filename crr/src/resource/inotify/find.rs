@@ -1,0 +1,109 @@
+//! The present name of a file that is watched.
+//!
+//! By its handle the kernel opens the file itself, wherever it is by now, and `/proc` shows the name under which it knows it. It
+//! may know none, if nobody has used the file for long; and some file systems have no handles that can be opened (overlayfs, procfs). Then the
+//! names that the tree uses otherwise are tried. Directories are not looked through: that would be an event to whoever watches them.
+
+use super::Nameless;
+use crate::proc::inotify::Watch;
+use crate::proc::mountinfo::{self, Mount};
+use crate::resource::path::{Lost, Paths};
+use crate::sys::inotify as sys;
+use anyhow::{Context, Result};
+use images::PathId;
+use nix::fcntl::{OFlag, readlink};
+use nix::sys::stat::{FileStat, Mode, fstat, lstat};
+use nix::unistd::fchdir;
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+const SYMLINK: Nameless = Nameless::new("its name leads to another file by now");
+const OUTSIDE: Nameless = Nameless {
+    reason: "a deleted file that no task of the tree has open",
+    hint: "have the program remove the watch (inotify_rm_watch) before the dump",
+};
+const NO_HANDLE: Nameless = Nameless {
+    reason: "on a file system that does not tell its name",
+    hint: "have the program open the file or directory as well, or close the descriptor, before the dump",
+};
+const FORGOTTEN: Nameless = Nameless {
+    reason: "the kernel does not know its name at the moment",
+    hint: "look at the file by its name (ls -ld), and dump again",
+};
+
+/// Where file systems are mounted, each asked once.
+#[derive(Debug, Default)]
+pub(super) struct Finder {
+    mounts: Option<Vec<Mount>>,
+    /// For each device, the places where it is mounted, by descriptors that only lead there.
+    roots: HashMap<u32, Vec<OwnedFd>>,
+}
+
+impl Finder {
+    /// The path of what is watched, or why there is none.
+    pub(super) fn find(&mut self, watch: &Watch, paths: &mut Paths) -> Result<Result<PathId, Nameless>> {
+        let mut seen = false;
+        if let Some((kind, handle)) = &watch.handle {
+            for root in self.roots(watch.device)? {
+                let Some(file) = open(root, *kind, handle)? else { continue };
+                let stat = fstat(&file).context("fstat")?;
+                if stat.st_ino != watch.ino {
+                    continue;
+                }
+                seen = true;
+                if stat.st_nlink == 0 {
+                    return Ok(paths.known_deleted(&stat).ok_or(OUTSIDE));
+                }
+                let name =
+                    readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).context("readlink")?;
+                if is_at(&name, &stat) {
+                    return Ok(paths.watched(name.as_bytes(), &stat).map_err(why));
+                }
+            }
+        }
+        if let Some(path) = paths.with_inode(watch.device, watch.ino) {
+            return Ok(Ok(path));
+        }
+        Ok(Err(if seen { FORGOTTEN } else { NO_HANDLE }))
+    }
+
+    fn roots(&mut self, device: u32) -> Result<&[OwnedFd]> {
+        if self.mounts.is_none() {
+            let text = std::fs::read("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
+            let mut mounts = mountinfo::parse(&text)?;
+            // Names below a part of a file system may lead out of that part.
+            mounts.sort_by_key(|mount| mount.root.len());
+            self.mounts = Some(mounts);
+        }
+        let mounts = self.mounts.iter().flatten().filter(|mount| mount.device == device);
+        Ok(self.roots.entry(device).or_insert_with(|| {
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            let points = mounts.map(|mount| OsStr::from_bytes(&mount.point));
+            points.filter_map(|point| nix::fcntl::open(point, flags, Mode::empty()).ok()).collect()
+        }))
+    }
+}
+
+/// Opens a file by its handle below a mounted directory; `None` if there is none.
+fn open(root: &OwnedFd, kind: i32, handle: &[u8]) -> Result<Option<OwnedFd>> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let here = nix::fcntl::open(".", flags, Mode::empty()).context("current directory")?;
+    fchdir(root).context("fchdir")?;
+    let opened = sys::open_by_handle(kind, handle);
+    fchdir(here).context("back to the current directory")?;
+    Ok(opened.ok())
+}
+
+/// Whether a name leads to a file, without following a symbolic link.
+fn is_at(name: &OsStr, file: &FileStat) -> bool {
+    lstat(name).is_ok_and(|there| (there.st_dev, there.st_ino) == (file.st_dev, file.st_ino))
+}
+
+fn why(lost: Lost) -> Nameless {
+    match lost {
+        Lost::Kernel(_) => Nameless::new("on a file system that shows the kernel's state"),
+        _ => SYMLINK,
+    }
+}

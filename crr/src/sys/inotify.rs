@@ -1,0 +1,94 @@
+//! inotify: watches by number, and files by handle.
+//!
+//! # Safety
+//! Pointers lead to live objects of the size that each call reads or writes; descriptors that a successful call
+//! returns are new and ours.
+#![allow(unsafe_code)]
+
+use super::check;
+use nix::errno::Errno;
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+fn own(fd: libc::c_int) -> nix::Result<OwnedFd> {
+    let fd = check(fd)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// inotify_init1(2), close-on-exec.
+///
+/// # Errors
+/// EMFILE: too many files, or groups of this user.
+pub fn create() -> nix::Result<OwnedFd> {
+    // SAFETY: plain numbers.
+    own(unsafe { libc::inotify_init1(libc::IN_CLOEXEC) })
+}
+
+/// inotify_add_watch(2): the number of the watch.
+///
+/// # Errors
+/// As inotify_add_watch(2).
+pub fn watch(group: BorrowedFd<'_>, path: &CStr, mask: u32) -> nix::Result<u32> {
+    // SAFETY: the path ends with its NUL.
+    let wd = check(unsafe { libc::inotify_add_watch(group.as_raw_fd(), path.as_ptr(), mask) })?;
+    u32::try_from(wd).map_err(|_| Errno::EINVAL)
+}
+
+/// inotify_rm_watch(2).
+///
+/// # Errors
+/// EINVAL for a number that no watch has.
+pub fn unwatch(group: BorrowedFd<'_>, wd: u32) -> nix::Result<()> {
+    // SAFETY: plain numbers.
+    check(unsafe { libc::inotify_rm_watch(group.as_raw_fd(), wd.cast_signed()) }).map(drop)
+}
+
+/// INOTIFY_IOC_SETNEXTWD: the number of the next watch, if it is free.
+///
+/// # Errors
+/// ENOTTY without CONFIG_CHECKPOINT_RESTORE.
+pub fn set_next(group: BorrowedFd<'_>, wd: u32) -> nix::Result<()> {
+    // _IOW('I', 0, __s32), include/uapi/linux/inotify.h; the number itself is the argument.
+    const INOTIFY_IOC_SETNEXTWD: libc::c_ulong = 0x4004_4900;
+    // SAFETY: no pointers.
+    check(unsafe { libc::ioctl(group.as_raw_fd(), INOTIFY_IOC_SETNEXTWD, libc::c_ulong::from(wd)) }).map(drop)
+}
+
+/// FIONREAD: bytes of events that are not read yet.
+///
+/// # Errors
+/// ENOTTY if it is no such file.
+pub fn unread(group: BorrowedFd<'_>) -> nix::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: writes one int.
+    check(unsafe { libc::ioctl(group.as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
+    usize::try_from(bytes).map_err(|_| Errno::EINVAL)
+}
+
+/// Bytes of the longest handle: MAX_HANDLE_SZ.
+const HANDLE_MAX: usize = 128;
+
+/// `struct file_handle` with room for any.
+#[repr(C)]
+struct Handle {
+    bytes: u32,
+    kind: i32,
+    handle: [u8; HANDLE_MAX],
+}
+
+/// open_by_handle_at(2) in the file system of the current directory, for its path only. For that file system alone a directory that
+/// is opened for its path only will not do; and to open one for reading is an event to whoever watches it.
+///
+/// # Errors
+/// ESTALE if there is no such file, EOPNOTSUPP where files have no handles, EPERM without CAP_DAC_READ_SEARCH.
+pub fn open_by_handle(kind: i32, handle: &[u8]) -> nix::Result<OwnedFd> {
+    let length = u32::try_from(handle.len()).map_err(|_| Errno::EINVAL)?;
+    let mut whole = Handle { bytes: length, kind, handle: [0; HANDLE_MAX] };
+    whole.handle.get_mut(..handle.len()).ok_or(Errno::EINVAL)?.copy_from_slice(handle);
+    let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    // SAFETY: reads the head of the handle and as many bytes as that says, all of them ours.
+    let fd =
+        check(unsafe { libc::syscall(libc::SYS_open_by_handle_at, libc::AT_FDCWD, &raw mut whole, flags) })?;
+    own(i32::try_from(fd).map_err(|_| Errno::EBADF)?)
+}

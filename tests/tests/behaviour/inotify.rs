@@ -1,0 +1,19 @@
+//! inotify.
+
+use tests::case::Workload;
+
+const fn inotify(case: &'static str) -> Workload {
+    Workload::new("inotify", case)
+}
+
+tests::survives! {
+    all => inotify("all");
+    flags => inotify("flags");
+    renamed => inotify("renamed");
+    deleted => inotify("deleted");
+    quiet => inotify("quiet");
+    unread_events => inotify("unread_events");
+    read_in_progress => inotify("read_in_progress");
+    between_abis => inotify("between_abis");
+    many => inotify("many");
+}
