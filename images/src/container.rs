@@ -66,8 +66,7 @@ impl Kind {
     #[must_use]
     pub const fn version(self) -> u16 {
         match self {
-            Self::Files => 4,
-            Self::Tree => 3,
+            Self::Tree | Self::Files => 4,
             Self::Inventory | Self::Memory => 2,
             Self::Pages => 1,
         }

@@ -1,4 +1,4 @@
-//! File locks: of tasks (POSIX) and of open file descriptions (flock(2), OFD).
+//! File locks: of tasks (POSIX) and of open file descriptions (flock(2), OFD); leases.
 
 use crate::id::TaskFd;
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub struct Lock {
     /// By what call.
     pub kind: LockKind,
-    /// Exclusive, or shared with others.
+    /// Exclusive, or shared with others; of a lease, whether it tells of readers, too.
     pub exclusive: bool,
     /// The descriptor of this task by which it is taken.
     pub fd: TaskFd,
@@ -27,4 +27,6 @@ pub enum LockKind {
     Flock,
     /// Of the description: fcntl(F_OFD_SETLK).
     Ofd,
+    /// A lease on the whole file, of the description: fcntl(F_SETLEASE).
+    Lease,
 }

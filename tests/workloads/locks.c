@@ -124,3 +124,81 @@ CASE(between_abis)
 	checkpoint();
 	finish(child);
 }
+
+static volatile sig_atomic_t broken, broken_fd;
+
+static void on_break(int signal, siginfo_t *info, void *context)
+{
+	(void)context;
+	broken = signal;
+	broken_fd = info->si_fd;
+}
+
+static void check_lease(int fd, int type, const char *name, int signal)
+{
+	CHECK(MUST(fcntl(fd, F_GETLEASE)) == type, "the lease of %s is %d", name, fcntl(fd, F_GETLEASE));
+	pid_t child = MUST(fork());
+	if (child == 0) {
+		close(fd);
+		int opened = open(name, O_RDWR | O_NONBLOCK);
+		_exit(opened == -1 && errno == EWOULDBLOCK ? 0 : 1);
+	}
+	int status = 0;
+	while (waitpid(child, &status, 0) == -1 && errno == EINTR)
+		;
+	CHECK(status == 0, "%s was opened", name);
+	for (int i = 0; i < 1000 && broken == 0; i++)
+		usleep(1000);
+	CHECK(broken == signal && broken_fd == (signal == SIGIO ? broken_fd : fd), "%s: signal %d, fd %d", name, broken,
+	      broken_fd);
+	broken = 0;
+	MUST(fcntl(fd, F_SETLEASE, F_UNLCK));
+	close(MUST(open(name, O_RDWR | O_NONBLOCK)));
+}
+
+/* Leases of both kinds, by a descriptor for reading and one for writing, with signals of all sorts. */
+CASE(leases)
+{
+	struct sigaction action = { .sa_sigaction = on_break, .sa_flags = SA_SIGINFO | SA_RESTART };
+	MUST(sigaction(SIGIO, &action, NULL));
+	MUST(sigaction(SIGRTMIN + 2, &action, NULL));
+	MUST(sigaction(SIGRTMIN + 3, &action, NULL));
+	close(make("read"));
+	close(make("read by"));
+	int writer = make("write"), reader = MUST(open("read", O_RDONLY)), other = MUST(open("read by", O_RDONLY));
+	MUST(fcntl(writer, F_SETSIG, SIGRTMIN + 2));
+	MUST(fcntl(writer, F_SETLEASE, F_WRLCK));
+	MUST(fcntl(reader, F_SETLEASE, F_RDLCK));
+	MUST(fcntl(other, F_SETSIG, SIGRTMIN + 3));
+	MUST(fcntl(other, F_SETLEASE, F_WRLCK));
+	checkpoint();
+	CHECK(broken == 0, "signal %d", broken);
+	check_lease(writer, F_WRLCK, "write", SIGRTMIN + 2);
+	check_lease(reader, F_RDLCK, "read", SIGIO);
+	check_lease(other, F_WRLCK, "read by", SIGRTMIN + 3);
+}
+
+/* Fd 10 has a lease of the parent. */
+CASE(other_side)
+{
+	prepared();
+	wait_for_go();
+	CHECK(fcntl(10, F_GETLEASE) == F_WRLCK, "the lease is %d", fcntl(10, F_GETLEASE));
+	MUST(fcntl(10, F_SETLEASE, F_UNLCK));
+}
+
+/* A description with a lease that tasks of both ABIs have, taken by the second of them. */
+CASE(leases_between_abis)
+{
+	struct sigaction action = { .sa_sigaction = on_break, .sa_flags = SA_SIGINFO | SA_RESTART };
+	MUST(sigaction(SIGRTMIN + 2, &action, NULL));
+	int fd = make("file");
+	MUST(dup2(fd, 10));
+	MUST(fcntl(fd, F_SETSIG, SIGRTMIN + 2));
+	MUST(fcntl(fd, F_SETLEASE, F_WRLCK));
+	pid_t child = spawn_abi(other_abi, "other_side", NULL);
+	checkpoint();
+	CHECK(fcntl(fd, F_GETLEASE) == F_WRLCK, "the lease is %d", fcntl(fd, F_GETLEASE));
+	finish(child);
+	CHECK(fcntl(fd, F_GETLEASE) == F_UNLCK, "the lease is %d", fcntl(fd, F_GETLEASE));
+}

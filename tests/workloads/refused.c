@@ -80,17 +80,48 @@ CASE(memory)
 	attached[0] = 1;
 }
 
-CASE(locks)
+static void name_lease(int fd, const char *what)
+{
+	char text[128];
+	snprintf(text, sizeof(text), "fd %d%s", fd, what);
+	name(text);
+}
+
+/* Leases that nobody could take again. */
+CASE(leases)
 {
 	int pair[2];
 	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
-	int whole = make("whole"), leased = make("leased");
-	MUST(flock(whole, LOCK_EX));
-	MUST(fcntl(leased, F_SETLEASE, F_WRLCK));
-	name_fd(leased);
+	signal(SIGIO, SIG_IGN);
+	int deleted = make("deleted"), mapped = make("mapped"), breaking = make("breaking");
+	MUST(unlink("deleted"));
+	MUST(fcntl(deleted, F_SETLEASE, F_WRLCK));
+	name_lease(deleted, " (");
+	name("has a lease, and the file has been deleted");
+	MUST(ftruncate(mapped, (off_t)PAGE));
+	MUST((char *)mmap(NULL, PAGE, PROT_READ, MAP_SHARED, mapped, 0));
+	MUST(fcntl(mapped, F_SETLEASE, F_WRLCK));
+	name_lease(mapped, ": its lease: is on a file that is mapped, too");
+	MUST(fcntl(breaking, F_SETLEASE, F_WRLCK));
+	CHECK(open("breaking", O_RDONLY | O_NONBLOCK) == -1 && errno == EWOULDBLOCK, "not leased");
+	name_lease(breaking, " (");
+	name("has a lease that somebody has broken just now");
 	checkpoint();
 	check_alive(pair);
-	CHECK(flock(open("whole", O_RDWR), LOCK_EX | LOCK_NB) == -1 && errno == EWOULDBLOCK, "the lock is gone");
+	CHECK(fcntl(deleted, F_GETLEASE) == F_WRLCK && fcntl(mapped, F_GETLEASE) == F_WRLCK, "the leases");
+}
+
+/* A lease of a user who may not take it any more, on a file that is not his. */
+CASE(lease_of_another)
+{
+	int pair[2];
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	int fd = make("leased");
+	MUST(fcntl(fd, F_SETLEASE, F_WRLCK));
+	MUST(setresuid(4321, 4321, 4321));
+	name_lease(fd, ": its lease: is on a file that the task does not own");
+	checkpoint();
+	check_alive(pair);
 }
 
 /* A filter that could leave a call to another process; nobody knows which. */

@@ -19,6 +19,7 @@ use anyhow::{Context, Result};
 use images::event::{Epoll, Notify};
 use images::file::{Description, FdEntry, Files, Path, Target};
 use images::inotify::Inotify;
+use images::memory::{Backing, Space};
 use images::netlink::NetlinkSocket;
 use images::task::{Task, Zombie};
 use images::{DescriptionId, Pid, TaskFd};
@@ -156,7 +157,7 @@ impl Table {
         terminal: Terminal,
         refuse: &mut Refuse<'_>,
     ) -> Result<Option<DescriptionId>> {
-        if lock::refuse_others(&open.info.locks, &open.describe(), refuse) {
+        if lock::refuse_others(&open.info.locks, open.stat.st_nlink > 0, &open.describe(), refuse) {
             return Ok(None);
         }
         let flags = open.info.flags & !O_CLOEXEC;
@@ -211,6 +212,22 @@ impl Table {
         locks.refuse_outsiders(tree, holder, refusals)?;
         locks.distribute(tasks, refusals);
         Ok(())
+    }
+
+    /// Refuses leases that nobody could take again.
+    pub(crate) fn refuse_leases(&self, tasks: &[Task], spaces: &[Space], refusals: &mut Refusals) {
+        let backings = || spaces.iter().flat_map(|space| &space.vmas).map(|vma| vma.backing);
+        let maps = |path| {
+            let of_it = |backing| matches!(backing, Backing::PrivateFile(of, _) | Backing::SharedFile(of, _) if of == path);
+            backings().any(of_it) || tasks.iter().any(|task| task.exe == path)
+        };
+        let file = |id: DescriptionId| {
+            let Target::Path(path) = self.descriptions.get(id.0 as usize)?.target else { return None };
+            let (pid, fd) = *self.holders.get(id.0 as usize)?;
+            let owner = Dir::task(pid).and_then(|dir| dir.stat(&format!("fd/{fd}"))).ok()?.st_uid;
+            Some((path, owner))
+        };
+        lock::refuse_leases(tasks, file, maps, refusals);
     }
 
     /// Looks a descriptor up among those like it: its description, or where it belongs in their order.

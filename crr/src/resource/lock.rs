@@ -1,4 +1,4 @@
-//! File locks: which there are, by the `lock:` lines of fdinfo.
+//! File locks and leases: which there are, by the `lock:` lines of fdinfo.
 //!
 //! A task takes its own again at restore ([`crate::restore::lock`]): what a lock belongs to, and the pid that `/proc/locks` shows for it,
 //! are those of whoever calls.
@@ -11,13 +11,14 @@ use crate::sys::kcmp::{Kind, kcmp};
 use anyhow::{Context, Result};
 use images::lock::{Lock, LockKind};
 use images::task::Task;
-use images::{DescriptionId, Pid, TaskFd};
+use images::{DescriptionId, PathId, Pid, TaskFd};
 use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::ffi::OsString;
 
 /// The way out for what is not restored.
 const RELEASE: &str = "have the program release it before the dump";
+const ANSWER: &str = "have the program give it up (F_SETLEASE), or dump again when that is done";
 
 /// A line as the kernel prints it: lock_get_status() of fs/locks.c.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,11 +33,12 @@ struct Line {
 
 fn parse(line: &[u8]) -> Option<Line> {
     let words: Vec<&[u8]> = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).collect();
-    let [_, kind, _, access, pid, _, start, end] = words[..] else { return None };
-    let kind = match kind {
-        b"POSIX" => LockKind::Posix,
-        b"FLOCK" => LockKind::Flock,
-        b"OFDLCK" => LockKind::Ofd,
+    let [_, kind, state, access, pid, _, start, end] = words[..] else { return None };
+    let kind = match (kind, state) {
+        (b"POSIX", _) => LockKind::Posix,
+        (b"FLOCK", _) => LockKind::Flock,
+        (b"OFDLCK", _) => LockKind::Ofd,
+        (b"LEASE", b"ACTIVE") => LockKind::Lease,
         _ => return None,
     };
     let exclusive = match access {
@@ -52,13 +54,27 @@ fn parse(line: &[u8]) -> Option<Line> {
 /// A file: device and inode.
 type File = (u64, u64);
 
-/// Refuses what is held and is no lock, such as a lease: opening such a file again would break that. Whether there was any.
-pub(crate) fn refuse_others(lines: &[Vec<u8>], object: &str, refuse: &mut Refuse<'_>) -> bool {
-    let mut others = lines.iter().filter(|line| parse(line).is_none()).peekable();
-    let any = others.peek().is_some();
-    for text in others {
-        let text = String::from_utf8_lossy(text).into_owned();
-        refuse.with_hint(object, format!("a lease or the like is held ({text})"), RELEASE);
+/// Refuses what is held and cannot be taken again: delegations; a lease that is being broken; one on a file that crr
+/// would have to open, which would break it. Whether there was any.
+pub(crate) fn refuse_others(
+    lines: &[Vec<u8>],
+    has_name: bool,
+    object: &str,
+    refuse: &mut Refuse<'_>,
+) -> bool {
+    let mut any = false;
+    for text in lines {
+        let (reason, hint) = match parse(text) {
+            Some(line) if line.kind != LockKind::Lease || has_name => continue,
+            Some(_) => ("has a lease, and the file has been deleted".to_owned(), RELEASE),
+            None if text.windows(8).any(|word| word == b"BREAKING") => (
+                "has a lease that somebody has broken just now, and the time to answer runs".to_owned(),
+                ANSWER,
+            ),
+            None => (format!("something is held ({})", String::from_utf8_lossy(text)), RELEASE),
+        };
+        refuse.with_hint(object, reason, hint);
+        any = true;
     }
     any
 }
@@ -163,6 +179,35 @@ impl Table {
     }
 }
 
+/// Refuses leases that could not be taken again: what a mapping needs open makes an exclusive one impossible, and only who owns the file or
+/// has CAP_LEASE may ask (setlease() of fs/locks.c). `file` tells path and owner of what a description is open on, `mapped` whether a path is mapped.
+pub(crate) fn refuse_leases(
+    tasks: &[Task],
+    file: impl Fn(DescriptionId) -> Option<(PathId, u32)>,
+    mapped: impl Fn(PathId) -> bool,
+    refusals: &mut Refusals,
+) {
+    const CAP_LEASE: u64 = 1 << 28;
+    const UNMAP_OR_RELEASE: &str = "have the program release the lease, or unmap the file, before the dump";
+    for task in tasks {
+        for lock in task.locks.iter().filter(|lock| lock.kind == LockKind::Lease) {
+            let entry = task.fds.iter().find(|entry| entry.fd == lock.fd);
+            let Some((path, owner)) = entry.and_then(|entry| file(entry.description)) else { continue };
+            let comm = comm_of(task.pid);
+            let mut refuse = |reason, hint| {
+                refusals.task((task.pid, &comm), format!("fd {}: its lease", lock.fd), reason, Some(hint));
+            };
+            if lock.exclusive && mapped(path) {
+                refuse("is on a file that is mapped, too", UNMAP_OR_RELEASE);
+            }
+            let caller = &task.threads[0].creds;
+            if caller.uid[3] != owner && caller.cap_effective & CAP_LEASE == 0 {
+                refuse("is on a file that the task does not own, and it has no CAP_LEASE", RELEASE);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,7 +224,9 @@ mod tests {
             parse(b"2: OFDLCK ADVISORY  WRITE -1 fe:00:3 4294967296 EOF"),
             line(LockKind::Ofd, true, -1, 1 << 32, 0)
         );
-        assert_eq!(parse(b"1: LEASE  ACTIVE    READ 9 fe:00:3 0 EOF"), None);
+        assert_eq!(parse(b"1: LEASE  ACTIVE    READ 9 fe:00:3 0 EOF"), line(LockKind::Lease, false, 9, 0, 0));
+        assert_eq!(parse(b"1: LEASE  BREAKING  UNLCK 9 fe:00:3 0 EOF"), None);
+        assert_eq!(parse(b"1: DELEG  ACTIVE    READ 9 fe:00:3 0 EOF"), None);
         assert_eq!(parse(b"1: POSIX  ADVISORY  WRITE 9 fe:00:3 5 3"), None);
     }
 }

@@ -158,13 +158,20 @@ impl Paths {
         Ok(id)
     }
 
-    /// The record for a file that is watched and has a name, where `found` is what lies there: perhaps a symbolic link.
-    pub(crate) fn watched(&mut self, name: &[u8], found: &FileStat) -> Result<PathId, Lost> {
-        if file_type(found.st_mode) != SFlag::S_IFLNK {
-            return self.resolve(name, found, || Err(io::ErrorKind::NotFound.into()));
+    /// The record for a file that is watched and lies under this name: `there` is what lstat(2) says of it.
+    pub(crate) fn watched(&mut self, name: &[u8], there: &FileStat) -> Result<PathId, Lost> {
+        let is_link = file_type(there.st_mode) == SFlag::S_IFLNK;
+        if !is_link && self.by_name.contains_key(name) {
+            return self.resolve(name, there, || Err(io::ErrorKind::NotFound.into()));
+        }
+        if let Some(kernel) = self.kernel_file_system(name, there.st_dev) {
+            return Err(Lost::Kernel(kernel));
         }
         let id = PathId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
-        self.list.push(record(name, found));
+        self.list.push(record(name, there));
+        if !is_link {
+            self.by_name.insert(name.to_vec(), Found::Known { dev: there.st_dev, ino: there.st_ino, id });
+        }
         Ok(id)
     }
 

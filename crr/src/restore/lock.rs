@@ -1,4 +1,4 @@
-//! Taking file locks again, while all threads are held.
+//! Taking file locks and leases again, while all threads are held.
 //!
 //! Each is taken by a call of the task that had it: from then on it is the task's own, or its description's, and no descriptor of the
 //! same file is closed any more, which would drop all of the task's (POSIX) locks on it.
@@ -40,6 +40,11 @@ fn take(lock: &Lock, stopped: Stopped, syscall_at: u64, patience: &Patience) -> 
         const LOCK_NB: u64 = 4;
         let how = if lock.exclusive { LOCK_EX } else { LOCK_SH };
         return call(stopped, syscall_at, flock, &[fd, how | LOCK_NB], patience);
+    }
+    if lock.kind == LockKind::Lease {
+        // include/uapi/linux/fcntl.h
+        const F_SETLEASE: u64 = 1024;
+        return call(stopped, syscall_at, fcntl, &[fd, F_SETLEASE, u64::from(lock.exclusive)], patience);
     }
     // F_SETLK of x86_64, and F_SETLK64 of ia32.
     let command = match (lock.kind, regs::mode(&stopped.regs()?)) {

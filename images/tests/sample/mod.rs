@@ -423,7 +423,10 @@ fn task(pid: Pid, ppid: Pid, abi: Abi) -> Task {
         ],
         timers: vec![timer(abi)],
         fds: vec![fd(0, 0, false), fd(1, 2, false), fd(3, 1, true), fd(7, 3, false)],
-        locks: vec![Lock { kind: LockKind::Ofd, exclusive: true, fd: TaskFd(7), start: 3, len: 1 << 33 }],
+        locks: vec![
+            Lock { kind: LockKind::Ofd, exclusive: true, fd: TaskFd(7), start: 3, len: 1 << 33 },
+            Lock { kind: LockKind::Lease, exclusive: false, fd: TaskFd(3), start: 0, len: 0 },
+        ],
         ldt: vec![UserDesc { entry: 3, base: 0x1000_0000, limit: 0xfff, flags: 0x51 }],
         threads: vec![
             thread(pid, abi, Seccomp::Filters { filters: vec![FilterId(0), FilterId(1)], speculation: true }),

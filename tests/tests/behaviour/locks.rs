@@ -13,6 +13,8 @@ tests::survives! {
     kinds => locks("kinds");
     waited_for => locks("waited_for");
     between_abis => locks("between_abis");
+    leases => locks("leases");
+    leases_between_abis => locks("leases_between_abis");
 }
 
 /// Somebody else has taken a lock meanwhile: nothing comes back, and everything once it is free.

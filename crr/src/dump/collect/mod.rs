@@ -137,6 +137,7 @@ pub(super) fn collect(
     if whole {
         tables.files.dump_sockets(&mut tables.paths, tables.terminal, &mut refusals)?;
         tables.files.give_locks(&pids, &mut tasks, &mut refusals)?;
+        tables.files.refuse_leases(&tasks, &spaces, &mut refusals);
         let ptys =
             tables.files.relate_terminals(&standings, tables.terminal, tables.guarded, &mut refusals)?;
         tree::check_terminals(&standings, shell_job, &ptys, &strangers, &mut refusals);

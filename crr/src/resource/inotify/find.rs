@@ -33,12 +33,25 @@ const FORGOTTEN: Nameless = Nameless {
     hint: "look at the file by its name (ls -ld), and dump again",
 };
 
-/// Where file systems are mounted, each asked once.
+/// Where file systems are mounted, each asked once. While it looks for files it is in their file systems, and in the end back where
+/// crr was.
 #[derive(Debug, Default)]
 pub(super) struct Finder {
     mounts: Option<Vec<Mount>>,
     /// For each device, the places where it is mounted, by descriptors that only lead there.
     roots: HashMap<u32, Vec<OwnedFd>>,
+    here: Option<OwnedFd>,
+    /// Where it is: device, and which of its places.
+    at: Option<(u32, usize)>,
+}
+
+impl Drop for Finder {
+    fn drop(&mut self) {
+        // It was the current directory, and is one still.
+        if let Some(Err(errno)) = self.here.take().map(fchdir) {
+            log::warn!("back to the current directory: {errno}");
+        }
+    }
 }
 
 impl Finder {
@@ -46,8 +59,9 @@ impl Finder {
     pub(super) fn find(&mut self, watch: &Watch, paths: &mut Paths) -> Result<Result<PathId, Nameless>> {
         let mut seen = false;
         if let Some((kind, handle)) = &watch.handle {
-            for root in self.roots(watch.device)? {
-                let Some(file) = open(root, *kind, handle)? else { continue };
+            for root in 0..self.roots(watch.device)?.len() {
+                self.go(watch.device, root)?;
+                let Ok(file) = sys::open_by_handle(*kind, handle) else { continue };
                 let stat = fstat(&file).context("fstat")?;
                 if stat.st_ino != watch.ino {
                     continue;
@@ -69,6 +83,18 @@ impl Finder {
         Ok(Err(if seen { FORGOTTEN } else { NO_HANDLE }))
     }
 
+    /// Makes a place where a device is mounted the current directory.
+    fn go(&mut self, device: u32, root: usize) -> Result<()> {
+        if self.at != Some((device, root)) {
+            if self.here.is_none() {
+                self.here = Some(open_path(".").context("current directory")?);
+            }
+            fchdir(&self.roots[&device][root]).context("fchdir")?;
+            self.at = Some((device, root));
+        }
+        Ok(())
+    }
+
     fn roots(&mut self, device: u32) -> Result<&[OwnedFd]> {
         if self.mounts.is_none() {
             let text = std::fs::read("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
@@ -79,21 +105,15 @@ impl Finder {
         }
         let mounts = self.mounts.iter().flatten().filter(|mount| mount.device == device);
         Ok(self.roots.entry(device).or_insert_with(|| {
-            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-            let points = mounts.map(|mount| OsStr::from_bytes(&mount.point));
-            points.filter_map(|point| nix::fcntl::open(point, flags, Mode::empty()).ok()).collect()
+            mounts.filter_map(|mount| open_path(OsStr::from_bytes(&mount.point)).ok()).collect()
         }))
     }
 }
 
-/// Opens a file by its handle below a mounted directory; `None` if there is none.
-fn open(root: &OwnedFd, kind: i32, handle: &[u8]) -> Result<Option<OwnedFd>> {
+/// Opens a directory without reading it, which nobody is told of.
+fn open_path<P: nix::NixPath + ?Sized>(path: &P) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let here = nix::fcntl::open(".", flags, Mode::empty()).context("current directory")?;
-    fchdir(root).context("fchdir")?;
-    let opened = sys::open_by_handle(kind, handle);
-    fchdir(here).context("back to the current directory")?;
-    Ok(opened.ok())
+    nix::fcntl::open(path, flags, Mode::empty())
 }
 
 /// Whether a name leads to a file, without following a symbolic link.

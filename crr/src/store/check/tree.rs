@@ -5,6 +5,7 @@ use crate::ptrace::regs;
 use crate::resource::zombie;
 use images::Pid;
 use images::file::Files;
+use images::lock::LockKind;
 use images::seccomp::{Filter, INSTRUCTION, MAX_INSTRUCTIONS, Seccomp};
 use images::signal::{Action, Pending, SIGINFO_SIZE};
 use images::task::{End, Task, Tree, Zombie};
@@ -121,6 +122,8 @@ fn check_locks(task: &Task) -> Check {
         // A table that is another task's is empty here.
         let open = task.shares.files.is_some() || task.fds.iter().any(|entry| entry.fd == lock.fd);
         ensure!(open, "a lock by fd {}, which is not open", lock.fd);
+        let whole = (lock.start, lock.len) == (0, 0);
+        ensure!(whole || lock.kind != LockKind::Lease, "a lease on a part of a file");
         let end = lock.start.checked_add(lock.len).and_then(|end| i64::try_from(end).ok());
         ensure!(end.is_some(), "a lock from {:#x} on", lock.start);
     }

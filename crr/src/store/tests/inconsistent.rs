@@ -156,6 +156,7 @@ fn properties_of_tasks() {
         s.tree.tasks[0].actions.push(action);
     });
     refused("tree.img: task 100: a lock by fd 8, which is not open", |s| s.tree.tasks[0].locks[0].fd.0 = 8);
+    refused("tree.img: task 100: a lease on a part of a file", |s| s.tree.tasks[0].locks[1].len = 1);
     refused("tree.img: task 100: a lock from 0x8000000000000000 on", |s| {
         s.tree.tasks[0].locks[0].start = 1 << 63;
     });
@@ -478,10 +479,10 @@ fn event_files() {
 fn inotify_groups() {
     let target = |s: &mut Sample, index: usize, target| s.files.descriptions[index].target = target;
     refused("files.img: description#17: inotify#1 of 1 inotify groups", |s| {
-        target(s, 12, Target::Inotify(1))
+        target(s, 17, Target::Inotify(1))
     });
     refused("files.img: inotify#0 has two descriptions", |s| target(s, 9, Target::Inotify(0)));
-    refused("files.img: an inotify group has no description", |s| target(s, 12, Target::Signalfd(1)));
+    refused("files.img: an inotify group has no description", |s| target(s, 17, Target::Signalfd(1)));
     let refused = |what: &str, change: fn(&mut Inotify)| {
         refused(&format!("files.img: inotify#0: {what}"), |s| change(&mut s.files.inotifies[0]));
     };
@@ -491,7 +492,7 @@ fn inotify_groups() {
     refused("watch 2147483648", |group| group.watches[0].wd = 1 << 31);
     refused("watch 3 twice", |group| group.watches.push(group.watches[0]));
     refused("watch 3: for events 0x1000", |group| group.watches[0].mask = 0x1000);
-    refused("watch 3: path#8 of 8 paths", |group| group.watches[0].path = PathId(8));
+    refused("watch 3: path#9 of 9 paths", |group| group.watches[0].path = PathId(9));
 }
 
 #[test]
