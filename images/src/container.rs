@@ -305,7 +305,7 @@ mod tests {
     fn newer_versions_are_told() {
         let found = error(&with_header(10, &[99, 0]));
         assert_eq!(found, Error::Version { found: 99, known: Kind::Tree.version() });
-        assert_eq!(found.to_string(), "has format version 99; this crr reads version 3");
+        assert_eq!(found.to_string(), "has format version 99; this crr reads version 4");
     }
 
     #[test]

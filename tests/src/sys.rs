@@ -77,6 +77,18 @@ pub fn has_keys() -> bool {
     answer >= 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
 }
 
+/// Whether io_uring, performance counters, BPF and userfaultfd may all be used here.
+#[must_use]
+pub fn has_kernel_helpers() -> bool {
+    let calls = [libc::SYS_io_uring_setup, libc::SYS_perf_event_open, libc::SYS_bpf, libc::SYS_userfaultfd];
+    calls.into_iter().all(|call| {
+        // SAFETY: nowhere from 0 on is anything to be read, and -1 is no valid flag of userfaultfd(2).
+        let answer = unsafe { libc::syscall(call, -1i64, 0, -1, -1, 0) };
+        let errno = std::io::Error::last_os_error().raw_os_error();
+        answer >= 0 || !matches!(errno, Some(libc::ENOSYS | libc::EPERM))
+    })
+}
+
 /// Sends any signal, also one that nix has no name for.
 ///
 /// # Errors

@@ -5,6 +5,7 @@
 #include <linux/seccomp.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/fanotify.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/ipc.h>
@@ -72,9 +73,6 @@ CASE(memory)
 	char *attached = MUST((char *)shmat(segment, NULL, 0));
 	MUST(shmctl(segment, IPC_RMID, NULL));
 	name_address(attached);
-	aio_context_t ring = 0;
-	MUST((int)syscall(SYS_io_setup, 8, &ring));
-	name_address((void *)(uintptr_t)ring);
 	checkpoint();
 	check_alive(pair);
 	attached[0] = 1;
@@ -155,6 +153,97 @@ CASE(memory_to_itself)
 	checkpoint();
 	CHECK(strcmp(secret, "secret") == 0, "%s", secret);
 	CHECK(munmap(sealed, PAGE) == -1 && errno == EPERM, "no longer sealed");
+}
+
+static void name_with(int fd, const char *what)
+{
+	char text[64];
+	snprintf(text, sizeof(text), "fd %d (%s", fd, what);
+	name(text);
+}
+
+static void name_mapping(const void *address, const char *what)
+{
+	char text[96];
+	snprintf(text, sizeof(text), "0x%lx-0x%lx (%s", (unsigned long)(uintptr_t)address,
+		 (unsigned long)(uintptr_t)address + PAGE, what);
+	name(text);
+}
+
+static int make_ring(uint32_t flags)
+{
+	/* struct io_uring_params: 120 bytes. IORING_SETUP_SQPOLL 2, with its thread for 100 s. */
+	uint32_t parameters[30] = { [2] = flags, [4] = 100000 };
+	return (int)MUST(syscall(425, 4, parameters));
+}
+
+static int make_map(void)
+{
+	/* BPF_MAP_CREATE of BPF_MAP_TYPE_HASH, 4 bytes to 4 bytes, 8 entries. */
+	uint32_t attributes[32] = { 1, 4, 4, 8 };
+	return (int)MUST(syscall(SYS_bpf, 0, attributes, sizeof(attributes)));
+}
+
+static int load_program(void)
+{
+	/* BPF_PROG_LOAD of a socket filter: r0 = 0, exit. */
+	static const uint64_t code[] = { 0xb7, 0x95 };
+	uint64_t attributes[16] = { 1 | (uint64_t)LENGTH(code) << 32, (uintptr_t)code, (uintptr_t) "GPL" };
+	return (int)MUST(syscall(SYS_bpf, 5, attributes, sizeof(attributes)));
+}
+
+/* Counts the time that this task runs, by software alone. */
+static int make_counter(void)
+{
+	/* struct perf_event_attr as it was first: type PERF_TYPE_SOFTWARE, size, PERF_COUNT_SW_TASK_CLOCK. */
+	uint64_t attributes[8] = { 1 | (uint64_t)64 << 32, 1 };
+	return (int)MUST(syscall(SYS_perf_event_open, attributes, 0, -1, -1, 0));
+}
+
+/* What the kernel does for a task on its own: it has parts that nobody could make again. */
+CASE(kernel_helpers)
+{
+	int pair[2];
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	int ring = make_ring(0), counter = make_counter(), map = make_map(), program = load_program(),
+	    faults = (int)MUST(syscall(SYS_userfaultfd, 1)), fanotify = MUST(fanotify_init(FAN_CLASS_CONTENT, O_RDONLY));
+	name_with(ring, "anon_inode:[io_uring]): io_uring is not supported");
+	name_with(counter, "anon_inode:[perf_event]): performance counters are not supported");
+	name_with(map, "anon_inode:bpf-map): BPF maps are not supported");
+	name_with(program, "anon_inode:bpf-prog): BPF programs are not supported");
+	name_with(faults, "anon_inode:[userfaultfd]): userfaultfd is not supported");
+	name_with(fanotify, "anon_inode:[fanotify]): fanotify descriptors are not supported");
+	checkpoint();
+	check_alive(pair);
+}
+
+/* Rings alone, whose descriptors are closed. */
+CASE(rings)
+{
+	int pair[2], ring = make_ring(0), counter = make_counter();
+	aio_context_t context = 0;
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	const char *mapped = MUST((char *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, ring, 0)),
+		   *counted = MUST((char *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, counter, 0));
+	close(ring);
+	close(counter);
+	name_mapping(mapped, "anon_inode:[io_uring]): io_uring is not supported");
+	name_mapping(counted, "anon_inode:[perf_event]): performance counters are not supported");
+	MUST((int)syscall(SYS_io_setup, 8, &context));
+	name_mapping((void *)(uintptr_t)context, "/[aio] (deleted)): an AIO context");
+	checkpoint();
+	check_alive(pair);
+}
+
+/* A thread that the kernel runs in the task, and that does not stop for anybody. */
+CASE(kernel_thread)
+{
+	int pair[2], ring = make_ring(2);
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	name_with(ring, "anon_inode:[io_uring]): io_uring is not supported");
+	name("a thread that the kernel has put into the task");
+	checkpoint();
+	check_alive(pair);
 }
 
 /* Keys that only the task or only one thread can find. */

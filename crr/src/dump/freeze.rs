@@ -177,6 +177,14 @@ impl Frozen {
         loop {
             let mut new = dir.numbers::<Pid>("task")?;
             new.retain(|tid| tried.insert(*tid));
+            new.retain(|&tid| {
+                let is_worker = tid != pid && unstoppable::is_worker(dir, tid);
+                if is_worker {
+                    let refuse = &mut Refuse::new(refusals, pid, &task.name);
+                    refuse.with_hint(format!("thread {tid}"), unstoppable::WORKER, unstoppable::NO_WORKER);
+                }
+                !is_worker
+            });
             if new.is_empty() {
                 break;
             }

@@ -16,6 +16,21 @@ use std::cmp::Ordering;
 /// CLONE_VFORK of include/uapi/linux/sched.h.
 const CLONE_VFORK: u64 = 0x4000;
 
+/// Why a thread that [`is_worker`] tells of is refused, and the way out.
+pub(super) const WORKER: &str =
+    "a thread that the kernel has put into the task, for io_uring or vhost: neither is supported";
+pub(super) const NO_WORKER: &str =
+    "start the program so that it does without (most can be told not to use io_uring)";
+
+/// Whether a thread is one that the kernel has put into a task. It has no code of its own, and does not stop for a tracer.
+pub(super) fn is_worker(dir: &Dir, tid: Pid) -> bool {
+    // The kernel gives them these names; asking for that alone is quick.
+    let named =
+        text(dir, tid, "comm").is_some_and(|comm| comm.starts_with("iou-") || comm.starts_with("vhost-"));
+    let flags = || stat::parse(text(dir, tid, "stat")?.as_bytes()).ok().map(|stat| stat.flags);
+    named && flags().is_some_and(|flags| flags & stat::PF_WORKER != 0)
+}
+
 /// Refuses a thread that has not stopped in time, by what it waits for. Only of the `first` ones that is all that matters: the others
 /// were given less time, and are refused only if they wait.
 pub(super) fn refuse(dir: &Dir, tid: Pid, first: bool, refuse: &mut Refuse<'_>) {

@@ -6,6 +6,8 @@ use images::{Addr, Pid};
 
 /// PF_KTHREAD of include/linux/sched.h.
 pub const PF_KTHREAD: u64 = 0x0020_0000;
+/// PF_IO_WORKER and PF_USER_WORKER: a thread that the kernel has put into a task.
+pub const PF_WORKER: u64 = 0x10 | 0x4000;
 /// What PR_SET_IO_FLUSHER sets: PF_MEMALLOC_NOIO | PF_LOCAL_THROTTLE.
 pub const PF_IO_FLUSHER: u64 = 0x0008_0000 | 0x0010_0000;
 

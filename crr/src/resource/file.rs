@@ -1,5 +1,6 @@
 //! Open files: descriptors, the descriptions that they share, and which can be opened again.
 
+pub(crate) mod kinds;
 pub(crate) mod reopen;
 
 use super::event::{self, Place};
@@ -323,8 +324,8 @@ impl Table {
         if kind == SFlag::S_IFCHR && is_terminal(open.stat.st_rdev) {
             return self.terminal(open, pidfd, paths, terminal, refuse);
         }
-        let reason = format!("{} not supported", unsupported(&open.link, kind));
-        refuse.with_hint(open.describe(), reason, CLOSE);
+        let (what, hint) = kinds::unsupported(&open.link, kind);
+        refuse.with_hint(open.describe(), format!("{what} not supported"), hint);
         Ok(None)
     }
 
@@ -532,29 +533,6 @@ fn refuse_terminal(open: &Open, terminal: Terminal, refuse: &mut Refuse<'_>) {
     } else {
         let hint = format!("use --shell-job to restore it on the terminal of crr restore, or {outside}");
         refuse.with_hint(open.describe(), "a terminal", &hint);
-    }
-}
-
-/// What to call an object that cannot be dumped.
-fn unsupported(link: &[u8], kind: SFlag) -> &'static str {
-    const BY_LINK: [(&[u8], &str); 8] = [
-        (b"socket:[", "sockets are"),
-        (b"anon_inode:[fanotify", "fanotify descriptors are"),
-        (b"anon_inode:[io_uring", "io_uring is"),
-        (b"anon_inode:[userfaultfd", "userfaultfd is"),
-        (b"anon_inode:[perf_event", "performance counters are"),
-        (b"anon_inode:[pidfd", "pidfds are"),
-        (b"pidfd:[", "pidfds are"),
-        (b"anon_inode:", "anonymous inodes of this kind are"),
-    ];
-    if let Some((_, name)) = BY_LINK.iter().find(|(prefix, _)| link.starts_with(prefix)) {
-        return name;
-    }
-    match kind {
-        SFlag::S_IFCHR => "character devices of this kind are",
-        SFlag::S_IFBLK => "block devices are",
-        SFlag::S_IFSOCK => "sockets are",
-        _ => "files of this kind are",
     }
 }
 

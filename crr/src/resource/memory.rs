@@ -1,6 +1,7 @@
 //! Address spaces: which areas there are, what is behind them, and which can be restored.
 
 use super::Refuse;
+use super::file::kinds;
 use super::path::{Lost, Paths, UNMAP, file_type};
 use crate::proc::smaps::Area;
 use crate::proc::tasks::outside;
@@ -169,13 +170,15 @@ impl Backings {
             return Ok(Ok(Backing::Anonymous));
         }
         if !area.name.starts_with(b"/") {
-            let unmappable = if area.name.starts_with(b"[anon") {
-                (
+            let unmappable = match area.name {
+                name if name.starts_with(b"[anon") => (
                     "named memory (PR_SET_VMA_ANON_NAME) is not supported",
                     "have the program take the name off it",
-                )
-            } else {
-                ("mappings of this kind are not supported", UNMAP)
+                ),
+                b"anon_inode:[io_uring]" => ("io_uring is not supported", kinds::WITHOUT_RING),
+                b"anon_inode:[perf_event]" => ("performance counters are not supported", UNMAP),
+                name if name.starts_with(b"anon_inode:bpf") => ("BPF is not supported", UNMAP),
+                _ => ("mappings of this kind are not supported", UNMAP),
             };
             return Ok(Err((unmappable.0.into(), unmappable.1)));
         }
@@ -272,7 +275,10 @@ fn unmappable(name: &[u8], lost: Lost) -> Unmappable {
     } else if kind(b"/anon_hugepage") {
         ("huge TLB pages (MAP_HUGETLB) are not supported", UNMAP)
     } else if kind(b"/[aio]") {
-        ("an AIO context (io_setup) is not supported", "have the program end it (io_destroy) before the dump")
+        (
+            "an AIO context (io_setup): whether requests are on their way is not to be seen",
+            "have the program end it (io_destroy) before the dump",
+        )
     } else if kind(b"/dev/") && lost == Lost::Unreachable {
         ("mappings of devices are not supported", UNMAP)
     } else if lost == Lost::Unreachable {

@@ -108,6 +108,15 @@ fn memory_to_itself() {
     refused_by(&here!(), tests::sys::has_mseal(), "mseal and memfd_secret", &["memory_to_itself"]);
 }
 
+/// What the kernel does for a task on its own.
+#[test]
+fn kernel_helpers() {
+    require_root!();
+    require_ia32!();
+    let cases = ["kernel_helpers", "rings", "kernel_thread"];
+    refused_by(&here!(), tests::sys::has_kernel_helpers(), "io_uring, perf, BPF and userfaultfd", &cases);
+}
+
 /// Keyrings of a thread and of a task.
 #[test]
 fn keyrings() {
