@@ -7,6 +7,7 @@ mod world;
 
 use anyhow::{Context, bail, ensure};
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use tests::{Result, isolate, require_root, wait};
@@ -97,6 +98,12 @@ programs! {
     /// Servers with clients that stay connected.
     redis32_clients in Chroot => servers::redis;
     nginx32_clients in Chroot => servers::nginx;
+    /// Directories and files that are watched.
+    inotifywait32 in Namespace => |world| watching(world, "/usr/bin/inotifywait");
+    inotifywait32_in_chroot in Chroot => |world| watching(world, "/usr/bin/inotifywait");
+    inotifywait64 in Namespace => |world| watching(world, "/host/usr/bin/inotifywait");
+    tail32 in Namespace => |world| following(world, "/usr/bin/tail");
+    tail64 in Chroot => |world| following(world, "/host/usr/bin/tail");
     /// Numbers that live in SSE, AVX and x87 registers.
     numbers_ia32 in Namespace => |world| numbers(world, "-m32");
     numbers_x86_64 in Namespace => |world| numbers(world, "-m64");
@@ -345,4 +352,61 @@ fn chain(world: &World) -> Result {
     }
     ensure!(world.read("log")?.is_empty(), "the programs complained:\n{}", world.read("log")?);
     Ok(())
+}
+
+/// inotifywait: what happens to files in a directory before and after each round, and nothing else.
+fn watching(world: &World, program: &str) -> Result {
+    fs::create_dir_all(world.dir.join("watched/below"))?;
+    let mut running = world.start(&[program, "-m", "-r", "--format", "%e %w%f", "/scratch/watched"])?;
+    shows(&running, "Watches established.")?;
+    let mut expected = Vec::new();
+    for round in 0..=ROUNDS {
+        if round > 0 {
+            running.round()?;
+        }
+        for (dir, number) in [("watched", 0), ("watched/below", 1)] {
+            let name = format!("{dir}/{round}-{number}");
+            fs::write(world.dir.join(&name), "")?;
+            fs::remove_file(world.dir.join(&name))?;
+            expected.push(format!("CREATE /scratch/{name}"));
+            expected.push(format!("DELETE /scratch/{name}"));
+            shows(&running, &expected[expected.len() - 1])?;
+        }
+    }
+    let log = world.read("log")?;
+    let told: Vec<&str> =
+        log.lines().filter(|line| line.starts_with("CREATE ") || line.starts_with("DELETE ")).collect();
+    ensure!(told == expected, "it told:\n{log}");
+    ensure!(!log.contains("OVERFLOW"), "it told:\n{log}");
+    Ok(())
+}
+
+/// tail -F: lines that are written before and after each round, to a log that is rotated in between.
+fn following(world: &World, program: &str) -> Result {
+    let name = world.dir.join("followed");
+    fs::write(&name, "")?;
+    let mut running = world.start(&[program, "-n", "+1", "-F", "/scratch/followed"])?;
+    for round in 0..=ROUNDS {
+        if round > 0 {
+            running.round()?;
+        }
+        let mut file = fs::File::options().append(true).open(&name)?;
+        writeln!(file, "line {round}")?;
+        shows(&running, &format!("line {round}"))?;
+        if round % 2 == 0 {
+            fs::rename(&name, name.with_extension("old"))?;
+            fs::write(&name, format!("rotated {round}\n"))?;
+            shows(&running, &format!("rotated {round}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits until a program has printed a line.
+fn shows(running: &world::Running<'_>, line: &str) -> Result {
+    let printed = wait::until(wait::STEP, &format!("the program prints {line}"), || {
+        running.still_runs()?;
+        Ok(running.world.read("log")?.lines().any(|printed| printed == line).then_some(()))
+    });
+    printed.with_context(|| running.world.read("log").unwrap_or_default())
 }
