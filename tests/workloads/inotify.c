@@ -4,6 +4,7 @@
 #include <sys/epoll.h>
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <sys/sysmacros.h>
 
 static int make(const char *name)
@@ -283,6 +284,53 @@ CASE(read_in_progress)
 	MUST(fcntl(shared_group, F_SETFL, O_NONBLOCK));
 	MUST(chmod("file", 0600));
 	expect(shared_group, 1, IN_ATTRIB, NULL);
+}
+
+static volatile sig_atomic_t told, told_fd;
+
+static void on_event(int signal, siginfo_t *info, void *context)
+{
+	(void)context;
+	told = signal;
+	told_fd = info->si_fd;
+}
+
+/* Told by a signal; on its way to another task. */
+CASE(signals_and_messages)
+{
+	struct sigaction action = { .sa_sigaction = on_event, .sa_flags = SA_SIGINFO | SA_RESTART };
+	int group = MUST(inotify_init1(IN_NONBLOCK)), sent = MUST(inotify_init1(IN_NONBLOCK)), pair[2];
+	touch("file");
+	MUST(sigaction(SIGRTMIN + 1, &action, NULL));
+	MUST(fcntl(group, F_SETOWN, getpid()));
+	MUST(fcntl(group, F_SETSIG, SIGRTMIN + 1));
+	MUST(fcntl(group, F_SETFL, O_ASYNC | O_NONBLOCK));
+	MUST(inotify_add_watch(group, "file", IN_ATTRIB));
+	MUST(inotify_add_watch(sent, "file", IN_OPEN));
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	char byte = 'a', control[CMSG_SPACE(sizeof(int))] = "";
+	struct iovec part = { &byte, 1 };
+	struct msghdr message = { .msg_iov = &part,
+				  .msg_iovlen = 1,
+				  .msg_control = control,
+				  .msg_controllen = sizeof(control) };
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+	header->cmsg_level = SOL_SOCKET;
+	header->cmsg_type = SCM_RIGHTS;
+	header->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(header), &sent, sizeof(int));
+	MUST(sendmsg(pair[0], &message, 0));
+	close(sent);
+	checkpoint();
+	CHECK(told == 0, "signal %d", told);
+	MUST(chmod("file", 0640));
+	CHECK(told == SIGRTMIN + 1 && told_fd == group, "signal %d, fd %d", told, told_fd);
+	expect(group, 1, IN_ATTRIB, NULL);
+	MUST(recvmsg(pair[1], &message, 0));
+	memcpy(&sent, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(int));
+	CHECK(unread(sent) == 0, "%d bytes of events by themselves", unread(sent));
+	close(MUST(open("file", O_RDONLY)));
+	expect(sent, 1, IN_OPEN, NULL);
 }
 
 /* Fd 10 is a group. */

@@ -3,7 +3,7 @@
 use super::deleted;
 use images::PathId;
 use images::file::Path;
-use nix::sys::stat::{FileStat, SFlag, lstat, stat};
+use nix::sys::stat::{FileStat, SFlag, stat};
 use nix::sys::statfs::statfs;
 use std::collections::HashMap;
 use std::fmt;
@@ -180,19 +180,10 @@ impl Paths {
         self.deleted.known(open)
     }
 
-    /// A file that the tree uses otherwise and that still has its name, by its inode and device; the device as the kernel has it, major
-    /// number from bit 20 on.
-    pub(crate) fn with_inode(&self, device: u32, ino: u64) -> Option<PathId> {
-        let is_there = |path: &Path| {
-            let (major, minor) = (nix::sys::stat::major(path.dev), nix::sys::stat::minor(path.dev));
-            path.ino == ino
-                && major << 20 | minor == u64::from(device)
-                && path.deleted.is_none()
-                && lstat(std::ffi::OsStr::from_bytes(&path.path))
-                    .is_ok_and(|there| (there.st_dev, there.st_ino) == (path.dev, path.ino))
-        };
-        let at = self.list.iter().position(is_there)?;
-        u32::try_from(at).ok().map(PathId)
+    /// The names that are known so far.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &std::path::Path> {
+        let named = self.list.iter().filter(|path| path.deleted.is_none());
+        named.map(|path| std::path::Path::new(std::ffi::OsStr::from_bytes(&path.path)))
     }
 
     /// The files without a name, to refuse those that others have too, and to be read.

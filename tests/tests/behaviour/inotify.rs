@@ -14,6 +14,7 @@ tests::survives! {
     quiet => inotify("quiet");
     unread_events => inotify("unread_events");
     read_in_progress => inotify("read_in_progress");
+    signals_and_messages => inotify("signals_and_messages");
     between_abis => inotify("between_abis");
     many => inotify("many");
 }

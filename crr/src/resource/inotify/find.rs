@@ -2,7 +2,8 @@
 //!
 //! By its handle the kernel opens the file itself, wherever it is by now, and `/proc` shows the name under which it knows it. It
 //! may know none, if nobody has used the file for long; and some file systems have no handles that can be opened (overlayfs, procfs). Then the
-//! names that the tree uses otherwise are tried. Directories are not looked through: that would be an event to whoever watches them.
+//! names that the tree uses otherwise are tried, and the directories above them. Directories are not looked through: that would be an event to
+//! whoever watches them.
 
 use super::Nameless;
 use crate::proc::inotify::Watch;
@@ -11,13 +12,15 @@ use crate::resource::path::{Lost, Paths};
 use crate::sys::inotify as sys;
 use anyhow::{Context, Result};
 use images::PathId;
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, readlink};
-use nix::sys::stat::{FileStat, Mode, fstat, lstat};
+use nix::sys::stat::{FileStat, Mode, fstat, lstat, major, minor};
 use nix::unistd::fchdir;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 const SYMLINK: Nameless = Nameless::new("its name leads to another file by now");
 const OUTSIDE: Nameless = Nameless {
@@ -27,6 +30,10 @@ const OUTSIDE: Nameless = Nameless {
 const NO_HANDLE: Nameless = Nameless {
     reason: "on a file system that does not tell its name",
     hint: "have the program open the file or directory as well, or close the descriptor, before the dump",
+};
+const NO_RIGHT: Nameless = Nameless {
+    reason: "crr may not find files by their handles",
+    hint: "run crr as root, or give it CAP_DAC_READ_SEARCH",
 };
 const FORGOTTEN: Nameless = Nameless {
     reason: "the kernel does not know its name at the moment",
@@ -40,6 +47,8 @@ pub(super) struct Finder {
     mounts: Option<Vec<Mount>>,
     /// For each device, the places where it is mounted, by descriptors that only lead there.
     roots: HashMap<u32, Vec<OwnedFd>>,
+    /// What the tree uses otherwise, by device and inode as [`Watch`] has them; made when first needed.
+    used: Option<HashMap<(u32, u64), (PathBuf, FileStat)>>,
     here: Option<OwnedFd>,
     /// Where it is: device, and which of its places.
     at: Option<(u32, usize)>,
@@ -57,11 +66,17 @@ impl Drop for Finder {
 impl Finder {
     /// The path of what is watched, or why there is none.
     pub(super) fn find(&mut self, watch: &Watch, paths: &mut Paths) -> Result<Result<PathId, Nameless>> {
-        let mut seen = false;
+        let (mut seen, mut unopened) = (false, NO_HANDLE);
         if let Some((kind, handle)) = &watch.handle {
             for root in 0..self.roots(watch.device)?.len() {
                 self.go(watch.device, root)?;
-                let Ok(file) = sys::open_by_handle(*kind, handle) else { continue };
+                let file = match sys::open_by_handle(*kind, handle) {
+                    Ok(file) => file,
+                    Err(errno) => {
+                        unopened = if errno == Errno::EPERM { NO_RIGHT } else { unopened };
+                        continue;
+                    }
+                };
                 let stat = fstat(&file).context("fstat")?;
                 if stat.st_ino != watch.ino {
                     continue;
@@ -77,10 +92,11 @@ impl Finder {
                 }
             }
         }
-        if let Some(path) = paths.with_inode(watch.device, watch.ino) {
-            return Ok(Ok(path));
+        let used = self.used.get_or_insert_with(|| used(paths));
+        if let Some((name, stat)) = used.get(&(watch.device, watch.ino)) {
+            return Ok(paths.watched(name.as_os_str().as_bytes(), stat).map_err(why));
         }
-        Ok(Err(if seen { FORGOTTEN } else { NO_HANDLE }))
+        Ok(Err(if seen { FORGOTTEN } else { unopened }))
     }
 
     /// Makes a place where a device is mounted the current directory.
@@ -114,6 +130,17 @@ impl Finder {
 fn open_path<P: nix::NixPath + ?Sized>(path: &P) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     nix::fcntl::open(path, flags, Mode::empty())
+}
+
+/// The names that a tree uses, and the directories above them.
+fn used(paths: &Paths) -> HashMap<(u32, u64), (PathBuf, FileStat)> {
+    let names: HashSet<&Path> = paths.names().flat_map(Path::ancestors).collect();
+    let look = |name: &Path| {
+        let there = lstat(name).ok()?;
+        let device = major(there.st_dev) << 20 | minor(there.st_dev);
+        Some(((u32::try_from(device).ok()?, there.st_ino), (name.to_owned(), there)))
+    };
+    names.into_iter().filter_map(look).collect()
 }
 
 /// Whether a name leads to a file, without following a symbolic link.
