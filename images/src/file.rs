@@ -51,6 +51,8 @@ pub struct Path {
     pub rdev: u64,
     /// Of a file or directory that has no name any more: what it takes to make it again.
     pub deleted: Option<Deleted>,
+    /// Whether it is a view of the kernel's state (procfs, sysfs): inode, size and time mean nothing.
+    pub view: bool,
 }
 
 /// A regular file or a directory without a name, or a memfd, which never had one. Its [`Path::path`] is the name it had, as
@@ -87,7 +89,7 @@ pub struct Description {
 /// What a description is open on. Closed: a new kind must be taught to dump, plan and restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Target {
-    /// Regular file, directory or one of the memory devices: opened again by name.
+    /// Opened again by name: a file, a directory, a device node, or (O_PATH) anything that has a name.
     Path(PathId),
     /// The read end, write end or both (by access mode) of a pipe: index into [`Files::pipes`].
     Pipe(u32),

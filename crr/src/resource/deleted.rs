@@ -75,7 +75,7 @@ impl Table {
         let _ = fcntl(&file, FcntlArg::F_SETFL(OFlag::O_NOATIME));
         let home = fstatfs(&file).map_err(|_| Lost::Unreadable)?;
         if home.filesystem_type().0 == HUGETLBFS {
-            return Err(Lost::Kernel("hugetlbfs"));
+            return Err(Lost::Kernel("files of hugetlbfs are not supported"));
         }
         let seals = if name.starts_with(MEMFD) {
             if std::str::from_utf8(name).is_err() {

@@ -3,6 +3,7 @@
 pub mod attribute;
 pub mod creds;
 pub(crate) mod deleted;
+pub(crate) mod device;
 pub(crate) mod dispatch;
 pub(crate) mod event;
 pub mod file;
@@ -33,6 +34,7 @@ pub mod timer;
 pub mod tracees;
 pub mod tree;
 pub mod unix_socket;
+pub(crate) mod view;
 pub(crate) mod wait;
 pub mod xstate;
 pub mod zombie;

@@ -4,6 +4,7 @@ use super::Options;
 use super::environment::Environment;
 use super::prepare::Lives;
 use crate::refusal::{Refusal, Refusals};
+use crate::resource::file::O_PATH;
 use crate::resource::terminal::recreate;
 use crate::resource::unix_socket::bind;
 use crate::resource::{attribute, deleted, seccomp, xstate};
@@ -134,6 +135,8 @@ fn processor(refusals: &mut Refusals, checkpoint: &Checkpoint, environment: &Env
 /// What a path is used for; decides how much it may have changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Use {
+    /// Open by name alone (O_PATH).
+    Name,
     /// Open for data, or a directory.
     Open,
     /// Mapped or executed: other contents would be another program.
@@ -160,6 +163,7 @@ fn files(refusals: &mut Refusals, checkpoint: &Checkpoint) {
     }
     for description in &checkpoint.files.descriptions {
         match description.target {
+            Target::Path(path) if description.flags & O_PATH != 0 => note(path, Use::Name),
             Target::Path(path) | Target::Pty { path, end: PtyEnd::Master | PtyEnd::Controlling, .. } => {
                 note(path, Use::Open)
             }
@@ -188,21 +192,22 @@ fn files(refusals: &mut Refusals, checkpoint: &Checkpoint) {
 fn changed(path: &Path, what: Use) -> Option<(String, Option<&'static str>)> {
     const PUT_BACK: Option<&str> = Some("put the file of the dump back in its place");
     let name = std::path::Path::new(OsStr::from_bytes(&path.path));
-    let now = match fs::metadata(name) {
+    let kind = libc::S_IFMT;
+    let is_link = path.mode & kind == libc::S_IFLNK;
+    let now = match if is_link { fs::symlink_metadata(name) } else { fs::metadata(name) } {
         Ok(now) => now,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Some(("has been deleted since the dump".to_owned(), PUT_BACK));
         }
         Err(error) => return Some((format!("cannot be looked at: {error}"), None)),
     };
-    let kind = nix::libc::S_IFMT;
     if now.mode() & kind != path.mode & kind {
         return Some(("is another kind of file than at the dump".to_owned(), PUT_BACK));
     }
-    if path.mode & kind == nix::libc::S_IFCHR {
+    if [libc::S_IFCHR, libc::S_IFBLK].contains(&(path.mode & kind)) {
         return (now.rdev() != path.rdev).then(|| ("is another device than at the dump".to_owned(), None));
     }
-    if path.mode & kind != nix::libc::S_IFREG {
+    if path.mode & kind != libc::S_IFREG || path.view || what == Use::Name {
         return None;
     }
     let same_size = now.size() == path.size;

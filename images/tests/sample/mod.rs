@@ -126,6 +126,7 @@ fn files() -> Files {
         ino: 77,
         rdev,
         deleted: None,
+        view: false,
     };
     Files {
         paths: vec![

@@ -18,6 +18,7 @@ mod locks;
 mod mapping;
 mod memory;
 mod modes;
+mod names;
 mod pending;
 mod pipes;
 mod ptys;

@@ -1,6 +1,6 @@
-//! Descriptions of all kinds; regular files, directories, memory devices and the shell's terminal by their names.
+//! Descriptions of all kinds; what is opened again by its name, and the shell's terminal.
 
-use super::O_ASYNC;
+use super::{O_ASYNC, O_PATH};
 use crate::resource::unix_socket::bind::Binder;
 use crate::resource::{event, inet, pipe::recreate, terminal, unix_socket};
 use crate::sys::int80::LowBuffer;
@@ -12,7 +12,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek64};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// For sessions, by their ids, a slave of the terminal that is to control each.
 pub(crate) type Controlling = BTreeMap<Pid, OwnedFd>;
@@ -76,8 +76,13 @@ pub(crate) fn open(path: &Path, description: &Description, ia32: &mut Ia32) -> R
         flags & !(OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_TRUNC) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let flags = if path.deleted.is_some() { flags & !of_the_name(path) } else { flags };
     let c_path = CString::new(path.path.as_slice()).with_context(|| format!("{name}: not a path"))?;
-    // The 64-bit open always adds O_LARGEFILE, which is visible in F_GETFL and matters beyond 2 GiB.
-    let fd = if description.flags & O_LARGEFILE == 0 {
+    let is_link = path.mode & libc::S_IFMT == libc::S_IFLNK;
+    if is_link && !flags.contains(OFlag::O_NOFOLLOW) {
+        return open_link(&c_path, flags).with_context(|| format!("open {name} again"));
+    }
+    // The 64-bit open always adds O_LARGEFILE, which is visible in F_GETFL and matters beyond 2 GiB; but never to O_PATH
+    // (build_open_flags() of fs/open.c).
+    let fd = if description.flags & (O_LARGEFILE | O_PATH) == 0 {
         ia32.open(&c_path, flags.bits())
     } else {
         nix::fcntl::open(c_path.as_c_str(), flags, Mode::empty())
@@ -88,6 +93,12 @@ pub(crate) fn open(path: &Path, description: &Description, ia32: &mut Ia32) -> R
         lseek64(&fd, position, Whence::SeekSet).with_context(|| format!("{name}: seek to {position}"))?;
     }
     Ok(fd)
+}
+
+/// A symbolic link without O_NOFOLLOW in its flags, as one is opened by a link of `/proc/self/fd`.
+fn open_link(path: &CStr, flags: OFlag) -> nix::Result<OwnedFd> {
+    let link = nix::fcntl::open(path, flags | OFlag::O_NOFOLLOW, Mode::empty())?;
+    nix::fcntl::open(format!("/proc/self/fd/{}", link.as_raw_fd()).as_str(), flags, Mode::empty())
 }
 
 /// Flags of an open file that say how its name was to be taken: one without a name is opened by a link of `/proc/self/fd`, which is to be

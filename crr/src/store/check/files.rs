@@ -2,6 +2,7 @@
 
 use super::{Check, ensure, event, inside, memory, path};
 use crate::resource::deleted::MEMFD;
+use crate::resource::file::O_PATH;
 use images::file::{Deleted, Description, Files, Path, Pipe, Target};
 use images::id::PAGE_SIZE;
 use images::memory::Memory;
@@ -28,8 +29,10 @@ fn check_path(path: &Path) -> Check {
     ensure!(!name.contains(&0), "has a NUL");
     ensure!(name.len() < PATH_MAX, "has {} bytes, the kernel takes {}", name.len(), PATH_MAX - 1);
     let kind = path.mode & libc::S_IFMT;
-    let known = [libc::S_IFREG, libc::S_IFDIR, libc::S_IFCHR].contains(&kind);
-    ensure!(known, "is no file, directory or character device (mode {:#o})", path.mode);
+    let special = [libc::S_IFLNK, libc::S_IFSOCK, libc::S_IFIFO].contains(&kind);
+    let known = special || [libc::S_IFREG, libc::S_IFDIR, libc::S_IFCHR, libc::S_IFBLK].contains(&kind);
+    ensure!(known, "is of no kind of file (mode {:#o})", path.mode);
+    ensure!(!path.view || path.deleted.is_none(), "deleted, and a view of the kernel's state");
     ensure!(path.mtime.1 < 1_000_000_000, "has a time of {} ns", path.mtime.1);
     path.deleted.as_ref().map_or(Ok(()), |deleted| check_deleted(path, deleted))
 }
@@ -75,7 +78,18 @@ fn check_pipe(pipe: &Pipe) -> Check {
 fn check_description(description: &Description, files: &Files) -> Check {
     ensure!(i64::try_from(description.position).is_ok(), "has offset {:#x}", description.position);
     match description.target {
-        Target::Path(id) | Target::Terminal(id) => path(files, id),
+        Target::Path(id) => {
+            path(files, id)?;
+            let kind = files.paths[id.0 as usize].mode & libc::S_IFMT;
+            let opens = [libc::S_IFREG, libc::S_IFDIR, libc::S_IFCHR, libc::S_IFBLK].contains(&kind);
+            ensure!(
+                opens || description.flags & O_PATH != 0,
+                "a name alone leads to path#{}, without O_PATH",
+                id.0
+            );
+            Ok(())
+        }
+        Target::Terminal(id) => path(files, id),
         Target::Pipe(pipe) => {
             ensure!((pipe as usize) < files.pipes.len(), "pipe#{pipe} of {} pipes", files.pipes.len());
             Ok(())

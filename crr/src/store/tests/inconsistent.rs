@@ -255,7 +255,14 @@ fn files() {
     refused("files.img: path#1: has 4096 bytes, the kernel takes 4095", |s| {
         s.files.paths[1].path = vec![b'/'; 4096]
     });
-    refused("files.img: path#1: is no file, directory or character device (mode 0o10644)", |s| {
+    refused("files.img: path#1: is of no kind of file (mode 0o30644)", |s| {
+        s.files.paths[1].mode = 0o030_644;
+    });
+    refused("files.img: path#7: deleted, and a view of the kernel's state", |s| s.files.paths[7].view = true);
+    refused("files.img: description#3: a name alone leads to path#4, without O_PATH", |s| {
+        s.files.paths[4].mode = 0o010_644;
+    });
+    refused("memory.img: task 100: 0x8048000-0x8058000: maps path#1, which is no file", |s| {
         s.files.paths[1].mode = 0o010_644;
     });
     refused("files.img: path#1: has a time of 1000000000 ns", |s| s.files.paths[1].mtime.1 = 1_000_000_000);
