@@ -53,6 +53,26 @@ pub struct Path {
     pub deleted: Option<Deleted>,
     /// Whether it is a view of the kernel's state (procfs, sysfs): inode, size and time mean nothing.
     pub view: bool,
+    /// Of a file whose name is gone while others lead to it: one that is there.
+    pub other_name: Option<OtherName>,
+}
+
+impl Path {
+    /// Whether no file is under [`Self::path`] any more.
+    #[must_use]
+    pub const fn is_gone(&self) -> bool {
+        self.deleted.is_some() || self.other_name.is_some()
+    }
+}
+
+/// A name that leads to a file whose [`Path::path`] is gone: that is the name it had, as `/proc` shows it without ` (deleted)`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherName {
+    /// Absolute, as seen from the root of `crr dump`.
+    #[serde(serialize_with = "crate::readable::text")]
+    pub name: Vec<u8>,
+    /// Whether the dump has made it, so that the restore is to take it away.
+    pub helper: bool,
 }
 
 /// A regular file or a directory without a name, or a memfd, which never had one. Its [`Path::path`] is the name it had, as

@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <linux/loop.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/sysmacros.h>
 #include <sys/un.h>
@@ -194,4 +195,235 @@ CASE(devices)
 	CHECK(ioctl(disk, LOOP_CLR_FD) == 0, "LOOP_CLR_FD: %s", strerror(errno));
 	CHECK(S_ISCHR(look(control).st_mode) && look(control).st_rdev == makedev(10, 237), "another device");
 	CHECK(write(log, "", 0) == 0, "write: %s", strerror(errno));
+}
+
+static char *link_of(int fd)
+{
+	static char target[8192];
+	char path[32];
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	ssize_t length = MUST(readlink(path, target, sizeof(target) - 1));
+	target[length] = 0;
+	return target;
+}
+
+static bool ends(const char *text, const char *end)
+{
+	return strlen(text) >= strlen(end) && strcmp(text + strlen(text) - strlen(end), end) == 0;
+}
+
+/* A file open by several descriptions and mapped, whose name is gone while another one leads to it. */
+struct used {
+	int reader, appender, path_only;
+	char *shared, *private;
+};
+
+static struct used use(const char *name)
+{
+	struct used used = { .reader = MUST(open(name, O_RDONLY | O_NOFOLLOW)), .appender = MUST(open(name, O_RDWR | O_APPEND)),
+			     .path_only = MUST(open(name, O_PATH)) };
+	used.shared = MUST((char *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, used.appender, 0));
+	used.private = MUST((char *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, used.reader, 0));
+	used.private[1] = 'E';
+	MUST(lseek(used.reader, 2, SEEK_SET));
+	return used;
+}
+
+static void check_used(struct used used, const char *other, const char *gone)
+{
+	CHECK(is_file(used.reader, other) && is_file(used.appender, other) && is_file(used.path_only, other),
+	      "%s is another file", other);
+	CHECK(look(used.reader).st_nlink == 1, "it has %lu names", (unsigned long)look(used.reader).st_nlink);
+	CHECK(ends(link_of(used.reader), gone), "the link is %s", link_of(used.reader));
+	CHECK(access(gone, F_OK) == -1, "%s is there", gone);
+	used.shared[0] = 'T';
+	CHECK(used.private[1] == 'E', "the private mapping");
+	CHECK(write(used.appender, "!", 1) == 1, "append: %s", strerror(errno));
+	check_text(used.reader, 0, "Text!");
+	CHECK(lseek(used.reader, 0, SEEK_CUR) == 2, "the offset");
+}
+
+CASE(other_name)
+{
+	make_file("gone", "text");
+	MUST(link("gone", "other"));
+	struct used used = use("gone");
+	MUST(unlink("gone"));
+	checkpoint();
+	check_used(used, "other", "gone (deleted)");
+}
+
+/* The old name is that of another file by now. */
+CASE(replaced)
+{
+	make_file("name", "text");
+	make_file("new", "another");
+	MUST(link("name", "other"));
+	struct used used = use("name");
+	MUST(rename("new", "name"));
+	checkpoint();
+	check_used(used, "other", " (deleted)");
+	check_text(MUST(open("name", O_RDONLY)), 0, "another");
+}
+
+/* Its other name is in another directory. */
+CASE(elsewhere)
+{
+	MUST(mkdir("here", 0755));
+	MUST(mkdir("there", 0755));
+	make_file("here/gone", "text");
+	MUST(link("here/gone", "there/other"));
+	struct used used = use("here/gone");
+	MUST(unlink("here/gone"));
+	checkpoint();
+	check_used(used, "there/other", "here/gone (deleted)");
+	CHECK(rmdir("here") == 0, "something is left beside it: %s", strerror(errno));
+}
+
+/* The names in /proc follow a file that is renamed, and a directory above it. */
+CASE(renamed)
+{
+	char path[4096];
+	MUST(mkdir("dir", 0755));
+	MUST(mkdir("dir/deep", 0755));
+	make_file("dir/deep/file", "text");
+	make_file("old", "old");
+	int file = MUST(open("dir/deep/file", O_RDWR)), old = MUST(open("old", O_RDONLY));
+	char *memory = MUST((char *)mmap(NULL, PAGE, PROT_READ, MAP_SHARED, file, 0));
+	MUST(chdir("dir/deep"));
+	MUST(rename("../../old", "new"));
+	MUST(rename("../../dir", "../../moved"));
+	checkpoint();
+	CHECK(ends(getcwd(path, sizeof(path)), "/moved/deep"), "current directory %s", path);
+	CHECK(is_file(file, "file") && is_file(old, "new"), "other files");
+	check_text(old, 0, "old");
+	CHECK(memcmp(memory, "text", 4) == 0, "the mapping");
+}
+
+/* Names that look like something else, and one as long as can be. */
+CASE(odd)
+{
+	static const char *const names[] = { "new\nline", "tail (deleted)", " (deleted)", "\\040\t\"\xff", "gone (deleted)" };
+	int fds[LENGTH(names)];
+	char *maps[LENGTH(names)];
+	for (size_t i = 0; i < LENGTH(names); i++) {
+		make_file(names[i], "text");
+		fds[i] = MUST(open(names[i], O_RDONLY));
+		maps[i] = MUST((char *)mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE, fds[i], 0));
+	}
+	/* Beside one that looks as if it were this one's. */
+	make_file("gone", "gone");
+	int gone = MUST(open("gone", O_RDONLY));
+	MUST(unlink("gone"));
+	char path[4096], component[201];
+	memset(component, 'x', 200);
+	component[200] = 0;
+	int top = MUST(open(".", O_RDONLY | O_DIRECTORY));
+	size_t length = strlen(getcwd(path, sizeof(path)));
+	for (; length + 201 < 4093; length += 201) {
+		MUST(mkdir(component, 0755));
+		MUST(chdir(component));
+	}
+	component[4095 - length - 1] = 0;
+	int last = MUST(open(component, O_RDWR | O_CREAT, 0600));
+	CHECK(strlen(link_of(last)) == 4095, "the name has %zu bytes", strlen(link_of(last)));
+	MUST(fchdir(top));
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(names); i++) {
+		CHECK(is_file(fds[i], names[i]), "%s", names[i]);
+		CHECK(memcmp(maps[i], "text", 4) == 0, "%s: mapped", names[i]);
+	}
+	check_text(gone, 0, "gone");
+	CHECK(strlen(link_of(last)) == 4095, "the name has %zu bytes", strlen(link_of(last)));
+}
+
+static int below(const char *dir, const char *name, int flags)
+{
+	char path[600];
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	return MUST(open(path, flags));
+}
+
+/* Files by way of mounts: bound, read-only, overlaid; a name that is gone on each. */
+CASE(mounts)
+{
+	static const char *const dirs[] = { "real", "bound", "fixed", "lower", "upper", "work", "merged", "small" };
+	for (size_t i = 0; i < LENGTH(dirs); i++)
+		MUST(mkdir(dirs[i], 0755));
+	make_file("real/file", "text");
+	make_file("real/gone", "text");
+	MUST(link("real/gone", "real/other"));
+	MUST(mount("small", "small", "tmpfs", 0, NULL));
+	make_file("small/file", "text");
+	make_file("small/gone", "text");
+	MUST(link("small/gone", "small/other"));
+	MUST(mount("real", "bound", NULL, MS_BIND, NULL));
+	MUST(mount("real", "fixed", NULL, MS_BIND, NULL));
+	MUST(mount(NULL, "fixed", NULL, MS_BIND | MS_REMOUNT | MS_RDONLY, NULL));
+	make_file("lower/file", "lower");
+	make_file("lower/changed", "lower");
+	/* Its layers are on a file system that can be such in any case. */
+	MUST(mkdir("small/upper", 0755));
+	MUST(mkdir("small/work", 0755));
+	MUST(mount("merged", "merged", "overlay", 0, "lowerdir=lower,upperdir=small/upper,workdir=small/work"));
+	make_file("merged/new", "new");
+	int fds[] = { below("bound", "file", O_RDWR), below("fixed", "file", O_RDONLY), below("small", "file", O_RDWR),
+		      below("merged", "file", O_RDONLY), below("merged", "changed", O_RDWR), below("merged", "new", O_RDWR) };
+	int gone[] = { below("bound", "gone", O_RDWR), below("small", "gone", O_RDWR) };
+	MUST(unlink("bound/gone"));
+	MUST(unlink("small/gone"));
+	CHECK(pwrite(fds[4], "L", 1, 0) == 1, "write: %s", strerror(errno));
+	char *memory = MUST((char *)mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE, fds[3], 0));
+	int dir = MUST(open("merged", O_RDONLY | O_DIRECTORY));
+	checkpoint();
+	static const char *const names[] = { "bound/file", "fixed/file", "small/file", "merged/file", "merged/changed", "merged/new" };
+	for (size_t i = 0; i < LENGTH(fds); i++)
+		CHECK(is_file(fds[i], names[i]) && ends(link_of(fds[i]), names[i]), "%s is %s", names[i], link_of(fds[i]));
+	CHECK(is_file(gone[0], "bound/other") && ends(link_of(gone[0]), "bound/gone (deleted)"), "bound: %s", link_of(gone[0]));
+	CHECK(is_file(gone[1], "small/other") && ends(link_of(gone[1]), "small/gone (deleted)"), "small: %s", link_of(gone[1]));
+	CHECK(memcmp(memory, "lower", 5) == 0, "the mapping");
+	check_text(MUST(openat(dir, "changed", O_RDONLY)), 0, "Lower");
+}
+
+/* On a file system that is read-only by now. */
+CASE(read_only)
+{
+	MUST(mkdir("dir", 0755));
+	MUST(mount("small", "dir", "tmpfs", 0, NULL));
+	make_file("dir/gone", "text");
+	MUST(link("dir/gone", "dir/other"));
+	int fd = MUST(open("dir/gone", O_RDONLY));
+	MUST(unlink("dir/gone"));
+	MUST(mount(NULL, "dir", NULL, MS_REMOUNT | MS_RDONLY, NULL));
+	checkpoint();
+	CHECK(is_file(fd, "dir/other"), "it is %s", link_of(fd));
+}
+
+/* What is refused: a name with something mounted over it, one that no call takes. */
+CASE(lost)
+{
+	char component[201];
+	MUST(mkdir("dir", 0755));
+	make_file("dir/file", "text");
+	int hidden = MUST(open("dir/file", O_RDONLY));
+	MUST(mount("over", "dir", "tmpfs", 0, NULL));
+	printf("NAME fd %d (%s): the name does not lead to it: something is mounted over it\n", hidden, link_of(hidden));
+	memset(component, 'x', 200);
+	component[200] = 0;
+	int top = MUST(open(".", O_RDONLY | O_DIRECTORY));
+	for (int i = 0; i < 25; i++) {
+		MUST(mkdir(component, 0755));
+		MUST(chdir(component));
+	}
+	int last = MUST(open("file", O_RDWR | O_CREAT, 0600));
+	char *memory = MUST((char *)mmap(NULL, PAGE, PROT_READ, MAP_SHARED, last, 0));
+	printf("NAME fd %d (): its name is longer than any call takes (PATH_MAX)\n", last);
+	printf("NAME /file): its name is longer than any call takes (PATH_MAX)\n");
+	printf("NAME cwd (): its name is longer than any call takes (PATH_MAX)\n");
+	fflush(stdout);
+	checkpoint();
+	MUST(fchdir(top));
+	MUST(munmap(memory, PAGE));
+	close(last);
+	check_text(hidden, 0, "text");
 }

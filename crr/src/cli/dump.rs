@@ -64,6 +64,10 @@ pub(super) struct Dump {
     #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = size)]
     ghost_limit: u64,
 
+    /// Give a file a name beside its old one where that is gone and its others are elsewhere, until the restore (also with --leave-running).
+    #[arg(long)]
+    link_remap: bool,
+
     /// How long stopping the tree may take.
     #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds)]
     timeout: Duration,
@@ -114,6 +118,7 @@ impl Dump {
                 },
             },
             ghost_limit: self.ghost_limit,
+            link_remap: self.link_remap,
             timeout: self.timeout,
             progress: level > 0,
         }

@@ -57,6 +57,8 @@ pub struct Options {
     pub sockets: Policy,
     /// Bytes that a deleted file may hold.
     pub ghost_limit: u64,
+    /// Make names for files whose own is gone while others lead to them.
+    pub link_remap: bool,
     /// How long seizing the tree may take.
     pub timeout: Duration,
     /// Show progress on stderr when it is a terminal.
@@ -104,6 +106,7 @@ pub fn dump(options: &Options) -> Result<Report> {
     let inventory = inventory(&collected.tree)?;
     let (tasks, threads) = (inventory.tasks, inventory.threads);
     let bytes = writer.finish(inventory, &collected.tree, &collected.files, &collected.memory)?;
+    collected.helpers.keep();
     let _silent = match options.after {
         After::Kill => {
             robust::disarm(&collected.tree);

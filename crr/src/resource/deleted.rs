@@ -23,7 +23,7 @@ use std::path::Path;
 use xattr::FileExt;
 
 /// What `/proc` puts behind a name that is gone: d_path() of fs/d_path.c.
-const MARK: &[u8] = b" (deleted)";
+pub(crate) const MARK: &[u8] = b" (deleted)";
 /// What memfds are called: MFD_NAME_PREFIX of mm/memfd.c.
 pub(crate) const MEMFD: &[u8] = b"/memfd:";
 

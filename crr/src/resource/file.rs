@@ -95,6 +95,11 @@ impl Open {
         Ok(Self { fd, link, stat: fd_dir.stat(&name)?, info, text, queue_of: None })
     }
 
+    /// Whether it is shown by a path, even if that leads nowhere (prepend_path() of fs/d_path.c) or is too long.
+    fn has_path(&self) -> bool {
+        self.link.is_empty() || self.link.starts_with(b"/") || self.link.starts_with(b"(unreachable)")
+    }
+
     fn describe(&self) -> String {
         let link = String::from_utf8_lossy(&self.link);
         match &self.queue_of {
@@ -251,7 +256,7 @@ impl Table {
         refuse: &mut Refuse<'_>,
     ) -> Result<Option<Target>> {
         if open.info.flags & O_PATH != 0 {
-            if !open.link.starts_with(b"/") {
+            if !open.has_path() {
                 let reason = "opened with O_PATH, and no name leads to it";
                 refuse.with_hint(open.describe(), reason, CLOSE);
                 return Ok(None);
@@ -286,7 +291,7 @@ impl Table {
         let by_name = kind == SFlag::S_IFREG
             || kind == SFlag::S_IFDIR
             || device::opens_again(&open.stat, open.info.flags);
-        if by_name && open.link.starts_with(b"/") {
+        if by_name && open.has_path() {
             if kind == SFlag::S_IFBLK && !is_free(open, pidfd)? {
                 let reason = "somebody has this block device for himself (O_EXCL, or it is mounted)";
                 refuse.with_hint(open.describe(), reason, CLOSE);

@@ -18,6 +18,7 @@ pub(crate) mod lock_future;
 pub mod memory;
 pub mod mempolicy;
 pub mod namespace;
+pub(crate) mod other_name;
 pub mod path;
 pub mod pipe;
 pub mod robust;

@@ -1,6 +1,7 @@
 //! Names in the file system, each recorded once for the tree, and only if it still leads to what is open.
 
 use super::deleted;
+use super::other_name::{self, Helpers};
 use super::view::{FileSystem, Use};
 use crate::proc::Dir;
 use images::PathId;
@@ -30,10 +31,14 @@ pub(crate) enum Lost {
     },
     /// No link is left, and crr cannot read it.
     Unreadable,
-    /// The name leads nowhere.
+    /// The name is gone, and what it led to is no file.
     Renamed,
-    /// The name leads to another file.
-    Replaced,
+    /// The name is gone, others are elsewhere.
+    OtherNames,
+    /// The name is gone, and no other can be made beside it.
+    NoPlace,
+    /// The name leads to something else, though it is still one of the file.
+    Hidden,
     /// A view of the kernel's state that cannot be opened again, and why.
     Kernel(&'static str),
     /// Not a path.
@@ -48,7 +53,9 @@ impl Lost {
         match self {
             Self::Deleted | Self::Kernel(_) | Self::Unreachable | Self::TooLong | Self::Unreadable => CLOSE,
             Self::Large { .. } => RAISE,
-            Self::Renamed | Self::Replaced => {
+            Self::OtherNames => LINK_REMAP,
+            Self::Hidden => UNCOVER,
+            Self::Renamed | Self::NoPlace => {
                 "have the program close it, or open the present file, before the dump"
             }
         }
@@ -59,7 +66,9 @@ impl Lost {
         match self {
             Self::Kernel(_) | Self::Unreachable | Self::TooLong | Self::Unreadable => UNMAP,
             Self::Large { .. } => RAISE,
-            Self::Deleted | Self::Renamed | Self::Replaced => {
+            Self::OtherNames => LINK_REMAP,
+            Self::Hidden => UNCOVER,
+            Self::Deleted | Self::Renamed | Self::NoPlace => {
                 "have the program unmap it, or start it again with the present file"
             }
         }
@@ -68,6 +77,10 @@ impl Lost {
 
 /// The way out for what is too large.
 const RAISE: &str = "raise --ghost-limit, or have the program close it before the dump";
+/// The way out for a file with other names.
+const LINK_REMAP: &str = "use --link-remap, which makes a name for it there until the restore";
+/// The way out for a file below a mount.
+const UNCOVER: &str = "unmount what lies over it, or have the program let go of it, before the dump";
 /// The way out for descriptors of any kind that is not supported.
 pub(crate) const CLOSE: &str = "have the program close it before the dump";
 /// The way out for mappings of any kind that is not supported.
@@ -85,8 +98,10 @@ impl fmt::Display for Lost {
                 );
             }
             Self::Unreadable => "the file has been deleted, and crr cannot read it",
-            Self::Renamed => "the file is no longer under this name",
-            Self::Replaced => "another file now has this name",
+            Self::Renamed => "this name of it is gone",
+            Self::OtherNames => "this name of the file is gone, and its others are not in the same directory",
+            Self::NoPlace => "this name of the file is gone, and no other can be made there",
+            Self::Hidden => "the name does not lead to it: something is mounted over it",
             Self::Kernel(reason) => reason,
             Self::Unreachable => "not reachable by a path",
             Self::TooLong => "its name is longer than any call takes (PATH_MAX)",
@@ -98,7 +113,7 @@ impl fmt::Display for Lost {
 #[derive(Clone, Copy, Debug)]
 enum Found {
     Known { dev: u64, ino: u64, id: PathId, of: Option<FileSystem> },
-    Lost(Lost),
+    Nothing,
 }
 
 /// The table of paths being collected.
@@ -106,16 +121,18 @@ enum Found {
 pub(crate) struct Paths {
     list: Vec<Path>,
     deleted: deleted::Table,
+    others: other_name::Table,
     by_name: HashMap<Vec<u8>, Found>,
     file_systems: HashMap<u64, Option<FileSystem>>,
 }
 
 impl Paths {
-    /// An empty one. Deleted files may have so many bytes of contents.
-    pub(crate) fn new(ghost_limit: u64) -> Self {
+    /// An empty one. Deleted files may have so many bytes of contents; names may be made beside those that are gone, or not.
+    pub(crate) fn new(ghost_limit: u64, link_remap: bool) -> Self {
         Self {
             list: Vec::new(),
             deleted: deleted::Table::new(ghost_limit),
+            others: other_name::Table::new(link_remap),
             by_name: HashMap::new(),
             file_systems: HashMap::new(),
         }
@@ -153,9 +170,23 @@ impl Paths {
                     None => Ok(id),
                 }
             }
-            Found::Known { .. } => Err(Lost::Replaced),
-            Found::Lost(lost) => Err(lost),
+            Found::Known { .. } | Found::Nothing => self.under_another_name(name, open, reopen),
         }
+    }
+
+    fn under_another_name(
+        &mut self,
+        link: &[u8],
+        open: &FileStat,
+        reopen: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> Result<PathId, Lost> {
+        if let Some(id) = self.others.known(link, open) {
+            return Ok(id);
+        }
+        let id = PathId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
+        let (name, other) = self.others.add(link, open, id, || reopen().map(File::from))?;
+        self.list.push(Path { other_name: Some(other), ..record(&name, open) });
+        Ok(id)
     }
 
     fn without_name(
@@ -180,7 +211,7 @@ impl Paths {
 
     fn look_up(&mut self, name: &[u8]) -> Found {
         // Its link shows no symbolic links on the way; one at the end is what is open itself (O_PATH).
-        let Ok(there) = lstat(std::ffi::OsStr::from_bytes(name)) else { return Found::Lost(Lost::Renamed) };
+        let Ok(there) = lstat(std::ffi::OsStr::from_bytes(name)) else { return Found::Nothing };
         let of = self.kernel_file_system(name, there.st_dev);
         let id = PathId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
         let found = record(name, &there);
@@ -217,9 +248,12 @@ impl Paths {
         id
     }
 
-    /// All records, in the order of their ids, and the contents of those without a name.
-    pub(crate) fn into_list(self) -> (Vec<Path>, Vec<deleted::Found>) {
-        (self.list, self.deleted.into_found())
+    /// All records, in the order of their ids, and the contents of those without a name. Makes names for those that are to have one.
+    ///
+    /// # Errors
+    /// Such a name cannot be made.
+    pub(crate) fn into_list(self) -> anyhow::Result<(Vec<Path>, Vec<deleted::Found>, Helpers)> {
+        Ok((self.list, self.deleted.into_found(), self.others.make()?))
     }
 }
 
@@ -234,6 +268,7 @@ fn record(name: &[u8], found: &FileStat) -> Path {
         rdev: found.st_rdev,
         deleted: None,
         view: false,
+        other_name: None,
     }
 }
 
@@ -266,22 +301,24 @@ mod tests {
     }
 
     #[test]
-    fn replaced_renamed_and_deleted_files_are_told_apart() {
+    fn hidden_unlinked_and_deleted_files_are_told_apart() {
         let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
         let file = dir.path().join("a");
         fs::write(&file, "old").unwrap();
         let open = stat(&file).unwrap();
         let resolve = |name: &[u8], open: &FileStat| {
-            Paths::new(0).resolve(name, open, OPEN, || File::open(&file).map(Into::into))
+            Paths::new(0, false).resolve(name, open, OPEN, || File::open(&file).map(Into::into))
         };
         let id = resolve(name(&file), &open).unwrap();
         assert_eq!(id, PathId(0));
 
-        fs::write(dir.path().join("b"), "new").unwrap();
-        fs::rename(dir.path().join("b"), &file).unwrap();
-        assert_eq!(resolve(name(&file), &open), Err(Lost::Replaced));
-        fs::remove_file(&file).unwrap();
-        assert_eq!(resolve(name(&file), &open), Err(Lost::Renamed));
+        fs::rename(&file, dir.path().join("sub/a")).unwrap();
+        let gone = [name(&file), deleted::MARK].concat();
+        assert_eq!(resolve(&gone, &open), Err(Lost::OtherNames));
+        fs::rename(dir.path().join("sub/a"), dir.path().join("b")).unwrap();
+        assert_eq!(resolve(&gone, &open), Ok(PathId(0)));
+        assert_eq!(resolve(name(&file), &open), Err(Lost::Hidden));
         let mut unlinked = open;
         unlinked.st_nlink = 0;
         assert_eq!(resolve(name(&file), &unlinked), Err(Lost::Deleted));
@@ -289,7 +326,7 @@ mod tests {
 
     #[test]
     fn a_path_is_recorded_once() {
-        let mut paths = Paths::new(0);
+        let mut paths = Paths::new(0, false);
         let mut resolve = |name: &[u8], open: &FileStat| {
             paths.resolve(name, open, OPEN, || Err(io::ErrorKind::NotFound.into()))
         };
@@ -300,6 +337,6 @@ mod tests {
         let task = format!("/proc/{}/stat", std::process::id());
         assert!(matches!(resolve(task.as_bytes(), &stat(task.as_str()).unwrap()), Err(Lost::Kernel(_))));
         assert_eq!(resolve(b"", &version), Err(Lost::TooLong));
-        assert_eq!(paths.into_list().0.len(), 3);
+        assert_eq!(paths.into_list().unwrap().0.len(), 3);
     }
 }

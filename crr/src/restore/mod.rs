@@ -189,6 +189,7 @@ fn restore_here(options: &Options) -> Result<(Report, Option<Terminal>)> {
     };
     let (root, terminal) = bring_back(&mut restore, options, deadline)?;
     restore.opened.socket_files.keep();
+    resource::other_name::remove_helpers(&checkpoint.files.paths);
     let report = Report {
         root,
         tasks: u32::try_from(checkpoint.tree.tasks.len())?,

@@ -182,16 +182,17 @@ fn files(refusals: &mut Refusals, checkpoint: &Checkpoint) {
             deleted::preflight(path, refusals);
             continue;
         }
-        if let Some((reason, hint)) = changed(path, what) {
-            refuse(refusals, String::from_utf8_lossy(&path.path).into_owned(), reason, hint);
+        let name = path.other_name.as_ref().map_or(&path.path, |other| &other.name);
+        if let Some((reason, hint)) = changed(path, name, what) {
+            refuse(refusals, String::from_utf8_lossy(name).into_owned(), reason, hint);
         }
     }
 }
 
 /// Why a path is no longer what it was, if so. Warns of what a program has to expect.
-fn changed(path: &Path, what: Use) -> Option<(String, Option<&'static str>)> {
+fn changed(path: &Path, name: &[u8], what: Use) -> Option<(String, Option<&'static str>)> {
     const PUT_BACK: Option<&str> = Some("put the file of the dump back in its place");
-    let name = std::path::Path::new(OsStr::from_bytes(&path.path));
+    let name = std::path::Path::new(OsStr::from_bytes(name));
     let kind = libc::S_IFMT;
     let is_link = path.mode & kind == libc::S_IFLNK;
     let now = match if is_link { fs::symlink_metadata(name) } else { fs::metadata(name) } {

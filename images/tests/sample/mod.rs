@@ -4,7 +4,7 @@
 use images::attribute::{AreaPolicy, MemoryPolicy, TaskAttributes, ThreadAttributes};
 use images::container::{Kind, TRAILER_SIZE, crc32c, encode};
 use images::event::{Epoll, Eventfd, Notify, Timerfd, Watch};
-use images::file::{Deleted, Description, FdEntry, Files, Path, Pipe, Target};
+use images::file::{Deleted, Description, FdEntry, Files, OtherName, Path, Pipe, Target};
 use images::id::PAGE_SIZE;
 use images::inet::{
     Datagram, InetAddress, InetProtocol, InetSocket, InetState, Membership, TcpAgreement, TcpConnection,
@@ -127,6 +127,7 @@ fn files() -> Files {
         rdev,
         deleted: None,
         view: false,
+        other_name: None,
     };
     Files {
         paths: vec![
@@ -134,7 +135,10 @@ fn files() -> Files {
             path("/bin/sh", 0o100_755, 125_688, 0),
             path("/opt/i386/bin/counter", 0o100_755, 9_000, 0),
             path("/dev/pts/3", 0o020_620, 0, 0x8803),
-            path("/tmp/caf\u{e9}", 0o100_644, 12, 0),
+            Path {
+                other_name: Some(OtherName { name: b"/tmp/.crr-link-77-0".to_vec(), helper: true }),
+                ..path("/tmp/caf\u{e9}", 0o100_644, 12, 0)
+            },
             path("/dev/ptmx", 0o020_666, 0, 0x502),
             path("/dev/pts/8", 0o020_620, 0, 0x8808),
             Path {

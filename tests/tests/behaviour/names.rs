@@ -1,6 +1,10 @@
 //! Every way a file can be named.
 
-use tests::case::Workload;
+use std::path::Path;
+use tests::abi::Abi;
+use tests::case::{Workload, nothing_left};
+use tests::isolate::isolated;
+use tests::{Result, here, require_ia32, require_root};
 
 const fn names(case: &'static str) -> Workload {
     Workload::new("names", case)
@@ -11,4 +15,114 @@ tests::survives! {
     path_only_deleted => names("path_only_deleted");
     views => names("views");
     devices => names("devices");
+    other_name => names("other_name");
+    renamed => names("renamed");
+    odd => names("odd");
+    mounts => names("mounts");
+}
+
+/// Runs `body` for both ABIs, each in a directory of its own.
+fn both(test: &str, body: impl Fn(&Path, Abi) -> Result) {
+    isolated(test, |dir| Abi::ALL.iter().try_for_each(|&abi| body(&dir.join(abi.name()), abi)));
+}
+
+fn entries(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Another file has the name: it stays as it is, and what lost the name comes back by one like it, which is gone at once.
+#[test]
+fn replaced() {
+    require_root!();
+    require_ia32!();
+    both(&here!(), |dir, abi| {
+        let mut running = names("replaced").start(dir, abi)?;
+        let before = entries(dir)?;
+        running.dump(&[])?.success()?;
+        nothing_left()?;
+        running.restore(&["-d"])?.success()?.says("/name: the name is taken")?;
+        let mut after = entries(dir)?;
+        after.retain(|name| name != "images-1" && !name.starts_with("crr."));
+        assert_eq!(after, before);
+        running.verify()
+    });
+}
+
+/// The file's other name is elsewhere: refused, or by a helper name, which is there from the dump to the restore.
+#[test]
+fn link_remap() {
+    require_root!();
+    require_ia32!();
+    both(&here!(), |dir, abi| {
+        let mut running = names("elsewhere").start(dir, abi)?;
+        let before = running.snapshot()?;
+        let refused = running.dump(&[])?.code(1)?;
+        refused
+            .says_with_hint("this name of the file is gone, and its others are not in the same directory")?;
+        refused.says("use --link-remap")?;
+        running.looks_like(&before)?;
+        for _ in 0..2 {
+            running.dump(&["--link-remap"])?.success()?;
+            nothing_left()?;
+            assert_eq!(entries(&dir.join("here"))?.len(), 1);
+            running.restore(&["-d"])?.success()?;
+            running.looks_like(&before)?;
+            assert!(entries(&dir.join("here"))?.is_empty());
+        }
+        running.verify()
+    });
+}
+
+/// A dump that fails after all takes the helper name away; one that lets the tree run leaves it to the restore.
+#[test]
+fn link_remap_of_a_tree_that_runs_on() {
+    require_root!();
+    require_ia32!();
+    both(&here!(), |dir, abi| {
+        let mut running = names("elsewhere").start(dir, abi)?;
+        let before = running.snapshot()?;
+        running.dump(&["--link-remap", "-R"])?.success()?;
+        assert_eq!(entries(&dir.join("here"))?.len(), 1);
+        running.dump(&["--link-remap"])?.success()?;
+        nothing_left()?;
+        assert_eq!(entries(&dir.join("here"))?.len(), 1, "the same name serves both");
+        running.restore(&["-d"])?.success()?;
+        running.looks_like(&before)?;
+        running.verify()
+    });
+}
+
+/// No name can be made for a moment: it is shown by the one that it has.
+#[test]
+fn read_only() {
+    require_root!();
+    require_ia32!();
+    both(&here!(), |dir, abi| {
+        let mut running = names("read_only").start(dir, abi)?;
+        running.dump(&[])?.success()?;
+        nothing_left()?;
+        running.restore(&["-d"])?.success()?.says("dir/other: shown by this name from now on")?;
+        running.verify()
+    });
+}
+
+/// The harness cannot look at such names either.
+#[test]
+fn lost() {
+    require_root!();
+    require_ia32!();
+    both(&here!(), |dir, abi| {
+        let mut running = names("lost").start(dir, abi)?;
+        let output = running.dump(&["--link-remap"])?.code(1)?;
+        let log = running.log()?;
+        for name in log.lines().filter_map(|line| line.strip_prefix("NAME ")) {
+            output.says_with_hint(name)?;
+        }
+        running.verify()
+    });
 }

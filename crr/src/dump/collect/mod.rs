@@ -19,6 +19,7 @@ use crate::resource::file::{self, Terminal};
 use crate::resource::inet::Silenced;
 use crate::resource::landlock::Bystanders;
 use crate::resource::namespace::Namespaces;
+use crate::resource::other_name::Helpers;
 use crate::resource::path::{Paths, file_type};
 use crate::resource::pipe::Holders;
 use crate::resource::tree::{self, Standing, Strangers};
@@ -46,6 +47,8 @@ pub(super) struct Collected {
     pub(super) contents: Contents,
     /// TCP connections, whose traffic is held.
     pub(super) silenced: Silenced,
+    /// Names that the restore opens files by.
+    pub(super) helpers: Helpers,
 }
 
 /// What is shared by the tasks of a tree while they are looked at.
@@ -82,7 +85,7 @@ pub(super) fn collect(
     let mut tables = Tables {
         own_namespaces: Namespaces::of(&Dir::task(nix::unistd::getpid().as_raw())?)?,
         low,
-        paths: Paths::new(options.ghost_limit),
+        paths: Paths::new(options.ghost_limit, options.link_remap),
         files: file::Table::default(),
         backings: memory::Backings::default(),
         vdsos: Vec::new(),
@@ -152,7 +155,7 @@ pub(super) fn collect(
     tables.paths.deleted().refuse_outsiders(&pids, &mut refusals)?;
     refusals.finish("dump")?;
     let (memory, mut contents) = find_contents(frozen, spaces, tables.backings, tables.vdsos)?;
-    let (mut paths, deleted) = tables.paths.into_list();
+    let (mut paths, deleted, helpers) = tables.paths.into_list()?;
     for deleted::Found { path, file, .. } in deleted {
         let record = &mut paths[path.0 as usize];
         if let Some(deleted) = record.deleted.as_mut().filter(|_| file_type(record.mode) == SFlag::S_IFREG) {
@@ -170,7 +173,7 @@ pub(super) fn collect(
     on_their_way.finish("dump")?;
     let silenced = tables.files.look_at_connections(options.sockets)?;
     let files = tables.files.into_files(paths);
-    Ok(Collected { tree, files, memory, contents, silenced })
+    Ok(Collected { tree, files, memory, contents, silenced, helpers })
 }
 
 /// What `stat` tells of a task: memory by a living thread, what its parent is told by the leader.

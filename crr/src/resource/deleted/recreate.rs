@@ -1,4 +1,4 @@
-//! Making files without a name again.
+//! Making files without a name again, and opening those whose name is gone while others lead to them.
 //!
 //! Each is made under the name it had, so that `/proc` shows it as before, and unlinked at once. From then on it is opened by way
 //! of a descriptor (`/proc/self/fd`), which gives a description of its own as opening by name does.
@@ -7,12 +7,12 @@ use super::MEMFD;
 use crate::restore::open::Raiser;
 use anyhow::{Context, Result, bail};
 use images::PathId;
-use images::file::{Deleted, Files, Path};
+use images::file::{Deleted, Files, OtherName, Path};
 use images::id::PAGE_SIZE;
 use images::memory::Run;
 use memfd::MemfdOptions;
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
+use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::stat::{Mode, fchmod, futimens};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
@@ -68,16 +68,15 @@ pub(crate) fn create_all(
     order.sort_by_key(|&index| files.paths[index].path.len());
     for index in order {
         let path = &files.paths[index];
-        let Some(deleted) = &path.deleted else { continue };
-        let made = if deleted.seals.is_some() {
-            memfd(path, deleted, pages)
-        } else {
-            named(path, deleted, pages, &mut scaffolds)
-        };
         let name = String::from_utf8_lossy(&path.path);
-        let fd = made.with_context(|| format!("make {name} again, which was deleted"))?;
-        let fd = raiser.raise(fd)?;
-        if let Some(seals) = deleted.seals {
+        let fd = match (&path.deleted, &path.other_name) {
+            (None, None) => continue,
+            (Some(deleted), _) if deleted.seals.is_some() => memfd(path, deleted, pages),
+            (Some(deleted), _) => named(path, deleted, pages, &mut scaffolds),
+            (None, Some(other)) => linked(path, other, &mut scaffolds),
+        };
+        let fd = raiser.raise(fd.with_context(|| format!("make {name} again, which was deleted"))?)?;
+        if let Some(seals) = path.deleted.as_ref().and_then(|deleted| deleted.seals) {
             let seals = SealFlag::from_bits_retain(seals.cast_signed());
             // Who seals it has it open for writing, which nobody may once a task executes it; and nobody writes to that.
             if u32::try_from(index).is_ok_and(|index| executed.contains(&PathId(index))) {
@@ -127,46 +126,90 @@ fn memfd(path: &Path, deleted: &Deleted, pages: &File) -> Result<OwnedFd> {
 /// A file or a directory under its name, or one like it if that is taken.
 fn named(path: &Path, deleted: &Deleted, pages: &File, scaffolds: &mut Vec<Scaffold>) -> Result<OwnedFd> {
     let is_dir = path.mode & libc::S_IFMT == libc::S_IFDIR;
+    let (name, file) = under_its_name(path, scaffolds, |name| {
+        if is_dir {
+            return fs::DirBuilder::new().mode(0o700).create(name).and_then(|()| File::open(name));
+        }
+        let mut options = File::options();
+        options.read(true).write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        options.open(name)
+    })?;
+    let filled = if is_dir {
+        // Others may be made in it.
+        let kept = Some((file.try_clone().context("dup")?, times(path, deleted)));
+        scaffolds.push(Scaffold { name, kept });
+        own(&file, path, deleted)
+    } else {
+        let filled = fill(&file, path, deleted, pages);
+        unlinkat(AT_FDCWD, &name, UnlinkatFlags::NoRemoveDir).context("unlink")?;
+        filled
+    };
+    filled.and_then(|()| path_only(&file))
+}
+
+/// A file that is there under another name, by the one it had, or one like it if that is taken.
+fn linked(path: &Path, other: &OtherName, scaffolds: &mut Vec<Scaffold>) -> Result<OwnedFd> {
+    let by = PathBuf::from(OsStr::from_bytes(&other.name));
+    let open = |name: &std::path::Path| {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        nix::fcntl::open(name, flags, Mode::empty()).with_context(|| format!("open {}", name.display()))
+    };
+    match under_its_name(path, scaffolds, |name| fs::hard_link(&by, name)) {
+        Ok((name, ())) => {
+            let opened = open(&name);
+            unlinkat(AT_FDCWD, &name, UnlinkatFlags::NoRemoveDir).context("unlink")?;
+            opened
+        }
+        Err(e)
+            if e.downcast_ref::<io::Error>()
+                .is_some_and(|e| e.kind() == io::ErrorKind::ReadOnlyFilesystem) =>
+        {
+            log::warn!("{}: shown by this name from now on: its file system is read-only", by.display());
+            open(&by)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Makes something under the name it had, or one like it if that is taken; what is missing above is there as long as the scaffolds are.
+fn under_its_name<T>(
+    path: &Path,
+    scaffolds: &mut Vec<Scaffold>,
+    make: impl Fn(&std::path::Path) -> io::Result<T>,
+) -> Result<(PathBuf, T)> {
     let wanted = PathBuf::from(OsStr::from_bytes(&path.path));
     let above: Vec<_> = wanted.ancestors().skip(1).collect();
     for dir in above.into_iter().rev() {
         match fs::DirBuilder::new().mode(0o700).create(dir) {
             Ok(()) => scaffolds.push(Scaffold { name: dir.to_owned(), kept: None }),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem && dir.is_dir() => {}
             Err(e) => return Err(e).with_context(|| dir.display().to_string()),
         }
     }
     for attempt in 0..1000 {
         let name = match attempt {
             0 => wanted.clone(),
-            _ => PathBuf::from(format!("{}.crr-{attempt}", wanted.display())),
+            _ => {
+                let mut name = wanted.clone().into_os_string();
+                name.push(format!(".crr-{attempt}"));
+                name.into()
+            }
         };
-        let made = if is_dir {
-            fs::DirBuilder::new().mode(0o700).create(&name).and_then(|()| File::open(&name))
-        } else {
-            let mut options = File::options();
-            options.read(true).write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-            options.open(&name)
-        };
-        let file = match made {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+        match make(&name) {
+            Ok(made) => {
+                if attempt > 0 {
+                    log::warn!(
+                        "{}: the name is taken: it is called {} now",
+                        wanted.display(),
+                        name.display()
+                    );
+                }
+                return Ok((name, made));
+            }
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(e.into()),
-        };
-        if attempt > 0 {
-            log::warn!("{}: the name is taken: it is called {} now", wanted.display(), name.display());
         }
-        let filled = if is_dir {
-            // Others may be made in it.
-            let kept = Some((file.try_clone().context("dup")?, times(path, deleted)));
-            scaffolds.push(Scaffold { name, kept });
-            own(&file, path, deleted)
-        } else {
-            let filled = fill(&file, path, deleted, pages);
-            unlinkat(nix::fcntl::AT_FDCWD, &name, UnlinkatFlags::NoRemoveDir).context("unlink")?;
-            filled
-        };
-        return filled.and_then(|()| path_only(&file));
     }
     bail!("no name like it is free");
 }

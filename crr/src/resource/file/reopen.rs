@@ -74,7 +74,7 @@ pub(crate) fn open(path: &Path, description: &Description, ia32: &mut Ia32) -> R
     }
     let flags =
         flags & !(OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_TRUNC) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let flags = if path.deleted.is_some() { flags & !of_the_name(path) } else { flags };
+    let flags = if path.is_gone() { flags & !of_the_name(path) } else { flags };
     let c_path = CString::new(path.path.as_slice()).with_context(|| format!("{name}: not a path"))?;
     let is_link = path.mode & libc::S_IFMT == libc::S_IFLNK;
     if is_link && !flags.contains(OFlag::O_NOFOLLOW) {

@@ -23,16 +23,26 @@ pub(super) fn check(files: &Files) -> Check {
     Ok(())
 }
 
-fn check_path(path: &Path) -> Check {
-    let name = &path.path;
+fn check_name(name: &[u8]) -> Check {
     ensure!(name.first() == Some(&b'/'), "is not absolute");
     ensure!(!name.contains(&0), "has a NUL");
     ensure!(name.len() < PATH_MAX, "has {} bytes, the kernel takes {}", name.len(), PATH_MAX - 1);
+    Ok(())
+}
+
+fn check_path(path: &Path) -> Check {
+    check_name(&path.path)?;
+    if let Some(other) = &path.other_name {
+        check_name(&other.name).map_err(inside("other name"))?;
+        ensure!(path.deleted.is_none(), "deleted, and under another name");
+    }
     let kind = path.mode & libc::S_IFMT;
     let special = [libc::S_IFLNK, libc::S_IFSOCK, libc::S_IFIFO].contains(&kind);
     let known = special || [libc::S_IFREG, libc::S_IFDIR, libc::S_IFCHR, libc::S_IFBLK].contains(&kind);
     ensure!(known, "is of no kind of file (mode {:#o})", path.mode);
-    ensure!(!path.view || path.deleted.is_none(), "deleted, and a view of the kernel's state");
+    ensure!(!path.view || !path.is_gone(), "deleted, and a view of the kernel's state");
+    let file = kind == libc::S_IFREG;
+    ensure!(file || path.other_name.is_none(), "under another name, and no file");
     ensure!(path.mtime.1 < 1_000_000_000, "has a time of {} ns", path.mtime.1);
     path.deleted.as_ref().map_or(Ok(()), |deleted| check_deleted(path, deleted))
 }

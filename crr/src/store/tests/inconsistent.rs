@@ -4,7 +4,7 @@ use super::sample::Sample;
 use crate::store::check::records;
 use images::container::Kind;
 use images::event::{Eventfd, Notify, Timerfd, Watch};
-use images::file::{Deleted, Target};
+use images::file::{Deleted, OtherName, Target};
 use images::inet::{InetProtocol, InetSocket, InetState};
 use images::memory::{Backing, Run};
 use images::seccomp::Seccomp;
@@ -259,7 +259,19 @@ fn files() {
         s.files.paths[1].mode = 0o030_644;
     });
     refused("files.img: path#7: deleted, and a view of the kernel's state", |s| s.files.paths[7].view = true);
+    let other = |s: &mut Sample, name: &[u8]| {
+        s.files.paths[4].other_name = Some(OtherName { name: name.to_vec(), helper: true });
+    };
+    refused("files.img: path#4: other name: is not absolute", |s| other(s, b"helper"));
+    refused("files.img: path#4: under another name, and no file", |s| {
+        other(s, b"/helper");
+        s.files.paths[4].mode = 0o040_755;
+    });
+    refused("files.img: path#7: deleted, and under another name", |s| {
+        s.files.paths[7].other_name = Some(OtherName { name: b"/a".to_vec(), helper: false });
+    });
     refused("files.img: description#3: a name alone leads to path#4, without O_PATH", |s| {
+        s.files.paths[4].other_name = None;
         s.files.paths[4].mode = 0o010_644;
     });
     refused("memory.img: task 100: 0x8048000-0x8058000: maps path#1, which is no file", |s| {
