@@ -4,10 +4,11 @@
 //! of a descriptor (`/proc/self/fd`), which gives a description of its own as opening by name does.
 
 use super::MEMFD;
+use crate::resource::file::{O_ASYNC, reopen};
 use crate::restore::open::Raiser;
 use anyhow::{Context, Result, bail};
 use images::PathId;
-use images::file::{Deleted, Files, OtherName, Path};
+use images::file::{Deleted, Description, Files, OtherName, Path, Target};
 use images::id::PAGE_SIZE;
 use images::memory::Run;
 use memfd::MemfdOptions;
@@ -15,8 +16,8 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::stat::{Mode, fchmod, futimens};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
-use std::collections::BTreeSet;
+use nix::unistd::{Gid, Uid, UnlinkatFlags, Whence, fchown, lseek64, unlinkat};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
@@ -29,6 +30,8 @@ use xattr::FileExt as _;
 /// The files, each by a descriptor that only leads to it (O_PATH): one for writing would keep others from executing it.
 #[derive(Debug, Default)]
 pub(crate) struct Recreated {
+    /// Descriptions that came with the file they are open on: what O_TMPFILE makes.
+    pub(crate) descriptions: BTreeMap<usize, OwnedFd>,
     seals: Vec<(OwnedFd, SealFlag)>,
     _held: Vec<OwnedFd>,
 }
@@ -64,6 +67,7 @@ pub(crate) fn create_all(
     let mut recreated = Recreated::default();
     // The innermost goes first again: later ones may lie in earlier ones.
     let mut scaffolds: Vec<Scaffold> = Vec::new();
+    let makers = makers(&files);
     let mut order: Vec<usize> = (0..files.paths.len()).collect();
     order.sort_by_key(|&index| files.paths[index].path.len());
     for index in order {
@@ -71,6 +75,18 @@ pub(crate) fn create_all(
         let name = String::from_utf8_lossy(&path.path);
         let fd = match (&path.deleted, &path.other_name) {
             (None, None) => continue,
+            (Some(deleted), _) if makers.contains_key(&index) => {
+                let maker = makers[&index];
+                let made = unnamed(path, deleted, pages, &files.descriptions[maker], &mut scaffolds);
+                made.and_then(|made| match made {
+                    Some(description) => {
+                        let fd = path_only(&description);
+                        recreated.descriptions.insert(maker, description);
+                        fd
+                    }
+                    None => named(path, deleted, pages, &mut scaffolds),
+                })
+            }
             (Some(deleted), _) if deleted.seals.is_some() => memfd(path, deleted, pages),
             (Some(deleted), _) => named(path, deleted, pages, &mut scaffolds),
             (None, Some(other)) => linked(path, other, &mut scaffolds),
@@ -123,6 +139,49 @@ fn memfd(path: &Path, deleted: &Deleted, pages: &File) -> Result<OwnedFd> {
     path_only(&file)
 }
 
+/// For files that O_TMPFILE made, the description that did so. None other shows the flag.
+fn makers(files: &Files) -> BTreeMap<usize, usize> {
+    let made =
+        files.descriptions.iter().enumerate().filter_map(|(maker, description)| match description.target {
+            Target::Path(path) if description.flags & O_TMPFILE_ALONE != 0 => Some((path.0 as usize, maker)),
+            _ => None,
+        });
+    made.filter(|(path, _)| files.paths[*path].mode & libc::S_IFMT == libc::S_IFREG).collect()
+}
+
+/// O_TMPFILE without O_DIRECTORY, which is in it.
+const O_TMPFILE_ALONE: u32 = 0o20_000_000;
+
+/// A file as O_TMPFILE makes it, with the description that does: only such a one can be given a name as long as it has none (I_LINKABLE,
+/// vfs_link() of fs/namei.c). That it was not to (O_EXCL), or had a name once, nobody tells. `None` where it cannot be made.
+fn unnamed(
+    path: &Path,
+    deleted: &Deleted,
+    pages: &File,
+    description: &Description,
+    scaffolds: &mut Vec<Scaffold>,
+) -> Result<Option<OwnedFd>> {
+    let wanted = PathBuf::from(OsStr::from_bytes(&path.path));
+    make_above(&wanted, scaffolds)?;
+    let dir = wanted.parent().context("no directory")?;
+    let flags = description.flags & !O_ASYNC;
+    let made = match reopen::create(dir, flags) {
+        Ok(made) => made,
+        Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {
+            log::warn!(
+                "{}: cannot be given a name any more: its file system has no O_TMPFILE",
+                wanted.display()
+            );
+            return Ok(None);
+        }
+        Err(errno) => return Err(errno).context("open with O_TMPFILE"),
+    };
+    let file = File::options().read(true).write(true).open(by_fd(&made)).context("open by descriptor")?;
+    fill(&file, path, deleted, pages)?;
+    lseek64(&made, i64::try_from(description.position)?, Whence::SeekSet).context("offset")?;
+    Ok(Some(made))
+}
+
 /// A file or a directory under its name, or one like it if that is taken.
 fn named(path: &Path, deleted: &Deleted, pages: &File, scaffolds: &mut Vec<Scaffold>) -> Result<OwnedFd> {
     let is_dir = path.mode & libc::S_IFMT == libc::S_IFDIR;
@@ -171,13 +230,8 @@ fn linked(path: &Path, other: &OtherName, scaffolds: &mut Vec<Scaffold>) -> Resu
     }
 }
 
-/// Makes something under the name it had, or one like it if that is taken; what is missing above is there as long as the scaffolds are.
-fn under_its_name<T>(
-    path: &Path,
-    scaffolds: &mut Vec<Scaffold>,
-    make: impl Fn(&std::path::Path) -> io::Result<T>,
-) -> Result<(PathBuf, T)> {
-    let wanted = PathBuf::from(OsStr::from_bytes(&path.path));
+/// Makes the directories above a name that are missing.
+fn make_above(wanted: &std::path::Path, scaffolds: &mut Vec<Scaffold>) -> Result<()> {
     let above: Vec<_> = wanted.ancestors().skip(1).collect();
     for dir in above.into_iter().rev() {
         match fs::DirBuilder::new().mode(0o700).create(dir) {
@@ -187,6 +241,17 @@ fn under_its_name<T>(
             Err(e) => return Err(e).with_context(|| dir.display().to_string()),
         }
     }
+    Ok(())
+}
+
+/// Makes something under the name it had, or one like it if that is taken; what is missing above is there as long as the scaffolds are.
+fn under_its_name<T>(
+    path: &Path,
+    scaffolds: &mut Vec<Scaffold>,
+    make: impl Fn(&std::path::Path) -> io::Result<T>,
+) -> Result<(PathBuf, T)> {
+    let wanted = PathBuf::from(OsStr::from_bytes(&path.path));
+    make_above(&wanted, scaffolds)?;
     for attempt in 0..1000 {
         let name = match attempt {
             0 => wanted.clone(),
@@ -214,7 +279,7 @@ fn under_its_name<T>(
     bail!("no name like it is free");
 }
 
-fn path_only(file: &File) -> Result<OwnedFd> {
+fn path_only(file: &impl AsRawFd) -> Result<OwnedFd> {
     let name = format!("/proc/self/fd/{}", file.as_raw_fd());
     nix::fcntl::open(name.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
         .context("open by descriptor")

@@ -7,6 +7,7 @@ use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result};
 use images::Pid;
 use images::file::{Description, Files, Path, Target};
+use nix::NixPath;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek64};
@@ -29,11 +30,11 @@ pub(crate) struct Reopened {
     pub(crate) inet_sockets: inet::recreate::Restored,
 }
 
-/// Opens every description.
+/// Opens every description, but for those that are open already.
 ///
 /// # Errors
 /// Names the file that cannot be opened.
-pub(crate) fn open_all(files: &Files) -> Result<Reopened> {
+pub(crate) fn open_all(files: &Files, mut done: BTreeMap<usize, OwnedFd>) -> Result<Reopened> {
     // Made when first needed: a kernel without ia32 emulation has no such calls.
     let mut ia32 = Ia32::default();
     let mut pipes = recreate::create_all(&files.pipes)?;
@@ -42,6 +43,10 @@ pub(crate) fn open_all(files: &Files) -> Result<Reopened> {
     let mut ptys = terminal::recreate::create_all(files, &mut ia32)?;
     let mut opened = Vec::with_capacity(files.descriptions.len());
     for (index, description) in files.descriptions.iter().enumerate() {
+        if let Some(fd) = done.remove(&index) {
+            opened.push(fd);
+            continue;
+        }
         // Signals are for later; and open(2) takes the flag without effect, so that F_SETFL would see no change.
         let flags = description.flags & !O_ASYNC;
         let fd = match description.target {
@@ -93,6 +98,18 @@ pub(crate) fn open(path: &Path, description: &Description, ia32: &mut Ia32) -> R
         lseek64(&fd, position, Whence::SeekSet).with_context(|| format!("{name}: seek to {position}"))?;
     }
     Ok(fd)
+}
+
+/// Makes a file without a name in a directory, by flags with O_TMPFILE among them.
+///
+/// # Errors
+/// As open(2).
+pub(crate) fn create(dir: &std::path::Path, flags: u32) -> nix::Result<OwnedFd> {
+    let of = OFlag::from_bits_retain(flags.cast_signed()) | OFlag::O_CLOEXEC;
+    if flags & O_LARGEFILE != 0 {
+        return nix::fcntl::open(dir, of, Mode::S_IRUSR | Mode::S_IWUSR);
+    }
+    dir.with_nix_path(|dir| Ia32::default().open(dir, of.bits()))?
 }
 
 /// A symbolic link without O_NOFOLLOW in its flags, as one is opened by a link of `/proc/self/fd`.
