@@ -55,9 +55,19 @@ pub struct Path {
     pub view: bool,
     /// Of a file whose name is gone while others lead to it: one that is there.
     pub other_name: Option<OtherName>,
+    /// The build-id of a program or library, by which it is known again; empty where there is none.
+    pub build_id: Vec<u8>,
+    /// Of a program or library: a copy, should the file be another one at restore.
+    pub embedded: Option<Deleted>,
 }
 
 impl Path {
+    /// A name that leads to it.
+    #[must_use]
+    pub fn place(&self) -> &[u8] {
+        self.other_name.as_ref().map_or(&self.path, |other| &other.name)
+    }
+
     /// Whether no file is under [`Self::path`] any more.
     #[must_use]
     pub const fn is_gone(&self) -> bool {

@@ -427,3 +427,37 @@ CASE(lost)
 	close(last);
 	check_text(hidden, 0, "text");
 }
+
+static char *read_all(const char *name, size_t *length)
+{
+	struct stat found;
+	int fd = MUST(open(name, O_RDONLY));
+	MUST(fstat(fd, &found));
+	*length = (size_t)found.st_size;
+	char *text = map_anonymous(*length);
+	CHECK(read(fd, text, *length) == (ssize_t)*length, "read %s: %s", name, strerror(errno));
+	close(fd);
+	return text;
+}
+
+/* A program, and a library of it, of which nothing has been touched yet: copies of this one. */
+CASE(program)
+{
+	size_t length;
+	if (case_args[0] == NULL) {
+		char command[1200];
+		snprintf(command, sizeof(command), "cp %s copy && cp %s library", case_argv[0], case_argv[0]);
+		CHECK(system(command) == 0, "%s", command);
+		execl("./copy", "./copy", "program", case_argv[0], (char *)NULL);
+		die(__FILE__, __LINE__, "exec");
+	}
+	char *original = read_all(case_args[0], &length);
+	int fd = MUST(open("library", O_RDONLY));
+	char *library = MUST((char *)mmap(NULL, length, PROT_READ | PROT_EXEC, MAP_PRIVATE, fd, 0));
+	close(fd);
+	checkpoint();
+	CHECK(memcmp(library, original, length) == 0, "the library has changed");
+	size_t running;
+	char *program = read_all("/proc/self/exe", &running);
+	CHECK(running == length && memcmp(program, original, length) == 0, "the program has changed");
+}

@@ -68,6 +68,10 @@ pub(super) struct Dump {
     #[arg(long)]
     link_remap: bool,
 
+    /// Put copies of programs and libraries into the images: a restore uses those of files that are others by then.
+    #[arg(long)]
+    embed_files: bool,
+
     /// How long stopping the tree may take.
     #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds)]
     timeout: Duration,
@@ -119,6 +123,7 @@ impl Dump {
             },
             ghost_limit: self.ghost_limit,
             link_remap: self.link_remap,
+            embed_files: self.embed_files,
             timeout: self.timeout,
             progress: level > 0,
         }

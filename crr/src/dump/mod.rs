@@ -59,6 +59,8 @@ pub struct Options {
     pub ghost_limit: u64,
     /// Make names for files whose own is gone while others lead to them.
     pub link_remap: bool,
+    /// Put copies of programs and libraries into the images.
+    pub embed_files: bool,
     /// How long seizing the tree may take.
     pub timeout: Duration,
     /// Show progress on stderr when it is a terminal.

@@ -182,7 +182,7 @@ pub(crate) fn preflight(path: &images::file::Path, refusals: &mut Refusals) {
     });
 }
 
-fn xattrs(file: &File) -> std::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+pub(crate) fn xattrs(file: &File) -> std::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let names = match file.list_xattr() {
         Ok(names) => names,
         Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(Vec::new()),

@@ -1,6 +1,7 @@
 //! What a task consists of, one file per resource: how each is observed at dump and put back at restore.
 
 pub mod attribute;
+pub(crate) mod build_id;
 pub mod creds;
 pub(crate) mod deleted;
 pub(crate) mod device;
@@ -21,6 +22,7 @@ pub mod namespace;
 pub(crate) mod other_name;
 pub mod path;
 pub mod pipe;
+pub(crate) mod program;
 pub mod robust;
 pub mod rseq;
 pub mod seccomp;

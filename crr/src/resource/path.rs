@@ -269,6 +269,8 @@ fn record(name: &[u8], found: &FileStat) -> Path {
         deleted: None,
         view: false,
         other_name: None,
+        build_id: Vec::new(),
+        embedded: None,
     }
 }
 

@@ -17,6 +17,7 @@ mod serve;
 mod stand_in;
 mod stop;
 mod takeover;
+mod unchanged;
 
 use crate::changed::Changed;
 use crate::machine;
@@ -43,6 +44,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+pub use unchanged::Validation;
 
 /// Options of `crr restore`.
 #[derive(Clone, Debug)]
@@ -63,6 +65,8 @@ pub struct Options {
     pub new_pidns: bool,
     /// What becomes of internet sockets.
     pub sockets: Wishes,
+    /// By what files are known again.
+    pub validation: Validation,
     /// How long the tree may take to come back.
     pub timeout: Duration,
     /// Show progress on stderr when it is a terminal.
@@ -156,11 +160,12 @@ fn restore_here(options: &Options) -> Result<(Report, Option<Terminal>)> {
     let deadline = began + options.timeout;
     limits::raise_open_files()?;
     limits::raise_pending_signals()?;
-    let checkpoint = Checkpoint::read_showing(&options.images_dir, options.progress)?;
+    let mut checkpoint = Checkpoint::read_showing(&options.images_dir, options.progress)?;
     if let Some(root) = &options.root {
         nix::unistd::chroot(root).with_context(|| format!("{}: change root", root.display()))?;
         nix::unistd::chdir("/").context("/")?;
     }
+    unchanged::use_copies(&mut checkpoint, options.validation);
     let mut lives = BTreeMap::new();
     for abi in preflight::abis(&checkpoint) {
         lives.insert(abi, machine::live(abi)?);

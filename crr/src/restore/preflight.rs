@@ -1,25 +1,19 @@
 //! Whatever would make a restore fail, found before the first fork, all of it at once.
 
-use super::Options;
 use super::environment::Environment;
 use super::prepare::Lives;
+use super::{Options, unchanged};
 use crate::refusal::{Refusal, Refusals};
-use crate::resource::file::O_PATH;
 use crate::resource::terminal::recreate;
 use crate::resource::unix_socket::bind;
-use crate::resource::{attribute, deleted, seccomp, xstate};
+use crate::resource::{attribute, seccomp, xstate};
 use crate::store::Checkpoint;
 use crate::sys::process;
-use images::file::{Path, Target};
 use images::memory::Backing;
-use images::terminal::PtyEnd;
-use images::{Abi, PathId, Pid};
+use images::{Abi, Pid};
 use shared::plan::tree::{OUTSIDE, Role, Schedule};
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
+use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 
 /// Collects everything that stands in the way.
 #[must_use]
@@ -36,7 +30,7 @@ pub(super) fn preflight(
     sibling(&mut refusals, schedule, options);
     vdso(&mut refusals, checkpoint, lives);
     processor(&mut refusals, checkpoint, environment);
-    files(&mut refusals, checkpoint);
+    files(&mut refusals, checkpoint, options);
     privileges(&mut refusals, checkpoint, environment);
     seccomp::preflight(&mut refusals, &checkpoint.tree, environment);
     attribute::preflight(&mut refusals, checkpoint, &environment.attributes);
@@ -132,99 +126,15 @@ fn processor(refusals: &mut Refusals, checkpoint: &Checkpoint, environment: &Env
     }
 }
 
-/// What a path is used for; decides how much it may have changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Use {
-    /// Open by name alone (O_PATH).
-    Name,
-    /// Open for data, or a directory.
-    Open,
-    /// Mapped or executed: other contents would be another program.
-    Mapped,
-}
-
-fn files(refusals: &mut Refusals, checkpoint: &Checkpoint) {
-    let mut uses: BTreeMap<PathId, Use> = BTreeMap::new();
-    let mut note = |path: PathId, what: Use| {
-        let entry = uses.entry(path).or_insert(what);
-        *entry = (*entry).max(what);
-    };
-    for task in &checkpoint.tree.tasks {
-        note(task.exe, Use::Mapped);
-        note(task.cwd, Use::Open);
-        note(task.root, Use::Open);
-    }
-    for vma in checkpoint.memory.spaces.iter().flat_map(|space| &space.vmas) {
-        match vma.backing {
-            Backing::PrivateFile(path, _) => note(path, Use::Mapped),
-            Backing::SharedFile(path, _) => note(path, Use::Open),
-            _ => {}
-        }
-    }
-    for description in &checkpoint.files.descriptions {
-        match description.target {
-            Target::Path(path) if description.flags & O_PATH != 0 => note(path, Use::Name),
-            Target::Path(path) | Target::Pty { path, end: PtyEnd::Master | PtyEnd::Controlling, .. } => {
-                note(path, Use::Open)
-            }
-            _ => {}
-        }
-    }
+/// What other processes have of the tree's, and what has become of its files.
+fn files(refusals: &mut Refusals, checkpoint: &Checkpoint, options: &Options) {
     for (object, reason, hint) in recreate::obstacles(&checkpoint.files.ptys) {
         refuse(refusals, object, reason, Some(hint));
     }
     for (object, reason, hint) in bind::obstacles(&checkpoint.files.unix_sockets) {
         refuse(refusals, object, reason, Some(hint));
     }
-    for (id, what) in uses {
-        let path = &checkpoint.files.paths[id.0 as usize];
-        if path.deleted.is_some() {
-            deleted::preflight(path, refusals);
-            continue;
-        }
-        let name = path.other_name.as_ref().map_or(&path.path, |other| &other.name);
-        if let Some((reason, hint)) = changed(path, name, what) {
-            refuse(refusals, String::from_utf8_lossy(name).into_owned(), reason, hint);
-        }
-    }
-}
-
-/// Why a path is no longer what it was, if so. Warns of what a program has to expect.
-fn changed(path: &Path, name: &[u8], what: Use) -> Option<(String, Option<&'static str>)> {
-    const PUT_BACK: Option<&str> = Some("put the file of the dump back in its place");
-    let name = std::path::Path::new(OsStr::from_bytes(name));
-    let kind = libc::S_IFMT;
-    let is_link = path.mode & kind == libc::S_IFLNK;
-    let now = match if is_link { fs::symlink_metadata(name) } else { fs::metadata(name) } {
-        Ok(now) => now,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Some(("has been deleted since the dump".to_owned(), PUT_BACK));
-        }
-        Err(error) => return Some((format!("cannot be looked at: {error}"), None)),
-    };
-    if now.mode() & kind != path.mode & kind {
-        return Some(("is another kind of file than at the dump".to_owned(), PUT_BACK));
-    }
-    if [libc::S_IFCHR, libc::S_IFBLK].contains(&(path.mode & kind)) {
-        return (now.rdev() != path.rdev).then(|| ("is another device than at the dump".to_owned(), None));
-    }
-    if path.mode & kind != libc::S_IFREG || path.view || what == Use::Name {
-        return None;
-    }
-    let same_size = now.size() == path.size;
-    let same_time = (now.mtime(), now.mtime_nsec()) == (path.mtime.0, i64::from(path.mtime.1));
-    if same_size && same_time {
-        return None;
-    }
-    let how = if same_size { "other modification time" } else { "other size" };
-    if what == Use::Mapped {
-        return Some((format!("is mapped and has changed since the dump ({how})"), PUT_BACK));
-    }
-    if (now.dev(), now.ino()) != (path.dev, path.ino) {
-        return Some((format!("has been replaced since the dump ({how})"), PUT_BACK));
-    }
-    log::warn!("{}: changed since the dump ({how})", name.display());
-    None
+    unchanged::preflight(refusals, checkpoint, options.validation);
 }
 
 fn privileges(refusals: &mut Refusals, checkpoint: &Checkpoint, environment: &Environment) {

@@ -128,11 +128,24 @@ fn files() -> Files {
         deleted: None,
         view: false,
         other_name: None,
+        build_id: Vec::new(),
+        embedded: None,
     };
     Files {
         paths: vec![
             path("/", 0o040_755, 4096, 0),
-            path("/bin/sh", 0o100_755, 125_688, 0),
+            Path {
+                build_id: vec![0xb1; 20],
+                embedded: Some(Deleted {
+                    uid: 0,
+                    gid: 0,
+                    atime: (1_700_000_002, 7),
+                    xattrs: Vec::new(),
+                    seals: None,
+                    runs: vec![Run { start: Addr(0), pages: 2, first_page: 0 }],
+                }),
+                ..path("/bin/sh", 0o100_755, 125_688, 0)
+            },
             path("/opt/i386/bin/counter", 0o100_755, 9_000, 0),
             path("/dev/pts/3", 0o020_620, 0, 0x8803),
             Path {

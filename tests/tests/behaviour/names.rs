@@ -4,7 +4,7 @@ use std::path::Path;
 use tests::abi::Abi;
 use tests::case::{Workload, nothing_left};
 use tests::isolate::isolated;
-use tests::{Result, here, require_ia32, require_root};
+use tests::{Result, command, here, require_ia32, require_root};
 
 const fn names(case: &'static str) -> Workload {
     Workload::new("names", case)
@@ -19,6 +19,7 @@ tests::survives! {
     renamed => names("renamed");
     odd => names("odd");
     mounts => names("mounts");
+    program => names("program");
 }
 
 /// Runs `body` for both ABIs, each in a directory of its own.
@@ -123,6 +124,85 @@ fn lost() {
         for name in log.lines().filter_map(|line| line.strip_prefix("NAME ")) {
             output.says_with_hint(name)?;
         }
+        running.verify()
+    });
+}
+
+/// Puts a file of other contents in the place of one, as an upgrade does.
+fn upgrade(dir: &Path, name: &str) -> Result {
+    let new = dir.join("new");
+    std::fs::copy("/bin/true", &new)?;
+    Ok(std::fs::rename(new, dir.join(name))?)
+}
+
+/// A program and a library that are others at restore: both are named, or their copies take their places.
+#[test]
+fn upgraded() {
+    require_root!();
+    require_ia32!();
+    both(&here!(), |dir, abi| {
+        let mut running = names("program").start(dir, abi)?;
+        running.dump(&["-R"])?.success()?;
+        let plain = running.images().display().to_string();
+        running.dump(&["--embed-files"])?.success()?;
+        nothing_left()?;
+        upgrade(dir, "copy")?;
+        upgrade(dir, "library")?;
+        let refused = command::crr(dir, &["restore", "-D", &plain, "-d"])?.code(1)?;
+        for name in ["copy", "library"] {
+            refused
+                .says_with_hint(&format!("/{name}: is mapped and has changed since the dump (other size"))?;
+        }
+        let restored = running.restore(&["-d"])?.success()?;
+        for name in ["copy", "library"] {
+            restored.says(&format!("/{name}: is mapped and has changed since the dump (other size"))?;
+            restored.says(&format!("/{name}.crr-1 now"))?;
+            assert_eq!(std::fs::read(dir.join(name))?, std::fs::read("/bin/true")?);
+        }
+        // From now on they are deleted files.
+        running.dump(&[])?.success()?;
+        nothing_left()?;
+        running.restore(&["-d"])?.success()?;
+        running.verify()
+    });
+}
+
+/// Copies are for files that have changed only; those that are gone come back under their names.
+#[test]
+fn embedded() {
+    require_root!();
+    require_ia32!();
+    both(&here!(), |dir, abi| {
+        let mut running = names("program").start(dir, abi)?;
+        let before = running.snapshot()?;
+        running.dump(&["--embed-files"])?.success()?;
+        nothing_left()?;
+        running.restore(&["-d"])?.success()?;
+        running.looks_like(&before)?;
+        running.dump(&["--embed-files"])?.success()?;
+        nothing_left()?;
+        std::fs::remove_file(dir.join("library"))?;
+        running.restore(&["-d"])?.success()?.says("/library: has been deleted since the dump")?;
+        running.verify()
+    });
+}
+
+/// A file with another time, and the same in everything else.
+#[test]
+fn validation() {
+    require_root!();
+    require_ia32!();
+    both(&here!(), |dir, abi| {
+        let mut running = names("program").start(dir, abi)?;
+        running.dump(&[])?.success()?;
+        nothing_left()?;
+        let moment = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+        std::fs::File::open(dir.join("library"))?.set_modified(moment)?;
+        running
+            .restore(&["-d"])?
+            .code(1)?
+            .says_with_hint("/library: is mapped and has changed since the dump (other modification time)")?;
+        running.restore(&["-d", "--file-validation", "filesize"])?.success()?;
         running.verify()
     });
 }

@@ -23,7 +23,7 @@ use crate::resource::other_name::Helpers;
 use crate::resource::path::{Paths, file_type};
 use crate::resource::pipe::Holders;
 use crate::resource::tree::{self, Standing, Strangers};
-use crate::resource::{Refuse, deleted, memory, seccomp, sharing, zombie};
+use crate::resource::{Refuse, deleted, memory, program, seccomp, sharing, zombie};
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result};
 use images::Pid;
@@ -162,6 +162,15 @@ pub(super) fn collect(
             let name = || String::from_utf8_lossy(&record.path).into_owned();
             deleted.runs =
                 contents.add_file(file, name()).with_context(|| format!("{}: look for contents", name()))?;
+        }
+    }
+    for path in program::of_tree(&tasks, &memory.spaces) {
+        let record = &mut paths[path.0 as usize];
+        if let (Some(file), true) = (program::identify(record)?, options.embed_files) {
+            let name = || String::from_utf8_lossy(record.place()).into_owned();
+            let mut copy = program::copy(&file).with_context(name)?;
+            copy.runs = contents.add_file(file, name()).with_context(name)?;
+            record.embedded = Some(copy);
         }
     }
     let memory = Memory { page_count: contents.page_count(), ..memory };

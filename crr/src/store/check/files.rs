@@ -44,6 +44,10 @@ fn check_path(path: &Path) -> Check {
     let file = kind == libc::S_IFREG;
     ensure!(file || path.other_name.is_none(), "under another name, and no file");
     ensure!(path.mtime.1 < 1_000_000_000, "has a time of {} ns", path.mtime.1);
+    if let Some(embedded) = &path.embedded {
+        ensure!(kind == libc::S_IFREG, "embedded, and no file");
+        check_deleted(path, embedded).map_err(inside("embedded"))?;
+    }
     path.deleted.as_ref().map_or(Ok(()), |deleted| check_deleted(path, deleted))
 }
 
@@ -63,17 +67,18 @@ fn check_deleted(path: &Path, deleted: &Deleted) -> Check {
     Ok(())
 }
 
-/// The contents of deleted files. The page count has been checked.
+/// The contents of deleted and embedded files. The page count has been checked.
 pub(super) fn check_contents(files: &Files, memory: &Memory) -> Check {
     for (index, path) in files.paths.iter().enumerate() {
-        let Some(deleted) = &path.deleted else { continue };
-        let contents = memory::check_runs(&deleted.runs, memory).and_then(|()| {
-            let end = deleted.runs.last().map_or(0, memory::end_of);
-            let size = path.size.next_multiple_of(PAGE_SIZE);
-            ensure!(end <= size, "contents up to {end:#x} of {:#x}", path.size);
-            Ok(())
-        });
-        contents.map_err(inside(format_args!("path#{index}")))?;
+        for deleted in path.deleted.iter().chain(&path.embedded) {
+            let contents = memory::check_runs(&deleted.runs, memory).and_then(|()| {
+                let end = deleted.runs.last().map_or(0, memory::end_of);
+                let size = path.size.next_multiple_of(PAGE_SIZE);
+                ensure!(end <= size, "contents up to {end:#x} of {:#x}", path.size);
+                Ok(())
+            });
+            contents.map_err(inside(format_args!("path#{index}")))?;
+        }
     }
     Ok(())
 }

@@ -275,6 +275,7 @@ fn files() {
         s.files.paths[4].mode = 0o010_644;
     });
     refused("memory.img: task 100: 0x8048000-0x8058000: maps path#1, which is no file", |s| {
+        s.files.paths[1].embedded = None;
         s.files.paths[1].mode = 0o010_644;
     });
     refused("files.img: path#1: has a time of 1000000000 ns", |s| s.files.paths[1].mtime.1 = 1_000_000_000);
@@ -289,6 +290,11 @@ fn files() {
     refused("files.img: path#7: deleted, and neither file nor directory", |s| {
         s.files.paths[7].mode = 0o020_644
     });
+    refused("files.img: path#1: embedded: a memfd has seals, and nothing else", |s| {
+        s.files.paths[1].embedded.as_mut().unwrap().seals = Some(0);
+    });
+    refused("files.img: path#1: embedded, and no file", |s| s.files.paths[1].mode = 0o040_755);
+    refused("files.img: path#1: contents up to 0x2000 of 0x10", |s| s.files.paths[1].size = 0x10);
     refused("files.img: path#7: contents up to 0x2000 of 0x1000", |s| s.files.paths[7].size = 0x1000);
     refused("files.img: path#7: contents at 0x1000: pages 6+1 of 6", |s| {
         deleted(s, |deleted| deleted.runs[0].first_page = 6);
