@@ -123,13 +123,18 @@ pub(crate) struct Running<'a> {
 impl Running<'_> {
     /// One round: dump, see that all of it is gone, restore.
     pub(crate) fn round(&mut self) -> Result {
+        self.round_with(&[])
+    }
+
+    /// The same, with further options of the dump.
+    pub(crate) fn round_with(&mut self, options: &[&str]) -> Result {
         self.dumps += 1;
         let round = self.dumps;
         let images = self.world.dir.join(format!("images-{round}"));
         fs::create_dir(&images)?;
         let images = images.to_string_lossy();
         self.world
-            .crr(&["dump", "-t", &self.root.to_string(), "-D", &images])
+            .crr(&[&["dump", "-t", &self.root.to_string(), "-D", &images], options].concat())
             .with_context(|| format!("round {round}: dump"))?;
         case::nothing_left().with_context(|| format!("round {round}: after the dump"))?;
         self.world
