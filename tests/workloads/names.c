@@ -197,6 +197,24 @@ CASE(devices)
 	CHECK(write(log, "", 0) == 0, "write: %s", strerror(errno));
 }
 
+/* One that the task has for itself. */
+CASE(claimed)
+{
+	int control = MUST(open("/dev/loop-control", O_RDWR));
+	make_file("disk-file", "");
+	MUST(truncate("disk-file", 1 << 20));
+	make_disk(control, "disk-file", "disk");
+	int disk = MUST(open("disk", O_RDWR | O_EXCL));
+	printf("NAME /disk): somebody has this block device for himself (O_EXCL, or it is mounted)\n");
+	printf("NAME /fuse): file systems of a program (/dev/fuse) are not supported\n");
+	MUST(mknod("fuse", S_IFCHR | 0600, makedev(10, 229)));
+	int fuse = open("fuse", O_RDWR);
+	CHECK(fuse >= 0, "fuse: %s", strerror(errno));
+	fflush(stdout);
+	checkpoint();
+	CHECK(ioctl(disk, LOOP_CLR_FD) == 0, "LOOP_CLR_FD: %s", strerror(errno));
+}
+
 static char *link_of(int fd)
 {
 	static char target[8192];
@@ -460,4 +478,22 @@ CASE(program)
 	size_t running;
 	char *program = read_all("/proc/self/exe", &running);
 	CHECK(running == length && memcmp(program, original, length) == 0, "the program has changed");
+}
+
+/* A program whose name is gone, with another one beside it. */
+CASE(program_elsewhere)
+{
+	if (case_args[0] == NULL) {
+		char command[600];
+		snprintf(command, sizeof(command), "cp %s copy && ln copy other", case_argv[0]);
+		CHECK(system(command) == 0, "%s", command);
+		execl("./copy", "./copy", "program_elsewhere", "again", (char *)NULL);
+		die(__FILE__, __LINE__, "exec");
+	}
+	char target[512] = "";
+	MUST(unlink("copy"));
+	checkpoint();
+	MUST(readlink("/proc/self/exe", target, sizeof(target) - 1));
+	CHECK(ends(target, "/copy (deleted)"), "exe is %s", target);
+	CHECK(is_file(MUST(open("/proc/self/exe", O_RDONLY)), "other"), "another program");
 }

@@ -36,29 +36,41 @@ pub(crate) fn opens_again(open: &FileStat, flags: u32) -> bool {
     }
 }
 
-/// What devices are called in a message that says that they are not supported: Documentation/admin-guide/devices.txt.
-pub(crate) fn name(rdev: u64) -> &'static str {
+/// What devices are called in a message that says that they are not supported, by their numbers where these are fixed
+/// (Documentation/admin-guide/devices.txt), else by their usual names.
+pub(crate) fn name(link: &[u8], rdev: u64) -> &'static str {
+    const BY_LINK: [(&[u8], &str); 6] = [
+        (b"/dev/rtc", "clocks of the machine (/dev/rtc) are"),
+        (b"/dev/watchdog", "watchdogs (/dev/watchdog) are"),
+        (b"/dev/hidraw", "input devices (/dev/hidraw) are"),
+        (b"/dev/media", "video devices (/dev/media) are"),
+        (b"/dev/vfio/", "devices of a virtual machine (/dev/vfio) are"),
+        (b"/dev/dma_heap/", "buffers of devices (/dev/dma_heap) are"),
+    ];
     match number(rdev) {
         (1, 1 | 2) => "the memory of the machine (/dev/mem) is",
         (1, 4) => "ports of the processor (/dev/port) are",
         (1, 11) => "reading the log of the kernel (/dev/kmsg) is",
-        (1, 12) => "the old memory of a crashed kernel (/dev/oldmem) is",
-        (10, 130) | (248..=250, _) => "watchdogs and clocks (/dev/watchdog, /dev/rtc) are",
-        (10, 196) => "VFIO (/dev/vfio) is",
+        (10, 130) => "watchdogs (/dev/watchdog) are",
+        (10, 196) => "devices of a virtual machine (/dev/vfio) are",
         (10, 200) => "network tunnels (/dev/net/tun) are",
-        (10, 223) => "made-up input devices (/dev/uinput) are",
+        (10, 223) => "input devices of a program (/dev/uinput) are",
         (10, 228) => "timers of the machine (/dev/hpet) are",
         (10, 229) => "file systems of a program (/dev/fuse) are",
         (10, 232) => "virtual machines (/dev/kvm) are",
+        (10, 235) => "automatic mounts (/dev/autofs) are",
         (10, 238) => "virtual network devices (/dev/vhost-net) are",
         (13, _) => "input devices (/dev/input) are",
+        (14 | 116, _) => "sound devices (/dev/snd) are",
         (81, _) => "video devices (/dev/video) are",
-        (116 | 14, _) => "sound devices (/dev/snd) are",
+        (195, _) => "graphics devices (/dev/nvidia) are",
         (202, _) => "registers of the processor (/dev/cpu/N/msr) are",
         (203, _) => "cpuid devices (/dev/cpu/N/cpuid) are",
         (226, _) => "graphics devices (/dev/dri) are",
-        (195, _) => "graphics devices (/dev/nvidia) are",
-        _ => "character devices of this kind are",
+        _ => BY_LINK
+            .iter()
+            .find(|(prefix, _)| link.starts_with(prefix))
+            .map_or("character devices of this kind are", |(_, name)| name),
     }
 }
 
@@ -93,5 +105,12 @@ mod tests {
         assert!(opens(1, 11, O_WRONLY) && !opens(1, 11, 0) && !opens(1, 11, 2));
         assert!(!opens(10, 229, 2) && !opens(10, 232, 0));
         assert!(!opens_again(&stat("/").unwrap(), 0));
+    }
+
+    #[test]
+    fn devices_have_names_that_a_user_knows() {
+        assert!(name(b"/dev/kvm", makedev(10, 232)).contains("/dev/kvm"));
+        assert!(name(b"/elsewhere", makedev(226, 0)).contains("/dev/dri"));
+        assert!(name(b"/dev/rtc0", makedev(251, 0)).contains("/dev/rtc"));
     }
 }

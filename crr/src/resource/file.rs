@@ -519,7 +519,7 @@ fn unsupported(link: &[u8], open: &FileStat) -> &'static str {
     }
     match file_type(open.st_mode) {
         SFlag::S_IFIFO => "named pipes (FIFOs) are",
-        SFlag::S_IFCHR => device::name(open.st_rdev),
+        SFlag::S_IFCHR => device::name(link, open.st_rdev),
         SFlag::S_IFSOCK => "sockets are",
         _ => "files of this kind are",
     }

@@ -163,9 +163,10 @@ pub(crate) fn remove_helpers(paths: &[images::file::Path]) {
     for (path, other) in others.filter(|(_, other)| other.helper) {
         let name = Path::new(OsStr::from_bytes(&other.name));
         let ours = lstat(name).is_ok_and(|found| (found.st_dev, found.st_ino) == (path.dev, path.ino));
-        match if ours { unlink(name) } else { Ok(()) } {
-            Ok(()) => {}
-            Err(errno) => log::warn!("{}: made by the dump, and cannot be removed: {errno}", name.display()),
+        if !ours {
+            log::warn!("{}: was made by the dump, and is another file by now: it stays", name.display());
+        } else if let Err(errno) = unlink(name) {
+            log::warn!("{}: made by the dump, and cannot be removed: {errno}", name.display());
         }
     }
 }

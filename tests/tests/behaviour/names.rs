@@ -20,6 +20,7 @@ tests::survives! {
     odd => names("odd");
     mounts => names("mounts");
     program => names("program");
+    program_elsewhere => names("program_elsewhere");
 }
 
 /// Runs `body` for both ABIs, each in a directory of its own.
@@ -112,13 +113,10 @@ fn read_only() {
     });
 }
 
-/// The harness cannot look at such names either.
-#[test]
-fn lost() {
-    require_root!();
-    require_ia32!();
-    both(&here!(), |dir, abi| {
-        let mut running = names("lost").start(dir, abi)?;
+/// Dumps what is to be refused by the names that the workload says.
+fn refused(test: &str, case: &'static str) {
+    both(test, |dir, abi| {
+        let mut running = names(case).start(dir, abi)?;
         let output = running.dump(&["--link-remap"])?.code(1)?;
         let log = running.log()?;
         for name in log.lines().filter_map(|line| line.strip_prefix("NAME ")) {
@@ -126,6 +124,21 @@ fn lost() {
         }
         running.verify()
     });
+}
+
+/// The harness cannot look at such names either.
+#[test]
+fn lost() {
+    require_root!();
+    require_ia32!();
+    refused(&here!(), "lost");
+}
+
+#[test]
+fn claimed() {
+    require_root!();
+    require_ia32!();
+    refused(&here!(), "claimed");
 }
 
 /// Puts a file of other contents in the place of one, as an upgrade does.
