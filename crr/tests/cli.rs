@@ -119,7 +119,7 @@ FILE                   MODE  OFFSET  HELD AS (PID: FDS)
 /dev/pts/3 (terminal)  rw    0       100: 0, 101: 0
 pipe#0                 r     0       100: 3, 101: 3
 pipe#0                 w     0       100: 1, 101: 1
-/tmp/café              w     12      100: 7, 101: 7
+/tmp/café (deleted)    w     12      100: 7, 101: 7
 socket#0               rw    0
 /dev/ptmx (pty#0)      rw    0
 /dev/pts/8 (pty#1)     rw    0

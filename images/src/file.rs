@@ -61,6 +61,38 @@ pub struct Path {
     pub rdev: u64,
     /// Of a file, directory or FIFO that has no name any more: what it takes to make it again.
     pub deleted: Option<Deleted>,
+    /// Whether it is a view of the kernel's state (procfs, sysfs): inode, size and time mean nothing.
+    pub view: bool,
+    /// Of a file whose name is gone while others lead to it: one that is there.
+    pub other_name: Option<OtherName>,
+    /// The build-id of a program or library, by which it is known again; empty where there is none.
+    pub build_id: Vec<u8>,
+    /// Of a program or library: a copy, should the file be another one at restore.
+    pub embedded: Option<Deleted>,
+}
+
+impl Path {
+    /// A name that leads to it.
+    #[must_use]
+    pub fn place(&self) -> &[u8] {
+        self.other_name.as_ref().map_or(&self.path, |other| &other.name)
+    }
+
+    /// Whether no file is under [`Self::path`] any more.
+    #[must_use]
+    pub const fn is_gone(&self) -> bool {
+        self.deleted.is_some() || self.other_name.is_some()
+    }
+}
+
+/// A name that leads to a file whose [`Path::path`] is gone: that is the name it had, as `/proc` shows it without ` (deleted)`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherName {
+    /// Absolute, as seen from the root of `crr dump`.
+    #[serde(serialize_with = "crate::readable::text")]
+    pub name: Vec<u8>,
+    /// Whether the dump has made it, so that the restore is to take it away.
+    pub helper: bool,
 }
 
 /// A regular file, a directory or a FIFO without a name, or a memfd, which never had one. Its [`Path::path`] is the name it had, as
@@ -97,7 +129,7 @@ pub struct Description {
 /// What a description is open on. Closed: a new kind must be taught to dump, plan and restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Target {
-    /// Regular file, directory or one of the memory devices: opened again by name.
+    /// Opened again by name: a file, a directory, a device node, or (O_PATH) anything that has a name.
     Path(PathId),
     /// The read end, write end or both (by access mode) of a pipe: index into [`Files::pipes`].
     Pipe(u32),

@@ -256,8 +256,20 @@ CASE(flags)
 	int straight = MUST(open("straight", O_RDONLY | O_NOFOLLOW));
 	MUST(unlink("straight"));
 	CHECK(write(temporary, "text", 4) == 4, "write: %s", strerror(errno));
+	int written = MUST(open(".", O_TMPFILE | O_WRONLY | O_APPEND, 0640));
+	CHECK(write(written, "one", 3) == 3, "write: %s", strerror(errno));
+	char text[8] = "", path[32];
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", written);
+	int again = MUST(open(path, O_RDONLY));
+	struct stat before = visible(written);
 	checkpoint();
-	char text[5] = "";
+	CHECK(fcntl(written, F_GETFL) & __O_TMPFILE, "flags %#o", fcntl(written, F_GETFL));
+	check_visible(written, &before);
+	CHECK(write(written, "two", 3) == 3, "write: %s", strerror(errno));
+	CHECK(same_file(written, again) && pread(again, text, 7, 0) == 6 && strcmp(text, "onetwo") == 0, "it holds %s", text);
+	MUST(linkat(AT_FDCWD, path, AT_FDCWD, "named", AT_SYMLINK_FOLLOW));
+	CHECK(visible(again).st_nlink == 1 && access("named", F_OK) == 0, "it has no name");
+	memset(text, 0, sizeof(text));
 	CHECK(pread(temporary, text, 4, 0) == 4 && strcmp(text, "text") == 0, "it holds %s", text);
 	check_file(straight, 0, PAGE, 41);
 }

@@ -57,7 +57,8 @@ CASE(descriptors)
 	name_fd(MUST((int)syscall(SYS_pidfd_open, getpid(), 0)));
 	MUST(mkfifo("fifo", 0600));
 	name_fd(MUST(open("/proc/self/maps", O_RDONLY)));
-	name_fd(MUST(open("fifo", O_PATH)));
+	name_fd(MUST(open("/dev/kmsg", O_RDONLY)));
+	name_fd(MUST(open("/proc/pressure/cpu", O_RDWR)));
 	char path[32];
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", MUST(eventfd(3, 0)));
 	name_fd(MUST(open(path, O_PATH)));

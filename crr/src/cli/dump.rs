@@ -73,6 +73,14 @@ pub(super) struct Dump {
     #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = size)]
     ghost_limit: u64,
 
+    /// Give a file a name beside its old one where that is gone and its others are elsewhere, until the restore (also with --leave-running).
+    #[arg(long)]
+    link_remap: bool,
+
+    /// Put copies of programs and libraries into the images: a restore uses those of files that are others by then.
+    #[arg(long)]
+    embed_files: bool,
+
     /// How long stopping the tree may take.
     #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds)]
     timeout: Duration,
@@ -127,6 +135,8 @@ impl Dump {
             },
             external: self.external.clone(),
             ghost_limit: self.ghost_limit,
+            link_remap: self.link_remap,
+            embed_files: self.embed_files,
             timeout: self.timeout,
             progress: level > 0,
         }

@@ -4,7 +4,7 @@ use super::dirs::Dirs;
 use super::{Outcome, seconds};
 use crate::resource::external::given;
 use crate::resource::inet::Wishes;
-use crate::restore::{Options, restore};
+use crate::restore::{Options, Validation, restore};
 use clap::Args;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -72,6 +72,10 @@ pub(super) struct Restore {
     #[arg(long, value_name = "fd[N]:KEY", value_parser = given::parse)]
     inherit_fd: Vec<given::Inherit>,
 
+    /// By what a program or library is known to be that of the dump, beside its size.
+    #[arg(long, value_name = "METHOD", default_value = "mtime", value_enum)]
+    file_validation: Validation,
+
     /// How long the tree may take to come back.
     #[arg(long, value_name = "SECS", default_value = "300", value_parser = seconds)]
     timeout: Duration,
@@ -103,6 +107,7 @@ impl Restore {
             root: self.root.clone(),
             new_pidns: self.new_pidns,
             sockets: Wishes { close: self.tcp_close, map: self.map_addr.clone() },
+            validation: self.file_validation,
             timeout: self.timeout,
             progress: level > 0,
         }

@@ -60,6 +60,10 @@ pub struct Options {
     pub external: Vec<Key>,
     /// Bytes that a deleted file may hold.
     pub ghost_limit: u64,
+    /// Make names for files whose own is gone while others lead to them.
+    pub link_remap: bool,
+    /// Put copies of programs and libraries into the images.
+    pub embed_files: bool,
     /// How long seizing the tree may take.
     pub timeout: Duration,
     /// Show progress on stderr when it is a terminal.
@@ -109,6 +113,7 @@ pub fn dump(options: &Options) -> Result<Report> {
     let inventory = inventory(&collected.tree)?;
     let (tasks, threads) = (inventory.tasks, inventory.threads);
     let bytes = writer.finish(inventory, &collected.tree, &collected.files, &collected.memory)?;
+    collected.helpers.keep();
     let _silent = match options.after {
         After::Kill => {
             robust::disarm(&collected.tree);

@@ -23,7 +23,7 @@ use std::path::Path;
 use xattr::FileExt;
 
 /// What `/proc` puts behind a name that is gone: d_path() of fs/d_path.c.
-const MARK: &[u8] = b" (deleted)";
+pub(crate) const MARK: &[u8] = b" (deleted)";
 /// What memfds are called: MFD_NAME_PREFIX of mm/memfd.c.
 pub(crate) const MEMFD: &[u8] = b"/memfd:";
 
@@ -78,7 +78,7 @@ impl Table {
         }
         let home = fstatfs(&file).map_err(|_| Lost::Unreadable)?;
         if home.filesystem_type().0 == HUGETLBFS {
-            return Err(Lost::Kernel("hugetlbfs"));
+            return Err(Lost::Kernel("files of hugetlbfs are not supported"));
         }
         let seals = if name.starts_with(MEMFD) {
             if std::str::from_utf8(name).is_err() {
@@ -188,7 +188,7 @@ pub(crate) fn preflight(path: &images::file::Path, refusals: &mut Refusals) {
     });
 }
 
-fn xattrs(file: &File) -> std::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+pub(crate) fn xattrs(file: &File) -> std::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let names = match file.list_xattr() {
         Ok(names) => names,
         Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(Vec::new()),

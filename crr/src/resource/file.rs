@@ -5,13 +5,14 @@ pub(crate) mod reopen;
 
 use super::event::{self, Place};
 use super::external::{Externals, Key};
-use super::path::{CLOSE, Paths, file_type};
+use super::path::{CLOSE, Paths, file_type, link_of};
 use super::pipe::{self, Pipes};
 use super::socket;
 use super::terminal::{self, Terminals};
 use super::tree::Standing;
 use super::unix_socket::{Holder, Sockets};
-use super::{Refuse, inet, inotify, lock, netlink};
+use super::view::Use;
+use super::{Refuse, device, inet, inotify, lock, netlink};
 use crate::proc::{Dir, fdinfo};
 use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
@@ -23,7 +24,7 @@ use images::inotify::Inotify;
 use images::memory::{Backing, Space};
 use images::netlink::NetlinkSocket;
 use images::task::{Task, Zombie};
-use images::{DescriptionId, Pid, TaskFd};
+use images::{DescriptionId, PathId, Pid, TaskFd};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, Mode, SFlag};
@@ -31,10 +32,9 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 
 const O_CLOEXEC: u32 = 0o2_000_000;
-const O_PATH: u32 = 0o10_000_000;
+pub(crate) const O_PATH: u32 = 0o10_000_000;
 pub(crate) const O_ASYNC: u32 = 0o20_000;
 
 /// Ways out.
@@ -94,9 +94,14 @@ impl Open {
         let name = fd.to_string();
         info_dir.read(&name, buffer)?;
         let info = fdinfo::parse(buffer)?;
-        let link = fd_dir.link(&name)?.as_bytes().to_vec();
+        let link = link_of(fd_dir, &name)?;
         let text = if link.starts_with(b"anon_inode:") { buffer.clone() } else { Vec::new() };
         Ok(Self { fd, link, stat: fd_dir.stat(&name)?, info, text, queue_of: None })
+    }
+
+    /// Whether it is shown by a path, even if that leads nowhere (prepend_path() of fs/d_path.c) or is too long.
+    fn has_path(&self) -> bool {
+        self.link.is_empty() || self.link.starts_with(b"/") || self.link.starts_with(b"(unreachable)")
     }
 
     fn describe(&self) -> String {
@@ -255,7 +260,11 @@ impl Table {
         refuse: &mut Refuse<'_>,
     ) -> Result<Option<Notify>> {
         let kind = file_type(open.stat.st_mode);
-        if open.info.flags & O_ASYNC != 0 && kind == SFlag::S_IFCHR && is_memory_device(open.stat.st_rdev) {
+        if open.info.flags & O_PATH != 0 {
+            // fcntl(2) tells nothing of a name, and takes nothing for it.
+            return Ok(None);
+        }
+        if open.info.flags & O_ASYNC != 0 && device::opens_again(&open.stat, open.info.flags) {
             let reason = "signal-driven I/O (O_ASYNC) is on, which is not supported for such devices";
             refuse.with_hint(open.describe(), reason, CLOSE);
         }
@@ -272,8 +281,18 @@ impl Table {
         refuse: &mut Refuse<'_>,
     ) -> Result<Option<Target>> {
         if open.info.flags & O_PATH != 0 {
-            refuse.with_hint(open.describe(), "opened with O_PATH", CLOSE);
-            return Ok(None);
+            if !open.has_path() {
+                let reason = "opened with O_PATH, and no name leads to it";
+                refuse.with_hint(open.describe(), reason, CLOSE);
+                return Ok(None);
+            }
+            // Its name is not there before the terminal is made again.
+            let is_char = file_type(open.stat.st_mode) == SFlag::S_IFCHR;
+            if is_char && matches!(device::number(open.stat.st_rdev), (136..=143, _)) {
+                refuse.with_hint(open.describe(), "a pseudo terminal opened with O_PATH", CLOSE);
+                return Ok(None);
+            }
+            return Ok(named(open, pidfd, paths, refuse).map(Target::Path));
         }
         if let Some(id) = self.externals.find(&open.link, &open.stat, open.info.mount)? {
             return Ok(Some(Target::External(id)));
@@ -304,27 +323,21 @@ impl Table {
             }
         }
         let kind = file_type(open.stat.st_mode);
-        let supported = kind == SFlag::S_IFREG
+        let by_name = kind == SFlag::S_IFREG
             || kind == SFlag::S_IFDIR
-            || (kind == SFlag::S_IFCHR && is_memory_device(open.stat.st_rdev));
-        if supported && open.link.starts_with(b"/") {
-            let reopen = || {
-                let copy = pidfd::get_fd(pidfd.as_fd(), open.fd)?;
-                let name = format!("/proc/self/fd/{}", copy.as_raw_fd());
-                Ok(nix::fcntl::open(name.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)
-            };
-            return match paths.resolve(&open.link, &open.stat, reopen) {
-                Ok(path) => Ok(Some(Target::Path(path))),
-                Err(lost) => {
-                    refuse.with_hint(open.describe(), lost.to_string(), lost.close());
-                    Ok(None)
-                }
-            };
+            || device::opens_again(&open.stat, open.info.flags);
+        if by_name && open.has_path() {
+            if kind == SFlag::S_IFBLK && !is_free(open, pidfd)? {
+                let reason = "somebody has this block device for himself (O_EXCL, or it is mounted)";
+                refuse.with_hint(open.describe(), reason, CLOSE);
+                return Ok(None);
+            }
+            return Ok(named(open, pidfd, paths, refuse).map(Target::Path));
         }
         if kind == SFlag::S_IFCHR && is_terminal(open.stat.st_rdev) {
             return self.terminal(open, pidfd, paths, terminal, refuse);
         }
-        let (what, hint) = kinds::unsupported(&open.link, kind);
+        let (what, hint) = kinds::unsupported(&open.link, &open.stat);
         refuse.with_hint(open.describe(), format!("{what} not supported"), hint);
         Ok(None)
     }
@@ -364,7 +377,7 @@ impl Table {
         let path = if pipe::inode(&open.link).is_some() {
             None
         } else {
-            match paths.resolve(&open.link, &open.stat, || copy.try_clone()) {
+            match paths.resolve(&open.link, &open.stat, Use::Open(open.info.flags), || copy.try_clone()) {
                 Ok(path) => Some(path),
                 Err(lost) => {
                     refuse.with_hint(open.describe(), lost.to_string(), lost.close());
@@ -507,20 +520,31 @@ impl Table {
     }
 }
 
-/// Major and minor number.
-fn device(rdev: u64) -> (u64, u64) {
-    (nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev))
+/// The path of a descriptor that is opened again by its name; `None` when it was refused.
+fn named(open: &Open, pidfd: &OwnedFd, paths: &mut Paths, refuse: &mut Refuse<'_>) -> Option<PathId> {
+    let reopen = || {
+        let copy = pidfd::get_fd(pidfd.as_fd(), open.fd)?;
+        let name = format!("/proc/self/fd/{}", copy.as_raw_fd());
+        Ok(nix::fcntl::open(name.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)
+    };
+    match paths.resolve(&open.link, &open.stat, Use::Open(open.info.flags), reopen) {
+        Ok(path) => Some(path),
+        Err(lost) => {
+            refuse.with_hint(open.describe(), lost.to_string(), lost.close());
+            None
+        }
+    }
 }
 
-/// null, zero, full, random, urandom: drivers/char/mem.c.
-fn is_memory_device(rdev: u64) -> bool {
-    matches!(device(rdev), (1, 3 | 5 | 7 | 8 | 9))
+fn is_free(open: &Open, pidfd: &OwnedFd) -> Result<bool> {
+    let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
+    device::is_free(copy.as_fd()).context("open the block device")
 }
 
 /// Virtual consoles, serial lines, /dev/tty, /dev/console, masters and slaves of pseudo terminals:
 /// Documentation/admin-guide/devices.txt.
 fn is_terminal(rdev: u64) -> bool {
-    matches!(device(rdev), (4, _) | (5, 0..=2) | (136..=143, _))
+    matches!(device::number(rdev), (4, _) | (5, 0..=2) | (136..=143, _))
 }
 
 fn refuse_terminal(open: &Open, terminal: Terminal, refuse: &mut Refuse<'_>) {
@@ -537,24 +561,20 @@ fn refuse_terminal(open: &Open, terminal: Terminal, refuse: &mut Refuse<'_>) {
 }
 
 /// The path of a link of a task: `exe`, `cwd`, `root`.
-pub(crate) fn dump_link(
-    dir: &Dir,
-    name: &str,
-    paths: &mut Paths,
-    refuse: &mut Refuse<'_>,
-) -> Result<images::PathId> {
-    let link = dir.link(name).with_context(|| format!("read {name}"))?;
+pub(crate) fn dump_link(dir: &Dir, name: &str, paths: &mut Paths, refuse: &mut Refuse<'_>) -> Result<PathId> {
+    let link = link_of(dir, name).with_context(|| format!("read {name}"))?;
     let stat = dir.stat(name).with_context(|| format!("stat {name}"))?;
-    Ok(match paths.resolve(link.as_bytes(), &stat, || dir.open(name)) {
+    let what = if name == "exe" { Use::Mapped } else { Use::Directory };
+    Ok(match paths.resolve(&link, &stat, what, || dir.open(name)) {
         Ok(path) => path,
         Err(lost) => {
-            let object = format!("{name} ({})", link.to_string_lossy());
+            let object = format!("{name} ({})", String::from_utf8_lossy(&link));
             match name {
                 "exe" => refuse.with_hint(object, lost.to_string(), START_AGAIN),
                 "cwd" => refuse.with_hint(object, lost.to_string(), LEAVE),
                 _ => refuse.because(object, lost.to_string()),
             }
-            images::PathId(u32::MAX)
+            PathId(u32::MAX)
         }
     })
 }

@@ -2,7 +2,8 @@
 
 use super::Refuse;
 use super::file::kinds;
-use super::path::{Lost, Paths, UNMAP, file_type};
+use super::path::{Lost, Paths, UNMAP, file_type, link_of};
+use super::view::Use;
 use crate::proc::smaps::Area;
 use crate::proc::tasks::outside;
 use crate::proc::{Dir, decimal};
@@ -16,7 +17,6 @@ use std::collections::HashMap;
 use std::collections::HashSet;
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::ffi::OsStrExt;
 
 /// An anonymous shared memory object, open for reading.
 #[derive(Debug)]
@@ -215,12 +215,12 @@ impl Backings {
             self.shared_ids.insert(key, id);
             return Ok(Ok(Mapped::Shared(id)));
         }
-        let name = dir.link(&link).with_context(|| format!("read {link}"))?;
+        let name = link_of(dir, &link).with_context(|| format!("read {link}"))?;
         let reopen = || dir.open(&link);
         if file_type(open.st_mode) != SFlag::S_IFREG && !is_zero_device(&open) {
             return Ok(Err(Lost::Unreachable));
         }
-        Ok(paths.resolve(name.as_bytes(), &open, reopen).map(Mapped::File))
+        Ok(paths.resolve(&name, &open, Use::Mapped, reopen).map(Mapped::File))
     }
 }
 

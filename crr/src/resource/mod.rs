@@ -1,8 +1,10 @@
 //! What a task consists of, one file per resource: how each is observed at dump and put back at restore.
 
 pub mod attribute;
+pub(crate) mod build_id;
 pub mod creds;
 pub(crate) mod deleted;
+pub(crate) mod device;
 pub(crate) mod dispatch;
 pub(crate) mod event;
 pub mod external;
@@ -20,8 +22,10 @@ pub mod memory;
 pub mod mempolicy;
 pub mod namespace;
 pub(crate) mod netlink;
+pub(crate) mod other_name;
 pub mod path;
 pub mod pipe;
+pub(crate) mod program;
 pub mod robust;
 pub mod rseq;
 pub mod seccomp;
@@ -36,6 +40,7 @@ pub mod timer;
 pub mod tracees;
 pub mod tree;
 pub mod unix_socket;
+pub(crate) mod view;
 pub(crate) mod wait;
 pub mod xstate;
 pub mod zombie;

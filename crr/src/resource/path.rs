@@ -1,9 +1,14 @@
 //! Names in the file system, each recorded once for the tree, and only if it still leads to what is open.
 
 use super::deleted;
+use super::file::O_PATH;
+use super::other_name::{self, Helpers};
+use super::view::{FileSystem, Use};
+use crate::proc::Dir;
 use images::PathId;
 use images::file::Path;
-use nix::sys::stat::{FileStat, SFlag, stat};
+use nix::errno::Errno;
+use nix::sys::stat::{FileStat, SFlag, lstat};
 use nix::sys::statfs::statfs;
 use std::collections::HashMap;
 use std::fmt;
@@ -27,23 +32,31 @@ pub(crate) enum Lost {
     },
     /// No link is left, and crr cannot read it.
     Unreadable,
-    /// The name leads nowhere.
+    /// The name is gone, and what it led to is no file.
     Renamed,
-    /// The name leads to another file.
-    Replaced,
-    /// On a file system whose files are views of the kernel's state.
+    /// The name is gone, others are elsewhere.
+    OtherNames,
+    /// The name is gone, and no other can be made beside it.
+    NoPlace,
+    /// The name leads to something else, though it is still one of the file.
+    Hidden,
+    /// A view of the kernel's state that cannot be opened again, and why.
     Kernel(&'static str),
     /// Not a path.
     Unreachable,
+    /// A path that no call takes.
+    TooLong,
 }
 
 impl Lost {
     /// The way out for a descriptor.
     pub(crate) fn close(self) -> &'static str {
         match self {
-            Self::Deleted | Self::Kernel(_) | Self::Unreachable | Self::Unreadable => CLOSE,
+            Self::Deleted | Self::Kernel(_) | Self::Unreachable | Self::TooLong | Self::Unreadable => CLOSE,
             Self::Large { .. } => RAISE,
-            Self::Renamed | Self::Replaced => {
+            Self::OtherNames => LINK_REMAP,
+            Self::Hidden => UNCOVER,
+            Self::Renamed | Self::NoPlace => {
                 "have the program close it, or open the present file, before the dump"
             }
         }
@@ -52,9 +65,11 @@ impl Lost {
     /// The way out for a mapping.
     pub(crate) fn unmap(self) -> &'static str {
         match self {
-            Self::Kernel(_) | Self::Unreachable | Self::Unreadable => UNMAP,
+            Self::Kernel(_) | Self::Unreachable | Self::TooLong | Self::Unreadable => UNMAP,
             Self::Large { .. } => RAISE,
-            Self::Deleted | Self::Renamed | Self::Replaced => {
+            Self::OtherNames => LINK_REMAP,
+            Self::Hidden => UNCOVER,
+            Self::Deleted | Self::Renamed | Self::NoPlace => {
                 "have the program unmap it, or start it again with the present file"
             }
         }
@@ -63,6 +78,10 @@ impl Lost {
 
 /// The way out for what is too large.
 const RAISE: &str = "raise --ghost-limit, or have the program close it before the dump";
+/// The way out for a file with other names.
+const LINK_REMAP: &str = "use --link-remap, which makes a name for it there until the restore";
+/// The way out for a file below a mount.
+const UNCOVER: &str = "unmount what lies over it, or have the program let go of it, before the dump";
 /// The way out for descriptors of any kind that is not supported.
 pub(crate) const CLOSE: &str = "have the program close it before the dump";
 /// The way out for mappings of any kind that is not supported.
@@ -80,10 +99,13 @@ impl fmt::Display for Lost {
                 );
             }
             Self::Unreadable => "the file has been deleted, and crr cannot read it",
-            Self::Renamed => "the file is no longer under this name",
-            Self::Replaced => "another file now has this name",
-            Self::Kernel(name) => return write!(f, "files of {name} are not supported"),
+            Self::Renamed => "this name of it is gone",
+            Self::OtherNames => "this name of the file is gone, and its others are not in the same directory",
+            Self::NoPlace => "this name of the file is gone, and no other can be made there",
+            Self::Hidden => "the name does not lead to it: something is mounted over it",
+            Self::Kernel(reason) => reason,
             Self::Unreachable => "not reachable by a path",
+            Self::TooLong => "its name is longer than any call takes (PATH_MAX)",
         })
     }
 }
@@ -91,8 +113,8 @@ impl fmt::Display for Lost {
 /// What a name was found to lead to.
 #[derive(Clone, Copy, Debug)]
 enum Found {
-    Known { dev: u64, ino: u64, id: PathId },
-    Lost(Lost),
+    Known { dev: u64, ino: u64, id: PathId, of: Option<FileSystem> },
+    Nothing,
 }
 
 /// The table of paths being collected.
@@ -100,28 +122,34 @@ enum Found {
 pub(crate) struct Paths {
     list: Vec<Path>,
     deleted: deleted::Table,
+    others: other_name::Table,
     by_name: HashMap<Vec<u8>, Found>,
-    file_systems: HashMap<u64, Option<&'static str>>,
+    file_systems: HashMap<u64, Option<FileSystem>>,
 }
 
 impl Paths {
-    /// An empty one. Deleted files may have so many bytes of contents.
-    pub(crate) fn new(ghost_limit: u64) -> Self {
+    /// An empty one. Deleted files may have so many bytes of contents; names may be made beside those that are gone, or not.
+    pub(crate) fn new(ghost_limit: u64, link_remap: bool) -> Self {
         Self {
             list: Vec::new(),
             deleted: deleted::Table::new(ghost_limit),
+            others: other_name::Table::new(link_remap),
             by_name: HashMap::new(),
             file_systems: HashMap::new(),
         }
     }
 
-    /// The record for an open file: `name` as its link in /proc shows it, `open` as fstat shows it; `reopen` opens it by the link.
+    /// The record for a file: `name` as its link in /proc shows it, `open` as fstat shows it; `reopen` opens it by the link.
     pub(crate) fn resolve(
         &mut self,
         name: &[u8],
         open: &FileStat,
+        what: Use,
         reopen: impl FnOnce() -> io::Result<OwnedFd>,
     ) -> Result<PathId, Lost> {
+        if name.is_empty() {
+            return Err(Lost::TooLong);
+        }
         if !name.starts_with(b"/") {
             return Err(Lost::Unreachable);
         }
@@ -137,10 +165,29 @@ impl Paths {
             }
         };
         match found {
-            Found::Known { dev, ino, id } if (dev, ino) == (open.st_dev, open.st_ino) => Ok(id),
-            Found::Known { .. } => Err(Lost::Replaced),
-            Found::Lost(lost) => Err(lost),
+            Found::Known { dev, ino, id, of } if (dev, ino) == (open.st_dev, open.st_ino) => {
+                match of.and_then(|of| of.obstacle(name, dev, what)) {
+                    Some(reason) => Err(Lost::Kernel(reason)),
+                    None => Ok(id),
+                }
+            }
+            Found::Known { .. } | Found::Nothing => self.under_another_name(name, open, reopen),
         }
+    }
+
+    fn under_another_name(
+        &mut self,
+        link: &[u8],
+        open: &FileStat,
+        reopen: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> Result<PathId, Lost> {
+        if let Some(id) = self.others.known(link, open) {
+            return Ok(id);
+        }
+        let id = PathId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
+        let (name, other) = self.others.add(link, open, id, || reopen().map(File::from))?;
+        self.list.push(Path { other_name: Some(other), ..record(&name, open) });
+        Ok(id)
     }
 
     fn without_name(
@@ -162,15 +209,16 @@ impl Paths {
     pub(crate) fn watched(&mut self, name: &[u8], there: &FileStat) -> Result<PathId, Lost> {
         let is_link = file_type(there.st_mode) == SFlag::S_IFLNK;
         if !is_link && self.by_name.contains_key(name) {
-            return self.resolve(name, there, || Err(io::ErrorKind::NotFound.into()));
+            return self.resolve(name, there, Use::Open(O_PATH), || Err(io::ErrorKind::NotFound.into()));
         }
-        if let Some(kernel) = self.kernel_file_system(name, there.st_dev) {
-            return Err(Lost::Kernel(kernel));
+        if self.kernel_file_system(name, there.st_dev).is_some() {
+            return Err(Lost::Kernel("watched files of procfs, sysfs and their like are not supported"));
         }
         let id = PathId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
         self.list.push(record(name, there));
         if !is_link {
-            self.by_name.insert(name.to_vec(), Found::Known { dev: there.st_dev, ino: there.st_ino, id });
+            let known = Found::Known { dev: there.st_dev, ino: there.st_ino, id, of: None };
+            self.by_name.insert(name.to_vec(), known);
         }
         Ok(id)
     }
@@ -192,47 +240,50 @@ impl Paths {
     }
 
     fn look_up(&mut self, name: &[u8]) -> Found {
-        let Ok(there) = stat(std::ffi::OsStr::from_bytes(name)) else { return Found::Lost(Lost::Renamed) };
-        if let Some(kernel) = self.kernel_file_system(name, there.st_dev) {
-            return Found::Lost(Lost::Kernel(kernel));
-        }
+        // Its link shows no symbolic links on the way; one at the end is what is open itself (O_PATH).
+        let Ok(there) = lstat(std::ffi::OsStr::from_bytes(name)) else { return Found::Nothing };
+        let of = self.kernel_file_system(name, there.st_dev);
         let id = PathId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
-        self.list.push(record(name, &there));
-        Found::Known { dev: there.st_dev, ino: there.st_ino, id }
+        let found = record(name, &there);
+        self.list.push(if of.is_some() {
+            Path { view: true, size: 0, mtime: (0, 0), ..found }
+        } else {
+            found
+        });
+        Found::Known { dev: there.st_dev, ino: there.st_ino, id, of }
     }
 
-    /// The name of the file system when it is one whose files say something about processes or the running
-    /// kernel. Asked once per device.
-    fn kernel_file_system(&mut self, name: &[u8], dev: u64) -> Option<&'static str> {
+    /// The file system when it is one whose files say something about processes or the running kernel. Asked once per device.
+    fn kernel_file_system(&mut self, name: &[u8], dev: u64) -> Option<FileSystem> {
         *self.file_systems.entry(dev).or_insert_with(|| {
-            let kind = statfs(std::ffi::OsStr::from_bytes(name)).ok()?.filesystem_type().0;
-            // include/uapi/linux/magic.h
-            match kind {
-                0x9fa0 => Some("procfs"),
-                0x6265_6572 => Some("sysfs"),
-                0x6462_6720 => Some("debugfs"),
-                0x7472_6163 => Some("tracefs"),
-                _ => None,
-            }
+            let name = std::ffi::OsStr::from_bytes(name);
+            // Of a symbolic link it is the directory that is asked: statfs would follow it.
+            let there = lstat(name).is_ok_and(|found| file_type(found.st_mode) != SFlag::S_IFLNK);
+            let asked = std::path::Path::new(name);
+            let asked = if there { asked } else { asked.parent().unwrap_or(asked) };
+            FileSystem::of(statfs(asked).ok()?.filesystem_type().0)
         })
     }
 
     /// Adds a terminal, whose name need not lead to it any more.
     pub(crate) fn terminal(&mut self, name: &[u8], open: &FileStat) -> PathId {
-        if let Some(Found::Known { dev, ino, id }) = self.by_name.get(name)
+        if let Some(Found::Known { dev, ino, id, .. }) = self.by_name.get(name)
             && (*dev, *ino) == (open.st_dev, open.st_ino)
         {
             return *id;
         }
         let id = PathId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
         self.list.push(Path { size: 0, mtime: (0, 0), ..record(name, open) });
-        self.by_name.insert(name.to_vec(), Found::Known { dev: open.st_dev, ino: open.st_ino, id });
+        self.by_name.insert(name.to_vec(), Found::Known { dev: open.st_dev, ino: open.st_ino, id, of: None });
         id
     }
 
-    /// All records, in the order of their ids, and the contents of those without a name.
-    pub(crate) fn into_list(self) -> (Vec<Path>, Vec<deleted::Found>) {
-        (self.list, self.deleted.into_found())
+    /// All records, in the order of their ids, and the contents of those without a name. Makes names for those that are to have one.
+    ///
+    /// # Errors
+    /// Such a name cannot be made.
+    pub(crate) fn into_list(self) -> anyhow::Result<(Vec<Path>, Vec<deleted::Found>, Helpers)> {
+        Ok((self.list, self.deleted.into_found(), self.others.make()?))
     }
 }
 
@@ -246,6 +297,21 @@ fn record(name: &[u8], found: &FileStat) -> Path {
         ino: found.st_ino,
         rdev: found.st_rdev,
         deleted: None,
+        view: false,
+        other_name: None,
+        build_id: Vec::new(),
+        embedded: None,
+    }
+}
+
+/// Where a link in `/proc` leads, empty if it is longer than the kernel tells (do_proc_readlink() of fs/proc/base.c).
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn link_of(dir: &Dir, name: &str) -> io::Result<Vec<u8>> {
+    match dir.link(name) {
+        Err(e) if e.raw_os_error() == Some(Errno::ENAMETOOLONG as i32) => Ok(Vec::new()),
+        link => Ok(link?.as_bytes().to_vec()),
     }
 }
 
@@ -257,29 +323,34 @@ pub(crate) fn file_type(mode: u32) -> SFlag {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::stat::stat;
     use std::fs;
+
+    const OPEN: Use = Use::Open(0);
 
     fn name(path: &std::path::Path) -> &[u8] {
         path.as_os_str().as_bytes()
     }
 
     #[test]
-    fn replaced_renamed_and_deleted_files_are_told_apart() {
+    fn hidden_unlinked_and_deleted_files_are_told_apart() {
         let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
         let file = dir.path().join("a");
         fs::write(&file, "old").unwrap();
         let open = stat(&file).unwrap();
         let resolve = |name: &[u8], open: &FileStat| {
-            Paths::new(0).resolve(name, open, || File::open(&file).map(Into::into))
+            Paths::new(0, false).resolve(name, open, OPEN, || File::open(&file).map(Into::into))
         };
         let id = resolve(name(&file), &open).unwrap();
         assert_eq!(id, PathId(0));
 
-        fs::write(dir.path().join("b"), "new").unwrap();
-        fs::rename(dir.path().join("b"), &file).unwrap();
-        assert_eq!(resolve(name(&file), &open), Err(Lost::Replaced));
-        fs::remove_file(&file).unwrap();
-        assert_eq!(resolve(name(&file), &open), Err(Lost::Renamed));
+        fs::rename(&file, dir.path().join("sub/a")).unwrap();
+        let gone = [name(&file), deleted::MARK].concat();
+        assert_eq!(resolve(&gone, &open), Err(Lost::OtherNames));
+        fs::rename(dir.path().join("sub/a"), dir.path().join("b")).unwrap();
+        assert_eq!(resolve(&gone, &open), Ok(PathId(0)));
+        assert_eq!(resolve(name(&file), &open), Err(Lost::Hidden));
         let mut unlinked = open;
         unlinked.st_nlink = 0;
         assert_eq!(resolve(name(&file), &unlinked), Err(Lost::Deleted));
@@ -287,13 +358,17 @@ mod tests {
 
     #[test]
     fn a_path_is_recorded_once() {
-        let mut paths = Paths::new(0);
-        let mut resolve =
-            |name: &[u8], open: &FileStat| paths.resolve(name, open, || Err(io::ErrorKind::NotFound.into()));
+        let mut paths = Paths::new(0, false);
+        let mut resolve = |name: &[u8], open: &FileStat| {
+            paths.resolve(name, open, OPEN, || Err(io::ErrorKind::NotFound.into()))
+        };
         let null = stat("/dev/null").unwrap();
         assert_eq!(resolve(b"/dev/null", &null), resolve(b"/dev/null", &null));
         let version = stat("/proc/version").unwrap();
-        assert_eq!(resolve(b"/proc/version", &version), Err(Lost::Kernel("procfs")));
-        assert_eq!(paths.into_list().0.len(), 1);
+        assert_eq!(resolve(b"/proc/version", &version), resolve(b"/proc/version", &version));
+        let task = format!("/proc/{}/stat", std::process::id());
+        assert!(matches!(resolve(task.as_bytes(), &stat(task.as_str()).unwrap()), Err(Lost::Kernel(_))));
+        assert_eq!(resolve(b"", &version), Err(Lost::TooLong));
+        assert_eq!(paths.into_list().unwrap().0.len(), 3);
     }
 }

@@ -11,6 +11,7 @@ use super::path::{CLOSE, Paths};
 use super::pipe::Object;
 use super::tree::Standing;
 use super::unix_socket::Holder;
+use super::view::Use;
 use crate::dump::guard::Unguarded;
 use crate::refusal::Refusals;
 use crate::sys::tty;
@@ -144,7 +145,7 @@ impl Terminals {
         let path = match end {
             PtyEnd::HungUp => Ok(paths.terminal(link.strip_suffix(b" (deleted)").unwrap_or(link), stat)),
             // A device that is gone is not made again, whatever it was.
-            _ => paths.resolve(link, stat, || Err(std::io::ErrorKind::Unsupported.into())),
+            _ => paths.resolve(link, stat, Use::Open(0), || Err(std::io::ErrorKind::Unsupported.into())),
         };
         let path = match path {
             Ok(path) => path,

@@ -17,6 +17,7 @@ mod serve;
 mod stand_in;
 mod stop;
 mod takeover;
+mod unchanged;
 
 use crate::changed::Changed;
 use crate::machine;
@@ -44,6 +45,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+pub use unchanged::Validation;
 
 /// Options of `crr restore`.
 #[derive(Clone, Debug)]
@@ -64,6 +66,8 @@ pub struct Options {
     pub new_pidns: bool,
     /// What becomes of internet sockets.
     pub sockets: Wishes,
+    /// By what files are known again.
+    pub validation: Validation,
     /// How long the tree may take to come back.
     pub timeout: Duration,
     /// Show progress on stderr when it is a terminal.
@@ -158,11 +162,12 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     let deadline = began + options.timeout;
     limits::raise_open_files()?;
     limits::raise_pending_signals()?;
-    let checkpoint = Checkpoint::read_showing(&options.images_dir, options.progress)?;
+    let mut checkpoint = Checkpoint::read_showing(&options.images_dir, options.progress)?;
     if let Some(root) = &options.root {
         nix::unistd::chroot(root).with_context(|| format!("{}: change root", root.display()))?;
         nix::unistd::chdir("/").context("/")?;
     }
+    unchanged::use_copies(&mut checkpoint, &given, options.validation);
     let mut lives = BTreeMap::new();
     for abi in preflight::abis(&checkpoint) {
         lives.insert(abi, machine::live(abi)?);
@@ -191,6 +196,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     };
     let (root, terminal) = bring_back(&mut restore, options, deadline)?;
     restore.opened.socket_files.keep();
+    resource::other_name::remove_helpers(&checkpoint.files.paths);
     let report = Report {
         root,
         tasks: u32::try_from(checkpoint.tree.tasks.len())?,

@@ -73,10 +73,12 @@ impl Opened {
         let highest = raiser.used.last().copied().unwrap_or(0).max(watched);
         make_room(raiser.used.len() + opened + others + 64, highest)?;
         let executed = tasks.iter().map(|task| task.exe).collect();
-        let (deleted, mut files) =
+        let (mut deleted, mut files) =
             recreate::create_all(&checkpoint.files, &executed, &checkpoint.pages, &raiser)?;
         inet::recreate::as_wished(&mut files.inet_sockets, wishes);
-        let Reopened { descriptions, socket_files, controlling, inet_sockets } = open_all(&files, given)?;
+        let done = std::mem::take(&mut deleted.descriptions);
+        let Reopened { descriptions, socket_files, controlling, inet_sockets } =
+            open_all(&files, given, done)?;
         let mut mapped = BTreeMap::new();
         for need in needs.into_iter().filter(|need| matches!(need, Need::Path { .. } | Need::Shared(_))) {
             mapped.insert(need, open_need(checkpoint, &files, need, &raiser)?);

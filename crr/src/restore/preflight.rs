@@ -1,25 +1,20 @@
 //! Whatever would make a restore fail, found before the first fork, all of it at once.
 
-use super::Options;
 use super::environment::Environment;
 use super::prepare::Lives;
+use super::{Options, unchanged};
 use crate::refusal::{Refusal, Refusals};
 use crate::resource::external::given::Given;
 use crate::resource::terminal::recreate;
 use crate::resource::unix_socket::bind;
-use crate::resource::{attribute, deleted, pipe, seccomp, xstate};
+use crate::resource::{attribute, pipe, seccomp, xstate};
 use crate::store::Checkpoint;
 use crate::sys::process;
-use images::file::{Path, Target};
 use images::memory::Backing;
-use images::terminal::PtyEnd;
-use images::{Abi, PathId, Pid};
+use images::{Abi, Pid};
 use shared::plan::tree::{OUTSIDE, Role, Schedule};
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
+use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 
 /// Collects everything that stands in the way.
 #[must_use]
@@ -37,7 +32,7 @@ pub(super) fn preflight(
     sibling(&mut refusals, schedule, options);
     vdso(&mut refusals, checkpoint, lives);
     processor(&mut refusals, checkpoint, environment);
-    files(&mut refusals, checkpoint, given);
+    files(&mut refusals, checkpoint, given, options);
     given.preflight(&checkpoint.files, &mut refusals);
     privileges(&mut refusals, checkpoint, environment);
     seccomp::preflight(&mut refusals, &checkpoint.tree, environment);
@@ -134,105 +129,16 @@ fn processor(refusals: &mut Refusals, checkpoint: &Checkpoint, environment: &Env
     }
 }
 
-/// What a path is used for; decides how much it may have changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Use {
-    /// Watched, whatever is in it; it may be a symbolic link.
-    Watched,
-    /// Open for data, or a directory.
-    Open,
-    /// Mapped or executed: other contents would be another program.
-    Mapped,
-}
-
-fn files(refusals: &mut Refusals, checkpoint: &Checkpoint, given: &Given) {
-    let mut uses: BTreeMap<PathId, Use> = BTreeMap::new();
-    let mut note = |path: PathId, what: Use| {
-        let entry = uses.entry(path).or_insert(what);
-        *entry = (*entry).max(what);
-    };
-    for task in &checkpoint.tree.tasks {
-        note(task.exe, Use::Mapped);
-        note(task.cwd, Use::Open);
-        note(task.root, Use::Open);
-    }
-    for vma in checkpoint.memory.spaces.iter().flat_map(|space| &space.vmas) {
-        match vma.backing {
-            Backing::PrivateFile(path, _) => note(path, Use::Mapped),
-            Backing::SharedFile(path, _) => note(path, Use::Open),
-            _ => {}
-        }
-    }
-    for description in &checkpoint.files.descriptions {
-        match description.target {
-            Target::Path(path) if given.replaces(&checkpoint.files, path) => {}
-            Target::Path(path) | Target::Pty { path, end: PtyEnd::Master | PtyEnd::Controlling, .. } => {
-                note(path, Use::Open)
-            }
-            _ => {}
-        }
-    }
-    for fifo in checkpoint.files.pipes.iter().filter_map(|pipe| pipe.fifo.as_ref()) {
-        note(fifo.path, Use::Open);
-    }
+/// What other processes have of the tree's, and what has become of its files.
+fn files(refusals: &mut Refusals, checkpoint: &Checkpoint, given: &Given, options: &Options) {
     pipe::preflight(&checkpoint.files, refusals);
-    for watch in checkpoint.files.inotifies.iter().flat_map(|group| &group.watches) {
-        note(watch.path, Use::Watched);
-    }
     for (object, reason, hint) in recreate::obstacles(&checkpoint.files.ptys) {
         refuse(refusals, object, reason, Some(hint));
     }
     for (object, reason, hint) in bind::obstacles(&checkpoint.files.unix_sockets) {
         refuse(refusals, object, reason, Some(hint));
     }
-    for (id, what) in uses {
-        let path = &checkpoint.files.paths[id.0 as usize];
-        if path.deleted.is_some() {
-            deleted::preflight(path, refusals);
-            continue;
-        }
-        if let Some((reason, hint)) = changed(path, what) {
-            refuse(refusals, String::from_utf8_lossy(&path.path).into_owned(), reason, hint);
-        }
-    }
-}
-
-/// Why a path is no longer what it was, if so. Warns of what a program has to expect.
-fn changed(path: &Path, what: Use) -> Option<(String, Option<&'static str>)> {
-    const PUT_BACK: Option<&str> = Some("put the file of the dump back in its place");
-    let name = std::path::Path::new(OsStr::from_bytes(&path.path));
-    let found = if what == Use::Watched { fs::symlink_metadata(name) } else { fs::metadata(name) };
-    let now = match found {
-        Ok(now) => now,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Some(("has been deleted since the dump".to_owned(), PUT_BACK));
-        }
-        Err(error) => return Some((format!("cannot be looked at: {error}"), None)),
-    };
-    let kind = nix::libc::S_IFMT;
-    if now.mode() & kind != path.mode & kind {
-        return Some(("is another kind of file than at the dump".to_owned(), PUT_BACK));
-    }
-    if path.mode & kind == nix::libc::S_IFCHR {
-        return (now.rdev() != path.rdev).then(|| ("is another device than at the dump".to_owned(), None));
-    }
-    if path.mode & kind != nix::libc::S_IFREG || what == Use::Watched {
-        return None;
-    }
-    let same_size = now.size() == path.size;
-    let same_time = (now.mtime(), now.mtime_nsec()) == (path.mtime.0, i64::from(path.mtime.1));
-    if same_size && same_time {
-        return None;
-    }
-    let how = if same_size { "other modification time" } else { "other size" };
-    if what == Use::Mapped {
-        return Some((format!("is mapped and has changed since the dump ({how})"), PUT_BACK));
-    }
-    if (now.dev(), now.ino()) != (path.dev, path.ino) {
-        return Some((format!("has been replaced since the dump ({how})"), PUT_BACK));
-    }
-    log::warn!("{}: changed since the dump ({how})", name.display());
-    None
+    unchanged::preflight(refusals, checkpoint, given, options.validation);
 }
 
 fn privileges(refusals: &mut Refusals, checkpoint: &Checkpoint, environment: &Environment) {

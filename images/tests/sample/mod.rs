@@ -5,7 +5,7 @@ use images::attribute::{AreaPolicy, MemoryPolicy, TaskAttributes, ThreadAttribut
 use images::container::{Kind, TRAILER_SIZE, crc32c, encode};
 use images::event::{Epoll, Eventfd, Notify, Timerfd, Watch};
 use images::external::{External, ExternalKind};
-use images::file::{Deleted, Description, FdEntry, Files, Path, Target};
+use images::file::{Deleted, Description, FdEntry, Files, OtherName, Path, Target};
 use images::id::PAGE_SIZE;
 use images::inet::{
     Datagram, InetAddress, InetProtocol, InetSocket, InetState, Membership, TcpAgreement, TcpConnection,
@@ -130,14 +130,32 @@ fn files() -> Files {
         ino: 77,
         rdev,
         deleted: None,
+        view: false,
+        other_name: None,
+        build_id: Vec::new(),
+        embedded: None,
     };
     Files {
         paths: vec![
             path("/", 0o040_755, 4096, 0),
-            path("/bin/sh", 0o100_755, 125_688, 0),
+            Path {
+                build_id: vec![0xb1; 20],
+                embedded: Some(Deleted {
+                    uid: 0,
+                    gid: 0,
+                    atime: (1_700_000_002, 7),
+                    xattrs: Vec::new(),
+                    seals: None,
+                    runs: vec![Run { start: Addr(0), pages: 2, first_page: 0 }],
+                }),
+                ..path("/bin/sh", 0o100_755, 125_688, 0)
+            },
             path("/opt/i386/bin/counter", 0o100_755, 9_000, 0),
             path("/dev/pts/3", 0o020_620, 0, 0x8803),
-            path("/tmp/caf\u{e9}", 0o100_644, 12, 0),
+            Path {
+                other_name: Some(OtherName { name: b"/tmp/.crr-link-77-0".to_vec(), helper: true }),
+                ..path("/tmp/caf\u{e9}", 0o100_644, 12, 0)
+            },
             path("/dev/ptmx", 0o020_666, 0, 0x502),
             path("/dev/pts/8", 0o020_620, 0, 0x8808),
             Path {

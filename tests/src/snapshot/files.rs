@@ -18,7 +18,11 @@ pub(super) fn add(snapshot: &mut Snapshot, pids: &[i32]) -> crate::Result {
             let target = normalise(&link(&format!("{proc}/fd/{fd}"))?, &mut pipes, &mut sockets);
             let info = read(&format!("{proc}/fdinfo/{fd}"))?;
             let details = details(&info, &without_name);
-            let details = if target.ends_with(" (deleted)") { without_name_flags(&details) } else { details };
+            let details = if target.ends_with(" (deleted)") && !target.ends_with(TEMPORARY) {
+                without_name_flags(&details)
+            } else {
+                details
+            };
             links.push(format!("{fd} -> {target} {details}"));
             offsets.extend(
                 info.lines().filter(|line| line.starts_with("pos:")).map(|line| format!("{fd} {line}")),
@@ -132,10 +136,17 @@ fn normalise(target: &str, pipes: &mut Renumber, sockets: &mut Renumber) -> Stri
         format!("pipe #{}", pipes.number(target))
     } else if target.starts_with("socket:[") {
         format!("socket #{}", sockets.number(target))
+    } else if let Some((dir, name)) = target.rsplit_once("/#")
+        && name.strip_suffix(" (deleted)").is_some_and(|ino| ino.bytes().all(|byte| byte.is_ascii_digit()))
+    {
+        format!("{dir}{TEMPORARY}")
     } else {
         target.to_owned()
     }
 }
+
+/// What O_TMPFILE makes is called by its inode.
+const TEMPORARY: &str = "/#inode (deleted)";
 
 /// The lines of /proc/net/tcp and its like about sockets that the tree holds: addresses, state, owner. How much is in
 /// their queues is the programs' to find out: it moves from one to the other.

@@ -21,6 +21,7 @@ mod locks;
 mod mapping;
 mod memory;
 mod modes;
+mod names;
 mod packets;
 mod pending;
 mod pipes;

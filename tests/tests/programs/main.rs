@@ -104,6 +104,16 @@ programs! {
     inotifywait64 in Namespace => |world| watching(world, "/host/usr/bin/inotifywait");
     tail32 in Namespace => |world| following(world, "/usr/bin/tail");
     tail64 in Chroot => |world| following(world, "/host/usr/bin/tail");
+    /// Following a log that is rotated: by its name, and by what is open.
+    busybox32_follows in Namespace => |world| follow(world, &["/bin/busybox", "tail", "-n", "+1", "-s", "1", "-F"]);
+    tail64_follows in Namespace => |world| {
+        follow(world, &["/host/usr/bin/tail", "-n", "+1", "-s", "0.05", "---disable-inotify", "-F"])
+    };
+    tail64_follows_deleted in Namespace => |world| {
+        follow_deleted(world, &["/host/usr/bin/tail", "-n", "+1", "-s", "0.05", "---disable-inotify", "-f"])
+    };
+    /// A build of several files at once, dumped in the middle.
+    make_builds in Chroot => build;
     /// Numbers that live in SSE, AVX and x87 registers.
     numbers_ia32 in Namespace => |world| numbers(world, "-m32");
     numbers_x86_64 in Namespace => |world| numbers(world, "-m64");
@@ -409,4 +419,103 @@ fn shows(running: &world::Running<'_>, line: &str) -> Result {
         Ok(running.world.read("log")?.lines().any(|printed| printed == line).then_some(()))
     });
     printed.with_context(|| running.world.read("log").unwrap_or_default())
+}
+
+/// `tail -F` on a log that is renamed, with a new one in its place, right before each dump and right after each restore: every line comes
+/// out once, in order.
+fn follow(world: &World, program: &[&str]) -> Result {
+    let name = world.dir.join("app.log");
+    let mut number = 0;
+    let mut write = |lines: u32| -> Result<String> {
+        let mut log = fs::File::options().create(true).append(true).open(&name)?;
+        for _ in 0..lines {
+            number += 1;
+            writeln!(log, "line {number}")?;
+        }
+        Ok(format!("line {number}"))
+    };
+    let rotate = |to: &str| fs::rename(&name, world.dir.join(to));
+    let mut last = write(3)?;
+    let mut running = world.start(&[program, &["/scratch/app.log"]].concat())?;
+    shows(&running, &last)?;
+    for round in 1..=ROUNDS {
+        // What is open has another name by now, and its own is gone or that of another file.
+        last = write(5)?;
+        shows(&running, &last)?;
+        rotate(&format!("app.log.{round}"))?;
+        if round % 2 == 0 {
+            last = write(2)?;
+        }
+        running.round()?;
+        last = if round % 2 == 0 { last } else { write(2)? };
+        shows(&running, &last).with_context(|| format!("round {round}"))?;
+    }
+    in_order(world, number)
+}
+
+/// The log is deleted while it is followed, with another name of it left in an archive.
+fn follow_deleted(world: &World, program: &[&str]) -> Result {
+    let (name, archive) = (world.dir.join("app.log"), world.dir.join("archive"));
+    fs::create_dir(&archive)?;
+    fs::write(&name, "line 1\n")?;
+    fs::hard_link(&name, archive.join("app.log"))?;
+    let mut running = world.start(&[program, &["/scratch/app.log"]].concat())?;
+    shows(&running, "line 1")?;
+    fs::remove_file(&name)?;
+    for round in 2..=ROUNDS + 1 {
+        running.round_with(&["--link-remap"])?;
+        let mut log = fs::File::options().append(true).open(archive.join("app.log"))?;
+        writeln!(log, "line {round}")?;
+        shows(&running, &format!("line {round}"))?;
+    }
+    ensure!(fs::read_dir(&archive)?.count() == 1 && !name.exists(), "something is left of the dumps");
+    in_order(world, ROUNDS + 1)
+}
+
+fn in_order(world: &World, count: u32) -> Result {
+    let log = world.read("log")?;
+    let lines = log.lines().filter(|line| line.starts_with("line "));
+    let wanted: Vec<String> = (1..=count).map(|number| format!("line {number}")).collect();
+    ensure!(lines.eq(wanted.iter()), "the program printed:\n{log}");
+    Ok(())
+}
+
+/// `make -j2` of programs that it compiles, links and runs: the result is that of a build without checkpoints.
+fn build(world: &World) -> Result {
+    const PARTS: u32 = 12;
+    let dir = world.host_dir.join("build");
+    let rules = "all: sum\n\t./sum > result\nsum: $(patsubst %.c,%.o,$(wildcard *.c))\n\tgcc -o $@ $^\n\
+        %.o: %.c\n\tgcc -O2 -c -o $@ $<\n\techo $@ >> ../built\n";
+    fs::create_dir(&dir)?;
+    fs::write(dir.join("Makefile"), rules)?;
+    for part in 0..PARTS {
+        let table: Vec<String> = (0..4000u32).map(|at| (at * at % (part + 7)).to_string()).collect();
+        let table = table.join(",");
+        let code = format!(
+            "int part{part}(int n) {{ static int t[] = {{{table}}}; int s = 0; while (n--) s += t[n]; return s; }}"
+        );
+        fs::write(dir.join(format!("part{part}.c")), code)?;
+    }
+    let declared: String = (0..PARTS).map(|part| format!("int part{part}(int);")).collect();
+    let sum: Vec<String> = (0..PARTS).map(|part| format!("part{part}(4000)")).collect();
+    let main =
+        format!("#include <stdio.h>\n{declared} int main(void) {{ printf(\"%d\\n\", {}); }}", sum.join("+"));
+    fs::write(dir.join("main.c"), main)?;
+    let wanted: u32 = (0..PARTS).flat_map(|part| (0..4000u32).map(move |at| at * at % (part + 7))).sum();
+
+    // The compiler is the host's, and needs the host's tree around it.
+    let place = dir.to_string_lossy();
+    let mut running = world.start(&["/usr/sbin/chroot", "/host", "/usr/bin/make", "-j2", "-C", &place])?;
+    for round in 1..=ROUNDS {
+        wait::until(wait::STEP, "the build goes on", || {
+            running.still_runs()?;
+            let built = world.read("built").unwrap_or_default().lines().count();
+            Ok((built >= (round * 2) as usize).then_some(()))
+        })?;
+        running.round()?;
+    }
+    running.finish()?;
+    let result = fs::read_to_string(dir.join("result"))?;
+    ensure!(result.trim() == wanted.to_string(), "the program gives {result}, not {wanted}");
+    Ok(())
 }

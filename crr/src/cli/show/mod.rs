@@ -177,7 +177,7 @@ fn target(checkpoint: &Checkpoint, description: &Description) -> String {
 
 /// A path as `/proc` shows it.
 fn name_of(path: &images::file::Path) -> String {
-    printable(&path.path) + if path.deleted.is_some() { " (deleted)" } else { "" }
+    printable(&path.path) + if path.is_gone() { " (deleted)" } else { "" }
 }
 
 fn pipes(checkpoint: &Checkpoint) -> String {

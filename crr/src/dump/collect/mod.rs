@@ -19,10 +19,11 @@ use crate::resource::file::{self, Terminal};
 use crate::resource::inet::Silenced;
 use crate::resource::landlock::Bystanders;
 use crate::resource::namespace::Namespaces;
+use crate::resource::other_name::Helpers;
 use crate::resource::path::{Paths, file_type};
 use crate::resource::pipe::Holders;
 use crate::resource::tree::{self, Standing, Strangers};
-use crate::resource::{Refuse, deleted, memory, seccomp, sharing, zombie};
+use crate::resource::{Refuse, deleted, memory, program, seccomp, sharing, zombie};
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result};
 use images::Pid;
@@ -46,6 +47,8 @@ pub(super) struct Collected {
     pub(super) contents: Contents,
     /// TCP connections, whose traffic is held.
     pub(super) silenced: Silenced,
+    /// Names that the restore opens files by.
+    pub(super) helpers: Helpers,
 }
 
 /// What is shared by the tasks of a tree while they are looked at.
@@ -82,7 +85,7 @@ pub(super) fn collect(
     let mut tables = Tables {
         own_namespaces: Namespaces::of(&Dir::task(nix::unistd::getpid().as_raw())?)?,
         low,
-        paths: Paths::new(options.ghost_limit),
+        paths: Paths::new(options.ghost_limit, options.link_remap),
         files: file::Table::new(&options.external),
         backings: memory::Backings::default(),
         vdsos: Vec::new(),
@@ -154,13 +157,22 @@ pub(super) fn collect(
     tables.paths.deleted().refuse_outsiders(&pids, &mut refusals)?;
     refusals.finish("dump")?;
     let (memory, mut contents) = find_contents(frozen, spaces, tables.backings, tables.vdsos)?;
-    let (mut paths, deleted) = tables.paths.into_list();
+    let (mut paths, deleted, helpers) = tables.paths.into_list()?;
     for deleted::Found { path, file, .. } in deleted {
         let record = &mut paths[path.0 as usize];
         if let Some(deleted) = record.deleted.as_mut().filter(|_| file_type(record.mode) == SFlag::S_IFREG) {
             let name = || String::from_utf8_lossy(&record.path).into_owned();
             deleted.runs =
                 contents.add_file(file, name()).with_context(|| format!("{}: look for contents", name()))?;
+        }
+    }
+    for path in program::of_tree(&tasks, &memory.spaces) {
+        let record = &mut paths[path.0 as usize];
+        if let (Some(file), true) = (program::identify(record)?, options.embed_files) {
+            let name = || String::from_utf8_lossy(record.place()).into_owned();
+            let mut copy = program::copy(&file).with_context(name)?;
+            copy.runs = contents.add_file(file, name()).with_context(name)?;
+            record.embedded = Some(copy);
         }
     }
     let memory = Memory { page_count: contents.page_count(), ..memory };
@@ -173,7 +185,7 @@ pub(super) fn collect(
     let silenced = tables.files.look_at_connections(options.sockets)?;
     tables.files.note_pending_events()?;
     let files = tables.files.into_files(paths);
-    Ok(Collected { tree, files, memory, contents, silenced })
+    Ok(Collected { tree, files, memory, contents, silenced, helpers })
 }
 
 /// What `stat` tells of a task: memory by a living thread, what its parent is told by the leader.

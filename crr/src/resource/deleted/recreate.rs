@@ -1,22 +1,23 @@
-//! Making files without a name again.
+//! Making files without a name again, and opening those whose name is gone while others lead to them.
 //!
 //! Each is made under the name it had, so that `/proc` shows it as before, and unlinked at once. From then on it is opened by way
 //! of a descriptor (`/proc/self/fd`), which gives a description of its own as opening by name does.
 
 use super::MEMFD;
+use crate::resource::file::{O_ASYNC, reopen};
 use crate::restore::open::Raiser;
 use anyhow::{Context, Result, bail};
 use images::PathId;
-use images::file::{Deleted, Files, Path};
+use images::file::{Deleted, Description, Files, OtherName, Path, Target};
 use images::id::PAGE_SIZE;
 use images::memory::Run;
 use memfd::MemfdOptions;
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
+use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::stat::{Mode, fchmod, futimens};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, mkfifo, unlinkat};
-use std::collections::BTreeSet;
+use nix::unistd::{Gid, Uid, UnlinkatFlags, Whence, fchown, lseek64, mkfifo, unlinkat};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
@@ -29,6 +30,8 @@ use xattr::FileExt as _;
 /// The files, each by a descriptor that only leads to it (O_PATH): one for writing would keep others from executing it.
 #[derive(Debug, Default)]
 pub(crate) struct Recreated {
+    /// Descriptions that came with the file they are open on: what O_TMPFILE makes.
+    pub(crate) descriptions: BTreeMap<usize, OwnedFd>,
     seals: Vec<(OwnedFd, SealFlag)>,
     _held: Vec<OwnedFd>,
 }
@@ -64,20 +67,32 @@ pub(crate) fn create_all(
     let mut recreated = Recreated::default();
     // The innermost goes first again: later ones may lie in earlier ones.
     let mut scaffolds: Vec<Scaffold> = Vec::new();
+    let makers = makers(&files);
     let mut order: Vec<usize> = (0..files.paths.len()).collect();
     order.sort_by_key(|&index| files.paths[index].path.len());
     for index in order {
         let path = &files.paths[index];
-        let Some(deleted) = &path.deleted else { continue };
-        let made = if deleted.seals.is_some() {
-            memfd(path, deleted, pages)
-        } else {
-            named(path, deleted, pages, &mut scaffolds)
-        };
         let name = String::from_utf8_lossy(&path.path);
-        let fd = made.with_context(|| format!("make {name} again, which was deleted"))?;
-        let fd = raiser.raise(fd)?;
-        if let Some(seals) = deleted.seals {
+        let fd = match (&path.deleted, &path.other_name) {
+            (None, None) => continue,
+            (Some(deleted), _) if makers.contains_key(&index) => {
+                let maker = makers[&index];
+                let made = unnamed(path, deleted, pages, &files.descriptions[maker], &mut scaffolds);
+                made.and_then(|made| match made {
+                    Some(description) => {
+                        let fd = path_only(&description);
+                        recreated.descriptions.insert(maker, description);
+                        fd
+                    }
+                    None => named(path, deleted, pages, &mut scaffolds),
+                })
+            }
+            (Some(deleted), _) if deleted.seals.is_some() => memfd(path, deleted, pages),
+            (Some(deleted), _) => named(path, deleted, pages, &mut scaffolds),
+            (None, Some(other)) => linked(path, other, &mut scaffolds),
+        };
+        let fd = raiser.raise(fd.with_context(|| format!("make {name} again, which was deleted"))?)?;
+        if let Some(seals) = path.deleted.as_ref().and_then(|deleted| deleted.seals) {
             let seals = SealFlag::from_bits_retain(seals.cast_signed());
             // Who seals it has it open for writing, which nobody may once a task executes it; and nobody writes to that.
             if u32::try_from(index).is_ok_and(|index| executed.contains(&PathId(index))) {
@@ -124,52 +139,146 @@ fn memfd(path: &Path, deleted: &Deleted, pages: &File) -> Result<OwnedFd> {
     path_only(&file)
 }
 
+/// For files that O_TMPFILE made, the description that did so. None other shows the flag.
+fn makers(files: &Files) -> BTreeMap<usize, usize> {
+    let made =
+        files.descriptions.iter().enumerate().filter_map(|(maker, description)| match description.target {
+            Target::Path(path) if description.flags & O_TMPFILE_ALONE != 0 => Some((path.0 as usize, maker)),
+            _ => None,
+        });
+    made.filter(|(path, _)| files.paths[*path].mode & libc::S_IFMT == libc::S_IFREG).collect()
+}
+
+/// O_TMPFILE without O_DIRECTORY, which is in it.
+const O_TMPFILE_ALONE: u32 = 0o20_000_000;
+
+/// A file as O_TMPFILE makes it, with the description that does: only such a one can be given a name as long as it has none (I_LINKABLE,
+/// vfs_link() of fs/namei.c). That it was not to (O_EXCL), or had a name once, nobody tells. `None` where it cannot be made.
+fn unnamed(
+    path: &Path,
+    deleted: &Deleted,
+    pages: &File,
+    description: &Description,
+    scaffolds: &mut Vec<Scaffold>,
+) -> Result<Option<OwnedFd>> {
+    let wanted = PathBuf::from(OsStr::from_bytes(&path.path));
+    make_above(&wanted, scaffolds)?;
+    let dir = wanted.parent().context("no directory")?;
+    let flags = description.flags & !O_ASYNC;
+    let made = match reopen::create(dir, flags) {
+        Ok(made) => made,
+        Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {
+            log::warn!(
+                "{}: cannot be given a name any more: its file system has no O_TMPFILE",
+                wanted.display()
+            );
+            return Ok(None);
+        }
+        Err(errno) => return Err(errno).context("open with O_TMPFILE"),
+    };
+    let file = File::options().read(true).write(true).open(by_fd(&made)).context("open by descriptor")?;
+    fill(&file, path, deleted, pages)?;
+    lseek64(&made, i64::try_from(description.position)?, Whence::SeekSet).context("offset")?;
+    Ok(Some(made))
+}
+
 /// A file or a directory under its name, or one like it if that is taken.
 fn named(path: &Path, deleted: &Deleted, pages: &File, scaffolds: &mut Vec<Scaffold>) -> Result<OwnedFd> {
     let is_dir = path.mode & libc::S_IFMT == libc::S_IFDIR;
     let is_fifo = path.mode & libc::S_IFMT == libc::S_IFIFO;
-    let wanted = PathBuf::from(OsStr::from_bytes(&path.path));
+    let (name, file) = under_its_name(path, scaffolds, |name| {
+        if is_dir {
+            return fs::DirBuilder::new().mode(0o700).create(name).and_then(|()| File::open(name));
+        }
+        if is_fifo {
+            return make_fifo(name);
+        }
+        let mut options = File::options();
+        options.read(true).write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        options.open(name)
+    })?;
+    let filled = if is_dir {
+        // Others may be made in it.
+        let kept = Some((file.try_clone().context("dup")?, times(path, deleted)));
+        scaffolds.push(Scaffold { name, kept });
+        own(&file, path, deleted)
+    } else {
+        let filled = if is_fifo { own(&file, path, deleted) } else { fill(&file, path, deleted, pages) };
+        unlinkat(AT_FDCWD, &name, UnlinkatFlags::NoRemoveDir).context("unlink")?;
+        filled
+    };
+    filled.and_then(|()| path_only(&file))
+}
+
+/// A file that is there under another name, by the one it had, or one like it if that is taken.
+fn linked(path: &Path, other: &OtherName, scaffolds: &mut Vec<Scaffold>) -> Result<OwnedFd> {
+    let by = PathBuf::from(OsStr::from_bytes(&other.name));
+    let open = |name: &std::path::Path| {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        nix::fcntl::open(name, flags, Mode::empty()).with_context(|| format!("open {}", name.display()))
+    };
+    match under_its_name(path, scaffolds, |name| fs::hard_link(&by, name)) {
+        Ok((name, ())) => {
+            let opened = open(&name);
+            unlinkat(AT_FDCWD, &name, UnlinkatFlags::NoRemoveDir).context("unlink")?;
+            opened
+        }
+        Err(e)
+            if e.downcast_ref::<io::Error>()
+                .is_some_and(|e| e.kind() == io::ErrorKind::ReadOnlyFilesystem) =>
+        {
+            log::warn!("{}: shown by this name from now on: its file system is read-only", by.display());
+            open(&by)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Makes the directories above a name that are missing.
+fn make_above(wanted: &std::path::Path, scaffolds: &mut Vec<Scaffold>) -> Result<()> {
     let above: Vec<_> = wanted.ancestors().skip(1).collect();
     for dir in above.into_iter().rev() {
         match fs::DirBuilder::new().mode(0o700).create(dir) {
             Ok(()) => scaffolds.push(Scaffold { name: dir.to_owned(), kept: None }),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem && dir.is_dir() => {}
             Err(e) => return Err(e).with_context(|| dir.display().to_string()),
         }
     }
+    Ok(())
+}
+
+/// Makes something under the name it had, or one like it if that is taken; what is missing above is there as long as the scaffolds are.
+fn under_its_name<T>(
+    path: &Path,
+    scaffolds: &mut Vec<Scaffold>,
+    make: impl Fn(&std::path::Path) -> io::Result<T>,
+) -> Result<(PathBuf, T)> {
+    let wanted = PathBuf::from(OsStr::from_bytes(&path.path));
+    make_above(&wanted, scaffolds)?;
     for attempt in 0..1000 {
         let name = match attempt {
             0 => wanted.clone(),
-            _ => PathBuf::from(format!("{}.crr-{attempt}", wanted.display())),
+            _ => {
+                let mut name = wanted.clone().into_os_string();
+                name.push(format!(".crr-{attempt}"));
+                name.into()
+            }
         };
-        let made = if is_dir {
-            fs::DirBuilder::new().mode(0o700).create(&name).and_then(|()| File::open(&name))
-        } else if is_fifo {
-            make_fifo(&name)
-        } else {
-            let mut options = File::options();
-            options.read(true).write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-            options.open(&name)
-        };
-        let file = match made {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+        match make(&name) {
+            Ok(made) => {
+                if attempt > 0 {
+                    log::warn!(
+                        "{}: the name is taken: it is called {} now",
+                        wanted.display(),
+                        name.display()
+                    );
+                }
+                return Ok((name, made));
+            }
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(e.into()),
-        };
-        if attempt > 0 {
-            log::warn!("{}: the name is taken: it is called {} now", wanted.display(), name.display());
         }
-        let filled = if is_dir {
-            // Others may be made in it.
-            let kept = Some((file.try_clone().context("dup")?, times(path, deleted)));
-            scaffolds.push(Scaffold { name, kept });
-            own(&file, path, deleted)
-        } else {
-            let filled = if is_fifo { own(&file, path, deleted) } else { fill(&file, path, deleted, pages) };
-            unlinkat(nix::fcntl::AT_FDCWD, &name, UnlinkatFlags::NoRemoveDir).context("unlink")?;
-            filled
-        };
-        return filled.and_then(|()| path_only(&file));
     }
     bail!("no name like it is free");
 }
@@ -182,7 +291,7 @@ fn make_fifo(name: &std::path::Path) -> io::Result<File> {
     options.open(name)
 }
 
-fn path_only(file: &File) -> Result<OwnedFd> {
+fn path_only(file: &impl AsRawFd) -> Result<OwnedFd> {
     let name = format!("/proc/self/fd/{}", file.as_raw_fd());
     nix::fcntl::open(name.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
         .context("open by descriptor")

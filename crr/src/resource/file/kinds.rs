@@ -1,7 +1,8 @@
 //! Kinds of files that are not dumped: what each is called, and the way out.
 
-use crate::resource::path::CLOSE;
-use nix::sys::stat::SFlag;
+use crate::resource::device;
+use crate::resource::path::{CLOSE, file_type};
+use nix::sys::stat::{FileStat, SFlag};
 
 /// The way out of io_uring.
 pub(crate) const WITHOUT_RING: &str = "start the program so that it does without io_uring (most can be told so, and some fall back by themselves where sysctl \
@@ -13,7 +14,7 @@ const PIN: &str =
     "have the program pin it in a bpf file system and close it, and open it again after the restore";
 
 /// What an object is called that cannot be dumped, by its link in `/proc` and what kind of file it is; and the way out.
-pub(super) fn unsupported(link: &[u8], kind: SFlag) -> (&'static str, &'static str) {
+pub(super) fn unsupported(link: &[u8], open: &FileStat) -> (&'static str, &'static str) {
     const BY_LINK: [(&[u8], &str, &str); 13] = [
         (b"socket:[", "sockets are", CLOSE),
         (b"anon_inode:[fanotify", "fanotify descriptors are", CLOSE),
@@ -32,10 +33,8 @@ pub(super) fn unsupported(link: &[u8], kind: SFlag) -> (&'static str, &'static s
     if let Some((_, name, hint)) = BY_LINK.iter().find(|(prefix, ..)| link.starts_with(prefix)) {
         return (name, hint);
     }
-    let what = match kind {
-        SFlag::S_IFIFO => "named pipes (FIFOs) are",
-        SFlag::S_IFCHR => "character devices of this kind are",
-        SFlag::S_IFBLK => "block devices are",
+    let what = match file_type(open.st_mode) {
+        SFlag::S_IFCHR | SFlag::S_IFBLK => device::name(link, open.st_rdev),
         SFlag::S_IFSOCK => "sockets are",
         _ => "files of this kind are",
     };

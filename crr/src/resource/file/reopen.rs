@@ -1,6 +1,6 @@
-//! Descriptions of all kinds; regular files, directories, memory devices and the shell's terminal by their names.
+//! Descriptions of all kinds; what is opened again by its name, and the shell's terminal.
 
-use super::O_ASYNC;
+use super::{O_ASYNC, O_PATH};
 use crate::resource::external::given::Given;
 use crate::resource::unix_socket::bind::Binder;
 use crate::resource::{event, inet, inotify, netlink, pipe::recreate, terminal, unix_socket};
@@ -8,12 +8,13 @@ use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result, bail};
 use images::Pid;
 use images::file::{Description, Files, Path, Target};
+use nix::NixPath;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use nix::unistd::{Whence, lseek64};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// For sessions, by their ids, a slave of the terminal that is to control each.
 pub(crate) type Controlling = BTreeMap<Pid, OwnedFd>;
@@ -30,11 +31,11 @@ pub(crate) struct Reopened {
     pub(crate) inet_sockets: inet::recreate::Restored,
 }
 
-/// Opens every description.
+/// Opens every description, but for those that are open already.
 ///
 /// # Errors
 /// Names the file that cannot be opened.
-pub(crate) fn open_all(files: &Files, given: Given) -> Result<Reopened> {
+pub(crate) fn open_all(files: &Files, given: Given, mut done: BTreeMap<usize, OwnedFd>) -> Result<Reopened> {
     // Made when first needed: a kernel without ia32 emulation has no such calls.
     let mut ia32 = Ia32::default();
     let mut pipes = recreate::create_all(files, &mut ia32)?;
@@ -44,6 +45,10 @@ pub(crate) fn open_all(files: &Files, given: Given) -> Result<Reopened> {
     let mut ptys = terminal::recreate::create_all(files, &mut ia32)?;
     let mut opened = Vec::with_capacity(files.descriptions.len());
     for (index, description) in files.descriptions.iter().enumerate() {
+        if let Some(fd) = done.remove(&index) {
+            opened.push(fd);
+            continue;
+        }
         // Signals are for later; and open(2) takes the flag without effect, so that F_SETFL would see no change.
         let flags = description.flags & !O_ASYNC;
         if let Some(fd) = given.open(description, &mut ia32)? {
@@ -83,10 +88,15 @@ pub(crate) fn open(path: &Path, description: &Description, ia32: &mut Ia32) -> R
     }
     let flags =
         flags & !(OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_TRUNC) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    let flags = if path.deleted.is_some() { flags & !of_the_name(path) } else { flags };
+    let flags = if path.is_gone() { flags & !of_the_name(path) } else { flags };
     let c_path = CString::new(path.path.as_slice()).with_context(|| format!("{name}: not a path"))?;
-    // The 64-bit open always adds O_LARGEFILE, which is visible in F_GETFL and matters beyond 2 GiB.
-    let fd = if description.flags & O_LARGEFILE == 0 {
+    let is_link = path.mode & libc::S_IFMT == libc::S_IFLNK;
+    if is_link && !flags.contains(OFlag::O_NOFOLLOW) {
+        return open_link(&c_path, flags).with_context(|| format!("open {name} again"));
+    }
+    // The 64-bit open always adds O_LARGEFILE, which is visible in F_GETFL and matters beyond 2 GiB; but never to O_PATH
+    // (build_open_flags() of fs/open.c).
+    let fd = if description.flags & (O_LARGEFILE | O_PATH) == 0 {
         ia32.open(&c_path, flags.bits())
     } else {
         nix::fcntl::open(c_path.as_c_str(), flags, Mode::empty())
@@ -97,6 +107,24 @@ pub(crate) fn open(path: &Path, description: &Description, ia32: &mut Ia32) -> R
         lseek64(&fd, position, Whence::SeekSet).with_context(|| format!("{name}: seek to {position}"))?;
     }
     Ok(fd)
+}
+
+/// Makes a file without a name in a directory, by flags with O_TMPFILE among them.
+///
+/// # Errors
+/// As open(2).
+pub(crate) fn create(dir: &std::path::Path, flags: u32) -> nix::Result<OwnedFd> {
+    let of = OFlag::from_bits_retain(flags.cast_signed()) | OFlag::O_CLOEXEC;
+    if flags & O_LARGEFILE != 0 {
+        return nix::fcntl::open(dir, of, Mode::S_IRUSR | Mode::S_IWUSR);
+    }
+    dir.with_nix_path(|dir| Ia32::default().open(dir, of.bits()))?
+}
+
+/// A symbolic link without O_NOFOLLOW in its flags, as one is opened by a link of `/proc/self/fd`.
+fn open_link(path: &CStr, flags: OFlag) -> nix::Result<OwnedFd> {
+    let link = nix::fcntl::open(path, flags | OFlag::O_NOFOLLOW, Mode::empty())?;
+    nix::fcntl::open(format!("/proc/self/fd/{}", link.as_raw_fd()).as_str(), flags, Mode::empty())
 }
 
 /// Flags of an open file that say how its name was to be taken: one without a name is opened by a link of `/proc/self/fd`, which is to be

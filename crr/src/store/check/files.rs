@@ -2,6 +2,7 @@
 
 use super::{Check, ensure, event, externals, inside, memory, path, pipes};
 use crate::resource::deleted::MEMFD;
+use crate::resource::file::O_PATH;
 use images::file::{Deleted, Description, Files, Path, Target};
 use images::id::PAGE_SIZE;
 use images::memory::Memory;
@@ -23,23 +24,31 @@ pub(super) fn check(files: &Files) -> Check {
     Ok(())
 }
 
-fn check_path(path: &Path) -> Check {
-    let name = &path.path;
+fn check_name(name: &[u8]) -> Check {
     ensure!(name.first() == Some(&b'/'), "is not absolute");
     ensure!(!name.contains(&0), "has a NUL");
     ensure!(name.len() < PATH_MAX, "has {} bytes, the kernel takes {}", name.len(), PATH_MAX - 1);
+    Ok(())
+}
+
+fn check_path(path: &Path) -> Check {
+    check_name(&path.path)?;
+    if let Some(other) = &path.other_name {
+        check_name(&other.name).map_err(inside("other name"))?;
+        ensure!(path.deleted.is_none(), "deleted, and under another name");
+    }
     let kind = path.mode & libc::S_IFMT;
-    let known = [
-        libc::S_IFREG,
-        libc::S_IFDIR,
-        libc::S_IFCHR,
-        libc::S_IFBLK,
-        libc::S_IFIFO,
-        libc::S_IFSOCK,
-        libc::S_IFLNK,
-    ];
-    ensure!(known.contains(&kind), "is no kind of file (mode {:#o})", path.mode);
+    let special = [libc::S_IFLNK, libc::S_IFSOCK, libc::S_IFIFO].contains(&kind);
+    let known = special || [libc::S_IFREG, libc::S_IFDIR, libc::S_IFCHR, libc::S_IFBLK].contains(&kind);
+    ensure!(known, "is of no kind of file (mode {:#o})", path.mode);
+    ensure!(!path.view || !path.is_gone(), "deleted, and a view of the kernel's state");
+    let file = kind == libc::S_IFREG;
+    ensure!(file || path.other_name.is_none(), "under another name, and no file");
     ensure!(path.mtime.1 < 1_000_000_000, "has a time of {} ns", path.mtime.1);
+    if let Some(embedded) = &path.embedded {
+        ensure!(kind == libc::S_IFREG, "embedded, and no file");
+        check_deleted(path, embedded).map_err(inside("embedded"))?;
+    }
     path.deleted.as_ref().map_or(Ok(()), |deleted| check_deleted(path, deleted))
 }
 
@@ -59,17 +68,18 @@ fn check_deleted(path: &Path, deleted: &Deleted) -> Check {
     Ok(())
 }
 
-/// The contents of deleted files. The page count has been checked.
+/// The contents of deleted and embedded files. The page count has been checked.
 pub(super) fn check_contents(files: &Files, memory: &Memory) -> Check {
     for (index, path) in files.paths.iter().enumerate() {
-        let Some(deleted) = &path.deleted else { continue };
-        let contents = memory::check_runs(&deleted.runs, memory).and_then(|()| {
-            let end = deleted.runs.last().map_or(0, memory::end_of);
-            let size = path.size.next_multiple_of(PAGE_SIZE);
-            ensure!(end <= size, "contents up to {end:#x} of {:#x}", path.size);
-            Ok(())
-        });
-        contents.map_err(inside(format_args!("path#{index}")))?;
+        for deleted in path.deleted.iter().chain(&path.embedded) {
+            let contents = memory::check_runs(&deleted.runs, memory).and_then(|()| {
+                let end = deleted.runs.last().map_or(0, memory::end_of);
+                let size = path.size.next_multiple_of(PAGE_SIZE);
+                ensure!(end <= size, "contents up to {end:#x} of {:#x}", path.size);
+                Ok(())
+            });
+            contents.map_err(inside(format_args!("path#{index}")))?;
+        }
     }
     Ok(())
 }
@@ -77,7 +87,18 @@ pub(super) fn check_contents(files: &Files, memory: &Memory) -> Check {
 fn check_description(description: &Description, files: &Files) -> Check {
     ensure!(i64::try_from(description.position).is_ok(), "has offset {:#x}", description.position);
     match description.target {
-        Target::Path(id) | Target::Terminal(id) => path(files, id),
+        Target::Path(id) => {
+            path(files, id)?;
+            let kind = files.paths[id.0 as usize].mode & libc::S_IFMT;
+            let opens = [libc::S_IFREG, libc::S_IFDIR, libc::S_IFCHR, libc::S_IFBLK].contains(&kind);
+            ensure!(
+                opens || description.flags & O_PATH != 0,
+                "a name alone leads to path#{}, without O_PATH",
+                id.0
+            );
+            Ok(())
+        }
+        Target::Terminal(id) => path(files, id),
         Target::Pipe(pipe) => {
             ensure!((pipe as usize) < files.pipes.len(), "pipe#{pipe} of {} pipes", files.pipes.len());
             Ok(())

@@ -79,6 +79,9 @@ fn check_vma(vma: &Vma, abi: Abi, memory: &Memory, files: &Files) -> Check {
         Backing::Anonymous | Backing::Vvar | Backing::VvarVclock => Ok(()),
         Backing::PrivateFile(id, offset) | Backing::SharedFile(id, offset) => {
             path(files, id)?;
+            let kind = files.paths[id.0 as usize].mode & libc::S_IFMT;
+            let maps = [libc::S_IFREG, libc::S_IFCHR].contains(&kind);
+            ensure!(maps, "maps path#{}, which is no file", id.0);
             check_offset(offset, end - start)
         }
         Backing::Shared(id, offset) => {

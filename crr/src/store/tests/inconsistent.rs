@@ -5,7 +5,7 @@ use crate::store::check::records;
 use images::container::Kind;
 use images::event::{Eventfd, Notify, Timerfd, Watch};
 use images::external::ExternalKind;
-use images::file::{Deleted, Target};
+use images::file::{Deleted, OtherName, Target};
 use images::inet::{InetProtocol, InetSocket, InetState};
 use images::inotify::Inotify;
 use images::memory::{Backing, Run};
@@ -270,8 +270,28 @@ fn files() {
     refused("files.img: path#1: has 4096 bytes, the kernel takes 4095", |s| {
         s.files.paths[1].path = vec![b'/'; 4096]
     });
-    refused("files.img: path#1: is no kind of file (mode 0o644)", |s| {
-        s.files.paths[1].mode = 0o644;
+    refused("files.img: path#1: is of no kind of file (mode 0o30644)", |s| {
+        s.files.paths[1].mode = 0o030_644;
+    });
+    refused("files.img: path#7: deleted, and a view of the kernel's state", |s| s.files.paths[7].view = true);
+    let other = |s: &mut Sample, name: &[u8]| {
+        s.files.paths[4].other_name = Some(OtherName { name: name.to_vec(), helper: true });
+    };
+    refused("files.img: path#4: other name: is not absolute", |s| other(s, b"helper"));
+    refused("files.img: path#4: under another name, and no file", |s| {
+        other(s, b"/helper");
+        s.files.paths[4].mode = 0o040_755;
+    });
+    refused("files.img: path#7: deleted, and under another name", |s| {
+        s.files.paths[7].other_name = Some(OtherName { name: b"/a".to_vec(), helper: false });
+    });
+    refused("files.img: description#3: a name alone leads to path#4, without O_PATH", |s| {
+        s.files.paths[4].other_name = None;
+        s.files.paths[4].mode = 0o010_644;
+    });
+    refused("memory.img: task 100: 0x8048000-0x8058000: maps path#1, which is no file", |s| {
+        s.files.paths[1].embedded = None;
+        s.files.paths[1].mode = 0o010_644;
     });
     refused("files.img: path#1: has a time of 1000000000 ns", |s| s.files.paths[1].mtime.1 = 1_000_000_000);
     let deleted =
@@ -285,6 +305,11 @@ fn files() {
     refused("files.img: path#7: deleted, and neither file, directory nor FIFO", |s| {
         s.files.paths[7].mode = 0o020_644
     });
+    refused("files.img: path#1: embedded: a memfd has seals, and nothing else", |s| {
+        s.files.paths[1].embedded.as_mut().unwrap().seals = Some(0);
+    });
+    refused("files.img: path#1: embedded, and no file", |s| s.files.paths[1].mode = 0o040_755);
+    refused("files.img: path#1: contents up to 0x2000 of 0x10", |s| s.files.paths[1].size = 0x10);
     refused("files.img: path#7: contents up to 0x2000 of 0x1000", |s| s.files.paths[7].size = 0x1000);
     refused("files.img: path#7: contents at 0x1000: pages 6+1 of 6", |s| {
         deleted(s, |deleted| deleted.runs[0].first_page = 6);

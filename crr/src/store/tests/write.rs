@@ -46,7 +46,9 @@ fn a_checkpoint_without_pages_is_one() {
     sample.memory.block_crcs.clear();
     sample.memory.shared.iter_mut().for_each(|shared| shared.runs.clear());
     sample.memory.spaces.iter_mut().for_each(|space| space.runs.clear());
-    sample.files.paths.iter_mut().filter_map(|path| path.deleted.as_mut()).for_each(|file| file.runs.clear());
+    let copies =
+        sample.files.paths.iter_mut().flat_map(|path| path.deleted.iter_mut().chain(&mut path.embedded));
+    copies.for_each(|file| file.runs.clear());
     Checkpoint::read(sample.written().path()).unwrap();
 }
 
