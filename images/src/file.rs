@@ -3,6 +3,7 @@
 use crate::event::{Epoll, Eventfd, Notify, Timerfd};
 use crate::id::{DescriptionId, PathId, TaskFd};
 use crate::inet::InetSocket;
+use crate::late::Process;
 use crate::memory::Run;
 use crate::socket::UnixSocket;
 use crate::terminal::{Pty, PtyEnd};
@@ -114,6 +115,28 @@ pub enum Target {
     Epoll(u32),
     /// A socket of the internet families: index into [`Files::inet_sockets`].
     InetSocket(u32),
+    /// A pidfd. PIDFD_NONBLOCK and PIDFD_THREAD are among [`Description::flags`], as O_NONBLOCK and O_EXCL.
+    Pidfd(Process),
+}
+
+impl Target {
+    /// Whether it can be opened only when the tasks of the tree exist.
+    #[must_use]
+    pub const fn is_late(&self) -> bool {
+        match self {
+            Self::Pidfd(_) => true,
+            Self::Path(_)
+            | Self::Pipe(_)
+            | Self::Terminal(_)
+            | Self::UnixSocket(_)
+            | Self::Pty { .. }
+            | Self::Eventfd(_)
+            | Self::Timerfd(_)
+            | Self::Signalfd(_)
+            | Self::Epoll(_)
+            | Self::InetSocket(_) => false,
+        }
+    }
 }
 
 /// A pipe.

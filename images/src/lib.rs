@@ -19,6 +19,7 @@ pub mod file;
 pub mod id;
 pub mod inet;
 pub mod inventory;
+pub mod late;
 pub mod lock;
 pub mod memory;
 mod readable;

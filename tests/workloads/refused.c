@@ -54,7 +54,7 @@ CASE(descriptors)
 	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
 	name_fd(MUST(socket(AF_PACKET, SOCK_RAW, 0)));
 	name_fd(MUST(inotify_init()));
-	name_fd(MUST((int)syscall(SYS_pidfd_open, getpid(), 0)));
+	name_fd(MUST((int)syscall(SYS_pidfd_open, getppid(), 0)));
 	MUST(mkfifo("fifo", 0600));
 	name_fd(MUST(open("fifo", O_RDWR)));
 	name_fd(MUST(open("/proc/self/maps", O_RDONLY)));
@@ -68,6 +68,26 @@ CASE(descriptors)
 	name_fd(ends[1]);
 	checkpoint();
 	check_alive(pair);
+}
+
+/* What can only be opened when the tasks exist cannot be on its way. */
+CASE(late_in_flight)
+{
+	int pair[2], fd = MUST((int)syscall(SYS_pidfd_open, getpid(), 0));
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(sizeof(int))];
+	} control = { .header = { CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS } };
+	memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
+	char text[1] = "x";
+	struct iovec byte = { text, 1 };
+	struct msghdr message = { .msg_iov = &byte, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control) };
+	MUST(sendmsg(pair[0], &message, 0));
+	name("not yet received: anon_inode:[pidfd]");
+	checkpoint();
+	CHECK(MUST(recvmsg(pair[1], &message, 0)) == 1, "nothing came");
+	CHECK(syscall(SYS_pidfd_send_signal, *(int *)(void *)CMSG_DATA(&control.header), 0, NULL, 0) == 0, "of nobody");
 }
 
 CASE(memory)

@@ -8,7 +8,7 @@ use super::socket;
 use super::terminal::{self, Terminals};
 use super::tree::Standing;
 use super::unix_socket::{Holder, Sockets};
-use super::{Refuse, inet, lock, pipe};
+use super::{Refuse, inet, lock, pidfd as pidfds, pipe};
 use crate::proc::{Dir, fdinfo};
 use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
@@ -62,6 +62,7 @@ pub(crate) struct Table {
     terminals: Terminals,
     events: event::Found,
     epolls: Vec<Epoll>,
+    pidfds: pidfds::Table,
     /// For each description, one who has it, and its inode and device.
     holders: Vec<(Pid, u32)>,
     inodes: Vec<(u64, u64)>,
@@ -79,7 +80,7 @@ struct Open {
     link: Vec<u8>,
     stat: FileStat,
     info: fdinfo::FdInfo,
-    /// All of its fdinfo, if it is an anonymous inode.
+    /// All of its fdinfo, if it is an anonymous inode or a pidfd.
     text: Vec<u8>,
     /// Where it lies, if it is on its way in a message.
     queue_of: Option<String>,
@@ -91,7 +92,11 @@ impl Open {
         info_dir.read(&name, buffer)?;
         let info = fdinfo::parse(buffer)?;
         let link = fd_dir.link(&name)?.as_bytes().to_vec();
-        let text = if link.starts_with(b"anon_inode:") { buffer.clone() } else { Vec::new() };
+        let text = if link.starts_with(b"anon_inode:") || pidfds::is_one(&link) {
+            buffer.clone()
+        } else {
+            Vec::new()
+        };
         Ok(Self { fd, link, stat: fd_dir.stat(&name)?, info, text, queue_of: None })
     }
 
@@ -250,6 +255,11 @@ impl Table {
             refuse.with_hint(open.describe(), "opened with O_PATH", CLOSE);
             return Ok(None);
         }
+        if pidfds::is_one(&open.link) {
+            let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
+            let shown = (open.describe(), open.info.flags, open.stat.st_ino);
+            return Ok(self.pidfds.add(shown, &open.text, copy.as_fd(), refuse)?.map(Target::Pidfd));
+        }
         if let Some(ino) = pipe::inode(&open.link) {
             pipe::check_flags(open.info.flags, &open.describe(), refuse);
             return Ok(Some(Target::Pipe(self.pipe(ino, open, pidfd)?)));
@@ -365,6 +375,14 @@ impl Table {
                     .description(own, &open, &pidfd, paths, terminal, refuse)
                     .with_context(|| open.describe())?;
                 if let Some(id) = id {
+                    if self.descriptions[id.0 as usize].target.is_late() {
+                        let reason = "cannot be on its way: it stands for a task, and the queue is filled before there are any";
+                        refuse.with_hint(
+                            open.describe(),
+                            reason,
+                            "have the program receive it before the dump",
+                        );
+                    }
                     self.sockets.found_description(&one, id);
                 }
                 // Later ones are compared with it.
@@ -391,6 +409,7 @@ impl Table {
         refusals: &mut Refusals,
     ) -> Result<()> {
         let tree = event::Tree { tasks, zombies, holders: &self.holders, inodes: &self.inodes };
+        self.pidfds.refuse_outsiders(tasks, zombies, refusals);
         self.epolls = self.events.finish(&mut self.descriptions, &tree, refusals)?;
         Ok(())
     }
@@ -479,15 +498,13 @@ fn refuse_terminal(open: &Open, terminal: Terminal, refuse: &mut Refuse<'_>) {
 
 /// What to call an object that cannot be dumped.
 fn unsupported(link: &[u8], kind: SFlag) -> &'static str {
-    const BY_LINK: [(&[u8], &str); 9] = [
+    const BY_LINK: [(&[u8], &str); 7] = [
         (b"socket:[", "sockets are"),
         (b"anon_inode:inotify", "inotify descriptors are"),
         (b"anon_inode:[fanotify", "fanotify descriptors are"),
         (b"anon_inode:[io_uring", "io_uring is"),
         (b"anon_inode:[userfaultfd", "userfaultfd is"),
         (b"anon_inode:[perf_event", "performance counters are"),
-        (b"anon_inode:[pidfd", "pidfds are"),
-        (b"pidfd:[", "pidfds are"),
         (b"anon_inode:", "anonymous inodes of this kind are"),
     ];
     if let Some((_, name)) = BY_LINK.iter().find(|(prefix, _)| link.starts_with(prefix)) {

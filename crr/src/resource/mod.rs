@@ -18,6 +18,7 @@ pub mod memory;
 pub mod mempolicy;
 pub mod namespace;
 pub mod path;
+pub(crate) mod pidfd;
 pub mod pipe;
 pub mod robust;
 pub mod rseq;

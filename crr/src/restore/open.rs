@@ -3,6 +3,7 @@
 //! What every forked child needs until it execs gets a number that no task uses, so that the child can put its files
 //! in place without overwriting it.
 
+use super::late::{self, Places};
 use crate::resource::deleted::recreate::{self, Recreated};
 use crate::resource::file::reopen::Controlling;
 use crate::resource::file::reopen::{Reopened, open_all};
@@ -30,6 +31,8 @@ pub(crate) struct Opened {
     /// Knows the numbers that tasks use.
     pub(super) raiser: Raiser,
     descriptions: Vec<OwnedFd>,
+    /// Where those go that are opened when the tasks exist.
+    pub(super) late: Places,
     /// The files of unix sockets, which go again if the restore fails.
     pub(super) socket_files: Binder,
     inet_sockets: inet::recreate::Restored,
@@ -60,6 +63,7 @@ impl Opened {
             + checkpoint.files.pipes.len() * 3
             + checkpoint.files.unix_sockets.len() * 3
             + checkpoint.files.inet_sockets.len() * 2
+            + late::all(&checkpoint.files).len()
             + numbers_below(&checkpoint.files.ptys);
         let mapped = checkpoint.files.paths.len() * 2 + checkpoint.memory.shared.len();
         let watched = resource::event::highest_number(&checkpoint.files).cast_signed();
@@ -69,7 +73,8 @@ impl Opened {
         let (deleted, mut files) =
             recreate::create_all(&checkpoint.files, &executed, &checkpoint.pages, &raiser)?;
         inet::recreate::as_wished(&mut files.inet_sockets, wishes);
-        let Reopened { descriptions, socket_files, controlling, inet_sockets } = open_all(&files)?;
+        let mut late = Places::default();
+        let Reopened { descriptions, socket_files, controlling, inet_sockets } = open_all(&files, &mut late)?;
         let mut mapped = BTreeMap::new();
         for need in needs.into_iter().filter(|need| matches!(need, Need::Path { .. } | Need::Shared(_))) {
             if let std::collections::btree_map::Entry::Vacant(entry) = mapped.entry(need) {
@@ -87,6 +92,7 @@ impl Opened {
         Ok(Self {
             raiser,
             descriptions,
+            late,
             socket_files,
             inet_sockets,
             inet_records,
@@ -110,6 +116,14 @@ impl Opened {
     /// Names the socket that does not come to the state that it had.
     pub(super) fn bring_connections_to_life(&mut self) -> Result<()> {
         self.inet_sockets.bring_to_life(&self.inet_records)
+    }
+
+    /// Puts files that were opened late where their places were held.
+    pub(super) fn complete(&mut self, files: late::Files) {
+        for (id, file) in files {
+            self.descriptions[id.0 as usize] = file;
+        }
+        self.late = Places::default();
     }
 
     /// Closes the descriptions: they are the tree's alone from now on.

@@ -11,6 +11,7 @@ use images::inet::{
     TcpWindow,
 };
 use images::inventory::{FileEntry, Inventory, StateComponent};
+use images::late::Process;
 use images::lock::{Lock, LockKind};
 use images::memory::{Backing, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
 use images::seccomp::{Filter, Seccomp};
@@ -164,6 +165,8 @@ fn files() -> Files {
             description(Target::Signalfd(1 << 16), 0o2, 0),
             description(Target::Epoll(0), 0o2, 0),
             description(Target::InetSocket(0), 0o2, 0),
+            description(Target::Pidfd(Process::InTree(1100)), 0o4202, 0),
+            description(Target::Pidfd(Process::Gone { ino: 79, end: Some(End::Exit(3)) }), 0o2, 0),
         ],
         pipes: vec![Pipe { ino: 4242, capacity: 65_536, contents: b"in flight".to_vec() }],
         unix_sockets: vec![

@@ -19,6 +19,7 @@ mod mapping;
 mod memory;
 mod modes;
 mod pending;
+mod pidfds;
 mod pipes;
 mod ptys;
 mod refused;

@@ -11,6 +11,7 @@ use crate::store::Checkpoint;
 use clap::Args;
 use images::Abi;
 use images::file::{Description, Target};
+use images::late::Process;
 use images::memory::Backing;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -151,6 +152,8 @@ fn target(checkpoint: &Checkpoint, description: &Description) -> String {
         Target::Eventfd(event) => format!("eventfd: {}", event.count),
         Target::Timerfd(timer) => format!("timerfd on clock {}", timer.clock),
         Target::Signalfd(signals) => format!("signalfd: {signals:#x}"),
+        Target::Pidfd(Process::InTree(pid)) => format!("pidfd of {pid}"),
+        Target::Pidfd(Process::Gone { .. }) => "pidfd of a process that is gone".to_owned(),
         Target::Epoll(epoll) => {
             format!("epoll of {}", checkpoint.files.epolls[epoll as usize].watches.len())
         }

@@ -3,6 +3,7 @@
 use super::O_ASYNC;
 use crate::resource::unix_socket::bind::Binder;
 use crate::resource::{event, inet, pipe::recreate, terminal, unix_socket};
+use crate::restore::late::Places;
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result};
 use images::Pid;
@@ -29,11 +30,11 @@ pub(crate) struct Reopened {
     pub(crate) inet_sockets: inet::recreate::Restored,
 }
 
-/// Opens every description.
+/// Opens every description, or holds its place.
 ///
 /// # Errors
 /// Names the file that cannot be opened.
-pub(crate) fn open_all(files: &Files) -> Result<Reopened> {
+pub(crate) fn open_all(files: &Files, late: &mut Places) -> Result<Reopened> {
     // Made when first needed: a kernel without ia32 emulation has no such calls.
     let mut ia32 = Ia32::default();
     let mut pipes = recreate::create_all(&files.pipes)?;
@@ -55,6 +56,7 @@ pub(crate) fn open_all(files: &Files) -> Result<Reopened> {
             Target::Signalfd(signals) => event::recreate::signalfd(signals, flags)?,
             Target::Epoll(_) => event::recreate::epoll(flags)?,
             Target::Pty { .. } => ptys.open(index)?,
+            Target::Pidfd(_) => late.hold(index)?,
         };
         opened.push(fd);
     }

@@ -1,6 +1,6 @@
 //! Paths, descriptions, pipes.
 
-use super::{Check, ensure, event, inside, memory, path};
+use super::{Check, ensure, event, inside, late, memory, path};
 use crate::resource::deleted::MEMFD;
 use images::file::{Deleted, Description, Files, Path, Pipe, Target};
 use images::id::PAGE_SIZE;
@@ -98,5 +98,6 @@ fn check_description(description: &Description, files: &Files) -> Check {
         Target::Eventfd(_) | Target::Timerfd(_) | Target::Signalfd(_) | Target::Epoll(_) => {
             event::check_target(&description.target, files)
         }
+        Target::Pidfd(process) => late::check_process(process),
     }
 }

@@ -8,6 +8,7 @@ mod attribute;
 mod event;
 mod files;
 mod inet;
+mod late;
 mod memory;
 mod sharing;
 mod sockets;
@@ -73,6 +74,7 @@ pub fn records(
     tree::check(tree, files).map_err(of(Kind::Tree))?;
     terminals::check_control(files, tree).map_err(of(Kind::Files))?;
     event::check_with(tree, files).map_err(of(Kind::Files))?;
+    late::check_with(tree, files).map_err(of(Kind::Files))?;
     sharing::check(tree).map_err(of(Kind::Tree))?;
     memory::check(memory, tree, files).map_err(of(Kind::Memory))?;
     files::check_contents(files, memory).map_err(of(Kind::Files))?;

@@ -6,6 +6,7 @@ use images::container::Kind;
 use images::event::{Eventfd, Notify, Timerfd, Watch};
 use images::file::{Deleted, Target};
 use images::inet::{InetProtocol, InetSocket, InetState};
+use images::late::Process;
 use images::memory::{Backing, Run};
 use images::seccomp::Seccomp;
 use images::signal::Pending;
@@ -154,8 +155,8 @@ fn properties_of_tasks() {
         info[0] = 18;
         s.tree.tasks[0].threads[0].pending.push(Pending { info });
     });
-    refused("tree.img: task 100: fd 1: description#12 of 12 descriptions", |s| {
-        s.tree.tasks[0].fds[1].description = DescriptionId(12);
+    refused("tree.img: task 100: fd 1: description#14 of 14 descriptions", |s| {
+        s.tree.tasks[0].fds[1].description = DescriptionId(14);
     });
     refused("tree.img: task 100: fd 1 is out of order", |s| s.tree.tasks[0].fds.swap(1, 2));
     refused("tree.img: task 100: fd 4294967295 is no number of a file", |s| {
@@ -313,7 +314,7 @@ fn unix_sockets() {
     refused("has messages that nobody can have sent", |s| s.peer = Peer::None);
     refused("option 7 has 257 bytes", |s| s.options[0].value.resize(257, 0));
     refused("message 0: is an empty part of a stream", |s| s.queue[0].bytes.clear());
-    refused("message 0: description#12 of 12", |s| s.queue[0].descriptions[0].0 = 12);
+    refused("message 0: description#14 of 14", |s| s.queue[0].descriptions[0].0 = 14);
     refused("message 0: carries 254 descriptions", |s| s.queue[0].descriptions = vec![DescriptionId(0); 254]);
     refused("has an address of 109 bytes", |s| s.address = vec![b'a'; 109]);
     refused("has a path with a NUL", |s| s.address = b"a\0".to_vec());
@@ -409,12 +410,30 @@ fn event_files() {
         refused(&format!("files.img: {what}"), |s| change(&mut s.files.epolls[0].watches[0]));
     };
     refused_watch("epoll#0: watches fd 2147483648", |watch| watch.fd = 1 << 31);
-    refused_watch("epoll#0: watches description#12 of 12 descriptions", |watch| watch.description.0 = 12);
+    refused_watch("epoll#0: watches description#14 of 14 descriptions", |watch| watch.description.0 = 14);
     refused_watch("epoll#0: epolls watch each other more than 5 deep", |watch| watch.description.0 = 10);
     refused_watch("epoll#0: watches a signalfd that no task can have added", |watch| watch.description.0 = 9);
     refused("files.img: epoll#0: watches description#1 as fd 9 twice", |s| {
         let watch = s.files.epolls[0].watches[0];
         s.files.epolls[0].watches.push(watch);
+    });
+}
+
+#[test]
+fn files_that_stand_for_tasks() {
+    let pidfd = |s: &mut Sample, process| s.files.descriptions[12].target = Target::Pidfd(process);
+    refused("files.img: description#12: of task 99, which is not in the tree", |s| {
+        pidfd(s, Process::InTree(99))
+    });
+    // A thread, and PIDFD_THREAD is not among the flags.
+    refused("files.img: description#12: of task 1100, which is not in the tree", |s| {
+        s.files.descriptions[12].flags = 0o2;
+    });
+    refused("files.img: description#13: a process that was killed by signal 17", |s| {
+        s.files.descriptions[13].target = Target::Pidfd(Process::Gone { ino: 1, end: Some(End::Killed(17)) });
+    });
+    refused("files.img: socket#0: description#12 stands for a task, and is in its queue", |s| {
+        s.files.unix_sockets[0].queue[0].descriptions = vec![DescriptionId(12)];
     });
 }
 

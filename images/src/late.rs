@@ -1,0 +1,19 @@
+//! Files that stand for tasks, so that they can only be opened once these exist: process file descriptors.
+
+use crate::id::Pid;
+use crate::task::End;
+use serde::{Deserialize, Serialize};
+
+/// The process or thread that a pidfd refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Process {
+    /// A task, a zombie or, with PIDFD_THREAD, any thread of the tree.
+    InTree(Pid),
+    /// One that has ended and was waited for.
+    Gone {
+        /// The inode of the pidfd at dump: the same for all that refer to it.
+        ino: u64,
+        /// How it ended, where the kernel tells (PIDFD_INFO_EXIT, Linux 6.15).
+        end: Option<End>,
+    },
+}
