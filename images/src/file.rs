@@ -3,7 +3,7 @@
 use crate::event::{Epoll, Eventfd, Notify, Timerfd};
 use crate::id::{DescriptionId, PathId, TaskFd};
 use crate::inet::InetSocket;
-use crate::late::Process;
+use crate::late::{Process, TaskFile};
 use crate::memory::Run;
 use crate::socket::UnixSocket;
 use crate::terminal::{Pty, PtyEnd};
@@ -30,6 +30,8 @@ pub struct Files {
     pub inet_sockets: Vec<InetSocket>,
     /// The table of nftables that holds the traffic of their connections.
     pub network_hold: Option<String>,
+    /// Files of `/proc/PID`, each description by itself.
+    pub task_files: Vec<TaskFile>,
 }
 
 /// A name in the file system and what stood behind it at dump.
@@ -117,6 +119,31 @@ pub enum Target {
     InetSocket(u32),
     /// A pidfd. PIDFD_NONBLOCK and PIDFD_THREAD are among [`Description::flags`], as O_NONBLOCK and O_EXCL.
     Pidfd(Process),
+    /// A file of `/proc/PID`: index into [`Files::task_files`].
+    TaskFile(u32),
+    /// A namespace: whichever of this kind `crr restore` is in.
+    Namespace(Namespace),
+}
+
+/// A kind of namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Namespace {
+    /// Mounts.
+    Mount,
+    /// Process ids.
+    Pid,
+    /// Network.
+    Net,
+    /// System V IPC and POSIX message queues.
+    Ipc,
+    /// Host name.
+    Uts,
+    /// Users.
+    User,
+    /// Control groups.
+    Cgroup,
+    /// Clock offsets.
+    Time,
 }
 
 impl Target {
@@ -124,8 +151,9 @@ impl Target {
     #[must_use]
     pub const fn is_late(&self) -> bool {
         match self {
-            Self::Pidfd(_) => true,
+            Self::Pidfd(_) | Self::TaskFile(_) => true,
             Self::Path(_)
+            | Self::Namespace(_)
             | Self::Pipe(_)
             | Self::Terminal(_)
             | Self::UnixSocket(_)

@@ -1,7 +1,8 @@
-//! Files that stand for tasks, so that they can only be opened once these exist: process file descriptors.
+//! Files that stand for tasks, so that they can only be opened once these exist: process file descriptors, and what `/proc/PID` holds.
 
 use crate::id::Pid;
 use crate::task::End;
+use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 /// The process or thread that a pidfd refers to.
@@ -16,4 +17,14 @@ pub enum Process {
         /// How it ended, where the kernel tells (PIDFD_INFO_EXIT, Linux 6.15).
         end: Option<End>,
     },
+}
+
+/// A file or directory of `/proc/PID`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskFile {
+    /// A task, a zombie or a thread of the tree.
+    pub pid: Pid,
+    /// Its name in that directory; empty for the directory itself.
+    #[serde(serialize_with = "crate::readable::text")]
+    pub name: Vec<u8>,
 }

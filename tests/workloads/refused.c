@@ -57,9 +57,10 @@ CASE(descriptors)
 	name_fd(MUST((int)syscall(SYS_pidfd_open, getppid(), 0)));
 	MUST(mkfifo("fifo", 0600));
 	name_fd(MUST(open("fifo", O_RDWR)));
-	name_fd(MUST(open("/proc/self/maps", O_RDONLY)));
-	name_fd(MUST(open("fifo", O_PATH)));
 	char path[32];
+	snprintf(path, sizeof(path), "/proc/%d/maps", getppid());
+	name_fd(MUST(open(path, O_RDONLY)));
+	name_fd(MUST(open("fifo", O_PATH)));
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", MUST(eventfd(3, 0)));
 	name_fd(MUST(open(path, O_PATH)));
 	int ends[2];
@@ -88,6 +89,56 @@ CASE(late_in_flight)
 	checkpoint();
 	CHECK(MUST(recvmsg(pair[1], &message, 0)) == 1, "nothing came");
 	CHECK(syscall(SYS_pidfd_send_signal, *(int *)(void *)CMSG_DATA(&control.header), 0, NULL, 0) == 0, "of nobody");
+}
+
+CASE(lasts)
+{
+	wait_for_go();
+}
+
+/* Of memory before an exec, of a task that is gone, of a descriptor that is closed. */
+CASE(files_of_tasks)
+{
+	static const char *const of_memory[] = { "mem", "maps", "smaps", "pagemap", "environ", "auxv" };
+	char path[64], byte;
+	int go[2], done[2];
+	MUST(pipe(go));
+	MUST(pipe2(done, O_CLOEXEC));
+	pid_t child = MUST(fork());
+	if (child == 0) {
+		MUST(read(go[0], &byte, 1));
+		setenv("PREPARED_FD", "1", 1);
+		MUST(execl("/proc/self/exe", case_argv[0], "lasts", (char *)NULL));
+	}
+	for (size_t i = 0; i < LENGTH(of_memory); i++) {
+		snprintf(path, sizeof(path), "/proc/%d/%s", child, of_memory[i]);
+		name_fd(MUST(open(path, O_RDONLY)));
+	}
+	MUST(write(go[1], "g", 1));
+	MUST(close(done[1]));
+	CHECK(MUST(read(done[0], &byte, 1)) == 0, "no exec");
+	pid_t gone = MUST(fork());
+	if (gone == 0) {
+		wait_for_go();
+		_exit(0);
+	}
+	snprintf(path, sizeof(path), "/proc/%d/status", gone);
+	int status = MUST(open(path, O_RDONLY));
+	name_fd(status);
+	MUST(kill(gone, SIGUSR1));
+	MUST(waitpid(gone, NULL, 0));
+	int closed = MUST(open("/dev/null", O_RDONLY));
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", closed);
+	int info = MUST(open(path, O_RDONLY));
+	MUST(dup2(info, 70));
+	MUST(close(info));
+	MUST(close(closed));
+	/* Who looks for it has the kernel notice that it is gone. */
+	CHECK(access(path, F_OK) == -1, "there again");
+	name_fd(70);
+	checkpoint();
+	CHECK(read(status, path, 1) == -1 && errno == ESRCH, "a task that is gone");
+	finish(child);
 }
 
 CASE(memory)

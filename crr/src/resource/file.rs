@@ -8,7 +8,7 @@ use super::socket;
 use super::terminal::{self, Terminals};
 use super::tree::Standing;
 use super::unix_socket::{Holder, Sockets};
-use super::{Refuse, inet, lock, pidfd as pidfds, pipe};
+use super::{Refuse, inet, lock, namespace, pidfd as pidfds, pipe, task_file};
 use crate::proc::{Dir, fdinfo};
 use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
@@ -63,6 +63,7 @@ pub(crate) struct Table {
     events: event::Found,
     epolls: Vec<Epoll>,
     pidfds: pidfds::Table,
+    task_files: task_file::Table,
     /// For each description, one who has it, and its inode and device.
     holders: Vec<(Pid, u32)>,
     inodes: Vec<(u64, u64)>,
@@ -278,7 +279,28 @@ impl Table {
                 _ => {}
             }
         }
+        if let Some(kind) = namespace::kind(&open.link) {
+            return Ok(
+                namespace::dump_file(kind, &open.stat, &open.describe(), refuse)?.map(Target::Namespace)
+            );
+        }
         let kind = file_type(open.stat.st_mode);
+        if let Some(owner) = task_file::owner(&open.link)
+            && (kind == SFlag::S_IFREG || kind == SFlag::S_IFDIR)
+        {
+            let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
+            if task_file::is_one(copy.as_fd(), &open.stat)? {
+                let file = task_file::Open {
+                    pid: owner,
+                    object: open.describe(),
+                    link: &open.link,
+                    stat: &open.stat,
+                    flags: open.info.flags,
+                    copy: copy.as_fd(),
+                };
+                return Ok(self.task_files.add(file, refuse)?.map(Target::TaskFile));
+            }
+        }
         let supported = kind == SFlag::S_IFREG
             || kind == SFlag::S_IFDIR
             || (kind == SFlag::S_IFCHR && is_memory_device(open.stat.st_rdev));
@@ -410,6 +432,7 @@ impl Table {
     ) -> Result<()> {
         let tree = event::Tree { tasks, zombies, holders: &self.holders, inodes: &self.inodes };
         self.pidfds.refuse_outsiders(tasks, zombies, refusals);
+        self.task_files.refuse_outsiders(tasks, zombies, refusals);
         self.epolls = self.events.finish(&mut self.descriptions, &tree, refusals)?;
         Ok(())
     }
@@ -467,6 +490,7 @@ impl Table {
             network_hold,
             ptys: self.terminals.into_records(),
             epolls: self.epolls,
+            task_files: self.task_files.into_records(),
         }
     }
 }

@@ -28,6 +28,7 @@ pub mod sharing;
 pub mod signal;
 pub mod socket;
 pub mod task;
+pub(crate) mod task_file;
 pub mod terminal;
 pub mod thread;
 pub mod timer;

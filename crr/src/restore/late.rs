@@ -6,8 +6,9 @@
 //! from the near ends, while their limits, users and filters are not those of the tree yet.
 
 use super::Restore;
-use crate::resource::pidfd;
+use crate::resource::file::reopen::Ia32;
 use crate::resource::socket::option::SO_SNDBUFFORCE;
+use crate::resource::{pidfd, task_file};
 use crate::sys::socket as sys;
 use anyhow::{Context, Result};
 use images::DescriptionId;
@@ -52,11 +53,15 @@ impl Places {
 pub(super) fn open_all(restore: &Restore<'_>) -> Result<Files> {
     let checkpoint = restore.checkpoint;
     let mut gone = pidfd::Gone::default();
+    let mut ia32 = Ia32::default();
     let mut files = Files::new();
     for &id in restore.opened.late.0.keys() {
         let description = &checkpoint.files.descriptions[id.0 as usize];
         let opened = match description.target {
             Target::Pidfd(process) => pidfd::open(process, description.flags, &mut gone)?,
+            Target::TaskFile(index) => {
+                task_file::open(&checkpoint.files.task_files[index as usize], description, &mut ia32)?
+            }
             other => anyhow::bail!("{id} is not opened late: {other:?}"),
         };
         files.insert(id, opened);

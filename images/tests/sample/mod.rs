@@ -4,14 +4,14 @@
 use images::attribute::{AreaPolicy, MemoryPolicy, TaskAttributes, ThreadAttributes};
 use images::container::{Kind, TRAILER_SIZE, crc32c, encode};
 use images::event::{Epoll, Eventfd, Notify, Timerfd, Watch};
-use images::file::{Deleted, Description, FdEntry, Files, Path, Pipe, Target};
+use images::file::{Deleted, Description, FdEntry, Files, Namespace, Path, Pipe, Target};
 use images::id::PAGE_SIZE;
 use images::inet::{
     Datagram, InetAddress, InetProtocol, InetSocket, InetState, Membership, TcpAgreement, TcpConnection,
     TcpWindow,
 };
 use images::inventory::{FileEntry, Inventory, StateComponent};
-use images::late::Process;
+use images::late::{Process, TaskFile};
 use images::lock::{Lock, LockKind};
 use images::memory::{Backing, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
 use images::seccomp::{Filter, Seccomp};
@@ -167,6 +167,8 @@ fn files() -> Files {
             description(Target::InetSocket(0), 0o2, 0),
             description(Target::Pidfd(Process::InTree(1100)), 0o4202, 0),
             description(Target::Pidfd(Process::Gone { ino: 79, end: Some(End::Exit(3)) }), 0o2, 0),
+            description(Target::TaskFile(0), 0o100_000, u64::MAX - 4095),
+            description(Target::Namespace(Namespace::Net), 0o100_000, 0),
         ],
         pipes: vec![Pipe { ino: 4242, capacity: 65_536, contents: b"in flight".to_vec() }],
         unix_sockets: vec![
@@ -201,6 +203,7 @@ fn files() -> Files {
         }],
         inet_sockets: inet_sockets(),
         network_hold: Some("crr-0123456789abcdef".to_owned()),
+        task_files: vec![TaskFile { pid: 1100, name: b"mem".to_vec() }],
     }
 }
 

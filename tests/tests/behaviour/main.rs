@@ -31,6 +31,7 @@ mod seccomp;
 mod signals;
 mod stops;
 mod syscalls;
+mod task_files;
 mod terminal;
 mod threads;
 mod timers;

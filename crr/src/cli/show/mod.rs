@@ -7,6 +7,7 @@ mod tree;
 
 use super::{Format, Outcome, print, verbosity};
 use crate::progress::bytes;
+use crate::resource::namespace;
 use crate::store::Checkpoint;
 use clap::Args;
 use images::Abi;
@@ -154,6 +155,11 @@ fn target(checkpoint: &Checkpoint, description: &Description) -> String {
         Target::Signalfd(signals) => format!("signalfd: {signals:#x}"),
         Target::Pidfd(Process::InTree(pid)) => format!("pidfd of {pid}"),
         Target::Pidfd(Process::Gone { .. }) => "pidfd of a process that is gone".to_owned(),
+        Target::TaskFile(index) => {
+            let file = &checkpoint.files.task_files[index as usize];
+            format!("/proc/{}/{}", file.pid, printable(&file.name))
+        }
+        Target::Namespace(kind) => format!("namespace {}", namespace::name(kind)),
         Target::Epoll(epoll) => {
             format!("epoll of {}", checkpoint.files.epolls[epoll as usize].watches.len())
         }

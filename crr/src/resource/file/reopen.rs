@@ -2,7 +2,7 @@
 
 use super::O_ASYNC;
 use crate::resource::unix_socket::bind::Binder;
-use crate::resource::{event, inet, pipe::recreate, terminal, unix_socket};
+use crate::resource::{event, inet, namespace, pipe::recreate, terminal, unix_socket};
 use crate::restore::late::Places;
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result};
@@ -56,7 +56,8 @@ pub(crate) fn open_all(files: &Files, late: &mut Places) -> Result<Reopened> {
             Target::Signalfd(signals) => event::recreate::signalfd(signals, flags)?,
             Target::Epoll(_) => event::recreate::epoll(flags)?,
             Target::Pty { .. } => ptys.open(index)?,
-            Target::Pidfd(_) => late.hold(index)?,
+            Target::Namespace(kind) => namespace::open(kind, description, &mut ia32)?,
+            Target::Pidfd(_) | Target::TaskFile(_) => late.hold(index)?,
         };
         opened.push(fd);
     }
@@ -78,18 +79,26 @@ pub(crate) fn open(path: &Path, description: &Description, ia32: &mut Ia32) -> R
         flags & !(OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_TRUNC) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let flags = if path.deleted.is_some() { flags & !of_the_name(path) } else { flags };
     let c_path = CString::new(path.path.as_slice()).with_context(|| format!("{name}: not a path"))?;
-    // The 64-bit open always adds O_LARGEFILE, which is visible in F_GETFL and matters beyond 2 GiB.
-    let fd = if description.flags & O_LARGEFILE == 0 {
-        ia32.open(&c_path, flags.bits())
-    } else {
-        nix::fcntl::open(c_path.as_c_str(), flags, Mode::empty())
-    }
-    .with_context(|| format!("open {name} again"))?;
+    let fd =
+        open_with(&c_path, flags, description.flags, ia32).with_context(|| format!("open {name} again"))?;
     if description.position != 0 {
         let position = i64::try_from(description.position).with_context(|| format!("{name}: offset"))?;
         lseek64(&fd, position, Whence::SeekSet).with_context(|| format!("{name}: seek to {position}"))?;
     }
     Ok(fd)
+}
+
+/// open(2), with O_LARGEFILE only if `shown`, the flags that the file had, have it: the 64-bit call always adds that, which is visible in
+/// F_GETFL and matters beyond 2 GiB.
+///
+/// # Errors
+/// As open(2).
+pub(crate) fn open_with(path: &CStr, flags: OFlag, shown: u32, ia32: &mut Ia32) -> nix::Result<OwnedFd> {
+    if shown & O_LARGEFILE == 0 {
+        ia32.open(path, flags.bits())
+    } else {
+        nix::fcntl::open(path, flags, Mode::empty())
+    }
 }
 
 /// Flags of an open file that say how its name was to be taken: one without a name is opened by a link of `/proc/self/fd`, which is to be

@@ -73,7 +73,10 @@ fn check_pipe(pipe: &Pipe) -> Check {
 }
 
 fn check_description(description: &Description, files: &Files) -> Check {
-    ensure!(i64::try_from(description.position).is_ok(), "has offset {:#x}", description.position);
+    // Memory has places that are negative numbers.
+    let anywhere = matches!(description.target, Target::TaskFile(_));
+    let offset = description.position;
+    ensure!(anywhere || i64::try_from(offset).is_ok(), "has offset {offset:#x}");
     match description.target {
         Target::Path(id) | Target::Terminal(id) => path(files, id),
         Target::Pipe(pipe) => {
@@ -98,6 +101,7 @@ fn check_description(description: &Description, files: &Files) -> Check {
         Target::Eventfd(_) | Target::Timerfd(_) | Target::Signalfd(_) | Target::Epoll(_) => {
             event::check_target(&description.target, files)
         }
-        Target::Pidfd(process) => late::check_process(process),
+        Target::Namespace(_) => Ok(()),
+        Target::Pidfd(_) | Target::TaskFile(_) => late::check_target(&description.target, files),
     }
 }

@@ -6,7 +6,7 @@ use images::container::Kind;
 use images::event::{Eventfd, Notify, Timerfd, Watch};
 use images::file::{Deleted, Target};
 use images::inet::{InetProtocol, InetSocket, InetState};
-use images::late::Process;
+use images::late::{Process, TaskFile};
 use images::memory::{Backing, Run};
 use images::seccomp::Seccomp;
 use images::signal::Pending;
@@ -155,8 +155,8 @@ fn properties_of_tasks() {
         info[0] = 18;
         s.tree.tasks[0].threads[0].pending.push(Pending { info });
     });
-    refused("tree.img: task 100: fd 1: description#14 of 14 descriptions", |s| {
-        s.tree.tasks[0].fds[1].description = DescriptionId(14);
+    refused("tree.img: task 100: fd 1: description#16 of 16 descriptions", |s| {
+        s.tree.tasks[0].fds[1].description = DescriptionId(16);
     });
     refused("tree.img: task 100: fd 1 is out of order", |s| s.tree.tasks[0].fds.swap(1, 2));
     refused("tree.img: task 100: fd 4294967295 is no number of a file", |s| {
@@ -314,7 +314,7 @@ fn unix_sockets() {
     refused("has messages that nobody can have sent", |s| s.peer = Peer::None);
     refused("option 7 has 257 bytes", |s| s.options[0].value.resize(257, 0));
     refused("message 0: is an empty part of a stream", |s| s.queue[0].bytes.clear());
-    refused("message 0: description#14 of 14", |s| s.queue[0].descriptions[0].0 = 14);
+    refused("message 0: description#16 of 16", |s| s.queue[0].descriptions[0].0 = 16);
     refused("message 0: carries 254 descriptions", |s| s.queue[0].descriptions = vec![DescriptionId(0); 254]);
     refused("has an address of 109 bytes", |s| s.address = vec![b'a'; 109]);
     refused("has a path with a NUL", |s| s.address = b"a\0".to_vec());
@@ -410,7 +410,7 @@ fn event_files() {
         refused(&format!("files.img: {what}"), |s| change(&mut s.files.epolls[0].watches[0]));
     };
     refused_watch("epoll#0: watches fd 2147483648", |watch| watch.fd = 1 << 31);
-    refused_watch("epoll#0: watches description#14 of 14 descriptions", |watch| watch.description.0 = 14);
+    refused_watch("epoll#0: watches description#16 of 16 descriptions", |watch| watch.description.0 = 16);
     refused_watch("epoll#0: epolls watch each other more than 5 deep", |watch| watch.description.0 = 10);
     refused_watch("epoll#0: watches a signalfd that no task can have added", |watch| watch.description.0 = 9);
     refused("files.img: epoll#0: watches description#1 as fd 9 twice", |s| {
@@ -432,6 +432,17 @@ fn files_that_stand_for_tasks() {
     refused("files.img: description#13: a process that was killed by signal 17", |s| {
         s.files.descriptions[13].target = Target::Pidfd(Process::Gone { ino: 1, end: Some(End::Killed(17)) });
     });
+    refused("files.img: description#14: task file#1 of 1 task files", |s| {
+        s.files.descriptions[14].target = Target::TaskFile(1);
+    });
+    let file = |what: &str, change: fn(&mut TaskFile)| {
+        refused(&format!("files.img: task file#0: {what}"), |s| change(&mut s.files.task_files[0]));
+    };
+    file("of task 99, or a thread, which is not in the tree", |file| file.pid = 99);
+    file("of task 1100, or a thread, which is not in the tree", |file| file.name = b"task/101/maps".to_vec());
+    file("leads elsewhere", |file| file.name = b"root/../etc".to_vec());
+    file("leads elsewhere", |file| file.name = b"/etc".to_vec());
+    file("is no name", |file| file.name = b"a\0".to_vec());
     refused("files.img: socket#0: description#12 stands for a task, and is in its queue", |s| {
         s.files.unix_sockets[0].queue[0].descriptions = vec![DescriptionId(12)];
     });
