@@ -5,6 +5,7 @@ use crate::id::{DescriptionId, PathId, TaskFd};
 use crate::inet::InetSocket;
 use crate::late::{Process, TaskFile};
 use crate::memory::Run;
+use crate::mqueue::MessageQueue;
 use crate::socket::UnixSocket;
 use crate::terminal::{Pty, PtyEnd};
 use alloc::string::String;
@@ -32,6 +33,8 @@ pub struct Files {
     pub network_hold: Option<String>,
     /// Files of `/proc/PID`, each description by itself.
     pub task_files: Vec<TaskFile>,
+    /// POSIX message queues.
+    pub message_queues: Vec<MessageQueue>,
 }
 
 /// A name in the file system and what stood behind it at dump.
@@ -123,6 +126,8 @@ pub enum Target {
     TaskFile(u32),
     /// A namespace: whichever of this kind `crr restore` is in.
     Namespace(Namespace),
+    /// A POSIX message queue: index into [`Files::message_queues`].
+    MessageQueue(u32),
 }
 
 /// A kind of namespace.
@@ -154,6 +159,7 @@ impl Target {
             Self::Pidfd(_) | Self::TaskFile(_) => true,
             Self::Path(_)
             | Self::Namespace(_)
+            | Self::MessageQueue(_)
             | Self::Pipe(_)
             | Self::Terminal(_)
             | Self::UnixSocket(_)

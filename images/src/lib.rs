@@ -22,6 +22,7 @@ pub mod inventory;
 pub mod late;
 pub mod lock;
 pub mod memory;
+pub mod mqueue;
 mod readable;
 pub mod seccomp;
 pub mod sharing;

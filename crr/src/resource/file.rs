@@ -8,7 +8,7 @@ use super::socket;
 use super::terminal::{self, Terminals};
 use super::tree::Standing;
 use super::unix_socket::{Holder, Sockets};
-use super::{Refuse, inet, lock, namespace, pidfd as pidfds, pipe, task_file};
+use super::{Refuse, inet, lock, mqueue, namespace, pidfd as pidfds, pipe, task_file};
 use crate::proc::{Dir, fdinfo};
 use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
@@ -64,6 +64,7 @@ pub(crate) struct Table {
     epolls: Vec<Epoll>,
     pidfds: pidfds::Table,
     task_files: task_file::Table,
+    message_queues: mqueue::Table,
     /// For each description, one who has it, and its inode and device.
     holders: Vec<(Pid, u32)>,
     inodes: Vec<(u64, u64)>,
@@ -301,6 +302,14 @@ impl Table {
                 return Ok(self.task_files.add(file, refuse)?.map(Target::TaskFile));
             }
         }
+        if mqueue::may_be_one(&open.stat) {
+            let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
+            if mqueue::is_one(copy.as_fd())? {
+                let shown = (open.describe(), open.link.as_slice(), &open.stat);
+                let record = self.message_queues.add(shown, copy.as_fd(), refuse)?;
+                return Ok(record.map(Target::MessageQueue));
+            }
+        }
         let supported = kind == SFlag::S_IFREG
             || kind == SFlag::S_IFDIR
             || (kind == SFlag::S_IFCHR && is_memory_device(open.stat.st_rdev));
@@ -433,6 +442,7 @@ impl Table {
         let tree = event::Tree { tasks, zombies, holders: &self.holders, inodes: &self.inodes };
         self.pidfds.refuse_outsiders(tasks, zombies, refusals);
         self.task_files.refuse_outsiders(tasks, zombies, refusals);
+        self.message_queues.refuse_registrations(tasks, refusals);
         self.epolls = self.events.finish(&mut self.descriptions, &tree, refusals)?;
         Ok(())
     }
@@ -491,6 +501,7 @@ impl Table {
             ptys: self.terminals.into_records(),
             epolls: self.epolls,
             task_files: self.task_files.into_records(),
+            message_queues: self.message_queues.into_records(),
         }
     }
 }

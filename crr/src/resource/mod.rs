@@ -16,6 +16,7 @@ pub(crate) mod lock;
 pub(crate) mod lock_future;
 pub mod memory;
 pub mod mempolicy;
+pub(crate) mod mqueue;
 pub mod namespace;
 pub mod path;
 pub(crate) mod pidfd;

@@ -6,7 +6,7 @@ use super::prepare::Lives;
 use crate::refusal::{Refusal, Refusals};
 use crate::resource::terminal::recreate;
 use crate::resource::unix_socket::bind;
-use crate::resource::{attribute, deleted, seccomp, xstate};
+use crate::resource::{attribute, deleted, mqueue, seccomp, xstate};
 use crate::store::Checkpoint;
 use crate::sys::process;
 use images::file::{Path, Target};
@@ -39,6 +39,7 @@ pub(super) fn preflight(
     privileges(&mut refusals, checkpoint, environment);
     seccomp::preflight(&mut refusals, &checkpoint.tree, environment);
     attribute::preflight(&mut refusals, checkpoint, &environment.attributes);
+    mqueue::preflight(&mut refusals, &checkpoint.files);
     refusals
 }
 

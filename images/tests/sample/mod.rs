@@ -14,6 +14,7 @@ use images::inventory::{FileEntry, Inventory, StateComponent};
 use images::late::{Process, TaskFile};
 use images::lock::{Lock, LockKind};
 use images::memory::{Backing, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
+use images::mqueue::MessageQueue;
 use images::seccomp::{Filter, Seccomp};
 use images::sharing::Shares;
 use images::signal::{Action, AltStack, IntervalTimer, Pending};
@@ -169,6 +170,7 @@ fn files() -> Files {
             description(Target::Pidfd(Process::Gone { ino: 79, end: Some(End::Exit(3)) }), 0o2, 0),
             description(Target::TaskFile(0), 0o100_000, u64::MAX - 4095),
             description(Target::Namespace(Namespace::Net), 0o100_000, 0),
+            description(Target::MessageQueue(0), 0o4002, 0),
         ],
         pipes: vec![Pipe { ino: 4242, capacity: 65_536, contents: b"in flight".to_vec() }],
         unix_sockets: vec![
@@ -204,6 +206,7 @@ fn files() -> Files {
         inet_sockets: inet_sockets(),
         network_hold: Some("crr-0123456789abcdef".to_owned()),
         task_files: vec![TaskFile { pid: 1100, name: b"mem".to_vec() }],
+        message_queues: vec![MessageQueue { name: b"jobs".to_vec(), messages: 10, size: 8192 }],
     }
 }
 

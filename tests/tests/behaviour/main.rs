@@ -18,6 +18,7 @@ mod locks;
 mod mapping;
 mod memory;
 mod modes;
+mod mqueues;
 mod pending;
 mod pidfds;
 mod pipes;

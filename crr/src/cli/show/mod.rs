@@ -159,6 +159,9 @@ fn target(checkpoint: &Checkpoint, description: &Description) -> String {
             let file = &checkpoint.files.task_files[index as usize];
             format!("/proc/{}/{}", file.pid, printable(&file.name))
         }
+        Target::MessageQueue(index) => {
+            format!("message queue /{}", printable(&checkpoint.files.message_queues[index as usize].name))
+        }
         Target::Namespace(kind) => format!("namespace {}", namespace::name(kind)),
         Target::Epoll(epoll) => {
             format!("epoll of {}", checkpoint.files.epolls[epoll as usize].watches.len())

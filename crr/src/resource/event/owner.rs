@@ -129,6 +129,7 @@ pub(crate) fn sends_signals(target: &Target) -> bool {
         Target::Path(_)
             | Target::TaskFile(_)
             | Target::Namespace(_)
+            | Target::MessageQueue(_)
             | Target::Pty { end: PtyEnd::HungUp, .. }
     )
 }

@@ -2,7 +2,7 @@
 
 use super::O_ASYNC;
 use crate::resource::unix_socket::bind::Binder;
-use crate::resource::{event, inet, namespace, pipe::recreate, terminal, unix_socket};
+use crate::resource::{event, inet, mqueue, namespace, pipe::recreate, terminal, unix_socket};
 use crate::restore::late::Places;
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result};
@@ -57,6 +57,7 @@ pub(crate) fn open_all(files: &Files, late: &mut Places) -> Result<Reopened> {
             Target::Epoll(_) => event::recreate::epoll(flags)?,
             Target::Pty { .. } => ptys.open(index)?,
             Target::Namespace(kind) => namespace::open(kind, description, &mut ia32)?,
+            Target::MessageQueue(queue) => mqueue::open(&files.message_queues[queue as usize], description)?,
             Target::Pidfd(_) | Target::TaskFile(_) => late.hold(index)?,
         };
         opened.push(fd);

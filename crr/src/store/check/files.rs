@@ -16,6 +16,10 @@ pub(super) fn check(files: &Files) -> Check {
     for (index, pipe) in files.pipes.iter().enumerate() {
         check_pipe(pipe).map_err(inside(format_args!("pipe#{index}")))?;
     }
+    for (index, queue) in files.message_queues.iter().enumerate() {
+        let named = !queue.name.is_empty() && !queue.name.iter().any(|byte| [0, b'/'].contains(byte));
+        ensure!(named, "message queue#{index}: cannot have this name");
+    }
     for (index, description) in files.descriptions.iter().enumerate() {
         check_description(description, files).map_err(inside(format_args!("description#{index}")))?;
     }
@@ -102,6 +106,11 @@ fn check_description(description: &Description, files: &Files) -> Check {
             event::check_target(&description.target, files)
         }
         Target::Namespace(_) => Ok(()),
+        Target::MessageQueue(queue) => {
+            let queues = files.message_queues.len();
+            ensure!((queue as usize) < queues, "queue#{queue} of {queues} message queues");
+            Ok(())
+        }
         Target::Pidfd(_) | Target::TaskFile(_) => late::check_target(&description.target, files),
     }
 }

@@ -155,8 +155,8 @@ fn properties_of_tasks() {
         info[0] = 18;
         s.tree.tasks[0].threads[0].pending.push(Pending { info });
     });
-    refused("tree.img: task 100: fd 1: description#16 of 16 descriptions", |s| {
-        s.tree.tasks[0].fds[1].description = DescriptionId(16);
+    refused("tree.img: task 100: fd 1: description#17 of 17 descriptions", |s| {
+        s.tree.tasks[0].fds[1].description = DescriptionId(17);
     });
     refused("tree.img: task 100: fd 1 is out of order", |s| s.tree.tasks[0].fds.swap(1, 2));
     refused("tree.img: task 100: fd 4294967295 is no number of a file", |s| {
@@ -314,7 +314,7 @@ fn unix_sockets() {
     refused("has messages that nobody can have sent", |s| s.peer = Peer::None);
     refused("option 7 has 257 bytes", |s| s.options[0].value.resize(257, 0));
     refused("message 0: is an empty part of a stream", |s| s.queue[0].bytes.clear());
-    refused("message 0: description#16 of 16", |s| s.queue[0].descriptions[0].0 = 16);
+    refused("message 0: description#17 of 17", |s| s.queue[0].descriptions[0].0 = 17);
     refused("message 0: carries 254 descriptions", |s| s.queue[0].descriptions = vec![DescriptionId(0); 254]);
     refused("has an address of 109 bytes", |s| s.address = vec![b'a'; 109]);
     refused("has a path with a NUL", |s| s.address = b"a\0".to_vec());
@@ -410,7 +410,7 @@ fn event_files() {
         refused(&format!("files.img: {what}"), |s| change(&mut s.files.epolls[0].watches[0]));
     };
     refused_watch("epoll#0: watches fd 2147483648", |watch| watch.fd = 1 << 31);
-    refused_watch("epoll#0: watches description#16 of 16 descriptions", |watch| watch.description.0 = 16);
+    refused_watch("epoll#0: watches description#17 of 17 descriptions", |watch| watch.description.0 = 17);
     refused_watch("epoll#0: epolls watch each other more than 5 deep", |watch| watch.description.0 = 10);
     refused_watch("epoll#0: watches a signalfd that no task can have added", |watch| watch.description.0 = 9);
     refused("files.img: epoll#0: watches description#1 as fd 9 twice", |s| {
@@ -446,6 +446,20 @@ fn files_that_stand_for_tasks() {
     refused("files.img: socket#0: description#12 stands for a task, and is in its queue", |s| {
         s.files.unix_sockets[0].queue[0].descriptions = vec![DescriptionId(12)];
     });
+}
+
+#[test]
+fn message_queues() {
+    refused("files.img: description#16: queue#1 of 1 message queues", |s| {
+        s.files.descriptions[16].target = Target::MessageQueue(1);
+    });
+    let name = |name: &'static [u8]| {
+        refused("files.img: message queue#0: cannot have this name", |s| {
+            s.files.message_queues[0].name = name.to_vec();
+        });
+    };
+    name(b"");
+    name(b"a/b");
 }
 
 #[test]
