@@ -76,7 +76,11 @@ CASE(relatives)
 	int of_child = open_pidfd(child, PIDFD_NONBLOCK), again = MUST(dup3(of_child, 100, O_CLOEXEC));
 	int flags = MUST(fcntl(of_root, F_GETFL));
 	MUST(fcntl(of_root, F_SETFL, flags | O_APPEND));
+	MUST(fcntl(of_root, F_SETOWN, child));
+	MUST(fcntl(of_root, F_SETSIG, SIGRTMIN + 2));
 	checkpoint();
+	CHECK(fcntl(of_root, F_GETOWN) == child && fcntl(of_root, F_GETSIG) == SIGRTMIN + 2, "owner %d, signal %d",
+	      fcntl(of_root, F_GETOWN), fcntl(of_root, F_GETSIG));
 	CHECK(MUST(fcntl(of_root, F_GETFL)) == (flags | O_APPEND), "flags %#o", fcntl(of_root, F_GETFL));
 	siginfo_t info = { 0 };
 	CHECK(waitid((idtype_t)P_PIDFD, (id_t)of_child, &info, WEXITED) == -1 && errno == EAGAIN, "not PIDFD_NONBLOCK");

@@ -3,6 +3,7 @@
 #include "workload.h"
 #include <dirent.h>
 #include <sys/eventfd.h>
+#include <sys/file.h>
 
 static int open_of(pid_t pid, const char *name, int flags)
 {
@@ -50,14 +51,22 @@ CASE(own)
 	int comm = MUST(open("/proc/self/comm", O_RDWR | O_APPEND)), adjust = MUST(open("/proc/self/oom_score_adj", O_WRONLY));
 	size_t have = (size_t)MUST(read(maps, text[1], 777));
 	MUST(read(limits, text[0], 1));
+	int to_end = MUST(open("/proc/self/limits", O_RDONLY));
+	read_rest(to_end, text[0], 0);
 	long pid = number_in(status, "\nPid:");
+	MUST(flock(limits, LOCK_EX));
+	struct flock lock = { .l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = 3, .l_len = 4 };
+	MUST(fcntl(status, F_SETLK, &lock));
 	checkpoint();
+	int second = MUST(open("/proc/self/limits", O_RDONLY));
+	CHECK(flock(second, LOCK_EX | LOCK_NB) == -1 && errno == EWOULDBLOCK, "no lock any more");
+	MUST(close(second));
 	CHECK(MUST(lseek(maps, 0, SEEK_CUR)) == 777, "at %lld", (long long)lseek(maps, 0, SEEK_CUR));
 	size_t whole = read_rest(maps, text[1], have);
 	int again = MUST(open("/proc/self/maps", O_RDONLY));
 	CHECK(read_rest(again, text[0], 0) == whole && memcmp(text[0], text[1], whole) == 0, "now:\n%s\nread in two parts:\n%s",
 	      text[0], text[1]);
-	CHECK(MUST(read(status, text[0], 1)) == 0, "there is more");
+	CHECK(MUST(read(to_end, text[0], 1)) == 0, "there is more");
 	CHECK(number_in(status, "\nPid:") == pid && pid == getpid(), "of another task");
 	CHECK(MUST(read(limits, text[0], 4)) == 4 && memcmp(text[0], "imit", 4) == 0, "goes on with %.4s", text[0]);
 	read_rest(fresh, text[0], 0);
