@@ -6,14 +6,20 @@
 
 static char queue_name[64];
 
-/* A queue for 4 messages of 32 bytes, with a name that no other test has. */
-static mqd_t make(int flags)
+/* A queue with a name that no other test has. */
+static mqd_t make_with(int flags, struct mq_attr *attributes)
 {
-	struct mq_attr attributes = { .mq_maxmsg = 4, .mq_msgsize = 32 };
 	struct timespec time;
 	clock_gettime(CLOCK_REALTIME, &time);
 	snprintf(queue_name, sizeof(queue_name), "/crr-test-%lld-%ld-%s", (long long)time.tv_sec, time.tv_nsec, this_abi);
-	return MUST(mq_open(queue_name, flags | O_CREAT | O_EXCL, 0600, &attributes));
+	return MUST(mq_open(queue_name, flags | O_CREAT | O_EXCL, 0600, attributes));
+}
+
+/* One for 4 messages of 32 bytes. */
+static mqd_t make(int flags)
+{
+	struct mq_attr attributes = { .mq_maxmsg = 4, .mq_msgsize = 32 };
+	return make_with(flags, &attributes);
 }
 
 static void send_text(mqd_t queue, const char *text, unsigned priority)
@@ -140,5 +146,18 @@ CASE(between_abis)
 	checkpoint();
 	finish(child);
 	CHECK_NEXT(queue, "back", 4);
+	MUST(mq_unlink(queue_name));
+}
+
+/* One that the test looks for and may make anew, with the limits that the kernel gives it. */
+CASE(empty)
+{
+	mqd_t queue = make_with(O_RDWR, NULL);
+	int file = MUST(open("name", O_WRONLY | O_CREAT, 0600));
+	MUST(write(file, queue_name, strlen(queue_name)));
+	checkpoint();
+	char text[9000];
+	send_text(queue, "works", 1);
+	CHECK(MUST(mq_receive(queue, text, sizeof(text), NULL)) == 5, "another message");
 	MUST(mq_unlink(queue_name));
 }

@@ -417,3 +417,21 @@ CASE(leader_ended)
 	MUST0(pthread_create(&last, NULL, last_thread, NULL));
 	syscall(SYS_exit, 0);
 }
+
+/* So much that restoring it takes a while, and a child that is back long before but for a pidfd, which it has to wait for. */
+CASE(heavy)
+{
+	size_t length = 400u << 20;
+	char *data = MUST(mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	for (size_t at = 0; at < length; at += PAGE)
+		data[at] = (char)(at / PAGE);
+	int own = open_pidfd(getpid(), 0);
+	pid_t child = MUST(fork());
+	if (child == 0) {
+		MUST(munmap(data, length));
+		wait_for_go();
+		_exit(lives(own) ? 0 : 1);
+	}
+	checkpoint();
+	finish(child);
+}

@@ -63,7 +63,7 @@ impl Opened {
             + checkpoint.files.pipes.len() * 3
             + checkpoint.files.unix_sockets.len() * 3
             + checkpoint.files.inet_sockets.len() * 2
-            + late::all(&checkpoint.files).len()
+            + late::all(&checkpoint.files).len() * 2
             + numbers_below(&checkpoint.files.ptys);
         let mapped = checkpoint.files.paths.len() * 2 + checkpoint.memory.shared.len();
         let watched = resource::event::highest_number(&checkpoint.files).cast_signed();
