@@ -5,7 +5,9 @@ use crate::external::External;
 use crate::id::{DescriptionId, PathId, TaskFd};
 use crate::inet::InetSocket;
 use crate::inotify::Inotify;
+use crate::late::{Process, TaskFile};
 use crate::memory::Run;
+use crate::mqueue::MessageQueue;
 use crate::netlink::NetlinkSocket;
 use crate::pipe::Pipe;
 use crate::socket::UnixSocket;
@@ -39,6 +41,10 @@ pub struct Files {
     pub externals: Vec<External>,
     /// Groups of inotify watches.
     pub inotifies: Vec<Inotify>,
+    /// Files of `/proc/PID`, each description by itself.
+    pub task_files: Vec<TaskFile>,
+    /// POSIX message queues.
+    pub message_queues: Vec<MessageQueue>,
 }
 
 /// A name in the file system and what stood behind it at dump.
@@ -162,6 +168,60 @@ pub enum Target {
     External(u32),
     /// A group of inotify watches: index into [`Files::inotifies`].
     Inotify(u32),
+    /// A pidfd. PIDFD_NONBLOCK and PIDFD_THREAD are among [`Description::flags`], as O_NONBLOCK and O_EXCL.
+    Pidfd(Process),
+    /// A file of `/proc/PID`: index into [`Files::task_files`].
+    TaskFile(u32),
+    /// A namespace: whichever of this kind `crr restore` is in.
+    Namespace(Namespace),
+    /// A POSIX message queue: index into [`Files::message_queues`].
+    MessageQueue(u32),
+}
+
+/// A kind of namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Namespace {
+    /// Mounts.
+    Mount,
+    /// Process ids.
+    Pid,
+    /// Network.
+    Net,
+    /// System V IPC and POSIX message queues.
+    Ipc,
+    /// Host name.
+    Uts,
+    /// Users.
+    User,
+    /// Control groups.
+    Cgroup,
+    /// Clock offsets.
+    Time,
+}
+
+impl Target {
+    /// Whether it can be opened only when the tasks of the tree exist.
+    #[must_use]
+    pub const fn is_late(&self) -> bool {
+        match self {
+            Self::Pidfd(_) | Self::TaskFile(_) => true,
+            Self::Path(_)
+            | Self::Namespace(_)
+            | Self::MessageQueue(_)
+            | Self::Pipe(_)
+            | Self::Terminal(_)
+            | Self::UnixSocket(_)
+            | Self::Pty { .. }
+            | Self::Eventfd(_)
+            | Self::Timerfd(_)
+            | Self::Signalfd(_)
+            | Self::Epoll(_)
+            | Self::InetSocket(_)
+            | Self::NetlinkSocket(_)
+            | Self::External(_)
+            | Self::Inotify(_) => false,
+        }
+    }
 }
 
 /// An entry of a task's descriptor table.

@@ -288,6 +288,15 @@ pub enum Op<'a> {
         /// Bytes.
         len: u32,
     },
+    /// The leader tells the coordinator that the task and all of its threads exist.
+    There,
+    /// Receive a file that could not be opened before all tasks were there, over the socket that holds its place, and put it there.
+    Receive {
+        /// The number.
+        fd: u32,
+        /// FD_CLOEXEC.
+        close_on_exec: bool,
+    },
     /// How this task, or one that it clones, comes into the world.
     Birth(Birth<'a>),
 }

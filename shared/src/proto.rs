@@ -1,7 +1,8 @@
 //! What the coordinator and a restoring task say to each other.
 //!
 //! The task's unix socket carries one [`Start`] with the working fds, and one [`Report`] back; before
-//! that a task with seccomp says [`Stage::Hold`] and gets one byte. The plan itself
+//! that a task with seccomp says [`Stage::Hold`] and gets one byte, and every task of a tree with files that are opened late says
+//! [`Stage::There`]. The plan itself
 //! lies in the shared-memory tree: one memfd for the whole restore that starts with a [`Control`] page, which
 //! everyone maps read-write, followed by the plan of each task, which everyone maps read-only.
 
@@ -119,6 +120,8 @@ pub enum Stage {
     Hold = 4,
     /// In the forked 64-bit child, before exec.
     Child = 5,
+    /// No end yet: the task and all of its threads exist. Only told in a tree with files that are opened late.
+    There = 6,
 }
 
 impl Stage {
@@ -132,6 +135,7 @@ impl Stage {
             3 => Self::Ops,
             4 => Self::Hold,
             5 => Self::Child,
+            6 => Self::There,
             _ => return None,
         })
     }

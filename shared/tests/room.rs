@@ -15,6 +15,7 @@ use records::{creds, task};
 use shared::plan::family::Making;
 use shared::plan::{self, Forest, Machine, hole};
 use shared::proto::{MAX_FILLERS, SLOT_FILES, SpecialArea};
+use std::collections::BTreeSet;
 
 /// How many there are of what there is much of.
 const MANY: u32 = 600;
@@ -58,7 +59,7 @@ fn room(task: Task, space: Space, filters: Vec<Filter>) -> (u64, u64) {
     };
     let tree = Tree { tasks: vec![task], zombies: Vec::new(), shell_job: None, filters };
     let spaces = [space];
-    let forest = Forest::new(&tree, &spaces, &[Making::Forked], 1, [1, 1, 0]);
+    let forest = Forest::new(&tree, &spaces, &[Making::Forked], 1, [1, 1, 0], BTreeSet::new());
     let plan = plan::program(&machine, &forest, 0);
     let contents = hole::Contents {
         program: PROGRAM,

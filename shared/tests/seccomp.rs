@@ -14,6 +14,7 @@ use shared::op::{self, Op};
 use shared::plan::family::Making;
 use shared::plan::{self, Forest, Machine};
 use shared::proto::SpecialArea;
+use std::collections::BTreeSet;
 
 fn ops(threads: Vec<Thread>, filters: &[Filter]) -> Vec<u8> {
     let machine = Machine {
@@ -34,7 +35,7 @@ fn ops(threads: Vec<Thread>, filters: &[Filter]) -> Vec<u8> {
     let tree =
         Tree { tasks: vec![task(threads)], zombies: Vec::new(), shell_job: None, filters: filters.to_vec() };
     let spaces = [space];
-    let forest = Forest::new(&tree, &spaces, &[Making::Forked], 1, [1, 1, 0]);
+    let forest = Forest::new(&tree, &spaces, &[Making::Forked], 1, [1, 1, 0], BTreeSet::new());
     plan::program(&machine, &forest, 0).ops
 }
 

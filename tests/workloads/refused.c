@@ -3,6 +3,7 @@
 #include <linux/aio_abi.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <mqueue.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/fanotify.h>
@@ -54,16 +55,118 @@ CASE(descriptors)
 	int pair[2];
 	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
 	name_fd(MUST(socket(AF_PACKET, SOCK_RAW, 0)));
-	name_fd(MUST((int)syscall(SYS_pidfd_open, getpid(), 0)));
-	MUST(mkfifo("fifo", 0600));
-	name_fd(MUST(open("/proc/self/maps", O_RDONLY)));
+	name_fd(MUST((int)syscall(SYS_pidfd_open, getppid(), 0)));
 	name_fd(MUST(open("/dev/kmsg", O_RDONLY)));
 	name_fd(MUST(open("/proc/pressure/cpu", O_RDWR)));
 	char path[32];
+	snprintf(path, sizeof(path), "/proc/%d/maps", getppid());
+	name_fd(MUST(open(path, O_RDONLY)));
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", MUST(eventfd(3, 0)));
 	name_fd(MUST(open(path, O_PATH)));
 	checkpoint();
 	check_alive(pair);
+}
+
+/* What can only be opened when the tasks exist cannot be on its way. */
+CASE(late_in_flight)
+{
+	int pair[2], fd = MUST((int)syscall(SYS_pidfd_open, getpid(), 0));
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(sizeof(int))];
+	} control = { .header = { CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS } };
+	memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
+	char text[1] = "x";
+	struct iovec byte = { text, 1 };
+	struct msghdr message = { .msg_iov = &byte, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control) };
+	MUST(sendmsg(pair[0], &message, 0));
+	name("not yet received: anon_inode:[pidfd]");
+	checkpoint();
+	CHECK(MUST(recvmsg(pair[1], &message, 0)) == 1, "nothing came");
+	CHECK(syscall(SYS_pidfd_send_signal, *(int *)(void *)CMSG_DATA(&control.header), 0, NULL, 0) == 0, "of nobody");
+}
+
+CASE(lasts)
+{
+	wait_for_go();
+}
+
+/* Of memory before an exec, of a task that is gone, of a descriptor that is closed. */
+CASE(files_of_tasks)
+{
+	static const char *const of_memory[] = { "mem", "maps", "smaps", "pagemap", "environ", "auxv" };
+	char path[64], byte;
+	int go[2], done[2];
+	MUST(pipe(go));
+	MUST(pipe2(done, O_CLOEXEC));
+	pid_t child = MUST(fork());
+	if (child == 0) {
+		MUST(read(go[0], &byte, 1));
+		setenv("PREPARED_FD", "1", 1);
+		MUST(execl("/proc/self/exe", case_argv[0], "lasts", (char *)NULL));
+	}
+	for (size_t i = 0; i < LENGTH(of_memory); i++) {
+		snprintf(path, sizeof(path), "/proc/%d/%s", child, of_memory[i]);
+		name_fd(MUST(open(path, O_RDONLY)));
+	}
+	MUST(write(go[1], "g", 1));
+	MUST(close(done[1]));
+	CHECK(MUST(read(done[0], &byte, 1)) == 0, "no exec");
+	pid_t gone = MUST(fork());
+	if (gone == 0) {
+		wait_for_go();
+		_exit(0);
+	}
+	snprintf(path, sizeof(path), "/proc/%d/status", gone);
+	int status = MUST(open(path, O_RDONLY));
+	name_fd(status);
+	MUST(kill(gone, SIGUSR1));
+	MUST(waitpid(gone, NULL, 0));
+	int closed = MUST(open("/dev/null", O_RDONLY));
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", closed);
+	int info = MUST(open(path, O_RDONLY));
+	MUST(dup2(info, 70));
+	MUST(close(info));
+	MUST(close(closed));
+	/* Who looks for it has the kernel notice that it is gone. */
+	CHECK(access(path, F_OK) == -1, "there again");
+	name_fd(70);
+	checkpoint();
+	CHECK(read(status, path, 1) == -1 && errno == ESRCH, "a task that is gone");
+	finish(child);
+}
+
+/* A queue that ends with the tree, and one that is to tell of a message with a value that the kernel does not show. */
+CASE(message_queues)
+{
+	char path[64];
+	struct timespec time;
+	struct mq_attr attributes = { .mq_maxmsg = 2, .mq_msgsize = 8 };
+	clock_gettime(CLOCK_REALTIME, &time);
+	snprintf(path, sizeof(path), "/crr-refused-%lld-%ld", (long long)time.tv_sec, time.tv_nsec);
+	mqd_t gone = MUST(mq_open(path, O_RDWR | O_CREAT | O_EXCL, 0600, &attributes));
+	MUST(mq_send(gone, "kept", 4, 1));
+	MUST(mq_unlink(path));
+	name_fd(gone);
+	mqd_t replaced = MUST(mq_open(path, O_RDWR | O_CREAT | O_EXCL, 0600, &attributes));
+	MUST(mq_unlink(path));
+	name_fd(replaced);
+	mqd_t tells = MUST(mq_open(path, O_RDWR | O_CREAT | O_EXCL, 0600, &attributes));
+	struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN + 1, .sigev_value.sival_int = 42 };
+	sigset_t signals;
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGRTMIN + 1);
+	sigprocmask(SIG_BLOCK, &signals, NULL);
+	MUST(mq_notify(tells, &event));
+	name_fd(tells);
+	checkpoint();
+	char text[8];
+	CHECK(mq_receive(gone, text, 8, NULL) == 4 && memcmp(text, "kept", 4) == 0, "the message is gone");
+	MUST(mq_send(tells, "x", 1, 0));
+	siginfo_t info = { 0 };
+	CHECK(sigwaitinfo(&signals, &info) == SIGRTMIN + 1 && info.si_value.sival_int == 42, "told %d", info.si_value.sival_int);
+	MUST(mq_unlink(path));
 }
 
 CASE(memory)

@@ -1,4 +1,4 @@
-//! `/proc/PID/fdinfo/N` of an eventfd, timerfd, signalfd or epoll: the lines that only these have.
+//! `/proc/PID/fdinfo/N` of an eventfd, timerfd, signalfd, epoll or pidfd: the lines that only these have.
 
 use super::{Malformed, decimal, hex, octal};
 
@@ -37,6 +37,14 @@ pub fn eventfd(text: &[u8]) -> Result<(u64, Option<bool>), Malformed> {
 /// [`Malformed`].
 pub fn signalfd(text: &[u8]) -> Result<u64, Malformed> {
     hex(required(text, "sigmask")?).ok_or(bad("sigmask"))
+}
+
+/// The process that a pidfd refers to: -1 for one that is gone, 0 for one that is not to be seen from here.
+///
+/// # Errors
+/// [`Malformed`].
+pub fn pidfd(text: &[u8]) -> Result<i32, Malformed> {
+    decimal(required(text, "Pid")?).ok_or(bad("Pid"))
 }
 
 /// A timerfd.
@@ -144,6 +152,13 @@ mod tests {
     #[test]
     fn signalfds() {
         assert_eq!(signalfd(&text("sigmask:\t0000000000010000\n")), Ok(1 << 16));
+    }
+
+    #[test]
+    fn pidfds() {
+        assert_eq!(pidfd(&text("Pid:\t29565\nNSpid:\t29565\t3\n")), Ok(29565));
+        assert_eq!(pidfd(&text("Pid:\t-1\nNSpid:\t-1\n")), Ok(-1));
+        assert!(pidfd(HEAD).is_err());
     }
 
     #[test]

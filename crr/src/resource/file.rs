@@ -12,7 +12,7 @@ use super::terminal::{self, Terminals};
 use super::tree::Standing;
 use super::unix_socket::{Holder, Sockets};
 use super::view::Use;
-use super::{Refuse, device, inet, inotify, lock, netlink};
+use super::{Refuse, device, inet, inotify, lock, mqueue, namespace, netlink, pidfd as pidfds, task_file};
 use crate::proc::{Dir, fdinfo};
 use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
@@ -66,6 +66,9 @@ pub(crate) struct Table {
     events: event::Found,
     epolls: Vec<Epoll>,
     inotifies: Vec<Inotify>,
+    pidfds: pidfds::Table,
+    task_files: task_file::Table,
+    message_queues: mqueue::Table,
     /// For each description, one who has it, and its inode and device.
     holders: Vec<(Pid, u32)>,
     inodes: Vec<(u64, u64)>,
@@ -83,7 +86,7 @@ struct Open {
     link: Vec<u8>,
     stat: FileStat,
     info: fdinfo::FdInfo,
-    /// All of its fdinfo, if it is an anonymous inode.
+    /// All of its fdinfo, if it is an anonymous inode or a pidfd.
     text: Vec<u8>,
     /// Where it lies, if it is on its way in a message.
     queue_of: Option<String>,
@@ -95,7 +98,11 @@ impl Open {
         info_dir.read(&name, buffer)?;
         let info = fdinfo::parse(buffer)?;
         let link = link_of(fd_dir, &name)?;
-        let text = if link.starts_with(b"anon_inode:") { buffer.clone() } else { Vec::new() };
+        let text = if link.starts_with(b"anon_inode:") || pidfds::is_one(&link) {
+            buffer.clone()
+        } else {
+            Vec::new()
+        };
         Ok(Self { fd, link, stat: fd_dir.stat(&name)?, info, text, queue_of: None })
     }
 
@@ -300,6 +307,11 @@ impl Table {
         if file_type(open.stat.st_mode) == SFlag::S_IFIFO {
             return self.pipe(open, pidfd, paths, refuse);
         }
+        if pidfds::is_one(&open.link) {
+            let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
+            let shown = (open.describe(), open.info.flags, open.stat.st_ino);
+            return Ok(self.pidfds.add(shown, &open.text, copy.as_fd(), refuse)?.map(Target::Pidfd));
+        }
         if socket::inode(&open.link).is_some() {
             let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
             let (pid, name) = (refuse.pid(), refuse.name().to_owned());
@@ -322,7 +334,36 @@ impl Table {
                 _ => {}
             }
         }
+        if let Some(kind) = namespace::kind(&open.link) {
+            return Ok(
+                namespace::dump_file(kind, &open.stat, &open.describe(), refuse)?.map(Target::Namespace)
+            );
+        }
         let kind = file_type(open.stat.st_mode);
+        if let Some(owner) = task_file::owner(&open.link)
+            && (kind == SFlag::S_IFREG || kind == SFlag::S_IFDIR)
+        {
+            let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
+            if task_file::is_one(copy.as_fd(), &open.stat)? {
+                let file = task_file::Open {
+                    pid: owner,
+                    object: open.describe(),
+                    link: &open.link,
+                    stat: &open.stat,
+                    flags: open.info.flags,
+                    copy: copy.as_fd(),
+                };
+                return Ok(self.task_files.add(file, refuse)?.map(Target::TaskFile));
+            }
+        }
+        if mqueue::may_be_one(&open.stat) {
+            let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
+            if mqueue::is_one(copy.as_fd())? {
+                let shown = (open.describe(), open.link.as_slice(), &open.stat);
+                let record = self.message_queues.add(shown, copy.as_fd(), refuse)?;
+                return Ok(record.map(Target::MessageQueue));
+            }
+        }
         let by_name = kind == SFlag::S_IFREG
             || kind == SFlag::S_IFDIR
             || device::opens_again(&open.stat, open.info.flags);
@@ -422,6 +463,14 @@ impl Table {
                     .description(own, &open, &pidfd, paths, terminal, refuse)
                     .with_context(|| open.describe())?;
                 if let Some(id) = id {
+                    if self.descriptions[id.0 as usize].target.is_late() {
+                        let reason = "cannot be on its way: it stands for a task, and the queue is filled before there are any";
+                        refuse.with_hint(
+                            open.describe(),
+                            reason,
+                            "have the program receive it before the dump",
+                        );
+                    }
                     self.sockets.found_description(&one, id);
                 }
                 // Later ones are compared with it.
@@ -449,6 +498,9 @@ impl Table {
         refusals: &mut Refusals,
     ) -> Result<()> {
         let tree = event::Tree { tasks, zombies, holders: &self.holders, inodes: &self.inodes };
+        self.pidfds.refuse_outsiders(tasks, zombies, refusals);
+        self.task_files.refuse_outsiders(tasks, zombies, refusals);
+        self.message_queues.refuse_registrations(tasks, refusals);
         self.epolls = self.events.finish(&mut self.descriptions, &tree, refusals)?;
         self.inotifies = inotify::dump(self.events.inotifies(), paths, refusals)?;
         Ok(())
@@ -516,6 +568,8 @@ impl Table {
             epolls: self.epolls,
             externals: self.externals.into_records(),
             inotifies: self.inotifies,
+            task_files: self.task_files.into_records(),
+            message_queues: self.message_queues.into_records(),
         }
     }
 }

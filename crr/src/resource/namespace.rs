@@ -1,11 +1,17 @@
-//! Namespaces: a task must be in those of crr.
+//! Namespaces: a task must be in those of crr, and so must be the files that stand for namespaces.
 
 use super::Refuse;
+use super::file::reopen::{Ia32, open_with};
+use super::path::CLOSE;
 use crate::proc::Dir;
 use crate::ptrace::Stopped;
 use anyhow::{Context, Result};
-use std::ffi::OsString;
+use images::file::{Description, Namespace};
+use nix::fcntl::OFlag;
+use nix::sys::stat::{FileStat, stat};
+use std::ffi::{CString, OsString};
 use std::io;
+use std::os::fd::OwnedFd;
 
 /// The entries of `/proc/PID/ns`. Those that a kernel lacks are absent for crr too.
 const NAMES: [&str; 10] = [
@@ -74,6 +80,87 @@ impl Namespaces {
                 let object = format!("namespace {} ({shown})", name.trim_start_matches("ns/"));
                 refuse.with_hint(object, "not the one that crr runs in", "run crr inside of it, by nsenter");
             }
+        }
+    }
+}
+
+/// What `/proc/PID/ns` calls each kind, and links to namespaces begin with (`ns_get_path` of fs/nsfs.c).
+const KINDS: [(Namespace, &str); 8] = [
+    (Namespace::Mount, "mnt"),
+    (Namespace::Pid, "pid"),
+    (Namespace::Net, "net"),
+    (Namespace::Ipc, "ipc"),
+    (Namespace::Uts, "uts"),
+    (Namespace::User, "user"),
+    (Namespace::Cgroup, "cgroup"),
+    (Namespace::Time, "time"),
+];
+
+/// The name of a kind.
+pub(crate) fn name(kind: Namespace) -> &'static str {
+    KINDS.iter().find(|(known, _)| *known == kind).map_or("", |(_, name)| name)
+}
+
+/// The kind of namespace that an open file stands for, by its link in `/proc/PID/fd`.
+pub(crate) fn kind(link: &[u8]) -> Option<Namespace> {
+    let name = link.strip_suffix(b"]")?;
+    let of_kind = |name: &[u8], kind: &str| name.strip_prefix(kind.as_bytes())?.strip_prefix(b":[").map(drop);
+    KINDS.iter().find(|(_, kind)| of_kind(name, kind).is_some()).map(|(kind, _)| *kind)
+}
+
+/// The record of a file that stands for a namespace; `None` when it was refused.
+pub(crate) fn dump_file(
+    kind: Namespace,
+    open: &FileStat,
+    object: &str,
+    refuse: &mut Refuse<'_>,
+) -> Result<Option<Namespace>> {
+    let path = format!("/proc/self/ns/{}", name(kind));
+    let own = stat(path.as_str()).with_context(|| path.clone())?;
+    if (own.st_dev, own.st_ino) == (open.st_dev, open.st_ino) {
+        return Ok(Some(kind));
+    }
+    refuse.with_hint(object, "a namespace other than the one that crr runs in", CLOSE);
+    Ok(None)
+}
+
+/// Opens the namespace of this kind that crr runs in.
+///
+/// # Errors
+/// As open(2), with the name.
+pub(crate) fn open(kind: Namespace, description: &Description, ia32: &mut Ia32) -> Result<OwnedFd> {
+    let path = format!("/proc/self/ns/{}", name(kind));
+    let c_path = CString::new(path.as_str()).context("not a path")?;
+    let flags = OFlag::from_bits_retain(description.flags.cast_signed()) | OFlag::O_CLOEXEC;
+    open_with(&c_path, flags, description.flags, ia32).with_context(|| format!("open {path}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_read_off_links() {
+        assert_eq!(kind(b"pid:[4026531836]"), Some(Namespace::Pid));
+        assert_eq!(kind(b"mnt:[1]"), Some(Namespace::Mount));
+        assert_eq!(kind(b"pidfd:[1]"), None);
+        assert_eq!(kind(b"pipe:[1]"), None);
+        assert_eq!(kind(b"/pid:[1]"), None);
+    }
+
+    #[test]
+    fn own_ones_are_opened_again() {
+        for (kind, name) in KINDS {
+            let flags = super::super::file::reopen::O_LARGEFILE;
+            let description = Description {
+                target: images::file::Target::Namespace(kind),
+                flags,
+                position: 0,
+                notify: None,
+            };
+            let file = open(kind, &description, &mut Ia32::default()).unwrap();
+            let found = nix::sys::stat::fstat(&file).unwrap().st_ino;
+            assert_eq!(found, stat(format!("/proc/self/ns/{name}").as_str()).unwrap().st_ino);
         }
     }
 }

@@ -70,7 +70,7 @@ pub(crate) fn refuse_odd(stat: &Stat, stranded: bool, refuse: &mut Refuse<'_>) {
 }
 
 /// A wait status as it can be reached again.
-fn end(status: u32) -> Result<End, &'static str> {
+pub(crate) fn end(status: u32) -> Result<End, &'static str> {
     const CORE: u32 = 0x80;
     let (code, signal) = ((status >> 8) & 0xff, status & 0x7f);
     let number = |value: u32| u8::try_from(value).unwrap_or(0);

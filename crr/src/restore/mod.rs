@@ -5,6 +5,7 @@ mod child;
 pub(crate) mod environment;
 pub(crate) mod foreground;
 mod hold;
+pub(crate) mod late;
 mod loan;
 mod lock;
 mod namespace;
@@ -38,6 +39,7 @@ use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use open::Opened;
 use prepare::Preparation;
+use serve::Served;
 use shared::plan::tree::OUTSIDE;
 use stand_in::StandIn;
 use std::collections::BTreeMap;
@@ -239,7 +241,8 @@ fn bring_back(
         ListenerOptions::new().name(name).create_sync().context("listen for the restoring tasks")?;
     let pid = restore.checkpoint.tree.tasks[0].pid;
     let outcome = fork_root(restore, options, pid).and_then(|parent| {
-        let (parked, held) = serve::serve(restore, &listener, deadline)?;
+        let Served { parked, held, late } = serve::serve(restore, &listener, deadline)?;
+        restore.opened.complete(late);
         births::see_off_first(restore);
         restore.opened.deleted.seal()?;
         let stays = !options.detached && !options.sibling;

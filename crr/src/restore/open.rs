@@ -3,6 +3,7 @@
 //! What every forked child needs until it execs gets a number that no task uses, so that the child can put its files
 //! in place without overwriting it.
 
+use super::late::{self, Places};
 use crate::resource::deleted::recreate::{self, Recreated};
 use crate::resource::external::given::Given;
 use crate::resource::file::reopen::Controlling;
@@ -31,6 +32,8 @@ pub(crate) struct Opened {
     /// Knows the numbers that tasks use.
     pub(super) raiser: Raiser,
     descriptions: Vec<OwnedFd>,
+    /// Where those go that are opened when the tasks exist.
+    pub(super) late: Places,
     /// The files of unix sockets, which go again if the restore fails.
     pub(super) socket_files: Binder,
     inet_sockets: inet::recreate::Restored,
@@ -64,6 +67,7 @@ impl Opened {
             + checkpoint.files.pipes.len() * 3
             + checkpoint.files.unix_sockets.len() * 3
             + checkpoint.files.inet_sockets.len()
+            + late::all(&checkpoint.files).len() * 2
             + numbers_below(&checkpoint.files.ptys);
         let needs: BTreeSet<Need> = needs.into_iter().collect();
         let directories: BTreeSet<PathId> = tasks.iter().flat_map(|task| [task.root, task.cwd]).collect();
@@ -77,8 +81,9 @@ impl Opened {
             recreate::create_all(&checkpoint.files, &executed, &checkpoint.pages, &raiser)?;
         inet::recreate::as_wished(&mut files.inet_sockets, wishes);
         let done = std::mem::take(&mut deleted.descriptions);
+        let mut late = Places::default();
         let Reopened { descriptions, socket_files, controlling, inet_sockets } =
-            open_all(&files, given, done)?;
+            open_all(&files, given, done, &mut late)?;
         let mut mapped = BTreeMap::new();
         for need in needs.into_iter().filter(|need| matches!(need, Need::Path { .. } | Need::Shared(_))) {
             mapped.insert(need, open_need(checkpoint, &files, need, &raiser)?);
@@ -94,6 +99,7 @@ impl Opened {
         Ok(Self {
             raiser,
             descriptions,
+            late,
             socket_files,
             inet_sockets,
             inet_records,
@@ -118,6 +124,14 @@ impl Opened {
     /// Names the socket that does not come to the state that it had.
     pub(super) fn bring_connections_to_life(&mut self) -> Result<()> {
         self.inet_sockets.bring_to_life(&self.inet_records)
+    }
+
+    /// Puts files that were opened late where their places were held.
+    pub(super) fn complete(&mut self, files: late::Files) {
+        for (id, file) in files {
+            self.descriptions[id.0 as usize] = file;
+        }
+        self.late = Places::default();
     }
 
     /// Closes all that was opened for the tree: it is the tree's alone from now on.

@@ -7,7 +7,7 @@ use crate::refusal::{Refusal, Refusals};
 use crate::resource::external::given::Given;
 use crate::resource::terminal::recreate;
 use crate::resource::unix_socket::bind;
-use crate::resource::{attribute, pipe, seccomp, xstate};
+use crate::resource::{attribute, mqueue, pipe, seccomp, xstate};
 use crate::store::Checkpoint;
 use crate::sys::process;
 use images::memory::Backing;
@@ -37,6 +37,7 @@ pub(super) fn preflight(
     privileges(&mut refusals, checkpoint, environment);
     seccomp::preflight(&mut refusals, &checkpoint.tree, environment);
     attribute::preflight(&mut refusals, checkpoint, &environment.attributes);
+    mqueue::preflight(&mut refusals, &checkpoint.files);
     refusals
 }
 

@@ -1,6 +1,7 @@
 //! Everything that is decided before the first fork: plans, holes, programs, and the shared-memory tree.
 
 use super::environment::Environment;
+use super::late;
 use super::numbers::Numbers;
 use crate::blob::Blob;
 use crate::machine::Live;
@@ -130,7 +131,8 @@ pub(super) fn prepare(
     let cloned = makings.iter().filter(|&&making| making != Making::Forked).count();
     let forked = makings.len() - cloned + tree.zombies.len();
     let totals = [schedule.leaders(), forked, cloned].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
-    let forest = Forest::new(&tree, spaces, &makings, own_group, totals);
+    let late = late::all(&checkpoint.files);
+    let forest = Forest::new(&tree, spaces, &makings, own_group, totals, late.clone());
     let mut plans: BTreeMap<usize, ProgramPlan> = (0..tree.tasks.len())
         .filter(|&index| forest.execs(index))
         .map(|index| (index, plan::program(&machines[&tree.tasks[index].abi], &forest, index)))
@@ -159,7 +161,7 @@ pub(super) fn prepare(
     let bases = bases(checkpoint, &rooms)?;
     let (spaces, mut lent) = take_loans(spaces, &rooms, &bases);
     if !lent.is_empty() {
-        let forest = Forest::new(&tree, &spaces, &makings, own_group, totals);
+        let forest = Forest::new(&tree, &spaces, &makings, own_group, totals, late.clone());
         for (&index, _) in bases.iter().filter(|(_, base)| base.lent) {
             let plan = plan::program(&machines[&tree.tasks[index].abi], &forest, index);
             let room = rooms.get_mut(&index).context("a program has room")?;

@@ -1,6 +1,7 @@
 //! The coordinator's side of the restoring tasks: accept each, send its plan and files, take its answer.
 
 use super::hold::Held;
+use super::late;
 use super::plain::as_bytes;
 use super::prepare::Program;
 use super::{Restore, child::Step};
@@ -64,11 +65,19 @@ type Given = BTreeMap<usize, OwnedFd>;
 /// Where a parked task has a system call instruction in its hole, by task index.
 pub(super) type Parked = Vec<u64>;
 
+/// All tasks, parked.
+pub(super) struct Served {
+    pub(super) parked: Parked,
+    pub(super) held: Held,
+    /// Files that were opened when all of them existed.
+    pub(super) late: late::Files,
+}
+
 /// Serves all tasks until each has parked.
 ///
 /// # Errors
 /// The first failure that a task reports, or its silent death.
-pub(super) fn serve(restore: &Restore<'_>, listener: &Listener, deadline: Instant) -> Result<(Parked, Held)> {
+pub(super) fn serve(restore: &Restore<'_>, listener: &Listener, deadline: Instant) -> Result<Served> {
     const LISTENER: u64 = u64::MAX;
     const STEP: u16 = 100;
     let Listener::UdSocket(waiting) = listener;
@@ -86,7 +95,12 @@ pub(super) fn serve(restore: &Restore<'_>, listener: &Listener, deadline: Instan
     for peer in connected {
         come(peer, &mut peers)?;
     }
-    let mut progress = Progress { parked: vec![None; tasks.len()], held: Held::default() };
+    let mut progress = Progress {
+        parked: vec![None; tasks.len()],
+        held: Held::default(),
+        there: 0,
+        late: late::Files::default(),
+    };
     let prepared = &restore.preparation.tasks;
     let mut unseen = prepared.iter().filter(|task| task.making == Making::Forked).count();
     let mut open = unseen + peers.len();
@@ -129,8 +143,9 @@ pub(super) fn serve(restore: &Restore<'_>, listener: &Listener, deadline: Instan
             bail!("{left} tasks are not back in time (--timeout)");
         }
     }
-    let Progress { parked, held } = progress;
-    Ok((parked.into_iter().map(Option::unwrap_or_default).collect(), held))
+    let Progress { parked, held, late, .. } = progress;
+    let parked = parked.into_iter().map(Option::unwrap_or_default).collect();
+    Ok(Served { parked, held, late })
 }
 
 /// The sockets of tasks that are cloned and then exec: they are connected from the start, with everything sent.
@@ -212,6 +227,9 @@ struct Progress {
     /// By task index, once it has parked.
     parked: Vec<Option<u64>>,
     held: Held,
+    /// How many tasks have said that they exist with all of their threads.
+    there: usize,
+    late: late::Files,
 }
 
 impl Progress {
@@ -245,6 +263,13 @@ impl Progress {
         if report.stage == Stage::Hold as u32 {
             self.held.hold(restore, member)?;
             peer.let_go().context("let a held task go on")?;
+            return Ok(false);
+        }
+        if report.stage == Stage::There as u32 {
+            self.there += 1;
+            if self.there == tasks.len() {
+                self.late = late::open_all(restore).context("open the files that stand for tasks")?;
+            }
             return Ok(false);
         }
         if report.stage != Stage::Parked as u32 {

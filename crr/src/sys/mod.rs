@@ -16,6 +16,7 @@ pub mod kcmp;
 pub mod limits;
 pub mod mapping;
 pub mod mount;
+pub mod mqueue;
 pub mod pagemap;
 pub mod pidfd;
 pub mod pipe;

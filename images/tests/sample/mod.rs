@@ -5,7 +5,7 @@ use images::attribute::{AreaPolicy, MemoryPolicy, TaskAttributes, ThreadAttribut
 use images::container::{Kind, TRAILER_SIZE, crc32c, encode};
 use images::event::{Epoll, Eventfd, Notify, Timerfd, Watch};
 use images::external::{External, ExternalKind};
-use images::file::{Deleted, Description, FdEntry, Files, OtherName, Path, Target};
+use images::file::{Deleted, Description, FdEntry, Files, Namespace, OtherName, Path, Target};
 use images::id::PAGE_SIZE;
 use images::inet::{
     Datagram, InetAddress, InetProtocol, InetSocket, InetState, Membership, TcpAgreement, TcpConnection,
@@ -13,8 +13,10 @@ use images::inet::{
 };
 use images::inotify::{FileWatch, Inotify};
 use images::inventory::{FileEntry, Inventory, StateComponent};
+use images::late::{Process, TaskFile};
 use images::lock::{Lock, LockKind};
 use images::memory::{Backing, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
+use images::mqueue::MessageQueue;
 use images::netlink::NetlinkSocket;
 use images::pipe::{Buffer, Fifo, Pipe};
 use images::seccomp::{Filter, Seccomp};
@@ -193,6 +195,11 @@ fn files() -> Files {
             description(Target::External(1), 0o2, 0),
             description(Target::External(2), 0o0, 7),
             description(Target::Inotify(0), 0o4000, 0),
+            description(Target::Pidfd(Process::InTree(1100)), 0o4202, 0),
+            description(Target::Pidfd(Process::Gone { ino: 79, end: Some(End::Exit(3)) }), 0o2, 0),
+            description(Target::TaskFile(0), 0o100_000, u64::MAX - 4095),
+            description(Target::Namespace(Namespace::Net), 0o100_000, 0),
+            description(Target::MessageQueue(0), 0o4002, 0),
         ],
         pipes: vec![
             Pipe { ino: 4242, capacity: 65_536, contents: b"in flight".to_vec(), ..Pipe::default() },
@@ -258,6 +265,8 @@ fn files() -> Files {
             next: 1027,
             watches: vec![FileWatch { wd: 3, path: PathId(4), mask: 0x8000_0fff }],
         }],
+        task_files: vec![TaskFile { pid: 1100, name: b"mem".to_vec() }],
+        message_queues: vec![MessageQueue { name: b"jobs".to_vec(), messages: 10, size: 8192 }],
     }
 }
 

@@ -1,9 +1,10 @@
 //! The tasks of a tree with what is known of each, for plans that look at several.
 
 use super::family::{Making, holder_of, host};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
+use images::DescriptionId;
 use images::Pid;
 use images::file::FdEntry;
 use images::memory::Space;
@@ -24,6 +25,8 @@ pub struct Forest<'a> {
     pub filters: &'a [Filter],
     /// How many come to each [`crate::proto::Gathering`].
     pub gatherings: [u32; 3],
+    /// Those that are opened when all tasks exist.
+    late: BTreeSet<DescriptionId>,
     shell_job: Option<ShellJob>,
     own_group: Pid,
     clones: Vec<Vec<usize>>,
@@ -33,7 +36,7 @@ pub struct Forest<'a> {
 
 impl<'a> Forest<'a> {
     /// Of a tree. `own_group` stands for the process group of its shell job where no task leads that; `gatherings` says
-    /// how many come to each [`crate::proto::Gathering`].
+    /// how many come to each [`crate::proto::Gathering`], `late` which files are opened when all tasks exist.
     #[must_use]
     pub fn new(
         tree: &'a Tree,
@@ -41,6 +44,7 @@ impl<'a> Forest<'a> {
         makings: &'a [Making],
         own_group: Pid,
         gatherings: [u32; 3],
+        late: BTreeSet<DescriptionId>,
     ) -> Self {
         let tasks = &tree.tasks;
         let index_of: BTreeMap<Pid, usize> =
@@ -61,7 +65,19 @@ impl<'a> Forest<'a> {
         }
         let shell_job = tree.shell_job;
         let filters = &tree.filters;
-        Self { tasks, spaces, makings, filters, gatherings, shell_job, own_group, clones, users, index_of }
+        Self {
+            tasks,
+            spaces,
+            makings,
+            filters,
+            gatherings,
+            late,
+            shell_job,
+            own_group,
+            clones,
+            users,
+            index_of,
+        }
     }
 
     /// The tasks that the program of a task clones.
@@ -103,6 +119,22 @@ impl<'a> Forest<'a> {
     #[must_use]
     pub fn fds_of(&self, index: usize) -> &'a [FdEntry] {
         &self.tasks[self.holder(index, Object::Files)].fds
+    }
+
+    /// Whether any file of the tree is opened late.
+    #[must_use]
+    pub fn has_late(&self) -> bool {
+        !self.late.is_empty()
+    }
+
+    /// The descriptors in a task's own file table that are opened late, in the order of their descriptions: all tasks take them
+    /// in the same order.
+    #[must_use]
+    pub fn late_fds(&self, index: usize) -> Vec<&'a FdEntry> {
+        let fds = self.tasks[index].fds.iter();
+        let mut late: Vec<&FdEntry> = fds.filter(|entry| self.late.contains(&entry.description)).collect();
+        late.sort_by_key(|entry| entry.description);
+        late
     }
 
     /// Index of the task whose record holds what a task has of a kind.

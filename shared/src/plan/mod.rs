@@ -177,12 +177,19 @@ impl Planner<'_> {
             stacks.next += 1;
         }
         self.stacks = self.stacks.max(stacks.next);
+        if self.forest.has_late() {
+            op::push(ops, &Op::There);
+        }
         let leader = &task.threads[0];
         thread::ops(ops, machine, task.abi, leader);
         signal::pending(ops, task.abi, &task.pending, false);
         timer::create(ops, &task.timers);
         for entry in task.fds.iter().filter(|entry| entry.close_on_exec) {
             op::push(ops, &Op::CloseOnExec(entry.fd.0));
+        }
+        // While there are neither limits nor filters.
+        for entry in self.forest.late_fds(index) {
+            op::push(ops, &Op::Receive { fd: entry.fd.0, close_on_exec: entry.close_on_exec });
         }
         if task.child_subreaper {
             op::push(ops, &Op::Prctl { option: PR_SET_CHILD_SUBREAPER, args: [1, 0, 0] });

@@ -4,7 +4,7 @@
 //! See the parent module: the plan decides what is touched, and it never names the hole.
 
 use super::receive::size;
-use super::{Failure, Session, ldt, mempolicy, seccomp, timer};
+use super::{Failure, Session, late, ldt, mempolicy, seccomp, timer};
 use crate::abi::common::{CapData, CapHeader, PrctlMmMap, Rlimit64};
 use crate::abi::native::{ITimerVal, SigAction, SigEvent, Stack, TimeVal, Word};
 use crate::op::{Op, Special};
@@ -125,8 +125,9 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
             seccomp::programs(session, bytes);
             Ok(())
         }
+        Op::Receive { fd, close_on_exec } => late::receive(fd, close_on_exec),
         // The leader's loop takes these.
-        Op::Join | Op::Birth(_) => Err(Failure::wrong(0)),
+        Op::Join | Op::There | Op::Birth(_) => Err(Failure::wrong(0)),
         Op::Fill { addr, .. } => Err(Failure::wrong(addr)),
         Op::Thread { tid, .. } => Err(Failure::wrong(u64::from(tid.unsigned_abs()))),
     }

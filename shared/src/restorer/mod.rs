@@ -16,6 +16,7 @@ mod calls;
 mod clear;
 mod family;
 mod fillers;
+mod late;
 mod ldt;
 mod memory;
 mod mempolicy;

@@ -89,7 +89,7 @@ fn map(addr: u64, len: u64, prot: u32, flags: u32, fd: c_int, offset: u64) -> Re
 }
 
 /// One message of exactly `len` bytes; the number of fds that came with it.
-fn message(
+pub(super) fn message(
     socket: c_int,
     at: usize,
     len: usize,

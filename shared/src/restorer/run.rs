@@ -6,7 +6,7 @@
 use super::fillers::{Fillers, Share};
 use super::memory::Fills;
 use super::receive::size;
-use super::{Failure, Session, calls, family, seccomp};
+use super::{Failure, Session, calls, family, late, seccomp};
 use crate::abi::common::CloneArgs;
 use crate::op::{self, Op};
 use crate::proto::{Control, Report, Stage, THREAD_STACK};
@@ -153,6 +153,11 @@ impl<'a> Follow<'a> for Leader<'a, '_> {
             }
             Op::Join => {
                 join(session, *self.threads);
+                return Ok(());
+            }
+            Op::There => {
+                self.flush(session)?;
+                late::there(session);
                 return Ok(());
             }
             Op::Hold => {

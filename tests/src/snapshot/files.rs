@@ -23,6 +23,7 @@ pub(super) fn add(snapshot: &mut Snapshot, pids: &[i32]) -> crate::Result {
             } else {
                 details
             };
+            let details = if target.starts_with("/proc/") { without_inodes(&details) } else { details };
             links.push(format!("{fd} -> {target} {details}"));
             offsets.extend(
                 info.lines().filter(|line| line.starts_with("pos:")).map(|line| format!("{fd} {line}")),
@@ -97,6 +98,16 @@ fn without_name_flags(details: &str) -> String {
         _ => word.to_owned(),
     };
     details.split(' ').map(word).collect::<Vec<_>>().join(" ")
+}
+
+/// Leaves out the inodes of files with locks (`MAJOR:MINOR:INODE`): procfs gives new ones to new tasks.
+fn without_inodes(details: &str) -> String {
+    let file = |word: &&str| word.split(':').map(|part| u64::from_str_radix(part, 16).is_ok()).eq([true; 3]);
+    let words = details.split(' ').map(|word| match Some(word).filter(file) {
+        Some(file) => file.rsplit_once(':').map_or(file, |(device, _)| device),
+        None => word,
+    });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// For each description, who holds it. Only descriptors on the same object can share one.

@@ -136,9 +136,12 @@ fn new_pid_namespace() {
     require_root!();
     require_ia32!();
     isolated(&here!(), |dir| {
-        for abi in Abi::ALL {
-            let dir = dir.join(abi.name());
-            let mut running = GENERATIONS.start(&dir, abi)?;
+        // Those with files that stand for tasks, too.
+        let others = [Workload::new("pidfds", "relatives"), Workload::new("task_files", "relatives")];
+        let all = [GENERATIONS].into_iter().chain(others);
+        for (abi, workload) in all.flat_map(|workload| Abi::ALL.map(|abi| (abi, workload.clone()))) {
+            let dir = dir.join(workload.to_string()).join(abi.name());
+            let mut running = workload.start(&dir, abi)?;
             running.dump(&["--leave-running"])?.success()?;
             // The original still has the pids.
             let images = running.images().display().to_string();

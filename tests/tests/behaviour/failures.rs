@@ -70,6 +70,29 @@ fn changed_files_are_all_listed() {
     });
 }
 
+/// A message queue that is gone is named; made again, the same images restore.
+#[test]
+fn a_missing_message_queue_is_named() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        let (running, _) = dumped(dir, &Workload::new("mqueues", "empty"))?;
+        let name = fs::read_to_string(dir.join("name"))?;
+        let queues = dir.join("queues");
+        fs::create_dir(&queues)?;
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("none"), &queues, Some("mqueue"), flags, None::<&str>)?;
+        let queue = queues.join(name.trim_start_matches('/'));
+        fs::remove_file(&queue)?;
+        running.restore(&["-d"])?.code(1)?.says_with_hint(&format!("message queue {name}"))?;
+        nothing_left()?;
+        // With the limits that such files have, and the workload's queue.
+        fs::File::create(&queue)?;
+        running.restore(&["-d"])?.success()?;
+        running.verify()
+    });
+}
+
 /// A file that was mapped, not opened.
 #[test]
 fn a_missing_mapped_file_is_named() {
@@ -141,41 +164,46 @@ fn a_full_disk_harms_nothing() {
     });
 }
 
-/// A restore that is killed while some tasks are back and others are not leaves none of them.
+/// A restore that is killed while some tasks are back and others are not leaves none of them: no child that is all there,
+/// and none that waits for a file which stands for a task.
 #[test]
 fn a_killed_restore_leaves_nobody() {
     require_root!();
     require_ia32!();
     isolated(&here!(), |dir| {
-        for (abi, kill_root) in
-            [(Abi::X86_64, false), (Abi::Ia32, false), (Abi::X86_64, true), (Abi::Ia32, true)]
-        {
-            let dir = dir.join(format!("{abi}-{kill_root}"));
-            let mut running = Workload::new("memory", "heavy").start(&dir, abi)?;
-            let pids = tests::snapshot::tree(running.root.as_raw())?;
-            running.dump(&[])?.success()?;
-            nothing_left()?;
-            let images = running.images().display().to_string();
-            let mut crr = command::spawn(&dir, &["restore", "-d", "-D", &images])?;
-            wait::until(wait::STEP, "the child is there", || {
-                Ok(fs::exists(format!("/proc/{}", pids[1]))?.then_some(()))
-            })?;
-            // So that the restore is not through before it is killed.
-            running.signal(nix::sys::signal::Signal::SIGSTOP)?;
-            wait::until(wait::STEP, "the child is back", || {
-                // The name is among the last things that a restoring task sets.
-                let comm = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-                Ok((comm(pids[1]).trim() == "memory").then_some(()))
-            })?;
-            if kill_root {
-                nix::sys::signal::kill(running.root, nix::sys::signal::Signal::SIGKILL)?;
-            } else {
-                crr.kill()?;
-            }
-            let status = wait::until(wait::STEP, "crr ends", || Ok(crr.try_wait()?))?;
-            assert!(!status.success(), "the restore ended well");
-            nothing_left()?;
-        }
-        Ok(())
+        ["memory", "pidfds"].into_iter().try_for_each(|file| killed_restores(&dir.join(file), file))
     });
+}
+
+/// Kills restores of a program's heavy case.
+fn killed_restores(dir: &Path, file: &'static str) -> Result {
+    for (abi, kill_root) in [(Abi::X86_64, false), (Abi::Ia32, false), (Abi::X86_64, true), (Abi::Ia32, true)]
+    {
+        let dir = dir.join(format!("{abi}-{kill_root}"));
+        let mut running = Workload::new(file, "heavy").start(&dir, abi)?;
+        let pids = tests::snapshot::tree(running.root.as_raw())?;
+        running.dump(&[])?.success()?;
+        nothing_left()?;
+        let images = running.images().display().to_string();
+        let mut crr = command::spawn(&dir, &["restore", "-d", "-D", &images])?;
+        wait::until(wait::STEP, "the child is there", || {
+            Ok(fs::exists(format!("/proc/{}", pids[1]))?.then_some(()))
+        })?;
+        // So that the restore is not through before it is killed.
+        running.signal(nix::sys::signal::Signal::SIGSTOP)?;
+        wait::until(wait::STEP, "the child is back", || {
+            // The name is among the last things that a restoring task sets.
+            let comm = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            Ok((comm(pids[1]).trim() == file).then_some(()))
+        })?;
+        if kill_root {
+            nix::sys::signal::kill(running.root, nix::sys::signal::Signal::SIGKILL)?;
+        } else {
+            crr.kill()?;
+        }
+        let status = wait::until(wait::STEP, "crr ends", || Ok(crr.try_wait()?))?;
+        assert!(!status.success(), "the restore ended well");
+        nothing_left()?;
+    }
+    Ok(())
 }

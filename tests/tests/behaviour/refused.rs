@@ -46,7 +46,8 @@ macro_rules! refusals {
 }
 
 refusals! {
-    descriptors events memory leases lease_of_another listener namespace waiting_for_a_signal namespace_of_a_thread
+    descriptors late_in_flight files_of_tasks message_queues events memory leases lease_of_another listener
+    namespace waiting_for_a_signal namespace_of_a_thread
     stranger stranger_with_memory stranger_with_files stranger_with_directories stranger_with_deleted_file
     stranger_with_lock tracer watches
 }

@@ -65,6 +65,9 @@ programs! {
     /// asyncio: an event loop with sockets, pipes, timers, an eventfd and signals.
     python32_loop in Namespace => |world| right_answers(world, &[PYTHON32, "/scratch/loop.py"]);
     python64_loop in Namespace => |world| right_answers(world, &[PYTHON64, "/scratch/loop.py"]);
+    /// asyncio with children that it watches by pidfds in its epoll.
+    python32_children in Namespace => |world| right_answers(world, &[PYTHON32, "/scratch/children.py"]);
+    python64_children in Namespace => |world| right_answers(world, &[PYTHON64, "/scratch/children.py"]);
     /// Ruby with threads, forks and a timer.
     ruby32_loop in Namespace => |world| right_answers(world, &["/usr/bin/ruby", "/scratch/loop.rb"]);
     ruby32_loop_in_chroot in Chroot => |world| right_answers(world, &["/usr/bin/ruby", "/scratch/loop.rb"]);

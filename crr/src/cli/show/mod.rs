@@ -8,10 +8,12 @@ mod tree;
 use super::{Format, Outcome, print, verbosity};
 use crate::progress::bytes;
 use crate::resource::external;
+use crate::resource::namespace;
 use crate::store::Checkpoint;
 use clap::Args;
 use images::Abi;
 use images::file::{Description, Target};
+use images::late::Process;
 use images::memory::Backing;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -166,6 +168,16 @@ fn target(checkpoint: &Checkpoint, description: &Description) -> String {
         Target::Eventfd(event) => format!("eventfd: {}", event.count),
         Target::Timerfd(timer) => format!("timerfd on clock {}", timer.clock),
         Target::Signalfd(signals) => format!("signalfd: {signals:#x}"),
+        Target::Pidfd(Process::InTree(pid)) => format!("pidfd of {pid}"),
+        Target::Pidfd(Process::Gone { .. }) => "pidfd of a process that is gone".to_owned(),
+        Target::TaskFile(index) => {
+            let file = &checkpoint.files.task_files[index as usize];
+            format!("/proc/{}/{}", file.pid, printable(&file.name))
+        }
+        Target::MessageQueue(index) => {
+            format!("message queue /{}", printable(&checkpoint.files.message_queues[index as usize].name))
+        }
+        Target::Namespace(kind) => format!("namespace {}", namespace::name(kind)),
         Target::Epoll(epoll) => {
             format!("epoll of {}", checkpoint.files.epolls[epoll as usize].watches.len())
         }

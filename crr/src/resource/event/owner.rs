@@ -124,7 +124,14 @@ fn by_uids(files: &Files) -> BTreeMap<(u32, u32), Vec<(DescriptionId, Notify)>> 
 /// Whether files of this kind send signals, so that it is for F_SETFL to set O_ASYNC. Others can have the flag from
 /// open(2), where it means nothing; that of a terminal which is hung up means nothing any more.
 pub(crate) fn sends_signals(target: &Target) -> bool {
-    !matches!(target, Target::Path(_) | Target::Pty { end: PtyEnd::HungUp, .. })
+    !matches!(
+        target,
+        Target::Path(_)
+            | Target::TaskFile(_)
+            | Target::Namespace(_)
+            | Target::MessageQueue(_)
+            | Target::Pty { end: PtyEnd::HungUp, .. }
+    )
 }
 
 fn is_async(description: &Description) -> bool {

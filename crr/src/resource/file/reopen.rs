@@ -3,7 +3,10 @@
 use super::{O_ASYNC, O_PATH};
 use crate::resource::external::given::Given;
 use crate::resource::unix_socket::bind::Binder;
-use crate::resource::{event, inet, inotify, netlink, pipe::recreate, terminal, unix_socket};
+use crate::resource::{
+    event, inet, inotify, mqueue, namespace, netlink, pipe::recreate, terminal, unix_socket,
+};
+use crate::restore::late::Places;
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result, bail};
 use images::Pid;
@@ -31,11 +34,16 @@ pub(crate) struct Reopened {
     pub(crate) inet_sockets: inet::recreate::Restored,
 }
 
-/// Opens every description, but for those that are open already.
+/// Opens every description, or holds its place, but for those that are open already.
 ///
 /// # Errors
 /// Names the file that cannot be opened.
-pub(crate) fn open_all(files: &Files, given: Given, mut done: BTreeMap<usize, OwnedFd>) -> Result<Reopened> {
+pub(crate) fn open_all(
+    files: &Files,
+    given: Given,
+    mut done: BTreeMap<usize, OwnedFd>,
+    late: &mut Places,
+) -> Result<Reopened> {
     // Made when first needed: a kernel without ia32 emulation has no such calls.
     let mut ia32 = Ia32::default();
     let mut pipes = recreate::create_all(files, &mut ia32)?;
@@ -69,6 +77,9 @@ pub(crate) fn open_all(files: &Files, given: Given, mut done: BTreeMap<usize, Ow
             Target::Epoll(_) => event::recreate::epoll(flags)?,
             Target::Inotify(index) => inotify::recreate::create(&files.inotifies[index as usize], flags)?,
             Target::Pty { .. } => ptys.open(index)?,
+            Target::Namespace(kind) => namespace::open(kind, description, &mut ia32)?,
+            Target::MessageQueue(queue) => mqueue::open(&files.message_queues[queue as usize], description)?,
+            Target::Pidfd(_) | Target::TaskFile(_) => late.hold(index)?,
         };
         opened.push(fd);
     }
@@ -94,14 +105,8 @@ pub(crate) fn open(path: &Path, description: &Description, ia32: &mut Ia32) -> R
     if is_link && !flags.contains(OFlag::O_NOFOLLOW) {
         return open_link(&c_path, flags).with_context(|| format!("open {name} again"));
     }
-    // The 64-bit open always adds O_LARGEFILE, which is visible in F_GETFL and matters beyond 2 GiB; but never to O_PATH
-    // (build_open_flags() of fs/open.c).
-    let fd = if description.flags & (O_LARGEFILE | O_PATH) == 0 {
-        ia32.open(&c_path, flags.bits())
-    } else {
-        nix::fcntl::open(c_path.as_c_str(), flags, Mode::empty())
-    }
-    .with_context(|| format!("open {name} again"))?;
+    let fd =
+        open_with(&c_path, flags, description.flags, ia32).with_context(|| format!("open {name} again"))?;
     if description.position != 0 {
         let position = i64::try_from(description.position).with_context(|| format!("{name}: offset"))?;
         lseek64(&fd, position, Whence::SeekSet).with_context(|| format!("{name}: seek to {position}"))?;
@@ -119,6 +124,19 @@ pub(crate) fn create(dir: &std::path::Path, flags: u32) -> nix::Result<OwnedFd> 
         return nix::fcntl::open(dir, of, Mode::S_IRUSR | Mode::S_IWUSR);
     }
     dir.with_nix_path(|dir| Ia32::default().open(dir, of.bits()))?
+}
+
+/// open(2), with O_LARGEFILE only if `shown`, the flags that the file had, have it: the 64-bit call always adds that, which is visible in
+/// F_GETFL and matters beyond 2 GiB; but never to O_PATH (build_open_flags() of fs/open.c).
+///
+/// # Errors
+/// As open(2).
+pub(crate) fn open_with(path: &CStr, flags: OFlag, shown: u32, ia32: &mut Ia32) -> nix::Result<OwnedFd> {
+    if shown & (O_LARGEFILE | O_PATH) == 0 {
+        ia32.open(path, flags.bits())
+    } else {
+        nix::fcntl::open(path, flags, Mode::empty())
+    }
 }
 
 /// A symbolic link without O_NOFOLLOW in its flags, as one is opened by a link of `/proc/self/fd`.

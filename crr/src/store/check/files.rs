@@ -1,6 +1,6 @@
 //! Paths, descriptions, pipes.
 
-use super::{Check, ensure, event, externals, inside, memory, path, pipes};
+use super::{Check, ensure, event, externals, inside, late, memory, path, pipes};
 use crate::resource::deleted::MEMFD;
 use crate::resource::file::O_PATH;
 use images::file::{Deleted, Description, Files, Path, Target};
@@ -18,6 +18,10 @@ pub(super) fn check(files: &Files) -> Check {
         pipes::check(pipe, index, files).map_err(inside(format_args!("pipe#{index}")))?;
     }
     externals::check(files)?;
+    for (index, queue) in files.message_queues.iter().enumerate() {
+        let named = !queue.name.is_empty() && !queue.name.iter().any(|byte| [0, b'/'].contains(byte));
+        ensure!(named, "message queue#{index}: cannot have this name");
+    }
     for (index, description) in files.descriptions.iter().enumerate() {
         check_description(description, files).map_err(inside(format_args!("description#{index}")))?;
     }
@@ -85,7 +89,10 @@ pub(super) fn check_contents(files: &Files, memory: &Memory) -> Check {
 }
 
 fn check_description(description: &Description, files: &Files) -> Check {
-    ensure!(i64::try_from(description.position).is_ok(), "has offset {:#x}", description.position);
+    // Memory has places that are negative numbers.
+    let anywhere = matches!(description.target, Target::TaskFile(_));
+    let offset = description.position;
+    ensure!(anywhere || i64::try_from(offset).is_ok(), "has offset {offset:#x}");
     match description.target {
         Target::Path(id) => {
             path(files, id)?;
@@ -136,5 +143,12 @@ fn check_description(description: &Description, files: &Files) -> Check {
         Target::Eventfd(_) | Target::Timerfd(_) | Target::Signalfd(_) | Target::Epoll(_) => {
             event::check_target(&description.target, files)
         }
+        Target::Namespace(_) => Ok(()),
+        Target::MessageQueue(queue) => {
+            let queues = files.message_queues.len();
+            ensure!((queue as usize) < queues, "queue#{queue} of {queues} message queues");
+            Ok(())
+        }
+        Target::Pidfd(_) | Target::TaskFile(_) => late::check_target(&description.target, files),
     }
 }

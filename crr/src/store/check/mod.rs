@@ -10,6 +10,7 @@ mod externals;
 mod files;
 mod inet;
 mod inotify;
+mod late;
 mod memory;
 mod pipes;
 mod sharing;
@@ -77,6 +78,7 @@ pub fn records(
     tree::check(tree, files).map_err(of(Kind::Tree))?;
     terminals::check_control(files, tree).map_err(of(Kind::Files))?;
     event::check_with(tree, files).map_err(of(Kind::Files))?;
+    late::check_with(tree, files).map_err(of(Kind::Files))?;
     sharing::check(tree).map_err(of(Kind::Tree))?;
     memory::check(memory, tree, files).map_err(of(Kind::Memory))?;
     files::check_contents(files, memory).map_err(of(Kind::Files))?;

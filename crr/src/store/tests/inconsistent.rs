@@ -8,6 +8,7 @@ use images::external::ExternalKind;
 use images::file::{Deleted, OtherName, Target};
 use images::inet::{InetProtocol, InetSocket, InetState};
 use images::inotify::Inotify;
+use images::late::{Process, TaskFile};
 use images::memory::{Backing, Run};
 use images::pipe::{Buffer, Fifo};
 use images::seccomp::Seccomp;
@@ -498,6 +499,49 @@ fn event_files() {
         let watch = s.files.epolls[0].watches[0];
         s.files.epolls[0].watches.push(watch);
     });
+}
+
+#[test]
+fn files_that_stand_for_tasks() {
+    let pidfd = |s: &mut Sample, process| s.files.descriptions[18].target = Target::Pidfd(process);
+    refused("files.img: description#18: of task 99, which is not in the tree", |s| {
+        pidfd(s, Process::InTree(99))
+    });
+    // A thread, and PIDFD_THREAD is not among the flags.
+    refused("files.img: description#18: of task 1100, which is not in the tree", |s| {
+        s.files.descriptions[18].flags = 0o2;
+    });
+    refused("files.img: description#19: a process that was killed by signal 17", |s| {
+        s.files.descriptions[19].target = Target::Pidfd(Process::Gone { ino: 1, end: Some(End::Killed(17)) });
+    });
+    refused("files.img: description#20: task file#1 of 1 task files", |s| {
+        s.files.descriptions[20].target = Target::TaskFile(1);
+    });
+    let file = |what: &str, change: fn(&mut TaskFile)| {
+        refused(&format!("files.img: task file#0: {what}"), |s| change(&mut s.files.task_files[0]));
+    };
+    file("of task 99, or a thread, which is not in the tree", |file| file.pid = 99);
+    file("of task 1100, or a thread, which is not in the tree", |file| file.name = b"task/101/maps".to_vec());
+    file("leads elsewhere", |file| file.name = b"root/../etc".to_vec());
+    file("leads elsewhere", |file| file.name = b"/etc".to_vec());
+    file("is no name", |file| file.name = b"a\0".to_vec());
+    refused("files.img: socket#0: description#18 stands for a task, and is in its queue", |s| {
+        s.files.unix_sockets[0].queue[0].descriptions = vec![DescriptionId(18)];
+    });
+}
+
+#[test]
+fn message_queues() {
+    refused("files.img: description#22: queue#1 of 1 message queues", |s| {
+        s.files.descriptions[22].target = Target::MessageQueue(1);
+    });
+    let name = |name: &'static [u8]| {
+        refused("files.img: message queue#0: cannot have this name", |s| {
+            s.files.message_queues[0].name = name.to_vec();
+        });
+    };
+    name(b"");
+    name(b"a/b");
 }
 
 #[test]

@@ -1,0 +1,257 @@
+//! Files and directories of `/proc/PID` that belong to a task or thread of the tree.
+//!
+//! They are opened again by name when all tasks exist ([`crate::restore::late`]). The name leads to the same file only as long as the task
+//! lives: procfs makes a new inode for a new task. What shows the memory of a task shows that of the program which it ran when the file
+//! was opened, which is not to be seen from outside, but by what such a file shows.
+
+use super::Refuse;
+use super::file::reopen::{Ia32, open_with};
+use super::path::CLOSE;
+use crate::proc::tasks::comm_of;
+use crate::refusal::Refusals;
+use anyhow::{Context, Result, ensure};
+use images::Pid;
+use images::file::Description;
+use images::late::TaskFile;
+use images::task::{Task, Zombie};
+use nix::fcntl::OFlag;
+use nix::sys::stat::{FileStat, stat};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+use nix::unistd::{Whence, lseek64};
+use std::ffi::{CString, OsStr};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+
+const O_ACCMODE: u32 = 3;
+const O_WRONLY: u32 = 1;
+
+/// The way out for those of a task that is not in the tree.
+const OUTSIDE: &str = "dump a tree that holds it, or have the program close it before the dump";
+
+/// Files that show the memory of the program which the task ran when they were opened (`proc_mem_open`, fs/proc/base.c).
+const OF_MEMORY: [&[u8]; 8] =
+    [b"mem", b"maps", b"smaps", b"smaps_rollup", b"numa_maps", b"pagemap", b"environ", b"auxv"];
+
+/// The task that a file of procfs belongs to, by its link in `/proc/PID/fd`.
+pub(crate) fn owner(link: &[u8]) -> Option<Pid> {
+    let rest = link.strip_prefix(b"/proc/")?;
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (pid, rest) = rest.split_at(digits);
+    let ends = rest.is_empty() || rest.starts_with(b"/") || rest == b" (deleted)";
+    crate::proc::decimal(pid).filter(|_| ends)
+}
+
+/// Whether a file is one of the procfs that crr sees.
+pub(crate) fn is_one(file: BorrowedFd<'_>, shown: &FileStat) -> Result<bool> {
+    let kind = fstatfs(file).context("fstatfs")?.filesystem_type();
+    Ok(kind == PROC_SUPER_MAGIC && stat("/proc").context("/proc")?.st_dev == shown.st_dev)
+}
+
+/// One that was found.
+#[derive(Debug)]
+struct Found {
+    task: (Pid, String),
+    object: String,
+}
+
+/// An open one.
+pub(crate) struct Open<'a> {
+    pub(crate) pid: Pid,
+    pub(crate) object: String,
+    pub(crate) link: &'a [u8],
+    pub(crate) stat: &'a FileStat,
+    pub(crate) flags: u32,
+    pub(crate) copy: BorrowedFd<'a>,
+}
+
+/// Those of a tree, being collected.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    found: Vec<Found>,
+    records: Vec<TaskFile>,
+}
+
+impl Table {
+    /// The number of its record; `None` when it was refused.
+    pub(crate) fn add(&mut self, open: Open<'_>, refuse: &mut Refuse<'_>) -> Result<Option<u32>> {
+        let Open { pid, object, link, stat: shown, flags, copy } = open;
+        let there = stat(OsStr::from_bytes(link)).ok();
+        if there.is_none_or(|there| (there.st_dev, there.st_ino) != (shown.st_dev, shown.st_ino)) {
+            refuse.with_hint(object, "of a task or a descriptor that is gone", CLOSE);
+            return Ok(None);
+        }
+        let name = link[format!("/proc/{pid}").len()..].trim_ascii_start();
+        let name = name.strip_prefix(b"/").unwrap_or(name).to_vec();
+        if is_of_memory(&name) && !shows_present_memory(pid, link, flags, copy)? {
+            let reason = "shows the memory of a program that its task does not run any more";
+            refuse.with_hint(object, reason, CLOSE);
+            return Ok(None);
+        }
+        let index = u32::try_from(self.records.len()).context("too many files of tasks")?;
+        self.found.push(Found { task: (refuse.pid(), refuse.name().to_owned()), object });
+        self.records.push(TaskFile { pid, name });
+        Ok(Some(index))
+    }
+
+    /// Refuses those whose task is not in the tree.
+    pub(crate) fn refuse_outsiders(&self, tasks: &[Task], zombies: &[Zombie], refusals: &mut Refusals) {
+        for (Found { task, object }, record) in self.found.iter().zip(&self.records) {
+            if !is_known(record, tasks, zombies) {
+                let pid = record.pid;
+                let reason = format!("of task {pid} ({}), outside of the tree", comm_of(pid));
+                refusals.task((task.0, &task.1), object, reason, Some(OUTSIDE));
+            }
+        }
+    }
+
+    pub(crate) fn into_records(self) -> Vec<TaskFile> {
+        self.records
+    }
+}
+
+/// Whether the task of a file, and the thread that the name leads to, are of a tree.
+pub(crate) fn is_known(file: &TaskFile, tasks: &[Task], zombies: &[Zombie]) -> bool {
+    // Threads have directories of their own, which are only not listed.
+    let has = |task: &Task, tid: Pid| task.threads.iter().any(|thread| thread.tid == tid);
+    let Some(task) = tasks.iter().find(|task| has(task, file.pid)) else {
+        return zombies.iter().any(|zombie| zombie.pid == file.pid);
+    };
+    thread_of(&file.name).is_none_or(|tid| has(task, tid))
+}
+
+/// The thread in a name.
+fn thread_of(name: &[u8]) -> Option<Pid> {
+    crate::proc::decimal(name.strip_prefix(b"task/")?.split(|&byte| byte == b'/').next()?)
+}
+
+fn is_of_memory(name: &[u8]) -> bool {
+    let of_thread = name.strip_prefix(b"task/").and_then(|rest| rest.splitn(2, |&byte| byte == b'/').nth(1));
+    OF_MEMORY.contains(&of_thread.unwrap_or(name))
+}
+
+/// Whether an open file shows the memory that its task has now: whether it says the same as one that is opened now. No two programs have
+/// the same random bytes.
+fn shows_present_memory(pid: Pid, link: &[u8], flags: u32, copy: BorrowedFd<'_>) -> Result<bool> {
+    const ENOUGH: usize = 4096;
+    if flags & O_ACCMODE == O_WRONLY {
+        return Ok(false);
+    }
+    let Ok(now) = File::open(OsStr::from_bytes(link)) else { return Ok(false) };
+    let then = File::from(copy.try_clone_to_owned().context("duplicate a descriptor")?);
+    let (at, len) = if link.ends_with(b"/mem") {
+        (random_bytes(pid)?, 16)
+    } else if link.ends_with(b"/pagemap") {
+        (random_bytes(pid)? / images::id::PAGE_SIZE * 8, 8)
+    } else {
+        (0, ENOUGH)
+    };
+    let look = |file: &File| {
+        let mut bytes = vec![0; len];
+        // Where nothing is mapped there is nothing to be read (EIO).
+        let count = file.read_at(&mut bytes, at).unwrap_or(0);
+        bytes.truncate(count);
+        // Flags of a page: its number is not for everybody to see.
+        if link.ends_with(b"/pagemap") {
+            bytes.drain(..count.min(7));
+        }
+        bytes
+    };
+    Ok(look(&then) == look(&now))
+}
+
+/// Where the random bytes of a program lie (AT_RANDOM).
+fn random_bytes(pid: Pid) -> Result<u64> {
+    const AT_RANDOM: u64 = 25;
+    let auxv = std::fs::read(format!("/proc/{pid}/auxv")).context("read auxv")?;
+    let long = |bytes: &[u8]| bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte));
+    // The first tag is a small number, with the first value above it in the words of ia32.
+    let word = if auxv.len() >= 8 && long(&auxv[..8]) > u64::from(u16::MAX) { 4 } else { 8 };
+    let entry = auxv.chunks_exact(2 * word).find(|entry| long(&entry[..word]) == AT_RANDOM);
+    entry.map(|entry| long(&entry[word..])).context("no AT_RANDOM")
+}
+
+/// Opens one again, now that its task exists.
+///
+/// # Errors
+/// As open(2) and lseek(2), with the name.
+pub(crate) fn open(file: &TaskFile, description: &Description, ia32: &mut Ia32) -> Result<OwnedFd> {
+    let mut path = format!("/proc/{}/", file.pid).into_bytes();
+    path.extend(&file.name);
+    let name = String::from_utf8_lossy(&path).into_owned();
+    let path = CString::new(path).with_context(|| format!("{name}: not a path"))?;
+    let flags = OFlag::from_bits_retain(description.flags.cast_signed()) | OFlag::O_CLOEXEC;
+    let opened =
+        open_with(&path, flags, description.flags, ia32).with_context(|| format!("open {name} again"))?;
+    let position = description.position.cast_signed();
+    if position != 0 {
+        seek(opened.as_fd(), position).with_context(|| format!("{name}: seek to {position}"))?;
+        if description.flags & O_ACCMODE != O_WRONLY {
+            forget_text(&opened, position)?;
+        }
+    }
+    Ok(opened)
+}
+
+/// lseek(2) to any place: in memory also to those that are negative numbers, for which the answer looks like an error.
+fn seek(file: BorrowedFd<'_>, position: i64) -> Result<()> {
+    if let Err(errno) = lseek64(file, position, Whence::SeekSet) {
+        let now = lseek64(file, 0, Whence::SeekCur);
+        ensure!(i64::from(errno as i32) == -position && now == Err(errno), errno);
+    }
+    Ok(())
+}
+
+/// Has the kernel make the text anew at the next read: seeking has made it, and the task is not what it will be. A read at another place
+/// than the last one does that (`seq_read_iter`, fs/seq_file.c).
+fn forget_text(file: &OwnedFd, position: i64) -> Result<()> {
+    let file = File::from(file.try_clone().context("duplicate a descriptor")?);
+    let mut bytes = [0; 2];
+    let len = if position == 1 { 2 } else { 1 };
+    // Files of other kinds have no such text, and a directory or one that refuses to be read has none either.
+    let _ = file.read_at(&mut bytes[..len], 0);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owners_are_read_off_links() {
+        assert_eq!(owner(b"/proc/12/fdinfo/3"), Some(12));
+        assert_eq!(owner(b"/proc/12"), Some(12));
+        assert_eq!(owner(b"/proc/12 (deleted)"), Some(12));
+        assert_eq!(owner(b"/proc/12a"), None);
+        assert_eq!(owner(b"/proc/version"), None);
+        assert_eq!(owner(b"/proc"), None);
+    }
+
+    #[test]
+    fn names_tell_threads_and_what_shows_memory() {
+        assert_eq!(thread_of(b"task/14/maps"), Some(14));
+        assert_eq!(thread_of(b"task"), None);
+        assert!(is_of_memory(b"mem") && is_of_memory(b"task/14/maps"));
+        assert!(!is_of_memory(b"task/14/status") && !is_of_memory(b"fdinfo") && !is_of_memory(b""));
+    }
+
+    /// What this test reads of itself is its own, and not that of another.
+    #[test]
+    fn memory_is_told_apart() {
+        let pid = std::process::id().cast_signed();
+        for name in ["mem", "pagemap", "maps", "auxv"] {
+            let link = format!("/proc/{pid}/{name}");
+            let file = File::open(&link).unwrap();
+            assert!(shows_present_memory(pid, link.as_bytes(), 0, file.as_fd()).unwrap(), "{name}");
+        }
+        let mut other = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        for name in ["mem", "maps", "auxv"] {
+            let link = format!("/proc/{pid}/{name}");
+            let file = File::open(format!("/proc/{}/{name}", other.id())).unwrap();
+            assert!(!shows_present_memory(pid, link.as_bytes(), 0, file.as_fd()).unwrap(), "{name}");
+        }
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
+}
