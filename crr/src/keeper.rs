@@ -38,6 +38,16 @@ impl<F: Fn()> Keeper<F> {
         }
     }
 
+    /// A descriptor that programs inherit which are executed while it is open: if crr is killed, nothing is put back before they have
+    /// ended, so that it is not changed again afterwards.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub(crate) fn waits_for_children(&self) -> nix::Result<OwnedFd> {
+        // Unlike F_DUPFD_CLOEXEC.
+        nix::unistd::dup(&self.release)
+    }
+
     /// From here on it stays as it is. The other process is gone when this returns.
     pub(crate) fn leave(mut self) {
         self.release();

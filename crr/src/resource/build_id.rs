@@ -19,6 +19,11 @@ pub(crate) fn read(file: &File) -> Vec<u8> {
     of(head).or_else(|| of(&ReadCache::new(file))).unwrap_or_default()
 }
 
+/// The build-id of a file that begins like this, empty if it is not in there.
+pub(crate) fn of_head(head: &[u8]) -> Vec<u8> {
+    of(head).unwrap_or_default()
+}
+
 fn of<'data, R: ReadRef<'data>>(data: R) -> Option<Vec<u8>> {
     match FileKind::parse(data).ok()? {
         FileKind::Elf32 => of_class::<elf::FileHeader32<Endianness>, R>(data),

@@ -166,9 +166,17 @@ pub(super) fn collect(
                 contents.add_file(file, name()).with_context(|| format!("{}: look for contents", name()))?;
         }
     }
-    for path in program::of_tree(&tasks, &memory.spaces) {
+    for (path, place) in program::of_tree(&tasks, &memory.spaces) {
         let record = &mut paths[path.0 as usize];
-        if let (Some(file), true) = (program::identify(record)?, options.embed_files) {
+        if !program::is_named(record) {
+            continue;
+        }
+        if let Some((index, at)) = place {
+            let task = &frozen.tasks[index];
+            record.build_id = program::build_id(task.deputy(), &task.dir, at)?;
+        }
+        if options.embed_files {
+            let file = program::open(record)?;
             let name = || String::from_utf8_lossy(record.place()).into_owned();
             let mut copy = program::copy(&file).with_context(name)?;
             copy.runs = contents.add_file(file, name()).with_context(name)?;

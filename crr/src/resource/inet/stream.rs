@@ -94,6 +94,7 @@ impl Silenced {
         });
         let keeper = Keeper::new(put_back).context("keep TCP connections")?;
         if let Some(hold) = &hold {
+            let _nft = keeper.waits_for_children().context("duplicate a descriptor")?;
             hold.place(outside)?;
         }
         Ok(Self { sockets, given_up, keeper: Some(keeper) })
