@@ -121,3 +121,19 @@ pub fn crr_under(under: &[&str], dir: &Path, args: &[&str]) -> crate::Result<Out
         }
     }
 }
+
+/// Waits until no `crr` is left in the namespace: a dump may have processes of its own, which put things back and end by
+/// themselves when the one that was started is killed.
+///
+/// # Errors
+/// One stays.
+pub fn none_left() -> crate::Result {
+    wait::until(wait::STEP, "no crr is left", || {
+        let mut left = false;
+        for entry in fs::read_dir("/proc")? {
+            let stat = fs::read_to_string(entry?.path().join("stat")).unwrap_or_default();
+            left |= stat.contains(" (crr) ") && !stat.contains(" (crr) Z");
+        }
+        Ok((!left).then_some(()))
+    })
+}

@@ -531,6 +531,25 @@ CASE(stranger_with_lock)
 	MUST(kill(stranger, SIGUSR1));
 }
 
+/* Sockets that somebody outside of the tree has too: the whole of it would not come back at both places. */
+CASE(stranger_with_socket)
+{
+	int pair[2], fds[3];
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	fds[0] = pair[0];
+	fds[1] = MUST(socket(AF_INET, SOCK_STREAM, 0));
+	fds[2] = MUST(socket(AF_NETLINK, SOCK_RAW, 0));
+	MUST(listen(fds[1], 1));
+	pid_t stranger = leave_sharer(0);
+	for (size_t i = 0; i < LENGTH(fds); i++)
+		name_fd(fds[i]);
+	char text[64];
+	snprintf(text, sizeof(text), "also open in task %d (refused), outside of the tree", stranger);
+	name(text);
+	checkpoint();
+	MUST(kill(stranger, SIGUSR1));
+}
+
 /* The root holds a task outside of the tree. */
 CASE(tracer)
 {

@@ -61,7 +61,7 @@ pub(crate) struct Table {
     externals: Externals,
     sockets: Sockets,
     inet: inet::Sockets,
-    netlink: Vec<NetlinkSocket>,
+    netlink: Vec<(NetlinkSocket, Holder)>,
     terminals: Terminals,
     events: event::Found,
     epolls: Vec<Epoll>,
@@ -327,7 +327,7 @@ impl Table {
                     let Some(record) = netlink::dump(copy.as_fd(), &open.stat, &holder, refuse)? else {
                         return Ok(None);
                     };
-                    self.netlink.push(record);
+                    self.netlink.push((record, holder));
                     let index = u32::try_from(self.netlink.len() - 1).context("too many sockets")?;
                     return Ok(Some(Target::NetlinkSocket(index)));
                 }
@@ -529,7 +529,11 @@ impl Table {
     /// Everything that somebody outside of the tree may have an end of.
     fn ends(&self) -> impl Iterator<Item = (pipe::Object, Option<pipe::Ours<'_>>)> {
         let pipes = self.pipes.objects().map(|(pipe, ours)| (pipe, Some(ours)));
-        pipes.chain(self.terminals.living().map(|(pty, _)| (pty, None)))
+        let sockets = self.sockets.holders().chain(self.inet.holders());
+        let sockets = sockets.chain(self.netlink.iter().map(|(socket, holder)| (socket.ino, holder)));
+        let sockets =
+            sockets.map(|(ino, holder)| (pipe::Object::Socket(ino), Some(pipe::Ours { holder, key: None })));
+        pipes.chain(self.terminals.living().map(|(pty, _)| (pty, None))).chain(sockets)
     }
 
     /// The masters of pseudo terminals.
@@ -562,7 +566,7 @@ impl Table {
             pipes: self.pipes.into_records(),
             unix_sockets: self.sockets.into_records(),
             inet_sockets,
-            netlink_sockets: self.netlink,
+            netlink_sockets: self.netlink.into_iter().map(|(socket, _)| socket).collect(),
             network_hold,
             ptys: self.terminals.into_records(),
             epolls: self.epolls,

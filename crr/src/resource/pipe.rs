@@ -9,7 +9,7 @@ pub(crate) use table::{End, Pipes};
 use super::external::Key;
 use super::path::file_type;
 use super::unix_socket::Holder;
-use super::{event, terminal};
+use super::{event, socket, terminal};
 use crate::proc::tasks::{Outsider, comm_of, outside};
 use crate::proc::{Dir, living_thread};
 use crate::refusal::{Refusal, Refusals};
@@ -39,6 +39,8 @@ pub(crate) enum Object {
     Fifo(u64, u64),
     /// A pseudo terminal: the device of its devpts, and its number.
     Pty(u64, u32),
+    /// A socket, by inode: it has one description.
+    Socket(u64),
 }
 
 /// Who in the tree has an object, and by what it could stay outside.
@@ -53,7 +55,7 @@ impl Object {
     fn fifo(self) -> Option<(u64, u64)> {
         match self {
             Self::Fifo(dev, ino) => Some((dev, ino)),
-            Self::Pipe(_) | Self::Pty(..) => None,
+            Self::Pipe(_) | Self::Pty(..) | Self::Socket(_) => None,
         }
     }
 }
@@ -64,6 +66,7 @@ impl fmt::Display for Object {
             Self::Pipe(ino) => write!(f, "pipe:[{ino}]"),
             Self::Fifo(_, ino) => write!(f, "named pipe, inode {ino}"),
             Self::Pty(_, number) => write!(f, "/dev/pts/{number}"),
+            Self::Socket(ino) => write!(f, "socket:[{ino}]"),
         }
     }
 }
@@ -190,15 +193,18 @@ impl Holders {
 fn refuse(object: Object, ours: Option<Ours<'_>>, pid: Pid, refusals: &mut Refusals) {
     let comm = comm_of(pid);
     let holder = ours.map(|ours| ours.holder);
-    let way_out = match ours.and_then(|ours| ours.key) {
-        Some(key) => format!("leave it outside with --external {key}"),
-        None => "redirect to files".to_owned(),
+    let hint = match (object, ours.and_then(|ours| ours.key)) {
+        (Object::Socket(_), _) => "dump a tree that has both, or have one of them close it".to_owned(),
+        (_, Some(key)) => {
+            format!("dump a tree that holds both ends, or leave it outside with --external {key}")
+        }
+        (_, None) => "dump a tree that holds both ends, or redirect to files".to_owned(),
     };
     refusals.push(Refusal {
         task: holder.map(|holder| (holder.pid, holder.name.clone())),
         object: holder.map_or_else(|| object.to_string(), |holder| holder.object.clone()),
         reason: format!("also open in task {pid} ({comm}), outside of the tree"),
-        hint: Some(format!("dump a tree that holds both ends, or {way_out}")),
+        hint: Some(hint),
     });
 }
 
@@ -288,6 +294,8 @@ fn look_at(task: &Dir, fifos: Fifos<'_>, mut see: impl FnMut(Seen)) {
         let link = link.as_bytes();
         if let Some(ino) = inode(link) {
             see(Seen::End(Object::Pipe(ino)));
+        } else if let Some(ino) = socket::inode(link) {
+            see(Seen::End(Object::Socket(ino)));
         } else if event::Kind::of(link).is_some() {
             see(Seen::Event(fd));
         } else if link.ends_with(b"/ptmx") {

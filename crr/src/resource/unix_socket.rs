@@ -156,6 +156,11 @@ impl Sockets {
         self.found[arrived.socket].record.queue[arrived.message].descriptions.push(id);
     }
 
+    /// The inodes of all, each with one who has it.
+    pub(crate) fn holders(&self) -> impl Iterator<Item = (u64, &Holder)> {
+        self.found.iter().map(|found| (found.record.ino, &found.holder))
+    }
+
     /// All records.
     pub(crate) fn into_records(self) -> Vec<UnixSocket> {
         self.found.into_iter().map(|found| found.record).collect()

@@ -101,7 +101,7 @@ fn killed_dumps(dir: &Path, workload: Workload) -> tests::Result {
             }
             crr.kill()?;
             cut += u32::from(crr.wait()?.code().is_none());
-            no_crr_left()?;
+            command::none_left()?;
             alive(&running).map_err(|e| e.context(format!("{abi}: after kill {kill}")))?;
         }
         assert!(cut >= 10, "only {cut} of 50 dumps were still running when they were killed");
@@ -115,18 +115,6 @@ fn killed_dumps(dir: &Path, workload: Workload) -> tests::Result {
         running.verify()?;
     }
     Ok(())
-}
-
-/// A dump of tasks with seccomp has a process of its own, which ends by itself when the one that was started is killed.
-fn no_crr_left() -> tests::Result {
-    wait::until(wait::STEP, "no crr is left", || {
-        let mut left = false;
-        for entry in std::fs::read_dir("/proc")? {
-            let stat = std::fs::read_to_string(entry?.path().join("stat")).unwrap_or_default();
-            left |= stat.contains(" (crr) ") && !stat.contains(" (crr) Z");
-        }
-        Ok((!left).then_some(()))
-    })
 }
 
 /// The area in which a task makes system calls for a dump (or one without code in its place) stays behind when the dump is killed just

@@ -205,7 +205,8 @@ fn a_killed_dump_lets_clients_go_on() {
                 }
                 crr.kill()?;
                 cut += u32::from(crr.wait()?.code().is_none());
-                wait::until(wait::STEP, "nothing is held", || Ok(tables()?.is_empty().then_some(())))?;
+                command::none_left()?;
+                ensure!(tables()?.is_empty(), "after kill {kill}: tables:\n{}", tables()?);
                 for client in clients.iter_mut() {
                     ask(client, b"on")
                         .and_then(|()| hear(client, b"on"))

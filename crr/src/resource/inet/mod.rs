@@ -321,6 +321,11 @@ impl Sockets {
         Ok(silenced)
     }
 
+    /// The inodes of all, each with one who has it.
+    pub(crate) fn holders(&self) -> impl Iterator<Item = (u64, &Holder)> {
+        self.found.iter().map(|found| (found.record.ino, &found.holder))
+    }
+
     /// All records, and the table that holds the traffic of connections.
     pub(crate) fn into_records(self) -> (Vec<InetSocket>, Option<String>) {
         (self.found.into_iter().map(|found| found.record).collect(), self.hold)
