@@ -55,6 +55,10 @@ pub(super) struct Dump {
     #[arg(long, conflicts_with = "tcp_established")]
     tcp_close: bool,
 
+    /// Taken for the sake of those who are used to it: file locks are dumped in any case.
+    #[arg(short = 'l', long, hide = true)]
+    file_locks: bool,
+
     /// Give up TCP connections that have not been accepted yet.
     #[arg(long)]
     skip_in_flight: bool,
@@ -105,6 +109,11 @@ impl Dump {
             report.total.as_secs_f64(),
             report.frozen.as_secs_f64(),
         );
+        if let Some(table) = report.held_by {
+            log::info!(
+                "traffic of its TCP connections is held until the restore, by the nftables table inet {table}"
+            );
+        }
         for argument in report.outside {
             log::info!("restore takes {argument}");
         }

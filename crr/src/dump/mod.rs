@@ -81,6 +81,8 @@ pub struct Report {
     pub bytes: u64,
     /// What a restore has to be given: `--inherit-fd`, as it is to be spelled, and how it is to be open.
     pub outside: Vec<String>,
+    /// The nftables table that holds the traffic of TCP connections until the restore.
+    pub held_by: Option<String>,
     /// From the first task stopped to the last resumed or killed.
     pub frozen: Duration,
     /// Whole dump.
@@ -128,7 +130,8 @@ pub fn dump(options: &Options) -> Result<Report> {
         e.context(Changed { how: "the checkpoint is complete, but not all tasks were ended".to_owned() })
     })?;
     let outside = external::arguments(&collected.files);
-    Ok(Report { tasks, threads, bytes, outside, frozen: frozen_for, total: started.elapsed() })
+    let held_by = collected.files.network_hold.filter(|_| options.after == After::Kill);
+    Ok(Report { tasks, threads, bytes, outside, held_by, frozen: frozen_for, total: started.elapsed() })
 }
 
 /// Stops the tree and looks at it; by a guarded process if there are pseudo terminals, and a second time if it finds

@@ -85,6 +85,12 @@ fn text(checkpoint: &Checkpoint, verbose: bool) -> String {
     if !checkpoint.files.inet_sockets.is_empty() {
         out.push('\n');
         out.push_str(&sockets::inet(&checkpoint.files.inet_sockets));
+        if let Some(table) = &checkpoint.files.network_hold {
+            let _ = writeln!(
+                out,
+                "\nTraffic of its connections is held by the nftables table inet {table} until the restore."
+            );
+        }
     }
     if !checkpoint.files.ptys.is_empty() {
         out.push('\n');
