@@ -30,6 +30,10 @@ impl<F: Fn()> Keeper<F> {
             Some(child) => Ok(Self { put_back, child, release, released: false }),
             None => {
                 drop(release);
+                // What hits the group of crr (a terminal, a shell, timeout) is not for this process.
+                let own = nix::unistd::Pid::from_raw(0);
+                let _ = nix::unistd::setpgid(own, own);
+                let _ = process::block_all_signals();
                 if nix::unistd::read(&wait, &mut [0]) == Ok(0) {
                     put_back();
                 }

@@ -681,14 +681,14 @@ CASE(server)
 		}
 		int fd = event.data.fd;
 		ssize_t got = recv(fd, bytes, sizeof(bytes), 0);
-		CHECK(got >= 0, "recv: %s", strerror(errno));
+		CHECK(got >= 0 || errno == ECONNRESET, "recv: %s", strerror(errno));
 		for (ssize_t i = 0; i < got; i++)
 			bytes[i]++;
 		for (ssize_t done = 0; done < got;) {
 			ssize_t sent = send(fd, bytes + done, (size_t)(got - done), MSG_NOSIGNAL);
-			CHECK(sent > 0, "send: %s", strerror(errno));
+			CHECK(sent > 0 || errno == ECONNRESET || errno == EPIPE, "send: %s", strerror(errno));
 			if (sent <= 0)
-				break;
+				got = -1;
 			done += sent;
 		}
 		if (got <= 0)

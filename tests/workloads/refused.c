@@ -1,5 +1,7 @@
 /* Everything at once that this version of crr does not carry over: a dump has to name each. */
 #include "workload.h"
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <linux/aio_abi.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -548,6 +550,22 @@ CASE(stranger_with_socket)
 	name(text);
 	checkpoint();
 	MUST(kill(stranger, SIGUSR1));
+}
+
+/* Sockets with what the kernel does not show or take. */
+CASE(protected_sockets)
+{
+	struct sockaddr_in peer = { .sin_family = AF_INET, .sin_addr = { htonl(INADDR_LOOPBACK) } };
+	struct tcp_md5sig signature = { .tcpm_keylen = 3, .tcpm_key = "key" };
+	int fd = MUST(socket(AF_INET, SOCK_STREAM, 0));
+	memcpy(&signature.tcpm_addr, &peer, sizeof(peer));
+	MUST(setsockopt(fd, IPPROTO_TCP, TCP_MD5SIG, &signature, sizeof(signature)));
+	MUST(listen(fd, 1));
+	name_fd(fd);
+	name_fd(MUST(socket(AF_INET, SOCK_RAW, IPPROTO_UDP)));
+	name_fd(MUST(socket(AF_NETLINK, SOCK_RAW, 9)));
+	checkpoint();
+	CHECK(fcntl(fd, F_GETFD) == 0, "the socket");
 }
 
 /* The root holds a task outside of the tree. */

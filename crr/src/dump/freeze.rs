@@ -280,6 +280,17 @@ impl Frozen {
         Ok(self.elapsed())
     }
 
+    /// From here on the tasks die with this process.
+    ///
+    /// # Errors
+    /// If a thread is gone.
+    pub(crate) fn doom(&self) -> Result<()> {
+        for thread in self.tasks.iter().flat_map(|task| &task.threads) {
+            thread.die_with_tracer()?;
+        }
+        Ok(())
+    }
+
     fn release(&mut self) {
         for task in self.tasks.drain(..) {
             for thread in task.threads {

@@ -1,4 +1,4 @@
-//! Holding back SIGINT, SIGTERM and SIGHUP while a tree is in our hands, and SIGCHLD, which is waited for.
+//! Holding back SIGINT, SIGQUIT, SIGTERM and SIGHUP while a tree is in our hands, and SIGCHLD, which is waited for.
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
@@ -12,7 +12,7 @@ pub(super) struct Held {
 impl Held {
     pub(super) fn block() -> nix::Result<Self> {
         let mut set = SigSet::empty();
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD] {
+        for signal in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD] {
             set.add(signal);
         }
         Ok(Self { before: set.thread_swap_mask(SigmaskHow::SIG_BLOCK)? })

@@ -116,16 +116,15 @@ pub fn dump(options: &Options) -> Result<Report> {
     let (tasks, threads) = (inventory.tasks, inventory.threads);
     let bytes = writer.finish(inventory, &collected.tree, &collected.files, &collected.memory)?;
     collected.helpers.keep();
-    let _silent = match options.after {
-        After::Kill => {
-            robust::disarm(&collected.tree);
-            Some(collected.silenced.outlive().context("keep TCP connections")?)
+    let _silent = match collected.silenced {
+        Some(silenced) if options.after == After::Kill => {
+            Some(silenced.outlive(|| frozen.doom()).context("keep TCP connections")?)
         }
-        After::Run | After::Stop => {
-            drop(collected.silenced);
-            None
-        }
+        _ => None,
     };
+    if options.after == After::Kill {
+        robust::disarm(&collected.tree);
+    }
     let frozen_for = frozen.finish(options.after, &Patience::new(LAST_RESORT)).map_err(|e| {
         e.context(Changed { how: "the checkpoint is complete, but not all tasks were ended".to_owned() })
     })?;

@@ -312,6 +312,15 @@ impl Stopped {
         request::set_regs(self.tid, &regs.0).map_err(error(self.tid, "write registers"))
     }
 
+    /// From here on the thread dies with this process.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn die_with_tracer(&self) -> Result<(), Error> {
+        request::set_options(self.tid, OPTIONS | libc::PTRACE_O_EXITKILL)
+            .map_err(error(self.tid, "tie it to this process"))
+    }
+
     /// Writes arguments of a call that the thread is to be made to make, on its stack, well below what is in use of it, red zone
     /// included: at most 512 bytes, aligned to 16. It must run on a stack of crr's. Returns where they are.
     ///

@@ -484,6 +484,11 @@ impl Table {
         self.inet.check(policy, refusals).context("look at internet sockets")
     }
 
+    /// Whether there are TCP connections to be looked at.
+    pub(crate) fn has_connections(&self) -> bool {
+        self.inet.has_connections()
+    }
+
     /// Looks at TCP connections, if nothing else is in the way of the dump.
     pub(crate) fn look_at_connections(&mut self, policy: inet::Policy) -> Result<inet::Silenced> {
         self.inet.look_at_connections(policy).context("look at TCP connections")

@@ -118,12 +118,17 @@ impl Opened {
         self.descriptions[id.0 as usize].as_fd()
     }
 
-    /// Lets TCP connections speak again.
+    /// Lets traffic pass to TCP connections, which are silent still.
     ///
     /// # Errors
     /// Names the socket that does not come to the state that it had.
-    pub(super) fn bring_connections_to_life(&mut self) -> Result<()> {
-        self.inet_sockets.bring_to_life(&self.inet_records)
+    pub(super) fn let_traffic_pass(&mut self) -> Result<()> {
+        self.inet_sockets.let_traffic_pass(&self.inet_records)
+    }
+
+    /// Lets TCP connections speak again.
+    pub(super) fn let_connections_speak(&mut self) {
+        self.inet_sockets.speak(&self.inet_records);
     }
 
     /// Puts files that were opened late where their places were held.

@@ -98,10 +98,13 @@ pub(super) fn take_over(
     }
     let groups =
         inotify::Groups::of(&files.descriptions, &files.inotifies, |id| restore.opened.description(id))?;
+    // What this opens must not be seen by those who watch.
+    restore.opened.let_traffic_pass()?;
     // What a task closes is to be closed, as the other end of a pipe and an epoll see it.
-    restore.opened.bring_connections_to_life()?;
     restore.opened.let_go();
     groups.watch(&restore.opened.paths)?;
+    // The last that could fail: now nobody can be disappointed any more.
+    restore.opened.let_connections_speak();
     // Children first: a parent that finds its child gone or stopped would act on it.
     for taken in finished.into_iter().rev() {
         let tid = taken.record.tid;

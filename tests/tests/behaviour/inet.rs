@@ -2,7 +2,8 @@
 
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
-use std::io::{Read, Write};
+use nix::sys::socket::{setsockopt, sockopt};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
@@ -177,6 +178,45 @@ fn a_client_elsewhere_does_not_notice_a_dump() {
             ensure!(tables()?.is_empty(), "tables:\n{}", tables()?);
             for client in clients.iter_mut() {
                 ask(client, b"on").and_then(|()| hear(client, b"on"))?;
+            }
+            Ok(())
+        })
+    });
+}
+
+/// One client gives up while the server is gone, with much on its way to it: the others are served on.
+#[test]
+fn a_client_that_gave_up_is_no_obstacle() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        with_clients(dir, |running, clients| {
+            let mut greedy = TcpStream::connect(clients[0].peer_addr()?)?;
+            greedy.set_nonblocking(true)?;
+            // Until the server waits for room to answer, and does not listen any more.
+            wait::until(wait::STEP, "nothing more goes in", || {
+                let full = loop {
+                    match greedy.write(&[1; 65536]) {
+                        Ok(_) => {}
+                        Err(e) => break e.kind() == ErrorKind::WouldBlock,
+                    }
+                };
+                // Neither at work nor in epoll_pwait(2) of either ABI.
+                let call = std::fs::read_to_string(format!("/proc/{}/syscall", running.root))?;
+                let waits = !["running", "281 ", "319 "].iter().any(|other| call.starts_with(other));
+                Ok((full && waits).then_some(()))
+            })?;
+            running.dump(&["--tcp-established"])?.success()?;
+            nothing_left()?;
+            let reset = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+            setsockopt(&greedy, sockopt::Linger, &reset)?;
+            drop(greedy);
+            for client in clients.iter_mut() {
+                ask(client, b"still")?;
+            }
+            running.restore(&["-d"])?.success()?;
+            for client in clients.iter_mut() {
+                hear(client, b"still")?;
             }
             Ok(())
         })

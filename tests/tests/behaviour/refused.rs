@@ -49,7 +49,7 @@ refusals! {
     descriptors late_in_flight files_of_tasks message_queues events memory leases lease_of_another listener
     namespace waiting_for_a_signal namespace_of_a_thread
     stranger stranger_with_memory stranger_with_files stranger_with_directories stranger_with_deleted_file
-    stranger_with_lock stranger_with_socket tracer watches
+    stranger_with_lock stranger_with_socket protected_sockets tracer watches
 }
 
 /// Dumps a workload with threads that do not stop: each is named, with everything else, soon after the time is up; and the

@@ -6,11 +6,12 @@ mod abi;
 mod ask;
 mod task;
 
-use super::Options;
 use super::freeze::{DeadTask, Frozen, FrozenTask};
+use super::guard::Unguarded;
 use super::known::{Known, Mates};
 use super::pages::Contents;
 use super::room;
+use super::{After, Options};
 use crate::proc::{Dir, stat, status};
 use crate::ptrace::Patience;
 use crate::refusal::Refusals;
@@ -25,7 +26,7 @@ use crate::resource::pipe::Holders;
 use crate::resource::tree::{self, Standing, Strangers};
 use crate::resource::{Refuse, deleted, memory, program, seccomp, sharing, zombie};
 use crate::sys::int80::LowBuffer;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use images::Pid;
 use images::file::Files;
 use images::memory::{Memory, Space, Vdso};
@@ -45,8 +46,8 @@ pub(super) struct Collected {
     pub(super) files: Files,
     pub(super) memory: Memory,
     pub(super) contents: Contents,
-    /// TCP connections, whose traffic is held.
-    pub(super) silenced: Silenced,
+    /// TCP connections, whose traffic is held until the tree is gone; `None` if it stays.
+    pub(super) silenced: Option<Silenced>,
     /// Names that the restore opens files by.
     pub(super) helpers: Helpers,
 }
@@ -145,6 +146,9 @@ pub(super) fn collect(
             tables.files.relate_terminals(&standings, tables.terminal, tables.guarded, &mut refusals)?;
         tree::check_terminals(&standings, shell_job, &ptys, &strangers, &mut refusals);
         tables.files.check_inet_sockets(options.sockets, &mut refusals)?;
+        if tables.files.has_connections() && !tables.guarded && refusals.is_empty() {
+            bail!(Unguarded);
+        }
         tables.files.finish_pipes(&mut refusals)?;
         tables.files.finish_events(&tasks, &zombies, &mut tables.paths, &mut refusals)?;
     }
@@ -192,6 +196,14 @@ pub(super) fn collect(
     on_their_way.finish("dump")?;
     let silenced = tables.files.look_at_connections(options.sockets)?;
     tables.files.note_pending_events()?;
+    let silenced = match options.after {
+        After::Kill => Some(silenced),
+        // What is known of connections is known. Their other ends may not be able to wait.
+        After::Run | After::Stop => {
+            silenced.let_go()?;
+            None
+        }
+    };
     let files = tables.files.into_files(paths);
     Ok(Collected { tree, files, memory, contents, silenced, helpers })
 }

@@ -224,6 +224,9 @@ fn obstacle(
         Target::Signalfd(_) if signals::adder(tree.tasks, epoll, watch).is_none() => {
             Some(("a signalfd, and it is not to be seen of which task it is told signals", REMOVE))
         }
+        Target::External(_) | Target::MessageQueue(_) if told => {
+            Some(("what others have a part in, and has told its event (EPOLLONESHOT)", ARM))
+        }
         Target::Epoll(_) if told => Some(("an epoll that has told its event (EPOLLONESHOT)", ARM)),
         // Always ready for something, or made so for a moment.
         Target::Eventfd(_) | Target::Timerfd(_) => None,

@@ -94,7 +94,10 @@ impl<'f, F: Fn(DescriptionId) -> BorrowedFd<'f>> Restoring<'_, 'f, F> {
     fn can_have_news(&self, id: DescriptionId) -> bool {
         match self.files.descriptions[id.0 as usize].target {
             Target::Timerfd(timer) => timer.next_ns != 0,
-            Target::Terminal(_) | Target::NetlinkSocket(_) => true,
+            Target::Terminal(_)
+            | Target::NetlinkSocket(_)
+            | Target::External(_)
+            | Target::MessageQueue(_) => true,
             Target::UnixSocket(index) => {
                 let socket = &self.files.unix_sockets[index as usize];
                 matches!(socket.peer, Peer::Listening { .. }) || socket.kind == UnixKind::Datagram

@@ -15,6 +15,8 @@ pub(super) struct Entry {
     pub(super) shutdown: u32,
     /// What it is connected to, or is about to be.
     pub(super) peer: Option<InetAddress>,
+    /// It has keys for TCP_MD5SIG.
+    pub(super) signed: bool,
 }
 
 /// What has been asked for so far: by family and protocol, the sockets by inode.
@@ -60,8 +62,13 @@ fn query(v6: bool, protocol: i32) -> Result<HashMap<u64, Entry>> {
             Nla::Shutdown(shutdown) => Some(u32::from(*shutdown)),
             _ => None,
         });
-        let entry =
-            Entry { shutdown: shutdown.unwrap_or_default(), peer: Some(peer).filter(|peer| peer.port != 0) };
+        /// INET_DIAG_MD5SIG of include/uapi/linux/inet_diag.h.
+        const MD5SIG: u16 = 18;
+        let entry = Entry {
+            shutdown: shutdown.unwrap_or_default(),
+            peer: Some(peer).filter(|peer| peer.port != 0),
+            signed: answer.nlas.iter().any(|attribute| netlink_packet_core::Nla::kind(attribute) == MD5SIG),
+        };
         all.insert(u64::from(answer.header.inode), entry);
     })?;
     Ok(all)
@@ -71,7 +78,8 @@ fn request(v6: bool, protocol: i32) -> Result<InetRequest> {
     Ok(InetRequest {
         family: u8::try_from(if v6 { libc::AF_INET6 } else { libc::AF_INET })?,
         protocol: u8::try_from(protocol)?,
-        extensions: ExtensionFlags::SHUTDOWN,
+        // With INFO come the keys of TCP_MD5SIG: inet_sk_diag_fill() of net/ipv4/inet_diag.c.
+        extensions: ExtensionFlags::SHUTDOWN | ExtensionFlags::INFO,
         states: StateFlags::from_bits_retain(u32::MAX),
         socket_id: if v6 { SocketId::new_v6() } else { SocketId::new_v4() },
     })

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use images::inet::InetAddress;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 /// What may pass: the mark of what crr itself sends to a socket of this machine.
@@ -107,6 +108,8 @@ impl Hold {
 fn nft(script: &str) -> Result<()> {
     let mut child = Command::new("nft")
         .args(["-f", "-"])
+        // A key that interrupts crr is not to interrupt it halfway.
+        .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

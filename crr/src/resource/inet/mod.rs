@@ -18,7 +18,7 @@ pub(crate) use stream::Silenced;
 
 use super::Refuse;
 use super::path::CLOSE;
-use super::socket::option;
+use super::socket::{option, peek_offset};
 use super::unix_socket::Holder;
 use crate::refusal::Refusals;
 use crate::sys::{pipe, socket as sys, tcp};
@@ -163,6 +163,14 @@ impl Sockets {
                 }
                 continue;
             }
+            if found.state != tcp::CLOSE && known.of(&found.record)?.signed {
+                refuse.with_hint(
+                    &object,
+                    "TCP segments that are signed (TCP_MD5SIG) are not supported",
+                    CLOSE,
+                );
+                continue;
+            }
             match &found.record.state {
                 InetState::Listening(_) => {
                     let waiting = tcp::info(fd).context("TCP_INFO")?.waiting;
@@ -173,6 +181,12 @@ impl Sockets {
                 }
                 InetState::Ended(_) => {
                     let unread = pipe::readable_bytes(fd).context("FIONREAD")?;
+                    if unread > 0 && peek_offset::get(fd).is_ok_and(|offset| offset >= 0) {
+                        let reason =
+                            "its connection has ended, and its data is looked at by offset (SO_PEEK_OFF)";
+                        refuse.with_hint(&object, reason, READ);
+                        continue;
+                    }
                     let incoming = stream::peek(fd, unread).context("read its queue")?;
                     self.found[index].record.state = InetState::Ended(incoming);
                 }
@@ -202,6 +216,11 @@ impl Sockets {
             }
         }
         self.read_queues(&queues, refusals)
+    }
+
+    /// Whether there are connections to be looked at.
+    pub(crate) fn has_connections(&self) -> bool {
+        self.found.iter().any(|found| is_connected(found.state) && found.record.state == InetState::Closed)
     }
 
     /// TCP connections by their local and their other end, each with its index.

@@ -3,7 +3,7 @@
 
 use super::address::{Shown, to_nix};
 use super::hold::Hold;
-use super::inject::Injector;
+use super::inject::{Injector, own_addresses};
 use super::{diag, multicast};
 use crate::resource::socket::option::{self, SO_REUSEADDR};
 use crate::resource::socket::restore_owner;
@@ -69,6 +69,10 @@ pub(crate) struct Restored {
     hold: Option<Hold>,
     /// The hold was not there before: it goes if the restore fails.
     own_hold: bool,
+    /// It is lifted: it comes back if the restore fails after all.
+    lifted: bool,
+    /// What it holds.
+    outside: Vec<(InetAddress, InetAddress)>,
 }
 
 /// Makes all sockets. The traffic of connections whose other end is elsewhere is held from here on by the table of this name.
@@ -78,10 +82,12 @@ pub(crate) struct Restored {
 pub(crate) fn create_all(records: &[InetSocket], table: Option<&str>) -> Result<Restored> {
     let outside: Vec<(InetAddress, InetAddress)> = records.iter().filter_map(outside).collect();
     let hold = table.map(Hold::named);
-    let mut restored = Restored { sockets: Vec::with_capacity(records.len()), own_hold: false, hold };
-    if let Some(hold) = restored.hold.as_ref().filter(|_| !outside.is_empty()) {
+    let sockets = Vec::with_capacity(records.len());
+    let mut restored = Restored { sockets, own_hold: false, lifted: false, outside, hold };
+    refuse_foreign(records)?;
+    if let Some(hold) = restored.hold.as_ref().filter(|_| !restored.outside.is_empty()) {
         restored.own_hold = !hold.exists();
-        hold.place(&outside)?;
+        hold.place(&restored.outside)?;
     }
     // The port of a connection is often that of the socket that listens: connections do not mind, it does.
     for record in records {
@@ -95,6 +101,34 @@ pub(crate) fn create_all(records: &[InetSocket], table: Option<&str>) -> Result<
         }
     }
     Ok(restored)
+}
+
+/// Fails if a packet would have to be sent that leaves this machine: one is made for each datagram in a queue, and for the ends of
+/// streams.
+fn refuse_foreign(records: &[InetSocket]) -> Result<()> {
+    let injected = |record: &InetSocket| match &record.state {
+        InetState::Connected(connection) => connection.ended_there && connection.other_end.is_none(),
+        InetState::Ended(incoming) => !incoming.is_empty(),
+        _ => false,
+    };
+    let addresses = records.iter().flat_map(|record| {
+        let local = record.local.filter(|_| injected(record));
+        let queued = record.queue.iter().map(|datagram| datagram.destination);
+        local.into_iter().chain(queued).map(move |address| (record, address))
+    });
+    let addresses: Vec<_> = addresses.collect();
+    if addresses.is_empty() {
+        return Ok(());
+    }
+    let own = own_addresses()?;
+    match addresses.iter().find(|(_, address)| !own.contains(&address.ip.to_canonical())) {
+        Some((record, address)) => bail!(
+            "{}: {} is no address of this machine (--map-addr says which one it is now)",
+            named(record),
+            address.ip
+        ),
+        None => Ok(()),
+    }
 }
 
 /// A connection whose other end is not in the tree.
@@ -314,15 +348,13 @@ impl Restored {
         Ok(fd)
     }
 
-    /// Lets the connections speak, once everything of the tree is there. What is still to be sent is sent, and ends that were
-    /// shut down are shut down again.
+    /// Completes all but the connections, and lets traffic pass: these are silent still, and take what comes.
     ///
     /// # Errors
     /// Names the socket that does not come to the state that it had.
-    pub(crate) fn bring_to_life(&mut self, records: &[InetSocket]) -> Result<()> {
+    pub(crate) fn let_traffic_pass(&mut self, records: &[InetSocket]) -> Result<()> {
         let mut injector = Injector::default();
-        let all = || records.iter().zip(&self.sockets);
-        for (record, socket) in all() {
+        for (record, socket) in records.iter().zip(&self.sockets) {
             let mut alive = |fd: BorrowedFd<'_>| -> Result<()> {
                 match &record.state {
                     InetState::Connected(_) => return Ok(()),
@@ -342,47 +374,64 @@ impl Restored {
             };
             alive(socket.as_fd()).with_context(|| named(record))?;
         }
-        if let Some(hold) = self.hold.take() {
+        if let Some(hold) = &self.hold {
             hold.lift()?;
+            self.lifted = true;
         }
-        let connections = || {
-            all().filter_map(|(record, socket)| match &record.state {
+        Ok(())
+    }
+
+    /// Lets the connections speak, once everything of the tree is there. What is still to be sent is sent, and ends that were
+    /// shut down are shut down again. There is no way back from here: what has become of one connection is told, and is for its task
+    /// to find out.
+    pub(crate) fn speak(&mut self, records: &[InetSocket]) {
+        let connections: Vec<_> = records
+            .iter()
+            .zip(&self.sockets)
+            .filter_map(|(record, socket)| match &record.state {
                 InetState::Connected(connection) => Some((record, socket.as_fd(), connection)),
                 _ => None,
             })
+            .collect();
+        let told = |record: &InetSocket, outcome: Result<()>| {
+            if let Err(e) = outcome {
+                log::warn!("{}: {e:#}", named(record));
+            }
         };
-        for (record, socket, _) in connections() {
-            tcp::repair(socket, Repair::Off).context("TCP_REPAIR").with_context(|| named(record))?;
+        for &(record, socket, _) in &connections {
+            told(record, tcp::repair(socket, Repair::Off).context("TCP_REPAIR"));
         }
-        for (record, socket, connection) in connections() {
-            speak(socket, record, connection, &mut injector).with_context(|| named(record))?;
+        let mut injector = Injector::default();
+        for &(record, socket, connection) in &connections {
+            told(record, speak(socket, record, connection, &mut injector));
         }
         let deadline = Instant::now() + Duration::from_secs(2);
-        for (record, socket, connection) in connections() {
-            let arrived = || sys::events(socket).map(|events| events & libc::POLLRDHUP != 0);
-            while connection.ended_there && !arrived().context("poll")? {
-                if Instant::now() > deadline {
-                    bail!("{}: the end of the stream does not arrive", named(record));
-                }
+        for &(record, socket, _) in connections.iter().filter(|(_, _, connection)| connection.ended_there) {
+            let arrived = || sys::events(socket).is_ok_and(|events| events & libc::POLLRDHUP != 0);
+            while !arrived() && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(1));
             }
+            if !arrived() {
+                log::warn!("{}: the end of the stream does not arrive", named(record));
+            }
         }
-        for (record, socket, _) in connections() {
-            complete(socket, record).with_context(|| named(record))?;
+        for &(record, socket, _) in &connections {
             // What the sending of the rest may have taken more room for.
-            Sizes.put_back(socket, &record.options).with_context(|| named(record))?;
+            told(record, complete(socket, record).and_then(|()| Sizes.put_back(socket, &record.options)));
         }
         self.sockets.clear();
-        Ok(())
+        self.hold = None;
     }
 }
 
 impl Drop for Restored {
     fn drop(&mut self) {
-        // Sockets first: what is held is to find nobody, or the hold of the dump again.
+        // What was silent when it is closed has said nothing to the other end, which must not be told by others either.
         self.sockets.clear();
-        if let Some(hold) = self.hold.take().filter(|_| self.own_hold) {
-            let _ = hold.lift();
+        match self.hold.take() {
+            Some(hold) if self.own_hold && !self.lifted => drop(hold.lift()),
+            Some(hold) if self.lifted && !self.own_hold => drop(hold.place(&self.outside)),
+            _ => {}
         }
     }
 }

@@ -47,6 +47,7 @@ pub(crate) struct Silenced {
     sockets: std::rc::Rc<Vec<Before>>,
     /// Those that come back closed.
     given_up: Vec<OwnedFd>,
+    hold: Option<Hold>,
     keeper: Option<Keeper<PutBack>>,
 }
 
@@ -83,7 +84,7 @@ impl Silenced {
         let given_up =
             given_up.map(OwnedFd::try_clone).collect::<std::io::Result<_>>().context("duplicate a socket")?;
         if sockets.is_empty() {
-            return Ok(Self { sockets, given_up, keeper: None });
+            return Ok(Self { sockets, given_up, hold: None, keeper: None });
         }
         let (kept, table) = (std::rc::Rc::clone(&sockets), hold.clone());
         let put_back: PutBack = Box::new(move || {
@@ -97,7 +98,7 @@ impl Silenced {
             let _nft = keeper.waits_for_children().context("duplicate a descriptor")?;
             hold.place(outside)?;
         }
-        Ok(Self { sockets, given_up, keeper: Some(keeper) })
+        Ok(Self { sockets, given_up, hold, keeper: Some(keeper) })
     }
 
     /// Looks at the connections, in order.
@@ -120,24 +121,45 @@ impl Silenced {
         looked
     }
 
-    /// The connections stay as they are, held, when their tree is killed. To be called right before.
+    /// Lets the connections go on.
+    ///
+    /// # Errors
+    /// If their traffic cannot be let pass.
+    pub(crate) fn let_go(mut self) -> Result<()> {
+        let lifted = self.hold.as_ref().map_or(Ok(()), |hold| {
+            hold.lift().or_else(|_| hold.lift()).with_context(|| {
+                format!("their traffic is held until somebody calls nft delete table inet {}", hold.table())
+            })
+        });
+        drop(self.keeper.take());
+        lifted
+    }
+
+    /// The connections stay as they are, held, when their tree is killed. To be called right before; `doom` ties the tree to this
+    /// process: from then on there is no way back, whoever is killed.
     ///
     /// # Errors
     /// If one does not take it; all of them go on then.
-    pub(crate) fn outlive(mut self) -> Result<Vec<OwnedFd>> {
+    pub(crate) fn outlive(mut self, doom: impl FnOnce() -> Result<()>) -> Result<Vec<OwnedFd>> {
+        let copies = self
+            .sockets
+            .iter()
+            .map(|one| one.socket.try_clone())
+            .collect::<std::io::Result<_>>()
+            .context("duplicate a socket")?;
         for one in self.sockets.iter() {
             tcp::repair(one.socket.as_fd(), Repair::On).context("TCP_REPAIR")?;
         }
+        doom()?;
         for socket in &self.given_up {
-            // Reset, not closed: one that is closed keeps its port until the other end has closed it, too.
+            // Reset, not closed: one that is closed keeps its port until the other end has closed it, too. It is not worth a failure.
             let linger = [1i32.to_ne_bytes(), 0i32.to_ne_bytes()].concat();
-            sys::set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_LINGER, &linger)
-                .context("SO_LINGER")?;
+            let _ = sys::set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_LINGER, &linger);
         }
         if let Some(keeper) = self.keeper.take() {
             keeper.leave();
         }
-        self.sockets.iter().map(|one| one.socket.try_clone().context("duplicate a socket")).collect()
+        Ok(copies)
     }
 }
 
@@ -149,13 +171,18 @@ fn look_at_outgoing(fd: BorrowedFd<'_>) -> Result<TcpConnection> {
     }
     let ended_here = matches!(info.state, tcp::FIN_WAIT1 | tcp::FIN_WAIT2 | tcp::CLOSING | tcp::LAST_ACK);
     tcp::choose(fd, Queue::Send).context("TCP_REPAIR_QUEUE")?;
-    let end = u32::from(ended_here);
-    let send_seq = tcp::sequence(fd).context("TCP_QUEUE_SEQ")?.wrapping_sub(end);
     // Of the end of the stream as of a byte: it has a number, and is acknowledged after everything else.
-    let unacknowledged = tcp::unacknowledged(fd).context("SIOCOUTQ")?;
-    let unsent = tcp::unsent(fd).context("SIOCOUTQNSD")?.saturating_sub(end);
-    let outgoing =
-        peek(fd, unacknowledged.saturating_sub(end) as usize).context("read its outgoing queue")?;
+    let end = u32::from(ended_here);
+    let numbers = || -> Result<(u32, u32, u32)> {
+        Ok((
+            tcp::sequence(fd).context("TCP_QUEUE_SEQ")?.wrapping_sub(end),
+            tcp::unacknowledged(fd).context("SIOCOUTQ")?.saturating_sub(end),
+            tcp::unsent(fd).context("SIOCOUTQNSD")?.saturating_sub(end),
+        ))
+    };
+    let ((send_seq, _, unsent), outgoing) =
+        at_one_moment(numbers, |&(_, unacknowledged, _)| peek(fd, unacknowledged as usize))
+            .context("read its outgoing queue")?;
     Ok(TcpConnection {
         send_seq,
         receive_seq: 0,
@@ -181,16 +208,20 @@ fn look_at_incoming(one: &Before, connection: &mut TcpConnection) -> Result<()> 
         peek_offset::set(fd, 0).context("SO_PEEK_OFF")?;
     }
     tcp::choose(fd, Queue::Receive).context("TCP_REPAIR_QUEUE")?;
-    let readable = crate::sys::pipe::readable_bytes(fd).context("FIONREAD")?;
-    connection.incoming = peek(fd, readable).context("read its incoming queue")?;
-    let state = tcp::info(fd).context("TCP_INFO")?.state;
+    let numbers = || -> Result<(u32, u8)> {
+        Ok((tcp::sequence(fd).context("TCP_QUEUE_SEQ")?, tcp::info(fd).context("TCP_INFO")?.state))
+    };
+    let ((sequence, state), (incoming, window)) = at_one_moment(numbers, |_| {
+        let readable = crate::sys::pipe::readable_bytes(fd).context("FIONREAD")?;
+        Ok((peek(fd, readable)?, tcp::window(fd).context("TCP_REPAIR_WINDOW")?))
+    })
+    .context("read its incoming queue")?;
     if state == tcp::CLOSE {
         bail!("a TCP connection has ended meanwhile: dump again");
     }
+    (connection.incoming, connection.window) = (incoming, window);
     connection.ended_there = matches!(state, tcp::CLOSE_WAIT | tcp::LAST_ACK | tcp::CLOSING);
-    connection.receive_seq =
-        tcp::sequence(fd).context("TCP_QUEUE_SEQ")?.wrapping_sub(u32::from(connection.ended_there));
-    connection.window = tcp::window(fd).context("TCP_REPAIR_WINDOW")?;
+    connection.receive_seq = sequence.wrapping_sub(u32::from(connection.ended_there));
     if connection.ended_there {
         // Behind the end of the stream, which is still to come for the one that is made again.
         let behind = connection.receive_seq.wrapping_add(1);
@@ -201,6 +232,21 @@ fn look_at_incoming(one: &Before, connection: &mut TcpConnection) -> Result<()> 
         }
     }
     Ok(())
+}
+
+/// What `look` shows while `numbers` stay what they are: the network goes on where nothing is held.
+fn at_one_moment<N: PartialEq, T>(
+    numbers: impl Fn() -> Result<N>,
+    look: impl Fn(&N) -> Result<T>,
+) -> Result<(N, T)> {
+    for _ in 0..1000 {
+        let before = numbers()?;
+        let looked = look(&before);
+        if numbers()? == before {
+            return Ok((before, looked?));
+        }
+    }
+    bail!("its numbers do not stand still")
 }
 
 /// As much of the chosen queue, or of what was received, without taking it out.

@@ -39,6 +39,9 @@ fn check_path(path: &Path) -> Check {
     check_name(&path.path)?;
     if let Some(other) = &path.other_name {
         check_name(&other.name).map_err(inside("other name"))?;
+        let last = other.name.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        let made = last.starts_with(format!(".crr-link-{}-", path.ino).as_bytes());
+        ensure!(!other.helper || made, "other name: is none that a dump makes, and is to be removed");
         ensure!(path.deleted.is_none(), "deleted, and under another name");
     }
     let kind = path.mode & libc::S_IFMT;

@@ -279,8 +279,11 @@ fn files() {
         s.files.paths[4].other_name = Some(OtherName { name: name.to_vec(), helper: true });
     };
     refused("files.img: path#4: other name: is not absolute", |s| other(s, b"helper"));
+    let not_made = "other name: is none that a dump makes, and is to be removed";
+    refused(&format!("files.img: path#4: {not_made}"), |s| other(s, b"/helper"));
     refused("files.img: path#4: under another name, and no file", |s| {
-        other(s, b"/helper");
+        let helper = format!("/.crr-link-{}-1", s.files.paths[4].ino);
+        other(s, helper.as_bytes());
         s.files.paths[4].mode = 0o040_755;
     });
     refused("files.img: path#7: deleted, and under another name", |s| {
