@@ -37,7 +37,7 @@ pub(super) fn unix(sockets: &[UnixSocket]) -> String {
 }
 
 pub(super) fn inet(sockets: &[InetSocket]) -> String {
-    let mut table = Table::new(["SOCKET", "PROTOCOL", "ADDRESS", "PEER", "STATE", "UNREAD", "UNSENT"]);
+    let mut table = Table::new(["SOCKET", "PROTOCOL", "ADDRESS", "PEER", "STATE", "UNREAD", "UNACKED"]);
     for (index, socket) in sockets.iter().enumerate() {
         let protocol = match socket.protocol {
             InetProtocol::Tcp => "tcp",
