@@ -14,7 +14,7 @@ use std::time::Duration;
 const INSIDE: &str = "CRR_TEST_INSIDE";
 
 /// How long a test may take as a whole unless it says otherwise.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// The path of a test as libtest spells it, from the type name of an item inside of the function.
 #[must_use]
@@ -26,7 +26,7 @@ pub fn test_path(type_name: &str) -> String {
 /// Runs `body` inside, with an empty directory that is kept when the test fails.
 ///
 /// # Panics
-/// When the body fails or takes longer than two minutes.
+/// When the body fails or takes longer than five minutes.
 pub fn isolated(test: &str, body: impl FnOnce(&Path) -> crate::Result) {
     isolated_for(LIMIT, test, body);
 }
