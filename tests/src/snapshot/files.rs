@@ -113,10 +113,15 @@ fn without_inodes(details: &str) -> String {
 /// For each description, who holds it. Only descriptors on the same object can share one.
 fn descriptions(candidates: impl Iterator<Item = Vec<(i32, i32)>>) -> crate::Result<Vec<String>> {
     let mut lines = Vec::new();
+    // There are many comparisons, and few tasks.
+    let mut deputies: BTreeMap<i32, i32> = BTreeMap::new();
     for holders in candidates {
         let mut groups: Vec<Vec<(i32, i32)>> = Vec::new();
         for holder in holders {
-            match position(&groups, holder)? {
+            if !deputies.contains_key(&holder.0) {
+                deputies.insert(holder.0, deputy(holder.0)?);
+            }
+            match position(&groups, holder, &deputies)? {
                 Some(found) => groups[found].push(holder),
                 None => groups.push(vec![holder]),
             }
@@ -131,10 +136,14 @@ fn descriptions(candidates: impl Iterator<Item = Vec<(i32, i32)>>) -> crate::Res
 }
 
 /// The group whose description `holder` also has.
-fn position(groups: &[Vec<(i32, i32)>], holder: (i32, i32)) -> crate::Result<Option<usize>> {
+fn position(
+    groups: &[Vec<(i32, i32)>],
+    holder: (i32, i32),
+    deputies: &BTreeMap<i32, i32>,
+) -> crate::Result<Option<usize>> {
     for (index, group) in groups.iter().enumerate() {
-        let [a, b] = [group[0], holder];
-        if same_description((deputy(a.0)?, a.1), (deputy(b.0)?, b.1))? {
+        let [a, b] = [group[0], holder].map(|(pid, fd)| (deputies[&pid], fd));
+        if same_description(a, b)? {
             return Ok(Some(index));
         }
     }
