@@ -118,8 +118,8 @@ fn descriptions(candidates: impl Iterator<Item = Vec<(i32, i32)>>) -> crate::Res
     for holders in candidates {
         let mut groups: Vec<Vec<(i32, i32)>> = Vec::new();
         for holder in holders {
-            if !deputies.contains_key(&holder.0) {
-                deputies.insert(holder.0, deputy(holder.0)?);
+            if let std::collections::btree_map::Entry::Vacant(entry) = deputies.entry(holder.0) {
+                entry.insert(deputy(holder.0)?);
             }
             match position(&groups, holder, &deputies)? {
                 Some(found) => groups[found].push(holder),

@@ -194,10 +194,11 @@ fn a_client_that_gave_up_is_no_obstacle() {
             let mut greedy = TcpStream::connect(clients[0].peer_addr()?)?;
             greedy.set_nonblocking(true)?;
             // Until the server waits for room to answer, and does not listen any more.
+            let mut sent = 0;
             wait::until(wait::STEP, "nothing more goes in", || {
                 let full = loop {
                     match greedy.write(&[1; 65536]) {
-                        Ok(_) => {}
+                        Ok(some) => sent += some,
                         Err(e) => break e.kind() == ErrorKind::WouldBlock,
                     }
                 };
@@ -206,6 +207,7 @@ fn a_client_that_gave_up_is_no_obstacle() {
                 let waits = !["running", "281 ", "319 "].iter().any(|other| call.starts_with(other));
                 Ok((full && waits).then_some(()))
             })?;
+            ensure!(sent > 100_000, "{sent} bytes went in");
             running.dump(&["--tcp-established"])?.success()?;
             nothing_left()?;
             let reset = nix::libc::linger { l_onoff: 1, l_linger: 0 };
