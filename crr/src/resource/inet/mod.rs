@@ -80,10 +80,18 @@ struct Found {
     state: u8,
 }
 
+impl Found {
+    /// Whether it has a connection that is to be looked at: it is not given up, and not looked at yet.
+    fn has_connection(&self) -> bool {
+        is_connected(self.state) && self.record.state == InetState::Closed
+    }
+}
+
 /// Those of a tree, being collected.
 #[derive(Debug, Default)]
 pub(crate) struct Sockets {
     found: Vec<Found>,
+    joined: multicast::Joined,
     /// The table that holds the traffic of their connections.
     hold: Option<String>,
 }
@@ -134,7 +142,7 @@ impl Sockets {
             gid: stat.st_gid,
             options: option::dump(fd, &levels(protocol, v6, was_connected))?,
             filter: sys::filter(fd).context("SO_GET_FILTER")?,
-            memberships: multicast::dump(fd, protocol, v6)?,
+            memberships: multicast::dump(fd, protocol, v6, &mut self.joined)?,
             queue: Vec::new(),
         };
         let state = info.map_or(tcp::CLOSE, |info| info.state);
@@ -220,7 +228,7 @@ impl Sockets {
 
     /// Whether there are connections to be looked at.
     pub(crate) fn has_connections(&self) -> bool {
-        self.found.iter().any(|found| is_connected(found.state) && found.record.state == InetState::Closed)
+        self.found.iter().any(Found::has_connection)
     }
 
     /// TCP connections by their local and their other end, each with its index.
@@ -290,11 +298,8 @@ impl Sockets {
     /// # Errors
     /// If traffic cannot be held, or repair mode is not to be had.
     pub(crate) fn look_at_connections(&mut self, policy: Policy) -> Result<Silenced> {
-        let connected: Vec<usize> = (0..self.found.len())
-            .filter(|&index| {
-                is_connected(self.found[index].state) && self.found[index].record.state == InetState::Closed
-            })
-            .collect();
+        let connected: Vec<usize> =
+            (0..self.found.len()).filter(|&index| self.found[index].has_connection()).collect();
         let ends = self.ends();
         let mut outside = Vec::new();
         for &index in &connected {

@@ -22,13 +22,26 @@ const MCAST_JOIN_GROUP: i32 = 42;
 const MCAST_MSFILTER: i32 = 48;
 const MCAST_INCLUDE: u32 = 1;
 
-/// What a socket has joined. Streams join nothing.
-pub(super) fn dump(socket: BorrowedFd<'_>, protocol: InetProtocol, v6: bool) -> Result<Vec<Membership>> {
+/// Interfaces and the groups that somebody has joined there, listed when first needed.
+#[derive(Debug, Default)]
+pub(super) struct Joined(Option<BTreeSet<(u32, IpAddr)>>);
+
+/// What a socket has joined, of the groups of its family and, for an IPv6 socket, of both. Streams join nothing.
+pub(super) fn dump(
+    socket: BorrowedFd<'_>,
+    protocol: InetProtocol,
+    v6: bool,
+    joined: &mut Joined,
+) -> Result<Vec<Membership>> {
     if protocol == InetProtocol::Tcp {
         return Ok(Vec::new());
     }
+    let all = match joined.0.take() {
+        Some(all) => all,
+        None => joined_by_anybody().context("list multicast groups")?,
+    };
     let mut found = Vec::new();
-    for (interface, group) in joined_by_anybody(v6).context("list multicast groups")? {
+    for &(interface, group) in joined.0.insert(all).iter().filter(|(_, group)| v6 || group.is_ipv4()) {
         match filter(socket, interface, group) {
             Ok(membership) => found.push(membership),
             Err(Errno::EADDRNOTAVAIL | Errno::ENOPROTOOPT | Errno::ENODEV) => {}
@@ -126,17 +139,15 @@ fn ip(address: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// Interfaces and the groups that somebody has joined there, of IPv4 and, for an IPv6 socket, of both.
-fn joined_by_anybody(v6: bool) -> Result<BTreeSet<(u32, IpAddr)>> {
+/// Interfaces and the groups that somebody has joined there.
+fn joined_by_anybody() -> Result<BTreeSet<(u32, IpAddr)>> {
     let mut found = BTreeSet::new();
     let read = |name: &str| match std::fs::read_to_string(format!("/proc/self/net/{name}")) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
         read => read,
     };
     parse_igmp(&read("igmp")?, &mut found);
-    if v6 {
-        parse_igmp6(&read("igmp6")?, &mut found);
-    }
+    parse_igmp6(&read("igmp6")?, &mut found);
     Ok(found)
 }
 
