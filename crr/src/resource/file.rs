@@ -11,7 +11,7 @@ use super::socket;
 use super::terminal::{self, Terminals};
 use super::tree::Standing;
 use super::unix_socket::{Holder, Sockets};
-use super::view::Use;
+use super::view::{FileSystem, Use};
 use super::{Refuse, device, inet, inotify, lock, mqueue, namespace, netlink, pidfd as pidfds, task_file};
 use crate::proc::{Dir, fdinfo};
 use crate::refusal::Refusals;
@@ -340,21 +340,20 @@ impl Table {
             );
         }
         let kind = file_type(open.stat.st_mode);
-        if let Some(owner) = task_file::owner(&open.link)
-            && (kind == SFlag::S_IFREG || kind == SFlag::S_IFDIR)
+        if (kind == SFlag::S_IFREG || kind == SFlag::S_IFDIR)
+            && paths.kernel_file_system(&open.link, open.stat.st_dev) == Some(FileSystem::Proc)
+            && let Some(place) = self.task_files.place(&open.link, open.stat.st_dev)
         {
             let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
-            if task_file::is_one(copy.as_fd(), &open.stat)? {
-                let file = task_file::Open {
-                    pid: owner,
-                    object: open.describe(),
-                    link: &open.link,
-                    stat: &open.stat,
-                    flags: open.info.flags,
-                    copy: copy.as_fd(),
-                };
-                return Ok(self.task_files.add(file, refuse)?.map(Target::TaskFile));
-            }
+            let file = task_file::Open {
+                place,
+                object: open.describe(),
+                link: &open.link,
+                stat: &open.stat,
+                flags: open.info.flags,
+                copy: copy.as_fd(),
+            };
+            return Ok(self.task_files.add(file, refuse)?.map(Target::TaskFile));
         }
         if mqueue::may_be_one(&open.stat) {
             let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;

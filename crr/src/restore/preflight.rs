@@ -7,7 +7,7 @@ use crate::refusal::{Refusal, Refusals};
 use crate::resource::external::given::Given;
 use crate::resource::terminal::recreate;
 use crate::resource::unix_socket::bind;
-use crate::resource::{attribute, mqueue, pipe, seccomp, xstate};
+use crate::resource::{attribute, mqueue, pipe, seccomp, task_file, xstate};
 use crate::store::Checkpoint;
 use crate::sys::process;
 use images::memory::Backing;
@@ -38,6 +38,7 @@ pub(super) fn preflight(
     seccomp::preflight(&mut refusals, &checkpoint.tree, environment);
     attribute::preflight(&mut refusals, checkpoint, &environment.attributes);
     mqueue::preflight(&mut refusals, &checkpoint.files);
+    task_file::preflight(&mut refusals, &checkpoint.files);
     numbers::check(&mut refusals, &checkpoint.tree, &checkpoint.files, &checkpoint.memory);
     refusals
 }

@@ -265,7 +265,7 @@ fn files() -> Files {
             next: 1027,
             watches: vec![FileWatch { wd: 3, path: PathId(4), mask: 0x8000_0fff }],
         }],
-        task_files: vec![TaskFile { pid: 1100, name: b"mem".to_vec() }],
+        task_files: vec![TaskFile { procfs: b"/proc".to_vec(), pid: 1100, name: b"mem".to_vec() }],
         message_queues: vec![MessageQueue { name: b"jobs".to_vec(), messages: 10, size: 8192 }],
     }
 }

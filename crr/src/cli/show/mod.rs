@@ -178,7 +178,7 @@ fn target(checkpoint: &Checkpoint, description: &Description) -> String {
         Target::Pidfd(Process::Gone { .. }) => "pidfd of a process that is gone".to_owned(),
         Target::TaskFile(index) => {
             let file = &checkpoint.files.task_files[index as usize];
-            format!("/proc/{}/{}", file.pid, printable(&file.name))
+            format!("{}/{}/{}", printable(&file.procfs), file.pid, printable(&file.name))
         }
         Target::MessageQueue(index) => {
             format!("message queue /{}", printable(&checkpoint.files.message_queues[index as usize].name))

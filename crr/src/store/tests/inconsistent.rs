@@ -525,6 +525,7 @@ fn files_that_stand_for_tasks() {
     };
     file("of task 99, or a thread, which is not in the tree", |file| file.pid = 99);
     file("of task 1100, or a thread, which is not in the tree", |file| file.name = b"task/101/maps".to_vec());
+    file("is in no procfs", |file| file.procfs = b"proc".to_vec());
     file("leads elsewhere", |file| file.name = b"root/../etc".to_vec());
     file("leads elsewhere", |file| file.name = b"/etc".to_vec());
     file("is no name", |file| file.name = b"a\0".to_vec());
