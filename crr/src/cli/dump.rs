@@ -6,6 +6,7 @@ use crate::dump::{After, Options, dump};
 use crate::progress::bytes;
 use crate::resource::external::Key;
 use crate::resource::inet::{NetworkLock, Policy, TcpPolicy};
+use crate::store::Compression;
 use clap::{Args, ValueEnum};
 use images::Pid;
 use std::process::ExitCode;
@@ -18,6 +19,8 @@ Examples:
   crr dump -t $(pidof job) -D ckpt -j checkpoint a job started from this shell
   crr dump -t 1234 -D ckpt --external 'pipe[77]'
                                       leave a pipe to another program outside
+  crr dump -t 1234 -D ckpt --compress=zstd:3
+                                      make the images smaller
   crr dump -t 1234 -D ckpt -v4 -o dump.log
 
 Whatever cannot be restored is refused before anything is written, all of it at once, and the tree runs on.
@@ -85,6 +88,10 @@ pub(super) struct Dump {
     #[arg(long)]
     embed_files: bool,
 
+    /// Make page contents smaller: with "lz4", or "zstd" and a level, 1 if none is given. The tree stands still for longer.
+    #[arg(long, value_name = "METHOD[:LEVEL]", num_args = 0..=1, require_equals = true, default_missing_value = "lz4")]
+    compress: Option<Compression>,
+
     /// How long stopping the tree may take.
     #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds)]
     timeout: Duration,
@@ -146,6 +153,7 @@ impl Dump {
             ghost_limit: self.ghost_limit,
             link_remap: self.link_remap,
             embed_files: self.embed_files,
+            compression: self.compress,
             timeout: self.timeout,
             progress: level > 0,
         }

@@ -18,7 +18,7 @@ use crate::resource::external::{self, Key};
 use crate::resource::inet::Policy;
 use crate::resource::pipe::Holders;
 use crate::resource::{robust, xstate};
-use crate::store::Writer;
+use crate::store::{Compression, Writer};
 use crate::sys::int80::LowBuffer;
 use crate::sys::limits;
 use crate::sys::{process, xsave};
@@ -29,6 +29,7 @@ use guard::Unguarded;
 use images::inventory::Inventory;
 use images::task::Tree;
 use images::{Abi, Pid};
+use pages::Form;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -64,6 +65,8 @@ pub struct Options {
     pub link_remap: bool,
     /// Put copies of programs and libraries into the images.
     pub embed_files: bool,
+    /// Pack page contents.
+    pub compression: Option<Compression>,
     /// How long seizing the tree may take.
     pub timeout: Duration,
     /// Show progress on stderr when it is a terminal.
@@ -106,11 +109,14 @@ pub fn dump(options: &Options) -> Result<Report> {
     let writer = Writer::create(&options.images_dir)?;
     let mut holders = Holders::scan(&freeze::list(options.root)?)?;
     let (frozen, mut collected) = seize_and_collect(options, &mut holders, &patience)?;
-    collected.memory.block_crcs = {
+    let form = Form { block_pages: collected.memory.block_pages, compression: options.compression };
+    let written = {
         let total = collected.contents.page_count() * images::id::PAGE_SIZE;
         let progress = Progress::new(options.progress, total, "writing pages");
-        collected.contents.write(writer.pages(), &progress)?
+        collected.contents.write(writer.pages(), form, &progress)?
     };
+    collected.memory.packing = written.packing(form);
+    collected.memory.block_crcs = written.block_crcs;
     ptrace::check_interrupted()?;
     let inventory = inventory(&collected.tree)?;
     let (tasks, threads) = (inventory.tasks, inventory.threads);
@@ -191,6 +197,8 @@ fn inventory(tree: &Tree) -> Result<Inventory> {
             .map(|thread| xstate::in_use(&thread.xstate, &xstate_layout))
             .fold(0, |a, b| a | b),
         xstate_layout,
+        parent: None,
+        pre_dump: None,
         files: Vec::new(),
     })
 }

@@ -1,17 +1,18 @@
 //! Page contents: which there are, where each goes in the page file, and carrying them there.
 //!
 //! First every run of pages gets its place; then workers take one block of the page file after the other,
-//! gather its pages from the tasks into a buffer of their own, take the checksum while they are in the cache and write
-//! the block. So nothing is copied more than once in memory, and no order has to be kept.
+//! gather its pages from the tasks into a buffer of their own, take the checksum (and pack them, if asked) while they are in the cache and
+//! write the block. So nothing is copied more than once in memory, and no order has to be kept.
 
 use crate::progress::Progress;
 use crate::ptrace;
 use crate::resource::memory::SharedObject;
+use crate::store::{Compression, Packer};
 use crate::sys::pagemap;
 use crate::sys::vm::{self, Remote};
 use anyhow::{Context, Result, anyhow, bail};
 use images::id::PAGE_SIZE;
-use images::memory::{BLOCK_PAGES, Backing, Run, Shared, Vma};
+use images::memory::{BLOCK_PAGES, Backing, CHUNK_PAGES, Chunk, Packing, Run, Shared, Vma};
 use images::{Addr, Pid};
 use nix::errno::Errno;
 use nix::unistd::Whence;
@@ -38,12 +39,44 @@ struct Piece {
     forced: bool,
 }
 
+/// How pages are written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Form {
+    /// Pages under one checksum: 1 or [`BLOCK_PAGES`].
+    pub(super) block_pages: u64,
+    pub(super) compression: Option<Compression>,
+}
+
+/// What pages are written to.
+struct Output<'a> {
+    pages: &'a File,
+    form: Form,
+    /// Where the next chunk goes, of pages that are packed.
+    end: AtomicU64,
+}
+
+/// Pages that were written.
+#[derive(Debug)]
+pub(super) struct Written {
+    pub(super) block_crcs: Vec<u32>,
+    chunks: Vec<Chunk>,
+}
+
+impl Written {
+    pub(super) fn packing(&self, form: Form) -> Option<Packing> {
+        form.compression.map(|how| Packing { method: how.method, chunks: self.chunks.clone() })
+    }
+}
+
 /// All page contents of a tree, in the order of the page file.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     sources: Vec<Source>,
+    /// Their pages are numbered from 0 on.
     pieces: Vec<Piece>,
     pages: u64,
+    /// The number that the first page has in the records: what the checkpoints have together that this one builds on.
+    first_page: u64,
 }
 
 impl Contents {
@@ -60,7 +93,7 @@ impl Contents {
         let run = Run { start: Addr(start), pages: (end - start) / PAGE_SIZE, first_page: self.pages };
         self.pieces.push(Piece { source, run, forced });
         self.pages += run.pages;
-        run
+        Run { first_page: self.first_page + run.first_page, ..run }
     }
 
     /// The pages of a task's private areas that differ from their backing.
@@ -134,14 +167,16 @@ impl Contents {
         Ok(runs)
     }
 
-    /// Writes everything to the page file, and returns the checksum of each block.
-    pub(super) fn write(&self, pages: &File, progress: &Progress) -> Result<Vec<u32>> {
+    /// Writes everything to the page file.
+    pub(super) fn write(&self, pages: &File, form: Form, progress: &Progress) -> Result<Written> {
         let blocks = usize::try_from(self.pages.div_ceil(BLOCK_PAGES)).context("too many pages")?;
         let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 8).min(blocks);
         let next = AtomicU64::new(0);
         let failed = AtomicBool::new(false);
-        let work = || -> Result<Vec<(u64, u32)>> {
-            let mut buffer = vec![0u8; usize::try_from(STEP_PAGES * PAGE_SIZE)?];
+        let output = Output { pages, form, end: AtomicU64::new(0) };
+        let work = || -> Result<Vec<(u64, Written)>> {
+            let mut buffer = vec![0u8; usize::try_from(CHUNK_PAGES * PAGE_SIZE)?];
+            let mut packer = form.compression.map(Packer::new).transpose()?;
             let mut done = Vec::new();
             loop {
                 let block = next.fetch_add(1, Ordering::Relaxed);
@@ -150,9 +185,9 @@ impl Contents {
                 }
                 let written = ptrace::check_interrupted()
                     .map_err(Into::into)
-                    .and_then(|()| self.write_block(block, &mut buffer, pages));
+                    .and_then(|()| self.write_block(block, &mut buffer, packer.as_mut(), &output));
                 match written {
-                    Ok(crc) => done.push((block, crc)),
+                    Ok(written) => done.push((block, written)),
                     Err(e) => {
                         failed.store(true, Ordering::Relaxed);
                         return Err(e);
@@ -161,35 +196,60 @@ impl Contents {
                 progress.add(BLOCK_PAGES * PAGE_SIZE);
             }
         };
-        let mut crcs = vec![0u32; blocks];
         std::thread::scope(|scope| {
             let threads: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
-            let mut results = vec![work()];
-            results.extend(threads.into_iter().map(|thread| {
-                thread.join().unwrap_or_else(|_| Err(anyhow!("a worker that copies pages panicked")))
-            }));
-            for result in results {
-                for (block, crc) in result? {
-                    crcs[usize::try_from(block)?] = crc;
-                }
+            let mut parts = work()?;
+            for thread in threads {
+                parts.extend(
+                    thread.join().unwrap_or_else(|_| Err(anyhow!("a worker that copies pages panicked")))?,
+                );
             }
-            Ok(crcs)
+            parts.sort_unstable_by_key(|(block, _)| *block);
+            let mut whole = Written { block_crcs: Vec::new(), chunks: Vec::new() };
+            for (_, part) in parts {
+                whole.block_crcs.extend(part.block_crcs);
+                whole.chunks.extend(part.chunks);
+            }
+            Ok(whole)
         })
     }
 
-    /// One block, in steps that stay in the cache between being gathered, summed and written.
-    fn write_block(&self, block: u64, buffer: &mut [u8], pages: &File) -> Result<u32> {
+    /// One block, in steps that stay in the cache between being gathered, summed, packed and written.
+    fn write_block(
+        &self,
+        block: u64,
+        buffer: &mut [u8],
+        mut packer: Option<&mut Packer>,
+        output: &Output<'_>,
+    ) -> Result<Written> {
         let (mut first, last) = (block * BLOCK_PAGES, ((block + 1) * BLOCK_PAGES).min(self.pages));
+        let mut written = Written { block_crcs: Vec::new(), chunks: Vec::new() };
         let mut crc = 0;
         while first < last {
-            let end = (first + STEP_PAGES).min(last);
+            let end = (first + CHUNK_PAGES).min(last);
             let step = &mut buffer[..usize::try_from((end - first) * PAGE_SIZE)?];
             self.gather(first, end, step)?;
-            crc = crc32c::crc32c_append(crc, step);
-            pages.write_all_at(step, first * PAGE_SIZE).context("write pages")?;
+            if output.form.block_pages == 1 {
+                written.block_crcs.extend(step.chunks_exact(PAGE_SIZE as usize).map(crc32c::crc32c));
+            } else {
+                crc = crc32c::crc32c_append(crc, step);
+            }
+            let stored = match &mut packer {
+                None => output.pages.write_all_at(step, first * PAGE_SIZE),
+                Some(packer) => {
+                    let packed = packer.pack(step)?;
+                    let place = output.end.fetch_add(packed.len() as u64, Ordering::Relaxed);
+                    written.chunks.push(Chunk { place, size: u32::try_from(packed.len())? });
+                    output.pages.write_all_at(packed, place)
+                }
+            };
+            stored.context("write pages")?;
             first = end;
         }
-        Ok(crc)
+        if output.form.block_pages != 1 {
+            written.block_crcs.push(crc);
+        }
+        Ok(written)
     }
 
     /// Fills a buffer with the pages `first..last` of the page file.
@@ -224,9 +284,6 @@ impl Contents {
         Ok(())
     }
 }
-
-/// Pages that are carried at once: a part of a core's own cache.
-const STEP_PAGES: u64 = 32;
 
 const PROT_READ: u32 = 1;
 

@@ -3,11 +3,17 @@
 //! [`Writer`] is used by dump, [`Checkpoint`] by restore and show. Both run the same cross checks ([`check`]):
 //! what restore would refuse to read, dump refuses to write.
 
+mod assemble;
+mod chain;
 pub mod check;
+mod packing;
 mod pages;
 mod reader;
 mod writer;
 
+pub use chain::{Round, ancestors};
+pub use packing::Compression;
+pub(crate) use packing::Packer;
 pub use pages::block_crcs;
 pub use reader::Checkpoint;
 pub use writer::Writer;

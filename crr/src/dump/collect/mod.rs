@@ -29,7 +29,7 @@ use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result, bail};
 use images::Pid;
 use images::file::Files;
-use images::memory::{Memory, Space, Vdso};
+use images::memory::{BLOCK_PAGES, Memory, Space, Vdso};
 use images::sharing::Shares;
 use images::task::{Tree, Zombie};
 use nix::sys::stat::SFlag;
@@ -283,6 +283,15 @@ fn find_contents(
         shared.push(contents.add_shared(object).context("look for pages of shared memory")?);
     }
     let page_count = contents.page_count();
-    let memory = Memory { spaces, shared, vdsos, page_count, block_crcs: Vec::new() };
+    let memory = Memory {
+        spaces,
+        shared,
+        vdsos,
+        first_page: 0,
+        page_count,
+        block_pages: BLOCK_PAGES,
+        block_crcs: Vec::new(),
+        packing: None,
+    };
     Ok((memory, contents))
 }
