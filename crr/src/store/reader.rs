@@ -34,6 +34,8 @@ pub struct Checkpoint {
     pub memory: Memory,
     /// Page contents, open for reading: when they have been checked, page n lies at byte 4096 n.
     pub pages: File,
+    /// These contents lie in memory.
+    pub in_memory: bool,
     /// Those that this one builds on, the oldest first.
     pub ancestors: Vec<Round>,
 }
@@ -62,6 +64,7 @@ impl Checkpoint {
         } else {
             let pages = assemble::assemble((dir, file), ancestors, files, memory, &seen);
             checkpoint.pages = pages.context("checkpoint")?;
+            checkpoint.in_memory = true;
         }
         Ok(checkpoint)
     }
@@ -88,6 +91,7 @@ impl Checkpoint {
             memory: read_listed(dir, &memory)?,
             pages: open_pages(dir, &pages).context(Kind::Pages.file_name())?,
             inventory,
+            in_memory: false,
             ancestors: Vec::new(),
         };
         check::records(&checkpoint.inventory, &checkpoint.tree, &checkpoint.files, &checkpoint.memory)?;

@@ -56,7 +56,7 @@ impl Show {
 
 /// All records. Bytes are text where they are, else numbers or hexadecimal.
 fn json(checkpoint: &Checkpoint) -> serde_json::Result<String> {
-    let Checkpoint { inventory, tree, files, memory, pages: _, ancestors: _ } = checkpoint;
+    let Checkpoint { inventory, tree, files, memory, .. } = checkpoint;
     serde_json::to_string_pretty(&json!({
         "inventory": inventory,
         "tree": tree,
