@@ -57,7 +57,7 @@ pub struct PreDump {
 }
 
 /// A process, told from others that had its pid before or have it later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Instance {
     /// Its pid.
     pub pid: Pid,

@@ -10,6 +10,7 @@ use crate::resource::memory::SharedObject;
 use crate::store::{Compression, Packer};
 use crate::sys::pagemap;
 use crate::sys::vm::{self, Remote};
+use crate::track;
 use anyhow::{Context, Result, anyhow, bail};
 use images::id::PAGE_SIZE;
 use images::memory::{BLOCK_PAGES, Backing, CHUNK_PAGES, Chunk, Packing, Run, Shared, Vma};
@@ -56,10 +57,12 @@ struct Output<'a> {
 }
 
 /// Pages that were written.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Written {
     pub(super) block_crcs: Vec<u32>,
     chunks: Vec<Chunk>,
+    /// Those of running tasks that could not be read, by their numbers in the records, rising.
+    pub(super) lost: Vec<u64>,
 }
 
 impl Written {
@@ -77,9 +80,21 @@ pub(super) struct Contents {
     pages: u64,
     /// The number that the first page has in the records: what the checkpoints have together that this one builds on.
     first_page: u64,
+    /// The tasks run meanwhile.
+    running: bool,
 }
 
 impl Contents {
+    /// For a dump that builds on others with so many pages.
+    pub(super) fn beyond(first_page: u64) -> Self {
+        Self { first_page, ..Self::default() }
+    }
+
+    /// For tasks that run on while their contents are read: what cannot be read is gone.
+    pub(super) fn of_running(first_page: u64) -> Self {
+        Self { running: true, ..Self::beyond(first_page) }
+    }
+
     pub(super) fn page_count(&self) -> u64 {
         self.pages
     }
@@ -96,8 +111,15 @@ impl Contents {
         Run { first_page: self.first_page + run.first_page, ..run }
     }
 
-    /// The pages of a task's private areas that differ from their backing.
-    pub(super) fn find_private(&mut self, source: usize, pagemap: &File, vmas: &[Vma]) -> Result<Vec<Run>> {
+    /// The pages of a task's private areas that differ from their backing. `kept` are contents that the dump has which this one
+    /// builds on.
+    pub(super) fn find_private(
+        &mut self,
+        source: usize,
+        look: Look<'_>,
+        vmas: &[Vma],
+        kept: &[Run],
+    ) -> Result<Vec<Run>> {
         let private: Vec<&Vma> = vmas
             .iter()
             .filter(|vma| matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..)))
@@ -110,17 +132,36 @@ impl Contents {
             // A range can span areas; the last of them is looked at again for the next range.
             let mut at = areas.clone();
             while let Some(vma) = at.next().filter(|vma| vma.start.0 < to) {
-                let (start, end) = (from.max(vma.start.0), to.min(vma.end.0));
+                let (mut start, end) = (from.max(vma.start.0), to.min(vma.end.0));
                 let forced = vma.prot & PROT_READ == 0;
-                match runs.last_mut() {
-                    // Present and swapped pages of one area come as separate ranges.
-                    Some(run) if end_of(run) == start && start > vma.start.0 => self.extend(run, end),
-                    _ => runs.push(self.push(source, start, end, forced)),
+                for run in track::part(kept, start, end) {
+                    self.find_own(&mut runs, (source, forced), (vma.start.0, start), run.start.0);
+                    start = end_of(&run);
+                    runs.push(run);
                 }
+                self.find_own(&mut runs, (source, forced), (vma.start.0, start), end);
             }
         };
-        scan(pagemap, first.start.0, last.end.0, &private, found)?;
+        scan(look, first.start.0, last.end.0, &private, found)?;
         Ok(runs)
+    }
+
+    /// Adds what lies between two addresses of an area to the runs, unless that is nothing.
+    fn find_own(
+        &mut self,
+        runs: &mut Vec<Run>,
+        (source, forced): (usize, bool),
+        (area, start): (u64, u64),
+        end: u64,
+    ) {
+        match runs.last_mut() {
+            _ if start == end => {}
+            // Present and swapped pages of one area come as separate ranges.
+            Some(run) if end_of(run) == start && start > area && run.first_page >= self.first_page => {
+                self.extend(run, end);
+            }
+            _ => runs.push(self.push(source, start, end, forced)),
+        }
     }
 
     /// Lengthens the newest run.
@@ -205,10 +246,11 @@ impl Contents {
                 );
             }
             parts.sort_unstable_by_key(|(block, _)| *block);
-            let mut whole = Written { block_crcs: Vec::new(), chunks: Vec::new() };
+            let mut whole = Written::default();
             for (_, part) in parts {
                 whole.block_crcs.extend(part.block_crcs);
                 whole.chunks.extend(part.chunks);
+                whole.lost.extend(part.lost);
             }
             Ok(whole)
         })
@@ -223,12 +265,12 @@ impl Contents {
         output: &Output<'_>,
     ) -> Result<Written> {
         let (mut first, last) = (block * BLOCK_PAGES, ((block + 1) * BLOCK_PAGES).min(self.pages));
-        let mut written = Written { block_crcs: Vec::new(), chunks: Vec::new() };
+        let mut written = Written::default();
         let mut crc = 0;
         while first < last {
             let end = (first + CHUNK_PAGES).min(last);
             let step = &mut buffer[..usize::try_from((end - first) * PAGE_SIZE)?];
-            self.gather(first, end, step)?;
+            self.gather(first, end, step, &mut written.lost)?;
             if output.form.block_pages == 1 {
                 written.block_crcs.extend(step.chunks_exact(PAGE_SIZE as usize).map(crc32c::crc32c));
             } else {
@@ -253,13 +295,13 @@ impl Contents {
     }
 
     /// Fills a buffer with the pages `first..last` of the page file.
-    fn gather(&self, first: u64, last: u64, buffer: &mut [u8]) -> Result<()> {
+    fn gather(&self, first: u64, last: u64, buffer: &mut [u8], lost: &mut Vec<u64>) -> Result<()> {
         let mut index = self.pieces.partition_point(|piece| piece.run.first_page + piece.run.pages <= first);
         let mut page = first;
         let mut rest = buffer;
         while page < last {
             let mut gather: Vec<Remote> = Vec::new();
-            let mut bytes = 0;
+            let (mut bytes, from) = (0, page);
             let piece = self.pieces.get(index).context("page index")?;
             // As many pieces as one call can take: of one source, and all readable.
             while let Some(next) = self.pieces.get(index)
@@ -278,7 +320,11 @@ impl Contents {
                 }
             }
             let (now, later) = rest.split_at_mut(bytes);
-            self.sources.get(piece.source).context("page source")?.read(piece.forced, &gather, now)?;
+            let source = self.sources.get(piece.source).context("page source")?;
+            match source.read(piece.forced, &gather, now) {
+                Err(_) if self.running => source.read_rest(&gather, self.first_page + from, now, lost),
+                read => read?,
+            }
             rest = later;
         }
         Ok(())
@@ -317,6 +363,42 @@ impl Source {
                 .map_err(|(at, e)| anyhow!(e).context(format!("{name}: read at {at}"))),
         }
     }
+}
+
+impl Source {
+    /// Reads page by page what is left of running tasks. What `/proc/PID/mem` does not give either is not there any more.
+    fn read_rest(&self, gather: &[Remote], first: u64, buffer: &mut [u8], lost: &mut Vec<u64>) {
+        let (Self::Task(_, file) | Self::File(file, _)) = self;
+        let size = PAGE_SIZE as usize;
+        let addresses =
+            gather.iter().flat_map(|remote| (remote.start().0..).step_by(size).take(remote.len() / size));
+        for ((number, address), page) in (first..).zip(addresses).zip(buffer.chunks_exact_mut(size)) {
+            if read_padded(file, page, address).is_err() {
+                page.fill(0);
+                lost.push(number);
+            }
+        }
+    }
+}
+
+/// Takes pages out of runs; both rise.
+pub(super) fn take_out(runs: &mut Vec<Run>, lost: &[u64]) {
+    if lost.is_empty() {
+        return;
+    }
+    let mut left = Vec::with_capacity(runs.len());
+    for run in runs.iter() {
+        let (mut start, end) = (run.first_page, run.first_page + run.pages);
+        let gone = lost[lost.partition_point(|&page| page < start)..].iter().take_while(|&&page| page < end);
+        for page in gone.copied().chain([end]) {
+            if page > start {
+                let address = run.start.offset((start - run.first_page) * PAGE_SIZE);
+                left.push(Run { start: address, pages: page - start, first_page: start });
+            }
+            start = page + 1;
+        }
+    }
+    *runs = left;
 }
 
 /// Where the byte number `n` of a gathered read lies.
@@ -359,12 +441,25 @@ fn read_padded(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<(
     Ok(())
 }
 
+/// How pages are looked for in a pagemap.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Look<'a> {
+    /// Without a trace.
+    Only(&'a File),
+    /// In areas that are tracked, protecting what is found.
+    Protecting(&'a File),
+}
+
 /// Ranges of pages to store, by PAGEMAP_SCAN or, before Linux 6.7, by reading pagemap.
-fn scan(pagemap: &File, start: u64, end: u64, areas: &[&Vma], mut found: impl FnMut(u64, u64)) -> Result<()> {
-    match pagemap::scan_private(pagemap.as_fd(), start, end, &mut found) {
-        Ok(()) => Ok(()),
-        Err(Errno::ENOTTY) => read_pagemap(pagemap, areas, found),
-        Err(errno) => Err(errno).context("PAGEMAP_SCAN"),
+fn scan(look: Look<'_>, start: u64, end: u64, areas: &[&Vma], mut found: impl FnMut(u64, u64)) -> Result<()> {
+    let scanned = match look {
+        Look::Only(pagemap) => pagemap::scan_private(pagemap.as_fd(), start, end, &mut found),
+        Look::Protecting(pagemap) => pagemap::scan_and_protect(pagemap.as_fd(), start, end, &mut found),
+    };
+    match (scanned, look) {
+        (Ok(()), _) => Ok(()),
+        (Err(Errno::ENOTTY), Look::Only(pagemap)) => read_pagemap(pagemap, areas, found),
+        (Err(errno), _) => Err(errno).context("PAGEMAP_SCAN"),
     }
 }
 
@@ -390,4 +485,19 @@ fn read_pagemap(pagemap: &File, areas: &[&Vma], mut found: impl FnMut(u64, u64))
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_taken_out_of_runs() {
+        let run = |start, pages, first_page| Run { start: Addr(start), pages, first_page };
+        let mut runs = vec![run(0x1000, 4, 3), run(0x8000, 2, 20), run(0xa000, 1, 22)];
+        take_out(&mut runs, &[]);
+        assert_eq!(runs.len(), 3);
+        take_out(&mut runs, &[3, 5, 22]);
+        assert_eq!(runs, [run(0x2000, 1, 4), run(0x4000, 1, 6), run(0x8000, 2, 20)]);
+    }
 }

@@ -16,7 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// Pages from one to before another.
-type Span = (u64, u64);
+pub(super) type Span = (u64, u64);
 
 /// One of the page files.
 struct Part<'a> {
@@ -28,7 +28,7 @@ struct Part<'a> {
 }
 
 /// The pages that runs name, rising and apart.
-fn used(files: &Files, memory: &Memory) -> Vec<Span> {
+pub(super) fn used(files: &Files, memory: &Memory) -> Vec<Span> {
     let spaces = memory.spaces.iter().flat_map(|space| &space.runs);
     let shared = memory.shared.iter().flat_map(|shared| &shared.runs);
     let copies = files.paths.iter().flat_map(|path| path.deleted.iter().chain(&path.embedded));
@@ -37,7 +37,7 @@ fn used(files: &Files, memory: &Memory) -> Vec<Span> {
 }
 
 /// Spans that touch are one.
-fn merged(mut spans: Vec<Span>) -> Vec<Span> {
+pub(super) fn merged(mut spans: Vec<Span>) -> Vec<Span> {
     spans.sort_unstable();
     spans.dedup_by(|next, last| {
         let touches = next.0 <= last.1;
@@ -50,7 +50,7 @@ fn merged(mut spans: Vec<Span>) -> Vec<Span> {
 }
 
 /// What lies between two pages.
-fn within(spans: &[Span], first: u64, end: u64) -> impl Iterator<Item = Span> {
+pub(super) fn within(spans: &[Span], first: u64, end: u64) -> impl Iterator<Item = Span> {
     let from = spans.partition_point(|span| span.1 <= first);
     let inside = spans[from..].iter().take_while(move |span| span.0 < end);
     inside.map(move |span| (span.0.max(first), span.1.min(end)))

@@ -38,6 +38,15 @@ impl Round {
         Self::open_files(dir).with_context(|| place(dir))
     }
 
+    /// Reads one if it is there, and no checkpoint is.
+    ///
+    /// # Errors
+    /// As [`Round::open`].
+    pub fn open_if(dir: &Path) -> Result<Option<Self>> {
+        let is_one = read_inventory(dir).is_ok_and(|(inventory, _)| inventory.pre_dump.is_some());
+        is_one.then(|| Self::open(dir)).transpose()
+    }
+
     fn open_files(dir: &Path) -> Result<Self> {
         let (inventory, crc) = read_inventory(dir)?;
         if inventory.pre_dump.is_none() {
@@ -70,7 +79,7 @@ fn directory(child: &Path, parent: &Parent) -> PathBuf {
 ///
 /// # Errors
 /// Names the one that is missing, damaged or another.
-pub fn ancestors(dir: &Path, inventory: &Inventory, memory: &Memory) -> Result<Vec<Round>> {
+pub(super) fn ancestors(dir: &Path, inventory: &Inventory, memory: &Memory) -> Result<Vec<Round>> {
     let mut found: Vec<Round> = Vec::new();
     let mut next = inventory.parent.as_ref().map(|parent| (directory(dir, parent), parent.crc));
     let mut first_page = memory.first_page;

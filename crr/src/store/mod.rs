@@ -6,12 +6,14 @@
 mod assemble;
 mod chain;
 pub mod check;
+mod dedup;
 mod packing;
 mod pages;
 mod reader;
 mod writer;
 
-pub use chain::{Round, ancestors};
+pub use chain::Round;
+pub use dedup::dedup;
 pub use packing::Compression;
 pub(crate) use packing::Packer;
 pub use pages::block_crcs;

@@ -1,5 +1,6 @@
 //! `crr show`: a checkpoint for people, or all of it as JSON.
 
+mod rounds;
 mod sockets;
 mod table;
 mod terminals;
@@ -9,7 +10,7 @@ use super::{Format, Outcome, print, verbosity};
 use crate::progress::bytes;
 use crate::resource::external;
 use crate::resource::namespace;
-use crate::store::Checkpoint;
+use crate::store::{Checkpoint, Round};
 use clap::Args;
 use images::Abi;
 use images::container::Kind;
@@ -46,6 +47,9 @@ pub(super) struct Show {
 impl Show {
     pub(super) fn run(&self, level: u8) -> Outcome {
         crate::log::start(None, level)?;
+        if let Some(round) = Round::open_if(&self.images_dir)? {
+            return print(&rounds::round(&round, self.format.json)?);
+        }
         let checkpoint = Checkpoint::open(&self.images_dir)?;
         if self.format.json {
             return print(&(json(&checkpoint)? + "\n"));
@@ -122,7 +126,7 @@ fn head(checkpoint: &Checkpoint) -> String {
         inventory.threads,
         checkpoint.memory.page_count,
     );
-    out + &packed(&checkpoint.memory, inventory) + "\n"
+    out + &packed(&checkpoint.memory, inventory) + "\n" + &rounds::chain(inventory, &checkpoint.ancestors)
 }
 
 /// The line about who made it.

@@ -1,7 +1,7 @@
 //! Pages that are packed, and pages of other checkpoints.
 
 use super::sample::{Sample, damage, error};
-use crate::store::{Checkpoint, Compression, Packer, Writer};
+use crate::store::{Checkpoint, Compression, Packer, Writer, dedup};
 use images::container::{Kind, TRAILER_SIZE};
 use images::id::PAGE_SIZE;
 use images::inventory::{Instance, Parent, PreDump};
@@ -139,6 +139,22 @@ fn what_nothing_uses_may_be_gone() {
     let chain = Chain::write();
     damage(&chain.of("2"), Kind::Pages, |bytes| bytes[..PAGE].fill(0));
     Checkpoint::read(&chain.of("3")).unwrap();
+}
+
+#[test]
+fn what_is_not_used_is_given_back() {
+    use std::os::unix::fs::MetadataExt;
+    let chain = Chain::write();
+    let blocks = |name: &str| fs::metadata(chain.of(name).join("pages.img")).unwrap().blocks();
+    let before = ["1", "2", "3"].map(blocks);
+    // Of the second, one page of three is used; of the first, which is packed, one chunk of two.
+    assert!(dedup(&chain.of("3")).unwrap() >= 2 * PAGE_SIZE);
+    let after = ["1", "2", "3"].map(blocks);
+    assert!(after[1] < before[1] && after[0] <= before[0] && after[2] == before[2], "{before:?} {after:?}");
+    let checkpoint = Checkpoint::read(&chain.of("3")).unwrap();
+    for page in [7, 41, 43] {
+        assert!(contents(&checkpoint, page.into(), 1) == vec![page; PAGE], "page {page}");
+    }
 }
 
 #[test]
