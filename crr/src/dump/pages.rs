@@ -7,7 +7,7 @@
 use crate::progress::Progress;
 use crate::ptrace;
 use crate::resource::memory::SharedObject;
-use crate::store::{Compression, Packer};
+use crate::store::{Compression, PAGE, Packer};
 use crate::sys::pagemap;
 use crate::sys::vm::{self, Remote};
 use crate::track;
@@ -272,7 +272,7 @@ impl Contents {
             let step = &mut buffer[..usize::try_from((end - first) * PAGE_SIZE)?];
             self.gather(first, end, step, &mut written.lost)?;
             if output.form.block_pages == 1 {
-                written.block_crcs.extend(step.chunks_exact(PAGE_SIZE as usize).map(crc32c::crc32c));
+                written.block_crcs.extend(step.chunks_exact(PAGE).map(crc32c::crc32c));
             } else {
                 crc = crc32c::crc32c_append(crc, step);
             }
@@ -369,10 +369,9 @@ impl Source {
     /// Reads page by page what is left of running tasks. What `/proc/PID/mem` does not give either is not there any more.
     fn read_rest(&self, gather: &[Remote], first: u64, buffer: &mut [u8], lost: &mut Vec<u64>) {
         let (Self::Task(_, file) | Self::File(file, _)) = self;
-        let size = PAGE_SIZE as usize;
         let addresses =
-            gather.iter().flat_map(|remote| (remote.start().0..).step_by(size).take(remote.len() / size));
-        for ((number, address), page) in (first..).zip(addresses).zip(buffer.chunks_exact_mut(size)) {
+            gather.iter().flat_map(|remote| (remote.start().0..).step_by(PAGE).take(remote.len() / PAGE));
+        for ((number, address), page) in (first..).zip(addresses).zip(buffer.chunks_exact_mut(PAGE)) {
             if read_padded(file, page, address).is_err() {
                 page.fill(0);
                 lost.push(number);

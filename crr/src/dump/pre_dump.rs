@@ -373,7 +373,7 @@ mod tests {
             [0x0810_0000, 0xf7ee_9000]
         );
         assert_eq!((areas.vdso.len(), areas.code.len(), areas.pins), (1, 2, None));
-        assert_eq!(areas.writable, [0x0810_0000..0x0820_0000]);
+        assert_eq!(areas.writable[0], 0x0810_0000..0x0820_0000);
         for name in ["/[aio] (deleted)", "anon_inode:[io_uring]", "/dev/infiniband/uverbs0"] {
             let line = format!("f7f00000-f7f01000 rw-s 00000000 00:01 77        {name}\n");
             assert_eq!(Areas::of(1, line.as_bytes()).unwrap().pins.as_deref(), Some(name));

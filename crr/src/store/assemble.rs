@@ -3,6 +3,7 @@
 //!
 //! Each page is compared with its checksum on the way.
 
+use super::PAGE;
 use super::chain::Round;
 use super::packing::{CHUNK_SIZE, Unpacker};
 use super::pages::{BLOCK_SIZE, in_parallel, wrong_checksum};
@@ -121,7 +122,7 @@ impl Part<'_> {
                     self.file.read_exact_at(pages, from * PAGE_SIZE).context("read")?;
                 }
                 if single {
-                    for (page, bytes) in (from..).zip(pages.chunks_exact(PAGE_SIZE as usize)) {
+                    for (page, bytes) in (from..).zip(pages.chunks_exact(PAGE)) {
                         self.compare(page, crc32c::crc32c(bytes))?;
                     }
                 } else {

@@ -20,5 +20,9 @@ pub use pages::block_crcs;
 pub use reader::Checkpoint;
 pub use writer::Writer;
 
+/// Bytes of a page, as a length in memory.
+pub(crate) const PAGE: usize = 4096;
+const _: () = assert!(PAGE as u64 == images::id::PAGE_SIZE);
+
 #[cfg(test)]
 mod tests;

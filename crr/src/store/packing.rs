@@ -1,6 +1,7 @@
 //! Packing page contents: a chunk at a time, so that every processor takes part in both directions and a page can be had without
 //! what lies around it.
 
+use super::PAGE;
 use anyhow::{Context, Result, anyhow, bail};
 use images::id::PAGE_SIZE;
 use images::memory::{CHUNK_PAGES, Chunk, Method, Packing};
@@ -9,7 +10,8 @@ use std::os::unix::fs::FileExt;
 use std::str::FromStr;
 
 /// Bytes of a chunk before it is packed.
-pub(super) const CHUNK_SIZE: usize = (CHUNK_PAGES * PAGE_SIZE) as usize;
+pub(super) const CHUNK_SIZE: usize = 32 * PAGE;
+const _: () = assert!(CHUNK_SIZE as u64 == CHUNK_PAGES * PAGE_SIZE);
 
 /// How a dump packs: `--compress`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

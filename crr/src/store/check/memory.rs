@@ -61,7 +61,7 @@ fn check_pages(memory: &Memory) -> Check {
 fn check_chunks(packing: &Packing, page_count: u64) -> Check {
     let (wanted, count) = (page_count.div_ceil(CHUNK_PAGES), packing.chunks.len());
     ensure!(wanted == count as u64, "{count} chunks for {wanted} times {CHUNK_PAGES} pages");
-    for (first, chunk) in (0..page_count).step_by(CHUNK_PAGES as usize).zip(&packing.chunks) {
+    for (first, chunk) in (0..).map(|chunk: u64| chunk * CHUNK_PAGES).zip(&packing.chunks) {
         let bytes = (page_count - first).min(CHUNK_PAGES) * PAGE_SIZE;
         let size = u64::from(chunk.size);
         ensure!((1..=bytes).contains(&size), "a chunk of {size} bytes for pages of {bytes}");

@@ -1,24 +1,22 @@
 //! Pages that are packed, and pages of other checkpoints.
 
 use super::sample::{Sample, damage, error};
-use crate::store::{Checkpoint, Compression, Packer, Writer, dedup};
+use crate::store::{Checkpoint, Compression, PAGE, Packer, Writer, dedup};
 use images::container::{Kind, TRAILER_SIZE};
 use images::id::PAGE_SIZE;
 use images::inventory::{Instance, Parent, PreDump};
-use images::memory::{CHUNK_PAGES, Chunk, Packing, Space};
+use images::memory::{Chunk, Packing, Space};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use tempfile::TempDir;
-
-const PAGE: usize = PAGE_SIZE as usize;
 
 /// Packs the pages of a sample, as a dump would.
 fn packed(mut sample: Sample, how: &str) -> Sample {
     let how: Compression = how.parse().unwrap();
     let mut packer = Packer::new(how).unwrap();
     let (mut chunks, mut stored) = (Vec::new(), Vec::new());
-    for pages in sample.pages.chunks(CHUNK_PAGES as usize * PAGE) {
+    for pages in sample.pages.chunks(32 * PAGE) {
         let packed = packer.pack(pages).unwrap();
         chunks.push(Chunk { place: stored.len() as u64, size: u32::try_from(packed.len()).unwrap() });
         stored.extend_from_slice(packed);
