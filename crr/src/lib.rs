@@ -20,3 +20,4 @@ pub mod resource;
 pub mod restore;
 pub mod store;
 pub mod sys;
+pub mod track;

@@ -75,7 +75,7 @@ fn unknown_features_exit_with_2_and_name_the_known() {
 
 #[test]
 fn help_goes_to_stdout_and_has_examples() {
-    for command in ["dump", "restore", "check", "show", "completions", "man"] {
+    for command in ["dump", "pre-dump", "dedup", "restore", "check", "show", "completions", "man"] {
         let output = crr(&[command, "--help"]);
         assert_eq!(output.status.code(), Some(0));
         assert!(stdout(&output).contains(&format!("Usage: crr {command}")), "{command}");

@@ -68,8 +68,9 @@ impl Kind {
         match self {
             Self::Tree => 4,
             Self::Files => 5,
-            Self::Inventory | Self::Memory => 2,
-            Self::Pages => 1,
+            Self::Inventory => 3,
+            Self::Memory => 3,
+            Self::Pages => 2,
         }
     }
 }

@@ -4,9 +4,12 @@
 //! in CRIU where they mean the same.
 
 mod check;
+mod dedup;
 mod dirs;
 mod dump;
 mod generate;
+pub(crate) mod keep_track;
+mod pre_dump;
 mod restore;
 mod show;
 mod verbosity;
@@ -45,11 +48,15 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Dump(dump::Dump),
+    PreDump(pre_dump::PreDump),
     Restore(restore::Restore),
     Check(check::Check),
     Show(show::Show),
+    Dedup(dedup::Dedup),
     Completions(generate::Completions),
     Man(generate::Man),
+    #[command(hide = true)]
+    KeepTrack(keep_track::KeepTrack),
 }
 
 /// What a command ends with when it does not fail.
@@ -77,11 +84,14 @@ fn run(cli: Cli) -> Outcome {
     let level = cli.verbosity.level();
     match cli.command {
         Command::Dump(command) => command.run(level),
+        Command::PreDump(command) => command.run(level),
         Command::Restore(command) => command.run(level),
         Command::Check(command) => command.run(level),
         Command::Show(command) => command.run(level),
+        Command::Dedup(command) => command.run(level),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
+        Command::KeepTrack(command) => command.run(),
     }
 }
 

@@ -28,6 +28,7 @@ pub mod socket;
 pub mod stranger;
 pub mod tcp;
 pub mod tty;
+pub mod userfaultfd;
 pub mod vm;
 pub mod wait;
 pub mod window;

@@ -72,6 +72,8 @@ fn inventory() -> Inventory {
         threads: 4,
         xfeatures_in_use: 7,
         xstate_layout: vec![StateComponent { number: 2, offset: 576, size: 256 }],
+        parent: None,
+        pre_dump: None,
         files: Vec::new(),
     }
 }
@@ -117,8 +119,11 @@ fn memory() -> Memory {
             Vdso { abi: Abi::X86_64, image: vec![0x64; 0x1000] },
             Vdso { abi: Abi::Ia32, image: vec![0x32; 0x1000] },
         ],
+        first_page: 0,
         page_count: PAGES,
+        block_pages: 256,
         block_crcs: vec![crc32c(&pages())],
+        packing: None,
     }
 }
 

@@ -101,6 +101,8 @@ programs! {
     /// Servers with clients that stay connected.
     redis32_clients in Chroot => servers::redis;
     nginx32_clients in Chroot => servers::nginx;
+    /// Recorded in rounds while it works.
+    redis32_in_rounds in Chroot => servers::redis_in_rounds;
     /// Directories and files that are watched.
     inotifywait32 in Namespace => |world| watching(world, "/usr/bin/inotifywait");
     inotifywait32_in_chroot in Chroot => |world| watching(world, "/usr/bin/inotifywait");

@@ -9,7 +9,7 @@ use images::file::{Deleted, OtherName, Target};
 use images::inet::{InetProtocol, InetSocket, InetState};
 use images::inotify::Inotify;
 use images::late::{Process, TaskFile};
-use images::memory::{Backing, Run};
+use images::memory::{Backing, Chunk, Method, Packing, Run};
 use images::pipe::{Buffer, Fifo};
 use images::seccomp::Seccomp;
 use images::signal::Pending;
@@ -587,6 +587,19 @@ fn page_map() {
     refused("memory.img: 2 checksums for 1 blocks", |s| s.memory.block_crcs.push(0));
     refused("memory.img: 4503599627370496 pages are impossible", |s| s.memory.page_count = 1 << 52);
     refused("memory.img: 1 address spaces for 2 tasks", |s| drop(s.memory.spaces.pop()));
+    refused("memory.img: a checksum for 0 pages", |s| s.memory.block_pages = 0);
+    refused("memory.img: a checksum for 2 pages", |s| s.memory.block_pages = 2);
+    refused("memory.img: 1 checksums for 6 blocks", |s| s.memory.block_pages = 1);
+    refused("inventory.img: 5 pages of others, and it builds on none", |s| s.memory.first_page = 5);
+    let packed = |s: &mut Sample, chunks: &[(u64, u32)]| {
+        let chunks = chunks.iter().map(|&(place, size)| Chunk { place, size }).collect();
+        s.memory.packing = Some(Packing { method: Method::Lz4, chunks });
+    };
+    refused("memory.img: 0 chunks for 1 times 32 pages", |s| packed(s, &[]));
+    refused("memory.img: 2 chunks for 1 times 32 pages", |s| packed(s, &[(0, 1), (1, 1)]));
+    refused("memory.img: a chunk of 0 bytes for pages of 24576", |s| packed(s, &[(0, 0)]));
+    refused("memory.img: a chunk of 24577 bytes for pages of 24576", |s| packed(s, &[(0, 24577)]));
+    refused("memory.img: a chunk at 0x1, the one before it ends at 0x0", |s| packed(s, &[(1, 5)]));
     let runs = |s: &mut Sample, change: fn(&mut Run)| change(&mut s.memory.spaces[0].runs[1]);
     let task = "memory.img: task 100: contents at";
     refused(&format!("{task} 0x9000001: not page-aligned"), |s| runs(s, |run| run.start.0 += 1));
@@ -595,7 +608,6 @@ fn page_map() {
     refused(&format!("{task} 0x9000000: pages 18446744073709551615+1 of 6"), |s| {
         runs(s, |run| run.first_page = u64::MAX);
     });
-    refused(&format!("{task} 0x9000000: out of order"), |s| runs(s, |run| run.first_page = 0));
     refused(&format!("{task} 0x8049000: out of order"), |s| runs(s, |run| run.start = Addr(0x0804_9000)));
     refused(&format!("{task} 0xfffffffffffff000: end beyond all addresses"), |s| {
         runs(s, |run| run.start = Addr(u64::MAX - 4095));
