@@ -10,7 +10,8 @@ use super::pipe::{self, Pipes};
 use super::socket;
 use super::terminal::{self, Terminals};
 use super::tree::Standing;
-use super::unix_socket::{Holder, Sockets};
+use super::unix_socket::half::HalfPolicy;
+use super::unix_socket::{self, Holder, Sockets};
 use super::view::Use;
 use super::{Refuse, device, inet, inotify, lock, mqueue, namespace, netlink, pidfd as pidfds, task_file};
 use crate::proc::{Dir, fdinfo};
@@ -312,12 +313,16 @@ impl Table {
             let shown = (open.describe(), open.info.flags, open.stat.st_ino);
             return Ok(self.pidfds.add(shown, &open.text, copy.as_fd(), refuse)?.map(Target::Pidfd));
         }
-        if socket::inode(&open.link).is_some() {
+        if let Some(ino) = socket::inode(&open.link) {
             let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
             let (pid, name) = (refuse.pid(), refuse.name().to_owned());
             let holder = Holder { pid, name, object: open.describe() };
             match socket::family(copy.as_fd()).context("SO_DOMAIN")? {
                 libc::AF_UNIX => {
+                    if let Some(id) = self.externals.find_socket(ino, copy.as_fd())? {
+                        let kept = unix_socket::refuse_unread(copy.as_fd(), &holder, refuse)?;
+                        return Ok(kept.then_some(Target::External(id)));
+                    }
                     return Ok(self.sockets.add(copy, &open.stat, holder, refuse)?.map(Target::UnixSocket));
                 }
                 libc::AF_INET | libc::AF_INET6 => {
@@ -438,11 +443,13 @@ impl Table {
         self.pipes.finish(refusals)
     }
 
-    /// Reads the queues of all sockets, and records what descriptions are on their way in them, sockets included.
+    /// Reads the queues of all unix sockets, and records what descriptions are on their way in them, sockets included. Whether connections
+    /// not accepted yet can be given up goes with what becomes of those that reach out of the tree.
     pub(crate) fn dump_sockets(
         &mut self,
         paths: &mut Paths,
         terminal: Terminal,
+        (half, skip_in_flight): (&HalfPolicy, bool),
         refusals: &mut Refusals,
     ) -> Result<()> {
         let own = nix::unistd::getpid().as_raw();
@@ -452,7 +459,7 @@ impl Table {
         loop {
             let arrived = self.sockets.read_queues(refusals)?;
             if arrived.is_empty() {
-                return self.sockets.relate(refusals);
+                return self.sockets.relate(half, skip_in_flight, refusals);
             }
             for one in arrived {
                 let fd = one.fd.as_raw_fd().cast_unsigned();
@@ -534,10 +541,12 @@ impl Table {
     /// Everything that somebody outside of the tree may have an end of.
     fn ends(&self) -> impl Iterator<Item = (pipe::Object, Option<pipe::Ours<'_>>)> {
         let pipes = self.pipes.objects().map(|(pipe, ours)| (pipe, Some(ours)));
-        let sockets = self.sockets.holders().chain(self.inet.holders());
-        let sockets = sockets.chain(self.netlink.iter().map(|(socket, holder)| (socket.ino, holder)));
-        let sockets =
-            sockets.map(|(ino, holder)| (pipe::Object::Socket(ino), Some(pipe::Ours { holder, key: None })));
+        let netlink = self.netlink.iter().map(|(socket, holder)| (socket.ino, holder));
+        let others = self.inet.holders().chain(netlink).map(|(ino, holder)| (ino, holder, None));
+        let unix = self.sockets.holders().map(|(ino, holder)| (ino, holder, Some(Key::UnixSocket(ino))));
+        let sockets = unix
+            .chain(others)
+            .map(|(ino, holder, key)| (pipe::Object::Socket(ino), Some(pipe::Ours { holder, key })));
         pipes.chain(self.terminals.living().map(|(pty, _)| (pty, None))).chain(sockets)
     }
 

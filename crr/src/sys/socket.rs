@@ -184,13 +184,14 @@ fn unix_address(address: &[u8]) -> nix::Result<(libc::sockaddr_un, libc::socklen
     for (to, from) in whole.sun_path.iter_mut().zip(address) {
         *to = from.cast_signed();
     }
-    // Abstract names have a length, paths an end.
-    let end = usize::from(address.first() != Some(&0) && address.len() < whole.sun_path.len());
+    // Abstract names have a length, paths an end; without either, the kernel chooses a name.
+    let path = address.first().is_some_and(|byte| *byte != 0);
+    let end = usize::from(path && address.len() < whole.sun_path.len());
     let length = std::mem::offset_of!(libc::sockaddr_un, sun_path) + address.len() + end;
     Ok((whole, libc::socklen_t::try_from(length).map_err(|_| Errno::EINVAL)?))
 }
 
-/// bind(2) of a unix socket; abstract names begin with a NUL.
+/// bind(2) of a unix socket; abstract names begin with a NUL, and the kernel chooses one in place of an empty name.
 ///
 /// # Errors
 /// As bind(2).

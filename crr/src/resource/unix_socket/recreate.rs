@@ -132,7 +132,7 @@ impl Restored {
         let peer = match &record.peer {
             Peer::Socket(peer) => Some((&self.sockets[*peer as usize], &records[*peer as usize].address)),
             Peer::Closed { address, .. } => self.doomed[index].as_ref().map(|doomed| (doomed, address)),
-            Peer::None | Peer::Listening { .. } | Peer::Waiting { .. } => None,
+            Peer::None | Peer::Listening { .. } | Peer::Waiting { .. } | Peer::Elsewhere { .. } => None,
         };
         let stream = record.kind != UnixKind::Datagram;
         if let Some((peer, address)) = peer
@@ -189,7 +189,7 @@ fn hears_its_peer_alone(records: &[UnixSocket], index: usize) -> bool {
     let address = match &records[index].peer {
         Peer::Socket(peer) => &records[*peer as usize].address,
         Peer::Closed { address, .. } => address,
-        Peer::None | Peer::Listening { .. } | Peer::Waiting { .. } => return false,
+        Peer::None | Peer::Listening { .. } | Peer::Waiting { .. } | Peer::Elsewhere { .. } => return false,
     };
     records[index].queue.iter().all(|message| message.sender == *address)
 }
