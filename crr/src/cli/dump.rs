@@ -60,7 +60,7 @@ pub(super) struct Dump {
     #[arg(short = 'l', long, hide = true)]
     file_locks: bool,
 
-    /// Give up TCP connections that have not been accepted yet.
+    /// Give up connections that have not been accepted yet, and cannot be kept: their clients find them reset.
     #[arg(long)]
     skip_in_flight: bool,
 

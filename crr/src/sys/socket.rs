@@ -71,18 +71,16 @@ pub fn option_about(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8])
     .map(drop)
 }
 
-/// Whether a socket belongs to the network namespace of this process (SIOCGSKNS).
+/// The network namespace that a socket belongs to (SIOCGSKNS).
 ///
 /// # Errors
 /// EPERM without CAP_NET_ADMIN.
-pub fn is_in_own_network(fd: BorrowedFd<'_>) -> nix::Result<bool> {
+pub fn network(fd: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
     const SIOCGSKNS: libc::c_ulong = 0x894c;
     // SAFETY: takes no argument.
     let namespace = check(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCGSKNS, 0) })?;
     // SAFETY: the kernel has just made this descriptor for us.
-    let namespace = unsafe { OwnedFd::from_raw_fd(namespace) };
-    let (its, own) = (nix::sys::stat::fstat(&namespace)?, nix::sys::stat::stat("/proc/self/ns/net")?);
-    Ok((its.st_dev, its.st_ino) == (own.st_dev, own.st_ino))
+    Ok(unsafe { OwnedFd::from_raw_fd(namespace) })
 }
 
 /// Instructions of the socket's filter; 0 without one.

@@ -13,6 +13,7 @@ use images::socket::{Message, Peer, UnixKind, UnixSocket};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 /// SHUT_RD and SHUT_WR as the kernel keeps them.
 const BOTH_WAYS: u32 = 3;
@@ -63,7 +64,7 @@ impl Restored {
     ///
     /// # Errors
     /// Names the socket and what it does not take.
-    pub(crate) fn finish(mut self, files: &Files, descriptions: &[OwnedFd]) -> Result<Binder> {
+    pub(crate) fn finish(mut self, files: &Files, descriptions: &[Rc<OwnedFd>]) -> Result<Binder> {
         let records = &files.unix_sockets;
         let named = |index: usize| format!("socket:[{}]", records[index].ino);
         let senders = records.iter().flat_map(|record| &record.queue);
@@ -108,7 +109,7 @@ impl Restored {
     }
 
     /// Sends what waits in the queue of a socket.
-    fn fill(&mut self, index: usize, records: &[UnixSocket], descriptions: &[OwnedFd]) -> Result<()> {
+    fn fill(&mut self, index: usize, records: &[UnixSocket], descriptions: &[Rc<OwnedFd>]) -> Result<()> {
         let record = &records[index];
         for message in &record.queue {
             let (sender, by_address) = self.sender(index, records, message).context("find its sender")?;
@@ -200,7 +201,7 @@ fn send(
     to: Option<&[u8]>,
     kind: UnixKind,
     message: &Message,
-    descriptions: &[OwnedFd],
+    descriptions: &[Rc<OwnedFd>],
 ) -> Result<()> {
     let mut rights: Vec<_> =
         message.descriptions.iter().map(|id| descriptions[id.0 as usize].as_raw_fd()).collect();
