@@ -318,7 +318,10 @@ pub fn nothing_left() -> crate::Result {
 }
 
 /// Takes leave of every child that has ended.
-fn reap() -> crate::Result {
+///
+/// # Errors
+/// As waitpid(2).
+pub fn reap() -> crate::Result {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),

@@ -7,6 +7,7 @@ use crate::dump::{After, Options, dump};
 use crate::progress::bytes;
 use crate::resource::external::Key;
 use crate::resource::inet::{NetworkLock, Policy, TcpPolicy};
+use crate::resource::unix_socket::half::HalfPolicy;
 use crate::store::Compression;
 use clap::{Args, ValueEnum};
 use images::Pid;
@@ -64,7 +65,7 @@ pub(super) struct Dump {
     #[arg(short = 'l', long, hide = true)]
     file_locks: bool,
 
-    /// Give up TCP connections that have not been accepted yet.
+    /// Give up connections that have not been accepted yet, and cannot be kept: their clients find them reset.
     #[arg(long)]
     skip_in_flight: bool,
 
@@ -72,7 +73,18 @@ pub(super) struct Dump {
     #[arg(long, value_name = "METHOD", default_value = "nftables")]
     network_lock: Lock,
 
-    /// Leave a file outside that the tree has open: pipe[INO], file[MNT_ID:INODE] or tty[RDEV:DEV], the last two with hexadecimal numbers.
+    /// Have unix sockets whose other end is outside of the tree come back closed, or clients among them connected again: where they were, or
+    /// to the server at another path.
+    #[arg(long, value_name = "close|reconnect[=PATH]")]
+    unix_half: Option<HalfPolicy>,
+
+    /// As CRIU spells it: with inode numbers --external unix[INO], without one --unix-half reconnect.
+    #[arg(short = 'x', long, value_name = "INO", num_args = 0..=1, require_equals = true, value_delimiter = ',', default_missing_value = "0",
+        hide = true)]
+    ext_unix_sk: Vec<u64>,
+
+    /// Leave a file outside that the tree has open: pipe[INO], unix[INO], file[MNT_ID:INODE] or tty[RDEV:DEV], the last two with hexadecimal
+    /// numbers.
     ///
     /// A restore has to be given another one in its place (--inherit-fd). Can be used more than once.
     #[arg(long, value_name = "KEY")]
@@ -145,6 +157,7 @@ impl Dump {
     }
 
     fn options(&self, level: u8) -> Options {
+        let named = self.ext_unix_sk.iter().filter(|&&ino| ino != 0).map(|&ino| Key::UnixSocket(ino));
         Options {
             root: self.tree,
             images_dir: self.dirs.images_dir.clone(),
@@ -166,7 +179,11 @@ impl Dump {
                     Lock::Skip => NetworkLock::Skip,
                 },
             },
-            external: self.external.clone(),
+            unix_half: self.unix_half.clone().unwrap_or_else(|| match self.ext_unix_sk.contains(&0) {
+                true => HalfPolicy::Reconnect(None),
+                false => HalfPolicy::Refuse,
+            }),
+            external: self.external.iter().copied().chain(named).collect(),
             ghost_limit: self.ghost_limit,
             link_remap: self.link_remap,
             embed_files: self.embed_files,

@@ -18,6 +18,7 @@ use crate::refusal::{Refusals, Refused};
 use crate::resource::external::{self, Key};
 use crate::resource::inet::Policy;
 use crate::resource::pipe::Holders;
+use crate::resource::unix_socket::half::HalfPolicy;
 use crate::resource::{memory, robust, xstate};
 use crate::store::{Compression, Writer};
 use crate::sys::int80::LowBuffer;
@@ -61,8 +62,10 @@ pub struct Options {
     pub after: After,
     /// Accept a session, process group and terminal from outside of the tree.
     pub shell_job: bool,
-    /// What becomes of connections.
+    /// What becomes of connections of TCP.
     pub sockets: Policy,
+    /// What becomes of connections of unix sockets whose other end is outside of the tree.
+    pub unix_half: HalfPolicy,
     /// Files that stay outside of the checkpoint.
     pub external: Vec<Key>,
     /// Bytes that a deleted file may hold.

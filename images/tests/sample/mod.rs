@@ -205,6 +205,7 @@ fn files() -> Files {
             description(Target::TaskFile(0), 0o100_000, u64::MAX - 4095),
             description(Target::Namespace(Namespace::Net), 0o100_000, 0),
             description(Target::MessageQueue(0), 0o4002, 0),
+            description(Target::External(3), 0o2, 0),
         ],
         pipes: vec![
             Pipe { ino: 4242, capacity: 65_536, contents: b"in flight".to_vec(), ..Pipe::default() },
@@ -235,6 +236,13 @@ fn files() -> Files {
                 file: None,
                 ..unix_socket(UnixKind::Stream, Peer::Waiting { listener: 4, connector: somebody() })
             },
+            UnixSocket {
+                queue: Vec::new(),
+                ..unix_socket(
+                    UnixKind::Stream,
+                    Peer::Elsewhere { address: b"\0bus".to_vec(), connector: somebody() },
+                )
+            },
         ],
         ptys: vec![Pty { number: 7, live: Some(pty()) }, Pty { number: 8, live: None }],
         epolls: vec![Epoll {
@@ -264,6 +272,7 @@ fn files() -> Files {
             external("pipe:[7001]", ExternalKind::Pipe, "pipe:[7001]"),
             external("tty[8804:18]", ExternalKind::Terminal, "/dev/pts/4"),
             external("file[1d:4d2]", ExternalKind::File(0o100_000), "/var/log/shell"),
+            external("unix[7004]", ExternalKind::UnixSocket(UnixKind::Seqpacket), "socket:[7004]"),
         ],
         inotifies: vec![Inotify {
             lost: true,

@@ -44,6 +44,7 @@ mod terminal;
 mod threads;
 mod timers;
 mod tree;
+mod unix_halves;
 mod unix_names;
 mod unix_sockets;
 mod waits;

@@ -143,7 +143,12 @@ pub(super) fn collect(
         }
     }
     if whole {
-        tables.files.dump_sockets(&mut tables.paths, tables.terminal, &mut refusals)?;
+        tables.files.dump_sockets(
+            &mut tables.paths,
+            tables.terminal,
+            (&options.unix_half, options.sockets.skip_in_flight),
+            &mut refusals,
+        )?;
         tables.files.give_locks(&pids, &mut tasks, &mut refusals)?;
         tables.files.refuse_leases(&tasks, &spaces, &mut refusals);
         let ptys =

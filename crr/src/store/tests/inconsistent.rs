@@ -13,7 +13,7 @@ use images::memory::{Backing, Chunk, Method, Packing, Run};
 use images::pipe::{Buffer, Fifo};
 use images::seccomp::Seccomp;
 use images::signal::Pending;
-use images::socket::{Credentials, Peer, UnixKind, UnixSocket};
+use images::socket::{Credentials, Message, Peer, UnixKind, UnixSocket};
 use images::task::{End, GroupStop};
 use images::terminal::{Control, Line, LineEnd, LivePty, PtyEnd};
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, SharedId};
@@ -342,12 +342,15 @@ fn files() {
     refused("files.img: external#0: is a Terminal by the key pipe:[7001]", |s| {
         s.files.externals[0].kind = ExternalKind::Terminal
     });
+    refused("files.img: external#3: is a Pipe by the key unix[7004]", |s| {
+        s.files.externals[3].kind = ExternalKind::Pipe
+    });
     refused("files.img: external#2: is a File(33188) by the key file[1d:4d2]", |s| {
         s.files.externals[2].kind = ExternalKind::File(0o100_644)
     });
-    refused("files.img: description#14: external#3 of 3 externals", |s| {
+    refused("files.img: description#14: external#4 of 4 externals", |s| {
         s.files.descriptions.insert(14, s.files.descriptions[14].clone());
-        s.files.descriptions[14].target = Target::External(3)
+        s.files.descriptions[14].target = Target::External(4)
     });
     refused("files.img: pipe#0: holds 9 bytes, more than its capacity of 8", |s| {
         s.files.pipes[0].capacity = 8
@@ -361,8 +364,8 @@ fn files() {
     refused("files.img: description#1: pipe#2 of 2 pipes", |s| {
         s.files.descriptions[1].target = Target::Pipe(2)
     });
-    refused("files.img: description#4: socket#6 of 6 sockets", |s| {
-        s.files.descriptions[4].target = Target::UnixSocket(6)
+    refused("files.img: description#4: socket#7 of 7 sockets", |s| {
+        s.files.descriptions[4].target = Target::UnixSocket(7)
     });
     refused("files.img: socket#0 has two descriptions", |s| {
         s.files.descriptions[3].target = Target::UnixSocket(0)
@@ -374,7 +377,7 @@ fn files() {
 
 #[test]
 fn unix_sockets() {
-    for peer in [0, 2, 3, 6] {
+    for peer in [0, 2, 3, 7] {
         let what = format!("is connected to socket#{peer}, which is not connected to it");
         refused(&format!("files.img: socket#0: {what}"), |s| {
             s.files.unix_sockets[0].peer = Peer::Socket(peer)
@@ -468,6 +471,17 @@ fn connections_of_unix_sockets() {
         s.file = None;
     });
     refused(4, "listens for datagrams", |s| s.kind = UnixKind::Datagram);
+    refused(6, "is to be connected to no absolute path", |s| {
+        let Peer::Elsewhere { address, .. } = &mut s.peer else { panic!() };
+        *address = b"bus".to_vec();
+    });
+    refused(6, "is connected by no process", |s| {
+        let Peer::Elsewhere { connector, .. } = &mut s.peer else { panic!() };
+        connector.pid = 0;
+    });
+    refused(6, "has messages from one that it is to be connected to again", |s| {
+        s.queue.push(Message { bytes: b"a".to_vec(), ..Message::default() });
+    });
 }
 
 #[test]
