@@ -13,7 +13,6 @@
 #include <sys/inotify.h>
 #include <sys/ipc.h>
 #include <sys/ptrace.h>
-#include <sys/shm.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 
@@ -171,19 +170,6 @@ CASE(message_queues)
 	MUST(mq_unlink(path));
 }
 
-CASE(memory)
-{
-	int pair[2];
-	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
-	int segment = MUST(shmget(IPC_PRIVATE, 4 * PAGE, 0600));
-	char *attached = MUST((char *)shmat(segment, NULL, 0));
-	MUST(shmctl(segment, IPC_RMID, NULL));
-	name_address(attached);
-	checkpoint();
-	check_alive(pair);
-	attached[0] = 1;
-}
-
 static void name_lease(int fd, const char *what)
 {
 	char text[128];
@@ -247,9 +233,6 @@ CASE(listener)
 /* Memory that no system call may change, and memory that nobody but the task may see. */
 CASE(memory_to_itself)
 {
-	char *sealed = map_anonymous(2 * PAGE);
-	MUST(syscall(462, sealed, PAGE, 0));
-	name_address(sealed);
 	int fd = (int)MUST(syscall(447, 0));
 	MUST(ftruncate(fd, (off_t)PAGE));
 	char *secret = MUST((char *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
@@ -258,7 +241,6 @@ CASE(memory_to_itself)
 	strcpy(secret, "secret");
 	checkpoint();
 	CHECK(strcmp(secret, "secret") == 0, "%s", secret);
-	CHECK(munmap(sealed, PAGE) == -1 && errno == EPERM, "no longer sealed");
 }
 
 static void name_with(int fd, const char *what)

@@ -24,7 +24,7 @@ use crate::resource::other_name::Helpers;
 use crate::resource::path::{Paths, file_type};
 use crate::resource::pipe::Holders;
 use crate::resource::tree::{self, Standing, Strangers};
-use crate::resource::{Refuse, deleted, memory, program, seccomp, sharing, zombie};
+use crate::resource::{Refuse, deleted, memory, program, seccomp, sharing, sysv, zombie};
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result, bail};
 use images::Pid;
@@ -140,6 +140,7 @@ pub(super) fn collect(
     }
     if whole {
         tables.files.dump_sockets(&mut tables.paths, tables.terminal, &mut refusals)?;
+        sysv::complete(&mut tables.backings.shared, &mut refusals)?;
         tables.files.give_locks(&pids, &mut tasks, &mut refusals)?;
         tables.files.refuse_leases(&tasks, &spaces, &mut refusals);
         let ptys =
@@ -189,7 +190,7 @@ pub(super) fn collect(
     }
     let memory = Memory { page_count: contents.page_count(), ..memory };
     let tree = Tree { tasks, shell_job, zombies, filters: tables.filters.into_filters() };
-    room::check(&tree, &memory.spaces)?;
+    room::check(&tree, &memory.spaces, &memory.shared)?;
     // Only now, when nothing else is in the way: it touches them.
     let mut on_their_way = Refusals::default();
     tables.files.look_into_terminals(&mut on_their_way)?;
@@ -274,7 +275,7 @@ fn find_contents(
         let pagemap = File::from(task.dir.open("pagemap").context("open pagemap")?);
         let memory = File::from(task.dir.open("mem").context("open mem")?);
         let source = contents.add_task(task.deputy(), memory);
-        space.runs = contents
+        (space.runs, space.guards) = contents
             .find_private(source, &pagemap, &space.vmas)
             .with_context(|| format!("task {}: look for pages", task.pid))?;
     }

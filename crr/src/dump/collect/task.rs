@@ -141,7 +141,7 @@ pub(super) fn collect_task(
     }
     dir.read("auxv", &mut tables.buffer).context("read auxv")?;
     let auxv = cut_auxv(&tables.buffer, abi).to_vec();
-    Ok(Some((record, Space { vmas, runs: Vec::new(), policies, layout, auxv })))
+    Ok(Some((record, Space { vmas, runs: Vec::new(), policies, guards: Vec::new(), layout, auxv })))
 }
 
 fn read_statuses(dir: &Dir, threads: &[Stopped], buffer: &mut Vec<u8>) -> Result<Vec<status::Status>> {

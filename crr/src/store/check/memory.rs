@@ -3,12 +3,12 @@
 use super::{Check, attribute, ensure, inside, path};
 use images::file::Files;
 use images::id::PAGE_SIZE;
-use images::memory::{BLOCK_PAGES, Backing, Memory, Run, Shared, Space, Vma};
+use images::memory::{BLOCK_PAGES, Backing, Guard, Memory, Run, Shared, Space, Vma};
 use images::task::{Task, Tree};
 use images::{Abi, Addr};
 
 /// All bits that [`images::memory::vm`] names.
-const VM_FLAGS: u32 = (1 << 14) - 1;
+const VM_FLAGS: u32 = (1 << 16) - 1;
 /// PROT_READ, PROT_WRITE, PROT_EXEC.
 const PROTECTION: u32 = 7;
 
@@ -64,6 +64,23 @@ fn check_space(space: &Space, task: &Task, memory: &Memory, files: &Files) -> Ch
         let private = |vma: &&&Vma| matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..));
         let from = run.start;
         ensure!(holder.filter(private).is_some(), "contents at {from}: no private memory of that extent");
+    }
+    check_guards(space)
+}
+
+fn check_guards(space: &Space) -> Check {
+    let mut last = 0;
+    for Guard { start, end } in &space.guards {
+        ensure!(
+            start.0 % PAGE_SIZE == 0 && end.0 % PAGE_SIZE == 0,
+            "guard {start}-{end}: is not page-aligned"
+        );
+        ensure!(start.0 >= last && start < end, "guard {start}-{end}: out of order");
+        let inside = space.vmas.iter().any(|vma| vma.start <= *start && *end <= vma.end);
+        ensure!(inside, "guard {start}-{end}: is not inside of one area");
+        let filled = space.runs.iter().find(|run| run.start < *end && start.0 < end_of(run));
+        ensure!(filled.is_none(), "guard {start}-{end}: has contents");
+        last = end.0;
     }
     Ok(())
 }

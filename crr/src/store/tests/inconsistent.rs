@@ -9,7 +9,7 @@ use images::file::{Deleted, OtherName, Target};
 use images::inet::{InetProtocol, InetSocket, InetState};
 use images::inotify::Inotify;
 use images::late::{Process, TaskFile};
-use images::memory::{Backing, Run};
+use images::memory::{Backing, Guard, Run};
 use images::pipe::{Buffer, Fifo};
 use images::seccomp::Seccomp;
 use images::signal::Pending;
@@ -622,7 +622,7 @@ fn areas() {
         vma(s, |vma| vma.end = Addr(0x0900_1000));
     });
     refused(&format!("{task} 0x8048000-0x8058000: protection 0xf"), |s| vma(s, |vma| vma.prot = 15));
-    refused(&format!("{task} 0x8048000-0x8058000: flags 0x4000"), |s| vma(s, |vma| vma.flags = 1 << 14));
+    refused(&format!("{task} 0x8048000-0x8058000: flags 0x10000"), |s| vma(s, |vma| vma.flags = 1 << 16));
     refused(&format!("{task} 0x8048000-0x8058000: path#9 of 9 paths"), |s| {
         vma(s, |vma| vma.backing = Backing::SharedFile(PathId(9), 0));
     });
@@ -636,6 +636,22 @@ fn areas() {
         vma(s, |vma| vma.backing = Backing::Shared(SharedId(1), 0));
     });
     refused(&format!("{task} auxv of 7 bytes"), |s| s.memory.spaces[1].auxv.truncate(7));
+}
+
+#[test]
+fn guard_pages() {
+    let guard = |s: &mut Sample, start, end| {
+        s.memory.spaces[0].guards[0] = Guard { start: Addr(start), end: Addr(end) }
+    };
+    let wrong = "memory.img: task 100: guard";
+    refused(&format!("{wrong} 0x9002001-0x9004000: is not page-aligned"), |s| {
+        guard(s, 0x0900_2001, 0x0900_4000)
+    });
+    refused(&format!("{wrong} 0x9004000-0x9004000: out of order"), |s| guard(s, 0x0900_4000, 0x0900_4000));
+    refused(&format!("{wrong} 0x90c7000-0x90c9000: is not inside of one area"), |s| {
+        guard(s, 0x090c_7000, 0x090c_9000)
+    });
+    refused(&format!("{wrong} 0x9000000-0x9001000: has contents"), |s| guard(s, 0x0900_0000, 0x0900_1000));
 }
 
 #[test]
