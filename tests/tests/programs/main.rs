@@ -2,6 +2,7 @@
 //! 64-bit ones of the machine, alone and mixed. Each goes through several rounds of dump, gone, restore while
 //! it works, and a client that knows what the right answers are asks it before and after.
 
+mod postgres;
 mod servers;
 mod world;
 
@@ -101,6 +102,7 @@ programs! {
     /// Servers with clients that stay connected.
     redis32_clients in Chroot => servers::redis;
     nginx32_clients in Chroot => servers::nginx;
+    postgres32_sessions in Chroot => postgres::sessions;
     /// Directories and files that are watched.
     inotifywait32 in Namespace => |world| watching(world, "/usr/bin/inotifywait");
     inotifywait32_in_chroot in Chroot => |world| watching(world, "/usr/bin/inotifywait");
