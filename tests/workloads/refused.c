@@ -1,5 +1,6 @@
 /* Everything at once that this version of crr does not carry over: a dump has to name each. */
 #include "workload.h"
+#include <sys/sem.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <linux/aio_abi.h>
@@ -168,6 +169,52 @@ CASE(message_queues)
 	siginfo_t info = { 0 };
 	CHECK(sigwaitinfo(&signals, &info) == SIGRTMIN + 1 && info.si_value.sival_int == 42, "told %d", info.si_value.sival_int);
 	MUST(mq_unlink(path));
+}
+
+static void operate(int set, unsigned short number, short change)
+{
+	struct sembuf operation = { number, change, SEM_UNDO };
+	MUST(semop(set, &operation, 1));
+}
+
+static void holder_of_semaphores(void *argument)
+{
+	int set = *(int *)argument;
+	/* Locked; given; back where it was. */
+	operate(set, 0, -1);
+	operate(set, 1, 5);
+	operate(set, 2, -1);
+	operate(set, 2, 1);
+	prepared();
+	wait_for_go();
+}
+
+/* What is to be undone when a task ends. It still is after the dump was refused. */
+CASE(undone_semaphores)
+{
+	int pair[2], set = MUST(semget(IPC_PRIVATE, 4, 0600));
+	unsigned short values[4] = { 1, 32762, 32767, 0 }, now[4];
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	MUST(semctl(set, 0, SETALL, values));
+	pid_t child = spawn(holder_of_semaphores, &set);
+	operate(set, 3, 1);
+	for (int i = 0; i < 4; i++) {
+		char text[128];
+		if (i == 2)
+			continue;
+		snprintf(text, sizeof(text), "System V semaphore %d of set %d: is to be undone", i, set);
+		name(text);
+	}
+	checkpoint();
+	check_alive(pair);
+	MUST(semctl(set, 0, GETALL, now));
+	CHECK(now[0] == 0 && now[1] == 32767 && now[2] == 32767 && now[3] == 1, "values %d %d %d", now[0], now[1], now[2]);
+	CHECK(semctl(set, 0, GETPID) == child && semctl(set, 3, GETPID) != child, "who operated last");
+	finish(child);
+	MUST(semctl(set, 0, GETALL, now));
+	values[3] = 1;
+	CHECK(memcmp(values, now, sizeof(now)) == 0, "undone: %d %d %d %d", now[0], now[1], now[2], now[3]);
+	MUST(semctl(set, 0, IPC_RMID));
 }
 
 static void name_lease(int fd, const char *what)

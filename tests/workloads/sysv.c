@@ -1,6 +1,7 @@
 /* System V IPC. */
 #include "workload.h"
 #include <sys/ipc.h>
+#include <sys/sem.h>
 #include <sys/shm.h>
 
 /* Segments that a case has to see to itself: they would stay. */
@@ -189,6 +190,39 @@ CASE(between_abis)
 	fill(memory, PAGE, 2);
 	finish(child);
 	CHECK_FILL(memory + PAGE, PAGE, 3);
+}
+
+static void *idle(void *ready)
+{
+	__atomic_store_n((int *)ready, 1, __ATOMIC_SEQ_CST);
+	pause();
+	return NULL;
+}
+
+static void operate(int set, unsigned short number, short change, short flags)
+{
+	struct sembuf operation = { number, change, flags };
+	MUST(semop(set, &operation, 1));
+}
+
+/* With a list of what is to be undone, in which nothing is; with values of all sizes; with threads. */
+CASE(semaphores)
+{
+	int set = MUST(semget(IPC_PRIVATE, 5, 0600)), ready = 0;
+	unsigned short values[5] = { 0, 1, 2, 32766, 32767 }, now[5];
+	MUST(semctl(set, 0, SETALL, values));
+	pthread_t thread;
+	MUST0(pthread_create(&thread, NULL, idle, &ready));
+	await(&ready, 1);
+	for (unsigned short i = 1; i < 5; i++) {
+		operate(set, i, -1, SEM_UNDO);
+		operate(set, i, 1, SEM_UNDO);
+	}
+	checkpoint();
+	MUST(semctl(set, 0, GETALL, now));
+	CHECK(memcmp(values, now, sizeof(now)) == 0, "%d %d %d %d %d", now[0], now[1], now[2], now[3], now[4]);
+	operate(set, 1, -1, SEM_UNDO | IPC_NOWAIT);
+	MUST(semctl(set, 0, IPC_RMID));
 }
 
 /* For tests: attaches a segment and stays. */

@@ -64,6 +64,35 @@ pub fn remove_segment(id: i32) -> nix::Result<()> {
     check(unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) }).map(drop)
 }
 
+/// Drops what this thread would have undone at its end, which is nothing, and the list that it would be in.
+///
+/// # Errors
+/// Never, by the manual.
+pub fn forget_undo() -> nix::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::unshare(libc::CLONE_SYSVSEM) }).map(drop)
+}
+
+/// The values of a set of semaphores.
+///
+/// # Errors
+/// EINVAL or EIDRM when it is gone, EACCES.
+pub fn semaphore_values(id: i32, count: u16) -> nix::Result<Vec<u16>> {
+    let mut values = vec![0u16; usize::from(count)];
+    // SAFETY: the kernel writes as many values as the set has, which keeps its size.
+    check(unsafe { libc::semctl(id, 0, libc::GETALL, values.as_mut_ptr()) })?;
+    Ok(values)
+}
+
+/// Who operated last on a semaphore; 0 for a process that cannot be seen from here.
+///
+/// # Errors
+/// EINVAL or EIDRM when it is gone, EACCES.
+pub fn last_user(id: i32, number: u16) -> nix::Result<images::Pid> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::semctl(id, i32::from(number), libc::GETPID) })
+}
+
 /// A segment that this process has attached, and children that it forks have not; detached when dropped.
 #[derive(Debug)]
 pub struct Attached {

@@ -16,6 +16,7 @@ tests::survives! {
     removed => sysv("removed");
     parts => sysv("parts");
     between_abis => sysv("between_abis");
+    semaphores => sysv("semaphores");
 }
 
 /// Runs `body` for both ABIs, each in a directory of its own.

@@ -66,6 +66,7 @@ struct Tables {
     /// The dump is refused for a thread that did not stop: this is to find what else is in the way.
     late: bool,
     bystanders: Bystanders,
+    semaphores: sysv::undo::Sets,
     terminal: Terminal,
     mates: Mates,
     buffer: Vec<u8>,
@@ -95,6 +96,7 @@ pub(super) fn collect(
         guarded: frozen.guarded,
         late: frozen.late,
         bystanders: Bystanders::default(),
+        semaphores: sysv::undo::Sets::default(),
         terminal: None,
         mates: Mates::default(),
         buffer: Vec::new(),

@@ -5,6 +5,7 @@
 //! is made again under its old id. For both, nobody else may have it attached.
 
 pub(crate) mod recreate;
+pub(crate) mod undo;
 
 use crate::proc::hex;
 use crate::proc::sysvipc::{self, Row};
