@@ -2,7 +2,7 @@
 
 use super::environment::Environment;
 use super::prepare::Lives;
-use super::{Options, unchanged};
+use super::{Options, numbers, unchanged};
 use crate::refusal::{Refusal, Refusals};
 use crate::resource::external::given::Given;
 use crate::resource::terminal::recreate;
@@ -42,6 +42,7 @@ pub(super) fn preflight(
     attribute::preflight(&mut refusals, checkpoint, &environment.attributes);
     mqueue::preflight(&mut refusals, &checkpoint.files);
     sysv::recreate::preflight(&mut refusals, &checkpoint.memory)?;
+    numbers::check(&mut refusals, &checkpoint.tree, &checkpoint.files, &checkpoint.memory);
     Ok(refusals)
 }
 

@@ -21,6 +21,7 @@ pub(super) fn check(memory: &Memory, tree: &Tree, files: &Files) -> Check {
     check_vdsos(memory)?;
     for (index, shared) in memory.shared.iter().enumerate() {
         check_shared(shared, memory).map_err(inside(format_args!("shared#{index}")))?;
+        check_segment(shared, &memory.shared[..index]).map_err(inside(format_args!("shared#{index}")))?;
     }
     for (space, task) in memory.spaces.iter().zip(&tree.tasks) {
         check_space(space, task, memory, files).map_err(inside(format_args!("task {}", task.pid)))?;
@@ -42,6 +43,16 @@ fn check_shared(shared: &Shared, memory: &Memory) -> Check {
     check_runs(&shared.runs, memory)?;
     let end = shared.runs.last().map_or(0, end_of);
     ensure!(end <= shared.size.next_multiple_of(PAGE_SIZE), "contents up to {end:#x} of {:#x}", shared.size);
+    Ok(())
+}
+
+fn check_segment(shared: &Shared, before: &[Shared]) -> Check {
+    let Some(segment) = &shared.segment else { return Ok(()) };
+    let id = segment.id;
+    ensure!(id >= 0 && shared.size > 0, "is no segment: id {id}, {} bytes", shared.size);
+    let twice = before.iter().any(|other| other.segment.as_ref().is_some_and(|other| other.id == id));
+    ensure!(!twice, "segment {id} occurs twice");
+    ensure!(segment.mode & !0o3777 == 0, "mode {:#o}", segment.mode);
     Ok(())
 }
 

@@ -9,11 +9,12 @@ use images::file::{Deleted, OtherName, Target};
 use images::inet::{InetProtocol, InetSocket, InetState};
 use images::inotify::Inotify;
 use images::late::{Process, TaskFile};
-use images::memory::{Backing, Guard, Run};
+use images::memory::{Backing, Guard, Run, Shared};
 use images::pipe::{Buffer, Fifo};
 use images::seccomp::Seccomp;
 use images::signal::Pending;
 use images::socket::{Credentials, Peer, UnixKind, UnixSocket};
+use images::sysv::Segment;
 use images::task::{End, GroupStop};
 use images::terminal::{Control, Line, LineEnd, LivePty, PtyEnd};
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, SharedId};
@@ -658,6 +659,16 @@ fn guard_pages() {
 fn shared_memory_and_vdsos() {
     refused("memory.img: shared#0: contents up to 0x2000 of 0x1000", |s| s.memory.shared[0].size = 0x1000);
     refused("memory.img: shared#0: 0x8000000000000000 bytes", |s| s.memory.shared[0].size = 1 << 63);
+    let segment =
+        |s: &mut Sample, change: fn(&mut Segment)| change(s.memory.shared[0].segment.as_mut().unwrap());
+    refused("memory.img: shared#0: is no segment: id -1, 16384 bytes", |s| {
+        segment(s, |segment| segment.id = -1)
+    });
+    refused("memory.img: shared#0: mode 0o4000", |s| segment(s, |segment| segment.mode = 0o4000));
+    refused("memory.img: shared#1: segment 32769 occurs twice", |s| {
+        let again = Shared { runs: Vec::new(), ..s.memory.shared[0].clone() };
+        s.memory.shared.push(again);
+    });
     refused("memory.img: two vDSOs of x86_64", |s| s.memory.vdsos[1].abi = Abi::X86_64);
     refused("memory.img: the vDSO of ia32 has 4095 bytes, not whole pages", |s| {
         s.memory.vdsos[1].image.truncate(4095)
