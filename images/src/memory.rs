@@ -2,6 +2,7 @@
 
 use crate::attribute::AreaPolicy;
 use crate::id::{Abi, Addr, PathId, SharedId};
+use crate::sysv::Segment;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub struct Memory {
     /// One address space a task, in the order of [`crate::task::Tree::tasks`].
     pub spaces: Vec<Space>,
-    /// Anonymous memory that tasks share.
+    /// Memory without a file that tasks share.
     pub shared: Vec<Shared>,
     /// The vDSO of each ABI that a dumped task had mapped.
     pub vdsos: Vec<Vdso>,
@@ -68,6 +69,8 @@ pub struct Space {
     pub runs: Vec<Run>,
     /// Memory policies of private areas, by rising address, not overlapping.
     pub policies: Vec<AreaPolicy>,
+    /// Guard pages (MADV_GUARD_INSTALL), by rising address, not overlapping.
+    pub guards: Vec<Guard>,
     /// What `/proc/PID/stat` and brk(2) tell of the layout.
     pub layout: Layout,
     /// `/proc/PID/auxv`, as bytes in the layout of the task's ABI.
@@ -126,7 +129,7 @@ pub enum Backing {
     PrivateFile(PathId, u64),
     /// MAP_SHARED of a file, from a byte offset.
     SharedFile(PathId, u64),
-    /// MAP_SHARED | MAP_ANONYMOUS memory, from a byte offset of the object.
+    /// MAP_SHARED | MAP_ANONYMOUS memory or an attached segment of System V, from a byte offset of the object.
     Shared(SharedId, u64),
     /// The kernel's code page(s).
     Vdso,
@@ -166,6 +169,10 @@ pub mod vm {
     pub const ACCOUNTED: u32 = 1 << 12;
     /// `mw`: may be made writable, so a shared mapping came from a writable file.
     pub const MAY_WRITE: u32 = 1 << 13;
+    /// `sl`: sealed (mseal).
+    pub const SEALED: u32 = 1 << 14;
+    /// `dp`: MAP_DROPPABLE.
+    pub const DROPPABLE: u32 = 1 << 15;
 }
 
 /// Consecutive pages with their place in `pages.img`, or in that of a checkpoint that this one builds on.
@@ -179,7 +186,16 @@ pub struct Run {
     pub first_page: u64,
 }
 
-/// An anonymous shared memory object.
+/// Pages of one VMA that may not be touched, whatever its protection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guard {
+    /// First byte.
+    pub start: Addr,
+    /// One past the last byte.
+    pub end: Addr,
+}
+
+/// An object of shared memory without a file: anonymous, or a segment of System V.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shared {
     /// Its size in bytes.
@@ -188,6 +204,8 @@ pub struct Shared {
     pub ino: u64,
     /// Its contents; what lies between was never touched.
     pub runs: Vec<Run>,
+    /// What it is as a segment of System V, if it is one.
+    pub segment: Option<Segment>,
 }
 
 /// The vDSO code of one ABI, with the shape of the areas around it.

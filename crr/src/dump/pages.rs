@@ -13,7 +13,7 @@ use crate::sys::vm::{self, Remote};
 use crate::track;
 use anyhow::{Context, Result, anyhow, bail};
 use images::id::PAGE_SIZE;
-use images::memory::{BLOCK_PAGES, Backing, CHUNK_PAGES, Chunk, Packing, Run, Shared, Vma};
+use images::memory::{BLOCK_PAGES, Backing, CHUNK_PAGES, Chunk, Guard, Packing, Run, Shared, Vma};
 use images::{Addr, Pid};
 use nix::errno::Errno;
 use nix::unistd::Whence;
@@ -111,29 +111,32 @@ impl Contents {
         Run { first_page: self.first_page + run.first_page, ..run }
     }
 
-    /// The pages of a task's private areas that differ from their backing. `kept` are contents that the dump has which this one
-    /// builds on.
+    /// The pages of a task's private areas that differ from their backing, and the guard pages of all areas. `kept` are contents that the
+    /// dump has which this one builds on.
     pub(super) fn find_private(
         &mut self,
         source: usize,
         look: Look<'_>,
         vmas: &[Vma],
         kept: &[Run],
-    ) -> Result<Vec<Run>> {
-        let private: Vec<&Vma> = vmas
-            .iter()
-            .filter(|vma| matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..)))
-            .collect();
-        let (Some(first), Some(last)) = (private.first(), private.last()) else { return Ok(Vec::new()) };
-        let mut runs: Vec<Run> = Vec::new();
-        let mut areas = private.iter().peekable();
-        let found = |from: u64, to: u64| {
+    ) -> Result<(Vec<Run>, Vec<Guard>)> {
+        let (Some(first), Some(last)) = (vmas.first(), vmas.last()) else { return Ok(Default::default()) };
+        let (mut runs, mut guards): (Vec<Run>, Vec<Guard>) = Default::default();
+        let mut areas = vmas.iter().peekable();
+        let found = |from: u64, to: u64, guard: bool| {
             while areas.next_if(|vma| vma.end.0 <= from).is_some() {}
             // A range can span areas; the last of them is looked at again for the next range.
             let mut at = areas.clone();
             while let Some(vma) = at.next().filter(|vma| vma.start.0 < to) {
                 let (mut start, end) = (from.max(vma.start.0), to.min(vma.end.0));
                 let forced = vma.prot & PROT_READ == 0;
+                if guard {
+                    guards.push(Guard { start: Addr(start), end: Addr(end) });
+                    continue;
+                }
+                if !is_private(vma) {
+                    continue;
+                }
                 for run in track::part(kept, start, end) {
                     self.find_own(&mut runs, (source, forced), (vma.start.0, start), run.start.0);
                     start = end_of(&run);
@@ -142,8 +145,8 @@ impl Contents {
                 self.find_own(&mut runs, (source, forced), (vma.start.0, start), end);
             }
         };
-        scan(look, first.start.0, last.end.0, &private, found)?;
-        Ok(runs)
+        scan(look, first.start.0, last.end.0, vmas, found)?;
+        Ok((runs, guards))
     }
 
     /// Adds what lies between two addresses of an area to the runs, unless that is nothing.
@@ -176,11 +179,11 @@ impl Contents {
 
     /// The touched pages of a shared memory object.
     pub(super) fn add_shared(&mut self, object: SharedObject) -> Result<Shared> {
-        let SharedObject { ino, file } = object;
+        let SharedObject { ino, file, segment, .. } = object;
         let size = file.metadata().context("fstat")?.len();
         let runs = self.find_data(&file, size)?;
         self.sources.push(Source::File(file, format!("shared memory {ino}")));
-        Ok(Shared { size, ino, runs })
+        Ok(Shared { size, ino, runs, segment })
     }
 
     /// What was written to a deleted file.
@@ -333,6 +336,10 @@ impl Contents {
 
 const PROT_READ: u32 = 1;
 
+fn is_private(vma: &Vma) -> bool {
+    matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..))
+}
+
 fn end_of(run: &Run) -> u64 {
     run.start.0 + run.pages * PAGE_SIZE
 }
@@ -450,7 +457,13 @@ pub(super) enum Look<'a> {
 }
 
 /// Ranges of pages to store, by PAGEMAP_SCAN or, before Linux 6.7, by reading pagemap.
-fn scan(look: Look<'_>, start: u64, end: u64, areas: &[&Vma], mut found: impl FnMut(u64, u64)) -> Result<()> {
+fn scan(
+    look: Look<'_>,
+    start: u64,
+    end: u64,
+    areas: &[Vma],
+    mut found: impl FnMut(u64, u64, bool),
+) -> Result<()> {
     let scanned = match look {
         Look::Only(pagemap) => pagemap::scan_private(pagemap.as_fd(), start, end, &mut found),
         Look::Protecting(pagemap) => pagemap::scan_and_protect(pagemap.as_fd(), start, end, &mut found),
@@ -463,12 +476,12 @@ fn scan(look: Look<'_>, start: u64, end: u64, areas: &[&Vma], mut found: impl Fn
 }
 
 /// One word a page: Documentation/admin-guide/mm/pagemap.rst. The page of zeros is not told from others here and gets stored.
-fn read_pagemap(pagemap: &File, areas: &[&Vma], mut found: impl FnMut(u64, u64)) -> Result<()> {
+fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, bool)) -> Result<()> {
     const PRESENT_OR_SWAPPED: u64 = 3 << 62;
     const FILE_OR_SHARED: u64 = 1 << 61;
     const CHUNK_PAGES: u64 = 1 << 16;
     let mut words = vec![0u8; usize::try_from(CHUNK_PAGES * 8)?];
-    for vma in areas {
+    for vma in areas.iter().filter(|vma| is_private(vma)) {
         let mut at = vma.start.0;
         while at < vma.end.0 {
             let pages = ((vma.end.0 - at) / PAGE_SIZE).min(CHUNK_PAGES);
@@ -477,7 +490,7 @@ fn read_pagemap(pagemap: &File, areas: &[&Vma], mut found: impl FnMut(u64, u64))
             for (word, page) in words.chunks_exact(8).zip((at..).step_by(4096)) {
                 let word = u64::from_le_bytes(word.try_into()?);
                 if word & PRESENT_OR_SWAPPED != 0 && word & FILE_OR_SHARED == 0 {
-                    found(page, page + PAGE_SIZE);
+                    found(page, page + PAGE_SIZE, false);
                 }
             }
             at += pages * PAGE_SIZE;

@@ -161,10 +161,12 @@ struct Looked {
 }
 
 impl Looked {
-    /// Protects its pages, and gives those a place that are not known yet.
+    /// Protects its pages, and gives those a place that are not known yet. Guard pages are for the last dump to tell.
     fn protect(&self, contents: &mut Contents) -> Result<Vec<Run>> {
         let source = contents.add_task(self.deputy, self.memory.try_clone().context("dup")?);
-        contents.find_private(source, Look::Protecting(&self.pagemap), &self.areas, &self.kept)
+        let look = Look::Protecting(&self.pagemap);
+        let (runs, _) = contents.find_private(source, look, &self.areas, &self.kept)?;
+        Ok(runs)
     }
 }
 

@@ -53,6 +53,8 @@ calls! {
     Prctl = 157, 172;
     /// arch_prctl.
     ArchPrctl = 158, 384;
+    /// semtimedop; semtimedop_time64 of ia32.
+    Semtimedop = 220, 420;
     /// timer_gettime; timer_gettime64 of ia32.
     TimerGettime = 224, 408;
     /// timer_getoverrun.

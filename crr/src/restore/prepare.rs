@@ -127,12 +127,12 @@ pub(super) fn prepare(
     }
     let makings = family::makings(&tree.tasks).ok().context("tasks share what they cannot share")?;
     let own_group = nix::unistd::getpgrp().as_raw();
-    let spaces = &checkpoint.memory.spaces;
+    let (spaces, shared) = (&checkpoint.memory.spaces, &checkpoint.memory.shared);
     let cloned = makings.iter().filter(|&&making| making != Making::Forked).count();
     let forked = makings.len() - cloned + tree.zombies.len();
     let totals = [schedule.leaders(), forked, cloned].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
     let late = late::all(&checkpoint.files);
-    let forest = Forest::new(&tree, spaces, &makings, own_group, totals, late.clone());
+    let forest = Forest::new(&tree, spaces, shared, &makings, own_group, totals, late.clone());
     let mut plans: BTreeMap<usize, ProgramPlan> = (0..tree.tasks.len())
         .filter(|&index| forest.execs(index))
         .map(|index| (index, plan::program(&machines[&tree.tasks[index].abi], &forest, index)))
@@ -161,7 +161,7 @@ pub(super) fn prepare(
     let bases = bases(checkpoint, &rooms)?;
     let (spaces, mut lent) = take_loans(spaces, &rooms, &bases);
     if !lent.is_empty() {
-        let forest = Forest::new(&tree, &spaces, &makings, own_group, totals, late.clone());
+        let forest = Forest::new(&tree, &spaces, shared, &makings, own_group, totals, late.clone());
         for (&index, _) in bases.iter().filter(|(_, base)| base.lent) {
             let plan = plan::program(&machines[&tree.tasks[index].abi], &forest, index);
             let room = rooms.get_mut(&index).context("a program has room")?;

@@ -26,6 +26,7 @@ pub mod sched;
 pub mod shared_page;
 pub mod socket;
 pub mod stranger;
+pub mod sysv;
 pub mod tcp;
 pub mod tty;
 pub mod userfaultfd;

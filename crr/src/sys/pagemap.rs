@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::check;
+use nix::errno::Errno;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// `PAGE_IS_*` of include/uapi/linux/fs.h.
@@ -22,6 +23,8 @@ pub mod page {
     pub const SWAPPED: u64 = 1 << 4;
     /// The shared page of zeros.
     pub const PFNZERO: u64 = 1 << 5;
+    /// A guard page, which counts as swapped (Linux 6.15).
+    pub const GUARD: u64 = 1 << 8;
 }
 
 /// `struct page_region`.
@@ -76,7 +79,8 @@ const PRIVATE: Wanted =
     Wanted { flags: 0, all: page::FILE | page::PFNZERO, inverted: page::FILE | page::PFNZERO };
 
 /// Calls `found` for every range of pages in `start..end` whose contents differ from what the backing file
-/// or fresh anonymous memory would show: present or swapped, not of a file, not the zero page.
+/// or fresh anonymous memory would show: present or swapped, not of a file, not the zero page. It is told whether they are guard pages, which
+/// there can be in areas of any kind.
 ///
 /// # Errors
 /// ENOTTY on kernels before 6.7.
@@ -84,7 +88,7 @@ pub fn scan_private(
     pagemap: BorrowedFd<'_>,
     start: u64,
     end: u64,
-    found: impl FnMut(u64, u64),
+    found: impl FnMut(u64, u64, bool),
 ) -> nix::Result<()> {
     scan(pagemap, start, end, PRIVATE, found)
 }
@@ -97,7 +101,7 @@ pub fn scan_and_protect(
     pagemap: BorrowedFd<'_>,
     start: u64,
     end: u64,
-    found: impl FnMut(u64, u64),
+    found: impl FnMut(u64, u64, bool),
 ) -> nix::Result<()> {
     scan(pagemap, start, end, Wanted { flags: WP_MATCHING, ..PRIVATE }, found)
 }
@@ -110,14 +114,14 @@ pub fn scan_unwritten(
     pagemap: BorrowedFd<'_>,
     start: u64,
     end: u64,
-    found: impl FnMut(u64, u64),
+    mut found: impl FnMut(u64, u64),
 ) -> nix::Result<()> {
     let wanted = Wanted {
         flags: 0,
         all: PRIVATE.all | page::WPALLOWED | page::WRITTEN,
         inverted: PRIVATE.inverted | page::WRITTEN,
     };
-    scan(pagemap, start, end, wanted, found)
+    scan(pagemap, start, end, wanted, |start, end, _| found(start, end))
 }
 
 fn scan(
@@ -125,10 +129,11 @@ fn scan(
     start: u64,
     end: u64,
     wanted: Wanted,
-    mut found: impl FnMut(u64, u64),
+    mut found: impl FnMut(u64, u64, bool),
 ) -> nix::Result<()> {
     let mut regions = [Region::default(); 1024];
     let mut from = start;
+    let mut return_mask = page::PRESENT | page::GUARD;
     while from < end {
         let mut arg = ScanArg {
             size: size_of::<ScanArg>() as u64,
@@ -142,13 +147,20 @@ fn scan(
             category_inverted: wanted.inverted,
             category_mask: wanted.all,
             category_anyof_mask: page::PRESENT | page::SWAPPED,
-            return_mask: page::PRESENT,
+            return_mask,
         };
         // SAFETY: `arg` and the regions it names live across the call.
-        let n = check(unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) })?;
+        let n = match check(unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) }) {
+            // A kernel that does not tell them. A dump of one fails then: it cannot be read.
+            Err(Errno::EINVAL) if return_mask & page::GUARD != 0 => {
+                return_mask = page::PRESENT;
+                continue;
+            }
+            other => other?,
+        };
         let found_now = &regions[..usize::try_from(n).unwrap_or(0)];
         for region in found_now {
-            found(region.start, region.end);
+            found(region.start, region.end, region.categories & page::GUARD != 0);
         }
         // A vector that is not full means that the end was reached. `walk_end` does not tell: the kernel leaves it
         // where its own smaller buffer was last full (do_pagemap_scan() of fs/proc/task_mmu.c).

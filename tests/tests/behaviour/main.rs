@@ -39,6 +39,7 @@ mod seccomp;
 mod signals;
 mod stops;
 mod syscalls;
+mod sysv;
 mod task_files;
 mod terminal;
 mod threads;

@@ -3,6 +3,7 @@
 //! it works, and a client that knows what the right answers are asks it before and after.
 
 mod daemons;
+mod postgres;
 mod servers;
 mod world;
 
@@ -111,6 +112,7 @@ programs! {
     mariadb32_clients in Chroot => daemons::mariadb;
     /// Recorded in rounds while it works.
     redis32_in_rounds in Chroot => servers::redis_in_rounds;
+    postgres32_sessions in Chroot => postgres::sessions;
     /// Directories and files that are watched.
     inotifywait32 in Namespace => |world| watching(world, "/usr/bin/inotifywait");
     inotifywait32_in_chroot in Chroot => |world| watching(world, "/usr/bin/inotifywait");

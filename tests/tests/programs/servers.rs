@@ -14,7 +14,7 @@ use tests::{Result, case, wait};
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub(super) fn connect(port: u16) -> Result<TcpStream> {
+pub(crate) fn connect(port: u16) -> Result<TcpStream> {
     let stream = wait::until(wait::STEP, &format!("port {port} answers"), || {
         Ok(TcpStream::connect(("127.0.0.1", port)).ok())
     })?;

@@ -8,6 +8,7 @@ use crate::remote::{Cache, Executor, Gadget, NoRoom, Target, finds_back, in_rest
 use crate::resource::landlock::Bystanders;
 use crate::resource::ldt::AskLdt;
 use crate::resource::signal::AskSignals;
+use crate::resource::sysv::undo;
 use crate::resource::task::AskTask;
 use crate::resource::thread::AskThread;
 use crate::resource::tracees::AskTracees;
@@ -44,6 +45,7 @@ pub(super) struct Facts<'a> {
     pub(super) vmas: &'a [Vma],
     pub(super) resident_kib: u64,
     pub(super) bystanders: &'a mut Bystanders,
+    pub(super) semaphores: &'a mut undo::Sets,
     pub(super) guarded: bool,
     pub(super) late: bool,
 }
@@ -67,7 +69,7 @@ pub(super) fn ask(
     refuse: &mut Refuse<'_>,
     patience: &Patience,
 ) -> Result<Option<Told>> {
-    let Facts { dir, vmas, resident_kib, bystanders, guarded, late } = facts;
+    let Facts { dir, vmas, resident_kib, bystanders, semaphores, guarded, late } = facts;
     let caller = match find_caller(threads, target.abi)? {
         Caller::Safe(index) => index,
         Caller::Exposed(index) if guarded => index,
@@ -90,6 +92,7 @@ pub(super) fn ask(
             let tid = thread.tid();
             about_thread.fill(&reply, record, dir, refuse).with_context(|| format!("thread {tid}"))?;
         }
+        undo::refuse(semaphores, &executor, threads, refuse, patience)?;
         let facts = lock_future::Facts { dir, vmas, policies: &policies };
         let locks = lock_future::dump(&executor, &mut threads[caller], record, facts, refuse, patience)?;
         record.attributes.lock_future = locks;

@@ -24,7 +24,7 @@ use crate::resource::other_name::Helpers;
 use crate::resource::path::{Paths, file_type};
 use crate::resource::pipe::Holders;
 use crate::resource::tree::{self, Standing, Strangers};
-use crate::resource::{Refuse, deleted, memory, program, seccomp, sharing, zombie};
+use crate::resource::{Refuse, deleted, memory, program, seccomp, sharing, sysv, zombie};
 use crate::restore::numbers;
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result, bail};
@@ -69,6 +69,7 @@ struct Tables {
     /// The dump is refused for a thread that did not stop: this is to find what else is in the way.
     late: bool,
     bystanders: Bystanders,
+    semaphores: sysv::undo::Sets,
     terminal: Terminal,
     mates: Mates,
     buffer: Vec<u8>,
@@ -99,6 +100,7 @@ pub(super) fn collect(
         guarded: frozen.guarded,
         late: frozen.late,
         bystanders: Bystanders::default(),
+        semaphores: sysv::undo::Sets::default(),
         terminal: None,
         mates: Mates::default(),
         buffer: Vec::new(),
@@ -149,6 +151,7 @@ pub(super) fn collect(
             (&options.unix_half, options.sockets.skip_in_flight),
             &mut refusals,
         )?;
+        sysv::complete(&mut tables.backings.shared, &mut refusals)?;
         tables.files.give_locks(&pids, &mut tasks, &mut refusals)?;
         tables.files.refuse_leases(&tasks, &spaces, &mut refusals);
         let ptys =
@@ -198,7 +201,7 @@ pub(super) fn collect(
     }
     let memory = Memory { page_count: contents.page_count(), ..memory };
     let tree = Tree { tasks, shell_job, zombies, filters: tables.filters.into_filters() };
-    room::check(&tree, &memory.spaces)?;
+    room::check(&tree, &memory.spaces, &memory.shared)?;
     // Only now, when nothing else is in the way: it touches them.
     let mut on_their_way = Refusals::default();
     tables.files.look_into_terminals(&mut on_their_way)?;
@@ -287,7 +290,7 @@ fn find_contents(
         let pagemap = File::from(task.dir.open("pagemap").context("open pagemap")?);
         let memory = File::from(task.dir.open("mem").context("open mem")?);
         let source = contents.add_task(task.deputy(), memory);
-        space.runs = contents
+        (space.runs, space.guards) = contents
             .find_private(source, Look::Only(&pagemap), &space.vmas, base.kept(task.pid))
             .with_context(|| format!("task {}: look for pages", task.pid))?;
     }

@@ -3,12 +3,12 @@
 use super::{Check, attribute, ensure, inside, path};
 use images::file::Files;
 use images::id::PAGE_SIZE;
-use images::memory::{BLOCK_PAGES, Backing, CHUNK_PAGES, Memory, Packing, Run, Shared, Space, Vma};
+use images::memory::{BLOCK_PAGES, Backing, CHUNK_PAGES, Guard, Memory, Packing, Run, Shared, Space, Vma};
 use images::task::{Task, Tree};
 use images::{Abi, Addr};
 
 /// All bits that [`images::memory::vm`] names.
-const VM_FLAGS: u32 = (1 << 14) - 1;
+const VM_FLAGS: u32 = (1 << 16) - 1;
 /// PROT_READ, PROT_WRITE, PROT_EXEC.
 const PROTECTION: u32 = 7;
 
@@ -19,6 +19,7 @@ pub(super) fn check(memory: &Memory, tree: &Tree, files: &Files) -> Check {
     check_vdsos(memory)?;
     for (index, shared) in memory.shared.iter().enumerate() {
         check_shared(shared, memory).map_err(inside(format_args!("shared#{index}")))?;
+        check_segment(shared, &memory.shared[..index]).map_err(inside(format_args!("shared#{index}")))?;
     }
     for (space, task) in memory.spaces.iter().zip(&tree.tasks) {
         check_space(space, task, memory, files).map_err(inside(format_args!("task {}", task.pid)))?;
@@ -94,6 +95,16 @@ fn check_shared(shared: &Shared, memory: &Memory) -> Check {
     Ok(())
 }
 
+fn check_segment(shared: &Shared, before: &[Shared]) -> Check {
+    let Some(segment) = &shared.segment else { return Ok(()) };
+    let id = segment.id;
+    ensure!(id >= 0 && shared.size > 0, "is no segment: id {id}, {} bytes", shared.size);
+    let twice = before.iter().any(|other| other.segment.as_ref().is_some_and(|other| other.id == id));
+    ensure!(!twice, "segment {id} occurs twice");
+    ensure!(segment.mode & !0o3777 == 0, "mode {:#o}", segment.mode);
+    Ok(())
+}
+
 fn check_space(space: &Space, task: &Task, memory: &Memory, files: &Files) -> Check {
     let mut last = 0;
     for vma in &space.vmas {
@@ -113,6 +124,23 @@ fn check_space(space: &Space, task: &Task, memory: &Memory, files: &Files) -> Ch
         let private = |vma: &&&Vma| matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..));
         let from = run.start;
         ensure!(holder.filter(private).is_some(), "contents at {from}: no private memory of that extent");
+    }
+    check_guards(space)
+}
+
+fn check_guards(space: &Space) -> Check {
+    let mut last = 0;
+    for Guard { start, end } in &space.guards {
+        ensure!(
+            start.0 % PAGE_SIZE == 0 && end.0 % PAGE_SIZE == 0,
+            "guard {start}-{end}: is not page-aligned"
+        );
+        ensure!(start.0 >= last && start < end, "guard {start}-{end}: out of order");
+        let inside = space.vmas.iter().any(|vma| vma.start <= *start && *end <= vma.end);
+        ensure!(inside, "guard {start}-{end}: is not inside of one area");
+        let filled = space.runs.iter().find(|run| run.start < *end && start.0 < end_of(run));
+        ensure!(filled.is_none(), "guard {start}-{end}: has contents");
+        last = end.0;
     }
     Ok(())
 }

@@ -9,11 +9,12 @@ use images::file::{Deleted, OtherName, Target};
 use images::inet::{InetProtocol, InetSocket, InetState};
 use images::inotify::Inotify;
 use images::late::{Process, TaskFile};
-use images::memory::{Backing, Chunk, Method, Packing, Run};
+use images::memory::{Backing, Chunk, Guard, Method, Packing, Run, Shared};
 use images::pipe::{Buffer, Fifo};
 use images::seccomp::Seccomp;
 use images::signal::Pending;
 use images::socket::{Credentials, Message, Peer, UnixKind, UnixSocket};
+use images::sysv::Segment;
 use images::task::{End, GroupStop};
 use images::terminal::{Control, Line, LineEnd, LivePty, PtyEnd};
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, SharedId};
@@ -649,7 +650,7 @@ fn areas() {
         vma(s, |vma| vma.end = Addr(0x0900_1000));
     });
     refused(&format!("{task} 0x8048000-0x8058000: protection 0xf"), |s| vma(s, |vma| vma.prot = 15));
-    refused(&format!("{task} 0x8048000-0x8058000: flags 0x4000"), |s| vma(s, |vma| vma.flags = 1 << 14));
+    refused(&format!("{task} 0x8048000-0x8058000: flags 0x10000"), |s| vma(s, |vma| vma.flags = 1 << 16));
     refused(&format!("{task} 0x8048000-0x8058000: path#9 of 9 paths"), |s| {
         vma(s, |vma| vma.backing = Backing::SharedFile(PathId(9), 0));
     });
@@ -666,9 +667,35 @@ fn areas() {
 }
 
 #[test]
+fn guard_pages() {
+    let guard = |s: &mut Sample, start, end| {
+        s.memory.spaces[0].guards[0] = Guard { start: Addr(start), end: Addr(end) }
+    };
+    let wrong = "memory.img: task 100: guard";
+    refused(&format!("{wrong} 0x9002001-0x9004000: is not page-aligned"), |s| {
+        guard(s, 0x0900_2001, 0x0900_4000)
+    });
+    refused(&format!("{wrong} 0x9004000-0x9004000: out of order"), |s| guard(s, 0x0900_4000, 0x0900_4000));
+    refused(&format!("{wrong} 0x90c7000-0x90c9000: is not inside of one area"), |s| {
+        guard(s, 0x090c_7000, 0x090c_9000)
+    });
+    refused(&format!("{wrong} 0x9000000-0x9001000: has contents"), |s| guard(s, 0x0900_0000, 0x0900_1000));
+}
+
+#[test]
 fn shared_memory_and_vdsos() {
     refused("memory.img: shared#0: contents up to 0x2000 of 0x1000", |s| s.memory.shared[0].size = 0x1000);
     refused("memory.img: shared#0: 0x8000000000000000 bytes", |s| s.memory.shared[0].size = 1 << 63);
+    let segment =
+        |s: &mut Sample, change: fn(&mut Segment)| change(s.memory.shared[0].segment.as_mut().unwrap());
+    refused("memory.img: shared#0: is no segment: id -1, 16384 bytes", |s| {
+        segment(s, |segment| segment.id = -1)
+    });
+    refused("memory.img: shared#0: mode 0o4000", |s| segment(s, |segment| segment.mode = 0o4000));
+    refused("memory.img: shared#1: segment 32769 occurs twice", |s| {
+        let again = Shared { runs: Vec::new(), ..s.memory.shared[0].clone() };
+        s.memory.shared.push(again);
+    });
     refused("memory.img: two vDSOs of x86_64", |s| s.memory.vdsos[1].abi = Abi::X86_64);
     refused("memory.img: the vDSO of ia32 has 4095 bytes, not whole pages", |s| {
         s.memory.vdsos[1].image.truncate(4095)
