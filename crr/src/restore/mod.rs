@@ -9,7 +9,7 @@ pub(crate) mod late;
 mod loan;
 mod lock;
 mod namespace;
-mod numbers;
+pub(crate) mod numbers;
 pub(crate) mod open;
 pub mod plain;
 mod preflight;

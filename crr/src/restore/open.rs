@@ -15,11 +15,9 @@ use anyhow::{Context, Result, bail};
 use images::file::Files;
 use images::inet::InetSocket;
 use images::task::Task;
-use images::terminal::Pty;
 use images::{DescriptionId, PathId, SharedId};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::stat::Mode;
 use shared::plan::Need;
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,19 +61,8 @@ impl Opened {
     ) -> Result<Self> {
         let tasks = &checkpoint.tree.tasks;
         let raiser = Raiser::new(tasks);
-        let opened = checkpoint.files.descriptions.len()
-            + checkpoint.files.pipes.len() * 3
-            + checkpoint.files.unix_sockets.len() * 3
-            + checkpoint.files.inet_sockets.len()
-            + late::all(&checkpoint.files).len() * 2
-            + numbers_below(&checkpoint.files.ptys);
         let needs: BTreeSet<Need> = needs.into_iter().collect();
         let directories: BTreeSet<PathId> = tasks.iter().flat_map(|task| [task.root, task.cwd]).collect();
-        let deleted = checkpoint.files.paths.iter().filter(|path| path.deleted.is_some()).count();
-        let others = needs.len() + directories.len() + deleted * 2;
-        let watched = resource::event::highest_number(&checkpoint.files).cast_signed();
-        let highest = raiser.used.last().copied().unwrap_or(0).max(watched);
-        make_room(raiser.used.len() + opened + others + 64, highest)?;
         let executed = tasks.iter().map(|task| task.exe).collect();
         let (mut deleted, mut files) =
             recreate::create_all(&checkpoint.files, &executed, &checkpoint.pages, &raiser)?;
@@ -224,24 +211,6 @@ impl Raiser {
 pub(super) fn owned(fd: RawFd) -> Option<OwnedFd> {
     // SAFETY: both callers pass the fresh result of F_DUPFD, which nobody else owns.
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Pseudo terminals that are open for a moment: as many as it takes until the highest number comes, with two ends each.
-fn numbers_below(ptys: &[Pty]) -> usize {
-    let highest = ptys.iter().map(|pty| pty.number as usize + 1).max().unwrap_or(0);
-    highest + ptys.len() * 2
-}
-
-/// Whether as many files can be open at once as the tree needs: this many, and the highest number of a task.
-fn make_room(count: usize, highest: RawFd) -> Result<()> {
-    let wanted = (count as u64).max(u64::try_from(highest)? + 1);
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("getrlimit")?;
-    if wanted > hard {
-        bail!(
-            "the tree needs {wanted} file descriptors at once; this process may have {hard} (RLIMIT_NOFILE)"
-        );
-    }
-    Ok(())
 }
 
 fn open_path(files: &Files, path: PathId, flags: OFlag) -> Result<OwnedFd> {

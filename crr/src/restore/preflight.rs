@@ -2,7 +2,7 @@
 
 use super::environment::Environment;
 use super::prepare::Lives;
-use super::{Options, unchanged};
+use super::{Options, numbers, unchanged};
 use crate::refusal::{Refusal, Refusals};
 use crate::resource::external::given::Given;
 use crate::resource::terminal::recreate;
@@ -38,6 +38,7 @@ pub(super) fn preflight(
     seccomp::preflight(&mut refusals, &checkpoint.tree, environment);
     attribute::preflight(&mut refusals, checkpoint, &environment.attributes);
     mqueue::preflight(&mut refusals, &checkpoint.files);
+    numbers::check(&mut refusals, &checkpoint.tree, &checkpoint.files, &checkpoint.memory);
     refusals
 }
 

@@ -25,6 +25,7 @@ use crate::resource::path::{Paths, file_type};
 use crate::resource::pipe::Holders;
 use crate::resource::tree::{self, Standing, Strangers};
 use crate::resource::{Refuse, deleted, memory, program, seccomp, sharing, zombie};
+use crate::restore::numbers;
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result, bail};
 use images::Pid;
@@ -205,6 +206,9 @@ pub(super) fn collect(
         }
     };
     let files = tables.files.into_files(paths);
+    let mut too_many = Refusals::default();
+    numbers::check(&mut too_many, &tree, &files, &memory);
+    too_many.finish("dump")?;
     Ok(Collected { tree, files, memory, contents, silenced, helpers })
 }
 
