@@ -15,6 +15,7 @@ mod show;
 mod verbosity;
 
 use crate::changed::Changed;
+use crate::fault;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -43,6 +44,10 @@ struct Cli {
     command: Command,
     #[command(flatten)]
     verbosity: verbosity::Verbosity,
+
+    /// Faults to inject, NAME[:COUNT] with commas between them; also from the environment variable CRR_FAULT.
+    #[arg(long, value_name = "FAULTS", global = true, hide = true)]
+    fault: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -82,6 +87,9 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Outcome {
     let level = cli.verbosity.level();
+    if let Some(faults) = cli.fault.or_else(|| std::env::var("CRR_FAULT").ok()) {
+        fault::arm(&faults).map_err(|e| Usage(e.to_string()))?;
+    }
     match cli.command {
         Command::Dump(command) => command.run(level),
         Command::PreDump(command) => command.run(level),
