@@ -120,6 +120,7 @@ fn sharing() {
         s.memory.spaces[1].vmas.clear();
         s.memory.spaces[1].runs.clear();
         s.memory.spaces[1].policies.clear();
+        s.memory.spaces[1].guards.clear();
         s.memory.spaces[1].auxv = vec![0; 16];
     });
     refused("tree.img: task 101: is dumpable unlike the memory of 100", |s| {
