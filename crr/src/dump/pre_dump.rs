@@ -11,7 +11,7 @@
 use super::collect::{abi, ask, task};
 use super::freeze::{Frozen, FrozenTask};
 use super::pages::{Contents, Form, Look, take_out};
-use super::{After, guard, interrupt, inventory, known, rights};
+use super::{After, freeze, guard, interrupt, inventory, known, rights};
 use crate::proc::smaps;
 use crate::progress::Progress;
 use crate::ptrace::{self, Patience, Stopped};
@@ -82,6 +82,10 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
     let mut previous = options.previous.as_ref().map(open).transpose()?;
     let first_page = previous.as_ref().map_or(0, |previous| previous.first_page);
     let mut contents = Contents::of_running(first_page);
+    if previous.as_ref().is_none_or(|previous| previous.keeper.is_none()) {
+        // Of another series. An area is tracked by one descriptor only.
+        keeper::end_all(&freeze::list(options.root)?.into_iter().collect())?;
+    }
 
     let mut refusals = Refusals::default();
     let mut frozen = Frozen::seize(options.root, &patience, &mut refusals)?;

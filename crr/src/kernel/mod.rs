@@ -102,8 +102,8 @@ const FEATURES: [Entry; 22] = [
     entry("map-files", REQUIRED, probe::map_files, "mapped files cannot be told from others of their name"),
     entry("timer-restore-ids", OPTIONAL, probe::timer_restore_ids, "the numbers of POSIX timers take many tries"),
     entry("mseal", OPTIONAL, probe::mseal, "nothing yet: this version does not use it"),
-    entry("userfaultfd", OPTIONAL, probe::userfaultfd, "nothing yet: this version does not use it"),
-    entry("uffd-wp-async", OPTIONAL, probe::uffd_wp_async, "nothing yet: this version does not use it"),
+    entry("userfaultfd", OPTIONAL, probe::userfaultfd, "memory cannot be recorded while a tree runs (crr pre-dump)"),
+    entry("uffd-wp-async", OPTIONAL, probe::uffd_wp_async, "memory cannot be recorded while a tree runs (crr pre-dump)"),
     entry("soft-dirty", OPTIONAL, probe::soft_dirty, "nothing yet: this version does not use it"),
 ];
 

@@ -9,6 +9,7 @@ use images::memory::Memory;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// More than this is no chain that anybody has made.
@@ -59,6 +60,26 @@ impl Round {
         let pages = open_pages(dir, &pages).context(Kind::Pages.file_name())?;
         check::round(&inventory, &memory)?;
         Ok(Self { dir: dir.to_owned(), inventory, memory, pages, crc })
+    }
+
+    /// Reads one that images in another directory are to build on, and looks that all is there which these will need.
+    ///
+    /// # Errors
+    /// Names the one that is missing or another, or that these images would take the place of.
+    pub fn open_for(images_dir: &Path, dir: &Path) -> Result<Self> {
+        let round = Self::open(&images_dir.join(dir))?;
+        let identity = |dir: &Path| std::fs::metadata(dir).map(|dir| (dir.dev(), dir.ino()));
+        let own = identity(images_dir).with_context(|| images_dir.display().to_string())?;
+        let chain = ancestors(&round.dir, &round.inventory, &round.memory)?;
+        for dir in chain.iter().chain([&round]).map(|round| &round.dir) {
+            if identity(dir).with_context(|| dir.display().to_string())? == own {
+                let dir = dir.display();
+                bail!(
+                    "{dir} would be replaced by what builds on it\n  hint: give each round a directory of its own"
+                );
+            }
+        }
+        Ok(round)
     }
 
     /// Its tasks, and who keeps track of them.

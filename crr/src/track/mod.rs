@@ -56,7 +56,7 @@ impl Previous {
     /// # Errors
     /// If it is none.
     pub(crate) fn open(images_dir: &Path, dir: &Path) -> Result<Self> {
-        let round = Round::open(&images_dir.join(dir)).with_context(|| {
+        let round = Round::open_for(images_dir, dir).with_context(|| {
             format!("--prev-images-dir {}, as seen from {}", dir.display(), images_dir.display())
         })?;
         let pre_dump = round.pre_dump()?;
