@@ -7,7 +7,7 @@ mod interrupt;
 mod known;
 mod pages;
 mod rights;
-mod room;
+pub(crate) mod room;
 mod unstoppable;
 
 use crate::changed::Changed;
