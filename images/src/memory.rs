@@ -15,14 +15,50 @@ pub struct Memory {
     pub shared: Vec<Shared>,
     /// The vDSO of each ABI that a dumped task had mapped.
     pub vdsos: Vec<Vdso>,
-    /// Pages in `pages.img`.
+    /// Pages of the checkpoints that this one builds on. They are numbered from 0 on, those of the oldest first.
+    pub first_page: u64,
+    /// Pages in `pages.img`, numbered from `first_page` on.
     pub page_count: u64,
-    /// CRC-32C of each [`BLOCK_PAGES`] pages of `pages.img`, the last block possibly shorter.
+    /// Pages under one checksum: [`BLOCK_PAGES`], or 1 where others build on this, which use single pages.
+    pub block_pages: u64,
+    /// CRC-32C of each `block_pages` pages of `pages.img`, the last block possibly shorter.
     pub block_crcs: Vec<u32>,
+    /// How the pages are packed, if they are.
+    pub packing: Option<Packing>,
 }
 
 /// Pages covered by one checksum: 1 MiB.
 pub const BLOCK_PAGES: u64 = 256;
+
+/// Pages of a [`Chunk`]: 128 KiB, so that a processor packs what is still in its cache, and a page can be had without much around it.
+pub const CHUNK_PAGES: u64 = 32;
+
+/// Page contents that were made smaller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Packing {
+    /// How.
+    pub method: Method,
+    /// Where each [`CHUNK_PAGES`] pages lie, the last ones possibly fewer. They fill `pages.img`, in any order.
+    pub chunks: Vec<Chunk>,
+}
+
+/// How a chunk is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Method {
+    /// A block of LZ4, without a frame.
+    Lz4,
+    /// A frame of Zstandard.
+    Zstd,
+}
+
+/// Some pages in `pages.img`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chunk {
+    /// Its first byte.
+    pub place: u64,
+    /// Its bytes: as many as the pages have if these could not be made smaller and are there as they are.
+    pub size: u32,
+}
 
 /// One address space.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -139,14 +175,14 @@ pub mod vm {
     pub const DROPPABLE: u32 = 1 << 15;
 }
 
-/// Consecutive pages with their place in `pages.img`.
+/// Consecutive pages with their place in `pages.img`, or in that of a checkpoint that this one builds on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
     /// Address of the first page; for shared memory and files, the byte offset in the object.
     pub start: Addr,
     /// Number of pages, at least 1.
     pub pages: u64,
-    /// Index of the first page in `pages.img`.
+    /// Number of the first page: [`Memory::first_page`] is the first of `pages.img`.
     pub first_page: u64,
 }
 

@@ -23,6 +23,8 @@ macro_rules! calls {
 }
 
 calls! {
+    /// close.
+    Close = 3, 6;
     /// mmap; mmap2 of ia32 counts the offset in pages, which is 0 here.
     Mmap = 9, 192;
     /// munmap.
@@ -67,6 +69,8 @@ calls! {
     Waitid = 247, 284;
     /// keyctl.
     Keyctl = 250, 288;
+    /// userfaultfd.
+    Userfaultfd = 323, 374;
     /// kcmp.
     Kcmp = 312, 349;
     /// get_mempolicy.

@@ -45,6 +45,8 @@ pub(crate) struct Backings {
     segments: sysv::Kind,
     /// Shared memory without a file, by id.
     pub(crate) shared: Vec<SharedObject>,
+    /// Areas may be tracked for pre-dumps: that ends with the dump, and is no part of them.
+    tracked: bool,
 }
 
 /// What a mapped file is.
@@ -66,6 +68,9 @@ enum Flag {
     /// Not restored.
     Refused(&'static str),
 }
+
+/// Why an area is refused that userfaultfd is used on: by the program, or by what is left of a pre-dump.
+pub(crate) const WATCHED: &str = "watched by userfaultfd";
 
 /// show_smap_vma_flags() of fs/proc/task_mmu.c.
 fn flag(code: [u8; 2]) -> Flag {
@@ -90,7 +95,7 @@ fn flag(code: [u8; 2]) -> Flag {
         b"sl" => Flag::Kept(vm::SEALED),
         b"dp" => Flag::Kept(vm::DROPPABLE),
         b"io" | b"pf" | b"de" | b"mm" => Flag::Special,
-        b"um" | b"uw" | b"ui" => Flag::Refused("watched by userfaultfd"),
+        b"um" | b"uw" | b"ui" => Flag::Refused(WATCHED),
         b"ht" => Flag::Refused("huge TLB pages (MAP_HUGETLB)"),
         b"ss" => Flag::Refused("a user shadow stack"),
         b"sf" => Flag::Refused("synchronous (MAP_SYNC)"),
@@ -136,6 +141,10 @@ fn describe(area: &Area<'_>) -> String {
 }
 
 impl Backings {
+    pub(crate) fn new(tracked: bool) -> Self {
+        Self { tracked, ..Self::default() }
+    }
+
     /// The record of an area, `None` for [vsyscall], which belongs to the kernel, and for what was refused.
     pub(crate) fn dump_area(
         &mut self,
@@ -159,7 +168,11 @@ impl Backings {
                 return Ok(None);
             }
         };
+        let tracked = self.tracked;
         let bits = flags(area.flags, kernel.is_some(), |reason, code| {
+            if tracked && code == *b"uw" {
+                return;
+            }
             let code = String::from_utf8_lossy(&code).into_owned();
             let hint = "start the program so that it does without";
             refuse.with_hint(describe(area), format!("{reason} (smaps flag {code})"), hint);

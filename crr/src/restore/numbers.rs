@@ -91,7 +91,6 @@ fn wanted(tree: &Tree, files: &Files, memory: &Memory) -> u64 {
     let opened = files.descriptions.len()
         + pipe::recreate::held(files)
         + files.unix_sockets.len() * 3
-        + files.inet_sockets.len()
         + late::all(files).len() * 2
         + numbers_below(&files.ptys);
     let mut paths = BTreeSet::new();

@@ -23,13 +23,14 @@ use shared::plan::Need;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
 
 /// The files of a tree.
 #[derive(Debug)]
 pub(crate) struct Opened {
     /// Knows the numbers that tasks use.
     pub(super) raiser: Raiser,
-    descriptions: Vec<OwnedFd>,
+    descriptions: Vec<Rc<OwnedFd>>,
     /// Where those go that are opened when the tasks exist.
     pub(super) late: Places,
     /// The files of unix sockets, which go again if the restore fails.
@@ -125,7 +126,7 @@ impl Opened {
     /// Puts files that were opened late where their places were held.
     pub(super) fn complete(&mut self, files: late::Files) {
         for (id, file) in files {
-            self.descriptions[id.0 as usize] = file;
+            self.descriptions[id.0 as usize] = Rc::new(file);
         }
         self.late = Places::default();
     }

@@ -8,7 +8,7 @@ use crate::refusal::{Refusal, Refusals};
 use crate::resource::external::given::Given;
 use crate::resource::terminal::recreate;
 use crate::resource::unix_socket::bind;
-use crate::resource::{attribute, mqueue, pipe, seccomp, sysv, xstate};
+use crate::resource::{attribute, mqueue, pipe, seccomp, sysv, task_file, xstate};
 use crate::store::Checkpoint;
 use crate::sys::process;
 use anyhow::Result;
@@ -43,6 +43,7 @@ pub(super) fn preflight(
     attribute::preflight(&mut refusals, checkpoint, &environment.attributes);
     mqueue::preflight(&mut refusals, &checkpoint.files);
     room::too_many_areas(&checkpoint.tree, &checkpoint.memory.spaces, &mut refusals)?;
+    task_file::preflight(&mut refusals, &checkpoint.files);
     sysv::recreate::preflight(&mut refusals, &checkpoint.memory)?;
     numbers::check(&mut refusals, &checkpoint.tree, &checkpoint.files, &checkpoint.memory);
     Ok(refusals)

@@ -170,6 +170,7 @@ pub(super) fn prepare(
             plans.insert(index, plan);
         }
     }
+    let pages_once = u64::from(checkpoint.in_memory && are_apart(&spaces));
     let mut programs = Programs::default();
     let mut offset = PAGE_SIZE;
     let mut tasks: Vec<Prepared> = Vec::new();
@@ -179,7 +180,7 @@ pub(super) fn prepare(
             Some(ProgramPlan { ops, needs, members, .. }) => {
                 let base = bases[&index].range.start;
                 let contents = &rooms[&index].contents;
-                let start = contents.start(hole::task_size(task), base, offset);
+                let start = Start { pages_once, ..contents.start(hole::task_size(task), base, offset) };
                 offset += page_align(contents.plan);
                 let file = programs.file(task.abi, base, &blobs)?;
                 (start, Some(Program { file, needs, ops, members }))
@@ -193,6 +194,14 @@ pub(super) fn prepare(
     let by_pid = (0..).zip(&pids).map(|(process, &pid)| (pid, process)).collect();
     let programs = programs.files;
     Ok(Preparation { tasks, places, schedule, pids, by_pid, totals, programs, tree, control })
+}
+
+/// Whether no page is in two places of these address spaces.
+fn are_apart(spaces: &[Space]) -> bool {
+    let runs = spaces.iter().flat_map(|space| &space.runs);
+    let mut spans: Vec<_> = runs.map(|run| (run.first_page, run.first_page + run.pages)).collect();
+    spans.sort_unstable();
+    spans.windows(2).all(|pair| pair[0].1 <= pair[1].0)
 }
 
 /// What a program needs room for, and where.

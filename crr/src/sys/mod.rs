@@ -29,6 +29,7 @@ pub mod stranger;
 pub mod sysv;
 pub mod tcp;
 pub mod tty;
+pub mod userfaultfd;
 pub mod vm;
 pub mod wait;
 pub mod window;

@@ -11,6 +11,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// `PAGE_IS_*` of include/uapi/linux/fs.h.
 pub mod page {
+    /// In an area that userfaultfd tracks asynchronously.
+    pub const WPALLOWED: u64 = 1 << 0;
+    /// Not write-protected by userfaultfd.
+    pub const WRITTEN: u64 = 1 << 1;
     /// File page or shared anonymous page.
     pub const FILE: u64 = 1 << 2;
     /// In memory.
@@ -57,6 +61,23 @@ const _: () = assert!(size_of::<ScanArg>() == 96);
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 
+/// PM_SCAN_WP_MATCHING: write-protects what it finds; areas that are not tracked are passed over.
+const WP_MATCHING: u64 = 1 << 0;
+
+/// What a scan finds.
+#[derive(Clone, Copy)]
+struct Wanted {
+    flags: u64,
+    /// Categories that all have to apply.
+    all: u64,
+    /// Those of them that have not to apply instead.
+    inverted: u64,
+}
+
+/// Present or swapped, not of a file, not the zero page.
+const PRIVATE: Wanted =
+    Wanted { flags: 0, all: page::FILE | page::PFNZERO, inverted: page::FILE | page::PFNZERO };
+
 /// Calls `found` for every range of pages in `start..end` whose contents differ from what the backing file
 /// or fresh anonymous memory would show: present or swapped, not of a file, not the zero page. It is told whether they are guard pages, which
 /// there can be in areas of any kind.
@@ -67,6 +88,47 @@ pub fn scan_private(
     pagemap: BorrowedFd<'_>,
     start: u64,
     end: u64,
+    found: impl FnMut(u64, u64, bool),
+) -> nix::Result<()> {
+    scan(pagemap, start, end, PRIVATE, found)
+}
+
+/// As [`scan_private`], in areas that are tracked by [`super::userfaultfd`]; from here on it tells which of these pages are written.
+///
+/// # Errors
+/// ENOTTY on kernels before 6.7.
+pub fn scan_and_protect(
+    pagemap: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+    found: impl FnMut(u64, u64, bool),
+) -> nix::Result<()> {
+    scan(pagemap, start, end, Wanted { flags: WP_MATCHING, ..PRIVATE }, found)
+}
+
+/// As [`scan_private`], those pages that have not been written since they were protected.
+///
+/// # Errors
+/// ENOTTY on kernels before 6.7.
+pub fn scan_unwritten(
+    pagemap: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+    mut found: impl FnMut(u64, u64),
+) -> nix::Result<()> {
+    let wanted = Wanted {
+        flags: 0,
+        all: PRIVATE.all | page::WPALLOWED | page::WRITTEN,
+        inverted: PRIVATE.inverted | page::WRITTEN,
+    };
+    scan(pagemap, start, end, wanted, |start, end, _| found(start, end))
+}
+
+fn scan(
+    pagemap: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+    wanted: Wanted,
     mut found: impl FnMut(u64, u64, bool),
 ) -> nix::Result<()> {
     let mut regions = [Region::default(); 1024];
@@ -75,15 +137,15 @@ pub fn scan_private(
     while from < end {
         let mut arg = ScanArg {
             size: size_of::<ScanArg>() as u64,
-            flags: 0,
+            flags: wanted.flags,
             start: from,
             end,
             walk_end: 0,
             vec: regions.as_mut_ptr().expose_provenance() as u64,
             vec_len: regions.len() as u64,
             max_pages: 0,
-            category_inverted: page::FILE | page::PFNZERO,
-            category_mask: page::FILE | page::PFNZERO,
+            category_inverted: wanted.inverted,
+            category_mask: wanted.all,
             category_anyof_mask: page::PRESENT | page::SWAPPED,
             return_mask,
         };

@@ -73,6 +73,8 @@ fn inventory() -> Inventory {
         threads: 4,
         xfeatures_in_use: 7,
         xstate_layout: vec![StateComponent { number: 2, offset: 576, size: 256 }],
+        parent: None,
+        pre_dump: None,
         files: Vec::new(),
     }
 }
@@ -127,8 +129,11 @@ fn memory() -> Memory {
             Vdso { abi: Abi::X86_64, image: vec![0x64; 0x1000] },
             Vdso { abi: Abi::Ia32, image: vec![0x32; 0x1000] },
         ],
+        first_page: 0,
         page_count: PAGES,
+        block_pages: 256,
         block_crcs: vec![crc32c(&pages())],
+        packing: None,
     }
 }
 
@@ -210,6 +215,7 @@ fn files() -> Files {
             description(Target::TaskFile(0), 0o100_000, u64::MAX - 4095),
             description(Target::Namespace(Namespace::Net), 0o100_000, 0),
             description(Target::MessageQueue(0), 0o4002, 0),
+            description(Target::External(3), 0o2, 0),
         ],
         pipes: vec![
             Pipe { ino: 4242, capacity: 65_536, contents: b"in flight".to_vec(), ..Pipe::default() },
@@ -240,6 +246,13 @@ fn files() -> Files {
                 file: None,
                 ..unix_socket(UnixKind::Stream, Peer::Waiting { listener: 4, connector: somebody() })
             },
+            UnixSocket {
+                queue: Vec::new(),
+                ..unix_socket(
+                    UnixKind::Stream,
+                    Peer::Elsewhere { address: b"\0bus".to_vec(), connector: somebody() },
+                )
+            },
         ],
         ptys: vec![Pty { number: 7, live: Some(pty()) }, Pty { number: 8, live: None }],
         epolls: vec![Epoll {
@@ -269,13 +282,14 @@ fn files() -> Files {
             external("pipe:[7001]", ExternalKind::Pipe, "pipe:[7001]"),
             external("tty[8804:18]", ExternalKind::Terminal, "/dev/pts/4"),
             external("file[1d:4d2]", ExternalKind::File(0o100_000), "/var/log/shell"),
+            external("unix[7004]", ExternalKind::UnixSocket(UnixKind::Seqpacket), "socket:[7004]"),
         ],
         inotifies: vec![Inotify {
             lost: true,
             next: 1027,
             watches: vec![FileWatch { wd: 3, path: PathId(4), mask: 0x8000_0fff }],
         }],
-        task_files: vec![TaskFile { pid: 1100, name: b"mem".to_vec() }],
+        task_files: vec![TaskFile { procfs: b"/proc".to_vec(), pid: 1100, name: b"mem".to_vec() }],
         message_queues: vec![MessageQueue { name: b"jobs".to_vec(), messages: 10, size: 8192 }],
     }
 }

@@ -100,6 +100,7 @@ impl Contents {
             special: self.special,
             fds: self.fds,
             fillers: self.fillers,
+            pages_once: 0,
             words_addr: if self.words == 0 { 0 } else { words_addr },
             fds_from: self.fds_from,
         }

@@ -50,7 +50,9 @@ pub fn ops(list: &mut Vec<u8>, slots: &mut Slots, exe: PathId, space: &Space, sh
     }
     segment::attach(list, &space.vmas, shared);
     attribute::area_policies(list, space);
-    for run in &space.runs {
+    let mut runs: Vec<&Run> = space.runs.iter().collect();
+    runs.sort_unstable_by_key(|run| run.first_page);
+    for run in runs {
         let (len, offset) = (run.pages * PAGE_SIZE, run.first_page * PAGE_SIZE);
         op::push(list, &Op::Fill { addr: run.start.0, len, offset });
     }

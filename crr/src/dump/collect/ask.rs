@@ -21,7 +21,7 @@ use images::{Abi, Addr, Pid};
 
 /// Whether all threads can make system calls: they stand where they were asked to stop, their registers can be set and put back,
 /// and they do not need what a killed dump left in the task.
-pub(super) fn can_be_asked(threads: &[Stopped], leftovers: &[Addr]) -> Result<bool> {
+pub(in crate::dump) fn can_be_asked(threads: &[Stopped], leftovers: &[Addr]) -> Result<bool> {
     for thread in threads {
         let regs = thread.regs()?;
         let usable = thread.stop().is_asked_for()
@@ -119,6 +119,12 @@ enum Caller {
     Safe(usize),
     /// It does not: no thread of the task stands in code and on a stack of its ABI.
     Exposed(usize),
+}
+
+/// The thread that makes the calls of a task for a guarded process.
+pub(in crate::dump) fn caller(threads: &[Stopped], abi: Abi) -> Result<usize> {
+    let (Caller::Safe(index) | Caller::Exposed(index)) = find_caller(threads, abi)?;
+    Ok(index)
 }
 
 /// Finds the caller: one that finds back, and that is not in the middle of a sleep, if there is one, since that would start over.

@@ -144,7 +144,11 @@ pub(super) fn collect_task(
     Ok(Some((record, Space { vmas, runs: Vec::new(), policies, guards: Vec::new(), layout, auxv })))
 }
 
-fn read_statuses(dir: &Dir, threads: &[Stopped], buffer: &mut Vec<u8>) -> Result<Vec<status::Status>> {
+pub(in crate::dump) fn read_statuses(
+    dir: &Dir,
+    threads: &[Stopped],
+    buffer: &mut Vec<u8>,
+) -> Result<Vec<status::Status>> {
     let mut statuses = Vec::with_capacity(threads.len());
     for thread in threads {
         let tid = thread.tid();
