@@ -91,6 +91,57 @@ CASE(code)
 	CHECK(((int (*)(void))(void *)fixed)() == 0x12345678, "fixed code");
 }
 
+/* Pages that may not be read, or only be executed. */
+CASE(access)
+{
+	static const int accesses[] = { PROT_WRITE, PROT_EXEC, PROT_WRITE | PROT_EXEC, PROT_NONE };
+	char *memory[LENGTH(accesses)];
+	for (size_t i = 0; i < LENGTH(accesses); i++) {
+		memory[i] = map_anonymous(4 * PAGE);
+		fill(memory[i], 3 * PAGE, (uint32_t)i);
+		MUST(mprotect(memory[i], 4 * PAGE, accesses[i]));
+	}
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(accesses); i++) {
+		MUST(mprotect(memory[i], 4 * PAGE, PROT_READ));
+		CHECK_FILL(memory[i], 3 * PAGE, (uint32_t)i);
+		CHECK(memory[i][3 * PAGE] == 0, "untouched");
+	}
+}
+
+/* Makes as many areas as there may be, but for some. */
+static void make_areas(long spare)
+{
+	FILE *file = fopen("/proc/sys/vm/max_map_count", "r");
+	long limit;
+	if (file == NULL || fscanf(file, "%ld", &limit) != 1)
+		die(__FILE__, __LINE__, "max_map_count");
+	fclose(file);
+	long areas = 0;
+	file = fopen("/proc/self/maps", "r");
+	for (int c; (c = getc(file)) != EOF;)
+		areas += c == '\n';
+	fclose(file);
+	/* Each page in the middle that is protected otherwise makes two more. */
+	size_t pages = (size_t)(limit - spare - areas - 2);
+	char *memory = MUST((char *)mmap(NULL, pages * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+	for (size_t i = 1; i + 1 < pages; i += 2)
+		MUST(mprotect(memory + i * PAGE, PAGE, PROT_READ));
+}
+
+/* What it takes to restore them is left. */
+CASE(most_areas)
+{
+	make_areas(40);
+	checkpoint();
+}
+
+CASE(too_many_areas)
+{
+	make_areas(4);
+	checkpoint();
+}
+
 CASE(heap)
 {
 	char *start = MUST((char *)sbrk((intptr_t)MIB));

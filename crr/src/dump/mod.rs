@@ -8,7 +8,7 @@ mod known;
 mod pages;
 pub mod pre_dump;
 mod rights;
-mod room;
+pub(crate) mod room;
 mod unstoppable;
 
 use crate::changed::Changed;

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 /// [`crate::refusal::Refused`], or an embedded program that is broken.
 pub(super) fn check(tree: &Tree, spaces: &[Space], shared: &[Shared]) -> Result<()> {
     let mut refusals = Refusals::default();
+    too_many_areas(tree, spaces, &mut refusals)?;
     let makings = family::makings(&tree.tasks).ok().context("tasks share what they cannot share")?;
     let mut sizes = BTreeMap::new();
     for members in programs(&makings).values() {
@@ -50,6 +51,26 @@ pub(super) fn check(tree: &Tree, spaces: &[Space], shared: &[Shared]) -> Result<
         }
     }
     Ok(refusals.finish("dump")?)
+}
+
+/// Refuses tasks that have as many areas as there may be in one address space, or nearly: the program that restores them has some of its own.
+///
+/// # Errors
+/// If the kernel does not tell how many there may be.
+pub(crate) fn too_many_areas(tree: &Tree, spaces: &[Space], refusals: &mut Refusals) -> Result<()> {
+    const LIMIT: &str = "/proc/sys/vm/max_map_count";
+    let text = std::fs::read_to_string(LIMIT).context(LIMIT)?;
+    let limit: u64 = text.trim().parse().context(LIMIT)?;
+    for (task, space) in tree.tasks.iter().zip(spaces) {
+        let areas = space.vmas.len() as u64;
+        if areas + hole::AREAS > limit {
+            let comm = String::from_utf8_lossy(&task.threads[0].comm).into_owned();
+            let reason = format!("has {areas} areas, and restoring it takes {} more", hole::AREAS);
+            let hint = format!("raise vm.max_map_count, which is {limit}");
+            refusals.task((task.pid, &comm), "address space", reason, Some(&hint));
+        }
+    }
+    Ok(())
 }
 
 /// The tasks that each program restores, by index: the one that execs it first.

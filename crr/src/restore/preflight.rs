@@ -3,6 +3,7 @@
 use super::environment::Environment;
 use super::prepare::Lives;
 use super::{Options, numbers, unchanged};
+use crate::dump::room;
 use crate::refusal::{Refusal, Refusals};
 use crate::resource::external::given::Given;
 use crate::resource::terminal::recreate;
@@ -41,6 +42,7 @@ pub(super) fn preflight(
     seccomp::preflight(&mut refusals, &checkpoint.tree, environment);
     attribute::preflight(&mut refusals, checkpoint, &environment.attributes);
     mqueue::preflight(&mut refusals, &checkpoint.files);
+    room::too_many_areas(&checkpoint.tree, &checkpoint.memory.spaces, &mut refusals)?;
     task_file::preflight(&mut refusals, &checkpoint.files);
     sysv::recreate::preflight(&mut refusals, &checkpoint.memory)?;
     numbers::check(&mut refusals, &checkpoint.tree, &checkpoint.files, &checkpoint.memory);

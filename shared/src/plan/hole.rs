@@ -162,6 +162,9 @@ pub fn bound(tree: &Tree, spaces: &[Space], members: &[usize], program: u64) -> 
     Contents { program, fds, special, stacks, words, fds_from: 0, fillers, plan }.len()
 }
 
+/// Areas that a task may have (vm.max_map_count) beyond its own while it is restored: those of the hole, and one that is about to move.
+pub const AREAS: u64 = 32;
+
 /// The lowest hole of `len` bytes for any of these address spaces: tasks with the same hole share one program image.
 #[must_use]
 pub fn choose<'a>(

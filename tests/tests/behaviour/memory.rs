@@ -14,6 +14,7 @@ tests::survives! {
     holes => memory("holes");
     prot_none => memory("prot_none");
     code => memory("code");
+    access => memory("access");
     heap => memory("heap");
     stack => memory("stack");
     grows_down => memory("grows_down");
@@ -47,6 +48,26 @@ fn sparse_memory_costs_what_is_touched() {
                 assert!(bytes < 4 << 20, "{abi} {workload}: the images have {bytes} bytes");
                 tests::case::nothing_left()?;
             }
+        }
+        Ok(())
+    });
+}
+
+/// With as many areas as there may be, a task comes back if a few more fit; else it is refused.
+#[test]
+fn as_many_areas_as_there_may_be() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        for abi in Abi::ALL {
+            let mut running = memory("most_areas").start(&dir.join(format!("{abi}-most")), abi)?;
+            running.dump(&[])?.success()?;
+            tests::case::nothing_left()?;
+            running.restore(&["-d"])?.success()?;
+            running.verify()?;
+            let mut running = memory("too_many_areas").start(&dir.join(format!("{abi}-too-many")), abi)?;
+            running.dump(&[])?.code(1)?.says_with_hint("areas, and restoring it takes 32 more")?;
+            running.verify()?;
         }
         Ok(())
     });
