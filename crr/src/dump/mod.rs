@@ -15,7 +15,7 @@ use crate::progress::Progress;
 use crate::ptrace::{self, Patience};
 use crate::refusal::Refusals;
 use crate::resource::external::{self, Key};
-use crate::resource::inet::Policy;
+use crate::resource::inet::{self, Policy};
 use crate::resource::pipe::Holders;
 use crate::resource::unix_socket::half::HalfPolicy;
 use crate::resource::{robust, xstate};
@@ -136,14 +136,14 @@ pub fn dump(options: &Options) -> Result<Report> {
     Ok(Report { tasks, threads, bytes, outside, held_by, frozen: frozen_for, total: started.elapsed() })
 }
 
-/// Stops the tree and looks at it; by a guarded process if there are pseudo terminals, and a second time if it finds
-/// seccomp.
+/// Stops the tree and looks at it; by a guarded process if there are pseudo terminals or TCP connections, and a second time if it finds
+/// seccomp, or connections that were not there before.
 fn seize_and_collect(
     options: &Options,
     holders: &mut Holders,
     patience: &Patience,
 ) -> Result<(Frozen, Collected)> {
-    let mut guarded = holders.has_masters();
+    let mut guarded = holders.has_masters() || inet::are_connected(holders.sockets());
     if guarded {
         guard::enter()?;
     }
