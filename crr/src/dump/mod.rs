@@ -16,7 +16,7 @@ use crate::progress::Progress;
 use crate::ptrace::{self, Patience};
 use crate::refusal::{Refusals, Refused};
 use crate::resource::external::{self, Key};
-use crate::resource::inet::Policy;
+use crate::resource::inet::{self, Policy};
 use crate::resource::pipe::Holders;
 use crate::resource::unix_socket::half::HalfPolicy;
 use crate::resource::{memory, robust, xstate};
@@ -184,8 +184,9 @@ impl Base {
     }
 }
 
-/// Stops the tree and looks at it; by a guarded process if there are pseudo terminals, and a second time if it finds
-/// seccomp. What is left of pre-dumps that this dump does not build on is ended.
+/// Stops the tree and looks at it; by a guarded process if there are pseudo terminals or TCP connections, and a second time if it finds
+/// seccomp, or connections that were not there before. What is left of pre-dumps that this dump does
+/// not build on is ended.
 fn seize_and_collect(
     options: &Options,
     mut previous: Option<Previous>,
@@ -193,7 +194,8 @@ fn seize_and_collect(
     patience: &Patience,
 ) -> Result<(Frozen, Collected)> {
     // With a pre-dump there is no second time: what was not written by the first says nothing.
-    let mut guarded = holders.has_masters() || previous.is_some();
+    let mut guarded =
+        holders.has_masters() || inet::are_connected(holders.sockets()) || previous.is_some();
     if guarded {
         guard::enter()?;
     }

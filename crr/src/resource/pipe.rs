@@ -82,6 +82,8 @@ pub(crate) struct Holders {
     fifos: HashSet<(u64, u64)>,
     /// The tree has masters of pseudo terminals.
     masters: bool,
+    /// Its sockets, by inode.
+    sockets: HashSet<u64>,
     /// Masters of whatever else: task and descriptor.
     other_masters: Vec<(Pid, u32)>,
     scanned: bool,
@@ -99,6 +101,9 @@ impl Holders {
                 Seen::End(object) => {
                     has_any = true;
                     holders.fifos.extend(object.fifo());
+                    if let Object::Socket(ino) = object {
+                        holders.sockets.insert(ino);
+                    }
                 }
                 Seen::Event(_) => has_any = true,
             });
@@ -112,6 +117,11 @@ impl Holders {
     /// Whether the tree had masters of pseudo terminals when it was looked at.
     pub(crate) fn has_masters(&self) -> bool {
         self.masters
+    }
+
+    /// The sockets that it had then, by inode.
+    pub(crate) fn sockets(&self) -> &HashSet<u64> {
+        &self.sockets
     }
 
     /// The event files of others, with `tree` outside of which they are to be.

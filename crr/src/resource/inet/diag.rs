@@ -8,8 +8,8 @@ use images::inet::{InetAddress, InetProtocol, InetSocket};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
-use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 /// One socket. One that the kernel does not list, which has no port, has nothing of all this.
@@ -109,6 +109,34 @@ fn query(v6: bool, protocol: i32) -> Result<All> {
         }
     })?;
     Ok(all)
+}
+
+/// Whether any of these sockets has a TCP connection, as far as the kernel tells.
+pub(crate) fn are_connected(inodes: &HashSet<u64>) -> bool {
+    let mut found = false;
+    for v6 in [false, true].into_iter().filter(|_| !inodes.is_empty()) {
+        let asked = request(v6, libc::IPPROTO_TCP).and_then(|request| {
+            let of_connections = InetRequest { states: connected(), ..request };
+            diag::ask(SockDiagMessage::InetRequest(of_connections), |answer| {
+                let SockDiagMessage::InetResponse(answer) = answer else { return };
+                found |= inodes.contains(&u64::from(answer.header.inode));
+            })
+        });
+        if let Err(e) = asked {
+            log::debug!("look for TCP connections: {e:#}");
+        }
+    }
+    found
+}
+
+/// The states that `super::is_connected` means.
+fn connected() -> StateFlags {
+    StateFlags::ESTABLISHED
+        | StateFlags::FIN_WAIT1
+        | StateFlags::FIN_WAIT2
+        | StateFlags::CLOSE_WAIT
+        | StateFlags::CLOSING
+        | StateFlags::LAST_ACK
 }
 
 fn request(v6: bool, protocol: i32) -> Result<InetRequest> {

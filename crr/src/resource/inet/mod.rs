@@ -14,6 +14,7 @@ pub(crate) mod recreate;
 mod stream;
 
 pub(crate) use address::Shown;
+pub(crate) use diag::are_connected;
 pub use recreate::Wishes;
 pub(crate) use stream::Silenced;
 
