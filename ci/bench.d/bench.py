@@ -49,6 +49,8 @@ ROWS = {
     "fds-1000/ia32": ("load32", "fds", 1000),
     "fds-1000/x86_64": ("load64", "fds", 1000),
     "fds-10000/x86_64": ("load64", "fds", 10000),
+    "connections-5000/ia32": ("load32", "connections", 5000),
+    "connections-5000/x86_64": ("load64", "connections", 5000),
     "vmas-10000/ia32": ("load32", "vmas", 10000),
     "vmas-10000/x86_64": ("load64", "vmas", 10000),
 }
@@ -167,7 +169,8 @@ def one_round(work, row, tool):
     load = Load(work, row)
     try:
         measured = {}
-        dump = [tool, "dump", "-t", str(load.pid), "-D", images]
+        options = ["--tcp-established"] if ROWS[row][1] == "connections" else []
+        dump = [tool, "dump", "-t", str(load.pid), "-D", images, *options]
         load.beats(10)
         images.mkdir()
         load.start_watch()
@@ -179,7 +182,7 @@ def one_round(work, row, tool):
         alone()
         sizes = [f.stat().st_size for f in images.rglob("*") if f.is_file() and f.suffix != ".log"]
         measured["images"] = sum(sizes) / 2**20
-        measured["restore"], measured["restore-peak"] = run(work, [tool, "restore", "-D", images, "-d"])
+        measured["restore"], measured["restore-peak"] = run(work, [tool, "restore", "-D", images, "-d", *options])
         load.beats(2)
         load.verify()
         return measured

@@ -11,10 +11,12 @@
  *   tasks N    N tasks; every second one runs OTHER, this program built for the other ABI
  *   fds N      N descriptors, half of them files and half of them pipes
  *   vmas N     N areas of one page each
+ *   connections N  N TCP connections within itself, each with something on its way
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -25,6 +27,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -232,6 +235,39 @@ static int check_fds(void)
 	return 1;
 }
 
+static void make_connections(void)
+{
+	struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+	socklen_t length = sizeof address;
+	struct rlimit limit;
+	need(getrlimit(RLIMIT_NOFILE, &limit) == 0, "getrlimit");
+	limit.rlim_cur = limit.rlim_max;
+	need(setrlimit(RLIMIT_NOFILE, &limit) == 0, "setrlimit");
+	int listener = socket(AF_INET, SOCK_STREAM, 0);
+	need(bind(listener, (void *)&address, length) == 0 && listen(listener, 10) == 0, "listen");
+	need(getsockname(listener, (void *)&address, &length) == 0, "getsockname");
+	fds = calloc((size_t)count * 2, sizeof *fds);
+	for (long i = 0; i < count; i++) {
+		int *ends = fds + 2 * i;
+		ends[0] = socket(AF_INET, SOCK_STREAM, 0);
+		need(connect(ends[0], (void *)&address, length) == 0, "connect");
+		ends[1] = accept(listener, NULL, NULL);
+		need(ends[1] >= 0 && write(ends[i % 2], &i, sizeof i) == sizeof i, "a connection");
+	}
+}
+static int check_connections(void)
+{
+	for (long i = 0; i < count; i++) {
+		int *ends = fds + 2 * i;
+		long heard = -1;
+		if (read(ends[1 - i % 2], &heard, sizeof heard) != sizeof heard || heard != i)
+			return 0;
+		if (write(ends[i % 2], &i, sizeof i) != sizeof i)
+			return 0;
+	}
+	return 1;
+}
+
 static const char *other;
 
 static void make_tasks(void)
@@ -272,7 +308,7 @@ static const struct kind {
 	{"memory", make_memory, check_memory}, {"sparse", make_sparse, check_sparse},
 	{"eight", make_eight, check_eight},    {"vmas", make_vmas, check_vmas},
 	{"threads", make_threads, check_threads}, {"fds", make_fds, check_fds},
-	{"tasks", make_tasks, check_tasks},
+	{"tasks", make_tasks, check_tasks},   {"connections", make_connections, check_connections},
 };
 
 static void live(const struct kind *kind)

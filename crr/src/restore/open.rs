@@ -9,7 +9,7 @@ use crate::resource::external::given::Given;
 use crate::resource::file::reopen::Controlling;
 use crate::resource::file::reopen::{Reopened, open_all};
 use crate::resource::unix_socket::bind::Binder;
-use crate::resource::{self, inet};
+use crate::resource::{self, inet, sysv};
 use crate::store::Checkpoint;
 use anyhow::{Context, Result, bail};
 use images::file::Files;
@@ -25,13 +25,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
 
 /// The files of a tree.
 #[derive(Debug)]
 pub(crate) struct Opened {
     /// Knows the numbers that tasks use.
     pub(super) raiser: Raiser,
-    descriptions: Vec<OwnedFd>,
+    descriptions: Vec<Rc<OwnedFd>>,
     /// Where those go that are opened when the tasks exist.
     pub(super) late: Places,
     /// The files of unix sockets, which go again if the restore fails.
@@ -45,6 +46,8 @@ pub(crate) struct Opened {
     /// The names by which files can be opened now.
     pub(super) paths: Vec<images::file::Path>,
     mapped: BTreeMap<Need, OwnedFd>,
+    /// Segments of System V, until the tasks have them.
+    pub(super) segments: sysv::recreate::Segments,
     directories: BTreeMap<PathId, OwnedFd>,
     /// The page file.
     pub(crate) pages: OwnedFd,
@@ -73,6 +76,7 @@ impl Opened {
         let mut late = Places::default();
         let Reopened { descriptions, socket_files, controlling, inet_sockets } =
             open_all(&files, given, done, &mut late)?;
+        let segments = sysv::recreate::put_back(&checkpoint.memory, &checkpoint.pages)?;
         let mut mapped = BTreeMap::new();
         for need in needs.into_iter().filter(|need| matches!(need, Need::Path { .. } | Need::Shared(_))) {
             mapped.insert(need, open_need(checkpoint, &files, need, &raiser)?);
@@ -96,6 +100,7 @@ impl Opened {
             deleted,
             paths,
             mapped,
+            segments,
             directories,
             pages,
         })
@@ -123,7 +128,7 @@ impl Opened {
     /// Puts files that were opened late where their places were held.
     pub(super) fn complete(&mut self, files: late::Files) {
         for (id, file) in files {
-            self.descriptions[id.0 as usize] = file;
+            self.descriptions[id.0 as usize] = Rc::new(file);
         }
         self.late = Places::default();
     }
@@ -133,6 +138,7 @@ impl Opened {
         self.descriptions.clear();
         self.controlling.clear();
         self.mapped.clear();
+        self.segments.let_go();
         self.directories.clear();
     }
 

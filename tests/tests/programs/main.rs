@@ -2,6 +2,8 @@
 //! 64-bit ones of the machine, alone and mixed. Each goes through several rounds of dump, gone, restore while
 //! it works, and a client that knows what the right answers are asks it before and after.
 
+mod daemons;
+mod postgres;
 mod screens;
 mod servers;
 mod world;
@@ -110,6 +112,16 @@ programs! {
     /// Servers with clients that stay connected.
     redis32_clients in Chroot => servers::redis;
     nginx32_clients in Chroot => servers::nginx;
+    memcached32_clients in Chroot => daemons::memcached;
+    apache32_clients in Chroot => daemons::apache;
+    python32_connections in Chroot => daemons::many_connections;
+    node32_clients in Chroot => daemons::node;
+    java32_clients in Chroot => daemons::java;
+    sshd32_clients in Chroot => daemons::sshd;
+    mariadb32_clients in Chroot => daemons::mariadb;
+    /// Recorded in rounds while it works.
+    redis32_in_rounds in Chroot => servers::redis_in_rounds;
+    postgres32_sessions in Chroot => postgres::sessions;
     /// Directories and files that are watched.
     inotifywait32 in Namespace => |world| watching(world, "/usr/bin/inotifywait");
     inotifywait32_in_chroot in Chroot => |world| watching(world, "/usr/bin/inotifywait");
