@@ -4,6 +4,7 @@
 //! kcmp(2) and those about pidfds take numbers only, landlock_create_ruleset(2) as used here a null pointer; none writes.
 #![allow(unsafe_code)]
 
+use std::cmp::Ordering;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// `KCMP_FILE` of `linux/kcmp.h`.
@@ -23,15 +24,19 @@ pub fn same_object(kind: libc::c_long, a: i32, b: i32) -> std::io::Result<bool> 
     if order < 0 { Err(std::io::Error::last_os_error()) } else { Ok(order == 0) }
 }
 
-/// Whether two descriptors are one open file description (`struct file`).
+/// An order among open file descriptions (`struct file`), in which two descriptors of one are equal.
 ///
 /// # Errors
 /// kcmp(2) failed.
-pub fn same_description(a: (i32, i32), b: (i32, i32)) -> std::io::Result<bool> {
+pub fn order_of_descriptions(a: (i32, i32), b: (i32, i32)) -> std::io::Result<Ordering> {
     let [fd_a, fd_b] = [a.1, b.1].map(libc::c_long::from);
     // SAFETY: all arguments are plain numbers.
-    let order = unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, KCMP_FILE, fd_a, fd_b) };
-    if order < 0 { Err(std::io::Error::last_os_error()) } else { Ok(order == 0) }
+    match unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, KCMP_FILE, fd_a, fd_b) } {
+        0 => Ok(Ordering::Equal),
+        1 => Ok(Ordering::Less),
+        2 => Ok(Ordering::Greater),
+        _ => Err(std::io::Error::last_os_error()),
+    }
 }
 
 /// A descriptor of this process on what another task has open.

@@ -195,6 +195,83 @@ CASE(crossed)
 		CHECK(lseek(first + i, 0, SEEK_CUR) == 8, "file %d is not the one of the child", i);
 }
 
+/* How many there are to be, or as the argument says (to measure what one costs). */
+static int count_of(int usual)
+{
+	return case_args[0] != NULL ? atoi(case_args[0]) : usual;
+}
+
+/* Each description has four descriptors, far from each other. */
+CASE(thousands)
+{
+	int count = count_of(10000), files = count / 4;
+	struct rlimit limit;
+	MUST(getrlimit(RLIMIT_NOFILE, &limit));
+	limit.rlim_cur = limit.rlim_max;
+	MUST(setrlimit(RLIMIT_NOFILE, &limit));
+	make_file("file", "0123456789abcdefghij");
+	int first = MUST(open("file", O_RDONLY));
+	for (int i = 1; i < count; i++)
+		MUST(i < files ? open("file", O_RDONLY) : dup(first + i % files));
+	for (int i = 0; i < files; i++)
+		MUST(lseek(first + i, i % 16, SEEK_SET));
+	checkpoint();
+	char expected[2] = "";
+	for (int i = 0; i < files; i++)
+		for (int nth = 0; nth < 4; nth++) {
+			expected[0] = "0123456789abcdefghij"[i % 16 + nth];
+			check_read(first + i + nth * files, expected);
+		}
+}
+
+/* Shared by all: how many are there, and how often each part of the file was read. */
+struct tally {
+	int there;
+	int read[];
+};
+
+static void one_of_many(struct tally *tally, int count)
+{
+	__atomic_add_fetch(&tally->there, 1, __ATOMIC_SEQ_CST);
+	wait_for_go();
+	char text[5] = "";
+	MUST(read(shared, text, 4));
+	int number = atoi(text);
+	CHECK(number >= 0 && number < count, "read \"%s\"", text);
+	if (number >= 0 && number < count)
+		__atomic_add_fetch(&tally->read[number], 1, __ATOMIC_SEQ_CST);
+}
+
+/* A file of which every task reads the next part, all at the same time. */
+CASE(sharers)
+{
+	int count = count_of(1000);
+	size_t length = sizeof(struct tally) + sizeof(int) * (size_t)count;
+	void *memory = MUST(mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	struct tally *tally = memory;
+	pid_t *children = malloc(sizeof(pid_t) * (size_t)count);
+	int writer = MUST(open("file", O_WRONLY | O_CREAT | O_TRUNC, 0600));
+	shared = MUST(open("file", O_RDONLY));
+	for (int i = 0; i < count; i++) {
+		MUST(dprintf(writer, "%04d", i));
+		children[i] = MUST(fork());
+		if (children[i] == 0) {
+			one_of_many(tally, count);
+			_exit(failed() ? 1 : 0);
+		}
+	}
+	await(&tally->there, count);
+	checkpoint();
+	for (int i = 0; i < count; i++)
+		MUST(kill(children[i], SIGUSR1));
+	for (int i = 0; i < count; i++)
+		reap(children[i]);
+	for (int i = 0; i < count; i++)
+		CHECK(tally->read[i] == 1, "part %d was read %d times", i, tally->read[i]);
+	CHECK(lseek(shared, 0, SEEK_CUR) == 4 * count, "the offset is %ld", (long)lseek(shared, 0, SEEK_CUR));
+	free(children);
+}
+
 CASE(directory)
 {
 	enum { ENTRIES = 40 };

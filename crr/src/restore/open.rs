@@ -20,8 +20,10 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::Mode;
 use shared::plan::Need;
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
@@ -161,14 +163,25 @@ impl Opened {
 /// Moves descriptors to numbers that no task uses.
 #[derive(Clone, Debug)]
 pub(crate) struct Raiser {
-    used: BTreeSet<RawFd>,
+    /// What lies between the numbers of tasks, in order; the last gap has no end.
+    gaps: Vec<Range<RawFd>>,
+    /// The gap that the last one went to: those before it were full then.
+    last: Cell<usize>,
 }
 
 impl Raiser {
     fn new(tasks: &[Task]) -> Self {
-        // The standard files are in use too: a task that lacks one has it closed.
         let fds = tasks.iter().flat_map(|task| &task.fds).map(|entry| entry.fd.0.cast_signed());
-        Self { used: fds.chain(0..3).collect() }
+        Self::beside(fds.collect())
+    }
+
+    fn beside(mut used: BTreeSet<RawFd>) -> Self {
+        // The standard files are in use too: a task that lacks one has it closed.
+        used.extend(0..3);
+        let starts = used.iter().map(|fd| fd + 1);
+        let ends = used.iter().skip(1).copied().chain([RawFd::MAX]);
+        let gaps = starts.zip(ends).map(|(start, end)| start..end).filter(|gap| !gap.is_empty()).collect();
+        Self { gaps, last: Cell::new(0) }
     }
 
     /// The same description under a number that no task uses, close-on-exec.
@@ -196,18 +209,31 @@ impl Raiser {
     }
 
     fn duplicate<'a>(&self, fd: BorrowedFd<'_>, how: impl Fn(RawFd) -> FcntlArg<'a>) -> nix::Result<OwnedFd> {
-        let mut from = 3;
-        loop {
-            while self.used.contains(&from) {
-                from += 1;
-            }
-            let found = fcntl(fd, how(from))?;
+        let from = self.last.get();
+        match self.duplicate_from(from, fd, &how) {
+            // What had been full may have room again.
+            Err(Errno::EMFILE | Errno::EINVAL) if from > 0 => self.duplicate_from(0, fd, &how),
+            done => done,
+        }
+    }
+
+    fn duplicate_from<'a>(
+        &self,
+        first: usize,
+        fd: BorrowedFd<'_>,
+        how: &impl Fn(RawFd) -> FcntlArg<'a>,
+    ) -> nix::Result<OwnedFd> {
+        let mut at = first;
+        while let Some(gap) = self.gaps.get(at) {
+            let found = fcntl(fd, how(gap.start))?;
             let owned = owned(found).ok_or(Errno::EBADF)?;
-            if !self.used.contains(&found) {
+            at += self.gaps[at..].partition_point(|gap| gap.end <= found);
+            if self.gaps.get(at).is_some_and(|gap| gap.contains(&found)) {
+                self.last.set(at);
                 return Ok(owned);
             }
-            from = found + 1;
         }
+        Err(Errno::EMFILE)
     }
 }
 
@@ -239,5 +265,30 @@ fn open_need(checkpoint: &Checkpoint, files: &Files, need: Need, raiser: &Raiser
         Need::Description(_) | Need::Directory(_) | Need::Program(_) | Need::Socket(_) => {
             bail!("not opened by itself: {need:?}")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn numbers_of_tasks_are_left_out() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        // Every second one, and a few in a row, where this process has hardly anything open.
+        let used: BTreeSet<RawFd> = (100..300).step_by(2).chain(400..410).collect();
+        let raiser = Raiser::beside((3..100).chain(used.iter().copied()).collect());
+        let raise = || raiser.raise(file.try_clone().unwrap().into()).unwrap();
+        let raised: Vec<OwnedFd> = (0..220).map(|_| raise()).collect();
+        let numbers: Vec<RawFd> = raised.iter().map(AsRawFd::as_raw_fd).collect();
+        assert!(numbers.iter().all(|fd| !used.contains(fd) && *fd > 100), "{numbers:?}");
+        // Once there is no room behind, what has become free is taken.
+        drop(raised);
+        raiser.last.set(raiser.gaps.len() - 1);
+        let mut limited = raiser.clone();
+        limited.gaps.last_mut().unwrap().start = RawFd::MAX - 1;
+        let again = limited.raise(file.into()).unwrap();
+        assert!((101..400).contains(&again.as_raw_fd()), "{again:?}");
     }
 }

@@ -1,7 +1,8 @@
 //! Open files: what each descriptor refers to, and which descriptors are one open file description.
 
 use super::{Renumber, Rule, Snapshot, deputy, link, numbers, read};
-use crate::sys::same_description;
+use crate::sys::order_of_descriptions;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 
@@ -116,14 +117,15 @@ fn descriptions(candidates: impl Iterator<Item = Vec<(i32, i32)>>) -> crate::Res
     // There are many comparisons, and few tasks.
     let mut deputies: BTreeMap<i32, i32> = BTreeMap::new();
     for holders in candidates {
+        // In the order of kcmp(2): a task can have thousands of descriptions of one object.
         let mut groups: Vec<Vec<(i32, i32)>> = Vec::new();
         for holder in holders {
             if let std::collections::btree_map::Entry::Vacant(entry) = deputies.entry(holder.0) {
                 entry.insert(deputy(holder.0)?);
             }
             match position(&groups, holder, &deputies)? {
-                Some(found) => groups[found].push(holder),
-                None => groups.push(vec![holder]),
+                Ok(found) => groups[found].push(holder),
+                Err(place) => groups.insert(place, vec![holder]),
             }
         }
         for group in groups {
@@ -135,19 +137,23 @@ fn descriptions(candidates: impl Iterator<Item = Vec<(i32, i32)>>) -> crate::Res
     Ok(lines)
 }
 
-/// The group whose description `holder` also has.
+/// The group whose description `holder` also has, or the place of a new one.
 fn position(
     groups: &[Vec<(i32, i32)>],
     holder: (i32, i32),
     deputies: &BTreeMap<i32, i32>,
-) -> crate::Result<Option<usize>> {
-    for (index, group) in groups.iter().enumerate() {
-        let [a, b] = [group[0], holder].map(|(pid, fd)| (deputies[&pid], fd));
-        if same_description(a, b)? {
-            return Ok(Some(index));
+) -> crate::Result<std::result::Result<usize, usize>> {
+    let [mut low, mut high] = [0, groups.len()];
+    while low < high {
+        let middle = usize::midpoint(low, high);
+        let [a, b] = [groups[middle][0], holder].map(|(pid, fd)| (deputies[&pid], fd));
+        match order_of_descriptions(a, b)? {
+            Ordering::Equal => return Ok(Ok(middle)),
+            Ordering::Less => low = middle + 1,
+            Ordering::Greater => high = middle,
         }
     }
-    Ok(None)
+    Ok(Err(low))
 }
 
 /// Replaces the inode of a pipe or socket by its order of appearance.

@@ -1,6 +1,12 @@
 //! Open files.
 
-use tests::case::Workload;
+use anyhow::ensure;
+use std::fs;
+use std::path::Path;
+use tests::abi::Abi;
+use tests::case::{Workload, nothing_left};
+use tests::isolate::isolated;
+use tests::{Result, command, here, require_ia32, require_root, wait};
 
 const fn files(case: &'static str) -> Workload {
     Workload::new("files", case)
@@ -13,7 +19,38 @@ tests::survives! {
     numbers => files("numbers");
     many => files("many");
     crossed => files("crossed");
+    thousands => files("thousands");
     directory => files("directory");
     devices => files("devices");
     standard => files("standard");
+}
+
+/// A thousand tasks with one description, of which each finds what no other one has read. What /proc shows of so many takes long to look at.
+fn sharers(dir: &Path, abi: Abi) -> Result {
+    let mut running = files("sharers").start(dir, abi)?;
+    // Where others are busy, too, so many tasks take longer than a step of a test may.
+    let patiently = |args: &[&str]| -> Result {
+        let mut crr = command::spawn(dir, args)?;
+        let status = wait::until(4 * wait::STEP, "crr", || Ok(crr.try_wait()?))?;
+        ensure!(status.success(), "{status}: {}", fs::read_to_string(dir.join("crr.stderr"))?);
+        Ok(())
+    };
+    let dump = running.dump_args(&["--timeout", "120"])?;
+    patiently(&dump.iter().map(String::as_str).collect::<Vec<_>>())?;
+    nothing_left()?;
+    patiently(&["restore", "-D", &running.images().to_string_lossy(), "-d"])?;
+    running.verify()
+}
+
+#[test]
+fn sharers_x86_64() {
+    require_root!();
+    isolated(&here!(), |dir| sharers(dir, Abi::X86_64));
+}
+
+#[test]
+fn sharers_ia32() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| sharers(dir, Abi::Ia32));
 }
