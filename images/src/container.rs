@@ -66,10 +66,11 @@ impl Kind {
     #[must_use]
     pub const fn version(self) -> u16 {
         match self {
-            Self::Files => 5,
             Self::Tree => 4,
-            Self::Inventory | Self::Memory => 2,
-            Self::Pages => 1,
+            Self::Files => 5,
+            Self::Inventory => 3,
+            Self::Memory => 3,
+            Self::Pages => 2,
         }
     }
 }

@@ -12,7 +12,7 @@ use super::terminal::{self, Terminals};
 use super::tree::Standing;
 use super::unix_socket::half::HalfPolicy;
 use super::unix_socket::{self, Holder, Sockets};
-use super::view::Use;
+use super::view::{FileSystem, Use};
 use super::{Refuse, device, inet, inotify, lock, mqueue, namespace, netlink, pidfd as pidfds, task_file};
 use crate::proc::{Dir, fdinfo};
 use crate::refusal::Refusals;
@@ -350,12 +350,12 @@ impl Table {
             );
         }
         let kind = file_type(open.stat.st_mode);
-        if let Some(owner) = task_file::owner(&open.link)
-            && (kind == SFlag::S_IFREG || kind == SFlag::S_IFDIR)
-            && task_file::is_one(copy, &open.stat)?
+        if (kind == SFlag::S_IFREG || kind == SFlag::S_IFDIR)
+            && paths.kernel_file_system(&open.link, open.stat.st_dev) == Some(FileSystem::Proc)
+            && let Some(place) = self.task_files.place(&open.link, open.stat.st_dev)
         {
             let file = task_file::Open {
-                pid: owner,
+                place,
                 object: open.describe(),
                 link: &open.link,
                 stat: &open.stat,

@@ -176,7 +176,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     }
     let environment = Environment::read()?;
     let schedule = resource::tree::schedule(&checkpoint.tree)?;
-    preflight::preflight(&checkpoint, &schedule, &environment, &lives, &given, options).finish("restore")?;
+    preflight::preflight(&checkpoint, &schedule, &environment, &lives, &given, options)?.finish("restore")?;
     process::close_on_exec_from(3).context("close_range")?;
     let preparation = prepare::prepare(
         &checkpoint,
@@ -198,6 +198,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     };
     let (root, terminal) = bring_back(&mut restore, options, deadline)?;
     restore.opened.socket_files.keep();
+    restore.opened.segments.keep();
     resource::other_name::remove_helpers(&checkpoint.files.paths);
     let report = Report {
         root,

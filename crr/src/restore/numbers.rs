@@ -100,7 +100,7 @@ fn wanted(tree: &Tree, files: &Files, memory: &Memory) -> u64 {
         }
     }
     // A file that is mapped can be opened for reading, for writing and as a program.
-    let mapped = paths.len() * 2 + memory.shared.len();
+    let mapped = paths.len() * 2 + memory.shared.iter().filter(|shared| shared.segment.is_none()).count();
     let directories: BTreeSet<_> =
         tree.tasks.iter().flat_map(|task| [task.root, task.cwd, task.exe]).collect();
     let deleted = files.paths.iter().filter(|path| path.deleted.is_some()).count();

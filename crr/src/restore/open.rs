@@ -9,7 +9,7 @@ use crate::resource::external::given::Given;
 use crate::resource::file::reopen::Controlling;
 use crate::resource::file::reopen::{Reopened, open_all};
 use crate::resource::unix_socket::bind::Binder;
-use crate::resource::{self, inet};
+use crate::resource::{self, inet, sysv};
 use crate::store::Checkpoint;
 use anyhow::{Context, Result, bail};
 use images::file::Files;
@@ -44,6 +44,8 @@ pub(crate) struct Opened {
     /// The names by which files can be opened now.
     pub(super) paths: Vec<images::file::Path>,
     mapped: BTreeMap<Need, OwnedFd>,
+    /// Segments of System V, until the tasks have them.
+    pub(super) segments: sysv::recreate::Segments,
     directories: BTreeMap<PathId, OwnedFd>,
     /// The page file.
     pub(crate) pages: OwnedFd,
@@ -72,6 +74,7 @@ impl Opened {
         let mut late = Places::default();
         let Reopened { descriptions, socket_files, controlling, inet_sockets } =
             open_all(&files, given, done, &mut late)?;
+        let segments = sysv::recreate::put_back(&checkpoint.memory, &checkpoint.pages)?;
         let mut mapped = BTreeMap::new();
         for need in needs.into_iter().filter(|need| matches!(need, Need::Path { .. } | Need::Shared(_))) {
             mapped.insert(need, open_need(checkpoint, &files, need, &raiser)?);
@@ -95,6 +98,7 @@ impl Opened {
             deleted,
             paths,
             mapped,
+            segments,
             directories,
             pages,
         })
@@ -132,6 +136,7 @@ impl Opened {
         self.descriptions.clear();
         self.controlling.clear();
         self.mapped.clear();
+        self.segments.let_go();
         self.directories.clear();
     }
 

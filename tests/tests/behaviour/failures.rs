@@ -95,6 +95,23 @@ fn more_files_than_may_be_open() {
     });
 }
 
+/// A procfs that is not mounted any more where the tree had a file of it is named; mounted again, the same images restore.
+#[test]
+fn a_missing_procfs_is_named() {
+    require_root!();
+    isolated(&here!(), |dir| {
+        let (running, _) = dumped(dir, &Workload::new("task_files", "elsewhere"))?;
+        let procfs = dir.join("proc");
+        nix::mount::umount(&procfs)?;
+        let output = running.restore(&["-d"])?.code(1)?;
+        output.says_with_hint(&format!("{}: is not the procfs of crr's pid namespace", procfs.display()))?;
+        nothing_left()?;
+        nix::mount::mount(Some("proc"), &procfs, Some("proc"), nix::mount::MsFlags::empty(), None::<&str>)?;
+        running.restore(&["-d"])?.success()?;
+        running.verify()
+    });
+}
+
 /// A message queue that is gone is named; made again, the same images restore.
 #[test]
 fn a_missing_message_queue_is_named() {

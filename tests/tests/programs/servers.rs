@@ -9,12 +9,12 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
-use tests::{Result, wait};
+use tests::{Result, case, wait};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub(super) fn connect(port: u16) -> Result<TcpStream> {
+pub(crate) fn connect(port: u16) -> Result<TcpStream> {
     let stream = wait::until(wait::STEP, &format!("port {port} answers"), || {
         Ok(TcpStream::connect(("127.0.0.1", port)).ok())
     })?;
@@ -86,6 +86,56 @@ pub(crate) fn redis(world: &World) -> Result {
     let program =
         ["/usr/bin/redis-server", "--port", "6400", "--appendonly", "yes", "--dir", "/scratch", "--save", ""];
     beside_rounds(world, &program, 6400, &[&counter, &subscriber])
+}
+
+/// redis with data that changes between the rounds of an incremental dump.
+pub(crate) fn redis_in_rounds(world: &World) -> Result {
+    const KEYS: u32 = 20_000;
+    let program = ["/usr/bin/redis-server", "--port", "6401", "--dir", "/scratch", "--save", ""];
+    let running = world.start(&program)?;
+    let root = running.root.to_string();
+    let mut values = vec![0; KEYS as usize];
+    let mut previous: Option<String> = None;
+    for round in 1..=4u32 {
+        // Every key at first, then some of them.
+        let keys = (0..KEYS).filter(|key| round == 1 || (key * 7 + round) % 29 == 0);
+        let mut stream = connect(6401).with_context(|| world.read("log").unwrap_or_default())?;
+        let mut answers = BufReader::new(stream.try_clone()?).lines();
+        for key in keys {
+            values[key as usize] = round;
+            write!(stream, "SET key-{key} {}\r\n", value(key, round))?;
+            let answer = answers.next().context("closed")??;
+            ensure!(answer == "+OK", "SET answers {answer:?}");
+        }
+        drop((stream, answers));
+        let images = world.dir.join(format!("round-{round}"));
+        fs::create_dir(&images)?;
+        let images = images.to_string_lossy();
+        let mut args = vec![if round == 4 { "dump" } else { "pre-dump" }, "-t", &root, "-D", &images];
+        args.extend(previous.iter().flat_map(|previous| ["--prev-images-dir", previous.as_str()]));
+        // A connection that was closed just now is there for a minute.
+        args.extend((round == 4).then_some("--tcp-established"));
+        world.crr(&args)?;
+        previous = Some(format!("../round-{round}"));
+    }
+    case::nothing_left()?;
+    world.crr(&["restore", "-D", &world.dir.join("round-4").to_string_lossy(), "-d"])?;
+    let mut stream = connect(6401)?;
+    let mut answers = BufReader::new(stream.try_clone()?).lines();
+    for (key, &round) in (0..).zip(&values) {
+        write!(stream, "GET key-{key}\r\n")?;
+        let length = answers.next().context("closed")??;
+        let answer = answers.next().context("closed")??;
+        let expected = value(key, round);
+        ensure!(answer == expected, "key {key} is {answer:?} ({length:?}), not {expected:?}");
+    }
+    drop((stream, answers));
+    running.end()
+}
+
+/// What a key holds since a round.
+fn value(key: u32, round: u32) -> String {
+    format!("{round}-{key}-{}", "x".repeat((key % 300) as usize))
 }
 
 fn counter(port: u16, turns: &Turns) -> Result {

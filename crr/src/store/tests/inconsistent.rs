@@ -9,11 +9,12 @@ use images::file::{Deleted, OtherName, Target};
 use images::inet::{InetProtocol, InetSocket, InetState};
 use images::inotify::Inotify;
 use images::late::{Process, TaskFile};
-use images::memory::{Backing, Run};
+use images::memory::{Backing, Chunk, Guard, Method, Packing, Run, Shared};
 use images::pipe::{Buffer, Fifo};
 use images::seccomp::Seccomp;
 use images::signal::Pending;
 use images::socket::{Credentials, Message, Peer, UnixKind, UnixSocket};
+use images::sysv::Segment;
 use images::task::{End, GroupStop};
 use images::terminal::{Control, Line, LineEnd, LivePty, PtyEnd};
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, SharedId};
@@ -539,6 +540,7 @@ fn files_that_stand_for_tasks() {
     };
     file("of task 99, or a thread, which is not in the tree", |file| file.pid = 99);
     file("of task 1100, or a thread, which is not in the tree", |file| file.name = b"task/101/maps".to_vec());
+    file("is in no procfs", |file| file.procfs = b"proc".to_vec());
     file("leads elsewhere", |file| file.name = b"root/../etc".to_vec());
     file("leads elsewhere", |file| file.name = b"/etc".to_vec());
     file("is no name", |file| file.name = b"a\0".to_vec());
@@ -600,6 +602,19 @@ fn page_map() {
     refused("memory.img: 2 checksums for 1 blocks", |s| s.memory.block_crcs.push(0));
     refused("memory.img: 4503599627370496 pages are impossible", |s| s.memory.page_count = 1 << 52);
     refused("memory.img: 1 address spaces for 2 tasks", |s| drop(s.memory.spaces.pop()));
+    refused("memory.img: a checksum for 0 pages", |s| s.memory.block_pages = 0);
+    refused("memory.img: a checksum for 2 pages", |s| s.memory.block_pages = 2);
+    refused("memory.img: 1 checksums for 6 blocks", |s| s.memory.block_pages = 1);
+    refused("inventory.img: 5 pages of others, and it builds on none", |s| s.memory.first_page = 5);
+    let packed = |s: &mut Sample, chunks: &[(u64, u32)]| {
+        let chunks = chunks.iter().map(|&(place, size)| Chunk { place, size }).collect();
+        s.memory.packing = Some(Packing { method: Method::Lz4, chunks });
+    };
+    refused("memory.img: 0 chunks for 1 times 32 pages", |s| packed(s, &[]));
+    refused("memory.img: 2 chunks for 1 times 32 pages", |s| packed(s, &[(0, 1), (1, 1)]));
+    refused("memory.img: a chunk of 0 bytes for pages of 24576", |s| packed(s, &[(0, 0)]));
+    refused("memory.img: a chunk of 24577 bytes for pages of 24576", |s| packed(s, &[(0, 24577)]));
+    refused("memory.img: a chunk at 0x1, the one before it ends at 0x0", |s| packed(s, &[(1, 5)]));
     let runs = |s: &mut Sample, change: fn(&mut Run)| change(&mut s.memory.spaces[0].runs[1]);
     let task = "memory.img: task 100: contents at";
     refused(&format!("{task} 0x9000001: not page-aligned"), |s| runs(s, |run| run.start.0 += 1));
@@ -608,7 +623,6 @@ fn page_map() {
     refused(&format!("{task} 0x9000000: pages 18446744073709551615+1 of 6"), |s| {
         runs(s, |run| run.first_page = u64::MAX);
     });
-    refused(&format!("{task} 0x9000000: out of order"), |s| runs(s, |run| run.first_page = 0));
     refused(&format!("{task} 0x8049000: out of order"), |s| runs(s, |run| run.start = Addr(0x0804_9000)));
     refused(&format!("{task} 0xfffffffffffff000: end beyond all addresses"), |s| {
         runs(s, |run| run.start = Addr(u64::MAX - 4095));
@@ -636,7 +650,7 @@ fn areas() {
         vma(s, |vma| vma.end = Addr(0x0900_1000));
     });
     refused(&format!("{task} 0x8048000-0x8058000: protection 0xf"), |s| vma(s, |vma| vma.prot = 15));
-    refused(&format!("{task} 0x8048000-0x8058000: flags 0x4000"), |s| vma(s, |vma| vma.flags = 1 << 14));
+    refused(&format!("{task} 0x8048000-0x8058000: flags 0x10000"), |s| vma(s, |vma| vma.flags = 1 << 16));
     refused(&format!("{task} 0x8048000-0x8058000: path#9 of 9 paths"), |s| {
         vma(s, |vma| vma.backing = Backing::SharedFile(PathId(9), 0));
     });
@@ -653,9 +667,35 @@ fn areas() {
 }
 
 #[test]
+fn guard_pages() {
+    let guard = |s: &mut Sample, start, end| {
+        s.memory.spaces[0].guards[0] = Guard { start: Addr(start), end: Addr(end) }
+    };
+    let wrong = "memory.img: task 100: guard";
+    refused(&format!("{wrong} 0x9002001-0x9004000: is not page-aligned"), |s| {
+        guard(s, 0x0900_2001, 0x0900_4000)
+    });
+    refused(&format!("{wrong} 0x9004000-0x9004000: out of order"), |s| guard(s, 0x0900_4000, 0x0900_4000));
+    refused(&format!("{wrong} 0x90c7000-0x90c9000: is not inside of one area"), |s| {
+        guard(s, 0x090c_7000, 0x090c_9000)
+    });
+    refused(&format!("{wrong} 0x9000000-0x9001000: has contents"), |s| guard(s, 0x0900_0000, 0x0900_1000));
+}
+
+#[test]
 fn shared_memory_and_vdsos() {
     refused("memory.img: shared#0: contents up to 0x2000 of 0x1000", |s| s.memory.shared[0].size = 0x1000);
     refused("memory.img: shared#0: 0x8000000000000000 bytes", |s| s.memory.shared[0].size = 1 << 63);
+    let segment =
+        |s: &mut Sample, change: fn(&mut Segment)| change(s.memory.shared[0].segment.as_mut().unwrap());
+    refused("memory.img: shared#0: is no segment: id -1, 16384 bytes", |s| {
+        segment(s, |segment| segment.id = -1)
+    });
+    refused("memory.img: shared#0: mode 0o4000", |s| segment(s, |segment| segment.mode = 0o4000));
+    refused("memory.img: shared#1: segment 32769 occurs twice", |s| {
+        let again = Shared { runs: Vec::new(), ..s.memory.shared[0].clone() };
+        s.memory.shared.push(again);
+    });
     refused("memory.img: two vDSOs of x86_64", |s| s.memory.vdsos[1].abi = Abi::X86_64);
     refused("memory.img: the vDSO of ia32 has 4095 bytes, not whole pages", |s| {
         s.memory.vdsos[1].image.truncate(4095)
