@@ -185,8 +185,7 @@ impl Base {
 }
 
 /// Stops the tree and looks at it; by a guarded process if there are pseudo terminals or TCP connections, and a second time if it finds
-/// seccomp, or connections that were not there before. What is left of pre-dumps that this dump does
-/// not build on is ended.
+/// seccomp, or connections that were not there before. What is left of pre-dumps that this dump does not build on is ended.
 fn seize_and_collect(
     options: &Options,
     mut previous: Option<Previous>,
@@ -194,8 +193,7 @@ fn seize_and_collect(
     patience: &Patience,
 ) -> Result<(Frozen, Collected)> {
     // With a pre-dump there is no second time: what was not written by the first says nothing.
-    let mut guarded =
-        holders.has_masters() || inet::are_connected(holders.sockets()) || previous.is_some();
+    let mut guarded = holders.has_masters() || previous.is_some() || inet::are_connected(holders.sockets());
     if guarded {
         guard::enter()?;
     }
