@@ -4,6 +4,8 @@
 //! gather its pages from the tasks into a buffer of their own, take the checksum while they are in the cache and write
 //! the block. So nothing is copied more than once in memory, and no order has to be kept.
 
+use crate::fault::io::Faulty;
+use crate::fault::{self, Point};
 use crate::progress::Progress;
 use crate::ptrace;
 use crate::resource::memory::SharedObject;
@@ -186,7 +188,8 @@ impl Contents {
             let step = &mut buffer[..usize::try_from((end - first) * PAGE_SIZE)?];
             self.gather(first, end, step)?;
             crc = crc32c::crc32c_append(crc, step);
-            pages.write_all_at(step, first * PAGE_SIZE).context("write pages")?;
+            Faulty(pages).write_all_at(step, first * PAGE_SIZE).context("write pages")?;
+            fault::point(Point::KilledCopying)?;
             first = end;
         }
         Ok(crc)

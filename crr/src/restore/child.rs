@@ -5,6 +5,7 @@
 
 use super::Restore;
 use super::births::{self, Kin, Origin};
+use crate::fault::{self, Point};
 use crate::resource::zombie;
 use crate::sys::{exec, process};
 use images::DescriptionId;
@@ -254,6 +255,7 @@ fn files(restore: &Restore<'_>, index: usize) -> Outcome {
             holds.insert(place.now, other);
         }
         if let Some(place) = places.get_mut(&entry.description) {
+            fault::point(Point::PlaceFile).map_err(failed)?;
             process::place_fd(place.now, to).map_err(failed)?;
             place.left -= 1;
         }
@@ -277,7 +279,8 @@ struct Place {
 fn directories(restore: &Restore<'_>, index: usize) -> Outcome {
     let task = &restore.checkpoint.tree.tasks[index];
     let enter = |path| {
-        nix::unistd::fchdir(restore.opened.directory(path))
+        (fault::point(Point::EnterDirectory))
+            .and_then(|()| nix::unistd::fchdir(restore.opened.directory(path)))
             .map_err(|errno| (Step::Directory, errno, u64::from(path.0)))
     };
     if restore.checkpoint.files.paths[task.root.0 as usize].path != b"/" {

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::check;
+use crate::fault::{self, Point};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// `PAGE_IS_*` of include/uapi/linux/fs.h.
@@ -65,6 +66,7 @@ pub fn scan_private(
     end: u64,
     mut found: impl FnMut(u64, u64),
 ) -> nix::Result<()> {
+    fault::point(Point::Pagemap)?;
     let mut regions = [Region::default(); 1024];
     let mut from = start;
     while from < end {
