@@ -11,6 +11,7 @@ mod room;
 mod unstoppable;
 
 use crate::changed::Changed;
+use crate::fault::{self, Point};
 use crate::progress::Progress;
 use crate::ptrace::{self, Patience};
 use crate::refusal::Refusals;
@@ -105,7 +106,10 @@ pub fn dump(options: &Options) -> Result<Report> {
     let patience = Patience::new(options.timeout);
     let writer = Writer::create(&options.images_dir)?;
     let mut holders = Holders::scan(&freeze::list(options.root)?)?;
+    fault::point(Point::KilledStarting)?;
     let (frozen, mut collected) = seize_and_collect(options, &mut holders, &patience)?;
+    fault::point(Point::KilledCollected)?;
+    fault::strike(Point::TaskDiesCopied, frozen.last());
     collected.memory.block_crcs = {
         let total = collected.contents.page_count() * images::id::PAGE_SIZE;
         let progress = Progress::new(options.progress, total, "writing pages");
@@ -116,6 +120,7 @@ pub fn dump(options: &Options) -> Result<Report> {
     let (tasks, threads) = (inventory.tasks, inventory.threads);
     let bytes = writer.finish(inventory, &collected.tree, &collected.files, &collected.memory)?;
     collected.helpers.keep();
+    fault::point(Point::KilledPublished)?;
     let _silent = match collected.silenced {
         Some(silenced) if options.after == After::Kill => {
             Some(silenced.outlive(|| frozen.doom()).context("keep TCP connections")?)
@@ -149,6 +154,8 @@ fn seize_and_collect(
         let mut refusals = Refusals::default();
         let mut frozen = Frozen::seize(options.root, patience, &mut refusals)?;
         frozen.guarded = guarded;
+        fault::point(Point::KilledFrozen)?;
+        fault::strike(Point::TaskDiesFrozen, frozen.last());
         if frozen.late {
             // There is no dump, but time is needed to find everything in its way.
             let patience = &Patience::new(options.timeout);
