@@ -6,6 +6,7 @@ use crate::sys::process;
 use anyhow::{Context, Result};
 use images::Pid;
 use nix::fcntl::OFlag;
+use nix::sys::signal::{Signal, kill};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// Puts something back when it is dropped, or when this process is gone. What it does must not fail halfway, or be done
@@ -62,6 +63,25 @@ impl<F: Fn()> Keeper<F> {
             let _ = nix::unistd::write(self.release.as_fd(), &[0]);
             let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(self.child), None);
         }
+    }
+}
+
+/// Kills tasks.
+pub(crate) type Kill = Box<dyn Fn()>;
+
+impl Keeper<Kill> {
+    /// Kills these tasks if this process is killed, or leaves by an error.
+    ///
+    /// # Errors
+    /// As fork(2).
+    pub(crate) fn of_killing(pids: Vec<Pid>) -> Result<Self> {
+        let kill_all = move || {
+            for &pid in &pids {
+                // One that is gone already is no matter.
+                let _ = kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        };
+        Self::new(Box::new(kill_all))
     }
 }
 

@@ -4,8 +4,10 @@
 //! business. Ops are decoded one at a time straight from the plan, so borrowed bytes are all they may hold.
 
 pub mod birth;
+mod family;
 
 use birth::Birth;
+pub use family::Family;
 use serde::{Deserialize, Serialize};
 
 /// Which of the working fds an op means: an index into those sent with the plan.

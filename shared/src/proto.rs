@@ -104,6 +104,20 @@ pub struct Control {
     pub failed: AtomicU32,
     /// Never set: parked threads wait here until they are taken over.
     pub parked: AtomicU32,
+    /// A fault that a test wants.
+    pub fault: Fault,
+}
+
+/// The op of a restore that is to fail, whoever follows it: the `left`th of a family.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Fault {
+    /// [`crate::op::Family`]; 0 for none.
+    pub family: AtomicU32,
+    /// Ops of that family before it and itself; 0 once it has failed.
+    pub left: AtomicU32,
+    /// With what it fails; 0 if its process is to die instead.
+    pub errno: AtomicU32,
 }
 
 /// What a restoring task was doing.

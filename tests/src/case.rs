@@ -272,6 +272,21 @@ impl Running {
         self.looks_like(before)
     }
 
+    /// Asks a busy workload whether every thread gets on.
+    ///
+    /// # Errors
+    /// One does not, or something is wrong.
+    pub fn is_alive(&self) -> crate::Result {
+        let answers = |log: &str| log.lines().filter(|line| *line == "ALIVE").count();
+        let before = answers(&self.log()?);
+        self.signal(Signal::SIGUSR2)?;
+        wait::until(wait::STEP, "the workload answers ALIVE", || {
+            let log = self.log()?;
+            ensure!(!log.contains("FAIL"), "the workload said:\n{log}");
+            Ok((answers(&log) > before).then_some(()))
+        })
+    }
+
     /// Has it verify itself and end.
     ///
     /// # Errors

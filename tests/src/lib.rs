@@ -12,6 +12,7 @@ pub mod binaries;
 pub mod case;
 pub mod command;
 pub mod isolate;
+pub mod kills;
 pub mod modes;
 pub mod moments;
 pub mod needs;

@@ -8,8 +8,10 @@
 //! task has is seen by one of the others.
 
 use super::{After, unstoppable};
+use crate::fault::{self, Point};
+use crate::keeper::Keeper;
 use crate::proc::tasks::comm_of;
-use crate::proc::{Dir, decimal, has_ended, stat, status};
+use crate::proc::{Dir, decimal, stat, status};
 use crate::ptrace::{self, Patience, Seized, Stop, Stopped, Waited};
 use crate::refusal::Refusals;
 use crate::resource::wait::{Looks, Waits};
@@ -173,6 +175,7 @@ impl Frozen {
             waits: Waits::default(),
         });
         let Some(task) = self.tasks.last_mut() else { bail!("no task") };
+        fault::strike(Point::TaskDiesUnseized, pid);
         let mut tried = HashSet::new();
         loop {
             let mut new = dir.numbers::<Pid>("task")?;
@@ -224,6 +227,7 @@ impl Frozen {
             let found = look_at(pid, dir)?;
             return self.pass_over(pid, found, refusals);
         }
+        fault::point(Point::KilledFreezing)?;
         task.waits = Waits::of(task.deputy(), &task.dir, &task.threads, looks);
         task.stopped_by = task.threads.iter().find_map(|thread| match thread.stop() {
             Stop::Group(signal) => Some(signal),
@@ -258,6 +262,11 @@ impl Frozen {
             }
         }
         Ok(())
+    }
+
+    /// The task that was stopped last.
+    pub(crate) fn last(&self) -> Pid {
+        self.tasks.last().map_or(0, |task| task.pid)
     }
 
     /// How long the tree has been stopped.
@@ -308,8 +317,15 @@ impl Frozen {
     /// Kills all tasks and waits until they are gone from our hands, so that their pids and files are free as
     /// soon as their parents have seen it.
     fn kill(&mut self, patience: &Patience) -> Result<()> {
+        // Half a tree is no tree: if this process is killed meanwhile, another one goes on with it.
+        let pids: Vec<Pid> = self.tasks.iter().map(|task| task.pid).collect();
+        let keeper = if pids.len() > 1 { Keeper::of_killing(pids).ok() } else { None };
         for task in &self.tasks {
             send(task, Signal::SIGKILL)?;
+            fault::point(Point::KilledKilling)?;
+        }
+        if let Some(keeper) = keeper {
+            keeper.leave();
         }
         // Children first: their parents, being dead, are reaped by others as soon as we have waited for them. The leader of a
         // task can be waited for only after its other threads.
@@ -429,8 +445,6 @@ fn stop_threads(stopped: &mut Vec<Stopped>, tids: &[Pid], patience: &Patience) -
         match thread {
             Ok(thread) => seized.push(thread),
             Err(ptrace::Error::Gone(_)) => {}
-            // Past its end, for which the answer is EPERM.
-            Err(_) if has_ended(tid) => {}
             Err(e) => {
                 failure = Some(e);
                 break;

@@ -12,6 +12,7 @@ pub(crate) mod room;
 mod unstoppable;
 
 use crate::changed::Changed;
+use crate::fault::{self, Point};
 use crate::progress::Progress;
 use crate::ptrace::{self, Patience};
 use crate::refusal::{Refusals, Refused};
@@ -121,7 +122,10 @@ pub fn dump(options: &Options) -> Result<Report> {
     let open = |dir: &PathBuf| Previous::open(&options.images_dir, dir);
     let previous = options.previous.as_ref().map(open).transpose()?;
     let mut holders = Holders::scan(&freeze::list(options.root)?)?;
+    fault::point(Point::KilledStarting)?;
     let (frozen, mut collected) = seize_and_collect(options, previous, &mut holders, &patience)?;
+    fault::point(Point::KilledCollected)?;
+    fault::strike(Point::TaskDiesCopied, frozen.last());
     // So that a tree that is let run has its areas as they were.
     if let Some(keeper) = collected.base.keeper.take() {
         keeper.end()?;
@@ -139,6 +143,7 @@ pub fn dump(options: &Options) -> Result<Report> {
     let (tasks, threads) = (inventory.tasks, inventory.threads);
     let bytes = writer.finish(inventory, &collected.tree, &collected.files, &collected.memory)?;
     collected.helpers.keep();
+    fault::point(Point::KilledPublished)?;
     let _silent = match collected.silenced {
         Some(silenced) if options.after == After::Kill => {
             Some(silenced.outlive(|| frozen.doom()).context("keep TCP connections")?)
@@ -203,6 +208,8 @@ fn seize_and_collect(
         let mut refusals = Refusals::default();
         let mut frozen = Frozen::seize(options.root, patience, &mut refusals)?;
         frozen.guarded = guarded;
+        fault::point(Point::KilledFrozen)?;
+        fault::strike(Point::TaskDiesFrozen, frozen.last());
         if frozen.late {
             // There is no dump, but time is needed to find everything in its way.
             let patience = &Patience::new(options.timeout);

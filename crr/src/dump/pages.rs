@@ -4,6 +4,8 @@
 //! gather its pages from the tasks into a buffer of their own, take the checksum (and pack them, if asked) while they are in the cache and
 //! write the block. So nothing is copied more than once in memory, and no order has to be kept.
 
+use crate::fault::io::Faulty;
+use crate::fault::{self, Point};
 use crate::progress::Progress;
 use crate::ptrace;
 use crate::resource::memory::SharedObject;
@@ -279,16 +281,18 @@ impl Contents {
             } else {
                 crc = crc32c::crc32c_append(crc, step);
             }
+            let pages = Faulty(output.pages);
             let stored = match &mut packer {
-                None => output.pages.write_all_at(step, first * PAGE_SIZE),
+                None => pages.write_all_at(step, first * PAGE_SIZE),
                 Some(packer) => {
                     let packed = packer.pack(step)?;
                     let place = output.end.fetch_add(packed.len() as u64, Ordering::Relaxed);
                     written.chunks.push(Chunk { place, size: u32::try_from(packed.len())? });
-                    output.pages.write_all_at(packed, place)
+                    pages.write_all_at(packed, place)
                 }
             };
             stored.context("write pages")?;
+            fault::point(Point::KilledCopying)?;
             first = end;
         }
         if output.form.block_pages != 1 {

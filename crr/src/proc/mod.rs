@@ -15,6 +15,7 @@ pub mod sysvipc;
 pub(crate) mod tasks;
 pub mod timers;
 
+use crate::fault::{self, Point};
 use images::Pid;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
@@ -72,6 +73,7 @@ impl Dir {
     /// # Errors
     /// Whatever openat answers.
     pub fn open(&self, name: &str) -> io::Result<OwnedFd> {
+        fault::point(Point::ProcOpen)?;
         Ok(openat(&self.fd, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)
     }
 
@@ -83,6 +85,7 @@ impl Dir {
         /// seq files hand out at most one page a read; more room only spares growing the vector.
         const CHUNK: usize = 4096;
         let file = self.open(name)?;
+        fault::point(Point::ProcRead)?;
         let mut len = 0;
         loop {
             if buffer.len() < len + CHUNK {
@@ -121,6 +124,7 @@ impl Dir {
     /// Whatever reading the directory answers.
     pub fn numbers<T: std::str::FromStr + Ord>(&self, name: &str) -> io::Result<Vec<T>> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        fault::point(Point::ProcList)?;
         let mut dir = nix::dir::Dir::openat(&self.fd, name, flags, Mode::empty())?;
         let mut numbers = Vec::new();
         for entry in dir.iter() {
@@ -151,12 +155,14 @@ pub fn living_thread(pid: Pid) -> Pid {
     leader().unwrap_or(pid)
 }
 
-/// Whether a thread has ended: it is gone, or a zombie.
+/// Whether a thread has ended: it is gone, or a zombie. One that cannot be looked at (EMFILE) has not.
 #[must_use]
 pub fn has_ended(tid: Pid) -> bool {
     let mut buffer = Vec::new();
-    let read = Dir::task(tid).and_then(|dir| dir.read("stat", &mut buffer));
-    read.is_err() || stat::parse(&buffer).is_ok_and(|stat| matches!(stat.state, b'Z' | b'X'))
+    match Dir::task(tid).and_then(|dir| dir.read("stat", &mut buffer)) {
+        Ok(()) => stat::parse(&buffer).is_ok_and(|stat| matches!(stat.state, b'Z' | b'X')),
+        Err(e) => e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH),
+    }
 }
 
 impl AsFd for Dir {

@@ -167,10 +167,18 @@ impl Seized {
     /// Starts to trace a thread without stopping it.
     ///
     /// # Errors
-    /// EPERM when somebody else traces it, it is a zombie or a kernel thread, or we may not; [`Error::Gone`].
+    /// EPERM when somebody else traces it, it is a kernel thread, or we may not; [`Error::Gone`].
     pub fn seize(tid: Pid) -> Result<Self, Error> {
-        request::seize(tid, OPTIONS).map_err(error(tid, "seize"))?;
-        Ok(Self { tid })
+        Self::seize_with(tid, OPTIONS, "seize")
+    }
+
+    fn seize_with(tid: Pid, options: i32, what: &'static str) -> Result<Self, Error> {
+        match request::seize(tid, options) {
+            Ok(()) => Ok(Self { tid }),
+            // The answer for a zombie.
+            Err(Errno::EPERM) if proc::has_ended(tid) => Err(Error::Gone(tid)),
+            Err(errno) => Err(error(tid, what)(errno)),
+        }
     }
 
     /// As [`Seized::seize`], for a thread that is to die if crr ends before it lets go.
@@ -178,8 +186,7 @@ impl Seized {
     /// # Errors
     /// As [`Seized::seize`].
     pub fn seize_for_life(tid: Pid) -> Result<Self, Error> {
-        request::seize(tid, OPTIONS | libc::PTRACE_O_EXITKILL).map_err(error(tid, "seize"))?;
-        Ok(Self { tid })
+        Self::seize_with(tid, OPTIONS | libc::PTRACE_O_EXITKILL, "seize")
     }
 
     /// As [`Seized::seize_for_life`], for a thread whose seccomp mode is to have no effect until it is let go.
@@ -188,8 +195,7 @@ impl Seized {
     /// As [`Seized::seize`]; EPERM also without CAP_SYS_ADMIN or when crr is under seccomp itself.
     pub fn seize_for_life_unfiltered(tid: Pid) -> Result<Self, Error> {
         let options = OPTIONS | libc::PTRACE_O_EXITKILL | SUSPEND_SECCOMP;
-        request::seize(tid, options).map_err(error(tid, "seize with seccomp suspended"))?;
-        Ok(Self { tid })
+        Self::seize_with(tid, options, "seize with seccomp suspended")
     }
 
     /// Its id.
@@ -319,6 +325,14 @@ impl Stopped {
     pub fn die_with_tracer(&self) -> Result<(), Error> {
         request::set_options(self.tid, OPTIONS | libc::PTRACE_O_EXITKILL)
             .map_err(error(self.tid, "tie it to this process"))
+    }
+
+    /// From here on the thread is let go by the kernel if this process ends.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn outlive_tracer(&self) -> Result<(), Error> {
+        request::set_options(self.tid, OPTIONS).map_err(error(self.tid, "untie it from this process"))
     }
 
     /// Writes arguments of a call that the thread is to be made to make, on its stack, well below what is in use of it, red zone

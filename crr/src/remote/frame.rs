@@ -66,13 +66,16 @@ impl Frame {
         let fpu = Fpu::of(thread, abi)?;
         let image = Image::new(pid, abi, saved, &fpu, escape);
         let mut before = vec![0u8; image.bytes.len()];
-        if image.start < lowest
-            || vm::read_exact(pid, image.start, &mut before).is_err()
-            || vm::write_all(pid, image.start, &image.bytes).is_err()
-        {
+        if image.start < lowest || vm::read_exact(pid, image.start, &mut before).is_err() {
             return Ok(None);
         }
-        Ok(Some(Self { pid, start: image.start, before, sp: image.sp }))
+        let frame = Self { pid, start: image.start, before, sp: image.sp };
+        if vm::write_all(pid, image.start, &image.bytes).is_err() {
+            // A part of it can have been written. Where nothing was, nothing can be put back.
+            let _ = frame.remove();
+            return Ok(None);
+        }
+        Ok(Some(frame))
     }
 
     /// Puts back what was there.

@@ -30,6 +30,7 @@ pub(crate) use restart::{SLEEPS_32, SLEEPS_64};
 pub use restart::{in_restart_block, number_in_code};
 pub use single::NoRoom;
 
+use crate::fault::{self, Point};
 use crate::ptrace::regs::{self, Field};
 use crate::ptrace::{Error, Patience, Stop, Stopped, signal_bit};
 use crate::sys::vm;
@@ -72,6 +73,9 @@ pub struct Executor {
     way: Way,
     /// SIGSTOP was taken off the queue while a thread ran for us.
     stop_came: Cell<bool>,
+    /// A thread could not be put back. It finds back by itself when it is let go, by what lies in the task for that: no other call may
+    /// be made, which would take its present registers for its own.
+    adrift: Cell<bool>,
 }
 
 /// How a task makes the calls of a batch.
@@ -143,7 +147,8 @@ impl Executor {
         memory: impl FnOnce() -> Vec<Range<u64>>,
         patience: &Patience,
     ) -> Result<Self> {
-        let mut executor = Self { target, way: Way::Area(Addr(0)), stop_came: Cell::new(false) };
+        let mut executor =
+            Self { target, way: Way::Area(Addr(0)), stop_came: Cell::new(false), adrift: Cell::new(false) };
         for &leftover in &executor.target.leftovers {
             executor.unmap(leftover, thread, patience)?;
         }
@@ -223,15 +228,33 @@ impl Executor {
         };
         let saved = Saved::of(thread)?;
         let signal = self.done_signal(thread, saved.mask)?;
-        let done = self.start(area, thread, &saved, batch, signal)?;
-        match signal {
-            Some(signal) => self.run_to_signal(thread, signal, done, patience)?,
-            None => self.step_to_end(thread, done, patience)?,
-        }
-        let reply = self.read(area, batch)?;
-        put_back(thread, &saved, patience)?;
+        let answered = (|| {
+            let done = self.start(area, thread, &saved, batch, signal)?;
+            fault::point(Point::KilledAsking)?;
+            fault::strike(Point::TaskDiesAsked, self.target.deputy);
+            match signal {
+                Some(signal) => self.run_to_signal(thread, signal, done, patience)?,
+                None => self.step_to_end(thread, done, patience)?,
+            }
+            self.read(area, batch)
+        })();
+        self.put_back(thread, &saved, patience, answered)
+    }
+
+    /// Gives a thread its registers and its mask again, whatever came of what it was to do: that is the answer.
+    fn put_back<T>(
+        &self,
+        thread: &mut Stopped,
+        saved: &Saved,
+        patience: &Patience,
+        outcome: Result<T>,
+    ) -> Result<T> {
+        let back = put_back(thread, saved, patience);
+        self.adrift.set(back.is_err());
+        let outcome = outcome?;
+        back?;
         self.keep_stop_signal()?;
-        Ok(reply)
+        Ok(outcome)
     }
 
     /// Writes a batch and makes `thread` ready to run it. Returns where its stack pointer will stand at the end.
@@ -257,11 +280,14 @@ impl Executor {
         Ok(done)
     }
 
-    /// Unmaps the area, if there is one.
+    /// Unmaps the area, if there is one and nobody needs it any more.
     ///
     /// # Errors
     /// When the thread dies or does not come back in time.
     pub fn close(self, thread: &mut Stopped, patience: &Patience) -> Result<()> {
+        if self.adrift.get() {
+            return Ok(());
+        }
         match self.way {
             Way::Area(area) | Way::Single { fresh: Ok(area), .. } => self.unmap(area, thread, patience),
             Way::Single { .. } => Ok(()),
@@ -288,17 +314,20 @@ impl Executor {
     ) -> Result<nix::Result<u64>> {
         let patience = &patience.uninterrupted();
         let saved = Saved::of(thread)?;
-        let frame = self.start_at_gadget(thread, &saved, call, args)?;
+        let frame = self.place_frame(thread, &saved)?;
         // Left alone now, it would be lost; and no such call takes long, once the thread gets its turn.
         let endless = Patience::endless();
         let patience = if frame.is_some() { patience } else { &endless };
-        let result = self.step_over_call(thread, patience)?;
-        put_back(thread, &saved, patience)?;
-        if let Some(frame) = frame {
+        let result = (|| {
+            self.lead_to_call(thread, &saved, frame.as_ref(), call, args)?;
+            fault::point(Point::KilledCalling)?;
+            self.step_over_call(thread, patience)
+        })();
+        let result = self.put_back(thread, &saved, patience, result);
+        if let Some(frame) = frame.filter(|_| !self.adrift.get()) {
             frame.remove()?;
         }
-        self.keep_stop_signal()?;
-        Ok(batch::decode_result(self.target.abi, result))
+        Ok(batch::decode_result(self.target.abi, result?))
     }
 
     /// Takes a thread that was made ready for a call to the end of it. Returns the result register.
@@ -316,24 +345,27 @@ impl Executor {
         Ok(regs::get(&thread.regs()?, Field::Ax))
     }
 
-    /// Makes `thread` ready for a call at an instruction of its own. With a frame below its stack, it comes
-    /// back by itself when nobody traces it any more; the frame is there before the registers lead to it.
-    fn start_at_gadget(
+    /// With a frame below its stack, a thread comes back by itself from a call at an instruction of its own when nobody traces it any
+    /// more; the frame is there before the registers lead to it.
+    fn place_frame(&self, thread: &Stopped, saved: &Saved) -> Result<Option<Frame>> {
+        let Target { deputy, abi, gadget, .. } = &self.target;
+        match &gadget.escape {
+            Some(escape) => Frame::place(*deputy, *abi, thread, saved, escape, Addr(0)),
+            None => Ok(None),
+        }
+    }
+
+    /// Makes `thread` ready for a call at an instruction of its own, in which no signal is to disturb it.
+    fn lead_to_call(
         &self,
         thread: &Stopped,
         saved: &Saved,
+        frame: Option<&Frame>,
         call: Call,
         args: [u64; 6],
-    ) -> Result<Option<Frame>> {
-        let frame = match &self.target.gadget.escape {
-            Some(escape) => {
-                Frame::place(self.target.deputy, self.target.abi, thread, saved, escape, Addr(0))?
-            }
-            None => None,
-        };
-        self.set_up_call(thread, saved, frame.as_ref(), call, args)?;
-        thread.set_sigmask(u64::MAX)?;
-        Ok(frame)
+    ) -> Result<(), Error> {
+        self.set_up_call(thread, saved, frame, call, args)?;
+        thread.set_sigmask(u64::MAX)
     }
 
     /// Leads `thread` to a call at an instruction of its own, and behind that to its frame.

@@ -8,7 +8,7 @@
 
 use super::batch::{Arg, Batch, Reply};
 use super::frame::Frame;
-use super::{Executor, Saved, put_back};
+use super::{Executor, Saved};
 use crate::ptrace::{Patience, Stopped, regs};
 use crate::sys::vm;
 use anyhow::{Context, Result, bail};
@@ -67,10 +67,11 @@ impl Executor {
         let saved = Saved::of(thread)?;
         let (frame, dead) = self.borrow(thread, &saved, batch, memory)?;
         let answered = self.call_each(thread, &saved, batch, &frame, dead.start, patience);
-        put_back(thread, &saved, patience)?;
-        frame.remove()?;
-        dead.put_back()?;
-        self.keep_stop_signal()?;
+        let answered = self.put_back(thread, &saved, patience, answered);
+        if !self.adrift.get() {
+            frame.remove()?;
+            dead.put_back()?;
+        }
         answered
     }
 

@@ -153,7 +153,12 @@ impl Drop for Echo {
 
 /// No area is mapped yet.
 fn unopened(echo: &Echo) -> Executor {
-    Executor { target: echo.target(), way: Way::Area(Addr(0)), stop_came: Cell::new(false) }
+    Executor {
+        target: echo.target(),
+        way: Way::Area(Addr(0)),
+        stop_came: Cell::new(false),
+        adrift: Cell::new(false),
+    }
 }
 
 /// Nothing can be mapped.
@@ -221,7 +226,8 @@ fn a_task_let_go_before_its_first_call_goes_on() {
         let executor = unopened(&echo);
         let saved = Saved::of(&thread).unwrap();
         let args = [0, layout::SIZE, 7, 0x21, u64::MAX, 0];
-        let frame = executor.start_at_gadget(&thread, &saved, Call::Mmap, args).unwrap();
+        let frame = executor.place_frame(&thread, &saved).unwrap();
+        executor.lead_to_call(&thread, &saved, frame.as_ref(), Call::Mmap, args).unwrap();
         assert!(frame.is_some(), "{abi}: room below the stack");
         thread.detach(0).unwrap();
         echo.assert_well();
@@ -292,7 +298,8 @@ fn a_thread_in_32_bit_code_let_go_before_its_first_call_goes_on() {
     let executor = unopened(&echo);
     let saved = Saved::of(&thread).unwrap();
     let args = [0, layout::SIZE, 7, 0x21, u64::MAX, 0];
-    let frame = executor.start_at_gadget(&thread, &saved, Call::Mmap, args).unwrap();
+    let frame = executor.place_frame(&thread, &saved).unwrap();
+    executor.lead_to_call(&thread, &saved, frame.as_ref(), Call::Mmap, args).unwrap();
     assert!(frame.is_some(), "room below the stack");
     thread.detach(0).unwrap();
     echo.assert_well();

@@ -7,6 +7,7 @@
 use super::Restore;
 use super::child::{self, Outcome, Step};
 use super::prepare::Preparation;
+use crate::fault::{self, Point};
 use crate::sys::{process, tty, wait};
 use images::Pid;
 use images::task::{End, Zombie};
@@ -136,7 +137,7 @@ impl<'a> Kin<'a> {
             if !late && nix::unistd::getpgrp().as_raw() != wanted {
                 self.wait(Gathering::Led);
                 let (own, group) = (nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(wanted));
-                nix::unistd::setpgid(own, group)
+                (fault::point(Point::SetGroup).and_then(|()| nix::unistd::setpgid(own, group)))
                     .map_err(|errno| (Step::Group, errno, u64::from(wanted.cast_unsigned())))?;
             }
             self.meet(Gathering::Settled);

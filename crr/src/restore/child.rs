@@ -5,6 +5,7 @@
 
 use super::Restore;
 use super::births::{self, Kin, Origin};
+use crate::fault::{self, Point};
 use crate::resource::zombie;
 use crate::sys::{exec, process};
 use images::DescriptionId;
@@ -251,6 +252,7 @@ fn files(restore: &Restore<'_>, index: usize) -> Outcome {
         let held = holds.get(&to).copied().filter(|&other| other != entry.description);
         let in_the_way = held.filter(|other| places.get(other).is_some_and(|other| other.left > 0));
         let moved = in_the_way.map(|_| raiser.move_away(to)).transpose().map_err(failed)?;
+        fault::point(Point::PlaceFile).map_err(failed)?;
         process::place_fd(now, to).map_err(failed)?;
         holds.insert(to, entry.description);
         if let (Some(moved), Some(other)) = (moved, in_the_way.and_then(|other| places.get_mut(&other))) {
@@ -288,7 +290,8 @@ struct Place {
 fn directories(restore: &Restore<'_>, index: usize) -> Outcome {
     let task = &restore.checkpoint.tree.tasks[index];
     let enter = |path| {
-        nix::unistd::fchdir(restore.opened.directory(path))
+        (fault::point(Point::EnterDirectory))
+            .and_then(|()| nix::unistd::fchdir(restore.opened.directory(path)))
             .map_err(|errno| (Step::Directory, errno, u64::from(path.0)))
     };
     if restore.checkpoint.files.paths[task.root.0 as usize].path != b"/" {

@@ -5,6 +5,7 @@
 
 use super::Restore;
 use super::takeover::{Taken, by_thread, call};
+use crate::fault::{self, Point};
 use crate::ptrace::{Patience, Stopped, regs};
 use anyhow::{Context, Result, bail};
 use images::Abi;
@@ -20,7 +21,11 @@ pub(super) fn take_all(
 ) -> Result<()> {
     for (index, task) in restore.checkpoint.tree.tasks.iter().enumerate() {
         for lock in &task.locks {
-            by_thread(&mut all[index], 0, |stopped| take(lock, stopped, parked[index], patience))
+            let taken = fault::point(Point::TakeLock).map_err(Into::into);
+            taken
+                .and_then(|()| {
+                    by_thread(&mut all[index], 0, |stopped| take(lock, stopped, parked[index], patience))
+                })
                 .and_then(|result| match result {
                     0 => Ok(()),
                     errno => bail!(Errno::from_raw(i32::try_from(-errno)?)),

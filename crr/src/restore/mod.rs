@@ -21,6 +21,7 @@ mod takeover;
 mod unchanged;
 
 use crate::changed::Changed;
+use crate::fault::{self, Point};
 use crate::machine;
 use crate::proc;
 use crate::resource;
@@ -147,6 +148,7 @@ impl PidFile {
     fn write(self, root: images::Pid) -> Result<()> {
         let Some((path, dir)) = self.0 else { return Ok(()) };
         let written = (|| {
+            fault::point(Point::Pidfile)?;
             let flags = OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
             let name = path.file_name().context("not a file name")?;
             let file = nix::fcntl::openat(&dir, name, flags, Mode::from_bits_truncate(0o644))?;
@@ -165,6 +167,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     limits::raise_open_files()?;
     limits::raise_pending_signals()?;
     let mut checkpoint = Checkpoint::read_showing(&options.images_dir, options.progress)?;
+    fault::point(Point::KilledReading)?;
     if let Some(root) = &options.root {
         nix::unistd::chroot(root).with_context(|| format!("{}: change root", root.display()))?;
         nix::unistd::chdir("/").context("/")?;
@@ -185,9 +188,11 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
         &environment,
         needs_stand_in(&checkpoint.tree, options),
     )?;
+    fault::point(Point::KilledPlanned)?;
     let programs = preparation.tasks.iter().filter_map(|task| task.program.as_ref());
     let needs = programs.flat_map(|program| program.needs.iter().copied());
     let opened = Opened::open(&checkpoint, given, &options.sockets, needs)?;
+    fault::point(Point::KilledOpened)?;
     let mut restore = Restore {
         checkpoint: &checkpoint,
         preparation: raise(preparation, &opened.raiser)?,
@@ -238,11 +243,15 @@ fn bring_back(
     deadline: Instant,
 ) -> Result<(images::Pid, Option<Terminal>)> {
     let name = restore.socket_name.as_str().to_ns_name::<GenericNamespaced>().context("socket name")?;
+    fault::point(Point::Listen).context("listen for the restoring tasks")?;
     let listener =
         ListenerOptions::new().name(name).create_sync().context("listen for the restoring tasks")?;
     let pid = restore.checkpoint.tree.tasks[0].pid;
     let outcome = fork_root(restore, options, pid).and_then(|parent| {
+        fault::point(Point::KilledForked)?;
         let Served { parked, held, late } = serve::serve(restore, &listener, deadline)?;
+        fault::strike(Point::HelperDiesParked, pid);
+        fault::point(Point::KilledParked)?;
         restore.opened.complete(late);
         births::see_off_first(restore);
         restore.opened.deleted.seal()?;
@@ -252,6 +261,9 @@ fn bring_back(
         Ok(terminal)
     });
     outcome.map(|terminal| (pid, terminal)).inspect_err(|_| {
+        if let Some(op) = fault::op().filter(|_| restore.preparation.control.has_failed_as_told()) {
+            fault::tell(op.point);
+        }
         restore.preparation.control.fail();
         undo(restore);
     })

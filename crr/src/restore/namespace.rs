@@ -4,6 +4,7 @@
 //! it the namespace, when the root of the tree ends. It has a mount namespace too, for a /proc that shows the new pids.
 
 use super::{Options, PidFile, Report, foreground};
+use crate::fault::{self, Point};
 use crate::resource::external::given::Given;
 use crate::sys::process;
 use anyhow::{Context, Result, anyhow, bail};
@@ -35,6 +36,7 @@ pub(super) fn restore(options: &Options, given: Given) -> Result<(Report, Option
     }
     let pidfile = PidFile::prepare(options)?;
     let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("pipe")?;
+    fault::point(Point::Namespace).context("make a pid namespace")?;
     unshare(CloneFlags::CLONE_NEWPID).context("make a pid namespace (needs CAP_SYS_ADMIN)")?;
     let Some(init) = process::fork(None, 0).context("fork the namespace's init")? else {
         drop(reader);
@@ -70,6 +72,9 @@ fn become_init(options: &Options, given: Given, mut tell: File) -> ! {
         }
         Err(error) => (Outcome::Failed(format!("{error:#}")), None),
     };
+    if fault::is_due(Point::InitDies) {
+        process::exit(1);
+    }
     let bytes = postcard::to_allocvec(&outcome).unwrap_or_default();
     let told = tell.write_all(&bytes);
     drop(tell);
@@ -86,6 +91,7 @@ fn enter(options: &Options) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).context("make a mount namespace")?;
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("make mounts private")?;
+    fault::point(Point::MountProc).context("mount /proc of the namespace")?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), "/proc", Some("proc"), flags, none).context("mount /proc of the namespace")
 }

@@ -4,6 +4,7 @@
 //! in place without overwriting it.
 
 use super::late::{self, Places};
+use crate::fault::{self, Point};
 use crate::resource::deleted::recreate::{self, Recreated};
 use crate::resource::external::given::Given;
 use crate::resource::file::reopen::Controlling;
@@ -82,6 +83,7 @@ impl Opened {
             mapped.insert(need, open_need(checkpoint, &files, need, &raiser)?);
         }
         let open_directory = |path| {
+            fault::point(Point::OpenDirectory).context("open a directory")?;
             let fd = open_path(&files, path, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
             Ok((path, raiser.raise(fd)?))
         };

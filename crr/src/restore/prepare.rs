@@ -4,6 +4,7 @@ use super::environment::Environment;
 use super::late;
 use super::numbers::Numbers;
 use crate::blob::Blob;
+use crate::fault::{self, Point};
 use crate::machine::Live;
 use crate::resource::tree;
 use crate::store::Checkpoint;
@@ -352,7 +353,11 @@ fn shared_tree(tasks: &[Prepared], len: u64) -> Result<(OwnedFd, ControlPage)> {
             file.write_all_at(&program.ops, task.start.plan_offset).context("shared-memory tree")?;
         }
     }
+    fault::point(Point::SharedTree).context("map the control page")?;
     let control = ControlPage::map(file.as_fd()).context("map the control page")?;
+    if let Some(op) = fault::op() {
+        control.fail_at(op.family, op.count, op.errno);
+    }
     Ok((file.into(), control))
 }
 

@@ -5,11 +5,13 @@ use super::late;
 use super::plain::as_bytes;
 use super::prepare::Program;
 use super::{Restore, child::Step};
+use crate::fault::{self, Point};
 use crate::sys::process;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use images::Pid;
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{Listener, Stream};
+use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, getsockopt, sendmsg, socketpair, sockopt,
@@ -109,7 +111,7 @@ pub(super) fn serve(restore: &Restore<'_>, listener: &Listener, deadline: Instan
         let mut events = [EpollEvent::empty(); 64];
         let ready = match epoll.wait(&mut events, STEP) {
             Ok(ready) => ready,
-            Err(nix::errno::Errno::EINTR) => 0,
+            Err(Errno::EINTR) => 0,
             Err(errno) => return Err(errno).context("wait for the restoring tasks"),
         };
         for event in &events[..ready] {
@@ -169,6 +171,7 @@ fn connected(restore: &Restore<'_>) -> Result<(Vec<Peer>, Given)> {
 /// Accepts a process, finds out which it is, sends it everything. Anybody can connect to an abstract name: who is not one
 /// of the tree is sent away.
 fn greet(restore: &Restore<'_>, listener: &Listener, given: &mut Given) -> Result<Option<Peer>> {
+    fault::point(Point::Accept).context("accept a restoring task")?;
     let Stream::UdSocket(stream) = listener.accept().context("accept a restoring task")?;
     let pid = getsockopt(&stream.as_fd(), sockopt::PeerCredentials).context("SO_PEERCRED")?.pid();
     let Some(&process) = restore.preparation.by_pid.get(&pid) else { return Ok(None) };
@@ -179,9 +182,27 @@ fn greet(restore: &Restore<'_>, listener: &Listener, given: &mut Given) -> Resul
     };
     let peer = Peer::new(restore, pid, task, socket);
     if task.is_some() {
-        send(restore, &peer, given)?;
+        fault::strike(Point::HelperDiesEarly, pid);
+        send(restore, &peer, given).map_err(|e| last_words(restore, &peer, e))?;
+        fault::point(Point::KilledServing)?;
     }
     Ok(Some(peer))
+}
+
+/// Why a process cannot be sent anything: what it said before its end, if it has ended.
+fn last_words(restore: &Restore<'_>, peer: &Peer, error: anyhow::Error) -> anyhow::Error {
+    if !matches!(error.downcast_ref(), Some(Errno::EPIPE | Errno::ECONNRESET)) {
+        return error;
+    }
+    let mut bytes = [0u8; size_of::<Report>()];
+    match nix::unistd::read(&peer.socket, &mut bytes) {
+        Ok(len) if len == bytes.len() => explain(restore, peer, peer.task, &decode(&bytes)),
+        _ => died(restore, peer),
+    }
+}
+
+fn died(restore: &Restore<'_>, peer: &Peer) -> anyhow::Error {
+    anyhow!("{}: died while it was restored", who(restore, peer.pid, peer.task))
 }
 
 fn send(restore: &Restore<'_>, peer: &Peer, given: &mut Given) -> Result<()> {
@@ -209,6 +230,7 @@ fn send_plan(restore: &Restore<'_>, peer: &Peer, given: &mut Given) -> Result<()
         fds.push(fd.context("a file that was not opened")?.as_raw_fd());
     }
     for (number, some) in fds.chunks(FDS_PER_MESSAGE).enumerate() {
+        fault::point(Point::SendPlan)?;
         let bytes: &[u8] = if number == 0 { as_bytes(&prepared.start) } else { &[0] };
         let sent = sendmsg::<()>(
             peer.socket.as_raw_fd(),
@@ -240,13 +262,12 @@ impl Progress {
         let mut bytes = [0u8; size_of::<Report>()];
         let mut have = 0;
         while have < bytes.len() {
-            match nix::unistd::read(&peer.socket, &mut bytes[have..]) {
-                Ok(0) | Err(nix::errno::Errno::ECONNRESET) if peer.left == 0 && have == 0 => return Ok(true),
-                Ok(0) | Err(nix::errno::Errno::ECONNRESET) => {
-                    bail!("{}: died while it was restored", who(restore, peer.pid, peer.task))
-                }
+            let answer = fault::point(Point::ReadAnswer);
+            match answer.and_then(|()| nix::unistd::read(&peer.socket, &mut bytes[have..])) {
+                Ok(0) | Err(Errno::ECONNRESET) if peer.left == 0 && have == 0 => return Ok(true),
+                Ok(0) | Err(Errno::ECONNRESET) => return Err(died(restore, peer)),
                 Ok(got) => have += got,
-                Err(nix::errno::Errno::EINTR) => {}
+                Err(Errno::EINTR) => {}
                 Err(errno) => {
                     return Err(errno).with_context(|| format!("task {}: read its answer", peer.pid));
                 }
@@ -284,7 +305,7 @@ impl Progress {
         let clones = |program: &Program| program.members.len() > 1 || gives(&program.needs);
         let alone = prepared.making == Making::Forked && !prepared.program.as_ref().is_some_and(clones);
         if alone {
-            while nix::unistd::read(&peer.socket, &mut bytes) == Err(nix::errno::Errno::EINTR) {}
+            while nix::unistd::read(&peer.socket, &mut bytes) == Err(Errno::EINTR) {}
         }
         Ok(alone)
     }
@@ -335,7 +356,7 @@ fn explain(restore: &Restore<'_>, peer: &Peer, task: Option<usize>, report: &Rep
     let cause = if report.errno == 0 {
         format!("unexpected result {:#x}", report.value)
     } else {
-        nix::errno::Errno::from_raw(report.errno.cast_signed()).desc().to_lowercase()
+        Errno::from_raw(report.errno.cast_signed()).desc().to_lowercase()
     };
     let value = report.value;
     match Stage::from_number(report.stage) {

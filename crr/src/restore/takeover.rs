@@ -10,6 +10,8 @@ use super::lock;
 use super::serve::Parked;
 use super::stand_in::StandIn;
 use super::{Restore, births, stop};
+use crate::fault::{self, Point};
+use crate::keeper::{Keeper, Kill};
 use crate::proc::has_ended;
 use crate::ptrace::{Patience, Seized, Stop, Stopped, regs};
 use crate::resource::wait::resume;
@@ -56,10 +58,13 @@ pub(super) fn take_over(
                 .with_context(|| format!("task {}: take it over", task.pid))?,
         );
     }
+    fault::point(Point::KilledSeized)?;
+    fault::strike(Point::HelperDiesHeld, tasks[0].pid);
     // From here on every thread dies with this process (PTRACE_O_EXITKILL), and none with its parent.
     let all: Vec<Vec<Taken<'_>>> = (all.into_iter().zip(parked))
         .map(|(taken, &syscall_at)| untie(taken, syscall_at, &patience))
         .collect::<Result<_>>()?;
+    fault::point(Point::KilledUntied)?;
     if let Some(stand_in) = stand_in {
         stand_in.leave();
     }
@@ -98,19 +103,40 @@ pub(super) fn take_over(
     }
     let groups =
         inotify::Groups::of(&files.descriptions, &files.inotifies, |id| restore.opened.description(id))?;
+    fault::point(Point::KilledFinished)?;
     // What this opens must not be seen by those who watch.
     restore.opened.let_traffic_pass()?;
     // What a task closes is to be closed, as the other end of a pipe and an epoll see it.
     restore.opened.let_go();
     groups.watch(&restore.opened.paths)?;
+    let keeper = keep_whole(tasks)?;
     // The last that could fail: now nobody can be disappointed any more.
     restore.opened.let_connections_speak();
+    if let Some(keeper) = keeper {
+        for taken in &finished {
+            taken.stopped.outlive_tracer().with_context(|| format!("thread {}", taken.record.tid))?;
+            fault::point(Point::KilledReleasing)?;
+        }
+        keeper.leave();
+    }
     // Children first: a parent that finds its child gone or stopped would act on it.
     for taken in finished.into_iter().rev() {
         let tid = taken.record.tid;
         taken.stopped.detach(0).with_context(|| format!("thread {tid}: let it go"))?;
+        fault::point(Point::KilledLettingGo)?;
     }
     Ok(())
+}
+
+/// A tree is let go as a whole, if it has several tasks: of one task all threads go on or none does, by what the kernel does to those that
+/// are still held when this process is killed. Until the keeper leaves, another process kills all of them then; it leaves when each
+/// would be let go instead.
+fn keep_whole(tasks: &[Task]) -> Result<Option<Keeper<Kill>>> {
+    if tasks.len() == 1 {
+        return Ok(None);
+    }
+    let pids = tasks.iter().map(|task| task.pid).collect();
+    Keeper::of_killing(pids).map(Some).context("watch over the tasks until they are let go")
 }
 
 fn stop<'a>(task: &'a Task, held: Option<Vec<Seized>>, patience: &Patience) -> Result<Vec<Taken<'a>>> {

@@ -2,6 +2,8 @@
 
 use super::chain::{Round, ancestors};
 use super::{assemble, check, pages};
+use crate::fault::io::Faulty;
+use crate::fault::{self, Point};
 use crate::progress::Progress;
 use anyhow::{Context, Result, anyhow, bail};
 use images::container::{self, HEADER_SIZE, Kind, TRAILER_SIZE};
@@ -196,7 +198,7 @@ fn check_size(size: u64, known: u64) -> Result<()> {
 /// Reads the header and checks that the rest is worth reading.
 fn read_header(file: &mut File, kind: Kind) -> Result<Vec<u8>> {
     let mut start = Vec::new();
-    file.take(HEADER_SIZE as u64).read_to_end(&mut start)?;
+    Faulty(file).take(HEADER_SIZE as u64).read_to_end(&mut start)?;
     container::check_header(kind, &start)?;
     Ok(start)
 }
@@ -206,7 +208,7 @@ fn read_records<T: DeserializeOwned>(file: File, start: Vec<u8>, size: u64, kind
     let mut bytes = start;
     let rest = size.saturating_sub(bytes.len() as u64);
     bytes.try_reserve_exact(usize::try_from(rest)?).context("is too large")?;
-    file.take(rest).read_to_end(&mut bytes)?;
+    Faulty(&file).take(rest).read_to_end(&mut bytes)?;
     let record = container::decode(kind, &bytes)?;
     let crc = bytes.last_chunk::<TRAILER_SIZE>().map_or(0, |trailer| u32::from_le_bytes(*trailer));
     Ok((record, crc))
@@ -214,6 +216,7 @@ fn read_records<T: DeserializeOwned>(file: File, start: Vec<u8>, size: u64, kind
 
 /// Opens a regular file, and nothing else: opening a FIFO would wait for its writer.
 fn open_regular(path: &Path) -> Result<(File, u64)> {
+    fault::point(Point::ImageOpen)?;
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {

@@ -5,6 +5,8 @@
 //! power cut, the sizes and checksums in the inventory tell whether all of it got there.
 
 use super::check;
+use crate::fault::io::Faulty;
+use crate::fault::{self, Point};
 use anyhow::{Context, Result, bail};
 use images::container::{Kind, TRAILER_SIZE, encode};
 use images::file::Files;
@@ -100,8 +102,10 @@ impl Writer {
     /// Writes one metadata file under its temporary name.
     fn write<T: Serialize>(&self, kind: Kind, record: &T) -> Result<FileEntry> {
         let bytes = encode(kind, record).context(kind.file_name())?;
-        let mut file = create_temporary(&self.dir, kind)?;
-        file.write_all(&bytes).with_context(|| format!("write {}", temporary(&self.dir, kind).display()))?;
+        let file = create_temporary(&self.dir, kind)?;
+        Faulty(&file)
+            .write_all(&bytes)
+            .with_context(|| format!("write {}", temporary(&self.dir, kind).display()))?;
         let (_, trailer) = bytes.split_at(bytes.len() - TRAILER_SIZE);
         let crc = u32::from_le_bytes(trailer.try_into().context("an image has a trailer")?);
         Ok(FileEntry { kind, size: bytes.len() as u64, crc })
@@ -110,16 +114,30 @@ impl Writer {
     /// Takes the old checkpoint away by its inventory, then renames everything, the new inventory last.
     fn publish(&mut self, inventory: &Inventory) -> Result<()> {
         remove(&self.dir.join(Kind::Inventory.file_name()))?;
+        let renamed = self.rename_all(inventory);
+        if renamed.is_err() {
+            // Without an inventory none of them is of any use, whichever checkpoint it is from.
+            for kind in Kind::ALL {
+                let _ = remove(&self.dir.join(kind.file_name()));
+            }
+        }
+        renamed?;
+        self.published = true;
+        Ok(())
+    }
+
+    fn rename_all(&self, inventory: &Inventory) -> Result<()> {
         for kind in Kind::ALL.into_iter().rev() {
             let name = self.dir.join(kind.file_name());
             if kind != Kind::Inventory && !inventory.files.iter().any(|entry| entry.kind == kind) {
                 remove(&name)?;
                 continue;
             }
-            fs::rename(temporary(&self.dir, kind), &name)
+            fault::point(Point::KilledPublishing)?;
+            (fault::point(Point::ImagePublish).map_err(Into::into))
+                .and_then(|()| fs::rename(temporary(&self.dir, kind), &name))
                 .with_context(|| format!("rename to {}", name.display()))?;
         }
-        self.published = true;
         Ok(())
     }
 }
@@ -165,6 +183,7 @@ fn lock(dir: &Path) -> Result<Option<Flock<File>>> {
 fn create_temporary(dir: &Path, kind: Kind) -> Result<File> {
     let path = temporary(dir, kind);
     remove(&path)?;
+    fault::point(Point::ImageCreate).with_context(|| format!("create {}", path.display()))?;
     OpenOptions::new()
         .read(true)
         .write(true)

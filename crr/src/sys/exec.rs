@@ -4,6 +4,7 @@
 //! memfd_create and execveat with values of ours.
 #![allow(unsafe_code)]
 
+use crate::fault::{self, Point};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use std::ffi::{CStr, CString};
@@ -18,6 +19,7 @@ use std::os::unix::fs::OpenOptionsExt;
 /// # Errors
 /// If neither can be made.
 pub fn executable(name: &CStr, contents: &[u8]) -> Result<OwnedFd> {
+    fault::point(Point::Executable).context("memfd_create")?;
     let file = match memfd(name) {
         Ok(file) => file,
         Err(error) => unlinked().with_context(|| format!("memfd_create: {error}; and in its place"))?,
@@ -60,6 +62,9 @@ fn unlinked() -> Result<File> {
 pub fn execute(file: BorrowedFd<'_>, args: &[CString]) -> Errno {
     let mut argv: Vec<*const libc::c_char> = args.iter().map(|arg| arg.as_ptr()).collect();
     argv.push(std::ptr::null());
+    if let Err(errno) = fault::point(Point::Exec) {
+        return errno;
+    }
     let envp = [std::ptr::null::<libc::c_char>()];
     // SAFETY: null-terminated lists of strings that live until the call is over.
     unsafe {

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use super::check;
+use crate::fault::{self, Point};
 use images::Pid;
 use nix::errno::Errno;
 use std::cmp::Ordering;
@@ -62,6 +63,7 @@ pub fn kcmp_watched(file: (Pid, u32), epoll: (Pid, u32), tfd: u32, nth: u32) -> 
 }
 
 fn order(answer: libc::c_long) -> nix::Result<Ordering> {
+    fault::point(Point::Kcmp)?;
     match check(answer)? {
         0 => Ok(Ordering::Equal),
         1 => Ok(Ordering::Less),

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::check;
+use crate::fault::{self, Point};
 use nix::errno::Errno;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -131,6 +132,7 @@ fn scan(
     wanted: Wanted,
     mut found: impl FnMut(u64, u64, bool),
 ) -> nix::Result<()> {
+    fault::point(Point::Pagemap)?;
     let mut regions = [Region::default(); 1024];
     let mut from = start;
     let mut return_mask = page::PRESENT | page::GUARD;

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use super::check;
+use crate::fault::{self, Point};
 use images::Pid;
 use nix::errno::Errno;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -25,6 +26,7 @@ fn own(fd: libc::c_long) -> nix::Result<OwnedFd> {
 /// # Errors
 /// ESRCH when gone, ENOSYS before 5.3, EINVAL for another thread before 6.9.
 pub fn open(tid: Pid) -> nix::Result<OwnedFd> {
+    fault::point(Point::PidfdOpen)?;
     // SAFETY: no pointers.
     match check(unsafe { libc::syscall(libc::SYS_pidfd_open, tid, 0) }) {
         Err(Errno::EINVAL | Errno::ENOENT) => open_thread(tid),
@@ -83,6 +85,7 @@ pub fn exit_status(pidfd: BorrowedFd<'_>) -> nix::Result<Option<u32>> {
 /// # Errors
 /// EBADF, EPERM, ESRCH, ENOSYS before 5.6.
 pub fn get_fd(pidfd: BorrowedFd<'_>, fd: u32) -> nix::Result<OwnedFd> {
+    fault::point(Point::PidfdGetFd)?;
     // SAFETY: no pointers.
     own(check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })?)
 }

@@ -4,6 +4,7 @@
 //! clone3 without CLONE_VM is fork: safe to return from in both processes as long as this process has one thread.
 #![allow(unsafe_code)]
 
+use crate::fault::{self, Point};
 use images::Pid;
 use nix::errno::Errno;
 use shared::abi::common::CloneArgs;
@@ -18,6 +19,7 @@ pub const CLONE_PARENT: u64 = 0x8000;
 /// # Errors
 /// EEXIST if the id is taken; as clone3(2).
 pub fn fork(pid: Option<Pid>, flags: u64) -> nix::Result<Option<Pid>> {
+    fault::point(Point::Fork)?;
     let set_tid = pid.unwrap_or(0);
     let args = CloneArgs {
         flags,

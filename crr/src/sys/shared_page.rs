@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
+use shared::op::Family;
 use shared::proto::{Control, Gathering};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
@@ -62,6 +63,21 @@ impl ControlPage {
             }
             wait(word, come);
         }
+    }
+
+    /// Has the `count`th op of a family fail, or its process die if there is no error.
+    pub fn fail_at(&self, family: Family, count: u32, errno: Option<Errno>) {
+        let fault = &self.get().fault;
+        fault.errno.store(errno.map_or(0, |errno| (errno as i32).cast_unsigned()), Ordering::Relaxed);
+        fault.left.store(count, Ordering::Relaxed);
+        fault.family.store(family as u32, Ordering::Relaxed);
+    }
+
+    /// Whether an op was to fail and has.
+    #[must_use]
+    pub fn has_failed_as_told(&self) -> bool {
+        let fault = &self.get().fault;
+        fault.family.load(Ordering::Relaxed) != 0 && fault.left.load(Ordering::Relaxed) == 0
     }
 
     /// Makes whoever waits give up.

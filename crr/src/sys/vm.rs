@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::check;
+use crate::fault::{self, Point};
 use images::{Addr, Pid};
 use nix::errno::Errno;
 
@@ -47,6 +48,7 @@ impl Remote {
 /// # Errors
 /// EFAULT when not even the first page can be read, ESRCH, EPERM.
 pub fn read(pid: Pid, buffer: &mut [u8], remote: &[Remote]) -> nix::Result<usize> {
+    fault::point(Point::ReadMemory)?;
     let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let count = remote.len() as libc::c_ulong;
     // SAFETY: `local` is our buffer; `Remote` is a transparent iovec.
@@ -69,6 +71,7 @@ pub fn read_exact(pid: Pid, at: Addr, buffer: &mut [u8]) -> nix::Result<()> {
 /// # Errors
 /// EFAULT when not all of it can be written, ESRCH, EPERM.
 pub fn write_all(pid: Pid, at: Addr, bytes: &[u8]) -> nix::Result<()> {
+    fault::point(Point::WriteMemory)?;
     let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let remote = Remote::new(at, bytes.len());
     // SAFETY: the kernel only reads `bytes`.

@@ -13,7 +13,7 @@ use super::run::{self, Leader};
 use super::{Failure, Session};
 use crate::abi::common::CloneArgs;
 use crate::op::birth::Birth;
-use crate::proto::{Control, Gathering, Stage, THREAD_STACK};
+use crate::proto::{Gathering, Stage, THREAD_STACK};
 use crate::sys::{self, Errno, nr};
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -52,7 +52,7 @@ pub(super) fn step(session: &Session, leader: &mut Leader<'_, '_>, birth: &Birth
             if group {
                 call(nr::__NR_setpgid, 0, &[0, 0])?;
             }
-            let cloned = &control(session).gathered[Gathering::Cloned as usize];
+            let cloned = &session.control().gathered[Gathering::Cloned as usize];
             cloned.fetch_add(1, Ordering::AcqRel);
             sys::futex_wake(cloned);
             Ok(())
@@ -125,11 +125,6 @@ fn working_fd(session: &Session, slot: u32) -> Result<usize, Failure> {
     session.fds.get(slot as usize).map(|&fd| fd as usize).ok_or(Failure::wrong(u64::from(slot)))
 }
 
-fn control(session: &Session) -> &Control {
-    // SAFETY: mapped until the hole goes away with this code, and holds only atomics.
-    unsafe { &*(session.start.control_addr as usize as *const Control) }
-}
-
 /// A word that all tasks of this program share.
 fn shared_word(session: &Session, word: u32) -> Result<&AtomicU32, Failure> {
     let (first, end) = (session.start.words_addr, session.start.stacks_addr);
@@ -191,7 +186,7 @@ fn join_group(session: &Session, pgid: i32, led: u32, cloned: u32) -> Result<(),
     if now == pgid as usize {
         return Ok(());
     }
-    let control = control(session);
+    let control = session.control();
     for (gathering, all) in [(Gathering::Led, led), (Gathering::Cloned, cloned)] {
         await_word(&control.gathered[gathering as usize], |come| {
             if control.failed.load(Ordering::Acquire) != 0 {

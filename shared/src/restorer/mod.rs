@@ -15,6 +15,7 @@
 mod calls;
 mod clear;
 mod family;
+mod fault;
 mod fillers;
 mod late;
 mod ldt;
@@ -27,7 +28,7 @@ mod seccomp;
 mod sysv;
 mod timer;
 
-use crate::proto::{Report, Stage, Start};
+use crate::proto::{Control, Report, Stage, Start};
 use crate::sys::{self, Errno, nr};
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicU32, AtomicUsize};
@@ -70,6 +71,12 @@ impl Session {
     pub(crate) const fn new(socket: c_int, start: Start, fds: &'static [c_int], pid: u32) -> Self {
         let (ready, held, programs) = (AtomicU32::new(0), AtomicU32::new(0), AtomicUsize::new(0));
         Self { socket, start, fds, pid, ready, held, programs }
+    }
+
+    /// The page that all tasks of the restore share.
+    pub(crate) fn control(&self) -> &Control {
+        // SAFETY: mapped when the plan was received, valid for any bytes, and it stays until the hole goes away with this code.
+        unsafe { &*(self.start.control_addr as usize as *const Control) }
     }
 
     /// Reports and ends the task.

@@ -6,10 +6,10 @@
 use super::fillers::{Fillers, Share};
 use super::memory::Fills;
 use super::receive::size;
-use super::{Failure, Session, calls, family, late, seccomp};
+use super::{Failure, Session, calls, family, fault, late, seccomp};
 use crate::abi::common::CloneArgs;
 use crate::op::{self, Op};
-use crate::proto::{Control, Report, Stage, THREAD_STACK};
+use crate::proto::{Report, Stage, THREAD_STACK};
 use crate::sys::{self, nr};
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -89,10 +89,8 @@ extern "C" fn thread(birth: usize) -> ! {
 
 /// Waits to be taken over from outside. All signals are blocked.
 fn park(session: &Session) -> ! {
-    // SAFETY: the control page stays mapped until the hole goes away with this code.
-    let control = unsafe { &*(session.start.control_addr as usize as *const Control) };
     loop {
-        sys::futex_wait(&control.parked, 0);
+        sys::futex_wait(&session.control().parked, 0);
     }
 }
 
@@ -197,7 +195,9 @@ fn follow<'a>(session: &'a Session, tid: u32, mut list: &'a [u8], follower: &mut
             Ok(None) => break,
             Err(_) => session.fail(Stage::Ops, tid, index, Failure::wrong(0)),
         };
-        if let Err(failure) = follower.step(session, &op, list, index) {
+        if let Err(failure) =
+            fault::check(session, &op).and_then(|()| follower.step(session, &op, list, index))
+        {
             session.fail(Stage::Ops, tid, index, failure);
         }
         list = rest;

@@ -1,14 +1,18 @@
 //! Many cycles, and dumps that are killed at random moments.
 
+use anyhow::Context;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tests::abi::Abi;
 use tests::case::{Workload, nothing_left};
 use tests::isolate::isolated_for;
+use tests::kills::{kill_dumps, kill_restores};
 use tests::modes::cycles;
-use tests::moments::Moments;
 use tests::snapshot::Snapshot;
-use tests::{command, here, require_ia32, require_root, wait};
+use tests::{here, require_ia32, require_root, wait};
 
 const MINUTES: Duration = Duration::from_secs(60);
 
@@ -81,30 +85,23 @@ fn a_killed_dump_of_lone_threads_harms_nothing() {
     isolated_for(8 * MINUTES, &here!(), |dir| killed_dumps(dir, Workload::new("modes", "alone")));
 }
 
+/// How many dumps of each tree are killed in the ordinary tests.
+const KILLS: u32 = 50;
+
 fn killed_dumps(dir: &Path, workload: Workload) -> tests::Result {
+    killed_dumps_of(dir, workload, KILLS)
+}
+
+fn killed_dumps_of(dir: &Path, workload: Workload, kills: u32) -> tests::Result {
     let workload = workload.busy();
     for abi in Abi::ALL {
         let mut running = workload.start(&dir.join(abi.name()), abi)?;
         let before = running.snapshot()?;
-        let started = Instant::now();
-        running.dump(&["--leave-running"])?.success()?;
-        // Twice, since the time varies; what comes after the end tests nothing but does no harm.
-        let span = 2 * started.elapsed();
-        let mut moments = Moments::default();
-        let mut cut = 0;
-        for kill in 1..=50 {
-            let args = running.dump_args(&["--leave-running"])?;
-            let moment = Instant::now() + moments.below(span);
-            let mut crr = command::spawn(&running.dir, &args.iter().map(String::as_str).collect::<Vec<_>>())?;
-            while Instant::now() < moment {
-                std::hint::spin_loop();
-            }
-            crr.kill()?;
-            cut += u32::from(crr.wait()?.code().is_none());
-            command::none_left()?;
-            alive(&running).map_err(|e| e.context(format!("{abi}: after kill {kill}")))?;
-        }
-        assert!(cut >= 10, "only {cut} of 50 dumps were still running when they were killed");
+        let cut = kill_dumps(&mut running, &[], kills, |running| {
+            std::fs::remove_dir_all(running.images())?;
+            running.is_alive()
+        });
+        let cut = cut.with_context(|| format!("{abi}"))?;
         at_most_one_area_left(&before, &running.snapshot()?)
             .map_err(|e| e.context(format!("{abi}: after {cut} killed dumps")))?;
         running.dump(&["--leave-running"])?.success()?;
@@ -115,6 +112,80 @@ fn killed_dumps(dir: &Path, workload: Workload) -> tests::Result {
         running.verify()?;
     }
     Ok(())
+}
+
+/// The thousand that `ci/stress` asks for: 250 of each of two trees, in each ABI.
+#[test]
+#[ignore = "ci/stress runs it"]
+fn a_thousand_killed_dumps() {
+    require_root!();
+    require_ia32!();
+    isolated_for(60 * MINUTES, &here!(), |dir| {
+        killed_dumps_of(&dir.join("tree"), Workload::new("busy", "tree"), 250)?;
+        killed_dumps_of(&dir.join("confined"), Workload::new("busy", "confined"), 250)
+    });
+}
+
+/// SIGKILL hits `crr restore` at random moments: nobody is left, or everybody is there.
+#[test]
+fn a_killed_restore_leaves_all_or_nobody() {
+    require_root!();
+    require_ia32!();
+    isolated_for(8 * MINUTES, &here!(), |dir| killed_restores(dir, 25));
+}
+
+/// The same five hundred times.
+#[test]
+#[ignore = "ci/stress runs it"]
+fn five_hundred_killed_restores() {
+    require_root!();
+    require_ia32!();
+    isolated_for(60 * MINUTES, &here!(), |dir| killed_restores(dir, 250));
+}
+
+fn killed_restores(dir: &Path, kills: u32) -> tests::Result {
+    for abi in Abi::ALL {
+        let mut running = Workload::new("threads", "in_children").start(&dir.join(abi.name()), abi)?;
+        let before = running.snapshot()?;
+        let pids = tests::snapshot::tree(running.root.as_raw())?;
+        running.dump(&[])?.success()?;
+        nothing_left()?;
+        let started = Instant::now();
+        running.restore(&["-d"])?.success()?;
+        let span = started.elapsed();
+        end_all(&pids)?;
+        kill_restores(&mut running, span, kills, |running| {
+            let whole = running.looks_like(&before);
+            if let Err(difference) = whole {
+                nobody_left(&pids).map_err(|e| e.context(difference))?;
+            }
+            end_all(&pids)
+        })
+        .with_context(|| format!("{abi}"))?;
+        running.restore(&["-d"])?.success()?;
+        running.looks_like(&before)?;
+        running.verify()?;
+    }
+    Ok(())
+}
+
+/// Waits until none of these tasks is there: whoever is killed with crr is on the way out when that is gone.
+fn nobody_left(pids: &[i32]) -> tests::Result {
+    let is_there = |pid: &i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        !stat.is_empty() && !stat.contains(") Z ")
+    };
+    wait::until(wait::STEP / 10, "nobody is left", || Ok((!pids.iter().any(is_there)).then_some(())))
+}
+
+fn end_all(pids: &[i32]) -> tests::Result {
+    for &pid in pids {
+        match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    nothing_left()
 }
 
 /// The area in which a task makes system calls for a dump (or one without code in its place) stays behind when the dump is killed just
@@ -139,33 +210,21 @@ fn dumps_of_a_tree_in_motion() {
     isolated_for(8 * MINUTES, &here!(), |dir| {
         for abi in Abi::ALL {
             let mut running = Workload::new("churn", "tree").busy().start(&dir.join(abi.name()), abi)?;
-            alive(&running)?;
+            running.is_alive()?;
             for dump in 1..=30 {
                 running.dump(&["--leave-running"])?.success()?;
-                alive(&running).map_err(|e| e.context(format!("{abi}: after dump {dump}")))?;
+                running.is_alive().map_err(|e| e.context(format!("{abi}: after dump {dump}")))?;
                 std::fs::remove_dir_all(running.images())?;
             }
             for cycle in 1..=10 {
                 running.dump(&[])?.success()?;
                 nothing_left()?;
                 running.restore(&["-d"])?.success()?;
-                alive(&running).map_err(|e| e.context(format!("{abi}: after cycle {cycle}")))?;
+                running.is_alive().map_err(|e| e.context(format!("{abi}: after cycle {cycle}")))?;
                 std::fs::remove_dir_all(running.images())?;
             }
             running.verify()?;
         }
         Ok(())
     });
-}
-
-/// Asks the busy tree whether every thread gets on.
-fn alive(running: &tests::case::Running) -> tests::Result {
-    let answers = |log: &str| log.lines().filter(|line| *line == "ALIVE").count();
-    let before = answers(&running.log()?);
-    running.signal(nix::sys::signal::Signal::SIGUSR2)?;
-    wait::until(wait::STEP, "the workload answers ALIVE", || {
-        let log = running.log()?;
-        anyhow::ensure!(!log.contains("FAIL"), "the workload said:\n{log}");
-        Ok((answers(&log) > before).then_some(()))
-    })
 }

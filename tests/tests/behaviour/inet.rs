@@ -7,12 +7,12 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tests::abi::Abi;
 use tests::case::{Running, Workload, nothing_left};
 use tests::isolate::{isolated, isolated_for};
-use tests::moments::Moments;
-use tests::{command, here, require_ia32, require_root, wait};
+use tests::kills::kill_dumps;
+use tests::{here, require_ia32, require_root, wait};
 
 const fn inet(case: &'static str) -> Workload {
     Workload::new("inet", case)
@@ -256,29 +256,13 @@ fn a_killed_dump_lets_clients_go_on() {
     isolated_for(Duration::from_secs(300), &here!(), |dir| {
         with_clients(dir, |running, clients| {
             let before = running.snapshot()?;
-            let started = Instant::now();
-            running.dump(&["--tcp-established", "-R"])?.success()?;
-            let span = 2 * started.elapsed();
-            let (mut moments, mut cut) = (Moments::default(), 0);
-            for kill in 1..=50 {
-                let args = running.dump_args(&["--tcp-established", "-R"])?;
-                let moment = Instant::now() + moments.below(span);
-                let mut crr =
-                    command::spawn(&running.dir, &args.iter().map(String::as_str).collect::<Vec<_>>())?;
-                while Instant::now() < moment {
-                    std::hint::spin_loop();
-                }
-                crr.kill()?;
-                cut += u32::from(crr.wait()?.code().is_none());
-                command::none_left()?;
-                ensure!(tables()?.is_empty(), "after kill {kill}: tables:\n{}", tables()?);
+            kill_dumps(running, &["--tcp-established"], 50, |_| {
+                ensure!(tables()?.is_empty(), "tables:\n{}", tables()?);
                 for client in clients.iter_mut() {
-                    ask(client, b"on")
-                        .and_then(|()| hear(client, b"on"))
-                        .with_context(|| format!("after kill {kill}"))?;
+                    ask(client, b"on").and_then(|()| hear(client, b"on"))?;
                 }
-            }
-            ensure!(cut >= 10, "only {cut} of 50 dumps were still running when they were killed");
+                Ok(())
+            })?;
             running.cycle_with(&before, &["--tcp-established"])?;
             for client in clients.iter_mut() {
                 ask(client, b"after").and_then(|()| hear(client, b"after"))?;

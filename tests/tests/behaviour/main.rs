@@ -10,6 +10,7 @@ mod events;
 mod external;
 mod failures;
 mod families;
+mod faults;
 mod fifos;
 mod files;
 mod harness;

@@ -12,7 +12,7 @@ use super::known::{Known, Mates};
 use super::pages::{Contents, Look};
 use super::room;
 use super::{After, Base, Options};
-use crate::proc::{Dir, stat, status};
+use crate::proc::{Dir, has_ended, living_thread, stat, status};
 use crate::ptrace::Patience;
 use crate::refusal::Refusals;
 use crate::remote::Cache;
@@ -139,7 +139,8 @@ pub(super) fn collect(
         let pid = frozen_task.pid;
         let known = Known { shares, tasks: &tasks, spaces: &spaces };
         let one = collect_task(frozen_task, stat, known, &mut tables, &mut refusals, patience);
-        if let Some((task, space)) = one.with_context(|| format!("task {pid}"))? {
+        let died = |e: anyhow::Error| if has_ended(living_thread(pid)) { e.context("died") } else { e };
+        if let Some((task, space)) = one.map_err(died).with_context(|| format!("task {pid}"))? {
             tasks.push(task);
             spaces.push(space);
         }

@@ -4,6 +4,7 @@
 //! of a descriptor (`/proc/self/fd`), which gives a description of its own as opening by name does.
 
 use super::MEMFD;
+use crate::fault::{self, Point};
 use crate::resource::file::{O_ASYNC, reopen};
 use crate::restore::open::Raiser;
 use anyhow::{Context, Result, bail};
@@ -91,6 +92,7 @@ pub(crate) fn create_all(
             (Some(deleted), _) => named(path, deleted, pages, &mut scaffolds),
             (None, Some(other)) => linked(path, other, &mut scaffolds),
         };
+        let fd = fault::point(Point::RecreateFile).map_err(Into::into).and(fd);
         let fd = raiser.raise(fd.with_context(|| format!("make {name} again, which was deleted"))?)?;
         if let Some(seals) = path.deleted.as_ref().and_then(|deleted| deleted.seals) {
             let seals = SealFlag::from_bits_retain(seals.cast_signed());

@@ -4,6 +4,7 @@
 //! files here is worth a signal to them.
 
 use super::{owner, timer, watch};
+use crate::fault::{self, Point};
 use anyhow::{Context, Result};
 use images::file::{Files, Target};
 use images::task::Task;
@@ -25,6 +26,7 @@ pub(crate) fn complete<'a>(
             timer::restore(file(id), record).with_context(|| format!("timerfd {id}"))?;
         }
     }
+    fault::point(Point::CompleteEvents).context("have epolls watch")?;
     watch::restore(files, &file)?;
     owner::restore(files, tasks, &file, &group)
 }

@@ -1,6 +1,7 @@
 //! Descriptions of all kinds; what is opened again by its name, and the shell's terminal.
 
 use super::{O_ASYNC, O_PATH};
+use crate::fault::{self, Point};
 use crate::resource::external::given::Given;
 use crate::resource::unix_socket::bind::Binder;
 use crate::resource::{
@@ -136,6 +137,7 @@ pub(crate) fn create(dir: &std::path::Path, flags: u32) -> nix::Result<OwnedFd> 
 /// # Errors
 /// As open(2).
 pub(crate) fn open_with(path: &CStr, flags: OFlag, shown: u32, ia32: &mut Ia32) -> nix::Result<OwnedFd> {
+    fault::point(Point::OpenFile)?;
     if shown & (O_LARGEFILE | O_PATH) == 0 {
         ia32.open(path, flags.bits())
     } else {

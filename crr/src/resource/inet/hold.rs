@@ -4,6 +4,7 @@
 //! One nftables table for each checkpoint, with the connections in sets: it takes one transaction, however many there are.
 
 use super::address::on_the_wire;
+use crate::fault::{self, Point};
 use anyhow::{Context, Result, bail};
 use images::inet::InetAddress;
 use std::fmt::Write as _;
@@ -106,6 +107,7 @@ impl Hold {
 
 /// Has nft carry out a script, as one transaction.
 fn nft(script: &str) -> Result<()> {
+    fault::point(Point::Nft).context("nft")?;
     let mut child = Command::new("nft")
         .args(["-f", "-"])
         // A key that interrupts crr is not to interrupt it halfway.

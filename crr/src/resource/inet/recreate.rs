@@ -5,6 +5,7 @@ use super::address::{Shown, on_the_wire, to_nix};
 use super::hold::Hold;
 use super::inject::{Injector, own_addresses};
 use super::{diag, listens_at, multicast};
+use crate::fault::{self, Point};
 use crate::resource::socket::option::{self, SO_REUSEADDR};
 use crate::resource::socket::restore_owner;
 use crate::sys::socket as sys;
@@ -182,6 +183,7 @@ fn create(record: &InetSocket) -> Result<OwnedFd> {
         InetProtocol::Udp => (libc::SOCK_DGRAM, libc::IPPROTO_UDP),
         InetProtocol::UdpLite => (libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE),
     };
+    fault::point(Point::MakeConnection).context("socket")?;
     let made = sys::open(family, kind, protocol).context("socket")?;
     let fd = made.as_fd();
     option::restore(fd, record.options.iter().filter(|option| !is_late(option)))?;
@@ -385,6 +387,7 @@ impl Restored {
             };
             alive(socket.as_fd()).with_context(|| named(record))?;
         }
+        fault::point(Point::ReleaseTraffic).context("let the traffic of TCP connections pass")?;
         if let Some(hold) = &self.hold {
             hold.lift()?;
             self.lifted = true;

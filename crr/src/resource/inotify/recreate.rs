@@ -1,5 +1,6 @@
 //! inotify groups made again.
 
+use crate::fault::{self, Point};
 use crate::sys::inotify as sys;
 use anyhow::{Context, Result, ensure};
 use images::file::Path;
@@ -81,7 +82,8 @@ pub(super) fn watch(group: BorrowedFd<'_>, record: &Inotify, paths: &[Path]) -> 
         // What has no name is called by a link that is to be followed.
         let follow = if path.deleted.is_some() { 0 } else { IN_DONT_FOLLOW };
         let c_path = CString::new(path.path.as_slice()).with_context(|| format!("{name}: not a path"))?;
-        let wd = sys::watch(group, &c_path, watch.mask | follow | IN_UNMOUNT)
+        let wd = (fault::point(Point::AddWatch))
+            .and_then(|()| sys::watch(group, &c_path, watch.mask | follow | IN_UNMOUNT))
             .with_context(|| format!("watch {name} (fs.inotify.max_user_watches may be reached)"))?;
         ensure!(wd == watch.wd, "{name}: is the same file as another that is watched (watch {wd})");
     }

@@ -1,5 +1,6 @@
 //! Pipes: created with their capacity and contents, or opened by name, then opened once for each description.
 
+use crate::fault::{self, Point};
 use crate::resource::deleted::recreate::times;
 use crate::resource::file::O_ASYNC;
 use crate::resource::file::reopen::{Ia32, O_LARGEFILE, of_the_name};
@@ -90,6 +91,7 @@ enum Side {
 }
 
 fn create(pipe: &Pipe) -> Result<Ends> {
+    fault::point(Point::MakePipe).context("create")?;
     let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).context("create")?;
     fill(&writer, pipe)?;
     let keep = reader.try_clone()?;

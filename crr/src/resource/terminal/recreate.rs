@@ -6,6 +6,7 @@
 //! Nobody's session is controlled by one yet: its leader takes it after setsid(2), see `restore::births`.
 
 use super::flight::{self, InFlight, Obstacle};
+use crate::fault::{self, Point};
 use crate::resource::file::reopen::{self, Ia32};
 use crate::sys::{process, tty};
 use anyhow::{Context, Result, anyhow, bail};
@@ -74,7 +75,9 @@ pub(crate) fn create_all(files: &Files, ia32: &mut Ia32) -> Result<Ptys> {
     drop(lower);
     for ((pty, users), master) in all.into_iter().zip(masters) {
         let making = Making { files, users: &users, master, made: &mut made, ia32: &mut *ia32 };
-        making.make(pty.live.as_ref()).with_context(|| format!("/dev/pts/{}", pty.number))?;
+        (fault::point(Point::MakeTerminal).map_err(Into::into))
+            .and_then(|()| making.make(pty.live.as_ref()))
+            .with_context(|| format!("/dev/pts/{}", pty.number))?;
     }
     Ok(made)
 }

@@ -6,6 +6,7 @@
 use super::bind::{self, Binder};
 use super::maker;
 use super::recreate::sock_type;
+use crate::fault::{self, Point};
 use crate::sys::socket as sys;
 use anyhow::{Context, Result};
 use images::socket::{Peer, PeerCredentials, UnixKind, UnixSocket};
@@ -261,6 +262,7 @@ pub(super) fn create(records: &[UnixSocket], binder: &mut Binder) -> Result<Sock
 }
 
 fn unconnected(kind: UnixKind) -> Result<OwnedFd> {
+    fault::point(Point::MakeSocket).context("make a socket")?;
     socket(AddressFamily::Unix, sock_type(kind), SockFlag::SOCK_CLOEXEC, None).context("make a socket")
 }
 
