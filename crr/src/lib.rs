@@ -7,6 +7,7 @@ pub mod blob;
 pub mod changed;
 pub mod cli;
 pub mod dump;
+mod fault;
 mod keeper;
 pub mod kernel;
 pub mod log;

@@ -1,7 +1,7 @@
 //! Memory: the layout of each task's address space and where its page contents lie in `pages.img`.
 
 use crate::attribute::AreaPolicy;
-use crate::id::{Abi, Addr, PathId, SharedId};
+use crate::id::{Abi, Addr, PathId, SharedId, VdsoId};
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,7 @@ pub struct Memory {
     pub spaces: Vec<Space>,
     /// Anonymous memory that tasks share.
     pub shared: Vec<Shared>,
-    /// The vDSO of each ABI that a dumped task had mapped.
+    /// The vDSOs that dumped tasks had, each once: of an ABI there are several where a restore has put one beside another.
     pub vdsos: Vec<Vdso>,
     /// Pages in `pages.img`.
     pub page_count: u64,
@@ -92,8 +92,8 @@ pub enum Backing {
     SharedFile(PathId, u64),
     /// MAP_SHARED | MAP_ANONYMOUS memory, from a byte offset of the object.
     Shared(SharedId, u64),
-    /// The kernel's code page(s).
-    Vdso,
+    /// The kernel's code page(s), as exec mapped them or as a restore put the code of another kernel in their place.
+    Vdso(VdsoId),
     /// The kernel's data pages beside it.
     Vvar,
     /// The kernel's paravirtual clock pages beside it (6.13 and later).
@@ -130,6 +130,9 @@ pub mod vm {
     pub const ACCOUNTED: u32 = 1 << 12;
     /// `mw`: may be made writable, so a shared mapping came from a writable file.
     pub const MAY_WRITE: u32 = 1 << 13;
+    /// No code of smaps: of the vDSO and the areas around it, put there by a restore on another kernel than that of the
+    /// dump, beside those that the task had.
+    pub const PARKED: u32 = 1 << 14;
 }
 
 /// Consecutive pages with their place in `pages.img`.
@@ -154,7 +157,7 @@ pub struct Shared {
     pub runs: Vec<Run>,
 }
 
-/// The vDSO code of one ABI, with the shape of the areas around it.
+/// The code of a vDSO.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vdso {
     /// Whose.

@@ -11,7 +11,7 @@ use crate::refusal::{Refusal, Refusals};
 use crate::remote::CodeArea;
 use anyhow::{Context, Result};
 use images::memory::{Backing, Vma, vm};
-use images::{Addr, PathId, Pid, SharedId};
+use images::{Addr, PathId, Pid, SharedId, VdsoId};
 use nix::sys::stat::{FileStat, SFlag, major, minor};
 use std::collections::HashMap;
 use std::collections::HashSet;
@@ -62,6 +62,8 @@ enum Flag {
 fn flag(code: [u8; 2]) -> Flag {
     match &code {
         b"rd" | b"wr" | b"ex" | b"sh" | b"mr" | b"me" | b"ms" | b"sd" => Flag::Implied,
+        // Until 5.14: of programs, by exec. No mapping that a task asks for gets it.
+        b"dw" => Flag::Implied,
         b"gd" => Flag::Kept(vm::GROWS_DOWN),
         b"lo" => Flag::Kept(vm::LOCKED),
         b"lf" => Flag::Kept(vm::LOCK_ON_FAULT),
@@ -107,7 +109,8 @@ fn flags(codes: &[u8], special: bool, mut refused: impl FnMut(&'static str, [u8;
 /// The areas of one task that the kernel provides.
 fn special(name: &[u8]) -> Option<Backing> {
     match name {
-        b"[vdso]" => Some(Backing::Vdso),
+        // Which one it is, the task tells.
+        b"[vdso]" => Some(Backing::Vdso(VdsoId::default())),
         b"[vvar]" => Some(Backing::Vvar),
         b"[vvar_vclock]" => Some(Backing::VvarVclock),
         _ => None,

@@ -44,5 +44,6 @@ mod timers;
 mod tree;
 mod unix_names;
 mod unix_sockets;
+mod vdso;
 mod waits;
 mod zombies;

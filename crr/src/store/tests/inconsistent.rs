@@ -9,7 +9,7 @@ use images::file::{Deleted, OtherName, Target};
 use images::inet::{InetProtocol, InetSocket, InetState};
 use images::inotify::Inotify;
 use images::late::{Process, TaskFile};
-use images::memory::{Backing, Run};
+use images::memory::{Backing, Run, vm};
 use images::pipe::{Buffer, Fifo};
 use images::seccomp::Seccomp;
 use images::signal::Pending;
@@ -622,7 +622,7 @@ fn areas() {
         vma(s, |vma| vma.end = Addr(0x0900_1000));
     });
     refused(&format!("{task} 0x8048000-0x8058000: protection 0xf"), |s| vma(s, |vma| vma.prot = 15));
-    refused(&format!("{task} 0x8048000-0x8058000: flags 0x4000"), |s| vma(s, |vma| vma.flags = 1 << 14));
+    refused(&format!("{task} 0x8048000-0x8058000: flags 0x8000"), |s| vma(s, |vma| vma.flags = 1 << 15));
     refused(&format!("{task} 0x8048000-0x8058000: path#9 of 9 paths"), |s| {
         vma(s, |vma| vma.backing = Backing::SharedFile(PathId(9), 0));
     });
@@ -642,13 +642,20 @@ fn areas() {
 fn shared_memory_and_vdsos() {
     refused("memory.img: shared#0: contents up to 0x2000 of 0x1000", |s| s.memory.shared[0].size = 0x1000);
     refused("memory.img: shared#0: 0x8000000000000000 bytes", |s| s.memory.shared[0].size = 1 << 63);
-    refused("memory.img: two vDSOs of x86_64", |s| s.memory.vdsos[1].abi = Abi::X86_64);
-    refused("memory.img: the vDSO of ia32 has 4095 bytes, not whole pages", |s| {
-        s.memory.vdsos[1].image.truncate(4095)
+    refused("memory.img: vdso#2 is there twice", |s| s.memory.vdsos[2] = s.memory.vdsos[0].clone());
+    refused("memory.img: vdso#1 has 4095 bytes, not whole pages", |s| s.memory.vdsos[1].image.truncate(4095));
+    refused("memory.img: vdso#1 has 0 bytes, not whole pages", |s| s.memory.vdsos[1].image.clear());
+    refused("memory.img: task 100: 0x7ffff7fc6000-0x7ffff7fc7000: vdso#0 is one of ia32", |s| {
+        s.memory.vdsos[0].abi = Abi::Ia32;
     });
-    refused("memory.img: the vDSO of ia32 has 0 bytes, not whole pages", |s| s.memory.vdsos[1].image.clear());
-    refused("memory.img: task 101: 0xf7fc6000-0xf7fc7000: there is no vDSO image of ia32", |s| {
+    refused("memory.img: task 101: 0xf7fc6000-0xf7fc7000: vdso#1 has 8192 bytes", |s| {
+        s.memory.vdsos[1].image.resize(0x2000, 0);
+    });
+    refused("memory.img: task 101: 0xf7fc8000-0xf7fc9000: vdso#3 of 3 vDSOs", |s| {
         s.memory.vdsos.pop();
+    });
+    refused("memory.img: task 100: 0x8048000-0x8058000: flags 0x4000 of what is no vDSO", |s| {
+        s.memory.spaces[0].vmas[0].flags = vm::PARKED;
     });
 }
 
