@@ -9,7 +9,7 @@ pub(crate) mod late;
 mod loan;
 mod lock;
 mod namespace;
-mod numbers;
+pub(crate) mod numbers;
 pub(crate) mod open;
 pub mod plain;
 mod preflight;
@@ -181,7 +181,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     let schedule = resource::tree::schedule(&checkpoint.tree)?;
     let mut refusals = Refusals::default();
     let written = vdso::adapt(&mut checkpoint, &lives, &mut refusals)?;
-    preflight::preflight(refusals, &checkpoint, &schedule, &environment, &given, options)
+    preflight::preflight(refusals, &checkpoint, &schedule, &environment, &given, options)?
         .finish("restore")?;
     process::close_on_exec_from(3).context("close_range")?;
     let preparation = prepare::prepare(
@@ -205,6 +205,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     };
     let (root, terminal) = bring_back(&mut restore, options, deadline)?;
     restore.opened.socket_files.keep();
+    restore.opened.segments.keep();
     resource::other_name::remove_helpers(&checkpoint.files.paths);
     let report = Report {
         root,

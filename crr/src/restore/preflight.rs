@@ -1,21 +1,24 @@
 //! Whatever would make a restore fail, found before the first fork, all of it at once.
 
 use super::environment::Environment;
-use super::{Options, unchanged};
+use super::{Options, numbers, unchanged};
 use crate::refusal::{Refusal, Refusals};
 use crate::resource::external::given::Given;
 use crate::resource::terminal::recreate;
 use crate::resource::unix_socket::bind;
-use crate::resource::{attribute, mqueue, pipe, seccomp, xstate};
+use crate::resource::{attribute, mqueue, pipe, seccomp, sysv, task_file, xstate};
 use crate::store::Checkpoint;
 use crate::sys::process;
+use anyhow::Result;
 use images::{Abi, Pid};
 use shared::plan::tree::{OUTSIDE, Role, Schedule};
 use std::collections::BTreeSet;
 use std::fs;
 
 /// Collects everything that stands in the way, beside what is known already.
-#[must_use]
+///
+/// # Errors
+/// If this machine does not tell what is there.
 pub(super) fn preflight(
     mut refusals: Refusals,
     checkpoint: &Checkpoint,
@@ -23,7 +26,7 @@ pub(super) fn preflight(
     environment: &Environment,
     given: &Given,
     options: &Options,
-) -> Refusals {
+) -> Result<Refusals> {
     session(&mut refusals, checkpoint, options);
     pids(&mut refusals, checkpoint, schedule);
     sibling(&mut refusals, schedule, options);
@@ -34,7 +37,10 @@ pub(super) fn preflight(
     seccomp::preflight(&mut refusals, &checkpoint.tree, environment);
     attribute::preflight(&mut refusals, checkpoint, &environment.attributes);
     mqueue::preflight(&mut refusals, &checkpoint.files);
-    refusals
+    task_file::preflight(&mut refusals, &checkpoint.files);
+    sysv::recreate::preflight(&mut refusals, &checkpoint.memory)?;
+    numbers::check(&mut refusals, &checkpoint.tree, &checkpoint.files, &checkpoint.memory);
+    Ok(refusals)
 }
 
 fn refuse(refusals: &mut Refusals, object: String, reason: impl Into<String>, hint: Option<&str>) {

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use images::DescriptionId;
 use images::Pid;
 use images::file::FdEntry;
-use images::memory::Space;
+use images::memory::{Shared, Space};
 use images::seccomp::Filter;
 use images::sharing::Object;
 use images::task::{ShellJob, Task, Tree};
@@ -30,6 +30,8 @@ pub struct Forest<'a> {
     pub tasks: &'a [Task],
     /// Their address spaces.
     pub spaces: &'a [Space],
+    /// What they share without a file.
+    pub shared: &'a [Shared],
     /// How they are made.
     pub makings: &'a [Making],
     /// Filters of seccomp, by id.
@@ -53,6 +55,7 @@ impl<'a> Forest<'a> {
     pub fn new(
         tree: &'a Tree,
         spaces: &'a [Space],
+        shared: &'a [Shared],
         makings: &'a [Making],
         own_group: Pid,
         gatherings: [u32; 3],
@@ -80,6 +83,7 @@ impl<'a> Forest<'a> {
         Self {
             tasks,
             spaces,
+            shared,
             makings,
             filters,
             gatherings,

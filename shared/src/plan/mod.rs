@@ -13,6 +13,7 @@ pub mod ldt;
 pub mod loan;
 pub mod memory;
 pub mod seccomp;
+pub mod segment;
 pub mod signal;
 pub mod thread;
 pub mod timer;
@@ -233,7 +234,7 @@ impl Planner<'_> {
             }
             let space = &self.forest.spaces[index];
             attribute::before_memory(ops, self.machine, task);
-            memory::ops(ops, &mut self.slots, task.exe, space);
+            memory::ops(ops, &mut self.slots, task.exe, space, self.forest.shared);
             for Written { at, prot, bytes } in self.forest.written(index) {
                 op::push(ops, &Op::Write { addr: *at, prot: *prot, bytes });
             }

@@ -8,6 +8,7 @@ mod difference;
 mod files;
 mod maps;
 mod sharing;
+mod sysv;
 mod task;
 
 use anyhow::Context;
@@ -59,6 +60,7 @@ impl Snapshot {
             pids.into_iter().filter(|&pid| !task::is_zombie(pid).unwrap_or(true)).collect();
         files::add(&mut snapshot, &living)?;
         sharing::add(&mut snapshot, &living)?;
+        sysv::add(&mut snapshot)?;
         Ok(snapshot)
     }
 

@@ -9,7 +9,7 @@ use images::{Abi, Pid};
 
 /// The ABI of a task, by the vDSO that exec gave it or, where it has none, by its program. Records the vDSO, and those of other kernels
 /// that the task had before.
-pub(super) fn dump_vdso(
+pub(in crate::dump) fn dump_vdso(
     pid: Pid,
     dir: &Dir,
     vmas: &mut Vec<Vma>,

@@ -5,7 +5,7 @@ use super::redirect::{REACH, Target, redirect};
 use super::step_out::is_inside;
 use super::symbols::{Functions, functions};
 use super::{Piece, is_from_kernel, place};
-use crate::fault;
+use crate::fault::{self, Point};
 use crate::machine::Live;
 use crate::refusal::Refusals;
 use crate::restore::Lives;
@@ -33,7 +33,7 @@ pub(crate) fn adapt(
     lives: &Lives,
     refusals: &mut Refusals,
 ) -> Result<Vec<Vec<Written>>> {
-    let differs = fault::is_on("vdso-differs");
+    let differs = fault::is_set(Point::VdsoDiffers);
     let mut written = Vec::with_capacity(checkpoint.memory.spaces.len());
     let tasks = &checkpoint.tree.tasks;
     let memory = &mut checkpoint.memory;
