@@ -184,6 +184,8 @@ points! {
     KilledReleasing = "killed-releasing", Killed, "a restore is killed when a thread does not die with it any more";
     KilledLettingGo = "killed-letting-go", Killed, "a restore is killed when it has let a thread go";
     InitDies = "init-dies", Differs, "the init of --new-pidns ends when the tree is back";
+    // The kernel, as it might be.
+    VdsoDiffers = "vdso-differs", Differs, "a restore takes the vDSO of this kernel for another one than that of the dump";
 }
 
 /// Armed points.

@@ -90,6 +90,11 @@ id! {
     SharedId(u32), "shared#{}"
 }
 
+id! {
+    /// Index into [`crate::memory::Memory::vdsos`].
+    VdsoId(u32), "vdso#{}"
+}
+
 impl Addr {
     /// The address `bytes` above this one; wraps like the processor does.
     #[must_use]

@@ -39,4 +39,4 @@ pub mod thread;
 pub mod timer;
 
 pub use container::{Error, Kind};
-pub use id::{Abi, Addr, DescriptionId, FilterId, PathId, Pid, SharedId, TaskFd};
+pub use id::{Abi, Addr, DescriptionId, FilterId, PathId, Pid, SharedId, TaskFd, VdsoId};

@@ -1,7 +1,7 @@
 //! Memory: the layout of each task's address space and where its page contents lie in `pages.img`.
 
 use crate::attribute::AreaPolicy;
-use crate::id::{Abi, Addr, PathId, SharedId};
+use crate::id::{Abi, Addr, PathId, SharedId, VdsoId};
 use crate::sysv::Segment;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ pub struct Memory {
     pub spaces: Vec<Space>,
     /// Memory without a file that tasks share.
     pub shared: Vec<Shared>,
-    /// The vDSO of each ABI that a dumped task had mapped.
+    /// The vDSOs that dumped tasks had, each once: of an ABI there are several where a restore has put one beside another.
     pub vdsos: Vec<Vdso>,
     /// Pages of the checkpoints that this one builds on. They are numbered from 0 on, those of the oldest first.
     pub first_page: u64,
@@ -131,8 +131,8 @@ pub enum Backing {
     SharedFile(PathId, u64),
     /// MAP_SHARED | MAP_ANONYMOUS memory or an attached segment of System V, from a byte offset of the object.
     Shared(SharedId, u64),
-    /// The kernel's code page(s).
-    Vdso,
+    /// The kernel's code page(s), as exec mapped them or as a restore put the code of another kernel in their place.
+    Vdso(VdsoId),
     /// The kernel's data pages beside it.
     Vvar,
     /// The kernel's paravirtual clock pages beside it (6.13 and later).
@@ -173,6 +173,9 @@ pub mod vm {
     pub const SEALED: u32 = 1 << 14;
     /// `dp`: MAP_DROPPABLE.
     pub const DROPPABLE: u32 = 1 << 15;
+    /// No code of smaps: of the vDSO and the areas around it, put there by a restore on another kernel than that of the
+    /// dump, beside those that the task had.
+    pub const PARKED: u32 = 1 << 16;
 }
 
 /// Consecutive pages with their place in `pages.img`, or in that of a checkpoint that this one builds on.
@@ -208,7 +211,7 @@ pub struct Shared {
     pub segment: Option<Segment>,
 }
 
-/// The vDSO code of one ABI, with the shape of the areas around it.
+/// The code of a vDSO.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vdso {
     /// Whose.

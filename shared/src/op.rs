@@ -131,6 +131,15 @@ pub enum Op<'a> {
         /// Where to.
         addr: u64,
     },
+    /// Write bytes of the plan to private memory, and give it its protection.
+    Write {
+        /// Address, page-aligned.
+        addr: u64,
+        /// PROT_*.
+        prot: u32,
+        /// Whole pages.
+        bytes: &'a [u8],
+    },
     /// PR_SET_MM_MAP: eleven addresses in the order of `struct prctl_mm_map`.
     Layout {
         /// The addresses.

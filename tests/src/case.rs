@@ -165,14 +165,7 @@ impl Running {
     /// # Errors
     /// It keeps showing something else: the difference.
     pub fn looks_like(&self, before: &Snapshot) -> crate::Result {
-        let mut difference = None;
-        let waited = wait::until(wait::STEP / 10, "/proc shows what it showed before", || {
-            difference = before.difference(&self.look()?);
-            Ok(difference.is_none().then_some(()))
-        });
-        waited.with_context(|| {
-            format!("/proc differs (- before, + after):\n{}", difference.unwrap_or_default())
-        })
+        self.comes_to_look_like(before.clone(), |look| look)
     }
 
     /// Directory of the newest images.
@@ -244,13 +237,40 @@ impl Running {
         Ok(args)
     }
 
+    /// Waits until /proc shows what it showed at `before`, areas of memory aside.
+    ///
+    /// # Errors
+    /// As [`Running::looks_like`].
+    pub fn looks_like_but_for_areas(&self, before: &Snapshot) -> crate::Result {
+        self.comes_to_look_like(before.clone().without_areas(), Snapshot::without_areas)
+    }
+
+    fn comes_to_look_like(&self, before: Snapshot, of: impl Fn(Snapshot) -> Snapshot) -> crate::Result {
+        let mut difference = None;
+        let waited = wait::until(wait::STEP / 10, "/proc shows what it showed before", || {
+            difference = before.difference(&of(self.look()?));
+            Ok(difference.is_none().then_some(()))
+        });
+        waited.with_context(|| {
+            format!("/proc differs (- before, + after):\n{}", difference.unwrap_or_default())
+        })
+    }
+
     /// `crr restore` of the newest images with these further options.
     ///
     /// # Errors
     /// It did not run to an end.
     pub fn restore(&self, options: &[&str]) -> crate::Result<Output> {
+        self.restore_under(&[], options)
+    }
+
+    /// [`Running::restore`] by way of another program that execs its last arguments.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restore_under(&self, under: &[&str], options: &[&str]) -> crate::Result<Output> {
         let images = self.images().display().to_string();
-        command::crr(&self.dir, &[&["restore", "-D", &images], options].concat())
+        command::crr_under(under, &self.dir, &[&["restore", "-D", &images], options].concat())
     }
 
     /// One round: dump, see that the tree is gone, restore, see that it is back as it was.

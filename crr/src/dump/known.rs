@@ -7,7 +7,7 @@ use images::memory::{Layout, Space, Vma};
 use images::sharing::Shares;
 use images::task::Task;
 use images::thread::Regs;
-use images::{Addr, Pid};
+use images::{Abi, Addr, Pid};
 use std::collections::BTreeMap;
 
 /// What came of the address space of a task that others are in too.
@@ -68,11 +68,11 @@ pub(super) struct Known<'a> {
 }
 
 impl Known<'_> {
-    /// The areas of a task's address space and its leftovers, if another task is in it.
-    pub(super) fn areas(&self, mates: &Mates) -> Option<(Vec<Vma>, Vec<Addr>)> {
+    /// The ABI and areas of a task's address space and its leftovers, if another task is in it.
+    pub(super) fn areas(&self, mates: &Mates) -> Option<(Option<Abi>, Vec<Vma>, Vec<Addr>)> {
         let (task, space) = holder(self.tasks, self.spaces, self.shares.memory)?;
         let leftovers = mates.outcomes.get(&task.pid).map(|outcome| outcome.leftovers.clone());
-        Some((space.vmas.clone(), leftovers.unwrap_or_default()))
+        Some((Some(task.abi), space.vmas.clone(), leftovers.unwrap_or_default()))
     }
 
     /// The task whose current and root directory a task has.

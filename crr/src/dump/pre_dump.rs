@@ -26,7 +26,7 @@ use images::container::Kind;
 use images::inventory::{Instance, Inventory, PreDump};
 use images::memory::{Backing, Memory, Run, Space, Vma};
 use images::task::Tree;
-use images::{Addr, PathId, Pid};
+use images::{Addr, PathId, Pid, VdsoId};
 use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -202,7 +202,7 @@ impl Areas {
                 this.pins = Some(String::from_utf8_lossy(area.name).into_owned());
             }
             let backing = match area.name {
-                b"[vdso]" => Backing::Vdso,
+                b"[vdso]" => Backing::Vdso(VdsoId::default()),
                 b"" | b"[heap]" | b"[stack]" if area.ino == 0 && !area.shared => Backing::Anonymous,
                 _ => Backing::SharedFile(PathId(0), 0),
             };
@@ -210,7 +210,7 @@ impl Areas {
             let vma = Vma { start, end, prot: area.prot, flags: 0, backing };
             match backing {
                 Backing::Anonymous => this.anonymous.push(vma),
-                Backing::Vdso => this.vdso.push(vma),
+                Backing::Vdso(_) => this.vdso.push(vma),
                 _ => {}
             }
             if area.prot & PROT_EXEC != 0 {
@@ -308,7 +308,7 @@ impl Looker<'_> {
         let FrozenTask { pid, dir, threads, .. } = frozen;
         let deputy = frozen.deputy();
         let statuses = task::read_statuses(dir, threads, &mut self.buffer)?;
-        let abi = abi::dump_vdso(deputy, dir, &areas.vdso, &mut Vec::new(), refuse)?;
+        let abi = abi::dump_vdso(deputy, dir, &mut areas.vdso.clone(), &mut Vec::new(), refuse)?;
         let (Some(abi), Some(whole)) = (abi, statuses.first()) else { return Ok(None) };
         for thread in threads {
             if thread.dispatch()?.is_some() {

@@ -579,6 +579,44 @@ impl Stopped {
         self.advance(request::Resume::Syscall, signal, patience)
     }
 
+    /// Lets it run one instruction after the other until its registers suit, which is told, `limit` have been run, or a signal is about
+    /// to be delivered, which stays on its queue. It then stands in an interrupt-stop.
+    ///
+    /// # Errors
+    /// Everything of [`Error`]; the thread is then gone, or still on its way.
+    pub fn step_until(
+        &mut self,
+        limit: u32,
+        patience: &Patience,
+        suits: impl Fn(&Regs) -> bool,
+    ) -> Result<bool, Error> {
+        let mut found = false;
+        for _ in 0..limit {
+            let stop = self.advance(request::Resume::Step, 0, patience)?;
+            if stop != Stop::Signal(libc::SIGTRAP) || !self.was_stepped()? {
+                let this = Self { tid: self.tid, stop };
+                self.stop = this.settle(patience)?.stop;
+                return Ok(false);
+            }
+            found = suits(&self.regs()?);
+            if found {
+                break;
+            }
+        }
+        self.interrupt()?;
+        while !self.stop.is_asked_for() {
+            self.advance(request::Resume::Cont, 0, patience)?;
+        }
+        Ok(found)
+    }
+
+    /// Whether the kernel made the signal that it stopped for: a step tells of itself by TRAP_TRACE or, behind a system call, by TRAP_BRKPT
+    /// (user_single_step_report() of arch/x86/kernel/ptrace.c).
+    fn was_stepped(&self) -> Result<bool, Error> {
+        let info = nix::sys::ptrace::getsiginfo(nix::unistd::Pid::from_raw(self.tid));
+        Ok(info.map_err(error(self.tid, "read its signal"))?.si_code > 0)
+    }
+
     fn advance(&mut self, how: request::Resume, signal: i32, patience: &Patience) -> Result<Stop, Error> {
         let this = Self { tid: self.tid, stop: self.stop };
         self.stop = this.resume(how, signal)?.wait_stop(patience)?.stop;

@@ -13,7 +13,7 @@ use crate::remote::CodeArea;
 use anyhow::{Context, Result};
 use images::memory::{Backing, Vma, vm};
 use images::sysv::Segment;
-use images::{Addr, PathId, Pid, SharedId};
+use images::{Addr, PathId, Pid, SharedId, VdsoId};
 use nix::sys::stat::{FileStat, SFlag, major, minor};
 use std::collections::HashMap;
 use std::collections::HashSet;
@@ -76,6 +76,8 @@ pub(crate) const WATCHED: &str = "watched by userfaultfd";
 fn flag(code: [u8; 2]) -> Flag {
     match &code {
         b"rd" | b"wr" | b"ex" | b"sh" | b"mr" | b"me" | b"ms" | b"sd" => Flag::Implied,
+        // Until 5.14: of programs, by exec. No mapping that a task asks for gets it.
+        b"dw" => Flag::Implied,
         // It may have guard pages, which the page map tells.
         b"gu" => Flag::Implied,
         b"gd" => Flag::Kept(vm::GROWS_DOWN),
@@ -124,7 +126,8 @@ fn flags(codes: &[u8], special: bool, mut refused: impl FnMut(&'static str, [u8;
 /// The areas of one task that the kernel provides.
 fn special(name: &[u8]) -> Option<Backing> {
     match name {
-        b"[vdso]" => Some(Backing::Vdso),
+        // Which one it is, the task tells.
+        b"[vdso]" => Some(Backing::Vdso(VdsoId::default())),
         b"[vvar]" => Some(Backing::Vvar),
         b"[vvar_vclock]" => Some(Backing::VvarVclock),
         _ => None,

@@ -87,7 +87,8 @@ pub(crate) fn dump_areas(
     refuse: &mut Refuse<'_>,
     patience: &Patience,
 ) -> Result<Vec<AreaPolicy>> {
-    let from_kernel = |vma: &&Vma| matches!(vma.backing, Backing::Vdso | Backing::Vvar | Backing::VvarVclock);
+    let from_kernel =
+        |vma: &&Vma| matches!(vma.backing, Backing::Vdso(_) | Backing::Vvar | Backing::VvarVclock);
     let mut asked: Vec<&Vma> = vmas.iter().filter(|vma| !from_kernel(vma)).collect();
     let kib_for_an_area = if executor.is_slow() {
         1024

@@ -44,6 +44,7 @@ pub mod timer;
 pub mod tracees;
 pub mod tree;
 pub mod unix_socket;
+pub(crate) mod vdso;
 pub(crate) mod view;
 pub(crate) mod wait;
 pub mod xstate;

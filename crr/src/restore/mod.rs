@@ -24,9 +24,11 @@ use crate::changed::Changed;
 use crate::fault::{self, Point};
 use crate::machine;
 use crate::proc;
+use crate::refusal::Refusals;
 use crate::resource;
 use crate::resource::external::given::Given;
 use crate::resource::inet::Wishes;
+use crate::resource::vdso;
 use crate::store::Checkpoint;
 use crate::sys::{limits, process};
 use anyhow::{Context, Result, bail};
@@ -39,6 +41,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use open::Opened;
+pub(crate) use prepare::Lives;
 use prepare::Preparation;
 use serve::Served;
 use shared::plan::tree::OUTSIDE;
@@ -179,12 +182,16 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     }
     let environment = Environment::read()?;
     let schedule = resource::tree::schedule(&checkpoint.tree)?;
-    preflight::preflight(&checkpoint, &schedule, &environment, &lives, &given, options)?.finish("restore")?;
+    let mut refusals = Refusals::default();
+    let written = vdso::adapt(&mut checkpoint, &lives, &mut refusals)?;
+    preflight::preflight(refusals, &checkpoint, &schedule, &environment, &given, options)?
+        .finish("restore")?;
     process::close_on_exec_from(3).context("close_range")?;
     let preparation = prepare::prepare(
         &checkpoint,
         schedule,
         &lives,
+        &written,
         &environment,
         needs_stand_in(&checkpoint.tree, options),
     )?;

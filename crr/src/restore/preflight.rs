@@ -1,7 +1,6 @@
 //! Whatever would make a restore fail, found before the first fork, all of it at once.
 
 use super::environment::Environment;
-use super::prepare::Lives;
 use super::{Options, numbers, unchanged};
 use crate::dump::room;
 use crate::refusal::{Refusal, Refusals};
@@ -12,29 +11,26 @@ use crate::resource::{attribute, mqueue, pipe, seccomp, sysv, task_file, xstate}
 use crate::store::Checkpoint;
 use crate::sys::process;
 use anyhow::Result;
-use images::memory::Backing;
 use images::{Abi, Pid};
 use shared::plan::tree::{OUTSIDE, Role, Schedule};
 use std::collections::BTreeSet;
 use std::fs;
 
-/// Collects everything that stands in the way.
+/// Collects everything that stands in the way, beside what is known already.
 ///
 /// # Errors
 /// If this machine does not tell what is there.
 pub(super) fn preflight(
+    mut refusals: Refusals,
     checkpoint: &Checkpoint,
     schedule: &Schedule,
     environment: &Environment,
-    lives: &Lives,
     given: &Given,
     options: &Options,
 ) -> Result<Refusals> {
-    let mut refusals = Refusals::default();
     session(&mut refusals, checkpoint, options);
     pids(&mut refusals, checkpoint, schedule);
     sibling(&mut refusals, schedule, options);
-    vdso(&mut refusals, checkpoint, lives);
     processor(&mut refusals, checkpoint, environment);
     files(&mut refusals, checkpoint, given, options);
     given.preflight(&checkpoint.files, &mut refusals);
@@ -91,33 +87,6 @@ fn sibling(refusals: &mut Refusals, schedule: &Schedule, options: &Options) {
     {
         let hint = Some("restore without --restore-sibling");
         refuse(refusals, format!("session {sid}"), "its dead leader cannot come back as crr's sibling", hint);
-    }
-}
-
-fn vdso(refusals: &mut Refusals, checkpoint: &Checkpoint, lives: &Lives) {
-    for dumped in &checkpoint.memory.vdsos {
-        let Some(live) = lives.get(&dumped.abi) else { continue };
-        if live.image != dumped.image {
-            let object = format!("{} vDSO", dumped.abi);
-            let reason =
-                format!("this kernel's differs from that of {}", checkpoint.inventory.kernel_release);
-            refuse(refusals, object, reason, Some("restore on the kernel of the dump"));
-        }
-    }
-    for (task, space) in checkpoint.tree.tasks.iter().zip(&checkpoint.memory.spaces) {
-        let Some(live) = lives.get(&task.abi) else { continue };
-        for vma in &space.vmas {
-            let (index, name) = match vma.backing {
-                Backing::Vvar => (0, "[vvar]"),
-                Backing::VvarVclock => (1, "[vvar_vclock]"),
-                Backing::Vdso => (2, "[vdso]"),
-                _ => continue,
-            };
-            if live.special[index].len != vma.end.0 - vma.start.0 {
-                let reason = format!("has another size on this kernel ({} tasks)", task.abi);
-                refuse(refusals, name.to_owned(), reason, Some("restore on the kernel of the dump"));
-            }
-        }
     }
 }
 

@@ -17,7 +17,7 @@ use images::task::Tree;
 use images::{Abi, Pid};
 use shared::plan::family::{self, Making};
 use shared::plan::tree::{Place, Role, Schedule};
-use shared::plan::{self, Forest, Machine, Need, ProgramPlan, hole, loan};
+use shared::plan::{self, Forest, Machine, Need, ProgramPlan, Written, hole, loan};
 use shared::proto::{Gathering, MAX_FILLERS, SLOT_FILES, Start};
 use shared::range::{Range, page_align};
 use std::borrow::Cow;
@@ -91,7 +91,7 @@ impl Preparation {
 }
 
 /// The live vDSO of each ABI of the tree.
-pub(super) type Lives = BTreeMap<Abi, Live>;
+pub(crate) type Lives = BTreeMap<Abi, Live>;
 
 /// Plans the whole tree.
 ///
@@ -103,6 +103,7 @@ pub(super) fn prepare(
     checkpoint: &Checkpoint,
     schedule: Schedule,
     lives: &Lives,
+    written: &[Vec<Written>],
     environment: &Environment,
     stand_in: bool,
 ) -> Result<Preparation> {
@@ -133,7 +134,8 @@ pub(super) fn prepare(
     let forked = makings.len() - cloned + tree.zombies.len();
     let totals = [schedule.leaders(), forked, cloned].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
     let late = late::all(&checkpoint.files);
-    let forest = Forest::new(&tree, spaces, shared, &makings, own_group, totals, late.clone());
+    let forest =
+        Forest::new(&tree, spaces, shared, &makings, own_group, totals, late.clone()).with_written(written);
     let mut plans: BTreeMap<usize, ProgramPlan> = (0..tree.tasks.len())
         .filter(|&index| forest.execs(index))
         .map(|index| (index, plan::program(&machines[&tree.tasks[index].abi], &forest, index)))
@@ -162,7 +164,8 @@ pub(super) fn prepare(
     let bases = bases(checkpoint, &rooms)?;
     let (spaces, mut lent) = take_loans(spaces, &rooms, &bases);
     if !lent.is_empty() {
-        let forest = Forest::new(&tree, &spaces, shared, &makings, own_group, totals, late.clone());
+        let forest = Forest::new(&tree, &spaces, shared, &makings, own_group, totals, late.clone())
+            .with_written(written);
         for (&index, _) in bases.iter().filter(|(_, base)| base.lent) {
             let plan = plan::program(&machines[&tree.tasks[index].abi], &forest, index);
             let room = rooms.get_mut(&index).context("a program has room")?;

@@ -107,6 +107,8 @@ pub enum Resume {
     Cont,
     /// PTRACE_SYSCALL: until the next system call entry or exit.
     Syscall,
+    /// PTRACE_SINGLESTEP.
+    Step,
     /// PTRACE_DETACH.
     Detach,
 }
@@ -119,6 +121,7 @@ pub fn resume(tid: Pid, how: Resume, signal: c_int) -> nix::Result<()> {
     let request = match how {
         Resume::Cont => libc::PTRACE_CONT,
         Resume::Syscall => libc::PTRACE_SYSCALL,
+        Resume::Step => libc::PTRACE_SINGLESTEP,
         Resume::Detach => libc::PTRACE_DETACH,
     };
     by_value(request, tid, 0, usize::try_from(signal).map_err(|_| Errno::EINVAL)?)

@@ -30,7 +30,7 @@ use images::task::{End, GroupStop, ShellJob, Task, Tree, Zombie};
 use images::terminal::{Flow, Line, LineEnd, LivePty, Pty, PtyEnd, Settings};
 use images::thread::{Creds, Dispatch, Regs, RobustList, Rseq, Sched, Thread, UserDesc};
 use images::timer::Timer;
-use images::{Abi, Addr, DescriptionId, FilterId, PathId, Pid, SharedId, TaskFd};
+use images::{Abi, Addr, DescriptionId, FilterId, PathId, Pid, SharedId, TaskFd, VdsoId};
 use std::net::Ipv4Addr;
 
 /// Pages of `pages.img`.
@@ -128,6 +128,8 @@ fn memory() -> Memory {
         vdsos: vec![
             Vdso { abi: Abi::X86_64, image: vec![0x64; 0x1000] },
             Vdso { abi: Abi::Ia32, image: vec![0x32; 0x1000] },
+            Vdso { abi: Abi::X86_64, image: vec![0x65; 0x1000] },
+            Vdso { abi: Abi::Ia32, image: vec![0x33; 0x1000] },
         ],
         first_page: 0,
         page_count: PAGES,
@@ -587,6 +589,7 @@ fn space(abi: Abi, first_page: u64) -> Space {
         Abi::X86_64 => 0x7fff_f7fc_0000,
         Abi::Ia32 => 0xf7fc_0000,
     };
+    let vdso = VdsoId(if abi == Abi::X86_64 { 0 } else { 1 });
     Space {
         vmas: vec![
             vma(0x0804_8000, 16, 5, Backing::PrivateFile(PathId(1), 0)),
@@ -595,7 +598,8 @@ fn space(abi: Abi, first_page: u64) -> Space {
             Vma { flags: vm::SEALED, ..vma(0x0b00_0000, 1, 1, Backing::SharedFile(PathId(4), 0)) },
             vma(top, 4, 1, Backing::Vvar),
             vma(top + 0x4000, 2, 1, Backing::VvarVclock),
-            vma(top + 0x6000, 1, 5, Backing::Vdso),
+            vma(top + 0x6000, 1, 5, Backing::Vdso(vdso)),
+            Vma { flags: vm::PARKED, ..vma(top + 0x8000, 1, 5, Backing::Vdso(VdsoId(vdso.0 + 2))) },
             Vma { flags: vm::GROWS_DOWN | vm::ACCOUNTED, ..vma(top + 0x1_0000, 33, 3, Backing::Anonymous) },
         ],
         runs: vec![

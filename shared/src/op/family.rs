@@ -54,7 +54,7 @@ impl Op<'_> {
     pub const fn family(&self) -> Family {
         match self {
             Self::Map { .. } | Self::Attach { .. } | Self::AttachParts { .. } => Family::Map,
-            Self::Fill { .. } => Family::Fill,
+            Self::Fill { .. } | Self::Write { .. } => Family::Fill,
             Self::Protect { .. } | Self::Advise { .. } | Self::Populate { .. } | Self::Seal { .. } => {
                 Family::Protect
             }

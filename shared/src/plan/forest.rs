@@ -12,6 +12,17 @@ use images::seccomp::Filter;
 use images::sharing::Object;
 use images::task::{ShellJob, Task, Tree};
 
+/// Memory whose contents the images do not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Where in a private area of the space, page-aligned.
+    pub at: u64,
+    /// PROT_*.
+    pub prot: u32,
+    /// Whole pages.
+    pub bytes: Vec<u8>,
+}
+
 /// All tasks. The lists have an entry for each, in the order of the tree.
 #[derive(Clone, Debug)]
 pub struct Forest<'a> {
@@ -29,6 +40,7 @@ pub struct Forest<'a> {
     pub gatherings: [u32; 3],
     /// Those that are opened when all tasks exist.
     late: BTreeSet<DescriptionId>,
+    written: &'a [Vec<Written>],
     shell_job: Option<ShellJob>,
     own_group: Pid,
     clones: Vec<Vec<usize>>,
@@ -76,12 +88,25 @@ impl<'a> Forest<'a> {
             filters,
             gatherings,
             late,
+            written: &[],
             shell_job,
             own_group,
             clones,
             users,
             index_of,
         }
+    }
+
+    /// With memory to be written, for each of the address spaces.
+    #[must_use]
+    pub fn with_written(self, written: &'a [Vec<Written>]) -> Self {
+        Self { written, ..self }
+    }
+
+    /// What is to be written to the address space that a task has the record of.
+    #[must_use]
+    pub fn written(&self, index: usize) -> &'a [Written] {
+        self.written.get(index).map_or(&[], Vec::as_slice)
     }
 
     /// The tasks that the program of a task clones.

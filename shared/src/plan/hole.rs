@@ -11,7 +11,7 @@ use crate::range::{Range, find_gap, page_align};
 use alloc::vec::Vec;
 use images::Abi;
 use images::id::PAGE_SIZE;
-use images::memory::Space;
+use images::memory::{Backing, Space};
 use images::seccomp::Seccomp;
 use images::task::{Task, Tree};
 
@@ -142,6 +142,9 @@ pub fn bound(tree: &Tree, spaces: &[Space], members: &[usize], program: u64) -> 
         let (task, space) = (&tree.tasks[index], &spaces[index]);
         let count = |len: usize, each: u64| len as u64 * each;
         plan += TASK + filters + space.auxv.len() as u64 + count(space.vmas.len(), AREA);
+        // Its code, and the ledger that has it once more (crr's resource::vdso), on another kernel.
+        let vdsos = space.vmas.iter().filter(|vma| matches!(vma.backing, Backing::Vdso(_)));
+        plan += vdsos.map(|vma| 2 * (vma.end.0 - vma.start.0) + PAGE_SIZE).sum::<u64>();
         plan += count(space.runs.len(), RUN) + count(space.policies.len(), POLICY);
         plan += count(space.guards.len(), GUARD);
         plan += count(task.pending.len(), SIGNAL) + count(task.timers.len(), TIMER);

@@ -131,7 +131,7 @@ fn map(list: &mut Vec<u8>, slots: &mut Slots, group: &[Vma], prot: u32, has_cont
         Backing::PrivateFile(file, offset) => (MAP_PRIVATE, Some(path(file, false)), offset),
         Backing::SharedFile(file, offset) => (MAP_SHARED, Some(path(file, true)), offset),
         Backing::Shared(object, offset) => (MAP_SHARED, Some(slots.slot(Need::Shared(object))), offset),
-        Backing::Vdso | Backing::Vvar | Backing::VvarVclock => return,
+        Backing::Vdso(_) | Backing::Vvar | Backing::VvarVclock => return,
     };
     if has(vm::GROWS_DOWN) {
         flags |= MAP_GROWSDOWN;
@@ -162,7 +162,7 @@ fn keep_free(list: &mut Vec<u8>, vma: &Vma) {
 fn finish(list: &mut Vec<u8>, vma: &Vma, prot: u32) {
     let (addr, len) = (vma.start.0, length(vma));
     let special = match vma.backing {
-        Backing::Vdso => Some(Special::Vdso),
+        Backing::Vdso(_) => Some(Special::Vdso),
         Backing::Vvar => Some(Special::Vvar),
         Backing::VvarVclock => Some(Special::VvarVclock),
         _ => None,

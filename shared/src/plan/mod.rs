@@ -24,7 +24,7 @@ use crate::op::{self, Op, Slot};
 use crate::proto::{SLOT_FILES, SpecialArea};
 use alloc::vec::Vec;
 use birth::Stacks;
-pub use forest::Forest;
+pub use forest::{Forest, Written};
 use images::attribute::{TaskAttributes, ThreadAttributes};
 use images::sharing::Object;
 use images::task::Task;
@@ -235,6 +235,9 @@ impl Planner<'_> {
             let space = &self.forest.spaces[index];
             attribute::before_memory(ops, self.machine, task);
             memory::ops(ops, &mut self.slots, task.exe, space, self.forest.shared);
+            for Written { at, prot, bytes } in self.forest.written(index) {
+                op::push(ops, &Op::Write { addr: *at, prot: *prot, bytes });
+            }
             attribute::after_memory(ops, task, space);
             attribute::before_threads(ops, task);
             ldt::ops(ops, &task.ldt);

@@ -67,6 +67,7 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
             Ok(())
         }
         Op::Place { area, addr } => place(session, area, addr),
+        Op::Write { addr, prot, bytes } => write(addr, prot, bytes),
         Op::Layout { addresses, auxv, exe } => layout(session, &addresses, auxv, exe),
         Op::Action { signal, handler, flags, restorer, mask } => {
             let action = SigAction::new(word(handler)?, word(flags)?, word(restorer)?, mask);
@@ -209,6 +210,15 @@ fn place(session: &Session, area: Special, addr: u64) -> Result<(), Failure> {
     unsafe { sys::move_mapping(size(from)?, size(addr)?, size(session.start.special[wanted].len)?) }
         .map(drop)
         .map_err(|errno| Failure::new(errno, addr))
+}
+
+fn write(addr: u64, prot: u32, bytes: &[u8]) -> Result<(), Failure> {
+    const PROT_READ_WRITE: usize = 3;
+    let protect = |prot| plain(nr::__NR_mprotect, addr, &[size(addr)?, bytes.len(), prot]);
+    protect(PROT_READ_WRITE)?;
+    // SAFETY: private memory of that length, which the plan has mapped for the task; the plan itself lies in the hole.
+    unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), size(addr)? as *mut u8, bytes.len()) };
+    protect(prot as usize)
 }
 
 fn layout(session: &Session, addresses: &[u64; 11], auxv: &[u8], exe: u32) -> Result<(), Failure> {

@@ -73,6 +73,25 @@ impl Snapshot {
         self
     }
 
+    /// Leaves out which areas of memory there are, and how much that is.
+    #[must_use]
+    pub fn without_areas(mut self) -> Self {
+        const AREAS: [&str; 4] = [" maps", " vmflags", " memory policies", " anonymous"];
+        const SIZES: [&str; 3] = ["vsize ", "VmSize:", "VmLib:"];
+        self.entries.retain(|key, _| !AREAS.iter().any(|areas| key.ends_with(areas)));
+        for entry in self.entries.values_mut() {
+            entry.lines.retain(|line| !SIZES.iter().any(|size| line.starts_with(size)));
+        }
+        self
+    }
+
+    /// How many areas of memory there are.
+    #[must_use]
+    pub fn areas(&self) -> usize {
+        let maps = self.entries.iter().filter(|(key, _)| key.ends_with(" maps"));
+        maps.map(|(_, entry)| entry.lines.len()).sum()
+    }
+
     /// Whether every thread is blocked in a system call, so that nothing changes by itself.
     #[must_use]
     pub fn all_asleep(&self) -> bool {

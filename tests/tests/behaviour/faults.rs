@@ -321,7 +321,7 @@ const DEATHS: &[&str] =
     &["task-dies-unseized:2", "task-dies-frozen", "task-dies-asked", "task-dies-asked:3", "task-dies-copied"];
 
 /// Faults that have a test of their own.
-const ELSEWHERE: &[&str] = &["killed-killing", "nft"];
+const ELSEWHERE: &[&str] = &["killed-killing", "nft", "vdso-differs"];
 
 /// Marks the files of sockets.
 const SOCKET: &str = " (socket)";

@@ -49,5 +49,6 @@ mod tree;
 mod unix_halves;
 mod unix_names;
 mod unix_sockets;
+mod vdso;
 mod waits;
 mod zombies;

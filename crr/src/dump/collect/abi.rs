@@ -1,38 +1,42 @@
 //! Of which ABI a task is.
 
 use crate::proc::Dir;
-use crate::resource::Refuse;
+use crate::resource::{Refuse, vdso};
 use crate::sys::vm;
 use anyhow::{Context, Result};
 use images::memory::{Backing, Vdso, Vma};
 use images::{Abi, Pid};
 
-/// The ABI of a task, by the vDSO that exec gave it or, where it has none, by its program. Records the vDSO.
+/// The ABI of a task, by the vDSO that exec gave it or, where it has none, by its program. Records the vDSO, and those of other kernels
+/// that the task had before.
 pub(in crate::dump) fn dump_vdso(
     pid: Pid,
     dir: &Dir,
-    vmas: &[Vma],
+    vmas: &mut Vec<Vma>,
     vdsos: &mut Vec<Vdso>,
     refuse: &mut Refuse<'_>,
 ) -> Result<Option<Abi>> {
-    let mut found = vmas.iter().filter(|vma| vma.backing == Backing::Vdso);
-    let Some(vma) = found.next() else {
-        let mut header = [0u8; 64];
-        let exe = dir.open("exe").context("open exe")?;
-        nix::unistd::read(&exe, &mut header).context("read exe")?;
-        return Ok(abi_of(&header, refuse));
+    let mut found = vmas.iter_mut().filter(|vma| matches!(vma.backing, Backing::Vdso(_)));
+    let abi = match found.next() {
+        Some(vma) => {
+            let mut image = vec![0u8; usize::try_from(vma.end.0 - vma.start.0)?];
+            vm::read_exact(pid, vma.start, &mut image).context("read the vDSO")?;
+            let Some(abi) = abi_of(&image, refuse) else { return Ok(None) };
+            vma.backing = Backing::Vdso(vdso::record(vdsos, Vdso { abi, image })?);
+            abi
+        }
+        None => {
+            let mut header = [0u8; 64];
+            let exe = dir.open("exe").context("open exe")?;
+            nix::unistd::read(&exe, &mut header).context("read exe")?;
+            let Some(abi) = abi_of(&header, refuse) else { return Ok(None) };
+            abi
+        }
     };
     if found.next().is_some() {
         refuse.because("vDSO", "mapped more than once");
     }
-    let mut image = vec![0u8; usize::try_from(vma.end.0 - vma.start.0)?];
-    vm::read_exact(pid, vma.start, &mut image).context("read the vDSO")?;
-    let Some(abi) = abi_of(&image, refuse) else { return Ok(None) };
-    match vdsos.iter().find(|vdso| vdso.abi == abi) {
-        Some(vdso) if vdso.image == image => {}
-        Some(_) => refuse.because("vDSO", format!("differs from that of another {abi} task of the tree")),
-        None => vdsos.push(Vdso { abi, image }),
-    }
+    vdso::recognise(pid, abi, vmas, vdsos)?;
     Ok(Some(abi))
 }
 

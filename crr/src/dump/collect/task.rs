@@ -4,6 +4,7 @@ use super::Tables;
 use super::abi::{cut_auxv, dump_vdso};
 use super::ask::{Facts, ask, can_be_asked, find_gadget};
 use crate::dump::freeze::FrozenTask;
+use crate::dump::guard::Unguarded;
 use crate::dump::known::{self, Known};
 use crate::proc::{Dir, smaps, stat, status};
 use crate::ptrace::{Patience, Stopped, regs};
@@ -12,14 +13,14 @@ use crate::remote::{Target, in_leftover, is_leftover};
 use crate::resource::namespace::Namespaces;
 use crate::resource::task as properties;
 use crate::resource::{
-    Refuse, dispatch, file, group_stop, limits, robust, rseq, seccomp, signal, thread, timer,
+    Refuse, dispatch, file, group_stop, limits, robust, rseq, seccomp, signal, thread, timer, vdso,
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use images::attribute::TaskAttributes;
 use images::memory::{Space, Vma};
 use images::task::Task;
 use images::thread::{Regs, Thread};
-use images::{Addr, Pid};
+use images::{Abi, Addr, Pid};
 
 /// One task. Nothing is asked of a task that could not answer or would be harmed. `None` when it is of an ABI that crr does not know, which is then refused.
 pub(super) fn collect_task(
@@ -38,7 +39,7 @@ pub(super) fn collect_task(
     let namespaces = Namespaces::of(dir)?;
     namespaces.refuse_others(&tables.own_namespaces, refuse);
     namespaces.refuse_threads(dir, threads, refuse)?;
-    let (vmas, leftovers) = match known.areas(&tables.mates) {
+    let (abi, vmas, leftovers) = match known.areas(&tables.mates) {
         Some(areas) => areas,
         None => dump_areas(deputy, dir, tables, refuse)?,
     };
@@ -56,16 +57,24 @@ pub(super) fn collect_task(
     let timers = timer::dump_timers(pid, dir, &mut tables.buffer, refuse)?;
     let statuses = read_statuses(dir, threads, &mut tables.buffer)?;
     let Some(whole) = statuses.first() else { return Ok(None) };
-    let Some(abi) = dump_vdso(deputy, dir, &vmas, &mut tables.vdsos, refuse)? else { return Ok(None) };
+    let Some(abi) = abi else { return Ok(None) };
 
     let mut records = Vec::with_capacity(threads.len());
     let mut may_run = true;
+    for thread in threads.iter_mut() {
+        // A mask that is narrowed for the time must not be left like that.
+        let out = vdso::step_out(thread, &vmas, &tables.vdsos, tables.guarded, patience)?;
+        if !out && !tables.late {
+            bail!(Unguarded);
+        }
+    }
     for (thread, status) in threads.iter().zip(&statuses) {
         let registration = rseq::dump(deputy, thread, refuse)?;
         may_run &= registration.may_run;
         let wait = waits.get(thread.tid());
         let mut record = thread::dump_outside(thread, status, wait, &tables.low, refuse)?;
         record.rseq = registration.rseq;
+        vdso::rewind(deputy, &mut record.regs, &vmas, &tables.vdsos)?;
         robust::check(&record, &vmas, refuse);
         record.seccomp = tables.filters.dump(thread, status, refuse)?;
         check_leftovers(&record, &leftovers, stopped_by.is_some(), refuse);
@@ -159,13 +168,13 @@ pub(in crate::dump) fn read_statuses(
     Ok(statuses)
 }
 
-/// The areas of a task, and where those lie that dumps have left in it that were killed.
+/// The ABI and the areas of a task, and where those lie that dumps have left in it that were killed.
 fn dump_areas(
     pid: Pid,
     dir: &Dir,
     tables: &mut Tables,
     refuse: &mut Refuse<'_>,
-) -> Result<(Vec<Vma>, Vec<Addr>)> {
+) -> Result<(Option<Abi>, Vec<Vma>, Vec<Addr>)> {
     dir.read("smaps", &mut tables.buffer).context("read smaps")?;
     let (mut vmas, mut leftovers) = (Vec::new(), Vec::new());
     let Tables { buffer, backings, paths, .. } = tables;
@@ -177,7 +186,8 @@ fn dump_areas(
         }
         Ok(())
     })?;
-    Ok((vmas, leftovers))
+    let abi = dump_vdso(pid, dir, &mut vmas, &mut tables.vdsos, refuse)?;
+    Ok((abi, vmas, leftovers))
 }
 
 /// Whether a thread has not yet found its way out of the code of a dump that was just killed.

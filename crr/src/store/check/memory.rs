@@ -3,12 +3,14 @@
 use super::{Check, attribute, ensure, inside, path};
 use images::file::Files;
 use images::id::PAGE_SIZE;
-use images::memory::{BLOCK_PAGES, Backing, CHUNK_PAGES, Guard, Memory, Packing, Run, Shared, Space, Vma};
+use images::memory::{
+    BLOCK_PAGES, Backing, CHUNK_PAGES, Guard, Memory, Packing, Run, Shared, Space, Vma, vm,
+};
 use images::task::{Task, Tree};
 use images::{Abi, Addr};
 
 /// All bits that [`images::memory::vm`] names.
-const VM_FLAGS: u32 = (1 << 16) - 1;
+const VM_FLAGS: u32 = (1 << 17) - 1;
 /// PROT_READ, PROT_WRITE, PROT_EXEC.
 const PROTECTION: u32 = 7;
 
@@ -80,9 +82,12 @@ fn check_chunks(packing: &Packing, page_count: u64) -> Check {
 
 fn check_vdsos(memory: &Memory) -> Check {
     for (index, vdso) in memory.vdsos.iter().enumerate() {
-        let (abi, size) = (vdso.abi, vdso.image.len() as u64);
-        ensure!(!memory.vdsos[..index].iter().any(|other| other.abi == abi), "two vDSOs of {abi}");
-        ensure!(size != 0 && size % PAGE_SIZE == 0, "the vDSO of {abi} has {size} bytes, not whole pages");
+        let size = vdso.image.len() as u64;
+        ensure!(!memory.vdsos[..index].contains(vdso), "vdso#{index} is there twice");
+        ensure!(
+            size != 0 && size.is_multiple_of(PAGE_SIZE),
+            "vdso#{index} has {size} bytes, not whole pages"
+        );
     }
     Ok(())
 }
@@ -152,6 +157,8 @@ fn check_vma(vma: &Vma, abi: Abi, memory: &Memory, files: &Files) -> Check {
     ensure!(end <= abi.task_size(), "is beyond what an {abi} task can map");
     ensure!(vma.prot & !PROTECTION == 0, "protection {:#x}", vma.prot);
     ensure!(vma.flags & !VM_FLAGS == 0, "flags {:#x}", vma.flags);
+    let from_kernel = matches!(vma.backing, Backing::Vdso(_) | Backing::Vvar | Backing::VvarVclock);
+    ensure!(from_kernel || vma.flags & vm::PARKED == 0, "flags {:#x} of what is no vDSO", vma.flags);
     match vma.backing {
         Backing::Anonymous | Backing::Vvar | Backing::VvarVclock => Ok(()),
         Backing::PrivateFile(id, offset) | Backing::SharedFile(id, offset) => {
@@ -166,8 +173,12 @@ fn check_vma(vma: &Vma, abi: Abi, memory: &Memory, files: &Files) -> Check {
             ensure!((id.0 as usize) < known, "{id} of {known} shared objects");
             check_offset(offset, end - start)
         }
-        Backing::Vdso => {
-            ensure!(memory.vdsos.iter().any(|vdso| vdso.abi == abi), "there is no vDSO image of {abi}");
+        Backing::Vdso(id) => {
+            let known = memory.vdsos.len();
+            let vdso = memory.vdsos.get(id.0 as usize).ok_or_else(|| format!("{id} of {known} vDSOs"))?;
+            ensure!(vdso.abi == abi, "{id} is one of {}", vdso.abi);
+            let len = vdso.image.len() as u64;
+            ensure!(len == end - start, "{id} has {len} bytes");
             Ok(())
         }
     }

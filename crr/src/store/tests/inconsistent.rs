@@ -9,7 +9,7 @@ use images::file::{Deleted, OtherName, Target};
 use images::inet::{InetProtocol, InetSocket, InetState};
 use images::inotify::Inotify;
 use images::late::{Process, TaskFile};
-use images::memory::{Backing, Chunk, Guard, Method, Packing, Run, Shared};
+use images::memory::{Backing, Chunk, Guard, Method, Packing, Run, Shared, vm};
 use images::pipe::{Buffer, Fifo};
 use images::seccomp::Seccomp;
 use images::signal::Pending;
@@ -651,7 +651,7 @@ fn areas() {
         vma(s, |vma| vma.end = Addr(0x0900_1000));
     });
     refused(&format!("{task} 0x8048000-0x8058000: protection 0xf"), |s| vma(s, |vma| vma.prot = 15));
-    refused(&format!("{task} 0x8048000-0x8058000: flags 0x10000"), |s| vma(s, |vma| vma.flags = 1 << 16));
+    refused(&format!("{task} 0x8048000-0x8058000: flags 0x20000"), |s| vma(s, |vma| vma.flags = 1 << 17));
     refused(&format!("{task} 0x8048000-0x8058000: path#9 of 9 paths"), |s| {
         vma(s, |vma| vma.backing = Backing::SharedFile(PathId(9), 0));
     });
@@ -697,13 +697,20 @@ fn shared_memory_and_vdsos() {
         let again = Shared { runs: Vec::new(), ..s.memory.shared[0].clone() };
         s.memory.shared.push(again);
     });
-    refused("memory.img: two vDSOs of x86_64", |s| s.memory.vdsos[1].abi = Abi::X86_64);
-    refused("memory.img: the vDSO of ia32 has 4095 bytes, not whole pages", |s| {
-        s.memory.vdsos[1].image.truncate(4095)
+    refused("memory.img: vdso#2 is there twice", |s| s.memory.vdsos[2] = s.memory.vdsos[0].clone());
+    refused("memory.img: vdso#1 has 4095 bytes, not whole pages", |s| s.memory.vdsos[1].image.truncate(4095));
+    refused("memory.img: vdso#1 has 0 bytes, not whole pages", |s| s.memory.vdsos[1].image.clear());
+    refused("memory.img: task 100: 0x7ffff7fc6000-0x7ffff7fc7000: vdso#0 is one of ia32", |s| {
+        s.memory.vdsos[0].abi = Abi::Ia32;
     });
-    refused("memory.img: the vDSO of ia32 has 0 bytes, not whole pages", |s| s.memory.vdsos[1].image.clear());
-    refused("memory.img: task 101: 0xf7fc6000-0xf7fc7000: there is no vDSO image of ia32", |s| {
+    refused("memory.img: task 101: 0xf7fc6000-0xf7fc7000: vdso#1 has 8192 bytes", |s| {
+        s.memory.vdsos[1].image.resize(0x2000, 0);
+    });
+    refused("memory.img: task 101: 0xf7fc8000-0xf7fc9000: vdso#3 of 3 vDSOs", |s| {
         s.memory.vdsos.pop();
+    });
+    refused("memory.img: task 100: 0x8048000-0x8058000: flags 0x10000 of what is no vDSO", |s| {
+        s.memory.spaces[0].vmas[0].flags = vm::PARKED;
     });
 }
 

@@ -1,0 +1,361 @@
+/*
+ * The vDSO: its functions, called by addresses that were found before the checkpoint, threads in the middle of them, handlers that
+ * return through it, and programs that move it or take it away.
+ */
+#include "workload.h"
+#include <cpuid.h>
+#include <link.h>
+#include <sys/auxv.h>
+
+/* A function of a vDSO, or NULL: by its dynamic symbols, as a C library finds it. */
+static void *find(uintptr_t base, const char *name)
+{
+	const ElfW(Ehdr) *header = (const void *)base;
+	const ElfW(Phdr) *program = (const void *)(base + header->e_phoff);
+	const ElfW(Dyn) *dynamic = NULL;
+	const ElfW(Sym) *symbols = NULL;
+	const char *names = NULL;
+	const uint32_t *hash = NULL;
+	for (int i = 0; i < header->e_phnum; i++)
+		if (program[i].p_type == PT_DYNAMIC)
+			dynamic = (const void *)(base + program[i].p_vaddr);
+	for (; dynamic && dynamic->d_tag != DT_NULL; dynamic++) {
+		if (dynamic->d_tag == DT_SYMTAB)
+			symbols = (const void *)(base + dynamic->d_un.d_ptr);
+		if (dynamic->d_tag == DT_STRTAB)
+			names = (const void *)(base + dynamic->d_un.d_ptr);
+		if (dynamic->d_tag == DT_HASH)
+			hash = (const void *)(base + dynamic->d_un.d_ptr);
+	}
+	for (uint32_t i = 1; symbols && names && hash && i < hash[1]; i++)
+		if (symbols[i].st_shndx != SHN_UNDEF && strcmp(names + symbols[i].st_name, name) == 0)
+			return (void *)(base + symbols[i].st_value);
+	return NULL;
+}
+
+/* Times as the kernel's own calls of the ABI have them. */
+struct kernel_time {
+	long seconds, part;
+};
+
+struct functions {
+	int (*clock_gettime)(clockid_t, struct kernel_time *);
+	int (*clock_gettime64)(clockid_t, int64_t *);
+	int (*clock_getres)(clockid_t, struct kernel_time *);
+	int (*gettimeofday)(struct kernel_time *, void *);
+	long (*time)(long *);
+	int (*getcpu)(unsigned *, unsigned *, void *);
+};
+
+static struct functions find_all(uintptr_t base)
+{
+	return (struct functions){
+		.clock_gettime = find(base, "__vdso_clock_gettime"),
+		.clock_gettime64 = find(base, "__vdso_clock_gettime64"),
+		.clock_getres = find(base, "__vdso_clock_getres"),
+		.gettimeofday = find(base, "__vdso_gettimeofday"),
+		.time = find(base, "__vdso_time"),
+		.getcpu = find(base, "__vdso_getcpu"),
+	};
+}
+
+static double seconds(const struct kernel_time *time, double parts)
+{
+	return (double)time->seconds + (double)time->part / parts;
+}
+
+/* What a function says lies between what the system call says before and after. */
+static void check_clock(const struct functions *vdso, clockid_t clock)
+{
+	struct kernel_time before, said, after;
+	MUST(syscall(SYS_clock_gettime, clock, &before));
+	CHECK(vdso->clock_gettime(clock, &said) == 0, "clock %d", clock);
+	MUST(syscall(SYS_clock_gettime, clock, &after));
+	CHECK(seconds(&before, 1e9) <= seconds(&said, 1e9) && seconds(&said, 1e9) <= seconds(&after, 1e9),
+	      "clock %d says %f, not between %f and %f", clock, seconds(&said, 1e9), seconds(&before, 1e9),
+	      seconds(&after, 1e9));
+	if (vdso->clock_gettime64) {
+		int64_t wide[2];
+		MUST(syscall(SYS_clock_gettime, clock, &before));
+		CHECK(vdso->clock_gettime64(clock, wide) == 0, "clock %d", clock);
+		MUST(syscall(SYS_clock_gettime, clock, &after));
+		double now = (double)wide[0] + (double)wide[1] / 1e9;
+		CHECK(seconds(&before, 1e9) <= now && now <= seconds(&after, 1e9), "clock %d says %f", clock, now);
+	}
+}
+
+static void check_functions(const struct functions *vdso)
+{
+	static const clockid_t clocks[] = { CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE, CLOCK_BOOTTIME,
+		                            CLOCK_PROCESS_CPUTIME_ID };
+	struct kernel_time said, wanted;
+	unsigned cpu = 1u << 30;
+	for (size_t i = 0; i < LENGTH(clocks); i++)
+		check_clock(vdso, clocks[i]);
+	CHECK(vdso->clock_gettime(77, &said) != 0, "there is no clock 77");
+	CHECK(vdso->clock_getres(CLOCK_MONOTONIC, &said) == 0, "clock_getres");
+	MUST(syscall(SYS_clock_getres, CLOCK_MONOTONIC, &wanted));
+	CHECK(said.part == wanted.part, "a resolution of %ld", said.part);
+	MUST(syscall(SYS_gettimeofday, &wanted, NULL));
+	CHECK(vdso->gettimeofday(&said, NULL) == 0, "gettimeofday");
+	CHECK(seconds(&said, 1e6) - seconds(&wanted, 1e6) < 60, "gettimeofday is %f late",
+	      seconds(&said, 1e6) - seconds(&wanted, 1e6));
+	CHECK(vdso->time(NULL) - wanted.seconds < 60 && vdso->time(NULL) >= wanted.seconds - 1, "time");
+	if (vdso->getcpu)
+		CHECK(vdso->getcpu(&cpu, NULL, NULL) == 0 && cpu < 4096, "processor %u", cpu);
+}
+
+CASE(functions)
+{
+	uintptr_t base = getauxval(AT_SYSINFO_EHDR);
+	struct functions before = find_all(base), after;
+	CHECK(before.clock_gettime && before.clock_getres && before.gettimeofday && before.time, "the functions");
+	check_functions(&before);
+	checkpoint();
+	CHECK(getauxval(AT_SYSINFO_EHDR) == base, "the auxiliary vector");
+	check_functions(&before);
+	after = find_all(base);
+	CHECK(memcmp(&before, &after, sizeof(before)) == 0, "the symbols");
+	check_functions(&after);
+}
+
+enum { THREADS = 3 };
+static struct functions shared;
+static volatile uint32_t rounds[THREADS], stop, ticks;
+
+static void tick(int signal)
+{
+	struct kernel_time now;
+	(void)signal;
+	CHECK(shared.clock_gettime(CLOCK_REALTIME, &now) == 0, "in a handler");
+	ticks++;
+}
+
+static void *read_clock(void *argument)
+{
+	volatile uint32_t *own = argument;
+	struct kernel_time last, now;
+	sigset_t mask;
+	sigemptyset(&mask);
+	sigaddset(&mask, SIGALRM);
+	pthread_sigmask(SIG_UNBLOCK, &mask, NULL);
+	shared.clock_gettime(CLOCK_REALTIME, &last);
+	while (!stop) {
+		CHECK(shared.clock_gettime(CLOCK_REALTIME, &now) == 0, "clock_gettime");
+		CHECK(seconds(&now, 1e9) >= seconds(&last, 1e9), "from %f back to %f", seconds(&last, 1e9),
+		      seconds(&now, 1e9));
+		last = now;
+		++*own;
+	}
+	return NULL;
+}
+
+/* Threads that are in a function most of the time, and take signals there. */
+CASE(threads)
+{
+	pthread_t threads[THREADS];
+	uint32_t before[THREADS], ticked;
+	struct sigaction action = { .sa_handler = tick, .sa_flags = SA_RESTART };
+	struct itimerval every = { { 0, 3000 }, { 0, 3000 } };
+	sigset_t mask;
+	shared = find_all(getauxval(AT_SYSINFO_EHDR));
+	sigemptyset(&mask);
+	sigaddset(&mask, SIGALRM);
+	sigprocmask(SIG_BLOCK, &mask, NULL);
+	MUST(sigaction(SIGALRM, &action, NULL));
+	for (int i = 0; i < THREADS; i++)
+		MUST0(pthread_create(&threads[i], NULL, read_clock, (void *)&rounds[i]));
+	MUST(setitimer(ITIMER_REAL, &every, NULL));
+	checkpoint();
+	ticked = ticks;
+	for (int i = 0; i < THREADS; i++)
+		before[i] = rounds[i];
+	for (int i = 0; i < THREADS; i++)
+		while (rounds[i] == before[i])
+			sched_yield();
+	while (ticks == ticked)
+		sched_yield();
+	stop = 1;
+	for (int i = 0; i < THREADS; i++)
+		MUST0(pthread_join(threads[i], NULL));
+}
+
+/* struct sigaction as the kernel of this ABI has it. */
+struct kernel_sigaction {
+	void *handler;
+	unsigned long flags;
+	void *restorer;
+	uint64_t mask;
+} __attribute__((packed));
+
+static volatile int handled;
+
+static void checkpoint_in_handler(int signal)
+{
+	handled = signal;
+	checkpoint();
+}
+
+/* Without a restorer ia32 returns from a handler through the vDSO, whose address is in the frame. */
+CASE(frame)
+{
+	struct kernel_sigaction found, wanted = { .handler = checkpoint_in_handler };
+#ifdef __x86_64__
+	MUST(syscall(SYS_rt_sigaction, SIGUSR1, NULL, &found, 8));
+	wanted.flags = found.flags;
+	wanted.restorer = found.restorer;
+#endif
+	MUST(syscall(SYS_rt_sigaction, SIGHUP, &wanted, &found, 8));
+	MUST(kill(getpid(), SIGHUP));
+	CHECK(handled == SIGHUP, "the handler");
+	sigset_t mask;
+	sigprocmask(SIG_SETMASK, NULL, &mask);
+	CHECK(!sigismember(&mask, SIGHUP), "the mask after the handler");
+}
+
+#ifdef __i386__
+/* getpid by the bare instruction: the kernel returns to its vDSO, which takes three words off the stack. */
+static int sysenter_getpid(void)
+{
+	int result;
+	__asm__ volatile("call 1f\n jmp 2f\n"
+			 "1: push %%ecx\n push %%edx\n push %%ebp\n mov %%esp, %%ebp\n sysenter\n"
+			 "2:\n"
+			 : "=a"(result)
+			 : "0"(SYS_getpid)
+			 : "memory");
+	return result;
+}
+
+static bool has_sysenter(void)
+{
+	unsigned eax, vendor[3];
+	__cpuid(0, eax, vendor[0], vendor[2], vendor[1]);
+	return memcmp(vendor, "GenuineIntel", 12) == 0;
+}
+
+/* Where the C library enters the kernel. */
+static void set_entry(void *entry)
+{
+	__asm__ volatile("movl %0, %%gs:0x10" : : "r"(entry) : "memory");
+}
+#endif
+
+/* A bare sysenter; x86_64 code does not go through the vDSO. */
+CASE(sysenter)
+{
+#ifdef __i386__
+	if (has_sysenter())
+		CHECK(sysenter_getpid() == getpid(), "before");
+#endif
+	checkpoint();
+#ifdef __i386__
+	if (has_sysenter())
+		CHECK(sysenter_getpid() == getpid(), "after");
+#endif
+}
+
+struct area {
+	uintptr_t start, end;
+};
+
+static struct area area_of(const char *name)
+{
+	char line[256];
+	struct area found = { 0, 0 };
+	FILE *maps = fopen("/proc/self/maps", "r");
+	while (maps && fgets(line, sizeof(line), maps)) {
+		line[strcspn(line, "\n")] = 0;
+		size_t length = strlen(line), wanted = strlen(name);
+		if (length > wanted && strcmp(line + length - wanted, name) == 0)
+			sscanf(line, "%lx-%lx", (unsigned long *)&found.start, (unsigned long *)&found.end);
+	}
+	if (maps)
+		fclose(maps);
+	return found;
+}
+
+static const char *const names[] = { "[vvar]", "[vvar_vclock]", "[vdso]" };
+
+/* No library code between the move and the new entry. */
+static long bare_call(long number, long a, long b, long c, long d, long e)
+{
+	long result;
+#ifdef __x86_64__
+	register long r10 __asm__("r10") = d;
+	register long r8 __asm__("r8") = e;
+	__asm__ volatile("syscall"
+			 : "=a"(result)
+			 : "0"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
+			 : "rcx", "r11", "memory");
+#else
+	__asm__ volatile("int $0x80"
+			 : "=a"(result)
+			 : "0"(number), "b"(a), "c"(b), "d"(c), "S"(d), "D"(e)
+			 : "memory");
+#endif
+	return result;
+}
+
+CASE(moved)
+{
+	struct area areas[LENGTH(names)], vdso = area_of("[vdso]");
+	uintptr_t lowest = UINTPTR_MAX;
+	for (size_t i = 0; i < LENGTH(names); i++) {
+		areas[i] = area_of(names[i]);
+		if (areas[i].start && areas[i].start < lowest)
+			lowest = areas[i].start;
+	}
+	/* A range that is free now. */
+	char *room = map_anonymous(vdso.end - lowest + 2 * PAGE);
+	uintptr_t by = (uintptr_t)room + PAGE - lowest;
+	MUST(munmap(room, vdso.end - lowest + 2 * PAGE));
+#ifdef __i386__
+	char *entry = find(vdso.start, "__kernel_vsyscall");
+#endif
+	for (size_t i = 0; i < LENGTH(names); i++) {
+		size_t length = areas[i].end - areas[i].start;
+		if (length && bare_call(SYS_mremap, areas[i].start, length, length, MREMAP_MAYMOVE | MREMAP_FIXED,
+		                        areas[i].start + by) != (long)(areas[i].start + by))
+			_exit(3);
+	}
+#ifdef __i386__
+	set_entry(entry + by);
+#endif
+	struct functions moved = find_all(vdso.start + by);
+	check_functions(&moved);
+	checkpoint();
+	check_functions(&moved);
+}
+
+#ifdef __i386__
+__asm__("enter_by_int: int $0x80\n ret\n"
+	"return_by_int: mov $173, %eax\n int $0x80");
+extern char enter_by_int[], return_by_int[];
+
+/* A C library of ia32 has its handlers return through the vDSO. */
+static void set_restorer(int signal)
+{
+	struct kernel_sigaction action;
+	MUST(syscall(SYS_rt_sigaction, signal, NULL, &action, 8));
+	action.flags |= SA_SIGINFO | 0x04000000;
+	action.restorer = return_by_int;
+	MUST(syscall(SYS_rt_sigaction, signal, &action, NULL, 8));
+}
+#endif
+
+CASE(unmapped)
+{
+	struct area areas[LENGTH(names)];
+	for (size_t i = 0; i < LENGTH(names); i++)
+		areas[i] = area_of(names[i]);
+#ifdef __i386__
+	set_entry(enter_by_int);
+	set_restorer(SIGUSR1);
+#endif
+	for (size_t i = 0; i < LENGTH(names); i++)
+		if (areas[i].start)
+			MUST(munmap((void *)areas[i].start, areas[i].end - areas[i].start));
+	checkpoint();
+	CHECK(area_of("[vdso]").start == 0, "it has one again");
+}
