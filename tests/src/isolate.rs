@@ -81,7 +81,7 @@ fn outside(limit: Duration, test: &str) -> crate::Result {
     let mut child = Command::new("unshare")
         .args(["--pid", "--net", "--ipc", "--fork", "--mount-proc", "--kill-child", "--"])
         .arg(std::env::current_exe()?)
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .args(["--exact", test, "--include-ignored", "--nocapture", "--test-threads=1"])
         .env_remove("RUST_BACKTRACE")
         .env(INSIDE, test)
         .env("CRR_BIN", crr)
