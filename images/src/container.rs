@@ -67,7 +67,8 @@ impl Kind {
     pub const fn version(self) -> u16 {
         match self {
             Self::Tree | Self::Files => 4,
-            Self::Inventory | Self::Memory => 2,
+            Self::Memory => 3,
+            Self::Inventory => 2,
             Self::Pages => 1,
         }
     }

@@ -4,6 +4,7 @@
 //! gather its pages from the tasks into a buffer of their own, take the checksum while they are in the cache and write
 //! the block. So nothing is copied more than once in memory, and no order has to be kept.
 
+use super::frames::{Frames, Stretch};
 use crate::progress::Progress;
 use crate::ptrace;
 use crate::resource::memory::SharedObject;
@@ -63,41 +64,30 @@ impl Contents {
         run
     }
 
-    /// The pages of a task's private areas that differ from their backing.
-    pub(super) fn find_private(&mut self, source: usize, pagemap: &File, vmas: &[Vma]) -> Result<Vec<Run>> {
-        let private: Vec<&Vma> = vmas
-            .iter()
-            .filter(|vma| matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..)))
-            .collect();
-        let (Some(first), Some(last)) = (private.first(), private.last()) else { return Ok(Vec::new()) };
-        let mut runs: Vec<Run> = Vec::new();
-        let mut areas = private.iter().peekable();
-        let found = |from: u64, to: u64| {
-            while areas.next_if(|vma| vma.end.0 <= from).is_some() {}
-            // A range can span areas; the last of them is looked at again for the next range.
-            let mut at = areas.clone();
-            while let Some(vma) = at.next().filter(|vma| vma.start.0 < to) {
-                let (start, end) = (from.max(vma.start.0), to.min(vma.end.0));
-                let forced = vma.prot & PROT_READ == 0;
-                match runs.last_mut() {
-                    // Present and swapped pages of one area come as separate ranges.
-                    Some(run) if end_of(run) == start && start > vma.start.0 => self.extend(run, end),
-                    _ => runs.push(self.push(source, start, end, forced)),
-                }
-            }
+    /// The pages of a task's private areas that differ from their backing. With `frames`, those that another task has stored
+    /// already are not stored again.
+    pub(super) fn find_private(
+        &mut self,
+        source: usize,
+        pagemap: File,
+        vmas: &[Vma],
+        frames: Option<&mut Frames>,
+    ) -> Result<Vec<Run>> {
+        let ranges = private_ranges(&pagemap, vmas)?;
+        let Some(frames) = frames else {
+            return Ok(ranges.iter().map(|r| self.push(source, r.start, r.end, r.forced)).collect());
         };
-        scan(pagemap, first.start.0, last.end.0, &private, found)?;
-        Ok(runs)
-    }
-
-    /// Lengthens the newest run.
-    fn extend(&mut self, run: &mut Run, end: u64) {
-        let more = (end - end_of(run)) / PAGE_SIZE;
-        run.pages += more;
-        self.pages += more;
-        if let Some(piece) = self.pieces.last_mut() {
-            piece.run.pages = run.pages;
+        frames.add_task(pagemap);
+        let mut runs = Vec::new();
+        for range in ranges {
+            for Stretch { start, pages, stored } in frames.split(range.start, range.end, self.pages)? {
+                runs.push(match stored {
+                    Some(first_page) => Run { start: Addr(start), pages, first_page },
+                    None => self.push(source, start, start + pages * PAGE_SIZE, range.forced),
+                });
+            }
         }
+        Ok(runs)
     }
 
     /// The touched pages of a shared memory object.
@@ -230,10 +220,6 @@ const STEP_PAGES: u64 = 32;
 
 const PROT_READ: u32 = 1;
 
-fn end_of(run: &Run) -> u64 {
-    run.start.0 + run.pages * PAGE_SIZE
-}
-
 /// lseek to data or to a hole; `None` when there is none behind.
 fn seek(file: &File, offset: u64, whence: Whence) -> Result<Option<u64>> {
     match nix::unistd::lseek(file, i64::try_from(offset)?, whence) {
@@ -300,6 +286,40 @@ fn read_padded(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<(
         }
     }
     Ok(())
+}
+
+/// Pages of one private area.
+struct PageRange {
+    start: u64,
+    end: u64,
+    /// The area is not readable.
+    forced: bool,
+}
+
+/// Pages of private areas that differ from their backing.
+fn private_ranges(pagemap: &File, vmas: &[Vma]) -> Result<Vec<PageRange>> {
+    let private: Vec<&Vma> = vmas
+        .iter()
+        .filter(|vma| matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..)))
+        .collect();
+    let (Some(first), Some(last)) = (private.first(), private.last()) else { return Ok(Vec::new()) };
+    let mut ranges: Vec<PageRange> = Vec::new();
+    let mut areas = private.iter().peekable();
+    let found = |from: u64, to: u64| {
+        while areas.next_if(|vma| vma.end.0 <= from).is_some() {}
+        // A range can span areas; the last of them is looked at again for the next range.
+        let mut at = areas.clone();
+        while let Some(vma) = at.next().filter(|vma| vma.start.0 < to) {
+            let (start, end) = (from.max(vma.start.0), to.min(vma.end.0));
+            match ranges.last_mut() {
+                // Present and swapped pages of one area come as separate ranges.
+                Some(range) if range.end == start && start > vma.start.0 => range.end = end,
+                _ => ranges.push(PageRange { start, end, forced: vma.prot & PROT_READ == 0 }),
+            }
+        }
+    };
+    scan(pagemap, first.start.0, last.end.0, &private, found)?;
+    Ok(ranges)
 }
 
 /// Ranges of pages to store, by PAGEMAP_SCAN or, before Linux 6.7, by reading pagemap.

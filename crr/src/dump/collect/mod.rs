@@ -6,6 +6,7 @@ mod abi;
 mod ask;
 mod task;
 
+use super::frames::Frames;
 use super::freeze::{DeadTask, Frozen, FrozenTask};
 use super::guard::Unguarded;
 use super::known::{Known, Mates};
@@ -27,11 +28,11 @@ use crate::resource::tree::{self, Standing, Strangers};
 use crate::resource::{Refuse, deleted, memory, program, seccomp, sharing, zombie};
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result, bail};
-use images::Pid;
 use images::file::Files;
 use images::memory::{Memory, Space, Vdso};
 use images::sharing::Shares;
-use images::task::{Tree, Zombie};
+use images::task::{Task, Tree, Zombie};
+use images::{Abi, Pid};
 use nix::sys::stat::SFlag;
 use shared::plan::family::{self, Kind};
 use shared::plan::tree::Place;
@@ -160,7 +161,7 @@ pub(super) fn collect(
     tables.backings.refuse_outsiders(&pids, &mut refusals)?;
     tables.paths.deleted().refuse_outsiders(&pids, &mut refusals)?;
     refusals.finish("dump")?;
-    let (memory, mut contents) = find_contents(frozen, spaces, tables.backings, tables.vdsos)?;
+    let (memory, mut contents) = find_contents(frozen, &tasks, spaces, tables.backings, tables.vdsos)?;
     let (mut paths, deleted, helpers) = tables.paths.into_list()?;
     for deleted::Found { path, file, .. } in deleted {
         let record = &mut paths[path.0 as usize];
@@ -264,20 +265,17 @@ fn look_at_zombies(
 /// Finds all page contents that have to be stored, and gives each its place in the page file.
 fn find_contents(
     frozen: &Frozen,
+    tasks: &[Task],
     mut spaces: Vec<Space>,
     backings: memory::Backings,
     vdsos: Vec<Vdso>,
 ) -> Result<(Memory, Contents)> {
-    let mut contents = Contents::default();
-    let occupied = frozen.tasks.iter().zip(&mut spaces).filter(|(_, space)| !space.vmas.is_empty());
-    for (task, space) in occupied {
-        let pagemap = File::from(task.dir.open("pagemap").context("open pagemap")?);
-        let memory = File::from(task.dir.open("mem").context("open mem")?);
-        let source = contents.add_task(task.deputy(), memory);
-        space.runs = contents
-            .find_private(source, &pagemap, &space.vmas)
-            .with_context(|| format!("task {}: look for pages", task.pid))?;
+    let mut contents = find_private(frozen, tasks, &mut spaces, Some(Frames::default()))?;
+    if contents.is_none() {
+        log::warn!("the kernel moved pages that tasks share: what they share is not kept");
+        contents = find_private(frozen, tasks, &mut spaces, None)?;
     }
+    let mut contents = contents.unwrap_or_default();
     let mut shared = Vec::with_capacity(backings.shared.len());
     for object in backings.shared {
         shared.push(contents.add_shared(object).context("look for pages of shared memory")?);
@@ -285,4 +283,31 @@ fn find_contents(
     let page_count = contents.page_count();
     let memory = Memory { spaces, shared, vdsos, page_count, block_crcs: Vec::new() };
     Ok((memory, contents))
+}
+
+/// The contents of private memory. With `frames`, each page that several tasks share once; nothing if the kernel moved such
+/// pages meanwhile.
+fn find_private(
+    frozen: &Frozen,
+    tasks: &[Task],
+    spaces: &mut [Space],
+    mut frames: Option<Frames>,
+) -> Result<Option<Contents>> {
+    let mut contents = Contents::default();
+    // Exec leaves nothing that could be shared with a task of another ABI.
+    let owners = |abi| tasks.iter().filter(|task| task.abi == abi && task.shares.memory.is_none()).count();
+    let related = [Abi::X86_64, Abi::Ia32].into_iter().filter(|&abi| owners(abi) > 1).collect::<Vec<_>>();
+    let occupied = frozen.tasks.iter().zip(tasks).zip(spaces).filter(|(_, space)| !space.vmas.is_empty());
+    for ((task, record), space) in occupied {
+        let pagemap = File::from(task.dir.open("pagemap").context("open pagemap")?);
+        let memory = File::from(task.dir.open("mem").context("open mem")?);
+        let source = contents.add_task(task.deputy(), memory);
+        let frames = frames.as_mut().filter(|_| related.contains(&record.abi));
+        space.runs = contents
+            .find_private(source, pagemap, &space.vmas, frames)
+            .with_context(|| format!("task {}: look for pages", task.pid))?;
+    }
+    let confirmed =
+        frames.map_or(Ok(true), |frames| frames.confirm()).context("look at shared pages again")?;
+    Ok(confirmed.then_some(contents))
 }

@@ -56,7 +56,7 @@ fn check_space(space: &Space, task: &Task, memory: &Memory, files: &Files) -> Ch
     // The auxv is pairs of words, ended by AT_NULL.
     let pair = 2 * task.abi.word();
     ensure!((space.auxv.len() as u64).is_multiple_of(pair), "auxv of {} bytes", space.auxv.len());
-    check_runs(&space.runs, memory)?;
+    check_private_runs(&space.runs, memory)?;
     let mut vmas = space.vmas.iter().peekable();
     for run in &space.runs {
         while vmas.next_if(|vma| vma.end <= run.start).is_some() {}
@@ -103,25 +103,38 @@ fn check_offset(offset: u64, len: u64) -> Check {
     Ok(())
 }
 
-/// Runs rise in address and in the page file without overlap, and stay inside the page file.
+/// Runs of an object rise in address and in the page file without overlap, and stay inside the page file.
 pub(super) fn check_runs(runs: &[Run], memory: &Memory) -> Check {
-    let (mut address, mut page) = (0, 0);
+    check_private_runs(runs, memory)?;
+    let mut page = 0;
+    for run in runs {
+        ensure!(run.first_page >= page, "contents at {}: out of order", run.start);
+        page = run.first_page + run.pages;
+    }
+    Ok(())
+}
+
+/// Runs of private memory rise in address without overlap, and lie anywhere in the page file: several tasks can have the
+/// same pages.
+fn check_private_runs(runs: &[Run], memory: &Memory) -> Check {
+    let mut address = 0;
     for run in runs {
         let start = run.start;
         ensure!(start.0 % PAGE_SIZE == 0, "contents at {start}: not page-aligned");
         ensure!(run.pages > 0, "contents at {start}: no page");
         let last = run.first_page.checked_add(run.pages).filter(|last| *last <= memory.page_count);
-        let Some(last) = last else {
-            return Err(format!(
-                "contents at {start}: pages {}+{} of {}",
-                run.first_page, run.pages, memory.page_count
-            ));
-        };
+        ensure!(
+            last.is_some(),
+            "contents at {start}: pages {}+{} of {}",
+            run.first_page,
+            run.pages,
+            memory.page_count
+        );
         // The page count is bounded by now, so that the product is.
         let end = start.0.checked_add(run.pages * PAGE_SIZE);
         let Some(end) = end else { return Err(format!("contents at {start}: end beyond all addresses")) };
-        ensure!(start.0 >= address && run.first_page >= page, "contents at {start}: out of order");
-        (address, page) = (end, last);
+        ensure!(start.0 >= address, "contents at {start}: out of order");
+        address = end;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use images::container::Kind;
 use images::event::{Eventfd, Notify, Timerfd, Watch};
 use images::external::ExternalKind;
 use images::file::{Deleted, OtherName, Target};
+use images::id::PAGE_SIZE;
 use images::inet::{InetProtocol, InetSocket, InetState};
 use images::inotify::Inotify;
 use images::late::{Process, TaskFile};
@@ -594,7 +595,12 @@ fn page_map() {
     refused(&format!("{task} 0x9000000: pages 18446744073709551615+1 of 6"), |s| {
         runs(s, |run| run.first_page = u64::MAX);
     });
-    refused(&format!("{task} 0x9000000: out of order"), |s| runs(s, |run| run.first_page = 0));
+    let object = |s: &mut Sample| {
+        let run = s.memory.shared[0].runs[0];
+        s.memory.shared[0].size += PAGE_SIZE;
+        s.memory.shared[0].runs.push(Run { start: run.start.offset(run.pages * PAGE_SIZE), ..run });
+    };
+    refused("memory.img: shared#0: contents at 0x2000: out of order", object);
     refused(&format!("{task} 0x8049000: out of order"), |s| runs(s, |run| run.start = Addr(0x0804_9000)));
     refused(&format!("{task} 0xfffffffffffff000: end beyond all addresses"), |s| {
         runs(s, |run| run.start = Addr(u64::MAX - 4095));
@@ -607,6 +613,13 @@ fn page_map() {
         s.memory.spaces[0].runs.pop();
         runs(s, |run| (run.start, run.pages) = (Addr(0x090c_7000), 2));
     });
+}
+
+#[test]
+fn pages_can_belong_to_several_tasks() {
+    let mut sample = Sample::golden();
+    sample.memory.spaces[0].runs[1].first_page = 0;
+    records(&sample.inventory, &sample.tree, &sample.files, &sample.memory).unwrap();
 }
 
 #[test]
