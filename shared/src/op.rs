@@ -40,6 +40,13 @@ pub enum Op<'a> {
         /// Byte offset in the file.
         offset: u64,
     },
+    /// munmap.
+    Unmap {
+        /// Address.
+        addr: u64,
+        /// Bytes.
+        len: u64,
+    },
     /// Read page contents from the page file.
     Fill {
         /// Address.

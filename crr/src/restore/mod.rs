@@ -38,7 +38,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use open::Opened;
-use prepare::Preparation;
+use prepare::{Descent, Preparation};
 use serve::Served;
 use shared::plan::tree::OUTSIDE;
 use stand_in::StandIn;
@@ -175,16 +175,21 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
         lives.insert(abi, machine::live(abi)?);
     }
     let environment = Environment::read()?;
-    let schedule = resource::tree::schedule(&checkpoint.tree)?;
-    preflight::preflight(&checkpoint, &schedule, &environment, &lives, &given, options).finish("restore")?;
+    let descent = Descent::plain(&checkpoint)?;
+    preflight::preflight(&checkpoint, &descent.schedule, &environment, &lives, &given, options)
+        .finish("restore")?;
     process::close_on_exec_from(3).context("close_range")?;
-    let preparation = prepare::prepare(
-        &checkpoint,
-        schedule,
-        &lives,
-        &environment,
-        needs_stand_in(&checkpoint.tree, options),
-    )?;
+    let stand_in = needs_stand_in(&checkpoint.tree, options);
+    let prepare = |descent| prepare::prepare(&checkpoint, descent, &lives, &environment, stand_in);
+    let sharing = descent.with_pages(&checkpoint).and_then(|descent| descent.map(prepare).transpose());
+    let preparation = match sharing {
+        Ok(Some(preparation)) => preparation,
+        Ok(None) => prepare(descent)?,
+        Err(e) => {
+            log::warn!("tasks get copies of the pages that they shared: {e:#}");
+            prepare(descent)?
+        }
+    };
     let programs = preparation.tasks.iter().filter_map(|task| task.program.as_ref());
     let needs = programs.flat_map(|program| program.needs.iter().copied());
     let opened = Opened::open(&checkpoint, given, &options.sockets, needs)?;

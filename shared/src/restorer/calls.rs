@@ -39,6 +39,7 @@ pub(super) fn syscall_address() -> u64 {
 pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
     match *op {
         Op::Map { addr, len, prot, flags, fd, offset } => map(session, addr, len, prot, flags, fd, offset),
+        Op::Unmap { addr, len } => plain(nr::__NR_munmap, addr, &[size(addr)?, size(len)?]),
         Op::Protect { addr, len, prot } => {
             plain(nr::__NR_mprotect, addr, &[size(addr)?, size(len)?, prot as usize])
         }
