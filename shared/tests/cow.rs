@@ -282,3 +282,19 @@ proptest! {
         }
     }
 }
+
+/// However long a chain of forks is, no program restores more than some of it: plans lie inside of each other.
+#[test]
+fn long_chains_are_cut() {
+    let mut tasks = history(&[Event::Write { task: 0, page: 10, pages: 4 }]);
+    for parent in 0..400 {
+        tasks.push((parent, tasks[0].1.clone()));
+    }
+    let tree = tree(&tasks);
+    let spaces: Vec<Space> = tasks.iter().map(|(_, memory)| space(memory)).collect();
+    let makings = family::makings(&tree.tasks).unwrap();
+    let makings = kin::with_pages(&tree, &spaces, &BTreeSet::new(), &makings);
+    let cloned = makings.iter().rev().take_while(|&&making| making != Making::Forked).count();
+    assert!((1..100).contains(&cloned), "{cloned} generations");
+    assert!(makings[..300].iter().all(|&making| making == Making::Forked));
+}

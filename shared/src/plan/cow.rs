@@ -60,7 +60,7 @@ impl Base {
         self.pages = self.pages.under(pages);
     }
 
-    /// Leaves the areas that begin a list as they are, and takes all others away.
+    /// Keeps these areas, and takes away all else.
     fn keep(&mut self, ops: &mut Vec<u8>, kept: Vec<Vma>) {
         for range in uncovered(&self.areas, &kept) {
             op::push(ops, &Op::Unmap { addr: range.start, len: range.len() });
@@ -128,7 +128,9 @@ impl Planner<'_> {
         let own = &self.forest.spaces[index].vmas;
         for area in self.forest.areas(index) {
             // Where one as large as others would have it cannot be kept, perhaps the own ones can.
-            let inside = own.iter().filter(|vma| is_mapped(vma) && contains(area, vma));
+            let from = own.partition_point(|vma| vma.end <= area.start);
+            let met = own[from..].iter().take_while(|vma| vma.start < area.end);
+            let inside = met.filter(|vma| is_mapped(vma) && contains(area, vma));
             let split = base.holder(area).is_none() && inside.clone().any(|vma| base.holder(vma).is_some());
             let parts: Vec<&Vma> = if split { inside.collect() } else { vec![area] };
             for part in parts {
@@ -160,8 +162,8 @@ impl Planner<'_> {
     }
 }
 
-/// The areas of each task, as large as those who come from it have them where these are to find pages there. Nothing for those
-/// whose makings say nothing of pages.
+/// The areas of each task, as large as those who come from it have them where these are to find pages there. Nothing for tasks
+/// that neither clone others nor are cloned.
 pub(super) fn areas(makings: &[Making], spaces: &[Space], inherited: &[Extents]) -> Vec<Vec<Vma>> {
     let mut children: Vec<Vec<usize>> = vec![Vec::new(); makings.len()];
     for (index, making) in makings.iter().enumerate() {
@@ -171,8 +173,7 @@ pub(super) fn areas(makings: &[Making], spaces: &[Space], inherited: &[Extents])
     }
     let mut all: Vec<Vec<Vma>> = vec![Vec::new(); makings.len()];
     for index in (0..makings.len()).rev() {
-        let made = matches!(makings[index], Making::Cloned { .. });
-        if !made && children[index].is_empty() {
+        if makings[index] == Making::Forked && children[index].is_empty() {
             continue;
         }
         let mut areas: Vec<Vma> = spaces[index].vmas.iter().filter(|vma| is_mapped(vma)).cloned().collect();

@@ -19,6 +19,9 @@ const CLONE_PARENT: u64 = 0x8000;
 /// How far up somebody is looked for who shares pages that those between have changed.
 const GENERATIONS: usize = 8;
 
+/// How many generations of tasks come from one program: each lies in the plan of the one before.
+const DEPTH: u32 = 50;
+
 /// The makings of a tree with its copy-on-write sharing, from those without ([`super::family::makings`]). `without` are
 /// the tasks that have let go of the terminal that controls their session.
 #[must_use]
@@ -26,14 +29,21 @@ pub fn with_pages(tree: &Tree, spaces: &[Space], without: &BTreeSet<Pid>, making
     let kin = Kin::of(tree, spaces, without, makings);
     let count = makings.len();
     let mut tied = vec![None; count];
-    for (index, tie) in tied.iter_mut().enumerate().skip(1) {
-        *tie = kin.maker(index).filter(|_| kin.may_share(index));
+    for index in 1..count {
+        // A sibling that is cloned by one itself would be one generation more.
+        let sibling = |task: usize, maker: usize| kin.parents[task] != Some(maker);
+        let nested = |maker: usize| tied[maker].is_some_and(|other| sibling(maker, other));
+        let maker = kin.maker(index).filter(|&maker| !(sibling(index, maker) && nested(maker)));
+        tied[index] = maker.filter(|_| kin.may_share(index));
     }
     // From the leaves up: whether a task, and all below it, can be cloned.
     let mut possible: Vec<bool> = (0..count).map(|index| kin.can_be_cloned(index)).collect();
+    let mut heights = vec![1; count];
     for index in (1..count).rev() {
+        possible[index] &= heights[index] <= DEPTH;
         if let Some(parent) = kin.parents[index] {
             possible[parent] &= possible[index];
+            heights[parent] = heights[parent].max(heights[index] + 1);
         }
     }
     let mut cloned = vec![false; count];
