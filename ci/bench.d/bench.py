@@ -9,6 +9,9 @@ its rounds.
   dump-peak,      peak resident memory of the tool, MiB
   restore-peak
   images          bytes in all images, MiB
+
+Rows of memory are also compared with what the machine can do at best: as many bytes, copied by all its processors
+from memory into a new file, and from that into new memory ("copy").
 """
 
 import argparse
@@ -35,15 +38,24 @@ ROWS = {
     "tiny/x86_64": ("load64", "memory", 1),
     "memory-1g/ia32": ("load32", "memory", 1024),
     "memory-2g/x86_64": ("load64", "memory", 2048),
+    "memory-2g-8/x86_64": ("load64", "eight", 2048),
+    "memory-8g/x86_64": ("load64", "memory", 8192),
+    "memory-8g-8/x86_64": ("load64", "eight", 8192),
+    "sparse-1g/x86_64": ("load64", "sparse", 1024),
     "threads-100/ia32": ("load32", "threads", 100),
     "threads-100/x86_64": ("load64", "threads", 100),
     "tasks-200/mixed": ("load64", "tasks", 200),
     "tasks-1000/mixed": ("load64", "tasks", 1000),
     "fds-1000/ia32": ("load32", "fds", 1000),
     "fds-1000/x86_64": ("load64", "fds", 1000),
+    "fds-10000/x86_64": ("load64", "fds", 10000),
+    "connections-5000/ia32": ("load32", "connections", 5000),
+    "connections-5000/x86_64": ("load64", "connections", 5000),
     "vmas-10000/ia32": ("load32", "vmas", 10000),
     "vmas-10000/x86_64": ("load64", "vmas", 10000),
 }
+# The kinds of load that are memory before all, by MiB.
+MEMORY = ("memory", "sparse", "eight")
 MEASURES = ["dump", "restore", "frozen", "dump-peak", "restore-peak", "images"]
 PATIENCE = 120
 
@@ -157,7 +169,8 @@ def one_round(work, row, tool):
     load = Load(work, row)
     try:
         measured = {}
-        dump = [tool, "dump", "-t", str(load.pid), "-D", images]
+        options = ["--tcp-established"] if ROWS[row][1] == "connections" else []
+        dump = [tool, "dump", "-t", str(load.pid), "-D", images, *options]
         load.beats(10)
         images.mkdir()
         load.start_watch()
@@ -169,7 +182,7 @@ def one_round(work, row, tool):
         alone()
         sizes = [f.stat().st_size for f in images.rglob("*") if f.is_file() and f.suffix != ".log"]
         measured["images"] = sum(sizes) / 2**20
-        measured["restore"], measured["restore-peak"] = run(work, [tool, "restore", "-D", images, "-d"])
+        measured["restore"], measured["restore-peak"] = run(work, [tool, "restore", "-D", images, "-d", *options])
         load.beats(2)
         load.verify()
         return measured
@@ -178,15 +191,24 @@ def one_round(work, row, tool):
         shutil.rmtree(images, ignore_errors=True)
 
 
-def enough_memory(row):
-    """The load, its images and a restore that fills it again."""
+def copy_limit(work, row):
+    """Milliseconds for a plain copy to a file, and back, of as much memory as a row has."""
     _, kind, number = ROWS[row]
-    need = 3 * number if kind == "memory" else 512
+    if kind not in MEMORY or number < 64:
+        return {}
+    said = subprocess.run([work / "copy", work / "copied", str(number)], check=True, capture_output=True, timeout=PATIENCE)
+    return dict(zip(("dump", "restore"), map(float, said.stdout.split())))
+
+
+def enough_memory(row):
+    """The load and its images: one of them is gone while the other one is made."""
+    _, kind, number = ROWS[row]
+    need = 2 * number + 1024 if kind in MEMORY else 512
     available = int(re.search(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text())[1]) // 1024
     return need < available
 
 
-def show(row, medians):
+def show(row, medians, limits):
     names = list(medians)
     for measure in MEASURES:
         values = [medians[name].get(measure) for name in names]
@@ -194,6 +216,8 @@ def show(row, medians):
         ratio = ""
         if len(values) == 2 and None not in values and values[1]:
             ratio = f"{values[0] / values[1]:.2f}"
+        if measure in limits and values[0]:
+            ratio = f"{ratio:>9}   copy {limits[measure]:.1f}, {limits[measure] / values[0]:.0%} of it reached"
         print(f"{row:20} {measure:14}" + "".join(f"{text:>12}" for text in texts) + f"{ratio:>9}", flush=True)
         row = ""
 
@@ -228,7 +252,9 @@ def main():
             continue
         seen = rounds[row] = {name: [] for name in tools}
         broken = set()
+        copies = []
         for number in range(args.rounds):
+            copies.append(copy_limit(args.work, row))
             # Neither tool always has the warmer machine.
             for name in sorted(tools, reverse=number % 2 == 1):
                 if name in broken:
@@ -242,7 +268,7 @@ def main():
             name: {} if name in broken else {m: statistics.median(r[m] for r in list_) for m in MEASURES}
             for name, list_ in seen.items()
         }
-        show(row, medians)
+        show(row, medians, {measure: statistics.median(c[measure] for c in copies) for measure in copies[0]})
         failed += [row] if "crr" in broken else []
         for measure in ("dump", "restore", "frozen"):
             if all(measure in medians.get(name, {}) for name in ("crr", "criu")):

@@ -5,14 +5,18 @@
  * has is still right.
  *
  *   memory N   N MiB of private memory, every page with other contents
+ *   sparse N   the same, 64 KiB at a time, strewn over 100 GiB
+ *   eight N    the same in eight tasks, an eighth in each
  *   threads N  N threads, the first included
  *   tasks N    N tasks; every second one runs OTHER, this program built for the other ABI
  *   fds N      N descriptors, half of them files and half of them pipes
  *   vmas N     N areas of one page each
+ *   connections N  N TCP connections within itself, each with something on its way
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -23,6 +27,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -96,6 +101,70 @@ static void make_memory(void)
 }
 static int check_memory(void) { return pages_are(count << 8, 0); }
 
+/* A chunk of pages, and where it lies in a mapping of 100 GiB. */
+enum { chunk_pages = 16 };
+static const uint64_t sparse_size = 100ull << 30;
+
+static int sparse_is(int fill)
+{
+	long chunks = (count << 8) / chunk_pages;
+	uint64_t stride = sparse_size / (uint64_t)chunks / page * page;
+	for (long i = 0; i < chunks; i++)
+		for (long k = 0; k < chunk_pages; k++) {
+			uint64_t *at = (uint64_t *)(memory + (uint64_t)i * stride + (uint64_t)k * page);
+			if (!page_is(at, (uint64_t)(i * chunk_pages + k), fill))
+				return 0;
+		}
+	return 1;
+}
+static void make_sparse(void)
+{
+	need(sizeof(size_t) == 8, "100 GiB in 32 bits");
+	memory = mmap(NULL, (size_t)sparse_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+	              -1, 0);
+	need(memory != MAP_FAILED, "mmap");
+	sparse_is(1);
+}
+static int check_sparse(void) { return sparse_is(0); }
+
+/* A child checks its memory whenever it gets a byte, and answers with the verdict. */
+enum { parts = 8 };
+static int ask[parts][2], answer[2];
+
+static void make_eight(void)
+{
+	char byte = 0;
+	long pages = (count << 8) / parts;
+	need(pipe(answer) == 0, "pipe");
+	for (int i = 1; i < parts; i++) {
+		need(pipe(ask[i]) == 0, "pipe");
+		pid_t child = fork();
+		need(child >= 0, "fork");
+		if (child == 0) {
+			map((size_t)pages * page);
+			pages_are(pages, 1);
+			need(write(answer[1], &byte, 1) == 1, "answer");
+			while (read(ask[i][0], &byte, 1) == 1) {
+				byte = (char)pages_are(pages, 0);
+				need(write(answer[1], &byte, 1) == 1, "answer");
+			}
+			_exit(1);
+		}
+	}
+	map((size_t)pages * page);
+	pages_are(pages, 1);
+	for (int i = 1; i < parts; i++)
+		need(read(answer[0], &byte, 1) == 1, "a child does not start");
+}
+static int check_eight(void)
+{
+	char byte = 0;
+	int right = pages_are((count << 8) / parts, 0);
+	for (int i = 1; i < parts; i++)
+		right &= write(ask[i][1], &byte, 1) == 1 && read(answer[0], &byte, 1) == 1 && byte == 1;
+	return right;
+}
+
 static void make_vmas(void)
 {
 	map((size_t)count * page);
@@ -166,6 +235,39 @@ static int check_fds(void)
 	return 1;
 }
 
+static void make_connections(void)
+{
+	struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+	socklen_t length = sizeof address;
+	struct rlimit limit;
+	need(getrlimit(RLIMIT_NOFILE, &limit) == 0, "getrlimit");
+	limit.rlim_cur = limit.rlim_max;
+	need(setrlimit(RLIMIT_NOFILE, &limit) == 0, "setrlimit");
+	int listener = socket(AF_INET, SOCK_STREAM, 0);
+	need(bind(listener, (void *)&address, length) == 0 && listen(listener, 10) == 0, "listen");
+	need(getsockname(listener, (void *)&address, &length) == 0, "getsockname");
+	fds = calloc((size_t)count * 2, sizeof *fds);
+	for (long i = 0; i < count; i++) {
+		int *ends = fds + 2 * i;
+		ends[0] = socket(AF_INET, SOCK_STREAM, 0);
+		need(connect(ends[0], (void *)&address, length) == 0, "connect");
+		ends[1] = accept(listener, NULL, NULL);
+		need(ends[1] >= 0 && write(ends[i % 2], &i, sizeof i) == sizeof i, "a connection");
+	}
+}
+static int check_connections(void)
+{
+	for (long i = 0; i < count; i++) {
+		int *ends = fds + 2 * i;
+		long heard = -1;
+		if (read(ends[1 - i % 2], &heard, sizeof heard) != sizeof heard || heard != i)
+			return 0;
+		if (write(ends[i % 2], &i, sizeof i) != sizeof i)
+			return 0;
+	}
+	return 1;
+}
+
 static const char *other;
 
 static void make_tasks(void)
@@ -203,8 +305,10 @@ static const struct kind {
 	void (*make)(void);
 	int (*check)(void);
 } kinds[] = {
-	{"memory", make_memory, check_memory}, {"vmas", make_vmas, check_vmas}, {"threads", make_threads, check_threads},
-	{"fds", make_fds, check_fds},          {"tasks", make_tasks, check_tasks},
+	{"memory", make_memory, check_memory}, {"sparse", make_sparse, check_sparse},
+	{"eight", make_eight, check_eight},    {"vmas", make_vmas, check_vmas},
+	{"threads", make_threads, check_threads}, {"fds", make_fds, check_fds},
+	{"tasks", make_tasks, check_tasks},   {"connections", make_connections, check_connections},
 };
 
 static void live(const struct kind *kind)

@@ -74,8 +74,27 @@ fn unknown_features_exit_with_2_and_name_the_known() {
 }
 
 #[test]
+fn unknown_faults_exit_with_2_and_the_known_are_listed() {
+    for arguments in [["--fault", "earthquake"], ["--fault", "seize,earthquake:2"]] {
+        let output = crr(&[&["check"][..], &arguments].concat());
+        assert_eq!(output.status.code(), Some(2));
+        assert_eq!(
+            stderr(&output),
+            "crr: error: there is no fault `earthquake`\n  hint: `crr check --faults` lists them\n"
+        );
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_crr"));
+    let output = command.args(["check", "--faults"]).env("CRR_FAULT", "seize:0").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("seize:0"));
+    let output = crr(&["check", "--faults"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(stdout(&output).lines().any(|line| line.starts_with("seize ")));
+}
+
+#[test]
 fn help_goes_to_stdout_and_has_examples() {
-    for command in ["dump", "restore", "check", "show", "completions", "man"] {
+    for command in ["dump", "pre-dump", "dedup", "restore", "check", "show", "completions", "man"] {
         let output = crr(&[command, "--help"]);
         assert_eq!(output.status.code(), Some(0));
         assert!(stdout(&output).contains(&format!("Usage: crr {command}")), "{command}");

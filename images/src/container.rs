@@ -66,10 +66,11 @@ impl Kind {
     #[must_use]
     pub const fn version(self) -> u16 {
         match self {
-            Self::Tree | Self::Files => 4,
+            Self::Tree => 4,
+            Self::Files => 5,
+            Self::Inventory => 3,
             Self::Memory => 3,
-            Self::Inventory => 2,
-            Self::Pages => 1,
+            Self::Pages => 2,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Files that stay outside: not part of the checkpoint, given to the tree when it is restored.
 
+use crate::socket::UnixKind;
 use alloc::string::String;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
@@ -7,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// A file of which the checkpoint has only its key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct External {
-    /// What it goes by: `pipe:[INO]`, `file[MNT_ID:INODE]` or `tty[RDEV:DEV]`, the last two with hexadecimal numbers.
+    /// What it goes by: `pipe:[INO]`, `unix[INO]`, `file[MNT_ID:INODE]` or `tty[RDEV:DEV]`, the last two with hexadecimal numbers.
     pub key: String,
     /// What has to be given for it.
     pub kind: ExternalKind,
@@ -25,4 +26,6 @@ pub enum ExternalKind {
     File(u32),
     /// A terminal.
     Terminal,
+    /// A unix socket of this type.
+    UnixSocket(UnixKind),
 }

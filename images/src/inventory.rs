@@ -29,8 +29,40 @@ pub struct Inventory {
     pub xfeatures_in_use: u64,
     /// Where the components of the threads' extended state lie: places differ between processors.
     pub xstate_layout: Vec<StateComponent>,
+    /// The checkpoint that this one builds on.
+    pub parent: Option<Parent>,
+    /// It was made while the tree ran: page contents without a tree, for others to build on.
+    pub pre_dump: Option<PreDump>,
     /// All other files of the checkpoint.
     pub files: Vec<FileEntry>,
+}
+
+/// A checkpoint that another one builds on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    /// Its directory, as seen from that of the other.
+    #[serde(serialize_with = "crate::readable::text")]
+    pub dir: Vec<u8>,
+    /// The checksum in the trailer of its inventory.
+    pub crc: u32,
+}
+
+/// What tells which pages were written since.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreDump {
+    /// The process that keeps track of the tasks' memory.
+    pub keeper: Instance,
+    /// The tasks, in the order of [`crate::memory::Memory::spaces`].
+    pub tasks: Vec<Instance>,
+}
+
+/// A process, told from others that had its pid before or have it later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Instance {
+    /// Its pid.
+    pub pid: Pid,
+    /// Field 22 of `/proc/PID/stat`.
+    pub start_time: u64,
 }
 
 /// A component of the XSAVE area in the standard format, from CPUID leaf 0xd of the machine that dumped.

@@ -22,6 +22,9 @@ pub enum Process {
 /// A file or directory of `/proc/PID`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskFile {
+    /// Where the procfs is mounted that it was opened in: `/proc`, or another one that shows the same tasks.
+    #[serde(serialize_with = "crate::readable::text")]
+    pub procfs: Vec<u8>,
     /// A task, a zombie or a thread of the tree.
     pub pid: Pid,
     /// Its name in that directory; empty for the directory itself.

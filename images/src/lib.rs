@@ -32,6 +32,7 @@ pub mod seccomp;
 pub mod sharing;
 pub mod signal;
 pub mod socket;
+pub mod sysv;
 pub mod task;
 pub mod terminal;
 pub mod thread;

@@ -2,6 +2,7 @@
 
 use crate::attribute::AreaPolicy;
 use crate::id::{Abi, Addr, PathId, SharedId};
+use crate::sysv::Segment;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
@@ -10,18 +11,54 @@ use serde::{Deserialize, Serialize};
 pub struct Memory {
     /// One address space a task, in the order of [`crate::task::Tree::tasks`].
     pub spaces: Vec<Space>,
-    /// Anonymous memory that tasks share.
+    /// Memory without a file that tasks share.
     pub shared: Vec<Shared>,
     /// The vDSO of each ABI that a dumped task had mapped.
     pub vdsos: Vec<Vdso>,
-    /// Pages in `pages.img`.
+    /// Pages of the checkpoints that this one builds on. They are numbered from 0 on, those of the oldest first.
+    pub first_page: u64,
+    /// Pages in `pages.img`, numbered from `first_page` on.
     pub page_count: u64,
-    /// CRC-32C of each [`BLOCK_PAGES`] pages of `pages.img`, the last block possibly shorter.
+    /// Pages under one checksum: [`BLOCK_PAGES`], or 1 where others build on this, which use single pages.
+    pub block_pages: u64,
+    /// CRC-32C of each `block_pages` pages of `pages.img`, the last block possibly shorter.
     pub block_crcs: Vec<u32>,
+    /// How the pages are packed, if they are.
+    pub packing: Option<Packing>,
 }
 
 /// Pages covered by one checksum: 1 MiB.
 pub const BLOCK_PAGES: u64 = 256;
+
+/// Pages of a [`Chunk`]: 128 KiB, so that a processor packs what is still in its cache, and a page can be had without much around it.
+pub const CHUNK_PAGES: u64 = 32;
+
+/// Page contents that were made smaller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Packing {
+    /// How.
+    pub method: Method,
+    /// Where each [`CHUNK_PAGES`] pages lie, the last ones possibly fewer. They fill `pages.img`, in any order.
+    pub chunks: Vec<Chunk>,
+}
+
+/// How a chunk is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Method {
+    /// A block of LZ4, without a frame.
+    Lz4,
+    /// A frame of Zstandard.
+    Zstd,
+}
+
+/// Some pages in `pages.img`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chunk {
+    /// Its first byte.
+    pub place: u64,
+    /// Its bytes: as many as the pages have if these could not be made smaller and are there as they are.
+    pub size: u32,
+}
 
 /// One address space.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,6 +70,8 @@ pub struct Space {
     pub runs: Vec<Run>,
     /// Memory policies of private areas, by rising address, not overlapping.
     pub policies: Vec<AreaPolicy>,
+    /// Guard pages (MADV_GUARD_INSTALL), by rising address, not overlapping.
+    pub guards: Vec<Guard>,
     /// What `/proc/PID/stat` and brk(2) tell of the layout.
     pub layout: Layout,
     /// `/proc/PID/auxv`, as bytes in the layout of the task's ABI.
@@ -91,7 +130,7 @@ pub enum Backing {
     PrivateFile(PathId, u64),
     /// MAP_SHARED of a file, from a byte offset.
     SharedFile(PathId, u64),
-    /// MAP_SHARED | MAP_ANONYMOUS memory, from a byte offset of the object.
+    /// MAP_SHARED | MAP_ANONYMOUS memory or an attached segment of System V, from a byte offset of the object.
     Shared(SharedId, u64),
     /// The kernel's code page(s).
     Vdso,
@@ -131,20 +170,33 @@ pub mod vm {
     pub const ACCOUNTED: u32 = 1 << 12;
     /// `mw`: may be made writable, so a shared mapping came from a writable file.
     pub const MAY_WRITE: u32 = 1 << 13;
+    /// `sl`: sealed (mseal).
+    pub const SEALED: u32 = 1 << 14;
+    /// `dp`: MAP_DROPPABLE.
+    pub const DROPPABLE: u32 = 1 << 15;
 }
 
-/// Consecutive pages with their place in `pages.img`.
+/// Consecutive pages with their place in `pages.img`, or in that of a checkpoint that this one builds on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
     /// Address of the first page; for shared memory and files, the byte offset in the object.
     pub start: Addr,
     /// Number of pages, at least 1.
     pub pages: u64,
-    /// Index of the first page in `pages.img`.
+    /// Number of the first page: [`Memory::first_page`] is the first of `pages.img`.
     pub first_page: u64,
 }
 
-/// An anonymous shared memory object.
+/// Pages of one VMA that may not be touched, whatever its protection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guard {
+    /// First byte.
+    pub start: Addr,
+    /// One past the last byte.
+    pub end: Addr,
+}
+
+/// An object of shared memory without a file: anonymous, or a segment of System V.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shared {
     /// Its size in bytes.
@@ -153,6 +205,8 @@ pub struct Shared {
     pub ino: u64,
     /// Its contents; what lies between was never touched.
     pub runs: Vec<Run>,
+    /// What it is as a segment of System V, if it is one.
+    pub segment: Option<Segment>,
 }
 
 /// The vDSO code of one ABI, with the shape of the areas around it.

@@ -92,6 +92,14 @@ pub enum Peer {
         /// It was closed with data unread, and this socket has not been told yet (ECONNRESET).
         reset: bool,
     },
+    /// One outside of the tree, to which it is connected again.
+    Elsewhere {
+        /// Where that is: an absolute path, or a NUL and an abstract name.
+        #[serde(serialize_with = "crate::readable::text")]
+        address: Vec<u8>,
+        /// Who connects: what the other side will see.
+        connector: PeerCredentials,
+    },
 }
 
 /// Who stood at the other end when the connection was made.
@@ -120,7 +128,7 @@ pub struct SocketOption {
 }
 
 /// Something sent and not yet read: a datagram, or a part of a stream.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// Contents.
     #[serde(serialize_with = "crate::readable::text")]

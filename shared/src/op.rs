@@ -47,6 +47,24 @@ pub enum Op<'a> {
         /// Bytes.
         len: u64,
     },
+    /// shmat.
+    Attach {
+        /// Which segment.
+        id: i32,
+        /// Address.
+        addr: u64,
+        /// SHM_*.
+        flags: u32,
+    },
+    /// shmat wherever there is room, of which parts go to their places and the rest is detached.
+    AttachParts {
+        /// Which segment.
+        id: i32,
+        /// SHM_*.
+        flags: u32,
+        /// Address, bytes, and byte offset in the segment of each: 64-bit words, little endian.
+        parts: &'a [u8],
+    },
     /// Read page contents from the page file.
     Fill {
         /// Address.
@@ -90,6 +108,13 @@ pub enum Op<'a> {
         len: u64,
         /// MLOCK_ONFAULT or 0.
         flags: u32,
+    },
+    /// mseal.
+    Seal {
+        /// Address.
+        addr: u64,
+        /// Bytes.
+        len: u64,
     },
     /// mlockall: how mappings to come are locked.
     LockFuture(u32),

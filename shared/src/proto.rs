@@ -72,6 +72,8 @@ pub struct Start {
     /// Thread ids that the tree does not use, for threads that read page contents; then zeros. Their stacks lie above
     /// those of the task's threads.
     pub fillers: [u64; MAX_FILLERS],
+    /// The page file lies in memory and each page is read once: what has been read is to be given back.
+    pub pages_once: u64,
     /// Words that the tasks of this program share, whatever else they share: zeros, mapped here. None if this is 0.
     pub words_addr: u64,
     /// Working fds move to numbers from here on, out of the way of the tasks that the program clones. They stay where
@@ -81,7 +83,7 @@ pub struct Start {
 
 impl Start {
     /// First bytes, with the version of the protocol.
-    pub const MAGIC: u64 = u64::from_le_bytes(*b"crrplan1");
+    pub const MAGIC: u64 = u64::from_le_bytes(*b"crrplan2");
 }
 
 /// Where the forked processes wait for each other before they go on.

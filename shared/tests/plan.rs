@@ -52,7 +52,11 @@ fn follow(list: &[u8], needs: &[Need]) -> BTreeMap<u64, Page> {
                 range(addr, len)
                     .for_each(|at| pages.get_mut(&at).expect("advised a gap").advice.push(advice));
             }
-            Op::Populate { .. } | Op::Lock { .. } | Op::Place { .. } | Op::Layout { .. } => {}
+            Op::Populate { .. }
+            | Op::Lock { .. }
+            | Op::Seal { .. }
+            | Op::Place { .. }
+            | Op::Layout { .. } => {}
             other => panic!("not a memory op: {other:?}"),
         }
     }
@@ -87,7 +91,7 @@ prop_compose! {
                 }
             }
         }
-        Space { vmas, runs, policies: Vec::new(), layout: Layout::default(), auxv: vec![1, 2, 3] }
+        Space { vmas, runs, policies: Vec::new(), guards: Vec::new(), layout: Layout::default(), auxv: vec![1, 2, 3] }
     }
 }
 
@@ -95,7 +99,7 @@ proptest! {
     #[test]
     fn every_page_comes_back_as_it_was(space in space()) {
         let (mut list, mut slots) = (Vec::new(), Slots::default());
-        memory::ops(&mut list, &mut slots, PathId(4), &space);
+        memory::ops(&mut list, &mut slots, PathId(4), &space, &[]);
         let needs = slots.into_needs();
         let mut pages = follow(&list, &needs);
         for vma in &space.vmas {
@@ -128,7 +132,7 @@ proptest! {
     #[test]
     fn the_layout_comes_last_and_names_the_executable(space in space()) {
         let (mut list, mut slots) = (Vec::new(), Slots::default());
-        memory::ops(&mut list, &mut slots, PathId(4), &space);
+        memory::ops(&mut list, &mut slots, PathId(4), &space, &[]);
         let needs = slots.into_needs();
         let mut rest: &[u8] = &list;
         let mut last = None;

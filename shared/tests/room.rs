@@ -23,7 +23,7 @@ const PROGRAM: u64 = 0x2_0000;
 
 fn space() -> Space {
     let (vmas, runs, policies) = (Vec::new(), Vec::new(), Vec::new());
-    Space { vmas, runs, policies, layout: Layout::default(), auxv: vec![0xff; 400] }
+    Space { vmas, runs, policies, guards: Vec::new(), layout: Layout::default(), auxv: vec![0xff; 400] }
 }
 
 /// A thread of which everything has to be told, in numbers as long as they get.
@@ -59,7 +59,7 @@ fn room(task: Task, space: Space, filters: Vec<Filter>) -> (u64, u64) {
     };
     let tree = Tree { tasks: vec![task], zombies: Vec::new(), shell_job: None, filters };
     let spaces = [space];
-    let forest = Forest::new(&tree, &spaces, &[Making::Forked], 1, [1, 1, 0], BTreeSet::new());
+    let forest = Forest::new(&tree, &spaces, &[], &[Making::Forked], 1, [1, 1, 0], BTreeSet::new());
     let plan = plan::program(&machine, &forest, 0);
     let contents = hole::Contents {
         program: PROGRAM,

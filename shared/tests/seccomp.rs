@@ -29,13 +29,14 @@ fn ops(threads: Vec<Thread>, filters: &[Filter]) -> Vec<u8> {
         vmas: Vec::new(),
         runs: Vec::new(),
         policies: Vec::new(),
+        guards: Vec::new(),
         layout: Layout::default(),
         auxv: Vec::new(),
     };
     let tree =
         Tree { tasks: vec![task(threads)], zombies: Vec::new(), shell_job: None, filters: filters.to_vec() };
     let spaces = [space];
-    let forest = Forest::new(&tree, &spaces, &[Making::Forked], 1, [1, 1, 0], BTreeSet::new());
+    let forest = Forest::new(&tree, &spaces, &[], &[Making::Forked], 1, [1, 1, 0], BTreeSet::new());
     plan::program(&machine, &forest, 0).ops
 }
 

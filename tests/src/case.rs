@@ -79,7 +79,7 @@ impl Workload {
             i32::try_from(child.id())?
         };
         let root = Pid::from_raw(root);
-        let running = Running { root, dir: dir.to_owned(), log, dumps: 0, busy: self.busy };
+        let running = Running { root, dir: dir.to_owned(), log, dumps: 0, rounds: 0, busy: self.busy };
         running.wait_for("READY")?;
         Ok(running)
     }
@@ -100,6 +100,8 @@ pub struct Running {
     pub dir: PathBuf,
     log: PathBuf,
     dumps: u32,
+    /// Which of them was the last pre-dump; 0 for none.
+    rounds: u32,
     busy: bool,
 }
 
@@ -186,6 +188,36 @@ impl Running {
     pub fn dump(&mut self, options: &[&str]) -> crate::Result<Output> {
         let args = self.dump_args(options)?;
         command::crr(&self.dir, &args.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// `crr pre-dump` with these further options, into a new directory; it builds on the one before if that was one.
+    ///
+    /// # Errors
+    /// It did not run to an end.
+    pub fn pre_dump(&mut self, options: &[&str]) -> crate::Result<Output> {
+        let mut args = self.round_args(options)?;
+        "pre-dump".clone_into(&mut args[0]);
+        self.rounds = self.dumps;
+        command::crr(&self.dir, &args.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// `crr dump` that builds on the pre-dump before.
+    ///
+    /// # Errors
+    /// It did not run to an end.
+    pub fn dump_on_rounds(&mut self, options: &[&str]) -> crate::Result<Output> {
+        let args = self.round_args(options)?;
+        command::crr(&self.dir, &args.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    fn round_args(&mut self, options: &[&str]) -> crate::Result<Vec<String>> {
+        let previous = format!("../images-{}", self.dumps);
+        let builds = self.rounds > 0 && self.rounds == self.dumps;
+        let mut args = self.dump_args(options)?;
+        if builds {
+            args.extend(["--prev-images-dir".to_owned(), previous]);
+        }
+        Ok(args)
     }
 
     /// `crr dump` of another task than the root, into a new directory.
@@ -286,7 +318,10 @@ pub fn nothing_left() -> crate::Result {
 }
 
 /// Takes leave of every child that has ended.
-fn reap() -> crate::Result {
+///
+/// # Errors
+/// As waitpid(2).
+pub fn reap() -> crate::Result {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),

@@ -1,4 +1,4 @@
-//! Runs a test body in a PID, mount and network namespace of its own.
+//! Runs a test body in a PID, mount, network and IPC namespace of its own.
 //!
 //! The test function runs twice. Outside, it starts this very test binary again under unshare(1), for this one test;
 //! inside, it finds itself named in the environment and runs the body as PID 1. So tests stay ordinary `#[test]`
@@ -79,7 +79,7 @@ fn outside(limit: Duration, test: &str) -> crate::Result {
     let report = dir.with_extension("report");
     let output = File::create(&report)?;
     let mut child = Command::new("unshare")
-        .args(["--pid", "--net", "--fork", "--mount-proc", "--kill-child", "--"])
+        .args(["--pid", "--net", "--ipc", "--fork", "--mount-proc", "--kill-child", "--"])
         .arg(std::env::current_exe()?)
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env_remove("RUST_BACKTRACE")

@@ -4,7 +4,7 @@
 //! READY, waits for a signal, checks from inside that all is still as it was and prints PASS. Meanwhile the harness
 //! dumps and restores it and compares [`snapshot::Snapshot`]s, which catch what the workload did not think of.
 //!
-//! Every test body runs in a PID, mount and network namespace of its own ([`isolate`]), so the pids a restore needs are free,
+//! Every test body runs in a PID, mount, network and IPC namespace of its own ([`isolate`]), so the pids a restore needs are free,
 //! tests cannot meet each other, and whatever a failed test leaves behind dies with its namespace.
 
 pub mod abi;

@@ -59,14 +59,12 @@ pub fn has_landlock() -> bool {
     unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, 0usize, VERSION) > 0 }
 }
 
-/// Whether the kernel has mseal(2) and memfd_secret(2).
+/// Whether the kernel has memfd_secret(2).
 #[must_use]
-pub fn has_mseal() -> bool {
-    // SAFETY: no memory: the answer is 0, or ENOSYS.
-    let sealed = unsafe { libc::syscall(libc::SYS_mseal, 0usize, 0usize, 0usize) } == 0;
+pub fn has_secret_memory() -> bool {
     // SAFETY: no memory; flags that do not exist: EINVAL, or ENOSYS.
     let secret = unsafe { libc::syscall(libc::SYS_memfd_secret, -1) };
-    sealed && secret < 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL)
+    secret < 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL)
 }
 
 /// Whether the kernel has keyrings.

@@ -147,6 +147,54 @@ CASE(many)
 	}
 }
 
+enum { CROSSED = 300 };
+
+/* As its parent has them, but the other way round, and every third of them a second time. */
+static void crossing_child(void *first_fd)
+{
+	int first = *(int *)first_fd;
+	char name[32];
+	for (int i = 0; i < CROSSED; i++)
+		MUST(dup2(first + i, 2000 + i));
+	for (int i = 0; i < CROSSED; i++)
+		MUST(dup2(2000 + CROSSED - 1 - i, first + i));
+	for (int i = 0; i < CROSSED; i++)
+		close(2000 + i);
+	for (int i = 0; i < CROSSED; i += 3)
+		MUST(dup2(first + i, first + CROSSED + i));
+	prepared();
+	wait_for_go();
+	for (int i = 0; i < CROSSED; i++) {
+		snprintf(name, sizeof(name), "%08d", CROSSED - 1 - i);
+		check_read(first + i, name);
+		if (i % 3 == 0)
+			CHECK(lseek(first + CROSSED + i, 0, SEEK_CUR) == 8, "fd %d is not the same as %d",
+			      first + CROSSED + i, first + i);
+		else
+			CHECK(fcntl(first + CROSSED + i, F_GETFD) == -1, "fd %d is open", first + CROSSED + i);
+	}
+}
+
+CASE(crossed)
+{
+	char name[32], text[32];
+	int first = -1;
+	for (int i = 0; i < CROSSED; i++) {
+		snprintf(name, sizeof(name), "crossed-%d", i);
+		snprintf(text, sizeof(text), "%08d", i);
+		make_file(name, text);
+		int fd = MUST(open(name, O_RDONLY));
+		first = i == 0 ? fd : first;
+	}
+	pid_t child = spawn(crossing_child, &first);
+	checkpoint();
+	for (int i = 0; i < CROSSED; i++)
+		CHECK(lseek(first + i, 0, SEEK_CUR) == 0, "file %d", i);
+	finish(child);
+	for (int i = 0; i < CROSSED; i++)
+		CHECK(lseek(first + i, 0, SEEK_CUR) == 8, "file %d is not the one of the child", i);
+}
+
 CASE(directory)
 {
 	enum { ENTRIES = 40 };

@@ -278,6 +278,55 @@ CASE(half_closed)
 	}
 }
 
+/* Connections that nobody has accepted: to one address, to all of them, and to all of both families; one of a child. */
+static void call(void *listener)
+{
+	int fd = connected_to(*(int *)listener, 0);
+	prepared();
+	wait_for_go();
+	put(fd, 100, 9);
+}
+
+CASE(not_accepted)
+{
+	static const char *const hosts[] = { "127.0.0.1", "0.0.0.0", "::1", "::" };
+	int listeners[LENGTH(hosts)], clients[LENGTH(hosts)];
+	struct address names[LENGTH(hosts)];
+	for (size_t i = 0; i < LENGTH(hosts); i++) {
+		listeners[i] = listening(hosts[i]);
+		clients[i] = connected_to(listeners[i], 0);
+		names[i] = name_of(clients[i]);
+	}
+	pid_t child = spawn(call, &listeners[0]);
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(hosts); i++) {
+		int accepted = MUST(accept(listeners[i], NULL, NULL));
+		check_address(peer_of(accepted), names[i]);
+		check_address(name_of(clients[i]), names[i]);
+		put(clients[i], 5000, 1);
+		get(accepted, 5000, 1);
+		put(accepted, 300, 2);
+		get(clients[i], 300, 2);
+	}
+	MUST(kill(child, SIGUSR1));
+	int accepted = MUST(accept(listeners[0], NULL, NULL));
+	get(accepted, 100, 9);
+	reap(child);
+}
+
+/* The same, with something sent over it, at which nobody can look: given up, it is reset. */
+CASE(not_accepted_and_used)
+{
+	int listener = listening("127.0.0.1"), client = connected_to(listener, 0);
+	char byte;
+	put(client, 100, 1);
+	checkpoint();
+	CHECK(recv(client, &byte, 1, MSG_DONTWAIT) == 0, "the connection goes on: %s", strerror(errno));
+	CHECK(send(client, &byte, 1, MSG_NOSIGNAL) == -1 && errno == EPIPE, "no EPIPE: %s", strerror(errno));
+	MUST(fcntl(listener, F_SETFL, O_NONBLOCK));
+	CHECK(accept(listener, NULL, NULL) == -1 && errno == EAGAIN, "somebody is there");
+}
+
 /* Whoever comes is let in as before; several can listen at one port; a backlog is as long as it was. */
 CASE(listening)
 {

@@ -1,5 +1,6 @@
 /* Private memory: contents, protections, holes, heap, stacks, advice, locks, extremes of the address space. */
 #include "workload.h"
+#include <setjmp.h>
 
 CASE(anonymous)
 {
@@ -241,6 +242,110 @@ CASE(advice)
 	for (size_t i = 0; i < LENGTH(advices); i++)
 		CHECK_FILL(memory[i], 8 * PAGE, (uint32_t)i);
 	reap(spawn(check_inherited, memory));
+}
+
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#endif
+
+static sigjmp_buf guard_jump;
+
+static void on_guard(int signal)
+{
+	(void)signal;
+	siglongjmp(guard_jump, 1);
+}
+
+static bool is_guarded(const volatile char *page)
+{
+	if (sigsetjmp(guard_jump, 1) != 0)
+		return true;
+	(void)*page;
+	return false;
+}
+
+/* Where the kernel has none of a kind, there is nothing to see; a name says so. */
+static bool has(int answer, const char *what)
+{
+	if (answer == 0)
+		return true;
+	printf("this kernel has no %s: %s\n", what, strerror(errno));
+	return false;
+}
+
+/* Of every kind of memory; at the edges of areas, over several of them. */
+CASE(guard_pages)
+{
+	char *private = map_anonymous(16 * PAGE), *locked = map_anonymous(4 * PAGE);
+	char *shared = MUST((char *)mmap(NULL, 8 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	int fd = MUST(open("/proc/self/exe", O_RDONLY));
+	char *file = MUST((char *)mmap(NULL, 4 * PAGE, PROT_READ, MAP_PRIVATE, fd, 0)), first = file[0];
+	close(fd);
+	fill(private, 16 * PAGE, 1);
+	fill(shared, 8 * PAGE, 2);
+	char shared_byte = shared[4 * PAGE], private_byte = private[PAGE];
+	MUST(mprotect(private + 8 * PAGE, 4 * PAGE, PROT_READ));
+	bool here = has(madvise(private, PAGE, MADV_GUARD_INSTALL), "guard pages");
+	if (here) {
+		MUST(madvise(private + 6 * PAGE, 4 * PAGE, MADV_GUARD_INSTALL));
+		MUST(madvise(private + 15 * PAGE, PAGE, MADV_GUARD_INSTALL));
+		MUST(madvise(locked + PAGE, PAGE, MADV_GUARD_INSTALL));
+	}
+	bool of_files = here && has(madvise(shared + 2 * PAGE, 2 * PAGE, MADV_GUARD_INSTALL), "guard pages of files");
+	if (of_files)
+		MUST(madvise(file + PAGE, PAGE, MADV_GUARD_INSTALL));
+	mlock(locked, 4 * PAGE);
+	checkpoint();
+	MUST((intptr_t)signal(SIGSEGV, on_guard));
+	for (size_t i = 0; i < 16; i++) {
+		bool guard = here && (i == 0 || (i >= 6 && i < 10) || i == 15);
+		CHECK(is_guarded(private + i * PAGE) == guard, "page %zu", i);
+	}
+	for (size_t i = 0; i < 8; i++)
+		CHECK(is_guarded(shared + i * PAGE) == (of_files && (i == 2 || i == 3)), "shared page %zu", i);
+	CHECK(is_guarded(locked + PAGE) == here && !is_guarded(locked), "locked");
+	CHECK(is_guarded(file + PAGE) == of_files && file[0] == first, "of a file");
+	CHECK(private[PAGE] == private_byte && shared[4 * PAGE] == shared_byte, "contents");
+}
+
+/* Of every kind of memory, with and without right to write, next to what is not sealed. */
+CASE(sealed)
+{
+	char *memory = map_anonymous(8 * PAGE);
+	fill(memory, 8 * PAGE, 1);
+	MUST(mprotect(memory + 2 * PAGE, 2 * PAGE, PROT_READ));
+	MUST(mprotect(memory + 4 * PAGE, PAGE, PROT_NONE));
+	char *shared = MUST((char *)mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	fill(shared, PAGE, 2);
+	bool here = has((int)syscall(462, memory + PAGE, 5 * PAGE, 0), "mseal");
+	if (here)
+		MUST(syscall(462, shared, PAGE, 0));
+	checkpoint();
+	CHECK_FILL(memory, 4 * PAGE, 1);
+	CHECK_FILL(shared, PAGE, 2);
+	if (here) {
+		for (size_t i = 0; i < 8; i++) {
+			bool is_sealed = mprotect(memory + i * PAGE, PAGE, PROT_READ | PROT_WRITE) == -1;
+			CHECK(is_sealed == (i >= 1 && i < 6), "page %zu", i);
+		}
+		CHECK(munmap(shared, PAGE) == -1 && errno == EPERM, "no longer sealed");
+	}
+	MUST(munmap(shared + PAGE, PAGE));
+	memory[PAGE] = 1;
+}
+
+/* MAP_DROPPABLE in place of MAP_PRIVATE: the kernel may take pages away, which are zeros then. */
+CASE(droppable)
+{
+	char *memory = mmap(NULL, 8 * PAGE, PROT_READ | PROT_WRITE, 0x08 | MAP_ANONYMOUS, -1, 0);
+	bool here = has(memory == MAP_FAILED ? -1 : 0, "MAP_DROPPABLE");
+	if (here)
+		memset(memory, 7, 4 * PAGE);
+	checkpoint();
+	for (size_t i = 0; here && i < 8; i++) {
+		char at = memory[i * PAGE + 5];
+		CHECK(at == 0 || (i < 4 && at == 7), "page %zu: %d", i, at);
+	}
 }
 
 CASE(locked)

@@ -4,6 +4,8 @@
 #include <dirent.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
 
 static int open_of(pid_t pid, const char *name, int flags)
 {
@@ -35,6 +37,25 @@ static long number_in(int fd, const char *name)
 	const char *line = strstr(text[0], name);
 	CHECK(line != NULL, "fd %d shows no %s", fd, name);
 	return line ? atol(line + strlen(name)) : -1;
+}
+
+/* In another mount of procfs, as trees of programs of their own have one. */
+CASE(elsewhere)
+{
+	MUST(mkdir("proc", 0755));
+	MUST(mount("proc", "proc", "proc", 0, NULL));
+	int status = MUST(open("proc/self/status", O_RDONLY)), version = MUST(open("proc/version", O_RDONLY));
+	int dir = MUST(open("proc/thread-self/fdinfo", O_RDONLY | O_DIRECTORY)), root = MUST(open("proc", O_PATH));
+	int usual = MUST(open("/proc/self/status", O_RDONLY));
+	MUST(read(version, text[0], 3));
+	checkpoint();
+	CHECK(number_in(status, "\nPid:") == getpid() && number_in(usual, "\nPid:") == getpid(), "of another task");
+	char name[16];
+	snprintf(name, sizeof(name), "%d", version);
+	int info = MUST(openat(dir, name, O_RDONLY)), again = MUST(openat(root, "version", O_RDONLY));
+	CHECK(number_in(info, "pos:") == 3, "of another file");
+	size_t whole = read_rest(again, text[1], 0), rest = read_rest(version, text[0], 0);
+	CHECK(rest == whole - 3 && memcmp(text[0], text[1] + 3, rest) == 0, "goes on with %s", text[0]);
 }
 
 /* Texts that were read in part, at the start, in a line, and to the end; and directories. */

@@ -1,6 +1,7 @@
 //! `crr check`.
 
 use super::{Format, Outcome, Usage, print};
+use crate::fault::Point;
 use crate::kernel::{self, Feature, Report};
 use clap::Args;
 use std::fmt::Write;
@@ -25,11 +26,18 @@ pub(super) struct Check {
     /// Print nothing: exit 0 if this feature works here, 1 if not. May be repeated: 0 if all work.
     #[arg(long, value_name = "NAME", conflicts_with = "json")]
     feature: Vec<String>,
+
+    /// List the faults that can be injected into a dump or a restore, for tests: CRR_FAULT=NAME[:COUNT][,NAME...].
+    #[arg(long, conflicts_with_all = ["json", "feature"])]
+    faults: bool,
 }
 
 impl Check {
     pub(super) fn run(&self, level: u8) -> Outcome {
         crate::log::start(None, level)?;
+        if self.faults {
+            return print(&faults());
+        }
         let report = kernel::probe()?;
         if !self.feature.is_empty() {
             return self.has_features(&report);
@@ -55,6 +63,11 @@ impl Check {
         }
         Ok(exit_code(all))
     }
+}
+
+/// The name of each fault, and what it does.
+fn faults() -> String {
+    Point::ALL.iter().map(|point| format!("{:<28}{}\n", point.name(), point.what())).collect()
 }
 
 fn exit_code(good: bool) -> ExitCode {

@@ -1,13 +1,17 @@
 //! `crr dump`.
 
+use super::dedup;
 use super::dirs::Dirs;
 use super::{Outcome, seconds, size};
 use crate::dump::{After, Options, dump};
 use crate::progress::bytes;
 use crate::resource::external::Key;
 use crate::resource::inet::{NetworkLock, Policy, TcpPolicy};
+use crate::resource::unix_socket::half::HalfPolicy;
+use crate::store::Compression;
 use clap::{Args, ValueEnum};
 use images::Pid;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -18,6 +22,8 @@ Examples:
   crr dump -t $(pidof job) -D ckpt -j checkpoint a job started from this shell
   crr dump -t 1234 -D ckpt --external 'pipe[77]'
                                       leave a pipe to another program outside
+  crr dump -t 1234 -D ckpt --compress=zstd:3
+                                      make the images smaller
   crr dump -t 1234 -D ckpt -v4 -o dump.log
 
 Whatever cannot be restored is refused before anything is written, all of it at once, and the tree runs on.
@@ -59,7 +65,7 @@ pub(super) struct Dump {
     #[arg(short = 'l', long, hide = true)]
     file_locks: bool,
 
-    /// Give up TCP connections that have not been accepted yet.
+    /// Give up connections that have not been accepted yet, and cannot be kept: their clients find them reset.
     #[arg(long)]
     skip_in_flight: bool,
 
@@ -67,7 +73,18 @@ pub(super) struct Dump {
     #[arg(long, value_name = "METHOD", default_value = "nftables")]
     network_lock: Lock,
 
-    /// Leave a file outside that the tree has open: pipe[INO], file[MNT_ID:INODE] or tty[RDEV:DEV], the last two with hexadecimal numbers.
+    /// Have unix sockets whose other end is outside of the tree come back closed, or clients among them connected again: where they were, or
+    /// to the server at another path.
+    #[arg(long, value_name = "close|reconnect[=PATH]")]
+    unix_half: Option<HalfPolicy>,
+
+    /// As CRIU spells it: with inode numbers --external unix[INO], without one --unix-half reconnect.
+    #[arg(short = 'x', long, value_name = "INO", num_args = 0..=1, require_equals = true, value_delimiter = ',', default_missing_value = "0",
+        hide = true)]
+    ext_unix_sk: Vec<u64>,
+
+    /// Leave a file outside that the tree has open: pipe[INO], unix[INO], file[MNT_ID:INODE] or tty[RDEV:DEV], the last two with hexadecimal
+    /// numbers.
     ///
     /// A restore has to be given another one in its place (--inherit-fd). Can be used more than once.
     #[arg(long, value_name = "KEY")]
@@ -85,6 +102,22 @@ pub(super) struct Dump {
     #[arg(long)]
     embed_files: bool,
 
+    /// The last pre-dump: of what it knows, only that is dumped which was written since. As seen from the directory of the images.
+    #[arg(long, value_name = "DIR")]
+    prev_images_dir: Option<PathBuf>,
+
+    /// Taken for the sake of those who are used to it: the last pre-dump has had writes tracked.
+    #[arg(long, hide = true)]
+    track_mem: bool,
+
+    /// Give back the room of pages that the pre-dumps before hold and this one has anew, as crr dedup does.
+    #[arg(long, requires = "prev_images_dir")]
+    auto_dedup: bool,
+
+    /// Make page contents smaller: with "lz4", or "zstd" and a level, 1 if none is given. The tree stands still for longer.
+    #[arg(long, value_name = "METHOD[:LEVEL]", num_args = 0..=1, require_equals = true, default_missing_value = "lz4")]
+    compress: Option<Compression>,
+
     /// How long stopping the tree may take.
     #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds)]
     timeout: Duration,
@@ -101,6 +134,9 @@ impl Dump {
     pub(super) fn run(&self, level: u8) -> Outcome {
         self.dirs.start(level)?;
         let report = dump(&self.options(level))?;
+        if self.auto_dedup {
+            dedup::after(&self.dirs.images_dir);
+        }
         log::info!(
             "dumped {} tasks with {} threads: {} in {:.3} s, frozen for {:.3} s",
             report.tasks,
@@ -121,6 +157,7 @@ impl Dump {
     }
 
     fn options(&self, level: u8) -> Options {
+        let named = self.ext_unix_sk.iter().filter(|&&ino| ino != 0).map(|&ino| Key::UnixSocket(ino));
         Options {
             root: self.tree,
             images_dir: self.dirs.images_dir.clone(),
@@ -142,10 +179,16 @@ impl Dump {
                     Lock::Skip => NetworkLock::Skip,
                 },
             },
-            external: self.external.clone(),
+            unix_half: self.unix_half.clone().unwrap_or_else(|| match self.ext_unix_sk.contains(&0) {
+                true => HalfPolicy::Reconnect(None),
+                false => HalfPolicy::Refuse,
+            }),
+            external: self.external.iter().copied().chain(named).collect(),
             ghost_limit: self.ghost_limit,
             link_remap: self.link_remap,
             embed_files: self.embed_files,
+            previous: self.prev_images_dir.clone(),
+            compression: self.compress,
             timeout: self.timeout,
             progress: level > 0,
         }

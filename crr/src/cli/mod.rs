@@ -4,14 +4,18 @@
 //! in CRIU where they mean the same.
 
 mod check;
+mod dedup;
 mod dirs;
 mod dump;
 mod generate;
+pub(crate) mod keep_track;
+mod pre_dump;
 mod restore;
 mod show;
 mod verbosity;
 
 use crate::changed::Changed;
+use crate::fault;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -40,16 +44,24 @@ struct Cli {
     command: Command,
     #[command(flatten)]
     verbosity: verbosity::Verbosity,
+
+    /// Faults to inject, NAME[:COUNT] with commas between them; also from the environment variable CRR_FAULT.
+    #[arg(long, value_name = "FAULTS", global = true, hide = true)]
+    fault: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Dump(dump::Dump),
+    PreDump(pre_dump::PreDump),
     Restore(restore::Restore),
     Check(check::Check),
     Show(show::Show),
+    Dedup(dedup::Dedup),
     Completions(generate::Completions),
     Man(generate::Man),
+    #[command(hide = true)]
+    KeepTrack(keep_track::KeepTrack),
 }
 
 /// What a command ends with when it does not fail.
@@ -75,13 +87,19 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Outcome {
     let level = cli.verbosity.level();
+    if let Some(faults) = cli.fault.or_else(|| std::env::var("CRR_FAULT").ok()) {
+        fault::arm(&faults).map_err(|e| Usage(e.to_string()))?;
+    }
     match cli.command {
         Command::Dump(command) => command.run(level),
+        Command::PreDump(command) => command.run(level),
         Command::Restore(command) => command.run(level),
         Command::Check(command) => command.run(level),
         Command::Show(command) => command.run(level),
+        Command::Dedup(command) => command.run(level),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
+        Command::KeepTrack(command) => command.run(),
     }
 }
 

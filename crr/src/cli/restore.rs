@@ -63,6 +63,10 @@ pub(super) struct Restore {
     #[arg(long, hide = true, conflicts_with = "tcp_close")]
     tcp_established: bool,
 
+    /// Taken for the sake of those who are used to it: what is to become of unix sockets is said to the dump.
+    #[arg(short = 'x', long, value_name = "INO", num_args = 0..=1, require_equals = true, hide = true)]
+    ext_unix_sk: Option<Option<String>>,
+
     /// A local address of internet sockets that is another one now.
     #[arg(long, value_name = "OLD=NEW", value_parser = addresses)]
     map_addr: Vec<(IpAddr, IpAddr)>,

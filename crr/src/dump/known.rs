@@ -84,5 +84,5 @@ impl Known<'_> {
 /// The record of an address space that is another task's.
 pub(super) fn no_space() -> Space {
     let (vmas, runs, policies, auxv) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    Space { vmas, runs, policies, layout: Layout::default(), auxv }
+    Space { vmas, runs, policies, guards: Vec::new(), layout: Layout::default(), auxv }
 }

@@ -7,6 +7,7 @@ pub(crate) mod guard;
 mod interrupt;
 mod known;
 mod pages;
+pub mod pre_dump;
 mod rights;
 mod room;
 mod unstoppable;
@@ -14,22 +15,29 @@ mod unstoppable;
 use crate::changed::Changed;
 use crate::progress::Progress;
 use crate::ptrace::{self, Patience};
-use crate::refusal::Refusals;
+use crate::refusal::{Refusals, Refused};
 use crate::resource::external::{self, Key};
 use crate::resource::inet::Policy;
 use crate::resource::pipe::Holders;
-use crate::resource::{robust, xstate};
-use crate::store::Writer;
+use crate::resource::unix_socket::half::HalfPolicy;
+use crate::resource::{memory, robust, xstate};
+use crate::store::{Compression, Writer};
 use crate::sys::int80::LowBuffer;
 use crate::sys::limits;
 use crate::sys::{process, xsave};
+use crate::track::keeper::{self, Keeper};
+use crate::track::{self, Previous};
 use anyhow::{Context, Result};
 use collect::{Collected, collect};
 use freeze::Frozen;
 use guard::Unguarded;
-use images::inventory::Inventory;
+use images::inventory::{Inventory, Parent};
+use images::memory::Run;
 use images::task::Tree;
 use images::{Abi, Pid};
+use pages::Form;
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -55,8 +63,10 @@ pub struct Options {
     pub after: After,
     /// Accept a session, process group and terminal from outside of the tree.
     pub shell_job: bool,
-    /// What becomes of connections.
+    /// What becomes of connections of TCP.
     pub sockets: Policy,
+    /// What becomes of connections of unix sockets whose other end is outside of the tree.
+    pub unix_half: HalfPolicy,
     /// Files that stay outside of the checkpoint.
     pub external: Vec<Key>,
     /// Bytes that a deleted file may hold.
@@ -65,6 +75,10 @@ pub struct Options {
     pub link_remap: bool,
     /// Put copies of programs and libraries into the images.
     pub embed_files: bool,
+    /// The last pre-dump, as seen from the directory of the images.
+    pub previous: Option<PathBuf>,
+    /// Pack page contents.
+    pub compression: Option<Compression>,
     /// How long seizing the tree may take.
     pub timeout: Duration,
     /// Show progress on stderr when it is a terminal.
@@ -105,15 +119,24 @@ pub fn dump(options: &Options) -> Result<Report> {
     limits::raise_open_files()?;
     let patience = Patience::new(options.timeout);
     let writer = Writer::create(&options.images_dir)?;
+    let open = |dir: &PathBuf| Previous::open(&options.images_dir, dir);
+    let previous = options.previous.as_ref().map(open).transpose()?;
     let mut holders = Holders::scan(&freeze::list(options.root)?)?;
-    let (frozen, mut collected) = seize_and_collect(options, &mut holders, &patience)?;
-    collected.memory.block_crcs = {
+    let (frozen, mut collected) = seize_and_collect(options, previous, &mut holders, &patience)?;
+    // So that a tree that is let run has its areas as they were.
+    if let Some(keeper) = collected.base.keeper.take() {
+        keeper.end()?;
+    }
+    let form = Form { block_pages: collected.memory.block_pages, compression: options.compression };
+    let written = {
         let total = collected.contents.page_count() * images::id::PAGE_SIZE;
         let progress = Progress::new(options.progress, total, "writing pages");
-        collected.contents.write(writer.pages(), &progress)?
+        collected.contents.write(writer.pages(), form, &progress)?
     };
+    collected.memory.packing = written.packing(form);
+    collected.memory.block_crcs = written.block_crcs;
     ptrace::check_interrupted()?;
-    let inventory = inventory(&collected.tree)?;
+    let inventory = Inventory { parent: collected.base.parent, ..inventory(&collected.tree)? };
     let (tasks, threads) = (inventory.tasks, inventory.threads);
     let bytes = writer.finish(inventory, &collected.tree, &collected.files, &collected.memory)?;
     collected.helpers.keep();
@@ -134,17 +157,48 @@ pub fn dump(options: &Options) -> Result<Report> {
     Ok(Report { tasks, threads, bytes, outside, held_by, frozen: frozen_for, total: started.elapsed() })
 }
 
+/// Page contents that a dump need not write, since a pre-dump has them.
+#[derive(Debug, Default)]
+struct Base {
+    parent: Option<Parent>,
+    /// The number of the first page that is the dump's own.
+    first_page: u64,
+    kept: BTreeMap<Pid, Vec<Run>>,
+    /// Who keeps track, until nothing is in the way of the dump any more.
+    keeper: Option<Keeper>,
+}
+
+impl Base {
+    /// What a pre-dump has that was not written since.
+    fn take(previous: Previous, frozen: &Frozen) -> Result<Self> {
+        let mut kept = BTreeMap::new();
+        for task in &frozen.tasks {
+            let pagemap = File::from(task.dir.open("pagemap").context("open pagemap")?);
+            kept.insert(task.pid, previous.unwritten(track::instance(task.pid)?, &pagemap)?);
+        }
+        let Previous { parent, first_page, keeper, .. } = previous;
+        Ok(Self { parent: Some(parent), first_page, kept, keeper })
+    }
+
+    fn kept(&self, pid: Pid) -> &[Run] {
+        self.kept.get(&pid).map_or(&[], Vec::as_slice)
+    }
+}
+
 /// Stops the tree and looks at it; by a guarded process if there are pseudo terminals, and a second time if it finds
-/// seccomp.
+/// seccomp. What is left of pre-dumps that this dump does not build on is ended.
 fn seize_and_collect(
     options: &Options,
+    mut previous: Option<Previous>,
     holders: &mut Holders,
     patience: &Patience,
 ) -> Result<(Frozen, Collected)> {
-    let mut guarded = holders.has_masters();
+    // With a pre-dump there is no second time: what was not written by the first says nothing.
+    let mut guarded = holders.has_masters() || previous.is_some();
     if guarded {
         guard::enter()?;
     }
+    let mut ended = false;
     loop {
         let low = LowBuffer::new().context("map a page below 4 GiB")?;
         let mut refusals = Refusals::default();
@@ -153,12 +207,17 @@ fn seize_and_collect(
         if frozen.late {
             // There is no dump, but time is needed to find everything in its way.
             let patience = &Patience::new(options.timeout);
-            let collected = collect(&mut frozen, options, low, holders, refusals, patience)?;
+            let collected = collect(&mut frozen, options, low, holders, refusals, patience, Base::default())?;
             return Ok((frozen, collected));
         }
         if guarded || !frozen.confined {
-            match collect(&mut frozen, options, low, holders, refusals, patience) {
+            let base = previous.take().map(|previous| Base::take(previous, &frozen)).transpose()?;
+            match collect(&mut frozen, options, low, holders, refusals, patience, base.unwrap_or_default()) {
                 Err(e) if e.is::<Unguarded>() => frozen.confined = true,
+                Err(e) if !ended && is_watched(&e) && keeper::end_all(&frozen.pids().collect())? => {
+                    ended = true;
+                    continue;
+                }
                 collected => return Ok((frozen, collected?)),
             }
         }
@@ -166,6 +225,12 @@ fn seize_and_collect(
         guard::enter()?;
         guarded = true;
     }
+}
+
+/// Whether a dump is refused for what a pre-dump may have left.
+fn is_watched(error: &anyhow::Error) -> bool {
+    let refusals = error.downcast_ref::<Refused>().map_or(&[][..], |refused| &refused.refusals);
+    refusals.iter().any(|refusal| refusal.reason.starts_with(memory::WATCHED))
 }
 
 /// How long killed tasks may take to be gone: they may have gigabytes to free.
@@ -192,6 +257,8 @@ fn inventory(tree: &Tree) -> Result<Inventory> {
             .map(|thread| xstate::in_use(&thread.xstate, &xstate_layout))
             .fold(0, |a, b| a | b),
         xstate_layout,
+        parent: None,
+        pre_dump: None,
         files: Vec::new(),
     })
 }

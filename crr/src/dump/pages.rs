@@ -1,18 +1,20 @@
 //! Page contents: which there are, where each goes in the page file, and carrying them there.
 //!
 //! First every run of pages gets its place; then workers take one block of the page file after the other,
-//! gather its pages from the tasks into a buffer of their own, take the checksum while they are in the cache and write
-//! the block. So nothing is copied more than once in memory, and no order has to be kept.
+//! gather its pages from the tasks into a buffer of their own, take the checksum (and pack them, if asked) while they are in the cache and
+//! write the block. So nothing is copied more than once in memory, and no order has to be kept.
 
 use super::frames::{Frames, Stretch};
 use crate::progress::Progress;
 use crate::ptrace;
 use crate::resource::memory::SharedObject;
+use crate::store::{Compression, PAGE, Packer};
 use crate::sys::pagemap;
 use crate::sys::vm::{self, Remote};
+use crate::track;
 use anyhow::{Context, Result, anyhow, bail};
 use images::id::PAGE_SIZE;
-use images::memory::{BLOCK_PAGES, Backing, Run, Shared, Vma};
+use images::memory::{BLOCK_PAGES, Backing, CHUNK_PAGES, Chunk, Guard, Packing, Run, Shared, Vma};
 use images::{Addr, Pid};
 use nix::errno::Errno;
 use nix::unistd::Whence;
@@ -39,15 +41,61 @@ struct Piece {
     forced: bool,
 }
 
+/// How pages are written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Form {
+    /// Pages under one checksum: 1 or [`BLOCK_PAGES`].
+    pub(super) block_pages: u64,
+    pub(super) compression: Option<Compression>,
+}
+
+/// What pages are written to.
+struct Output<'a> {
+    pages: &'a File,
+    form: Form,
+    /// Where the next chunk goes, of pages that are packed.
+    end: AtomicU64,
+}
+
+/// Pages that were written.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    pub(super) block_crcs: Vec<u32>,
+    chunks: Vec<Chunk>,
+    /// Those of running tasks that could not be read, by their numbers in the records, rising.
+    pub(super) lost: Vec<u64>,
+}
+
+impl Written {
+    pub(super) fn packing(&self, form: Form) -> Option<Packing> {
+        form.compression.map(|how| Packing { method: how.method, chunks: self.chunks.clone() })
+    }
+}
+
 /// All page contents of a tree, in the order of the page file.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     sources: Vec<Source>,
+    /// Their pages are numbered from 0 on.
     pieces: Vec<Piece>,
     pages: u64,
+    /// The number that the first page has in the records: what the checkpoints have together that this one builds on.
+    first_page: u64,
+    /// The tasks run meanwhile.
+    running: bool,
 }
 
 impl Contents {
+    /// For a dump that builds on others with so many pages.
+    pub(super) fn beyond(first_page: u64) -> Self {
+        Self { first_page, ..Self::default() }
+    }
+
+    /// For tasks that run on while their contents are read: what cannot be read is gone.
+    pub(super) fn of_running(first_page: u64) -> Self {
+        Self { running: true, ..Self::beyond(first_page) }
+    }
+
     pub(super) fn page_count(&self) -> u64 {
         self.pages
     }
@@ -61,42 +109,51 @@ impl Contents {
         let run = Run { start: Addr(start), pages: (end - start) / PAGE_SIZE, first_page: self.pages };
         self.pieces.push(Piece { source, run, forced });
         self.pages += run.pages;
-        run
+        Run { first_page: self.first_page + run.first_page, ..run }
     }
 
-    /// The pages of a task's private areas that differ from their backing. With `frames`, those that another task has stored
-    /// already are not stored again.
+    /// The pages of a task's private areas that differ from their backing, and the guard pages of all areas. `kept` are contents that the
+    /// dump has which this one builds on; with `frames`, those that another task has stored already are not stored again.
     pub(super) fn find_private(
         &mut self,
         source: usize,
-        pagemap: File,
+        look: Look<'_>,
         vmas: &[Vma],
+        kept: &[Run],
         frames: Option<&mut Frames>,
-    ) -> Result<Vec<Run>> {
-        let ranges = private_ranges(&pagemap, vmas)?;
-        let Some(frames) = frames else {
-            return Ok(ranges.iter().map(|r| self.push(source, r.start, r.end, r.forced)).collect());
-        };
-        frames.add_task(pagemap);
+    ) -> Result<(Vec<Run>, Vec<Guard>)> {
+        let (parts, guards) = find_parts(look, vmas, kept)?;
+        let mut frames = frames;
         let mut runs = Vec::new();
-        for range in ranges {
+        for part in parts {
+            let range = match part {
+                Part::Kept(run) => {
+                    runs.push(run);
+                    continue;
+                }
+                Part::Own(range) => range,
+            };
+            let Some(frames) = &mut frames else {
+                runs.push(self.push(source, range.start, range.end, range.forced));
+                continue;
+            };
             for Stretch { start, pages, stored } in frames.split(range.start, range.end, self.pages)? {
                 runs.push(match stored {
-                    Some(first_page) => Run { start: Addr(start), pages, first_page },
+                    Some(page) => Run { start: Addr(start), pages, first_page: self.first_page + page },
                     None => self.push(source, start, start + pages * PAGE_SIZE, range.forced),
                 });
             }
         }
-        Ok(runs)
+        Ok((runs, guards))
     }
 
     /// The touched pages of a shared memory object.
     pub(super) fn add_shared(&mut self, object: SharedObject) -> Result<Shared> {
-        let SharedObject { ino, file } = object;
+        let SharedObject { ino, file, segment, .. } = object;
         let size = file.metadata().context("fstat")?.len();
         let runs = self.find_data(&file, size)?;
         self.sources.push(Source::File(file, format!("shared memory {ino}")));
-        Ok(Shared { size, ino, runs })
+        Ok(Shared { size, ino, runs, segment })
     }
 
     /// What was written to a deleted file.
@@ -124,14 +181,16 @@ impl Contents {
         Ok(runs)
     }
 
-    /// Writes everything to the page file, and returns the checksum of each block.
-    pub(super) fn write(&self, pages: &File, progress: &Progress) -> Result<Vec<u32>> {
+    /// Writes everything to the page file.
+    pub(super) fn write(&self, pages: &File, form: Form, progress: &Progress) -> Result<Written> {
         let blocks = usize::try_from(self.pages.div_ceil(BLOCK_PAGES)).context("too many pages")?;
         let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 8).min(blocks);
         let next = AtomicU64::new(0);
         let failed = AtomicBool::new(false);
-        let work = || -> Result<Vec<(u64, u32)>> {
-            let mut buffer = vec![0u8; usize::try_from(STEP_PAGES * PAGE_SIZE)?];
+        let output = Output { pages, form, end: AtomicU64::new(0) };
+        let work = || -> Result<Vec<(u64, Written)>> {
+            let mut buffer = vec![0u8; usize::try_from(CHUNK_PAGES * PAGE_SIZE)?];
+            let mut packer = form.compression.map(Packer::new).transpose()?;
             let mut done = Vec::new();
             loop {
                 let block = next.fetch_add(1, Ordering::Relaxed);
@@ -140,9 +199,9 @@ impl Contents {
                 }
                 let written = ptrace::check_interrupted()
                     .map_err(Into::into)
-                    .and_then(|()| self.write_block(block, &mut buffer, pages));
+                    .and_then(|()| self.write_block(block, &mut buffer, packer.as_mut(), &output));
                 match written {
-                    Ok(crc) => done.push((block, crc)),
+                    Ok(written) => done.push((block, written)),
                     Err(e) => {
                         failed.store(true, Ordering::Relaxed);
                         return Err(e);
@@ -151,45 +210,71 @@ impl Contents {
                 progress.add(BLOCK_PAGES * PAGE_SIZE);
             }
         };
-        let mut crcs = vec![0u32; blocks];
         std::thread::scope(|scope| {
             let threads: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
-            let mut results = vec![work()];
-            results.extend(threads.into_iter().map(|thread| {
-                thread.join().unwrap_or_else(|_| Err(anyhow!("a worker that copies pages panicked")))
-            }));
-            for result in results {
-                for (block, crc) in result? {
-                    crcs[usize::try_from(block)?] = crc;
-                }
+            let mut parts = work()?;
+            for thread in threads {
+                parts.extend(
+                    thread.join().unwrap_or_else(|_| Err(anyhow!("a worker that copies pages panicked")))?,
+                );
             }
-            Ok(crcs)
+            parts.sort_unstable_by_key(|(block, _)| *block);
+            let mut whole = Written::default();
+            for (_, part) in parts {
+                whole.block_crcs.extend(part.block_crcs);
+                whole.chunks.extend(part.chunks);
+                whole.lost.extend(part.lost);
+            }
+            Ok(whole)
         })
     }
 
-    /// One block, in steps that stay in the cache between being gathered, summed and written.
-    fn write_block(&self, block: u64, buffer: &mut [u8], pages: &File) -> Result<u32> {
+    /// One block, in steps that stay in the cache between being gathered, summed, packed and written.
+    fn write_block(
+        &self,
+        block: u64,
+        buffer: &mut [u8],
+        mut packer: Option<&mut Packer>,
+        output: &Output<'_>,
+    ) -> Result<Written> {
         let (mut first, last) = (block * BLOCK_PAGES, ((block + 1) * BLOCK_PAGES).min(self.pages));
+        let mut written = Written::default();
         let mut crc = 0;
         while first < last {
-            let end = (first + STEP_PAGES).min(last);
+            let end = (first + CHUNK_PAGES).min(last);
             let step = &mut buffer[..usize::try_from((end - first) * PAGE_SIZE)?];
-            self.gather(first, end, step)?;
-            crc = crc32c::crc32c_append(crc, step);
-            pages.write_all_at(step, first * PAGE_SIZE).context("write pages")?;
+            self.gather(first, end, step, &mut written.lost)?;
+            if output.form.block_pages == 1 {
+                written.block_crcs.extend(step.chunks_exact(PAGE).map(crc32c::crc32c));
+            } else {
+                crc = crc32c::crc32c_append(crc, step);
+            }
+            let stored = match &mut packer {
+                None => output.pages.write_all_at(step, first * PAGE_SIZE),
+                Some(packer) => {
+                    let packed = packer.pack(step)?;
+                    let place = output.end.fetch_add(packed.len() as u64, Ordering::Relaxed);
+                    written.chunks.push(Chunk { place, size: u32::try_from(packed.len())? });
+                    output.pages.write_all_at(packed, place)
+                }
+            };
+            stored.context("write pages")?;
             first = end;
         }
-        Ok(crc)
+        if output.form.block_pages != 1 {
+            written.block_crcs.push(crc);
+        }
+        Ok(written)
     }
 
     /// Fills a buffer with the pages `first..last` of the page file.
-    fn gather(&self, first: u64, last: u64, buffer: &mut [u8]) -> Result<()> {
+    fn gather(&self, first: u64, last: u64, buffer: &mut [u8], lost: &mut Vec<u64>) -> Result<()> {
         let mut index = self.pieces.partition_point(|piece| piece.run.first_page + piece.run.pages <= first);
         let mut page = first;
         let mut rest = buffer;
         while page < last {
             let mut gather: Vec<Remote> = Vec::new();
-            let mut bytes = 0;
+            let (mut bytes, from) = (0, page);
             let piece = self.pieces.get(index).context("page index")?;
             // As many pieces as one call can take: of one source, and all readable.
             while let Some(next) = self.pieces.get(index)
@@ -208,17 +293,26 @@ impl Contents {
                 }
             }
             let (now, later) = rest.split_at_mut(bytes);
-            self.sources.get(piece.source).context("page source")?.read(piece.forced, &gather, now)?;
+            let source = self.sources.get(piece.source).context("page source")?;
+            match source.read(piece.forced, &gather, now) {
+                Err(_) if self.running => source.read_rest(&gather, self.first_page + from, now, lost),
+                read => read?,
+            }
             rest = later;
         }
         Ok(())
     }
 }
 
-/// Pages that are carried at once: a part of a core's own cache.
-const STEP_PAGES: u64 = 32;
-
 const PROT_READ: u32 = 1;
+
+fn is_private(vma: &Vma) -> bool {
+    matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..))
+}
+
+fn end_of(run: &Run) -> u64 {
+    run.start.0 + run.pages * PAGE_SIZE
+}
 
 /// lseek to data or to a hole; `None` when there is none behind.
 fn seek(file: &File, offset: u64, whence: Whence) -> Result<Option<u64>> {
@@ -246,6 +340,41 @@ impl Source {
                 .map_err(|(at, e)| anyhow!(e).context(format!("{name}: read at {at}"))),
         }
     }
+}
+
+impl Source {
+    /// Reads page by page what is left of running tasks. What `/proc/PID/mem` does not give either is not there any more.
+    fn read_rest(&self, gather: &[Remote], first: u64, buffer: &mut [u8], lost: &mut Vec<u64>) {
+        let (Self::Task(_, file) | Self::File(file, _)) = self;
+        let addresses =
+            gather.iter().flat_map(|remote| (remote.start().0..).step_by(PAGE).take(remote.len() / PAGE));
+        for ((number, address), page) in (first..).zip(addresses).zip(buffer.chunks_exact_mut(PAGE)) {
+            if read_padded(file, page, address).is_err() {
+                page.fill(0);
+                lost.push(number);
+            }
+        }
+    }
+}
+
+/// Takes pages out of runs; both rise.
+pub(super) fn take_out(runs: &mut Vec<Run>, lost: &[u64]) {
+    if lost.is_empty() {
+        return;
+    }
+    let mut left = Vec::with_capacity(runs.len());
+    for run in runs.iter() {
+        let (mut start, end) = (run.first_page, run.first_page + run.pages);
+        let gone = lost[lost.partition_point(|&page| page < start)..].iter().take_while(|&&page| page < end);
+        for page in gone.copied().chain([end]) {
+            if page > start {
+                let address = run.start.offset((start - run.first_page) * PAGE_SIZE);
+                left.push(Run { start: address, pages: page - start, first_page: start });
+            }
+            start = page + 1;
+        }
+    }
+    *runs = left;
 }
 
 /// Where the byte number `n` of a gathered read lies.
@@ -296,48 +425,89 @@ struct PageRange {
     forced: bool,
 }
 
-/// Pages of private areas that differ from their backing.
-fn private_ranges(pagemap: &File, vmas: &[Vma]) -> Result<Vec<PageRange>> {
-    let private: Vec<&Vma> = vmas
-        .iter()
-        .filter(|vma| matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..)))
-        .collect();
-    let (Some(first), Some(last)) = (private.first(), private.last()) else { return Ok(Vec::new()) };
-    let mut ranges: Vec<PageRange> = Vec::new();
-    let mut areas = private.iter().peekable();
-    let found = |from: u64, to: u64| {
+/// Contents of a private area, in the order of their addresses.
+enum Part {
+    /// Those of a dump that this one builds on.
+    Kept(Run),
+    /// To be stored.
+    Own(PageRange),
+}
+
+/// Pages of private areas that differ from their backing, and the guard pages of all areas.
+fn find_parts(look: Look<'_>, vmas: &[Vma], kept: &[Run]) -> Result<(Vec<Part>, Vec<Guard>)> {
+    let (Some(first), Some(last)) = (vmas.first(), vmas.last()) else { return Ok(Default::default()) };
+    let (mut parts, mut guards): (Vec<Part>, Vec<Guard>) = Default::default();
+    let mut areas = vmas.iter().peekable();
+    let found = |from: u64, to: u64, guard: bool| {
         while areas.next_if(|vma| vma.end.0 <= from).is_some() {}
         // A range can span areas; the last of them is looked at again for the next range.
         let mut at = areas.clone();
         while let Some(vma) = at.next().filter(|vma| vma.start.0 < to) {
-            let (start, end) = (from.max(vma.start.0), to.min(vma.end.0));
-            match ranges.last_mut() {
-                // Present and swapped pages of one area come as separate ranges.
-                Some(range) if range.end == start && start > vma.start.0 => range.end = end,
-                _ => ranges.push(PageRange { start, end, forced: vma.prot & PROT_READ == 0 }),
+            let (mut start, end) = (from.max(vma.start.0), to.min(vma.end.0));
+            if guard {
+                guards.push(Guard { start: Addr(start), end: Addr(end) });
+                continue;
             }
+            if !is_private(vma) {
+                continue;
+            }
+            for run in track::part(kept, start, end) {
+                add_own(&mut parts, vma, start, run.start.0);
+                start = end_of(&run);
+                parts.push(Part::Kept(run));
+            }
+            add_own(&mut parts, vma, start, end);
         }
     };
-    scan(pagemap, first.start.0, last.end.0, &private, found)?;
-    Ok(ranges)
+    scan(look, first.start.0, last.end.0, vmas, found)?;
+    Ok((parts, guards))
+}
+
+/// Adds what lies between two addresses of an area, unless that is nothing.
+fn add_own(parts: &mut Vec<Part>, vma: &Vma, start: u64, end: u64) {
+    match parts.last_mut() {
+        _ if start == end => {}
+        // Present and swapped pages of one area come as separate ranges.
+        Some(Part::Own(range)) if range.end == start && start > vma.start.0 => range.end = end,
+        _ => parts.push(Part::Own(PageRange { start, end, forced: vma.prot & PROT_READ == 0 })),
+    }
+}
+
+/// How pages are looked for in a pagemap.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Look<'a> {
+    /// Without a trace.
+    Only(&'a File),
+    /// In areas that are tracked, protecting what is found.
+    Protecting(&'a File),
 }
 
 /// Ranges of pages to store, by PAGEMAP_SCAN or, before Linux 6.7, by reading pagemap.
-fn scan(pagemap: &File, start: u64, end: u64, areas: &[&Vma], mut found: impl FnMut(u64, u64)) -> Result<()> {
-    match pagemap::scan_private(pagemap.as_fd(), start, end, &mut found) {
-        Ok(()) => Ok(()),
-        Err(Errno::ENOTTY) => read_pagemap(pagemap, areas, found),
-        Err(errno) => Err(errno).context("PAGEMAP_SCAN"),
+fn scan(
+    look: Look<'_>,
+    start: u64,
+    end: u64,
+    areas: &[Vma],
+    mut found: impl FnMut(u64, u64, bool),
+) -> Result<()> {
+    let scanned = match look {
+        Look::Only(pagemap) => pagemap::scan_private(pagemap.as_fd(), start, end, &mut found),
+        Look::Protecting(pagemap) => pagemap::scan_and_protect(pagemap.as_fd(), start, end, &mut found),
+    };
+    match (scanned, look) {
+        (Ok(()), _) => Ok(()),
+        (Err(Errno::ENOTTY), Look::Only(pagemap)) => read_pagemap(pagemap, areas, found),
+        (Err(errno), _) => Err(errno).context("PAGEMAP_SCAN"),
     }
 }
 
 /// One word a page: Documentation/admin-guide/mm/pagemap.rst. The page of zeros is not told from others here and gets stored.
-fn read_pagemap(pagemap: &File, areas: &[&Vma], mut found: impl FnMut(u64, u64)) -> Result<()> {
+fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, bool)) -> Result<()> {
     const PRESENT_OR_SWAPPED: u64 = 3 << 62;
     const FILE_OR_SHARED: u64 = 1 << 61;
     const CHUNK_PAGES: u64 = 1 << 16;
     let mut words = vec![0u8; usize::try_from(CHUNK_PAGES * 8)?];
-    for vma in areas {
+    for vma in areas.iter().filter(|vma| is_private(vma)) {
         let mut at = vma.start.0;
         while at < vma.end.0 {
             let pages = ((vma.end.0 - at) / PAGE_SIZE).min(CHUNK_PAGES);
@@ -346,11 +516,26 @@ fn read_pagemap(pagemap: &File, areas: &[&Vma], mut found: impl FnMut(u64, u64))
             for (word, page) in words.chunks_exact(8).zip((at..).step_by(4096)) {
                 let word = u64::from_le_bytes(word.try_into()?);
                 if word & PRESENT_OR_SWAPPED != 0 && word & FILE_OR_SHARED == 0 {
-                    found(page, page + PAGE_SIZE);
+                    found(page, page + PAGE_SIZE, false);
                 }
             }
             at += pages * PAGE_SIZE;
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_taken_out_of_runs() {
+        let run = |start, pages, first_page| Run { start: Addr(start), pages, first_page };
+        let mut runs = vec![run(0x1000, 4, 3), run(0x8000, 2, 20), run(0xa000, 1, 22)];
+        take_out(&mut runs, &[]);
+        assert_eq!(runs.len(), 3);
+        take_out(&mut runs, &[3, 5, 22]);
+        assert_eq!(runs, [run(0x2000, 1, 4), run(0x4000, 1, 6), run(0x8000, 2, 20)]);
+    }
 }

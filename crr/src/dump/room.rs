@@ -4,17 +4,17 @@
 use crate::blob::Blob;
 use crate::refusal::Refusals;
 use anyhow::{Context, Result};
-use images::memory::Space;
+use images::memory::{Shared, Space};
 use images::task::Tree;
 use shared::plan::family::{self, Making};
-use shared::plan::{hole, loan};
+use shared::plan::{hole, loan, segment};
 use std::collections::BTreeMap;
 
 /// Refuses tasks that have no room.
 ///
 /// # Errors
 /// [`crate::refusal::Refused`], or an embedded program that is broken.
-pub(super) fn check(tree: &Tree, spaces: &[Space]) -> Result<()> {
+pub(super) fn check(tree: &Tree, spaces: &[Space], shared: &[Shared]) -> Result<()> {
     let mut refusals = Refusals::default();
     let makings = family::makings(&tree.tasks).ok().context("tasks share what they cannot share")?;
     let mut sizes = BTreeMap::new();
@@ -36,6 +36,17 @@ pub(super) fn check(tree: &Tree, spaces: &[Space]) -> Result<()> {
             let hint = "have the program unmap something before the dump";
             let comm = String::from_utf8_lossy(&first.threads[0].comm).into_owned();
             refusals.task((first.pid, &comm), "address space", reason, Some(hint));
+        }
+        for &member in members {
+            let Some(size) = segment::without_room(&spaces[member], shared, task_size, len) else { continue };
+            let task = &tree.tasks[member];
+            let comm = String::from_utf8_lossy(&task.threads[0].comm).into_owned();
+            let reason = format!(
+                "a segment of System V of which it has a part has no room for all of its {} KiB",
+                size / 1024
+            );
+            let hint = "have the program detach it, or unmap something before the dump";
+            refusals.task((task.pid, &comm), "address space", reason, Some(hint));
         }
     }
     Ok(refusals.finish("dump")?)

@@ -11,6 +11,7 @@ pub mod sched;
 pub mod smaps;
 pub mod stat;
 pub mod status;
+pub mod sysvipc;
 pub(crate) mod tasks;
 pub mod timers;
 

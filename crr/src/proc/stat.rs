@@ -28,6 +28,8 @@ pub struct Stat {
     pub tty: u32,
     /// PF_* flags.
     pub flags: u64,
+    /// When it began, in clock ticks since boot.
+    pub start_time: u64,
     /// Signal to the parent on exit.
     pub exit_signal: i32,
     /// The processor it last ran on.
@@ -61,6 +63,7 @@ pub fn parse(text: &[u8]) -> Result<Stat, Malformed> {
         sid: pid(6, "session")?,
         tty: u32::from_ne_bytes(tty.to_ne_bytes()),
         flags: decimal(field(9)).ok_or_else(|| bad("flags"))?,
+        start_time: decimal(field(22)).ok_or_else(|| bad("starttime"))?,
         exit_signal: pid(38, "exit_signal")?,
         processor: decimal(field(39)).ok_or_else(|| bad("processor"))?,
         exit_code: decimal(field(52)).ok_or_else(|| bad("exit_code"))?,

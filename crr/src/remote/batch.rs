@@ -48,7 +48,8 @@ pub struct Handle(usize);
 pub struct Batch {
     abi: Abi,
     calls: Vec<(Call, [Arg; 6])>,
-    buffers: usize,
+    /// What the buffers hold when the calls begin.
+    buffers: Vec<u8>,
 }
 
 /// Bytes of all buffers of a batch at most.
@@ -64,7 +65,7 @@ impl Batch {
     /// An empty one for tasks of an ABI.
     #[must_use]
     pub fn new(abi: Abi) -> Self {
-        Self { abi, calls: Vec::new(), buffers: 0 }
+        Self { abi, calls: Vec::new(), buffers: Vec::new() }
     }
 
     /// The ABI whose calls these are.
@@ -78,10 +79,25 @@ impl Batch {
     /// # Panics
     /// When all buffers together exceed 71 KiB: batches are fixed in the source.
     pub fn buffer(&mut self, len: usize) -> Buffer {
-        let offset = self.buffers;
-        self.buffers += len.next_multiple_of(8);
-        assert!(self.buffers <= MAX_BUFFERS, "buffers of one batch fit their place");
+        let offset = self.buffers.len();
+        self.buffers.resize(offset + len.next_multiple_of(8), 0);
+        assert!(self.buffers.len() <= MAX_BUFFERS, "buffers of one batch fit their place");
         Buffer { offset, len }
+    }
+
+    /// Adds a buffer with something in it, for a call to read.
+    ///
+    /// # Panics
+    /// As [`Self::buffer`].
+    pub fn data(&mut self, bytes: &[u8]) -> Buffer {
+        let buffer = self.buffer(bytes.len());
+        self.buffers[buffer.offset..buffer.offset + bytes.len()].copy_from_slice(bytes);
+        buffer
+    }
+
+    /// What the buffers hold when the calls begin.
+    pub(super) fn buffers(&self) -> &[u8] {
+        &self.buffers
     }
 
     /// Adds a call; missing arguments are 0.
@@ -147,7 +163,7 @@ impl Batch {
     /// Bytes of the table that hold results, and bytes of buffers that hold answers.
     pub(super) fn answer_sizes(&self) -> (usize, usize) {
         let entry = usize::try_from(self.abi.word() * ENTRY_WORDS).unwrap_or(0);
-        (self.calls.len() * entry, self.buffers)
+        (self.calls.len() * entry, self.buffers.len())
     }
 }
 
@@ -175,8 +191,7 @@ pub struct Reply {
 impl Reply {
     /// Nothing answered yet.
     pub(super) fn empty(batch: &Batch) -> Self {
-        let (table, buffers) = batch.answer_sizes();
-        Self { abi: batch.abi, table: vec![0; table], buffers: vec![0; buffers] }
+        Self { abi: batch.abi, table: vec![0; batch.answer_sizes().0], buffers: batch.buffers.clone() }
     }
 
     /// Where the result of a call lies in the table.

@@ -23,6 +23,8 @@ macro_rules! calls {
 }
 
 calls! {
+    /// close.
+    Close = 3, 6;
     /// mmap; mmap2 of ia32 counts the offset in pages, which is 0 here.
     Mmap = 9, 192;
     /// munmap.
@@ -51,6 +53,8 @@ calls! {
     Prctl = 157, 172;
     /// arch_prctl.
     ArchPrctl = 158, 384;
+    /// semtimedop; semtimedop_time64 of ia32.
+    Semtimedop = 220, 420;
     /// timer_gettime; timer_gettime64 of ia32.
     TimerGettime = 224, 408;
     /// timer_getoverrun.
@@ -65,6 +69,8 @@ calls! {
     Waitid = 247, 284;
     /// keyctl.
     Keyctl = 250, 288;
+    /// userfaultfd.
+    Userfaultfd = 323, 374;
     /// kcmp.
     Kcmp = 312, 349;
     /// get_mempolicy.

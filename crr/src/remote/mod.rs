@@ -387,6 +387,7 @@ impl Executor {
         let abi = batch.abi();
         let mut put = |place, bytes: &[u8]| image[at(place)..at(place) + bytes.len()].copy_from_slice(bytes);
         put(layout::TABLE, table);
+        put(layout::BUFFERS, batch.buffers());
         put(layout::CODE, &code::assemble(abi, area));
         put(layout::SAVED, &code::saved_block(abi, area, &saved.regs, saved.table, saved.mask));
         vm::write_all(self.target.deputy, area.offset(layout::USED), &image).context("write a batch of calls")

@@ -99,7 +99,7 @@ impl Executor {
                 }
             });
             for (place, range) in &places {
-                vm::write_all(pid, *place, &reply.buffers[range.clone()]).context("clear a buffer")?;
+                vm::write_all(pid, *place, &reply.buffers[range.clone()]).context("write a buffer")?;
             }
             self.set_up_call(thread, saved, Some(frame), call, args)?;
             if index == 0 {

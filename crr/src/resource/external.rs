@@ -5,13 +5,14 @@
 pub(crate) mod given;
 
 use super::path::file_type;
-use super::pipe;
+use super::{pipe, unix_socket};
 use anyhow::{Context, Result};
 use images::external::{External, ExternalKind};
 use images::file::Files;
 use nix::sys::stat::{FileStat, SFlag, major, minor};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::str::FromStr;
 
 /// What a file that stays outside goes by.
@@ -19,6 +20,8 @@ use std::str::FromStr;
 pub enum Key {
     /// A pipe without a name, by inode.
     Pipe(u64),
+    /// A unix socket, by inode.
+    UnixSocket(u64),
     /// A file with a name, by the mount that it was opened on, and inode.
     File(u32, u64),
     /// A terminal, by its own device and that of its file system.
@@ -29,6 +32,7 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pipe(ino) => write!(f, "pipe:[{ino}]"),
+            Self::UnixSocket(ino) => write!(f, "unix[{ino}]"),
             Self::File(mount, ino) => write!(f, "file[{mount:x}:{ino:x}]"),
             Self::Terminal(rdev, dev) => write!(f, "tty[{rdev:x}:{dev:x}]"),
         }
@@ -37,7 +41,9 @@ impl fmt::Display for Key {
 
 /// A key that is none.
 #[derive(Debug, thiserror::Error)]
-#[error("not pipe[INO], file[MNT_ID:INODE] or tty[RDEV:DEV], the last two with hexadecimal numbers")]
+#[error(
+    "not pipe[INO], unix[INO], file[MNT_ID:INODE] or tty[RDEV:DEV], the last two with hexadecimal numbers"
+)]
 pub struct NoKey;
 
 impl FromStr for Key {
@@ -52,6 +58,7 @@ impl FromStr for Key {
         };
         match kind {
             "pipe" | "pipe:" => crate::proc::decimal(inside.as_bytes()).map(Self::Pipe),
+            "unix" | "unix:" => crate::proc::decimal(inside.as_bytes()).map(Self::UnixSocket),
             "file" => pair().and_then(|(mount, ino)| Some(Self::File(u32::try_from(mount).ok()?, ino))),
             "tty" => pair().map(|(rdev, dev)| Self::Terminal(rdev, dev)),
             _ => None,
@@ -89,11 +96,13 @@ pub(crate) struct Externals {
     /// What was asked for, and the number that it got.
     wanted: BTreeMap<Key, Option<u32>>,
     records: Vec<External>,
+    /// All unix sockets, when one of the tree is to be found.
+    peers: Option<HashMap<u32, unix_socket::diag::Entry>>,
 }
 
 impl Externals {
     pub(crate) fn new(keys: &[Key]) -> Self {
-        Self { wanted: keys.iter().map(|&key| (key, None)).collect(), records: Vec::new() }
+        Self { wanted: keys.iter().map(|&key| (key, None)).collect(), ..Self::default() }
     }
 
     /// The number of an open file, if it is to stay outside.
@@ -114,6 +123,28 @@ impl Externals {
             };
             self.records.push(External { key: key.to_string(), kind, name: link.to_vec() });
         }
+        Ok(Some(id))
+    }
+
+    /// The number of a unix socket, if it is to stay outside. It can be asked for by the socket at its other end, too.
+    pub(crate) fn find_socket(&mut self, ino: u64, socket: BorrowedFd<'_>) -> Result<Option<u32>> {
+        if !self.wanted.keys().any(|key| matches!(key, Key::UnixSocket(_))) {
+            return Ok(None);
+        }
+        if self.peers.is_none() {
+            self.peers = Some(unix_socket::diag::query()?);
+        }
+        let entry = self.peers.as_ref().and_then(|peers| peers.get(&u32::try_from(ino).ok()?));
+        let peer = entry.and_then(|entry| entry.peer).map(u64::from);
+        let keys = [Some(ino), peer].into_iter().flatten().map(Key::UnixSocket);
+        let Some(asked) = keys.into_iter().find(|key| self.wanted.contains_key(key)) else { return Ok(None) };
+        let id = u32::try_from(self.records.len()).context("too many files that stay outside")?;
+        self.wanted.insert(asked, Some(id));
+        self.records.push(External {
+            key: Key::UnixSocket(ino).to_string(),
+            kind: ExternalKind::UnixSocket(unix_socket::kind(socket)?),
+            name: format!("socket:[{ino}]").into_bytes(),
+        });
         Ok(Some(id))
     }
 
@@ -154,12 +185,13 @@ mod tests {
             ("pipe:[77]", Key::Pipe(77)),
             ("file[1d:2f]", Key::File(0x1d, 0x2f)),
             ("tty[8803:19]", Key::Terminal(0x8803, 0x19)),
+            ("unix[78]", Key::UnixSocket(78)),
         ] {
             assert_eq!((text.parse().ok(), key.to_string().as_str()), (Some(key), text));
         }
         assert_eq!("pipe[77]".parse().ok(), Some(Key::Pipe(77)));
         for wrong in
-            ["", "pipe", "pipe[", "pipe[x]", "pipe:[7] ", "file[7]", "file[1:2:3]", "mnt[a:b]", "unix[5]"]
+            ["", "pipe", "pipe[", "pipe[x]", "pipe:[7] ", "file[7]", "file[1:2:3]", "mnt[a:b]", "unix[5:6]"]
         {
             assert!(wrong.parse::<Key>().is_err(), "{wrong}");
         }

@@ -10,8 +10,9 @@ use super::pipe::{self, Pipes};
 use super::socket;
 use super::terminal::{self, Terminals};
 use super::tree::Standing;
-use super::unix_socket::{Holder, Sockets};
-use super::view::Use;
+use super::unix_socket::half::HalfPolicy;
+use super::unix_socket::{self, Holder, Sockets};
+use super::view::{FileSystem, Use};
 use super::{Refuse, device, inet, inotify, lock, mqueue, namespace, netlink, pidfd as pidfds, task_file};
 use crate::proc::{Dir, fdinfo};
 use crate::refusal::Refusals;
@@ -62,6 +63,7 @@ pub(crate) struct Table {
     sockets: Sockets,
     inet: inet::Sockets,
     netlink: Vec<(NetlinkSocket, Holder)>,
+    network: socket::OwnNetwork,
     terminals: Terminals,
     events: event::Found,
     epolls: Vec<Epoll>,
@@ -189,14 +191,15 @@ impl Table {
             task: (refuse.pid(), refuse.name().to_owned()),
             object: open.describe(),
         };
+        let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
         let target = match event::Kind::of(&open.link) {
             Some(kind) if open.info.flags & O_PATH == 0 => {
                 self.events.add(kind, &open.text, place(refuse), refuse)?
             }
-            _ => self.target(open, pidfd, paths, terminal, refuse)?,
+            _ => self.target(open, copy.as_fd(), paths, terminal, refuse)?,
         };
         let Some(target) = target else { return Ok(None) };
-        let notify = self.owner(open, pidfd, place, refuse)?;
+        let notify = self.owner(open, copy.as_fd(), place, refuse)?;
         self.descriptions.push(Description { target, flags, position: open.info.position, notify });
         self.holders.push((pid, open.fd));
         self.inodes.push((open.stat.st_ino, open.stat.st_dev));
@@ -262,7 +265,7 @@ impl Table {
     fn owner(
         &mut self,
         open: &Open,
-        pidfd: &OwnedFd,
+        copy: BorrowedFd<'_>,
         place: impl Fn(&Refuse<'_>) -> Place,
         refuse: &mut Refuse<'_>,
     ) -> Result<Option<Notify>> {
@@ -275,14 +278,13 @@ impl Table {
             let reason = "signal-driven I/O (O_ASYNC) is on, which is not supported for such devices";
             refuse.with_hint(open.describe(), reason, CLOSE);
         }
-        let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
-        self.events.add_owner(copy.as_fd(), kind == SFlag::S_IFDIR, place, refuse)
+        self.events.add_owner(copy, kind == SFlag::S_IFDIR, place, refuse)
     }
 
     fn target(
         &mut self,
         open: &Open,
-        pidfd: &OwnedFd,
+        copy: BorrowedFd<'_>,
         paths: &mut Paths,
         terminal: Terminal,
         refuse: &mut Refuse<'_>,
@@ -299,32 +301,40 @@ impl Table {
                 refuse.with_hint(open.describe(), "a pseudo terminal opened with O_PATH", CLOSE);
                 return Ok(None);
             }
-            return Ok(named(open, pidfd, paths, refuse).map(Target::Path));
+            return Ok(named(open, copy, paths, refuse).map(Target::Path));
         }
         if let Some(id) = self.externals.find(&open.link, &open.stat, open.info.mount)? {
             return Ok(Some(Target::External(id)));
         }
         if file_type(open.stat.st_mode) == SFlag::S_IFIFO {
-            return self.pipe(open, pidfd, paths, refuse);
+            return self.pipe(open, copy, paths, refuse);
         }
         if pidfds::is_one(&open.link) {
-            let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
             let shown = (open.describe(), open.info.flags, open.stat.st_ino);
-            return Ok(self.pidfds.add(shown, &open.text, copy.as_fd(), refuse)?.map(Target::Pidfd));
+            return Ok(self.pidfds.add(shown, &open.text, copy, refuse)?.map(Target::Pidfd));
         }
-        if socket::inode(&open.link).is_some() {
-            let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
+        if let Some(ino) = socket::inode(&open.link) {
             let (pid, name) = (refuse.pid(), refuse.name().to_owned());
             let holder = Holder { pid, name, object: open.describe() };
-            match socket::family(copy.as_fd()).context("SO_DOMAIN")? {
+            let own = || copy.try_clone_to_owned().context("duplicate a socket");
+            match socket::family(copy).context("SO_DOMAIN")? {
                 libc::AF_UNIX => {
-                    return Ok(self.sockets.add(copy, &open.stat, holder, refuse)?.map(Target::UnixSocket));
+                    if let Some(id) = self.externals.find_socket(ino, copy)? {
+                        let kept = unix_socket::refuse_unread(copy, &holder, refuse)?;
+                        return Ok(kept.then_some(Target::External(id)));
+                    }
+                    return Ok(self.sockets.add(own()?, &open.stat, holder, refuse)?.map(Target::UnixSocket));
+                }
+                libc::AF_INET | libc::AF_INET6 | libc::AF_NETLINK if !self.network.has(copy)? => {
+                    let reason = "belongs to another network namespace than crr";
+                    refuse.with_hint(&holder.object, reason, CLOSE);
+                    return Ok(None);
                 }
                 libc::AF_INET | libc::AF_INET6 => {
-                    return Ok(self.inet.add(copy, &open.stat, holder, refuse)?.map(Target::InetSocket));
+                    return Ok(self.inet.add(own()?, &open.stat, holder, refuse)?.map(Target::InetSocket));
                 }
                 libc::AF_NETLINK => {
-                    let Some(record) = netlink::dump(copy.as_fd(), &open.stat, &holder, refuse)? else {
+                    let Some(record) = netlink::dump(copy, &open.stat, &holder, refuse)? else {
                         return Ok(None);
                     };
                     self.netlink.push((record, holder));
@@ -340,43 +350,38 @@ impl Table {
             );
         }
         let kind = file_type(open.stat.st_mode);
-        if let Some(owner) = task_file::owner(&open.link)
-            && (kind == SFlag::S_IFREG || kind == SFlag::S_IFDIR)
+        if (kind == SFlag::S_IFREG || kind == SFlag::S_IFDIR)
+            && paths.kernel_file_system(&open.link, open.stat.st_dev) == Some(FileSystem::Proc)
+            && let Some(place) = self.task_files.place(&open.link, open.stat.st_dev)
         {
-            let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
-            if task_file::is_one(copy.as_fd(), &open.stat)? {
-                let file = task_file::Open {
-                    pid: owner,
-                    object: open.describe(),
-                    link: &open.link,
-                    stat: &open.stat,
-                    flags: open.info.flags,
-                    copy: copy.as_fd(),
-                };
-                return Ok(self.task_files.add(file, refuse)?.map(Target::TaskFile));
-            }
+            let file = task_file::Open {
+                place,
+                object: open.describe(),
+                link: &open.link,
+                stat: &open.stat,
+                flags: open.info.flags,
+                copy,
+            };
+            return Ok(self.task_files.add(file, refuse)?.map(Target::TaskFile));
         }
-        if mqueue::may_be_one(&open.stat) {
-            let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
-            if mqueue::is_one(copy.as_fd())? {
-                let shown = (open.describe(), open.link.as_slice(), &open.stat);
-                let record = self.message_queues.add(shown, copy.as_fd(), refuse)?;
-                return Ok(record.map(Target::MessageQueue));
-            }
+        if mqueue::may_be_one(&open.stat) && mqueue::is_one(copy)? {
+            let shown = (open.describe(), open.link.as_slice(), &open.stat);
+            let record = self.message_queues.add(shown, copy, refuse)?;
+            return Ok(record.map(Target::MessageQueue));
         }
         let by_name = kind == SFlag::S_IFREG
             || kind == SFlag::S_IFDIR
             || device::opens_again(&open.stat, open.info.flags);
         if by_name && open.has_path() {
-            if kind == SFlag::S_IFBLK && !is_free(open, pidfd)? {
+            if kind == SFlag::S_IFBLK && !device::is_free(copy).context("open the block device")? {
                 let reason = "somebody has this block device for himself (O_EXCL, or it is mounted)";
                 refuse.with_hint(open.describe(), reason, CLOSE);
                 return Ok(None);
             }
-            return Ok(named(open, pidfd, paths, refuse).map(Target::Path));
+            return Ok(named(open, copy, paths, refuse).map(Target::Path));
         }
         if kind == SFlag::S_IFCHR && is_terminal(open.stat.st_rdev) {
-            return self.terminal(open, pidfd, paths, terminal, refuse);
+            return self.terminal(open, copy, paths, terminal, refuse);
         }
         let (what, hint) = kinds::unsupported(&open.link, &open.stat);
         refuse.with_hint(open.describe(), format!("{what} not supported"), hint);
@@ -386,14 +391,14 @@ impl Table {
     fn terminal(
         &mut self,
         open: &Open,
-        pidfd: &OwnedFd,
+        copy: BorrowedFd<'_>,
         paths: &mut Paths,
         terminal: Terminal,
         refuse: &mut Refuse<'_>,
     ) -> Result<Option<Target>> {
-        let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
         let (pid, name) = (refuse.pid(), refuse.name().to_owned());
         let holder = Holder { pid, name, object: open.describe() };
+        let copy = copy.try_clone_to_owned().context("duplicate an end of a terminal")?;
         let end = terminal::Open { copy, link: &open.link, stat: &open.stat, holder };
         Ok(match self.terminals.add(end, terminal, paths, refuse)? {
             terminal::Kind::Pty(target) => Some(target),
@@ -410,15 +415,16 @@ impl Table {
     fn pipe(
         &mut self,
         open: &Open,
-        pidfd: &OwnedFd,
+        copy: BorrowedFd<'_>,
         paths: &mut Paths,
         refuse: &mut Refuse<'_>,
     ) -> Result<Option<Target>> {
-        let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
         let path = if pipe::inode(&open.link).is_some() {
             None
         } else {
-            match paths.resolve(&open.link, &open.stat, Use::Open(open.info.flags), || copy.try_clone()) {
+            match paths
+                .resolve(&open.link, &open.stat, Use::Open(open.info.flags), || copy.try_clone_to_owned())
+            {
                 Ok(path) => Some(path),
                 Err(lost) => {
                     refuse.with_hint(open.describe(), lost.to_string(), lost.close());
@@ -429,6 +435,7 @@ impl Table {
         let id = DescriptionId(u32::try_from(self.descriptions.len()).context("too many open files")?);
         let holder = Holder { pid: refuse.pid(), name: refuse.name().to_owned(), object: open.describe() };
         let key = Key::all_of(&open.link, &open.stat, open.info.mount).pop();
+        let copy = copy.try_clone_to_owned().context("duplicate an end of a pipe")?;
         let end = pipe::End { id, copy, stat: &open.stat, flags: open.info.flags, path, key, holder };
         Ok(Some(Target::Pipe(self.pipes.add(end)?)))
     }
@@ -438,11 +445,13 @@ impl Table {
         self.pipes.finish(refusals)
     }
 
-    /// Reads the queues of all sockets, and records what descriptions are on their way in them, sockets included.
+    /// Reads the queues of all unix sockets, and records what descriptions are on their way in them, sockets included. Whether connections
+    /// not accepted yet can be given up goes with what becomes of those that reach out of the tree.
     pub(crate) fn dump_sockets(
         &mut self,
         paths: &mut Paths,
         terminal: Terminal,
+        (half, skip_in_flight): (&HalfPolicy, bool),
         refusals: &mut Refusals,
     ) -> Result<()> {
         let own = nix::unistd::getpid().as_raw();
@@ -452,7 +461,7 @@ impl Table {
         loop {
             let arrived = self.sockets.read_queues(refusals)?;
             if arrived.is_empty() {
-                return self.sockets.relate(refusals);
+                return self.sockets.relate(half, skip_in_flight, refusals);
             }
             for one in arrived {
                 let fd = one.fd.as_raw_fd().cast_unsigned();
@@ -534,10 +543,12 @@ impl Table {
     /// Everything that somebody outside of the tree may have an end of.
     fn ends(&self) -> impl Iterator<Item = (pipe::Object, Option<pipe::Ours<'_>>)> {
         let pipes = self.pipes.objects().map(|(pipe, ours)| (pipe, Some(ours)));
-        let sockets = self.sockets.holders().chain(self.inet.holders());
-        let sockets = sockets.chain(self.netlink.iter().map(|(socket, holder)| (socket.ino, holder)));
-        let sockets =
-            sockets.map(|(ino, holder)| (pipe::Object::Socket(ino), Some(pipe::Ours { holder, key: None })));
+        let netlink = self.netlink.iter().map(|(socket, holder)| (socket.ino, holder));
+        let others = self.inet.holders().chain(netlink).map(|(ino, holder)| (ino, holder, None));
+        let unix = self.sockets.holders().map(|(ino, holder)| (ino, holder, Some(Key::UnixSocket(ino))));
+        let sockets = unix
+            .chain(others)
+            .map(|(ino, holder, key)| (pipe::Object::Socket(ino), Some(pipe::Ours { holder, key })));
         pipes.chain(self.terminals.living().map(|(pty, _)| (pty, None))).chain(sockets)
     }
 
@@ -584,9 +595,8 @@ impl Table {
 }
 
 /// The path of a descriptor that is opened again by its name; `None` when it was refused.
-fn named(open: &Open, pidfd: &OwnedFd, paths: &mut Paths, refuse: &mut Refuse<'_>) -> Option<PathId> {
+fn named(open: &Open, copy: BorrowedFd<'_>, paths: &mut Paths, refuse: &mut Refuse<'_>) -> Option<PathId> {
     let reopen = || {
-        let copy = pidfd::get_fd(pidfd.as_fd(), open.fd)?;
         let name = format!("/proc/self/fd/{}", copy.as_raw_fd());
         Ok(nix::fcntl::open(name.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)
     };
@@ -597,11 +607,6 @@ fn named(open: &Open, pidfd: &OwnedFd, paths: &mut Paths, refuse: &mut Refuse<'_
             None
         }
     }
-}
-
-fn is_free(open: &Open, pidfd: &OwnedFd) -> Result<bool> {
-    let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
-    device::is_free(copy.as_fd()).context("open the block device")
 }
 
 /// Virtual consoles, serial lines, /dev/tty, /dev/console, masters and slaves of pseudo terminals:

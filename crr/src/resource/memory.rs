@@ -3,6 +3,7 @@
 use super::Refuse;
 use super::file::kinds;
 use super::path::{Lost, Paths, UNMAP, file_type, link_of};
+use super::sysv;
 use super::view::Use;
 use crate::proc::smaps::Area;
 use crate::proc::tasks::outside;
@@ -11,6 +12,7 @@ use crate::refusal::{Refusal, Refusals};
 use crate::remote::CodeArea;
 use anyhow::{Context, Result};
 use images::memory::{Backing, Vma, vm};
+use images::sysv::Segment;
 use images::{Addr, PathId, Pid, SharedId};
 use nix::sys::stat::{FileStat, SFlag, major, minor};
 use std::collections::HashMap;
@@ -18,11 +20,17 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::ops::Range;
 
-/// An anonymous shared memory object, open for reading.
+/// An object of shared memory without a file, open for reading.
 #[derive(Debug)]
 pub(crate) struct SharedObject {
     pub(crate) ino: u64,
     pub(crate) file: File,
+    /// It is a segment of System V, which was made with this key.
+    pub(crate) key: Option<i32>,
+    /// What is known of that segment.
+    pub(crate) segment: Option<Segment>,
+    /// Areas of the tree that show it.
+    pub(crate) areas: u64,
 }
 
 /// A mapped file as smaps shows it: device, inode, name.
@@ -34,8 +42,11 @@ pub(crate) struct Backings {
     /// Mapped files by what smaps shows of them, so that ten thousand areas of one library cost one stat.
     files: HashMap<Shown, Result<Mapped, Lost>>,
     shared_ids: HashMap<(u64, u64), SharedId>,
-    /// Anonymous shared memory, by id.
+    segments: sysv::Kind,
+    /// Shared memory without a file, by id.
     pub(crate) shared: Vec<SharedObject>,
+    /// Areas may be tracked for pre-dumps: that ends with the dump, and is no part of them.
+    tracked: bool,
 }
 
 /// What a mapped file is.
@@ -58,10 +69,15 @@ enum Flag {
     Refused(&'static str),
 }
 
+/// Why an area is refused that userfaultfd is used on: by the program, or by what is left of a pre-dump.
+pub(crate) const WATCHED: &str = "watched by userfaultfd";
+
 /// show_smap_vma_flags() of fs/proc/task_mmu.c.
 fn flag(code: [u8; 2]) -> Flag {
     match &code {
         b"rd" | b"wr" | b"ex" | b"sh" | b"mr" | b"me" | b"ms" | b"sd" => Flag::Implied,
+        // It may have guard pages, which the page map tells.
+        b"gu" => Flag::Implied,
         b"gd" => Flag::Kept(vm::GROWS_DOWN),
         b"lo" => Flag::Kept(vm::LOCKED),
         b"lf" => Flag::Kept(vm::LOCK_ON_FAULT),
@@ -76,11 +92,10 @@ fn flag(code: [u8; 2]) -> Flag {
         b"mg" => Flag::Kept(vm::MERGEABLE),
         b"ac" => Flag::Kept(vm::ACCOUNTED),
         b"mw" => Flag::Kept(vm::MAY_WRITE),
+        b"sl" => Flag::Kept(vm::SEALED),
+        b"dp" => Flag::Kept(vm::DROPPABLE),
         b"io" | b"pf" | b"de" | b"mm" => Flag::Special,
-        b"sl" => Flag::Refused("sealed (mseal)"),
-        b"gu" => Flag::Refused("has guard pages (MADV_GUARD_INSTALL)"),
-        b"dp" => Flag::Refused("droppable (MAP_DROPPABLE)"),
-        b"um" | b"uw" | b"ui" => Flag::Refused("watched by userfaultfd"),
+        b"um" | b"uw" | b"ui" => Flag::Refused(WATCHED),
         b"ht" => Flag::Refused("huge TLB pages (MAP_HUGETLB)"),
         b"ss" => Flag::Refused("a user shadow stack"),
         b"sf" => Flag::Refused("synchronous (MAP_SYNC)"),
@@ -94,6 +109,8 @@ fn flags(codes: &[u8], special: bool, mut refused: impl FnMut(&'static str, [u8;
     for code in codes.split(|&b| b == b' ') {
         let &[a, b] = code else { continue };
         match flag([a, b]) {
+            // A kernel that seals them would not let them move to their places.
+            Flag::Kept(vm::SEALED) if special => refused("sealed (mseal)", [a, b]),
             Flag::Implied => {}
             Flag::Kept(bit) => bits |= bit,
             Flag::Special if special => {}
@@ -124,6 +141,10 @@ fn describe(area: &Area<'_>) -> String {
 }
 
 impl Backings {
+    pub(crate) fn new(tracked: bool) -> Self {
+        Self { tracked, ..Self::default() }
+    }
+
     /// The record of an area, `None` for [vsyscall], which belongs to the kernel, and for what was refused.
     pub(crate) fn dump_area(
         &mut self,
@@ -147,7 +168,11 @@ impl Backings {
                 return Ok(None);
             }
         };
+        let tracked = self.tracked;
         let bits = flags(area.flags, kernel.is_some(), |reason, code| {
+            if tracked && code == *b"uw" {
+                return;
+            }
             let code = String::from_utf8_lossy(&code).into_owned();
             let hint = "start the program so that it does without";
             refuse.with_hint(describe(area), format!("{reason} (smaps flag {code})"), hint);
@@ -194,7 +219,10 @@ impl Backings {
         Ok(match mapped {
             Ok(Mapped::File(path)) if area.shared => Ok(Backing::SharedFile(path, area.offset)),
             Ok(Mapped::File(path)) => Ok(Backing::PrivateFile(path, area.offset)),
-            Ok(Mapped::Shared(id)) if area.shared => Ok(Backing::Shared(id, area.offset)),
+            Ok(Mapped::Shared(id)) if area.shared => {
+                self.shared[id.0 as usize].areas += 1;
+                Ok(Backing::Shared(id, area.offset))
+            }
             Ok(Mapped::Shared(_)) => Err(("a private mapping of shared memory".into(), UNMAP)),
             Err(lost) => Err(unmappable(area.name, lost)),
         })
@@ -204,14 +232,16 @@ impl Backings {
     fn mapped_file(&mut self, area: &Area<'_>, dir: &Dir, paths: &mut Paths) -> Result<Result<Mapped, Lost>> {
         let link = format!("map_files/{:x}-{:x}", area.start, area.end);
         let open = dir.stat(&link).with_context(|| format!("stat {link}"))?;
-        if area.name == b"/dev/zero (deleted)" && file_type(open.st_mode) == SFlag::S_IFREG {
+        let segment = self.segments.key(area.name, &open)?;
+        let is_anonymous = area.name == b"/dev/zero (deleted)" && file_type(open.st_mode) == SFlag::S_IFREG;
+        if segment.is_some() || is_anonymous {
             let key = (open.st_dev, open.st_ino);
             if let Some(&id) = self.shared_ids.get(&key) {
                 return Ok(Ok(Mapped::Shared(id)));
             }
             let file = File::from(dir.open(&link).with_context(|| format!("open {link}"))?);
             let id = SharedId(u32::try_from(self.shared.len()).unwrap_or(u32::MAX));
-            self.shared.push(SharedObject { ino: open.st_ino, file });
+            self.shared.push(SharedObject { ino: open.st_ino, file, key: segment, segment: None, areas: 0 });
             self.shared_ids.insert(key, id);
             return Ok(Ok(Mapped::Shared(id)));
         }
@@ -228,7 +258,8 @@ impl Backings {
     /// Refuses anonymous shared memory that a task outside of the tree has mapped too: after a restore they
     /// would no longer see each other's writes.
     pub(crate) fn refuse_outsiders(&self, tree: &HashSet<Pid>, refusals: &mut Refusals) -> Result<()> {
-        if self.shared.is_empty() {
+        let anonymous = || self.shared.iter().filter(|object| object.key.is_none());
+        if anonymous().next().is_none() {
             return Ok(());
         }
         let mut text = Vec::new();
@@ -236,7 +267,7 @@ impl Backings {
             if other.dir.read("maps", &mut text).is_err() {
                 continue;
             }
-            for object in self.shared.iter().filter(|object| maps_object(&text, object.ino)) {
+            for object in anonymous().filter(|object| maps_object(&text, object.ino)) {
                 refusals.push(Refusal {
                     task: None,
                     object: format!("anonymous shared memory (inode {})", object.ino),
@@ -270,8 +301,6 @@ fn unmappable(name: &[u8], lost: Lost) -> Unmappable {
     let kind = |prefix: &[u8]| name.starts_with(prefix);
     let (reason, hint) = if kind(b"/secretmem") {
         ("secret memory (memfd_secret) is for the eyes of the task alone", UNMAP)
-    } else if kind(b"/SYSV") {
-        ("System V shared memory is not supported", "have the program detach it (shmdt) before the dump")
     } else if kind(b"/anon_hugepage") {
         ("huge TLB pages (MAP_HUGETLB) are not supported", UNMAP)
     } else if kind(b"/[aio]") {
@@ -347,8 +376,8 @@ mod tests {
 
     #[test]
     fn what_is_not_restored_is_named() {
-        assert_eq!(refused(b"rd sl", false), ["sealed (mseal)"]);
-        assert_eq!(refused(b"rd gu zz", false).len(), 2);
+        assert_eq!(refused(b"rd ht", false), ["huge TLB pages (MAP_HUGETLB)"]);
+        assert_eq!(refused(b"rd um zz", false).len(), 2);
         assert_eq!(refused(b"rd io pf de dd", false).len(), 3);
         assert_eq!(refused(b"rd mr pf io de dd sd", true), [""; 0]);
         // Flags that matter are refused on special mappings too.

@@ -35,6 +35,7 @@ pub mod shared_memory;
 pub mod sharing;
 pub mod signal;
 pub mod socket;
+pub(crate) mod sysv;
 pub mod task;
 pub(crate) mod task_file;
 pub mod terminal;

@@ -199,6 +199,9 @@ impl Paths {
         if let Some(id) = self.deleted.known(open) {
             return Ok(id);
         }
+        if self.kernel_file_system(link, open.st_dev).is_some() {
+            return Err(Lost::Kernel("an entry of the kernel that is gone"));
+        }
         let id = PathId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
         let (name, deleted) = self.deleted.add(link, open, id, || reopen().map(File::from))?;
         self.list.push(Path { deleted: Some(deleted), ..record(&name, open) });
@@ -254,13 +257,14 @@ impl Paths {
     }
 
     /// The file system when it is one whose files say something about processes or the running kernel. Asked once per device.
-    fn kernel_file_system(&mut self, name: &[u8], dev: u64) -> Option<FileSystem> {
+    pub(crate) fn kernel_file_system(&mut self, name: &[u8], dev: u64) -> Option<FileSystem> {
         *self.file_systems.entry(dev).or_insert_with(|| {
-            let name = std::ffi::OsStr::from_bytes(name);
-            // Of a symbolic link it is the directory that is asked: statfs would follow it.
-            let there = lstat(name).is_ok_and(|found| file_type(found.st_mode) != SFlag::S_IFLNK);
-            let asked = std::path::Path::new(name);
-            let asked = if there { asked } else { asked.parent().unwrap_or(asked) };
+            // The name itself can be gone, or be a symbolic link, which statfs would follow.
+            let on_it = |path: &&std::path::Path| {
+                let found = lstat(*path);
+                found.is_ok_and(|found| found.st_dev == dev && file_type(found.st_mode) != SFlag::S_IFLNK)
+            };
+            let asked = std::path::Path::new(std::ffi::OsStr::from_bytes(name)).ancestors().find(on_it)?;
             FileSystem::of(statfs(asked).ok()?.filesystem_type().0)
         })
     }

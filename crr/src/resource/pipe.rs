@@ -194,7 +194,10 @@ fn refuse(object: Object, ours: Option<Ours<'_>>, pid: Pid, refusals: &mut Refus
     let comm = comm_of(pid);
     let holder = ours.map(|ours| ours.holder);
     let hint = match (object, ours.and_then(|ours| ours.key)) {
-        (Object::Socket(_), _) => "dump a tree that has both, or have one of them close it".to_owned(),
+        (Object::Socket(_), None) => "dump a tree that has both, or have one of them close it".to_owned(),
+        (Object::Socket(_), Some(key)) => {
+            format!("dump a tree that has both, or leave it outside with --external {key}")
+        }
         (_, Some(key)) => {
             format!("dump a tree that holds both ends, or leave it outside with --external {key}")
         }

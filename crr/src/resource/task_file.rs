@@ -7,22 +7,24 @@
 use super::Refuse;
 use super::file::reopen::{Ia32, open_with};
 use super::path::CLOSE;
+use super::view::root_of_procfs;
 use crate::proc::tasks::comm_of;
-use crate::refusal::Refusals;
+use crate::refusal::{Refusal, Refusals};
 use anyhow::{Context, Result, ensure};
 use images::Pid;
-use images::file::Description;
+use images::file::{Description, Files};
 use images::late::TaskFile;
 use images::task::{Task, Zombie};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, stat};
-use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use nix::unistd::{Whence, lseek64};
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CString, OsStr};
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 const O_ACCMODE: u32 = 3;
 const O_WRONLY: u32 = 1;
@@ -34,19 +36,53 @@ const OUTSIDE: &str = "dump a tree that holds it, or have the program close it b
 const OF_MEMORY: [&[u8]; 8] =
     [b"mem", b"maps", b"smaps", b"smaps_rollup", b"numa_maps", b"pagemap", b"environ", b"auxv"];
 
-/// The task that a file of procfs belongs to, by its link in `/proc/PID/fd`.
-pub(crate) fn owner(link: &[u8]) -> Option<Pid> {
-    let rest = link.strip_prefix(b"/proc/")?;
-    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let (pid, rest) = rest.split_at(digits);
-    let ends = rest.is_empty() || rest.starts_with(b"/") || rest == b" (deleted)";
-    crate::proc::decimal(pid).filter(|_| ends)
+/// What the link of a file in procfs says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place<'a> {
+    /// Where that procfs is mounted.
+    procfs: &'a [u8],
+    /// Whose it is.
+    pid: Pid,
+    /// Its name in the directory of that task.
+    name: &'a [u8],
 }
 
-/// Whether a file is one of the procfs that crr sees.
-pub(crate) fn is_one(file: BorrowedFd<'_>, shown: &FileStat) -> Result<bool> {
-    let kind = fstatfs(file).context("fstatfs")?.filesystem_type();
-    Ok(kind == PROC_SUPER_MAGIC && stat("/proc").context("/proc")?.st_dev == shown.st_dev)
+impl<'a> Place<'a> {
+    /// By the link in `/proc/PID/fd`, and the device; `None` for what is not of a task.
+    pub(crate) fn of(link: &'a [u8], dev: u64) -> Option<Self> {
+        let procfs = root_of_procfs(Path::new(OsStr::from_bytes(link)), dev)?.as_os_str().as_bytes();
+        let rest = link.strip_prefix(procfs)?.strip_prefix(b"/")?;
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let (pid, rest) = rest.split_at(digits);
+        let name = match rest {
+            b"" | b" (deleted)" => rest,
+            _ => rest.strip_prefix(b"/")?,
+        };
+        Some(Self { procfs, pid: crate::proc::decimal(pid)?, name })
+    }
+}
+
+/// Whether a procfs shows the tasks that crr sees, under the same numbers: each mount has a device of its own.
+fn shows_own_tasks(procfs: &[u8]) -> bool {
+    let init = |procfs: &OsStr| fs::read_link(Path::new(procfs).join("1/ns/pid")).ok();
+    let own = |procfs: &OsStr| fs::read_link(Path::new(procfs).join("self/ns/pid")).ok();
+    let (there, here) = (OsStr::from_bytes(procfs), OsStr::new("/proc"));
+    let same_self = fs::read_link(Path::new(there).join("self")).ok() == fs::read_link("/proc/self").ok();
+    procfs == b"/proc"
+        || own(there).is_some() && same_self && own(there) == own(here) && init(there) == init(here)
+}
+
+/// Refuses those for which no procfs is where it was.
+pub(crate) fn preflight(refusals: &mut Refusals, files: &Files) {
+    let places: BTreeSet<&[u8]> = files.task_files.iter().map(|file| file.procfs.as_slice()).collect();
+    for procfs in places.into_iter().filter(|procfs| !shows_own_tasks(procfs)) {
+        refusals.push(Refusal {
+            task: None,
+            object: String::from_utf8_lossy(procfs).into_owned(),
+            reason: "is not the procfs of crr's pid namespace, which a file of the tree is of".to_owned(),
+            hint: Some("mount it there: mount -t proc proc DIR".to_owned()),
+        });
+    }
 }
 
 /// One that was found.
@@ -58,7 +94,7 @@ struct Found {
 
 /// An open one.
 pub(crate) struct Open<'a> {
-    pub(crate) pid: Pid,
+    pub(crate) place: Place<'a>,
     pub(crate) object: String,
     pub(crate) link: &'a [u8],
     pub(crate) stat: &'a FileStat,
@@ -71,27 +107,33 @@ pub(crate) struct Open<'a> {
 pub(crate) struct Table {
     found: Vec<Found>,
     records: Vec<TaskFile>,
+    /// Whether a procfs with this device shows the tasks that crr sees.
+    own: HashMap<u64, bool>,
 }
 
 impl Table {
+    /// Where a file is if it is one of a task, in a procfs that shows those that crr sees.
+    pub(crate) fn place<'a>(&mut self, link: &'a [u8], dev: u64) -> Option<Place<'a>> {
+        let place = Place::of(link, dev)?;
+        self.own.entry(dev).or_insert_with(|| shows_own_tasks(place.procfs)).then_some(place)
+    }
+
     /// The number of its record; `None` when it was refused.
     pub(crate) fn add(&mut self, open: Open<'_>, refuse: &mut Refuse<'_>) -> Result<Option<u32>> {
-        let Open { pid, object, link, stat: shown, flags, copy } = open;
+        let Open { place: Place { procfs, pid, name }, object, link, stat: shown, flags, copy } = open;
         let there = stat(OsStr::from_bytes(link)).ok();
         if there.is_none_or(|there| (there.st_dev, there.st_ino) != (shown.st_dev, shown.st_ino)) {
             refuse.with_hint(object, "of a task or a descriptor that is gone", CLOSE);
             return Ok(None);
         }
-        let name = link[format!("/proc/{pid}").len()..].trim_ascii_start();
-        let name = name.strip_prefix(b"/").unwrap_or(name).to_vec();
-        if is_of_memory(&name) && !shows_present_memory(pid, link, flags, copy)? {
+        if is_of_memory(name) && !shows_present_memory(pid, link, flags, copy)? {
             let reason = "shows the memory of a program that its task does not run any more";
             refuse.with_hint(object, reason, CLOSE);
             return Ok(None);
         }
         let index = u32::try_from(self.records.len()).context("too many files of tasks")?;
         self.found.push(Found { task: (refuse.pid(), refuse.name().to_owned()), object });
-        self.records.push(TaskFile { pid, name });
+        self.records.push(TaskFile { procfs: procfs.to_vec(), pid, name: name.to_vec() });
         Ok(Some(index))
     }
 
@@ -177,8 +219,8 @@ fn random_bytes(pid: Pid) -> Result<u64> {
 /// # Errors
 /// As open(2) and lseek(2), with the name.
 pub(crate) fn open(file: &TaskFile, description: &Description, ia32: &mut Ia32) -> Result<OwnedFd> {
-    let mut path = format!("/proc/{}/", file.pid).into_bytes();
-    path.extend(&file.name);
+    let pid = format!("/{}/", file.pid);
+    let path = [&file.procfs, pid.as_bytes(), &file.name].concat();
     let name = String::from_utf8_lossy(&path).into_owned();
     let path = CString::new(path).with_context(|| format!("{name}: not a path"))?;
     let flags = OFlag::from_bits_retain(description.flags.cast_signed()) | OFlag::O_CLOEXEC;
@@ -219,13 +261,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn owners_are_read_off_links() {
-        assert_eq!(owner(b"/proc/12/fdinfo/3"), Some(12));
-        assert_eq!(owner(b"/proc/12"), Some(12));
-        assert_eq!(owner(b"/proc/12 (deleted)"), Some(12));
-        assert_eq!(owner(b"/proc/12a"), None);
-        assert_eq!(owner(b"/proc/version"), None);
-        assert_eq!(owner(b"/proc"), None);
+    fn places_are_read_off_links() {
+        let dev = stat("/proc").unwrap().st_dev;
+        let place = |link: &'static str| {
+            Place::of(link.as_bytes(), dev).map(|place| {
+                assert_eq!(place.procfs, b"/proc");
+                (place.pid, std::str::from_utf8(place.name).unwrap())
+            })
+        };
+        assert_eq!(place("/proc/12/fdinfo/3"), Some((12, "fdinfo/3")));
+        assert_eq!(place("/proc/12"), Some((12, "")));
+        assert_eq!(place("/proc/12 (deleted)"), Some((12, " (deleted)")));
+        assert_eq!(place("/proc/12a"), None);
+        assert_eq!(place("/proc/version"), None);
+        assert_eq!(place("/proc"), None);
+        assert!(shows_own_tasks(b"/proc") && !shows_own_tasks(b"/sys"));
     }
 
     #[test]

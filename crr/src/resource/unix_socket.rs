@@ -3,6 +3,7 @@
 pub(crate) mod bind;
 mod connect;
 pub(crate) mod diag;
+pub(crate) mod half;
 mod maker;
 mod queue;
 pub(crate) mod recreate;
@@ -12,7 +13,7 @@ use super::Refuse;
 use super::path::CLOSE;
 use super::socket::option;
 use crate::refusal::Refusals;
-use crate::sys::socket as sys;
+use crate::sys::{pipe, socket as sys};
 use anyhow::{Context, Result};
 use images::socket::{Message, Peer, PeerCredentials, SocketFile, UnixKind, UnixSocket};
 use images::{DescriptionId, Pid};
@@ -69,13 +70,9 @@ impl Sockets {
         holder: Holder,
         refuse: &mut Refuse<'_>,
     ) -> Result<Option<u32>> {
-        let number = |name| sys::number(socket.as_fd(), libc::SOL_SOCKET, name).context("getsockopt");
-        let kind = match number(libc::SO_TYPE)? {
-            libc::SOCK_STREAM => UnixKind::Stream,
-            libc::SOCK_SEQPACKET => UnixKind::Seqpacket,
-            _ => UnixKind::Datagram,
-        };
-        let listens = number(libc::SO_ACCEPTCONN)? != 0;
+        let kind = kind(socket.as_fd())?;
+        let listens =
+            sys::number(socket.as_fd(), libc::SOL_SOCKET, libc::SO_ACCEPTCONN).context("SO_ACCEPTCONN")? != 0;
         let address = name(&sys::local_address(socket.as_fd()).context("getsockname")?);
         let file = match bound_file(socket.as_fd(), &address)? {
             Ok(file) => file,
@@ -165,6 +162,35 @@ impl Sockets {
     pub(crate) fn into_records(self) -> Vec<UnixSocket> {
         self.found.into_iter().map(|found| found.record).collect()
     }
+}
+
+/// Refuses a socket that stays outside if something waits in its queue, which would be gone with the tree: whether it is all right.
+pub(crate) fn refuse_unread(
+    socket: BorrowedFd<'_>,
+    holder: &Holder,
+    refuse: &mut Refuse<'_>,
+) -> Result<bool> {
+    let events = sys::events(socket).context("poll")?;
+    let listens = sys::number(socket, libc::SOL_SOCKET, libc::SO_ACCEPTCONN).context("SO_ACCEPTCONN")? != 0;
+    // At its end a stream is readable, too.
+    let ended = || {
+        let unread = pipe::readable_bytes(socket).context("FIONREAD")?;
+        anyhow::Ok(events & libc::POLLRDHUP != 0 && unread == 0)
+    };
+    let unread = !listens && events & libc::POLLIN != 0 && !ended()?;
+    if unread {
+        refuse.with_hint(&holder.object, "has data that was not read, and is to stay outside", READ);
+    }
+    Ok(!unread)
+}
+
+/// SO_TYPE.
+pub(crate) fn kind(socket: BorrowedFd<'_>) -> Result<UnixKind> {
+    Ok(match sys::number(socket, libc::SOL_SOCKET, libc::SO_TYPE).context("SO_TYPE")? {
+        libc::SOCK_STREAM => UnixKind::Stream,
+        libc::SOCK_SEQPACKET => UnixKind::Seqpacket,
+        _ => UnixKind::Datagram,
+    })
 }
 
 /// The name in what getsockname and its kind give: without the NUL at the end of a path.

@@ -74,20 +74,25 @@ pub(crate) enum Entry<'a> {
 impl<'a> Entry<'a> {
     /// By its absolute name and the device of the file system.
     pub(crate) fn of(name: &'a [u8], dev: u64) -> Self {
-        /// PROC_ROOT_INO of include/linux/proc_fs.h.
-        const ROOT: u64 = 1;
         let name = Path::new(OsStr::from_bytes(name));
-        let inside = |dir: &&Path| lstat(*dir).is_ok_and(|found| found.st_dev == dev);
-        let Some(root) = name.ancestors().take_while(inside).last() else { return Self::Unknown };
-        if !lstat(root).is_ok_and(|found| found.st_ino == ROOT) {
-            return Self::Unknown;
-        }
-        let Ok(below) = name.strip_prefix(root) else { return Self::Unknown };
-        match below.components().next() {
-            Some(Component::Normal(first)) if first.as_bytes().iter().all(u8::is_ascii_digit) => Self::OfTask,
-            _ => Self::OfKernel(below),
+        let below = root_of_procfs(name, dev).and_then(|root| name.strip_prefix(root).ok());
+        match below.map(|below| (below, below.components().next())) {
+            None => Self::Unknown,
+            Some((_, Some(Component::Normal(first)))) if first.as_bytes().iter().all(u8::is_ascii_digit) => {
+                Self::OfTask
+            }
+            Some((below, _)) => Self::OfKernel(below),
         }
     }
+}
+
+/// Where the procfs with this device is mounted, of which something had this name, if it is mounted as a whole.
+pub(crate) fn root_of_procfs(name: &Path, dev: u64) -> Option<&Path> {
+    /// PROC_ROOT_INO of include/linux/proc_fs.h.
+    const ROOT: u64 = 1;
+    let inside = |dir: &&Path| lstat(*dir).is_ok_and(|found| found.st_dev == dev);
+    let root = name.ancestors().skip_while(|dir| !inside(dir)).take_while(inside).last()?;
+    lstat(root).is_ok_and(|found| found.st_ino == ROOT).then_some(root)
 }
 
 /// Entries whose descriptions are more than flags and an offset.

@@ -233,31 +233,39 @@ fn attributes(restore: &Restore<'_>, index: usize) -> Outcome {
 /// Puts the task's files under their numbers.
 ///
 /// The coordinator opened them wherever there was room, so a number that a file is to have can hold another one that has
-/// yet to be placed; that one is moved out of the way first.
+/// yet to be placed. That one goes to where the first one was; if the task is to have the first one there, too, to a number of its own.
 fn files(restore: &Restore<'_>, index: usize) -> Outcome {
     let task = &restore.checkpoint.tree.tasks[index];
+    let raiser = &restore.opened.raiser;
     let mut places = BTreeMap::new();
     for entry in &task.fds {
         let now = restore.opened.description(entry.description).as_raw_fd();
-        places.entry(entry.description).or_insert(Place { now, left: 0 }).left += 1;
+        places.entry(entry.description).or_insert(Place { now, left: 0, settled: false }).left += 1;
     }
     let mut holds: BTreeMap<RawFd, DescriptionId> =
         places.iter().map(|(&id, place)| (place.now, id)).collect();
     for entry in &task.fds {
         let to = entry.fd.0.cast_signed();
         let failed = |errno| (Step::Files, errno, u64::from(entry.fd.0));
+        let Some(&Place { now, settled, .. }) = places.get(&entry.description) else { continue };
         let held = holds.get(&to).copied().filter(|&other| other != entry.description);
-        if let Some((other, place)) = held.and_then(|other| Some((other, places.get_mut(&other)?)))
-            && place.left > 0
-        {
-            place.now = restore.opened.raiser.move_away(to).map_err(failed)?;
-            holds.insert(place.now, other);
+        let in_the_way = held.filter(|other| places.get(other).is_some_and(|other| other.left > 0));
+        let moved = in_the_way.map(|_| raiser.move_away(to)).transpose().map_err(failed)?;
+        process::place_fd(now, to).map_err(failed)?;
+        holds.insert(to, entry.description);
+        if let (Some(moved), Some(other)) = (moved, in_the_way.and_then(|other| places.get_mut(&other))) {
+            other.now = moved;
+            if !settled {
+                process::move_fd(moved, now).map_err(failed)?;
+                process::close_fd(moved);
+                other.now = now;
+            }
+            holds.extend(in_the_way.map(|id| (other.now, id)));
         }
         if let Some(place) = places.get_mut(&entry.description) {
-            process::place_fd(place.now, to).map_err(failed)?;
+            (place.now, place.settled) = (to, true);
             place.left -= 1;
         }
-        holds.insert(to, entry.description);
     }
     // Everything else of the coordinator closes on exec, but for its standard files.
     for standard in 0..3 {
@@ -269,9 +277,12 @@ fn files(restore: &Restore<'_>, index: usize) -> Outcome {
 }
 
 /// Where a description is, and how many numbers it has still to get.
+#[derive(Clone, Copy)]
 struct Place {
     now: RawFd,
     left: u32,
+    /// It is where the task is to have it.
+    settled: bool,
 }
 
 fn directories(restore: &Restore<'_>, index: usize) -> Outcome {

@@ -9,7 +9,7 @@ pub(crate) mod late;
 mod loan;
 mod lock;
 mod namespace;
-mod numbers;
+pub(crate) mod numbers;
 pub(crate) mod open;
 pub mod plain;
 mod preflight;
@@ -176,7 +176,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     }
     let environment = Environment::read()?;
     let descent = Descent::plain(&checkpoint)?;
-    preflight::preflight(&checkpoint, &descent.schedule, &environment, &lives, &given, options)
+    preflight::preflight(&checkpoint, &descent.schedule, &environment, &lives, &given, options)?
         .finish("restore")?;
     process::close_on_exec_from(3).context("close_range")?;
     let stand_in = needs_stand_in(&checkpoint.tree, options);
@@ -203,6 +203,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     };
     let (root, terminal) = bring_back(&mut restore, options, deadline)?;
     restore.opened.socket_files.keep();
+    restore.opened.segments.keep();
     resource::other_name::remove_helpers(&checkpoint.files.paths);
     let report = Report {
         root,

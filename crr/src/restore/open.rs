@@ -9,29 +9,28 @@ use crate::resource::external::given::Given;
 use crate::resource::file::reopen::Controlling;
 use crate::resource::file::reopen::{Reopened, open_all};
 use crate::resource::unix_socket::bind::Binder;
-use crate::resource::{self, inet};
+use crate::resource::{self, inet, sysv};
 use crate::store::Checkpoint;
 use anyhow::{Context, Result, bail};
 use images::file::Files;
 use images::inet::InetSocket;
 use images::task::Task;
-use images::terminal::Pty;
 use images::{DescriptionId, PathId, SharedId};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::stat::Mode;
 use shared::plan::Need;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
 
 /// The files of a tree.
 #[derive(Debug)]
 pub(crate) struct Opened {
     /// Knows the numbers that tasks use.
     pub(super) raiser: Raiser,
-    descriptions: Vec<OwnedFd>,
+    descriptions: Vec<Rc<OwnedFd>>,
     /// Where those go that are opened when the tasks exist.
     pub(super) late: Places,
     /// The files of unix sockets, which go again if the restore fails.
@@ -45,6 +44,8 @@ pub(crate) struct Opened {
     /// The names by which files can be opened now.
     pub(super) paths: Vec<images::file::Path>,
     mapped: BTreeMap<Need, OwnedFd>,
+    /// Segments of System V, until the tasks have them.
+    pub(super) segments: sysv::recreate::Segments,
     directories: BTreeMap<PathId, OwnedFd>,
     /// The page file.
     pub(crate) pages: OwnedFd,
@@ -63,19 +64,8 @@ impl Opened {
     ) -> Result<Self> {
         let tasks = &checkpoint.tree.tasks;
         let raiser = Raiser::new(tasks);
-        let opened = checkpoint.files.descriptions.len()
-            + checkpoint.files.pipes.len() * 3
-            + checkpoint.files.unix_sockets.len() * 3
-            + checkpoint.files.inet_sockets.len()
-            + late::all(&checkpoint.files).len() * 2
-            + numbers_below(&checkpoint.files.ptys);
         let needs: BTreeSet<Need> = needs.into_iter().collect();
         let directories: BTreeSet<PathId> = tasks.iter().flat_map(|task| [task.root, task.cwd]).collect();
-        let deleted = checkpoint.files.paths.iter().filter(|path| path.deleted.is_some()).count();
-        let others = needs.len() + directories.len() + deleted * 2;
-        let watched = resource::event::highest_number(&checkpoint.files).cast_signed();
-        let highest = raiser.used.last().copied().unwrap_or(0).max(watched);
-        make_room(raiser.used.len() + opened + others + 64, highest)?;
         let executed = tasks.iter().map(|task| task.exe).collect();
         let (mut deleted, mut files) =
             recreate::create_all(&checkpoint.files, &executed, &checkpoint.pages, &raiser)?;
@@ -84,6 +74,7 @@ impl Opened {
         let mut late = Places::default();
         let Reopened { descriptions, socket_files, controlling, inet_sockets } =
             open_all(&files, given, done, &mut late)?;
+        let segments = sysv::recreate::put_back(&checkpoint.memory, &checkpoint.pages)?;
         let mut mapped = BTreeMap::new();
         for need in needs.into_iter().filter(|need| matches!(need, Need::Path { .. } | Need::Shared(_))) {
             mapped.insert(need, open_need(checkpoint, &files, need, &raiser)?);
@@ -107,6 +98,7 @@ impl Opened {
             deleted,
             paths,
             mapped,
+            segments,
             directories,
             pages,
         })
@@ -134,7 +126,7 @@ impl Opened {
     /// Puts files that were opened late where their places were held.
     pub(super) fn complete(&mut self, files: late::Files) {
         for (id, file) in files {
-            self.descriptions[id.0 as usize] = file;
+            self.descriptions[id.0 as usize] = Rc::new(file);
         }
         self.late = Places::default();
     }
@@ -144,6 +136,7 @@ impl Opened {
         self.descriptions.clear();
         self.controlling.clear();
         self.mapped.clear();
+        self.segments.let_go();
         self.directories.clear();
     }
 
@@ -224,24 +217,6 @@ impl Raiser {
 pub(super) fn owned(fd: RawFd) -> Option<OwnedFd> {
     // SAFETY: both callers pass the fresh result of F_DUPFD, which nobody else owns.
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Pseudo terminals that are open for a moment: as many as it takes until the highest number comes, with two ends each.
-fn numbers_below(ptys: &[Pty]) -> usize {
-    let highest = ptys.iter().map(|pty| pty.number as usize + 1).max().unwrap_or(0);
-    highest + ptys.len() * 2
-}
-
-/// Whether as many files can be open at once as the tree needs: this many, and the highest number of a task.
-fn make_room(count: usize, highest: RawFd) -> Result<()> {
-    let wanted = (count as u64).max(u64::try_from(highest)? + 1);
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("getrlimit")?;
-    if wanted > hard {
-        bail!(
-            "the tree needs {wanted} file descriptors at once; this process may have {hard} (RLIMIT_NOFILE)"
-        );
-    }
-    Ok(())
 }
 
 fn open_path(files: &Files, path: PathId, flags: OFlag) -> Result<OwnedFd> {

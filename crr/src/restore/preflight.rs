@@ -2,14 +2,15 @@
 
 use super::environment::Environment;
 use super::prepare::Lives;
-use super::{Options, unchanged};
+use super::{Options, numbers, unchanged};
 use crate::refusal::{Refusal, Refusals};
 use crate::resource::external::given::Given;
 use crate::resource::terminal::recreate;
 use crate::resource::unix_socket::bind;
-use crate::resource::{attribute, mqueue, pipe, seccomp, xstate};
+use crate::resource::{attribute, mqueue, pipe, seccomp, sysv, task_file, xstate};
 use crate::store::Checkpoint;
 use crate::sys::process;
+use anyhow::Result;
 use images::memory::Backing;
 use images::{Abi, Pid};
 use shared::plan::tree::{OUTSIDE, Role, Schedule};
@@ -17,7 +18,9 @@ use std::collections::BTreeSet;
 use std::fs;
 
 /// Collects everything that stands in the way.
-#[must_use]
+///
+/// # Errors
+/// If this machine does not tell what is there.
 pub(super) fn preflight(
     checkpoint: &Checkpoint,
     schedule: &Schedule,
@@ -25,7 +28,7 @@ pub(super) fn preflight(
     lives: &Lives,
     given: &Given,
     options: &Options,
-) -> Refusals {
+) -> Result<Refusals> {
     let mut refusals = Refusals::default();
     session(&mut refusals, checkpoint, options);
     pids(&mut refusals, checkpoint, schedule);
@@ -38,7 +41,10 @@ pub(super) fn preflight(
     seccomp::preflight(&mut refusals, &checkpoint.tree, environment);
     attribute::preflight(&mut refusals, checkpoint, &environment.attributes);
     mqueue::preflight(&mut refusals, &checkpoint.files);
-    refusals
+    task_file::preflight(&mut refusals, &checkpoint.files);
+    sysv::recreate::preflight(&mut refusals, &checkpoint.memory)?;
+    numbers::check(&mut refusals, &checkpoint.tree, &checkpoint.files, &checkpoint.memory);
+    Ok(refusals)
 }
 
 fn refuse(refusals: &mut Refusals, object: String, reason: impl Into<String>, hint: Option<&str>) {

@@ -114,7 +114,7 @@ impl Descent {
         let Checkpoint { tree, memory, files, .. } = checkpoint;
         let live = files.ptys.iter().filter_map(|pty| pty.live.as_ref()?.control.as_ref());
         let without = live.flat_map(|control| control.without.iter().copied()).collect();
-        let makings = kin::with_pages(tree, &memory.spaces, &without, &self.makings);
+        let makings = kin::with_pages(tree, (&memory.spaces, &memory.shared), &without, &self.makings);
         if makings == self.makings {
             return Ok(None);
         }
@@ -160,12 +160,12 @@ pub(super) fn prepare(
         tree.tasks[0].threads.iter_mut().for_each(|thread| thread.parent_death_signal = 0);
     }
     let own_group = nix::unistd::getpgrp().as_raw();
-    let spaces = &checkpoint.memory.spaces;
+    let (spaces, shared) = (&checkpoint.memory.spaces, &checkpoint.memory.shared);
     let cloned = makings.iter().filter(|&&making| making != Making::Forked).count();
     let forked = makings.len() - cloned + tree.zombies.len();
     let totals = [schedule.leaders(), forked, cloned].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
     let late = late::all(&checkpoint.files);
-    let forest = Forest::new(&tree, spaces, &makings, own_group, totals, late.clone());
+    let forest = Forest::new(&tree, spaces, shared, &makings, own_group, totals, late.clone());
     let mut plans: BTreeMap<usize, ProgramPlan> = (0..tree.tasks.len())
         .filter(|&index| forest.execs(index))
         .map(|index| (index, plan::program(&machines[&tree.tasks[index].abi], &forest, index)))
@@ -195,7 +195,7 @@ pub(super) fn prepare(
     let (spaces, mut lent) = take_loans(spaces, &rooms, &bases);
     if !lent.is_empty() {
         ensure!(!forest.shares_pages(), "tasks that share pages would have to lend memory");
-        let forest = Forest::new(&tree, &spaces, &makings, own_group, totals, late.clone());
+        let forest = Forest::new(&tree, &spaces, shared, &makings, own_group, totals, late.clone());
         for (&index, _) in bases.iter().filter(|(_, base)| base.lent) {
             let plan = plan::program(&machines[&tree.tasks[index].abi], &forest, index);
             let room = rooms.get_mut(&index).context("a program has room")?;
@@ -204,6 +204,7 @@ pub(super) fn prepare(
             plans.insert(index, plan);
         }
     }
+    let pages_once = u64::from(checkpoint.in_memory && are_apart(&spaces));
     let mut programs = Programs::default();
     let mut offset = PAGE_SIZE;
     let mut tasks: Vec<Prepared> = Vec::new();
@@ -213,7 +214,7 @@ pub(super) fn prepare(
             Some(ProgramPlan { ops, needs, members, .. }) => {
                 let base = bases[&index].range.start;
                 let contents = &rooms[&index].contents;
-                let start = contents.start(hole::task_size(task), base, offset);
+                let start = Start { pages_once, ..contents.start(hole::task_size(task), base, offset) };
                 offset += page_align(contents.plan);
                 let file = programs.file(task.abi, base, &blobs)?;
                 (start, Some(Program { file, needs, ops, members }))
@@ -227,6 +228,14 @@ pub(super) fn prepare(
     let by_pid = (0..).zip(&pids).map(|(process, &pid)| (pid, process)).collect();
     let programs = programs.files;
     Ok(Preparation { tasks, places, schedule, pids, by_pid, totals, programs, tree, control })
+}
+
+/// Whether no page is in two places of these address spaces.
+fn are_apart(spaces: &[Space]) -> bool {
+    let runs = spaces.iter().flat_map(|space| &space.runs);
+    let mut spans: Vec<_> = runs.map(|run| (run.first_page, run.first_page + run.pages)).collect();
+    spans.sort_unstable();
+    spans.windows(2).all(|pair| pair[0].1 <= pair[1].0)
 }
 
 /// What a program needs room for, and where.

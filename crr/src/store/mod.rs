@@ -3,14 +3,26 @@
 //! [`Writer`] is used by dump, [`Checkpoint`] by restore and show. Both run the same cross checks ([`check`]):
 //! what restore would refuse to read, dump refuses to write.
 
+mod assemble;
+mod chain;
 pub mod check;
+mod dedup;
+mod packing;
 mod pages;
 mod reader;
 mod writer;
 
+pub use chain::Round;
+pub use dedup::dedup;
+pub use packing::Compression;
+pub(crate) use packing::Packer;
 pub use pages::block_crcs;
 pub use reader::Checkpoint;
 pub use writer::Writer;
+
+/// Bytes of a page, as a length in memory.
+pub(crate) const PAGE: usize = 4096;
+const _: () = assert!(PAGE as u64 == images::id::PAGE_SIZE);
 
 #[cfg(test)]
 mod tests;

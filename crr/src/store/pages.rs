@@ -10,8 +10,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-/// Bytes under one checksum.
-const BLOCK_SIZE: u64 = BLOCK_PAGES * PAGE_SIZE;
+/// Bytes that one thread takes at a time.
+pub(super) const BLOCK_SIZE: u64 = BLOCK_PAGES * PAGE_SIZE;
 /// More threads than this only wait for memory.
 const MAX_THREADS: usize = 8;
 
@@ -30,7 +30,8 @@ pub fn block_crcs(pages: &File, page_count: u64) -> Result<Vec<u32>> {
     Ok(crcs.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
 }
 
-/// Compares every page with the checksums in the memory map. `seen` is told the bytes checked so far.
+/// Compares every page with the checksums in the memory map, of a file whose pages are as they are and have one for each
+/// [`BLOCK_PAGES`]. `seen` is told the bytes checked so far.
 ///
 /// # Errors
 /// Names the first block found corrupt.
@@ -38,14 +39,18 @@ pub(super) fn verify(pages: &File, memory: &Memory, seen: &(dyn Fn(u64) + Sync))
     for_each_block(pages, memory.page_count, |block, actual| {
         let expected = usize::try_from(block).ok().and_then(|at| memory.block_crcs.get(at)).copied();
         if expected != Some(actual) {
-            let first = block * BLOCK_SIZE;
-            let expected = expected.unwrap_or_default();
-            bail!("is corrupt: bytes from {first:#x}: checksum {actual:08x} instead of {expected:08x}");
+            return wrong_checksum(block * BLOCK_PAGES, expected, actual);
         }
         seen(BLOCK_SIZE.min(memory.page_count * PAGE_SIZE - block * BLOCK_SIZE));
         Ok(())
     })
     .context(Kind::Pages.file_name())
+}
+
+/// The pages from `page` on are not what was written.
+pub(super) fn wrong_checksum(page: u64, expected: Option<u32>, actual: u32) -> Result<()> {
+    let (first, expected) = (page * PAGE_SIZE, expected.unwrap_or_default());
+    bail!("is corrupt: bytes from {first:#x}: checksum {actual:08x} instead of {expected:08x}")
 }
 
 /// Calls `each` with the number and checksum of every block, from several threads; stops at the first error.
@@ -54,7 +59,14 @@ fn for_each_block(pages: &File, page_count: u64, each: impl Fn(u64, u32) -> Resu
     if size < wanted {
         bail!("is cut off: {size} bytes instead of {wanted}");
     }
-    let blocks = page_count.div_ceil(BLOCK_PAGES);
+    in_parallel(page_count.div_ceil(BLOCK_PAGES), |block| {
+        let size = (page_count * PAGE_SIZE - block * BLOCK_SIZE).min(BLOCK_SIZE);
+        each(block, block_crc(pages, block * BLOCK_SIZE, size)?)
+    })
+}
+
+/// Calls `each` with the number of every block, from several threads; stops at the first error.
+pub(super) fn in_parallel(blocks: u64, each: impl Fn(u64) -> Result<()> + Sync) -> Result<()> {
     let next = AtomicU64::new(0);
     let failed = AtomicBool::new(false);
     let work = || -> Result<()> {
@@ -63,8 +75,7 @@ fn for_each_block(pages: &File, page_count: u64, each: impl Fn(u64, u32) -> Resu
             if block >= blocks {
                 break;
             }
-            let size = (page_count * PAGE_SIZE - block * BLOCK_SIZE).min(BLOCK_SIZE);
-            let done = block_crc(pages, block * BLOCK_SIZE, size).and_then(|crc| each(block, crc));
+            let done = each(block);
             if done.is_err() {
                 failed.store(true, Ordering::Relaxed);
                 return done;

@@ -1,12 +1,14 @@
 //! Reading a checkpoint: sizes and checksums before records, records before pages.
 
-use super::{check, pages};
+use super::chain::{Round, ancestors};
+use super::{assemble, check, pages};
 use crate::progress::Progress;
 use anyhow::{Context, Result, anyhow, bail};
 use images::container::{self, HEADER_SIZE, Kind, TRAILER_SIZE};
 use images::file::Files;
+use images::id::PAGE_SIZE;
 use images::inventory::{FileEntry, Inventory};
-use images::memory::Memory;
+use images::memory::{BLOCK_PAGES, Memory};
 use images::task::Tree;
 use serde::de::DeserializeOwned;
 use std::fs::{self, File, OpenOptions};
@@ -30,8 +32,12 @@ pub struct Checkpoint {
     pub files: Files,
     /// See [`Memory`].
     pub memory: Memory,
-    /// Raw pages, open for reading.
+    /// Page contents, open for reading: when they have been checked, page n lies at byte 4096 n.
     pub pages: File,
+    /// These contents lie in memory.
+    pub in_memory: bool,
+    /// Those that this one builds on, the oldest first.
+    pub ancestors: Vec<Round>,
 }
 
 impl Checkpoint {
@@ -49,11 +55,17 @@ impl Checkpoint {
     /// # Errors
     /// As [`Self::read`].
     pub fn read_showing(dir: &Path, progress: bool) -> Result<Self> {
-        let checkpoint = Self::open(dir)?;
-        let total = check::pages_size(&checkpoint.memory)?;
-        let progress = Progress::new(progress, total, "checking pages");
-        pages::verify(&checkpoint.pages, &checkpoint.memory, &|bytes| progress.add(bytes))
-            .context(place(dir))?;
+        let mut checkpoint = Self::open(dir)?;
+        let Self { pages: file, memory, files, ancestors, .. } = &checkpoint;
+        let progress = Progress::new(progress, memory.page_count * PAGE_SIZE, "checking pages");
+        let seen = |bytes| progress.add(bytes);
+        if memory.packing.is_none() && ancestors.is_empty() && memory.block_pages == BLOCK_PAGES {
+            pages::verify(file, memory, &seen).context(place(dir))?;
+        } else {
+            let pages = assemble::assemble((dir, file), ancestors, files, memory, &seen);
+            checkpoint.pages = pages.context("checkpoint")?;
+            checkpoint.in_memory = true;
+        }
         Ok(checkpoint)
     }
 
@@ -66,29 +78,35 @@ impl Checkpoint {
     }
 
     fn open_files(dir: &Path) -> Result<Self> {
-        let inventory = read_inventory(dir)?;
+        let (inventory, _) = read_inventory(dir)?;
+        if inventory.pre_dump.is_some() {
+            bail!("is a pre-dump: pages of a tree that ran on\n  hint: restore the dump that builds on it");
+        }
         let [tree, files, memory, pages] = check::entries(&inventory)
             .context(Kind::Inventory.file_name())
             .map(|found| found.map(Clone::clone))?;
-        let checkpoint = Self {
+        let mut checkpoint = Self {
             tree: read_listed(dir, &tree)?,
             files: read_listed(dir, &files)?,
             memory: read_listed(dir, &memory)?,
             pages: open_pages(dir, &pages).context(Kind::Pages.file_name())?,
             inventory,
+            in_memory: false,
+            ancestors: Vec::new(),
         };
         check::records(&checkpoint.inventory, &checkpoint.tree, &checkpoint.files, &checkpoint.memory)?;
+        checkpoint.ancestors = ancestors(dir, &checkpoint.inventory, &checkpoint.memory)?;
         Ok(checkpoint)
     }
 }
 
 /// The context of every error: which checkpoint.
-fn place(dir: &Path) -> String {
+pub(super) fn place(dir: &Path) -> String {
     format!("checkpoint {}", dir.display())
 }
 
-/// Reads the inventory, or says what the directory holds instead of a checkpoint.
-fn read_inventory(dir: &Path) -> Result<Inventory> {
+/// Reads the inventory, or says what the directory holds instead of a checkpoint. Also returns its checksum.
+pub(super) fn read_inventory(dir: &Path) -> Result<(Inventory, u32)> {
     let name = Kind::Inventory.file_name();
     let (mut file, size) = match open_regular(&dir.join(name)) {
         Ok(found) => found,
@@ -106,7 +124,7 @@ fn read_inventory(dir: &Path) -> Result<Inventory> {
         Ok(start)
     };
     let start = read().context(name)?;
-    Ok(read_records(file, start, size, Kind::Inventory).context(name)?.0)
+    read_records(file, start, size, Kind::Inventory).context(name)
 }
 
 fn starts_like_criu(file: &File) -> Result<bool> {
@@ -138,7 +156,7 @@ fn without_inventory(dir: &Path) -> anyhow::Error {
 }
 
 /// Reads a metadata file that the inventory lists.
-fn read_listed<T: DeserializeOwned>(dir: &Path, entry: &FileEntry) -> Result<T> {
+pub(super) fn read_listed<T: DeserializeOwned>(dir: &Path, entry: &FileEntry) -> Result<T> {
     let read = || {
         let (mut file, size) = open_existing(dir, entry.kind)?;
         let start = read_header(&mut file, entry.kind)?;
@@ -153,7 +171,7 @@ fn read_listed<T: DeserializeOwned>(dir: &Path, entry: &FileEntry) -> Result<T> 
 }
 
 /// Opens the page file that the inventory lists.
-fn open_pages(dir: &Path, entry: &FileEntry) -> Result<File> {
+pub(super) fn open_pages(dir: &Path, entry: &FileEntry) -> Result<File> {
     let (file, size) = open_existing(dir, entry.kind)?;
     check_size(size, entry.size)?;
     Ok(file)

@@ -19,6 +19,9 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+/// Before why records cannot be written.
+const UNUSABLE: &str = "what was collected cannot be restored";
+
 /// A checkpoint being written. Dropped before [`Writer::finish`], it leaves nothing behind.
 #[derive(Debug)]
 pub struct Writer {
@@ -60,18 +63,38 @@ impl Writer {
         files: &Files,
         memory: &Memory,
     ) -> Result<u64> {
-        let pages_size = check::pages_size(memory).context("what was collected cannot be restored")?;
-        self.pages.set_len(pages_size).context(Kind::Pages.file_name())?;
+        let pages = self.finish_pages(memory)?;
         inventory.files = vec![
             self.write(Kind::Tree, tree)?,
             self.write(Kind::Files, files)?,
             self.write(Kind::Memory, memory)?,
-            FileEntry { kind: Kind::Pages, size: pages_size, crc: 0 },
+            pages,
         ];
-        check::records(&inventory, tree, files, memory).context("what was collected cannot be restored")?;
-        let inventory_size = self.write(Kind::Inventory, &inventory)?.size;
-        self.publish()?;
-        Ok(inventory.files.iter().map(|entry| entry.size).sum::<u64>() + inventory_size)
+        check::records(&inventory, tree, files, memory).context(UNUSABLE)?;
+        self.finish_inventory(&inventory)
+    }
+
+    /// As [`Self::finish`] for a pre-dump.
+    ///
+    /// # Errors
+    /// As [`Self::finish`].
+    pub fn finish_round(mut self, mut inventory: Inventory, memory: &Memory) -> Result<u64> {
+        let pages = self.finish_pages(memory)?;
+        inventory.files = vec![self.write(Kind::Memory, memory)?, pages];
+        check::round(&inventory, memory).context(UNUSABLE)?;
+        self.finish_inventory(&inventory)
+    }
+
+    fn finish_pages(&self, memory: &Memory) -> Result<FileEntry> {
+        let size = check::pages_size(memory).context(UNUSABLE)?;
+        self.pages.set_len(size).context(Kind::Pages.file_name())?;
+        Ok(FileEntry { kind: Kind::Pages, size, crc: 0 })
+    }
+
+    fn finish_inventory(&mut self, inventory: &Inventory) -> Result<u64> {
+        let size = self.write(Kind::Inventory, inventory)?.size;
+        self.publish(inventory)?;
+        Ok(inventory.files.iter().map(|entry| entry.size).sum::<u64>() + size)
     }
 
     /// Writes one metadata file under its temporary name.
@@ -85,10 +108,14 @@ impl Writer {
     }
 
     /// Takes the old checkpoint away by its inventory, then renames everything, the new inventory last.
-    fn publish(&mut self) -> Result<()> {
+    fn publish(&mut self, inventory: &Inventory) -> Result<()> {
         remove(&self.dir.join(Kind::Inventory.file_name()))?;
         for kind in Kind::ALL.into_iter().rev() {
             let name = self.dir.join(kind.file_name());
+            if kind != Kind::Inventory && !inventory.files.iter().any(|entry| entry.kind == kind) {
+                remove(&name)?;
+                continue;
+            }
             fs::rename(temporary(&self.dir, kind), &name)
                 .with_context(|| format!("rename to {}", name.display()))?;
         }

@@ -22,6 +22,8 @@ pub enum Kind {
     Fs,
     /// Signal handlers.
     Sighand,
+    /// What is to be undone to semaphores of System V.
+    Undo,
 }
 
 /// Compares; the order is the kernel's own (a permuted pointer), stable while both objects live.
@@ -36,6 +38,7 @@ pub fn kcmp(kind: Kind, a: (Pid, u32), b: (Pid, u32)) -> nix::Result<Ordering> {
         Kind::Files => 2,
         Kind::Fs => 3,
         Kind::Sighand => 4,
+        Kind::Undo => 6,
     };
     // SAFETY: no pointers.
     let answer = unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, number, u64::from(a.1), u64::from(b.1)) };

@@ -6,10 +6,15 @@
 #![allow(unsafe_code)]
 
 use super::check;
+use nix::errno::Errno;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// `PAGE_IS_*` of include/uapi/linux/fs.h.
 pub mod page {
+    /// In an area that userfaultfd tracks asynchronously.
+    pub const WPALLOWED: u64 = 1 << 0;
+    /// Not write-protected by userfaultfd.
+    pub const WRITTEN: u64 = 1 << 1;
     /// File page or shared anonymous page.
     pub const FILE: u64 = 1 << 2;
     /// In memory.
@@ -18,6 +23,8 @@ pub mod page {
     pub const SWAPPED: u64 = 1 << 4;
     /// The shared page of zeros.
     pub const PFNZERO: u64 = 1 << 5;
+    /// A guard page, which counts as swapped (Linux 6.15).
+    pub const GUARD: u64 = 1 << 8;
 }
 
 /// `struct page_region`.
@@ -54,8 +61,26 @@ const _: () = assert!(size_of::<ScanArg>() == 96);
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 
+/// PM_SCAN_WP_MATCHING: write-protects what it finds; areas that are not tracked are passed over.
+const WP_MATCHING: u64 = 1 << 0;
+
+/// What a scan finds.
+#[derive(Clone, Copy)]
+struct Wanted {
+    flags: u64,
+    /// Categories that all have to apply.
+    all: u64,
+    /// Those of them that have not to apply instead.
+    inverted: u64,
+}
+
+/// Present or swapped, not of a file, not the zero page.
+const PRIVATE: Wanted =
+    Wanted { flags: 0, all: page::FILE | page::PFNZERO, inverted: page::FILE | page::PFNZERO };
+
 /// Calls `found` for every range of pages in `start..end` whose contents differ from what the backing file
-/// or fresh anonymous memory would show: present or swapped, not of a file, not the zero page.
+/// or fresh anonymous memory would show: present or swapped, not of a file, not the zero page. It is told whether they are guard pages, which
+/// there can be in areas of any kind.
 ///
 /// # Errors
 /// ENOTTY on kernels before 6.7.
@@ -63,30 +88,79 @@ pub fn scan_private(
     pagemap: BorrowedFd<'_>,
     start: u64,
     end: u64,
+    found: impl FnMut(u64, u64, bool),
+) -> nix::Result<()> {
+    scan(pagemap, start, end, PRIVATE, found)
+}
+
+/// As [`scan_private`], in areas that are tracked by [`super::userfaultfd`]; from here on it tells which of these pages are written.
+///
+/// # Errors
+/// ENOTTY on kernels before 6.7.
+pub fn scan_and_protect(
+    pagemap: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+    found: impl FnMut(u64, u64, bool),
+) -> nix::Result<()> {
+    scan(pagemap, start, end, Wanted { flags: WP_MATCHING, ..PRIVATE }, found)
+}
+
+/// As [`scan_private`], those pages that have not been written since they were protected.
+///
+/// # Errors
+/// ENOTTY on kernels before 6.7.
+pub fn scan_unwritten(
+    pagemap: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
     mut found: impl FnMut(u64, u64),
+) -> nix::Result<()> {
+    let wanted = Wanted {
+        flags: 0,
+        all: PRIVATE.all | page::WPALLOWED | page::WRITTEN,
+        inverted: PRIVATE.inverted | page::WRITTEN,
+    };
+    scan(pagemap, start, end, wanted, |start, end, _| found(start, end))
+}
+
+fn scan(
+    pagemap: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+    wanted: Wanted,
+    mut found: impl FnMut(u64, u64, bool),
 ) -> nix::Result<()> {
     let mut regions = [Region::default(); 1024];
     let mut from = start;
+    let mut return_mask = page::PRESENT | page::GUARD;
     while from < end {
         let mut arg = ScanArg {
             size: size_of::<ScanArg>() as u64,
-            flags: 0,
+            flags: wanted.flags,
             start: from,
             end,
             walk_end: 0,
             vec: regions.as_mut_ptr().expose_provenance() as u64,
             vec_len: regions.len() as u64,
             max_pages: 0,
-            category_inverted: page::FILE | page::PFNZERO,
-            category_mask: page::FILE | page::PFNZERO,
+            category_inverted: wanted.inverted,
+            category_mask: wanted.all,
             category_anyof_mask: page::PRESENT | page::SWAPPED,
-            return_mask: page::PRESENT,
+            return_mask,
         };
         // SAFETY: `arg` and the regions it names live across the call.
-        let n = check(unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) })?;
+        let n = match check(unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) }) {
+            // A kernel that does not tell them. A dump of one fails then: it cannot be read.
+            Err(Errno::EINVAL) if return_mask & page::GUARD != 0 => {
+                return_mask = page::PRESENT;
+                continue;
+            }
+            other => other?,
+        };
         let found_now = &regions[..usize::try_from(n).unwrap_or(0)];
         for region in found_now {
-            found(region.start, region.end);
+            found(region.start, region.end, region.categories & page::GUARD != 0);
         }
         // A vector that is not full means that the end was reached. `walk_end` does not tell: the kernel leaves it
         // where its own smaller buffer was last full (do_pagemap_scan() of fs/proc/task_mmu.c).

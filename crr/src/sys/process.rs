@@ -130,7 +130,8 @@ pub fn place_fd(from: i32, to: i32) -> nix::Result<()> {
 /// # Errors
 /// As dup3(2).
 pub fn move_fd(from: i32, to: i32) -> nix::Result<()> {
-    // SAFETY: in a process that shares the table of another one, which has `to` as a place for what comes.
+    // SAFETY: in a forked child, as in `place_fd`, or in a process that shares the table of another one, which has `to` as a place for
+    // what comes.
     let ret = unsafe { libc::dup3(from, to, libc::O_CLOEXEC) };
     if ret < 0 { Err(Errno::last()) } else { Ok(()) }
 }

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::check;
+use crate::fault::{self, Point};
 use images::Addr;
 use images::Pid;
 use images::signal::SIGINFO_SIZE;
@@ -26,14 +27,37 @@ const SET_THREAD_AREA: c_uint = 26;
 /// Bytes of the kernel's `sigset_t`.
 const SIGSET_SIZE: usize = 8;
 
+/// Where faults are injected into requests. A detach has none: it can fail only where nothing is left to let go.
+#[inline]
+fn may_fail(request: c_uint) -> nix::Result<()> {
+    fault::point(match request {
+        libc::PTRACE_SEIZE => Point::Seize,
+        libc::PTRACE_INTERRUPT => Point::Interrupt,
+        libc::PTRACE_SETOPTIONS => Point::TraceOptions,
+        libc::PTRACE_CONT | libc::PTRACE_SYSCALL => Point::Resume,
+        libc::PTRACE_GETREGS => Point::GetRegisters,
+        libc::PTRACE_SETREGS => Point::SetRegisters,
+        libc::PTRACE_GETREGSET => Point::GetXstate,
+        libc::PTRACE_SETREGSET => Point::SetXstate,
+        libc::PTRACE_GETSIGMASK => Point::GetMask,
+        libc::PTRACE_SETSIGMASK => Point::SetMask,
+        libc::PTRACE_PEEKSIGINFO => Point::PeekSignals,
+        GET_THREAD_AREA => Point::GetThreadArea,
+        SET_THREAD_AREA => Point::SetThreadArea,
+        _ => return Ok(()),
+    })
+}
+
 /// A request whose address and data are values, not pointers.
 fn by_value(request: c_uint, tid: Pid, address: usize, data: usize) -> nix::Result<()> {
+    may_fail(request)?;
     // SAFETY: callers pass only requests that dereference neither argument.
     check(unsafe { libc::ptrace(request, tid, address, data) }).map(drop)
 }
 
 /// A request that reads or writes `*object`.
 fn by_pointer<T>(request: c_uint, tid: Pid, address: usize, object: *mut T) -> nix::Result<usize> {
+    may_fail(request)?;
     // SAFETY: callers pass the object that the request is defined for, live for the length of the call.
     let value = check(unsafe { libc::ptrace(request, tid, address, object.cast::<c_void>()) })?;
     Ok(usize::try_from(value).unwrap_or(0))

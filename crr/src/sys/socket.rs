@@ -71,18 +71,16 @@ pub fn option_about(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8])
     .map(drop)
 }
 
-/// Whether a socket belongs to the network namespace of this process (SIOCGSKNS).
+/// The network namespace that a socket belongs to (SIOCGSKNS).
 ///
 /// # Errors
 /// EPERM without CAP_NET_ADMIN.
-pub fn is_in_own_network(fd: BorrowedFd<'_>) -> nix::Result<bool> {
+pub fn network(fd: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
     const SIOCGSKNS: libc::c_ulong = 0x894c;
     // SAFETY: takes no argument.
     let namespace = check(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCGSKNS, 0) })?;
     // SAFETY: the kernel has just made this descriptor for us.
-    let namespace = unsafe { OwnedFd::from_raw_fd(namespace) };
-    let (its, own) = (nix::sys::stat::fstat(&namespace)?, nix::sys::stat::stat("/proc/self/ns/net")?);
-    Ok((its.st_dev, its.st_ino) == (own.st_dev, own.st_ino))
+    Ok(unsafe { OwnedFd::from_raw_fd(namespace) })
 }
 
 /// Instructions of the socket's filter; 0 without one.
@@ -184,13 +182,14 @@ fn unix_address(address: &[u8]) -> nix::Result<(libc::sockaddr_un, libc::socklen
     for (to, from) in whole.sun_path.iter_mut().zip(address) {
         *to = from.cast_signed();
     }
-    // Abstract names have a length, paths an end.
-    let end = usize::from(address.first() != Some(&0) && address.len() < whole.sun_path.len());
+    // Abstract names have a length, paths an end; without either, the kernel chooses a name.
+    let path = address.first().is_some_and(|byte| *byte != 0);
+    let end = usize::from(path && address.len() < whole.sun_path.len());
     let length = std::mem::offset_of!(libc::sockaddr_un, sun_path) + address.len() + end;
     Ok((whole, libc::socklen_t::try_from(length).map_err(|_| Errno::EINVAL)?))
 }
 
-/// bind(2) of a unix socket; abstract names begin with a NUL.
+/// bind(2) of a unix socket; abstract names begin with a NUL, and the kernel chooses one in place of an empty name.
 ///
 /// # Errors
 /// As bind(2).

@@ -15,7 +15,7 @@ use images::inotify::{FileWatch, Inotify};
 use images::inventory::{FileEntry, Inventory, StateComponent};
 use images::late::{Process, TaskFile};
 use images::lock::{Lock, LockKind};
-use images::memory::{Backing, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
+use images::memory::{Backing, Guard, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
 use images::mqueue::MessageQueue;
 use images::netlink::NetlinkSocket;
 use images::pipe::{Buffer, Fifo, Pipe};
@@ -25,6 +25,7 @@ use images::signal::{Action, AltStack, IntervalTimer, Pending};
 use images::socket::{
     Credentials, Message, Peer, PeerCredentials, SocketFile, SocketOption, UnixKind, UnixSocket,
 };
+use images::sysv::Segment;
 use images::task::{End, GroupStop, ShellJob, Task, Tree, Zombie};
 use images::terminal::{Flow, Line, LineEnd, LivePty, Pty, PtyEnd, Settings};
 use images::thread::{Creds, Dispatch, Regs, RobustList, Rseq, Sched, Thread, UserDesc};
@@ -72,6 +73,8 @@ fn inventory() -> Inventory {
         threads: 4,
         xfeatures_in_use: 7,
         xstate_layout: vec![StateComponent { number: 2, offset: 576, size: 256 }],
+        parent: None,
+        pre_dump: None,
         files: Vec::new(),
     }
 }
@@ -112,13 +115,25 @@ fn memory() -> Memory {
             size: 0x4000,
             ino: 9,
             runs: vec![Run { start: Addr(0x1000), pages: 1, first_page: 5 }],
+            segment: Some(Segment {
+                id: 32_769,
+                key: 0x1234,
+                mode: 0o2640,
+                uid: 1000,
+                gid: 1001,
+                creator_uid: 1002,
+                creator_gid: 1003,
+            }),
         }],
         vdsos: vec![
             Vdso { abi: Abi::X86_64, image: vec![0x64; 0x1000] },
             Vdso { abi: Abi::Ia32, image: vec![0x32; 0x1000] },
         ],
+        first_page: 0,
         page_count: PAGES,
+        block_pages: 256,
         block_crcs: vec![crc32c(&pages())],
+        packing: None,
     }
 }
 
@@ -200,6 +215,7 @@ fn files() -> Files {
             description(Target::TaskFile(0), 0o100_000, u64::MAX - 4095),
             description(Target::Namespace(Namespace::Net), 0o100_000, 0),
             description(Target::MessageQueue(0), 0o4002, 0),
+            description(Target::External(3), 0o2, 0),
         ],
         pipes: vec![
             Pipe { ino: 4242, capacity: 65_536, contents: b"in flight".to_vec(), ..Pipe::default() },
@@ -230,6 +246,13 @@ fn files() -> Files {
                 file: None,
                 ..unix_socket(UnixKind::Stream, Peer::Waiting { listener: 4, connector: somebody() })
             },
+            UnixSocket {
+                queue: Vec::new(),
+                ..unix_socket(
+                    UnixKind::Stream,
+                    Peer::Elsewhere { address: b"\0bus".to_vec(), connector: somebody() },
+                )
+            },
         ],
         ptys: vec![Pty { number: 7, live: Some(pty()) }, Pty { number: 8, live: None }],
         epolls: vec![Epoll {
@@ -259,13 +282,14 @@ fn files() -> Files {
             external("pipe:[7001]", ExternalKind::Pipe, "pipe:[7001]"),
             external("tty[8804:18]", ExternalKind::Terminal, "/dev/pts/4"),
             external("file[1d:4d2]", ExternalKind::File(0o100_000), "/var/log/shell"),
+            external("unix[7004]", ExternalKind::UnixSocket(UnixKind::Seqpacket), "socket:[7004]"),
         ],
         inotifies: vec![Inotify {
             lost: true,
             next: 1027,
             watches: vec![FileWatch { wd: 3, path: PathId(4), mask: 0x8000_0fff }],
         }],
-        task_files: vec![TaskFile { pid: 1100, name: b"mem".to_vec() }],
+        task_files: vec![TaskFile { procfs: b"/proc".to_vec(), pid: 1100, name: b"mem".to_vec() }],
         message_queues: vec![MessageQueue { name: b"jobs".to_vec(), messages: 10, size: 8192 }],
     }
 }
@@ -568,7 +592,7 @@ fn space(abi: Abi, first_page: u64) -> Space {
             vma(0x0804_8000, 16, 5, Backing::PrivateFile(PathId(1), 0)),
             vma(0x0900_0000, 200, 3, Backing::Anonymous),
             vma(0x0a00_0000, 4, 3, Backing::Shared(SharedId(0), 0)),
-            vma(0x0b00_0000, 1, 1, Backing::SharedFile(PathId(4), 0)),
+            Vma { flags: vm::SEALED, ..vma(0x0b00_0000, 1, 1, Backing::SharedFile(PathId(4), 0)) },
             vma(top, 4, 1, Backing::Vvar),
             vma(top + 0x4000, 2, 1, Backing::VvarVclock),
             vma(top + 0x6000, 1, 5, Backing::Vdso),
@@ -584,6 +608,7 @@ fn space(abi: Abi, first_page: u64) -> Space {
             end: Addr(0x090c_8000),
             policy: MemoryPolicy { mode: 3, nodes: vec![1, 1 << 63] },
         }],
+        guards: vec![Guard { start: Addr(0x0900_2000), end: Addr(0x0900_4000) }],
         layout: Layout { start_brk: Addr(0x0900_0000), brk: Addr(0x0900_1234), ..Layout::default() },
         auxv: vec![0; 2 * usize::try_from(abi.word()).unwrap()],
     }

@@ -10,7 +10,7 @@
 use super::birth::Stacks;
 use super::extents::Extents;
 use super::family::Making;
-use super::{Machine, Planner, attribute, memory};
+use super::{Machine, Planner, memory};
 use crate::op::{self, Op};
 use crate::range::Range;
 use alloc::vec;
@@ -69,6 +69,11 @@ impl Base {
         self.areas = kept;
     }
 
+    /// Takes everything away.
+    pub(super) fn clear(mut self, ops: &mut Vec<u8>) {
+        self.keep(ops, Vec::new());
+    }
+
     /// The area that another one can be kept from.
     fn holder(&self, area: &Vma) -> Option<&Vma> {
         self.area_at(area.start.0).filter(|there| contains(there, area) && suits(there, area))
@@ -97,7 +102,6 @@ impl Planner<'_> {
         children.sort_by_key(|&child| self.forest.tasks[child].ppid == task.pid);
         let filled = children.iter().fold(own.clone(), |all, &child| all.under(self.forest.inherited(child)));
         self.map_related(ops, index, &mut base, &filled);
-        attribute::area_policies(ops, space);
         for child in children {
             let inherited = self.forest.inherited(child).within(base.areas.iter().map(range_of));
             base.fill(ops, &inherited);

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use images::DescriptionId;
 use images::Pid;
 use images::file::FdEntry;
-use images::memory::{Space, Vma};
+use images::memory::{Shared, Space, Vma};
 use images::seccomp::Filter;
 use images::sharing::Object;
 use images::task::{ShellJob, Task, Tree};
@@ -21,6 +21,8 @@ pub struct Forest<'a> {
     pub tasks: &'a [Task],
     /// Their address spaces.
     pub spaces: &'a [Space],
+    /// What they share without a file.
+    pub shared: &'a [Shared],
     /// How they are made.
     pub makings: &'a [Making],
     /// Filters of seccomp, by id.
@@ -45,6 +47,7 @@ impl<'a> Forest<'a> {
     pub fn new(
         tree: &'a Tree,
         spaces: &'a [Space],
+        shared: &'a [Shared],
         makings: &'a [Making],
         own_group: Pid,
         gatherings: [u32; 3],
@@ -73,6 +76,7 @@ impl<'a> Forest<'a> {
         Self {
             tasks,
             spaces,
+            shared,
             makings,
             filters,
             gatherings,

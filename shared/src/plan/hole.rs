@@ -100,6 +100,7 @@ impl Contents {
             special: self.special,
             fds: self.fds,
             fillers: self.fillers,
+            pages_once: 0,
             words_addr: if self.words == 0 { 0 } else { words_addr },
             fds_from: self.fds_from,
         }
@@ -123,11 +124,12 @@ pub fn task_size(task: &Task) -> u64 {
 pub fn bound(tree: &Tree, spaces: &[Space], members: &[usize], program: u64) -> u64 {
     /// More than vvar, vvar_vclock and vdso of any kernel.
     const SPECIAL: u64 = 0x4_0000;
-    /// Ops of an area, of page contents, of a policy; of a thread, half of which are the steps to its capabilities;
+    /// Ops of an area, of page contents, of a policy, of guard pages; of a thread, half of which are the steps to its capabilities;
     /// of a task, most of which are signal actions. Numbers of 64 bits take ten bytes.
     const AREA: u64 = 512;
     const RUN: u64 = 48;
     const POLICY: u64 = 256;
+    const GUARD: u64 = 32;
     const THREAD: u64 = 8192;
     const TASK: u64 = 16384;
     /// A pending signal, a timer; a descriptor of the task or of the LDT, a filter of a thread.
@@ -141,6 +143,7 @@ pub fn bound(tree: &Tree, spaces: &[Space], members: &[usize], program: u64) -> 
         let count = |len: usize, each: u64| len as u64 * each;
         plan += TASK + filters + space.auxv.len() as u64 + count(space.vmas.len(), AREA);
         plan += count(space.runs.len(), RUN) + count(space.policies.len(), POLICY);
+        plan += count(space.guards.len(), GUARD);
         plan += count(task.pending.len(), SIGNAL) + count(task.timers.len(), TIMER);
         // A descriptor that a cloned task does not have is closed: it is another task's.
         plan += count(task.fds.len(), DESCRIPTOR) * members.len() as u64 + count(task.ldt.len(), DESCRIPTOR);

@@ -161,6 +161,7 @@ mod tests {
             vmas: Vec::new(),
             runs: runs.iter().map(run).collect(),
             policies: Vec::new(),
+            guards: Vec::new(),
             layout: Layout::default(),
             auxv: Vec::new(),
         };

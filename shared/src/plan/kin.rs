@@ -8,10 +8,10 @@ use super::family::{Making, SIGCHLD};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
-use images::Pid;
 use images::id::PAGE_SIZE;
-use images::memory::{Run, Space};
+use images::memory::{Backing, Run, Shared, Space, Vma, vm};
 use images::task::{Task, Tree};
+use images::{Pid, SharedId};
 
 /// CLONE_PARENT.
 const CLONE_PARENT: u64 = 0x8000;
@@ -25,8 +25,13 @@ const DEPTH: u32 = 50;
 /// The makings of a tree with its copy-on-write sharing, from those without ([`super::family::makings`]). `without` are
 /// the tasks that have let go of the terminal that controls their session.
 #[must_use]
-pub fn with_pages(tree: &Tree, spaces: &[Space], without: &BTreeSet<Pid>, makings: &[Making]) -> Vec<Making> {
-    let kin = Kin::of(tree, spaces, without, makings);
+pub fn with_pages(
+    tree: &Tree,
+    (spaces, shared): (&[Space], &[Shared]),
+    without: &BTreeSet<Pid>,
+    makings: &[Making],
+) -> Vec<Making> {
+    let kin = Kin::of(tree, (spaces, shared), without, makings);
     let count = makings.len();
     let mut tied = vec![None; count];
     for index in 1..count {
@@ -76,6 +81,7 @@ pub fn with_pages(tree: &Tree, spaces: &[Space], without: &BTreeSet<Pid>, making
 struct Kin<'a> {
     tasks: &'a [Task],
     spaces: &'a [Space],
+    shared: &'a [Shared],
     without: &'a BTreeSet<Pid>,
     makings: &'a [Making],
     parents: Vec<Option<usize>>,
@@ -90,7 +96,12 @@ struct Kin<'a> {
 }
 
 impl<'a> Kin<'a> {
-    fn of(tree: &'a Tree, spaces: &'a [Space], without: &'a BTreeSet<Pid>, makings: &'a [Making]) -> Self {
+    fn of(
+        tree: &'a Tree,
+        (spaces, shared): (&'a [Space], &'a [Shared]),
+        without: &'a BTreeSet<Pid>,
+        makings: &'a [Making],
+    ) -> Self {
         let tasks = &tree.tasks;
         let index_of: BTreeMap<Pid, usize> =
             tasks.iter().enumerate().map(|(index, task)| (task.pid, index)).collect();
@@ -110,15 +121,15 @@ impl<'a> Kin<'a> {
         }
         let of_zombies = tree.zombies.iter().flat_map(|zombie| [zombie.ppid, zombie.pgid]).collect();
         let lenders = tasks.iter().filter_map(|task| task.shares.memory).collect();
-        Self { tasks, spaces, without, makings, parents, children, leaders, of_zombies, lenders }
+        Self { tasks, spaces, shared, without, makings, parents, children, leaders, of_zombies, lenders }
     }
 
-    /// Whether a task's pages can be those of another one, or another one's those of it: the address space is its alone, and where its
-    /// pages lie is no matter of policy.
+    /// Whether a task's pages can be those of another one, or another one's those of it: the address space is its alone, and
+    /// plain.
     fn may_share(&self, index: usize) -> bool {
         let task = &self.tasks[index];
         let alone = task.shares.memory.is_none() && !self.lenders.contains(&task.pid);
-        alone && self.spaces[index].policies.is_empty()
+        alone && is_plain(&self.spaces[index], self.shared)
     }
 
     /// Who could clone a task so that it has the pages that it shares: its parent, if it shares any with that one or those
@@ -162,6 +173,17 @@ impl<'a> Kin<'a> {
         let stands = self.parents[index].is_some_and(|parent| self.stands_like(index, parent));
         stands && !self.leaders.contains(&index) && !self.of_zombies.contains(&self.tasks[index].pid)
     }
+}
+
+/// Whether an address space has nothing that is set up in an order of its own: where pages lie is no matter of policy, all of them
+/// can be touched, no area is sealed or goes without notice, and no segment of System V is attached.
+pub(super) fn is_plain(space: &Space, shared: &[Shared]) -> bool {
+    let is_segment = |id: SharedId| shared.get(id.0 as usize).is_some_and(|object| object.segment.is_some());
+    let plain = |vma: &Vma| {
+        let odd = matches!(vma.backing, Backing::Shared(id, _) if is_segment(id));
+        vma.flags & (vm::SEALED | vm::DROPPABLE) == 0 && !odd
+    };
+    space.policies.is_empty() && space.guards.is_empty() && space.vmas.iter().all(plain)
 }
 
 /// Whether there is a page that is the same at the same address. Both lists rise.

@@ -198,7 +198,14 @@ mod tests {
     fn space(vmas: Vec<Vma>, runs: &[(u64, u64)]) -> Space {
         let runs =
             runs.iter().map(|&(start, pages)| Run { start: Addr(start), pages, first_page: 0 }).collect();
-        Space { vmas, runs, policies: Vec::new(), layout: Layout::default(), auxv: Vec::new() }
+        Space {
+            vmas,
+            runs,
+            policies: Vec::new(),
+            guards: Vec::new(),
+            layout: Layout::default(),
+            auxv: Vec::new(),
+        }
     }
 
     /// Whether a space lends its range at an address.

@@ -1,21 +1,24 @@
 //! An address space as ops: all mappings, then all contents in the order of the page file (so that they become few
 //! large reads), then what has to wait for the contents, then the kernel's own areas and the layout.
 
-use super::{Need, Slots, attribute};
+use super::{Need, Slots, attribute, segment};
 use crate::op::{self, Op, Special};
 use alloc::vec::Vec;
 use images::PathId;
 use images::id::PAGE_SIZE;
-use images::memory::{Backing, Run, Space, Vma, vm};
+use images::memory::{Backing, Run, Shared, Space, Vma, vm};
 
 const PROT_READ: u32 = 1;
 const PROT_WRITE: u32 = 2;
 const MAP_SHARED: u32 = 0x01;
 const MAP_PRIVATE: u32 = 0x02;
+/// In place of shared and private.
+const MAP_DROPPABLE: u32 = 0x08;
 const MAP_ANONYMOUS: u32 = 0x20;
 const MAP_GROWSDOWN: u32 = 0x100;
 const MAP_NORESERVE: u32 = 0x4000;
 const MLOCK_ONFAULT: u32 = 1;
+const MADV_GUARD_INSTALL: u32 = 102;
 
 /// `vm` bit and MADV_* that sets it, for what must be said before pages come in.
 const ADVICE_BEFORE: [(u32, u32); 2] = [(vm::HUGE_PAGE, 14), (vm::NO_HUGE_PAGE, 15)];
@@ -30,19 +33,32 @@ const ADVICE_AFTER: [(u32, u32); 6] = [
 ];
 
 /// Appends the ops of a space.
-pub fn ops(list: &mut Vec<u8>, slots: &mut Slots, exe: PathId, space: &Space) {
+pub fn ops(list: &mut Vec<u8>, slots: &mut Slots, exe: PathId, space: &Space, shared: &[Shared]) {
     let filled = filled(space);
     let mut opened = Vec::with_capacity(space.vmas.len());
     for group in groups(&space.vmas) {
+        let first = &space.vmas[group.start];
+        if let Some(prot) = segment::attached_prot(first, shared) {
+            keep_free(list, first);
+            opened.push(prot);
+            continue;
+        }
         let has_contents = filled[group.clone()].contains(&true);
         let prot = open_prot(&space.vmas[group.clone()], has_contents);
         map(list, slots, &space.vmas[group.clone()], prot, has_contents);
         opened.extend(group.map(|_| prot));
     }
+    segment::attach(list, &space.vmas, shared);
     attribute::area_policies(list, space);
-    for run in &space.runs {
+    let mut runs: Vec<&Run> = space.runs.iter().collect();
+    runs.sort_unstable_by_key(|run| run.first_page);
+    for run in runs {
         let (len, offset) = (run.pages * PAGE_SIZE, run.first_page * PAGE_SIZE);
         op::push(list, &Op::Fill { addr: run.start.0, len, offset });
+    }
+    for guard in &space.guards {
+        let (addr, len) = (guard.start.0, guard.end.0 - guard.start.0);
+        op::push(list, &Op::Advise { addr, len, advice: MADV_GUARD_INSTALL });
     }
     for (vma, &prot) in space.vmas.iter().zip(&opened) {
         finish(list, vma, prot);
@@ -110,6 +126,7 @@ pub(super) fn map(list: &mut Vec<u8>, slots: &mut Slots, group: &[Vma], prot: u3
     let mut path =
         |path, shared: bool| slots.slot(Need::Path { path, writable: shared && has(vm::MAY_WRITE) });
     let (mut flags, fd, offset) = match vma.backing {
+        Backing::Anonymous if has(vm::DROPPABLE) => (MAP_DROPPABLE | MAP_ANONYMOUS, None, 0),
         Backing::Anonymous => (MAP_PRIVATE | MAP_ANONYMOUS, None, 0),
         Backing::PrivateFile(file, offset) => (MAP_PRIVATE, Some(path(file, false)), offset),
         Backing::SharedFile(file, offset) => (MAP_SHARED, Some(path(file, true)), offset),
@@ -133,6 +150,12 @@ pub(super) fn map(list: &mut Vec<u8>, slots: &mut Slots, group: &[Vma], prot: u3
             op::push(list, &Op::Advise { addr, len, advice });
         }
     }
+}
+
+/// Holds the place of an area.
+fn keep_free(list: &mut Vec<u8>, vma: &Vma) {
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    op::push(list, &Op::Map { addr: vma.start.0, len: length(vma), prot: 0, flags, fd: None, offset: 0 });
 }
 
 /// What has to wait for the contents; `prot` is the protection until now.
@@ -159,6 +182,9 @@ pub(super) fn finish(list: &mut Vec<u8>, vma: &Vma, prot: u32) {
     if vma.flags & vm::LOCKED != 0 {
         let flags = if vma.flags & vm::LOCK_ON_FAULT != 0 { MLOCK_ONFAULT } else { 0 };
         op::push(list, &Op::Lock { addr, len, flags });
+    }
+    if vma.flags & vm::SEALED != 0 {
+        op::push(list, &Op::Seal { addr, len });
     }
 }
 

@@ -17,6 +17,7 @@ pub mod ldt;
 pub mod loan;
 pub mod memory;
 pub mod seccomp;
+pub mod segment;
 pub mod signal;
 pub mod thread;
 pub mod timer;
@@ -238,8 +239,10 @@ impl Planner<'_> {
             }
             let space = &self.forest.spaces[index];
             attribute::before_memory(ops, (&base.attributes, &base.policy), task);
-            if base.is_empty() && self.forest.clones_with(index, true).next().is_none() {
-                memory::ops(ops, &mut self.slots, task.exe, space);
+            let makes_none = self.forest.clones_with(index, true).next().is_none();
+            if makes_none && (base.is_empty() || !kin::is_plain(space, self.forest.shared)) {
+                base.clone().clear(ops);
+                memory::ops(ops, &mut self.slots, task.exe, space, self.forest.shared);
             } else {
                 self.related_memory(ops, index, stacks, base.clone());
             }

@@ -4,7 +4,7 @@
 //! See the parent module: the plan decides what is touched, and it never names the hole.
 
 use super::receive::size;
-use super::{Failure, Session, late, ldt, mempolicy, seccomp, timer};
+use super::{Failure, Session, late, ldt, mempolicy, seccomp, sysv, timer};
 use crate::abi::common::{CapData, CapHeader, PrctlMmMap, Rlimit64};
 use crate::abi::native::{ITimerVal, SigAction, SigEvent, Stack, TimeVal, Word};
 use crate::op::{Op, Special};
@@ -40,6 +40,8 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
     match *op {
         Op::Map { addr, len, prot, flags, fd, offset } => map(session, addr, len, prot, flags, fd, offset),
         Op::Unmap { addr, len } => plain(nr::__NR_munmap, addr, &[size(addr)?, size(len)?]),
+        Op::Attach { id, addr, flags } => sysv::attach(id, addr, flags),
+        Op::AttachParts { id, flags, parts } => sysv::attach_parts(id, flags, parts),
         Op::Protect { addr, len, prot } => {
             plain(nr::__NR_mprotect, addr, &[size(addr)?, size(len)?, prot as usize])
         }
@@ -53,6 +55,7 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
                 other => other,
             }
         }
+        Op::Seal { addr, len } => plain(nr::__NR_mseal, addr, &[size(addr)?, size(len)?, 0]),
         Op::LockFuture(flags) => plain(nr::__NR_mlockall, 0, &[flags as usize]),
         Op::MemoryPolicy { range, mode, nodes } => mempolicy::set(range, mode, nodes),
         Op::Membarrier(command) => plain(nr::__NR_membarrier, u64::from(command), &[command as usize, 0, 0]),

@@ -60,6 +60,9 @@ impl Fills {
             if got == 0 {
                 return Err(Failure::wrong(self.offset));
             }
+            if session.start.pages_once != 0 {
+                sys::punch_hole(fd, self.offset, got as u64);
+            }
             self.offset += got as u64;
             first = self.advance(first, got);
         }

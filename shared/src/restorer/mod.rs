@@ -24,6 +24,7 @@ mod probe;
 mod receive;
 mod run;
 mod seccomp;
+mod sysv;
 mod timer;
 
 use crate::proto::{Report, Stage, Start};

@@ -109,6 +109,20 @@ pub unsafe fn preadv(fd: c_int, iov: &[crate::abi::native::IoVec], offset: u64) 
     unsafe { call(nr::__NR_preadv, &[fd as usize, at, iov.len(), low, high]) }
 }
 
+/// Gives a part of a file back; an error has no consequence but that it stays.
+pub fn punch_hole(fd: c_int, offset: u64, len: u64) {
+    /// FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE.
+    const MODE: usize = 0x01 | 0x02;
+    #[cfg(target_arch = "x86_64")]
+    let args = [fd as usize, MODE, usize::try_from(offset).unwrap_or(0), usize::try_from(len).unwrap_or(0)];
+    #[cfg(target_arch = "x86")]
+    #[allow(clippy::cast_possible_truncation)] // fallocate takes offset and length in two words each.
+    let args =
+        [fd as usize, MODE, offset as usize, (offset >> 32) as usize, len as usize, (len >> 32) as usize];
+    // SAFETY: no memory of the program is involved.
+    let _ = unsafe { call(nr::__NR_fallocate, &args) };
+}
+
 /// close; an error has no consequence here.
 pub fn close(fd: c_int) {
     // SAFETY: no memory is involved, and no fd number is owned by Rust code in these programs.

@@ -83,10 +83,11 @@ fn parse(text: &str, shared_memory: &mut Renumber) -> Vec<Area> {
     areas
 }
 
-/// Replaces the inode of shared anonymous memory, and of files that have no name, by its order of appearance.
+/// Replaces the inode of shared anonymous memory, and of files that have no name, by its order of appearance. That of a segment of System V is
+/// its id.
 fn normalise(line: &str, shared_memory: &mut Renumber) -> String {
     let mut fields: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-    if line.ends_with(" (deleted)") {
+    if line.ends_with(" (deleted)") && !line.contains(" /SYSV") {
         if let Some(inode) = fields.get_mut(4) {
             *inode = format!("#{}", shared_memory.number(inode));
         }

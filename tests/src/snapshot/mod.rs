@@ -8,6 +8,7 @@ mod difference;
 mod files;
 mod maps;
 mod sharing;
+mod sysv;
 mod task;
 
 use anyhow::Context;
@@ -58,6 +59,7 @@ impl Snapshot {
         let living = without_zombies(pids);
         files::add(&mut snapshot, &living)?;
         sharing::add(&mut snapshot, &living)?;
+        sysv::add(&mut snapshot)?;
         Ok(snapshot)
     }
 

@@ -70,6 +70,48 @@ fn changed_files_are_all_listed() {
     });
 }
 
+/// A tree that takes more open files to be restored than crr may have is not dumped, nor restored.
+#[test]
+fn more_files_than_may_be_open() {
+    require_root!();
+    isolated(&here!(), |dir| {
+        let mut running = Workload::new("files", "many").start(dir, Abi::X86_64)?;
+        let limited = ["sh", "-c", "ulimit -n 540; exec \"$@\"", "sh"];
+        let args = running.dump_args(&[])?;
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        command::crr_under(&limited, dir, &args)?
+            .code(1)?
+            .says_with_hint("file descriptors: a restore takes 5")?;
+        running.dump(&[])?.success()?;
+        nothing_left()?;
+        let images = running.images().display().to_string();
+        let restore = ["restore", "-D", &images, "-d"];
+        command::crr_under(&limited, dir, &restore)?
+            .code(1)?
+            .says_with_hint("file descriptors: a restore takes 5")?;
+        nothing_left()?;
+        running.restore(&["-d"])?.success()?;
+        running.verify()
+    });
+}
+
+/// A procfs that is not mounted any more where the tree had a file of it is named; mounted again, the same images restore.
+#[test]
+fn a_missing_procfs_is_named() {
+    require_root!();
+    isolated(&here!(), |dir| {
+        let (running, _) = dumped(dir, &Workload::new("task_files", "elsewhere"))?;
+        let procfs = dir.join("proc");
+        nix::mount::umount(&procfs)?;
+        let output = running.restore(&["-d"])?.code(1)?;
+        output.says_with_hint(&format!("{}: is not the procfs of crr's pid namespace", procfs.display()))?;
+        nothing_left()?;
+        nix::mount::mount(Some("proc"), &procfs, Some("proc"), nix::mount::MsFlags::empty(), None::<&str>)?;
+        running.restore(&["-d"])?.success()?;
+        running.verify()
+    });
+}
+
 /// A message queue that is gone is named; made again, the same images restore.
 #[test]
 fn a_missing_message_queue_is_named() {

@@ -12,6 +12,7 @@ tests::survives! {
     close_on_exec => files("close_on_exec");
     numbers => files("numbers");
     many => files("many");
+    crossed => files("crossed");
     directory => files("directory");
     devices => files("devices");
     standard => files("standard");

@@ -23,6 +23,7 @@ tests::survives! {
     full => inet("full");
     half_closed => inet("half_closed");
     listening => inet("listening");
+    not_accepted => inet("not_accepted");
     idle => inet("idle");
     lingering => inet("lingering");
     options => inet("options");
@@ -40,6 +41,28 @@ fn ports(running: &Running) -> tests::Result<Vec<u16>> {
     let log = running.log()?;
     let line = log.lines().next().context("no ports")?;
     line.split(' ').map(|port| port.parse().context("a port")).collect()
+}
+
+/// Data sent over a connection that nobody has accepted stands in the way, on both sides, unless it can be given up.
+#[test]
+fn not_accepted_and_used() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        for abi in Abi::ALL {
+            let mut running = inet("not_accepted_and_used").start(&dir.join(abi.name()), abi)?;
+            let before = running.snapshot()?;
+            let output = running.dump(&[])?.code(1)?;
+            output.says_with_hint("1 connections wait to be accepted")?;
+            output.says_with_hint("has a connection that waits to be accepted, over which data was sent")?;
+            running.looks_like(&before)?;
+            running.dump(&["--skip-in-flight"])?.success()?;
+            nothing_left()?;
+            running.restore(&["-d"])?.success()?;
+            running.verify()?;
+        }
+        Ok(())
+    });
 }
 
 /// A server of `case` for each ABI, with a client outside of the tree at its IPv4 and at its IPv6 address.

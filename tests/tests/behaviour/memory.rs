@@ -21,6 +21,9 @@ tests::survives! {
     many_areas => memory("many_areas");
     extremes => memory("extremes");
     advice => memory("advice");
+    guard_pages => memory("guard_pages");
+    sealed => memory("sealed");
+    droppable => memory("droppable");
     locked => memory("locked");
     locked_whole => memory("locked_whole");
     huge_pages => memory("huge_pages");

@@ -46,7 +46,7 @@ macro_rules! refusals {
 }
 
 refusals! {
-    descriptors late_in_flight files_of_tasks message_queues events memory leases lease_of_another listener
+    descriptors late_in_flight files_of_tasks message_queues events undone_semaphores leases lease_of_another listener
     namespace waiting_for_a_signal namespace_of_a_thread
     stranger stranger_with_memory stranger_with_files stranger_with_directories stranger_with_deleted_file
     stranger_with_lock stranger_with_socket protected_sockets tracer watches
@@ -101,12 +101,12 @@ fn refused_by(test: &str, given: bool, what: &str, cases: &[&'static str]) {
     }
 }
 
-/// Sealed mappings and secret memory.
+/// Secret memory.
 #[test]
 fn memory_to_itself() {
     require_root!();
     require_ia32!();
-    refused_by(&here!(), tests::sys::has_mseal(), "mseal and memfd_secret", &["memory_to_itself"]);
+    refused_by(&here!(), tests::sys::has_secret_memory(), "memfd_secret", &["memory_to_itself"]);
 }
 
 /// What the kernel does for a task on its own.

@@ -8,6 +8,7 @@ const fn task_files(case: &'static str) -> Workload {
 
 tests::survives! {
     own => task_files("own");
+    elsewhere => task_files("elsewhere");
     memory => task_files("memory");
     directories => task_files("directories");
     relatives => task_files("relatives");

@@ -2,6 +2,9 @@
 //! 64-bit ones of the machine, alone and mixed. Each goes through several rounds of dump, gone, restore while
 //! it works, and a client that knows what the right answers are asks it before and after.
 
+mod daemons;
+mod postgres;
+mod screens;
 mod servers;
 mod world;
 
@@ -74,6 +77,9 @@ programs! {
     /// SQLite on disk.
     python32_sqlite in Namespace => |world| sqlite(world, PYTHON32);
     python64_sqlite in Namespace => |world| sqlite(world, PYTHON64);
+    /// SQLite and a locked file, for which processes of both ABIs fight.
+    mixed_sqlite in Namespace => |world| right_answers(world, &[PYTHON64, "/scratch/fight.py"]);
+    mixed_sqlite_in_chroot in Chroot => |world| right_answers(world, &[PYTHON32, "/scratch/fight.py"]);
     /// A parent with two children and three pipes.
     perl32_family in Namespace => |world| right_answers(world, &["/usr/bin/perl", "/scratch/family.pl"]);
     perl32_family_in_chroot in Chroot => |world| right_answers(world, &["/usr/bin/perl", "/scratch/family.pl"]);
@@ -98,9 +104,24 @@ programs! {
     terminal64 in Namespace => |world| terminal(world, PYTHON64, BASH64);
     terminal64_shell32 in Namespace => |world| terminal(world, PYTHON64, "/bin/bash");
     terminal32_shell64 in Chroot => |world| terminal(world, PYTHON32, BASH64);
+    /// Windows of tmux with shells, an editor and a pager; a pager on its own.
+    tmux32 in Namespace => screens::tmux;
+    tmux32_in_chroot in Chroot => screens::tmux;
+    less32 in Namespace => |world| screens::less(world, PYTHON32);
+    less32_on_terminal64 in Chroot => |world| screens::less(world, PYTHON64);
     /// Servers with clients that stay connected.
     redis32_clients in Chroot => servers::redis;
     nginx32_clients in Chroot => servers::nginx;
+    memcached32_clients in Chroot => daemons::memcached;
+    apache32_clients in Chroot => daemons::apache;
+    python32_connections in Chroot => daemons::many_connections;
+    node32_clients in Chroot => daemons::node;
+    java32_clients in Chroot => daemons::java;
+    sshd32_clients in Chroot => daemons::sshd;
+    mariadb32_clients in Chroot => daemons::mariadb;
+    /// Recorded in rounds while it works.
+    redis32_in_rounds in Chroot => servers::redis_in_rounds;
+    postgres32_sessions in Chroot => postgres::sessions;
     /// Directories and files that are watched.
     inotifywait32 in Namespace => |world| watching(world, "/usr/bin/inotifywait");
     inotifywait32_in_chroot in Chroot => |world| watching(world, "/usr/bin/inotifywait");
@@ -117,6 +138,8 @@ programs! {
     };
     /// A build of several files at once, dumped in the middle.
     make_builds in Chroot => build;
+    /// A video encoder with several threads.
+    ffmpeg32_encodes in Namespace => encode;
     /// Numbers that live in SSE, AVX and x87 registers.
     numbers_ia32 in Namespace => |world| numbers(world, "-m32");
     numbers_x86_64 in Namespace => |world| numbers(world, "-m64");
@@ -309,6 +332,37 @@ fn stream(world: &World, shell: &[&str], pipeline: &str) -> Result {
         control.len()
     );
     ensure!(world.read("log")?.is_empty(), "the programs complained:\n{}", world.read("log")?);
+    Ok(())
+}
+
+/// ffmpeg with x264: the file is, to the byte, the one of a run without checkpoints.
+fn encode(world: &World) -> Result {
+    let out = world.dir.join("out.mkv");
+    let size = || fs::metadata(&out).map_or(0, |file| file.len());
+    let start = || {
+        let input = ["-f", "lavfi", "-i", "testsrc2=size=320x240:rate=25:duration=20"];
+        // What an encoder with threads decides depends on their number, not on who is first.
+        let output = ["-c:v", "libx264", "-preset", "slow", "-threads", "4", "-flush_packets", "1"];
+        let exact = ["-flags", "+bitexact", "-fflags", "+bitexact", "/scratch/out.mkv"];
+        let quiet = ["/usr/bin/ffmpeg", "-nostdin", "-loglevel", "error"];
+        world.start(&[&quiet[..], &input, &output, &exact].concat())
+    };
+    start()?.finish().context("the control run")?;
+    let control = fs::read(&out)?;
+    ensure!(control.len() > 100_000, "the control run wrote {} bytes", control.len());
+    fs::remove_file(&out)?;
+
+    let mut running = start()?;
+    for round in 1..=u64::from(ROUNDS) {
+        wait::until(wait::STEP, "the encoder goes on", || {
+            running.still_runs()?;
+            Ok((size() >= round * control.len() as u64 / (u64::from(ROUNDS) + 2)).then_some(()))
+        })?;
+        running.round()?;
+    }
+    running.finish()?;
+    ensure!(fs::read(&out)? == control, "the video differs from that of the control run");
+    ensure!(world.read("log")?.is_empty(), "the encoder complained:\n{}", world.read("log")?);
     Ok(())
 }
 

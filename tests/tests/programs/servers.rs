@@ -1,20 +1,20 @@
 //! Servers with clients outside of the tree, which stay connected and do not notice more than that an answer takes long.
 
 use crate::ROUNDS;
-use crate::world::World;
+use crate::world::{Running, World};
 use anyhow::{Context, ensure};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
-use tests::{Result, wait};
+use tests::{Result, case, wait};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn connect(port: u16) -> Result<TcpStream> {
+pub(crate) fn connect(port: u16) -> Result<TcpStream> {
     let stream = wait::until(wait::STEP, &format!("port {port} answers"), || {
         Ok(TcpStream::connect(("127.0.0.1", port)).ok())
     })?;
@@ -23,27 +23,58 @@ fn connect(port: u16) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// Runs clients beside five rounds of dump and restore, until these are over. Each says how much it did.
-fn beside_rounds(
-    world: &World,
+/// What a client and who dumps its server tell each other.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    taken: AtomicU64,
+    over: AtomicBool,
+}
+
+impl Turns {
+    /// Whether the client is to take another turn, after all that it began have been answered.
+    pub(super) fn next(&self) -> bool {
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        !self.over.load(Ordering::Relaxed)
+    }
+}
+
+/// A client of the server at a port: it takes turns until the rounds are over.
+pub(super) type Client<'a> = dyn Fn(u16, &Turns) -> Result + Sync + 'a;
+
+/// Runs clients beside five rounds of dump and restore.
+pub(super) fn beside_rounds(world: &World, program: &[&str], port: u16, clients: &[&Client<'_>]) -> Result {
+    beside_rounds_of(Running::round_with, world, program, port, clients)
+}
+
+/// [`beside_rounds`] of this kind.
+pub(super) fn beside_rounds_of<'w>(
+    round: fn(&mut Running<'w>, &[&str]) -> Result,
+    world: &'w World,
     program: &[&str],
     port: u16,
-    clients: &[fn(u16, &AtomicBool) -> Result<u64>],
+    clients: &[&Client<'_>],
 ) -> Result {
     let mut running = world.start(program)?;
     drop(connect(port).with_context(|| world.read("log").unwrap_or_default())?);
-    let over = AtomicBool::new(false);
+    let turns: Vec<Turns> = clients.iter().map(|_| Turns::default()).collect();
     thread::scope(|scope| {
-        let clients: Vec<_> = clients.iter().map(|client| scope.spawn(|| client(port, &over))).collect();
+        let clients: Vec<_> = (clients.iter().zip(&turns))
+            .map(|(client, turns)| (turns, scope.spawn(move || client(port, turns))))
+            .collect();
         let rounds = (0..ROUNDS).try_for_each(|_| {
-            thread::sleep(Duration::from_millis(200));
-            running.round_with(&["--tcp-established"])
+            // Each round finds every client with something that it has had since the last one.
+            for (turns, client) in &clients {
+                let goal = turns.taken.load(Ordering::Relaxed) + 3;
+                wait::until(wait::STEP, "a client is served", || {
+                    Ok((turns.taken.load(Ordering::Relaxed) >= goal || client.is_finished()).then_some(()))
+                })?;
+            }
+            round(&mut running, &["--tcp-established"])
         });
-        over.store(true, Ordering::Relaxed);
-        for (index, client) in clients.into_iter().enumerate() {
-            let done = client.join().map_err(|_| anyhow::anyhow!("client {index} panicked"))?;
-            let done = done.with_context(|| format!("client {index}"))?;
-            ensure!(done > u64::from(ROUNDS), "client {index} has had {done} answers");
+        turns.iter().for_each(|turns| turns.over.store(true, Ordering::Relaxed));
+        for (index, (_, client)) in clients.into_iter().enumerate() {
+            let ended = client.join().map_err(|_| anyhow::anyhow!("client {index} panicked"))?;
+            ended.with_context(|| format!("client {index}"))?;
         }
         rounds
     })?;
@@ -54,15 +85,65 @@ fn beside_rounds(
 pub(crate) fn redis(world: &World) -> Result {
     let program =
         ["/usr/bin/redis-server", "--port", "6400", "--appendonly", "yes", "--dir", "/scratch", "--save", ""];
-    beside_rounds(world, &program, 6400, &[counter, subscriber])
+    beside_rounds(world, &program, 6400, &[&counter, &subscriber])
 }
 
-fn counter(port: u16, over: &AtomicBool) -> Result<u64> {
+/// redis with data that changes between the rounds of an incremental dump.
+pub(crate) fn redis_in_rounds(world: &World) -> Result {
+    const KEYS: u32 = 20_000;
+    let program = ["/usr/bin/redis-server", "--port", "6401", "--dir", "/scratch", "--save", ""];
+    let running = world.start(&program)?;
+    let root = running.root.to_string();
+    let mut values = vec![0; KEYS as usize];
+    let mut previous: Option<String> = None;
+    for round in 1..=4u32 {
+        // Every key at first, then some of them.
+        let keys = (0..KEYS).filter(|key| round == 1 || (key * 7 + round) % 29 == 0);
+        let mut stream = connect(6401).with_context(|| world.read("log").unwrap_or_default())?;
+        let mut answers = BufReader::new(stream.try_clone()?).lines();
+        for key in keys {
+            values[key as usize] = round;
+            write!(stream, "SET key-{key} {}\r\n", value(key, round))?;
+            let answer = answers.next().context("closed")??;
+            ensure!(answer == "+OK", "SET answers {answer:?}");
+        }
+        drop((stream, answers));
+        let images = world.dir.join(format!("round-{round}"));
+        fs::create_dir(&images)?;
+        let images = images.to_string_lossy();
+        let mut args = vec![if round == 4 { "dump" } else { "pre-dump" }, "-t", &root, "-D", &images];
+        args.extend(previous.iter().flat_map(|previous| ["--prev-images-dir", previous.as_str()]));
+        // A connection that was closed just now is there for a minute.
+        args.extend((round == 4).then_some("--tcp-established"));
+        world.crr(&args)?;
+        previous = Some(format!("../round-{round}"));
+    }
+    case::nothing_left()?;
+    world.crr(&["restore", "-D", &world.dir.join("round-4").to_string_lossy(), "-d"])?;
+    let mut stream = connect(6401)?;
+    let mut answers = BufReader::new(stream.try_clone()?).lines();
+    for (key, &round) in (0..).zip(&values) {
+        write!(stream, "GET key-{key}\r\n")?;
+        let length = answers.next().context("closed")??;
+        let answer = answers.next().context("closed")??;
+        let expected = value(key, round);
+        ensure!(answer == expected, "key {key} is {answer:?} ({length:?}), not {expected:?}");
+    }
+    drop((stream, answers));
+    running.end()
+}
+
+/// What a key holds since a round.
+fn value(key: u32, round: u32) -> String {
+    format!("{round}-{key}-{}", "x".repeat((key % 300) as usize))
+}
+
+fn counter(port: u16, turns: &Turns) -> Result {
     const BURST: usize = 40;
     let mut stream = connect(port)?;
     let mut answers = BufReader::new(stream.try_clone()?);
     let mut count = 0u64;
-    while !over.load(Ordering::Relaxed) {
+    while turns.next() {
         stream.write_all("INCR counter\r\n".repeat(BURST).as_bytes())?;
         for _ in 0..BURST {
             let mut line = String::new();
@@ -71,10 +152,10 @@ fn counter(port: u16, over: &AtomicBool) -> Result<u64> {
             ensure!(line == format!(":{count}\r\n"), "answer {count} is {line:?}");
         }
     }
-    Ok(count)
+    Ok(())
 }
 
-fn subscriber(port: u16, over: &AtomicBool) -> Result<u64> {
+fn subscriber(port: u16, turns: &Turns) -> Result {
     let mut subscribed = connect(port)?;
     subscribed.write_all(b"SUBSCRIBE news\r\n")?;
     let mut heard = BufReader::new(subscribed.try_clone()?).lines();
@@ -89,7 +170,7 @@ fn subscriber(port: u16, over: &AtomicBool) -> Result<u64> {
     let mut stream = connect(port)?;
     let mut answers = BufReader::new(stream.try_clone()?);
     let mut count = 0;
-    while !over.load(Ordering::Relaxed) {
+    while turns.next() {
         count += 1;
         write!(stream, "PUBLISH news item-{count}\r\n")?;
         let (mut line, message) = (String::new(), next(7)?);
@@ -97,7 +178,7 @@ fn subscriber(port: u16, over: &AtomicBool) -> Result<u64> {
         answers.read_line(&mut line)?;
         ensure!(line == ":1\r\n", "message {count} has {line:?} receivers");
     }
-    Ok(count)
+    Ok(())
 }
 
 /// nginx, a master with two workers: a long download goes on, and one connection serves request after request.
@@ -108,17 +189,22 @@ pub(crate) fn nginx(world: &World) -> Result {
     fs::write(world.dir.join("nginx.conf"), config)?;
     fs::write(world.dir.join("small"), "small")?;
     fs::write(world.dir.join("large"), large())?;
-    fs::set_permissions(&world.dir, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    make_readable(world)?;
     let program = ["/usr/sbin/nginx", "-c", "/scratch/nginx.conf", "-e", "/scratch/errors"];
-    beside_rounds(world, &program, 8080, &[download, requests])
+    beside_rounds(world, &program, 8080, &[&download, &requests])
+}
+
+/// Lets the users that servers run as find files.
+pub(super) fn make_readable(world: &World) -> Result {
+    Ok(fs::set_permissions(&world.dir, std::os::unix::fs::PermissionsExt::from_mode(0o755))?)
 }
 
 /// More than fits into any buffers on the way.
-fn large() -> Vec<u8> {
+pub(super) fn large() -> Vec<u8> {
     (0..24u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24).to_le_bytes()[0]).collect()
 }
 
-fn ask_for(stream: &mut TcpStream, name: &str) -> Result<(BufReader<TcpStream>, usize)> {
+pub(super) fn ask_for(stream: &mut TcpStream, name: &str) -> Result<(BufReader<TcpStream>, usize)> {
     write!(stream, "GET /{name} HTTP/1.1\r\nHost: here\r\n\r\n")?;
     let mut answer = BufReader::new(stream.try_clone()?);
     let mut length = 0;
@@ -126,7 +212,7 @@ fn ask_for(stream: &mut TcpStream, name: &str) -> Result<(BufReader<TcpStream>, 
         let mut line = String::new();
         answer.read_line(&mut line)?;
         ensure!(number > 0 || line.starts_with("HTTP/1.1 200"), "the answer is {line:?}");
-        if let Some(value) = line.strip_prefix("Content-Length: ") {
+        if let Some(value) = line.to_lowercase().strip_prefix("content-length: ") {
             length = value.trim().parse()?;
         }
         if line.trim().is_empty() {
@@ -137,32 +223,30 @@ fn ask_for(stream: &mut TcpStream, name: &str) -> Result<(BufReader<TcpStream>, 
 }
 
 /// Reads slowly, until the rounds are over; then to the end.
-fn download(port: u16, over: &AtomicBool) -> Result<u64> {
+pub(super) fn download(port: u16, turns: &Turns) -> Result {
     let mut stream = connect(port)?;
     let (mut answer, length) = ask_for(&mut stream, "large")?;
     let mut bytes = vec![0; length];
-    let mut parts = 0;
     for part in bytes.chunks_mut(32 << 10) {
         answer.read_exact(part)?;
-        parts += 1;
         // About as long as the rounds take.
-        if !over.load(Ordering::Relaxed) {
+        if turns.next() {
             thread::sleep(Duration::from_millis(3));
         }
     }
     ensure!(bytes == large(), "the download differs");
-    Ok(parts)
+    Ok(())
 }
 
-fn requests(port: u16, over: &AtomicBool) -> Result<u64> {
+pub(super) fn requests(port: u16, turns: &Turns) -> Result {
     let mut stream = connect(port)?;
     let mut count = 0;
-    while !over.load(Ordering::Relaxed) {
+    while turns.next() {
         let (mut answer, length) = ask_for(&mut stream, "small")?;
         let mut bytes = vec![0; length];
         answer.read_exact(&mut bytes)?;
         ensure!(bytes == b"small", "answer {count} is {bytes:?}");
         count += 1;
     }
-    Ok(count)
+    Ok(())
 }

@@ -5,6 +5,7 @@
 //! by plain chroot below a `crr` that has another root ([`Place::Chroot`]).
 
 use anyhow::{Context, bail, ensure};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -127,8 +128,22 @@ impl Running<'_> {
         self.round_with(&[])
     }
 
+    /// [`Self::round`] beside processes that do not belong to the tree, with options of the dump.
+    pub(crate) fn round_among_others(&mut self, options: &[&str]) -> Result {
+        self.round_until(options, |root| {
+            wait::until(wait::STEP, "its root is gone", || {
+                case::reap()?;
+                Ok((kill(root, None) == Err(Errno::ESRCH)).then_some(()))
+            })
+        })
+    }
+
     /// [`Self::round`] with options of the dump.
     pub(crate) fn round_with(&mut self, options: &[&str]) -> Result {
+        self.round_until(options, |_| case::nothing_left())
+    }
+
+    fn round_until(&mut self, options: &[&str], gone: impl Fn(Pid) -> Result) -> Result {
         self.dumps += 1;
         let round = self.dumps;
         let images = self.world.dir.join(format!("images-{round}"));
@@ -137,7 +152,7 @@ impl Running<'_> {
         self.world
             .crr(&[&["dump", "-t", &self.root.to_string(), "-D", &images], options].concat())
             .with_context(|| format!("round {round}: dump"))?;
-        case::nothing_left().with_context(|| format!("round {round}: after the dump"))?;
+        gone(self.root).with_context(|| format!("round {round}: after the dump"))?;
         self.world
             .crr(&["restore", "-D", &images, "-d"])
             .with_context(|| format!("round {round}: restore"))?;

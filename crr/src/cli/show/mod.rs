@@ -1,5 +1,6 @@
 //! `crr show`: a checkpoint for people, or all of it as JSON.
 
+mod rounds;
 mod sockets;
 mod table;
 mod terminals;
@@ -9,12 +10,14 @@ use super::{Format, Outcome, print, verbosity};
 use crate::progress::bytes;
 use crate::resource::external;
 use crate::resource::namespace;
-use crate::store::Checkpoint;
+use crate::store::{Checkpoint, Round};
 use clap::Args;
 use images::Abi;
+use images::container::Kind;
 use images::file::{Description, Target};
+use images::inventory::Inventory;
 use images::late::Process;
-use images::memory::Backing;
+use images::memory::{Backing, Memory, Method};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -44,6 +47,9 @@ pub(super) struct Show {
 impl Show {
     pub(super) fn run(&self, level: u8) -> Outcome {
         crate::log::start(None, level)?;
+        if let Some(round) = Round::open_if(&self.images_dir)? {
+            return print(&rounds::round(&round, self.format.json)?);
+        }
         let checkpoint = Checkpoint::open(&self.images_dir)?;
         if self.format.json {
             return print(&(json(&checkpoint)? + "\n"));
@@ -54,7 +60,7 @@ impl Show {
 
 /// All records. Bytes are text where they are, else numbers or hexadecimal.
 fn json(checkpoint: &Checkpoint) -> serde_json::Result<String> {
-    let Checkpoint { inventory, tree, files, memory, pages: _ } = checkpoint;
+    let Checkpoint { inventory, tree, files, memory, .. } = checkpoint;
     serde_json::to_string_pretty(&json!({
         "inventory": inventory,
         "tree": tree,
@@ -110,19 +116,41 @@ fn text(checkpoint: &Checkpoint, verbose: bool) -> String {
 fn head(checkpoint: &Checkpoint) -> String {
     let inventory = &checkpoint.inventory;
     let count = |abi| checkpoint.tree.tasks.iter().filter(|task| task.abi == abi).count();
-    let size: u64 = inventory.files.iter().map(|entry| entry.size).sum();
-    format!(
-        "crr {}, kernel {}, {}, {}\n{} tasks ({} x86_64, {} ia32), {} threads, {} pages\n",
-        printable(inventory.crr_version.as_bytes()),
-        printable(inventory.kernel_release.as_bytes()),
-        date(inventory.created_ns),
-        bytes(size),
+    let mut out = made(inventory);
+    let _ = write!(
+        out,
+        "{} tasks ({} x86_64, {} ia32), {} threads, {} pages",
         inventory.tasks,
         count(Abi::X86_64),
         count(Abi::Ia32),
         inventory.threads,
         checkpoint.memory.page_count,
+    );
+    out + &packed(&checkpoint.memory, inventory) + "\n" + &rounds::chain(inventory, &checkpoint.ancestors)
+}
+
+/// The line about who made it.
+fn made(inventory: &Inventory) -> String {
+    let size: u64 = inventory.files.iter().map(|entry| entry.size).sum();
+    format!(
+        "crr {}, kernel {}, {}, {}\n",
+        printable(inventory.crr_version.as_bytes()),
+        printable(inventory.kernel_release.as_bytes()),
+        date(inventory.created_ns),
+        bytes(size),
     )
+}
+
+/// How small pages have become, if they were packed.
+fn packed(memory: &Memory, inventory: &Inventory) -> String {
+    let Some(packing) = &memory.packing else { return String::new() };
+    let stored = inventory.files.iter().find(|entry| entry.kind == Kind::Pages).map_or(0, |entry| entry.size);
+    let tenths = memory.page_count * images::id::PAGE_SIZE * 10 / stored.max(1);
+    let method = match packing.method {
+        Method::Lz4 => "lz4",
+        Method::Zstd => "zstd",
+    };
+    format!(" ({method} {}.{}:1)", tenths / 10, tenths % 10)
 }
 
 /// `2026-11-23 16:25:00 UTC`.
@@ -178,7 +206,7 @@ fn target(checkpoint: &Checkpoint, description: &Description) -> String {
         Target::Pidfd(Process::Gone { .. }) => "pidfd of a process that is gone".to_owned(),
         Target::TaskFile(index) => {
             let file = &checkpoint.files.task_files[index as usize];
-            format!("/proc/{}/{}", file.pid, printable(&file.name))
+            format!("{}/{}/{}", printable(&file.procfs), file.pid, printable(&file.name))
         }
         Target::MessageQueue(index) => {
             format!("message queue /{}", printable(&checkpoint.files.message_queues[index as usize].name))

@@ -21,6 +21,7 @@ pub(super) fn unix(sockets: &[UnixSocket]) -> String {
             Peer::Listening { waiting, .. } => format!("listens, {} waiting", waiting.len()),
             Peer::Waiting { listener, .. } => format!("socket#{listener}, waiting"),
             Peer::Closed { .. } => "closed".to_owned(),
+            Peer::Elsewhere { address: at, .. } => format!("again {}", address(at)),
         };
         let unread: usize = socket.queue.iter().map(|message| message.bytes.len()).sum();
         let files: usize = socket.queue.iter().map(|message| message.descriptions.len()).sum();

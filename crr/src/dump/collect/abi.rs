@@ -8,7 +8,7 @@ use images::memory::{Backing, Vdso, Vma};
 use images::{Abi, Pid};
 
 /// The ABI of a task, by the vDSO that exec gave it or, where it has none, by its program. Records the vDSO.
-pub(super) fn dump_vdso(
+pub(in crate::dump) fn dump_vdso(
     pid: Pid,
     dir: &Dir,
     vmas: &[Vma],

@@ -8,6 +8,7 @@ use crate::remote::{Cache, Executor, Gadget, NoRoom, Target, finds_back, in_rest
 use crate::resource::landlock::Bystanders;
 use crate::resource::ldt::AskLdt;
 use crate::resource::signal::AskSignals;
+use crate::resource::sysv::undo;
 use crate::resource::task::AskTask;
 use crate::resource::thread::AskThread;
 use crate::resource::tracees::AskTracees;
@@ -20,7 +21,7 @@ use images::{Abi, Addr, Pid};
 
 /// Whether all threads can make system calls: they stand where they were asked to stop, their registers can be set and put back,
 /// and they do not need what a killed dump left in the task.
-pub(super) fn can_be_asked(threads: &[Stopped], leftovers: &[Addr]) -> Result<bool> {
+pub(in crate::dump) fn can_be_asked(threads: &[Stopped], leftovers: &[Addr]) -> Result<bool> {
     for thread in threads {
         let regs = thread.regs()?;
         let usable = thread.stop().is_asked_for()
@@ -44,6 +45,7 @@ pub(super) struct Facts<'a> {
     pub(super) vmas: &'a [Vma],
     pub(super) resident_kib: u64,
     pub(super) bystanders: &'a mut Bystanders,
+    pub(super) semaphores: &'a mut undo::Sets,
     pub(super) guarded: bool,
     pub(super) late: bool,
 }
@@ -67,7 +69,7 @@ pub(super) fn ask(
     refuse: &mut Refuse<'_>,
     patience: &Patience,
 ) -> Result<Option<Told>> {
-    let Facts { dir, vmas, resident_kib, bystanders, guarded, late } = facts;
+    let Facts { dir, vmas, resident_kib, bystanders, semaphores, guarded, late } = facts;
     let caller = match find_caller(threads, target.abi)? {
         Caller::Safe(index) => index,
         Caller::Exposed(index) if guarded => index,
@@ -90,6 +92,7 @@ pub(super) fn ask(
             let tid = thread.tid();
             about_thread.fill(&reply, record, dir, refuse).with_context(|| format!("thread {tid}"))?;
         }
+        undo::refuse(semaphores, &executor, threads, refuse, patience)?;
         let facts = lock_future::Facts { dir, vmas, policies: &policies };
         let locks = lock_future::dump(&executor, &mut threads[caller], record, facts, refuse, patience)?;
         record.attributes.lock_future = locks;
@@ -116,6 +119,12 @@ enum Caller {
     Safe(usize),
     /// It does not: no thread of the task stands in code and on a stack of its ABI.
     Exposed(usize),
+}
+
+/// The thread that makes the calls of a task for a guarded process.
+pub(in crate::dump) fn caller(threads: &[Stopped], abi: Abi) -> Result<usize> {
+    let (Caller::Safe(index) | Caller::Exposed(index)) = find_caller(threads, abi)?;
+    Ok(index)
 }
 
 /// Finds the caller: one that finds back, and that is not in the middle of a sleep, if there is one, since that would start over.

@@ -2,17 +2,17 @@
 //!
 //! Everything that stands in the way is noted, not returned, so that one dump names all of it.
 
-mod abi;
-mod ask;
-mod task;
+pub(super) mod abi;
+pub(super) mod ask;
+pub(super) mod task;
 
 use super::frames::Frames;
 use super::freeze::{DeadTask, Frozen, FrozenTask};
 use super::guard::Unguarded;
 use super::known::{Known, Mates};
-use super::pages::Contents;
+use super::pages::{Contents, Look};
 use super::room;
-use super::{After, Options};
+use super::{After, Base, Options};
 use crate::proc::{Dir, stat, status};
 use crate::ptrace::Patience;
 use crate::refusal::Refusals;
@@ -25,11 +25,12 @@ use crate::resource::other_name::Helpers;
 use crate::resource::path::{Paths, file_type};
 use crate::resource::pipe::Holders;
 use crate::resource::tree::{self, Standing, Strangers};
-use crate::resource::{Refuse, deleted, memory, program, seccomp, sharing, zombie};
+use crate::resource::{Refuse, deleted, memory, program, seccomp, sharing, sysv, zombie};
+use crate::restore::numbers;
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result, bail};
 use images::file::Files;
-use images::memory::{Memory, Space, Vdso};
+use images::memory::{BLOCK_PAGES, Memory, Space, Vdso};
 use images::sharing::Shares;
 use images::task::{Task, Tree, Zombie};
 use images::{Abi, Pid};
@@ -51,6 +52,8 @@ pub(super) struct Collected {
     pub(super) silenced: Option<Silenced>,
     /// Names that the restore opens files by.
     pub(super) helpers: Helpers,
+    /// The pre-dump that this dump builds on.
+    pub(super) base: Base,
 }
 
 /// What is shared by the tasks of a tree while they are looked at.
@@ -67,6 +70,7 @@ struct Tables {
     /// The dump is refused for a thread that did not stop: this is to find what else is in the way.
     late: bool,
     bystanders: Bystanders,
+    semaphores: sysv::undo::Sets,
     terminal: Terminal,
     mates: Mates,
     buffer: Vec<u8>,
@@ -83,19 +87,21 @@ pub(super) fn collect(
     holders: &mut Holders,
     mut refusals: Refusals,
     patience: &Patience,
+    base: Base,
 ) -> Result<Collected> {
     let mut tables = Tables {
         own_namespaces: Namespaces::of(&Dir::task(nix::unistd::getpid().as_raw())?)?,
         low,
         paths: Paths::new(options.ghost_limit, options.link_remap),
         files: file::Table::new(&options.external),
-        backings: memory::Backings::default(),
+        backings: memory::Backings::new(base.parent.is_some()),
         vdsos: Vec::new(),
         gadgets: Cache::default(),
         filters: seccomp::Table::default(),
         guarded: frozen.guarded,
         late: frozen.late,
         bystanders: Bystanders::default(),
+        semaphores: sysv::undo::Sets::default(),
         terminal: None,
         mates: Mates::default(),
         buffer: Vec::new(),
@@ -140,7 +146,13 @@ pub(super) fn collect(
         }
     }
     if whole {
-        tables.files.dump_sockets(&mut tables.paths, tables.terminal, &mut refusals)?;
+        tables.files.dump_sockets(
+            &mut tables.paths,
+            tables.terminal,
+            (&options.unix_half, options.sockets.skip_in_flight),
+            &mut refusals,
+        )?;
+        sysv::complete(&mut tables.backings.shared, &mut refusals)?;
         tables.files.give_locks(&pids, &mut tasks, &mut refusals)?;
         tables.files.refuse_leases(&tasks, &spaces, &mut refusals);
         let ptys =
@@ -161,7 +173,7 @@ pub(super) fn collect(
     tables.backings.refuse_outsiders(&pids, &mut refusals)?;
     tables.paths.deleted().refuse_outsiders(&pids, &mut refusals)?;
     refusals.finish("dump")?;
-    let (memory, mut contents) = find_contents(frozen, &tasks, spaces, tables.backings, tables.vdsos)?;
+    let (memory, mut contents) = find_contents(frozen, &tasks, spaces, tables.backings, tables.vdsos, &base)?;
     let (mut paths, deleted, helpers) = tables.paths.into_list()?;
     for deleted::Found { path, file, .. } in deleted {
         let record = &mut paths[path.0 as usize];
@@ -190,7 +202,7 @@ pub(super) fn collect(
     }
     let memory = Memory { page_count: contents.page_count(), ..memory };
     let tree = Tree { tasks, shell_job, zombies, filters: tables.filters.into_filters() };
-    room::check(&tree, &memory.spaces)?;
+    room::check(&tree, &memory.spaces, &memory.shared)?;
     // Only now, when nothing else is in the way: it touches them.
     let mut on_their_way = Refusals::default();
     tables.files.look_into_terminals(&mut on_their_way)?;
@@ -206,7 +218,10 @@ pub(super) fn collect(
         }
     };
     let files = tables.files.into_files(paths);
-    Ok(Collected { tree, files, memory, contents, silenced, helpers })
+    let mut too_many = Refusals::default();
+    numbers::check(&mut too_many, &tree, &files, &memory);
+    too_many.finish("dump")?;
+    Ok(Collected { tree, files, memory, contents, silenced, helpers, base })
 }
 
 /// What `stat` tells of a task: memory by a living thread, what its parent is told by the leader.
@@ -269,19 +284,29 @@ fn find_contents(
     mut spaces: Vec<Space>,
     backings: memory::Backings,
     vdsos: Vec<Vdso>,
+    base: &Base,
 ) -> Result<(Memory, Contents)> {
-    let mut contents = find_private(frozen, tasks, &mut spaces, Some(Frames::default()))?;
+    let mut contents = find_private(frozen, tasks, &mut spaces, base, Some(Frames::default()))?;
     if contents.is_none() {
         log::warn!("the kernel moved pages that tasks share: what they share is not kept");
-        contents = find_private(frozen, tasks, &mut spaces, None)?;
+        contents = find_private(frozen, tasks, &mut spaces, base, None)?;
     }
-    let mut contents = contents.unwrap_or_default();
+    let mut contents = contents.context("pages were not found")?;
     let mut shared = Vec::with_capacity(backings.shared.len());
     for object in backings.shared {
         shared.push(contents.add_shared(object).context("look for pages of shared memory")?);
     }
     let page_count = contents.page_count();
-    let memory = Memory { spaces, shared, vdsos, page_count, block_crcs: Vec::new() };
+    let memory = Memory {
+        spaces,
+        shared,
+        vdsos,
+        first_page: base.first_page,
+        page_count,
+        block_pages: BLOCK_PAGES,
+        block_crcs: Vec::new(),
+        packing: None,
+    };
     Ok((memory, contents))
 }
 
@@ -291,9 +316,10 @@ fn find_private(
     frozen: &Frozen,
     tasks: &[Task],
     spaces: &mut [Space],
+    base: &Base,
     mut frames: Option<Frames>,
 ) -> Result<Option<Contents>> {
-    let mut contents = Contents::default();
+    let mut contents = Contents::beyond(base.first_page);
     // Exec leaves nothing that could be shared with a task of another ABI.
     let owners = |abi| tasks.iter().filter(|task| task.abi == abi && task.shares.memory.is_none()).count();
     let related = [Abi::X86_64, Abi::Ia32].into_iter().filter(|&abi| owners(abi) > 1).collect::<Vec<_>>();
@@ -302,9 +328,12 @@ fn find_private(
         let pagemap = File::from(task.dir.open("pagemap").context("open pagemap")?);
         let memory = File::from(task.dir.open("mem").context("open mem")?);
         let source = contents.add_task(task.deputy(), memory);
-        let frames = frames.as_mut().filter(|_| related.contains(&record.abi));
-        space.runs = contents
-            .find_private(source, pagemap, &space.vmas, frames)
+        let mut frames = frames.as_mut().filter(|_| related.contains(&record.abi));
+        if let Some(frames) = &mut frames {
+            frames.add_task(pagemap.try_clone().context("duplicate pagemap")?);
+        }
+        (space.runs, space.guards) = contents
+            .find_private(source, Look::Only(&pagemap), &space.vmas, base.kept(task.pid), frames)
             .with_context(|| format!("task {}: look for pages", task.pid))?;
     }
     let confirmed =

@@ -117,8 +117,8 @@ pub(super) fn collect_task(
         let target = Target { pid, deputy, abi, gadget, ignored, caught, leftovers };
         let resident_kib = whole.resident_kib;
         let (guarded, late) = (tables.guarded, tables.late);
-        let facts =
-            Facts { dir, vmas: &vmas, resident_kib, bystanders: &mut tables.bystanders, guarded, late };
+        let (bystanders, semaphores) = (&mut tables.bystanders, &mut tables.semaphores);
+        let facts = Facts { dir, vmas: &vmas, resident_kib, bystanders, semaphores, guarded, late };
         dispatch::suspend(threads, &record.threads, tables.guarded)?;
         let told = ask(target, threads, &mut record, facts, refuse, patience);
         dispatch::resume(threads, &record.threads)?;
@@ -141,10 +141,14 @@ pub(super) fn collect_task(
     }
     dir.read("auxv", &mut tables.buffer).context("read auxv")?;
     let auxv = cut_auxv(&tables.buffer, abi).to_vec();
-    Ok(Some((record, Space { vmas, runs: Vec::new(), policies, layout, auxv })))
+    Ok(Some((record, Space { vmas, runs: Vec::new(), policies, guards: Vec::new(), layout, auxv })))
 }
 
-fn read_statuses(dir: &Dir, threads: &[Stopped], buffer: &mut Vec<u8>) -> Result<Vec<status::Status>> {
+pub(in crate::dump) fn read_statuses(
+    dir: &Dir,
+    threads: &[Stopped],
+    buffer: &mut Vec<u8>,
+) -> Result<Vec<status::Status>> {
     let mut statuses = Vec::with_capacity(threads.len());
     for thread in threads {
         let tid = thread.tid();

@@ -100,7 +100,8 @@ impl<'f, F: Fn(DescriptionId) -> BorrowedFd<'f>> Restoring<'_, 'f, F> {
             | Target::MessageQueue(_) => true,
             Target::UnixSocket(index) => {
                 let socket = &self.files.unix_sockets[index as usize];
-                matches!(socket.peer, Peer::Listening { .. }) || socket.kind == UnixKind::Datagram
+                matches!(socket.peer, Peer::Listening { .. } | Peer::Elsewhere { .. })
+                    || socket.kind == UnixKind::Datagram
             }
             // What comes by a connection is held.
             Target::InetSocket(index) => {

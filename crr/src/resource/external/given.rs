@@ -6,11 +6,13 @@ use crate::resource::file::O_ASYNC;
 use crate::resource::file::reopen::Ia32;
 use crate::resource::path::file_type;
 use crate::resource::pipe::recreate::open_end;
+use crate::resource::{socket, unix_socket};
 use crate::sys::pipe as sys;
 use anyhow::{Context, Result};
 use images::PathId;
 use images::external::{External, ExternalKind};
 use images::file::{Description, Files, Target};
+use images::socket::UnixKind;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{Whence, isatty, lseek64};
@@ -185,12 +187,28 @@ fn object_of(description: &Description) -> Option<Object> {
 fn misfit(fd: &OwnedFd, wanted: ExternalKind) -> Option<(&'static str, &'static str)> {
     let kind = fstat(fd).map_or(SFlag::empty(), |stat| file_type(stat.st_mode));
     let is_terminal = isatty(fd).unwrap_or(false);
+    let is_unix = socket::family(fd.as_fd()) == Ok(libc::AF_UNIX);
+    let own_socket = is_unix.then(|| unix_socket::kind(fd.as_fd()).ok()).flatten();
     let (fits, wanted) = match wanted {
         ExternalKind::Pipe => (kind == SFlag::S_IFIFO, "a pipe"),
         ExternalKind::Terminal => (is_terminal, "a terminal"),
         ExternalKind::File(bits) => (kind.bits() == bits, name_of(file_type(bits))),
+        ExternalKind::UnixSocket(wanted) => (own_socket == Some(wanted), name_of_socket(wanted)),
     };
-    (!fits).then(|| (if is_terminal { "a terminal" } else { name_of(kind) }, wanted))
+    let is = match own_socket {
+        Some(own) => name_of_socket(own),
+        None if is_terminal => "a terminal",
+        None => name_of(kind),
+    };
+    (!fits).then_some((is, wanted))
+}
+
+fn name_of_socket(kind: UnixKind) -> &'static str {
+    match kind {
+        UnixKind::Stream => "a unix socket of type stream",
+        UnixKind::Datagram => "a unix socket of type datagram",
+        UnixKind::Seqpacket => "a unix socket of type seqpacket",
+    }
 }
 
 fn name_of(kind: SFlag) -> &'static str {

@@ -18,6 +18,7 @@ use nix::unistd::{Whence, lseek64};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
 
 /// For sessions, by their ids, a slave of the terminal that is to control each.
 pub(crate) type Controlling = BTreeMap<Pid, OwnedFd>;
@@ -25,8 +26,8 @@ pub(crate) type Controlling = BTreeMap<Pid, OwnedFd>;
 /// What was opened.
 #[derive(Debug)]
 pub(crate) struct Reopened {
-    /// The descriptions, in order.
-    pub(crate) descriptions: Vec<OwnedFd>,
+    /// The descriptions, in order. Internet sockets have theirs, too.
+    pub(crate) descriptions: Vec<Rc<OwnedFd>>,
     /// The files that unix sockets are bound to: they stay only if it is told so.
     pub(crate) socket_files: Binder,
     pub(crate) controlling: Controlling,
@@ -54,13 +55,13 @@ pub(crate) fn open_all(
     let mut opened = Vec::with_capacity(files.descriptions.len());
     for (index, description) in files.descriptions.iter().enumerate() {
         if let Some(fd) = done.remove(&index) {
-            opened.push(fd);
+            opened.push(Rc::new(fd));
             continue;
         }
         // Signals are for later; and open(2) takes the flag without effect, so that F_SETFL would see no change.
         let flags = description.flags & !O_ASYNC;
         if let Some(fd) = given.open(description, &mut ia32)? {
-            opened.push(fd);
+            opened.push(Rc::new(fd));
             continue;
         }
         let fd = match description.target {
@@ -68,7 +69,10 @@ pub(crate) fn open_all(
             Target::Path(path) => open(&files.paths[path.0 as usize], description, &mut ia32)?,
             Target::Terminal(path) => terminal(&files.paths[path.0 as usize], flags)?,
             Target::UnixSocket(index) => sockets.open(index, flags)?,
-            Target::InetSocket(index) => inet_sockets.open(index, flags)?,
+            Target::InetSocket(index) => {
+                opened.push(inet_sockets.open(index, flags)?);
+                continue;
+            }
             Target::NetlinkSocket(index) => netlink::recreate(&files.netlink_sockets[index as usize], flags)?,
             Target::Pipe(pipe) => pipes[pipe as usize].open(index, flags, &mut ia32)?,
             Target::Eventfd(record) => event::recreate::eventfd(record, flags)?,
@@ -81,7 +85,7 @@ pub(crate) fn open_all(
             Target::MessageQueue(queue) => mqueue::open(&files.message_queues[queue as usize], description)?,
             Target::Pidfd(_) | Target::TaskFile(_) => late.hold(index)?,
         };
-        opened.push(fd);
+        opened.push(Rc::new(fd));
     }
     let socket_files = sockets.finish(files, &opened)?;
     Ok(Reopened { descriptions: opened, socket_files, controlling: ptys.controlling, inet_sockets })

@@ -1,12 +1,16 @@
 //! What the kernel's socket diagnostics tell of internet sockets.
 
+use super::Ends;
 use crate::resource::socket::diag;
+use crate::sys::tcp;
 use anyhow::{Context, Result};
 use images::inet::{InetAddress, InetProtocol, InetSocket};
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
+use std::net::{IpAddr, SocketAddr};
 
 /// One socket. One that the kernel does not list, which has no port, has nothing of all this.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,10 +23,18 @@ pub(super) struct Entry {
     pub(super) signed: bool,
 }
 
-/// What has been asked for so far: by family and protocol, the sockets by inode.
+/// The sockets of a family and protocol.
+#[derive(Debug, Default)]
+struct All {
+    by_inode: HashMap<u64, Entry>,
+    /// Ends of connections that nobody has: over, or not accepted yet. With the state, and how many bytes have been received.
+    without_holder: HashMap<Ends, (u8, u32)>,
+}
+
+/// What has been asked for so far, by family and protocol.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    kinds: HashMap<(bool, i32), HashMap<u64, Entry>>,
+    kinds: HashMap<(bool, i32), All>,
 }
 
 impl Known {
@@ -36,20 +48,36 @@ impl Known {
             InetProtocol::Udp => libc::IPPROTO_UDP,
             InetProtocol::UdpLite => libc::IPPROTO_UDPLITE,
         };
-        let kind = (record.v6, protocol);
-        let all = match self.kinds.remove(&kind) {
-            Some(all) => all,
-            None => query(record.v6, protocol)
-                .context("ask for all sockets (needs CONFIG_INET_DIAG and CONFIG_INET_UDP_DIAG)")?,
-        };
-        let entry = all.get(&record.ino).copied().unwrap_or_default();
-        self.kinds.insert(kind, all);
-        Ok(entry)
+        let all = self.all(record.v6, protocol)?;
+        Ok(all.by_inode.get(&record.ino).copied().unwrap_or_default())
+    }
+
+    /// How many bytes an established TCP connection has received at an end that nobody has accepted; `None` if there is no such end. That of
+    /// an IPv4 address can be a socket of either family.
+    pub(super) fn received_without_holder(&mut self, end: &Ends) -> Result<Option<u32>> {
+        for v6 in [false, true] {
+            if let Some(&(tcp::ESTABLISHED, received)) =
+                self.all(v6, libc::IPPROTO_TCP)?.without_holder.get(end)
+            {
+                return Ok(Some(received));
+            }
+        }
+        Ok(None)
+    }
+
+    fn all(&mut self, v6: bool, protocol: i32) -> Result<&All> {
+        Ok(match self.kinds.entry((v6, protocol)) {
+            Slot::Occupied(known) => known.into_mut(),
+            Slot::Vacant(slot) => slot.insert(
+                query(v6, protocol)
+                    .context("ask for all sockets (needs CONFIG_INET_DIAG and CONFIG_INET_UDP_DIAG)")?,
+            ),
+        })
     }
 }
 
-fn query(v6: bool, protocol: i32) -> Result<HashMap<u64, Entry>> {
-    let mut all = HashMap::new();
+fn query(v6: bool, protocol: i32) -> Result<All> {
+    let mut all = All::default();
     diag::ask(SockDiagMessage::InetRequest(request(v6, protocol)?), |answer| {
         let SockDiagMessage::InetResponse(answer) = answer else { return };
         let id = &answer.header.socket_id;
@@ -69,7 +97,16 @@ fn query(v6: bool, protocol: i32) -> Result<HashMap<u64, Entry>> {
             peer: Some(peer).filter(|peer| peer.port != 0),
             signed: answer.nlas.iter().any(|attribute| netlink_packet_core::Nla::kind(attribute) == MD5SIG),
         };
-        all.insert(u64::from(answer.header.inode), entry);
+        if answer.header.inode == 0 {
+            let end = |ip: IpAddr, port| SocketAddr::new(ip.to_canonical(), port);
+            let ends = Ends {
+                local: end(id.source_address, id.source_port),
+                peer: end(id.destination_address, id.destination_port),
+            };
+            all.without_holder.insert(ends, (answer.header.state, answer.header.recv_queue));
+        } else {
+            all.by_inode.insert(u64::from(answer.header.inode), entry);
+        }
     })?;
     Ok(all)
 }

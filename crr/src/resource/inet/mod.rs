@@ -4,6 +4,7 @@
 //! else is in the way of the dump: it takes repair mode, and that what the other ends send is held ([`hold`], [`stream`]).
 
 mod address;
+mod check;
 mod diag;
 pub(crate) mod hold;
 mod inject;
@@ -18,18 +19,18 @@ pub(crate) use stream::Silenced;
 
 use super::Refuse;
 use super::path::CLOSE;
-use super::socket::{option, peek_offset};
+use super::socket::option;
 use super::unix_socket::Holder;
-use crate::refusal::Refusals;
-use crate::sys::{pipe, socket as sys, tcp};
+use crate::sys::{socket as sys, tcp};
 use anyhow::{Context, Result};
 use hold::Hold;
 use images::inet::{InetAddress, InetProtocol, InetSocket, InetState};
 use nix::errno::Errno;
 use nix::sys::stat::FileStat;
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 /// What a dump does about connections that reach out of the tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,16 +65,10 @@ pub struct Policy {
     pub lock: NetworkLock,
 }
 
-/// Ways out.
-const ESTABLISHED: &str =
-    "use --tcp-established to keep it, or --tcp-close to have the socket come back closed";
-const IN_FLIGHT: &str = "have the program accept them, or use --skip-in-flight to have them reset";
-const READ: &str = "have the program read it before the dump";
-
 /// A socket with a descriptor of ours on it.
 #[derive(Debug)]
 struct Found {
-    socket: OwnedFd,
+    socket: Rc<OwnedFd>,
     holder: Holder,
     record: InetSocket,
     /// State of a TCP socket.
@@ -84,6 +79,13 @@ impl Found {
     /// Whether it has a connection that is to be looked at: it is not given up, and not looked at yet.
     fn has_connection(&self) -> bool {
         is_connected(self.state) && self.record.state == InetState::Closed
+    }
+
+    /// Where it listens, if it does.
+    fn listens_at(&self) -> Option<SocketAddr> {
+        let local =
+            self.record.local.as_ref().filter(|_| matches!(self.record.state, InetState::Listening(_)));
+        local.map(address::on_the_wire)
     }
 }
 
@@ -110,10 +112,6 @@ impl Sockets {
             refuse.with_hint(&holder.object, format!("{} sockets are not supported", kind_of(fd)?), CLOSE);
             return Ok(None);
         };
-        if !sys::is_in_own_network(fd).context("look for its network namespace")? {
-            refuse.with_hint(&holder.object, "belongs to another network namespace than crr", CLOSE);
-            return Ok(None);
-        }
         if let Some(reason) = obstacle(fd, protocol)? {
             refuse.with_hint(&holder.object, reason, CLOSE);
             return Ok(None);
@@ -147,83 +145,8 @@ impl Sockets {
         };
         let state = info.map_or(tcp::CLOSE, |info| info.state);
         let index = u32::try_from(self.found.len()).context("too many sockets")?;
-        self.found.push(Found { socket, holder, record, state });
+        self.found.push(Found { socket: Rc::new(socket), holder, record, state });
         Ok(Some(index))
-    }
-
-    /// Refuses what cannot be had, once all sockets of the tree are known.
-    pub(crate) fn check(&mut self, policy: Policy, refusals: &mut Refusals) -> Result<()> {
-        let ends = self.ends();
-        let mut known = diag::Known::default();
-        let mut queues = Vec::new();
-        for index in 0..self.found.len() {
-            let found = &self.found[index];
-            let Holder { pid, name, object } = found.holder.clone();
-            let mut refuse = Refuse::new(refusals, pid, &name);
-            let fd = found.socket.as_fd();
-            if sys::events(fd).context("poll")? & libc::POLLERR != 0 {
-                refuse.with_hint(&object, "has an error to tell, which asking for it would take away", READ);
-                continue;
-            }
-            if found.record.protocol != InetProtocol::Tcp {
-                if self.check_datagrams(index, &mut known, &mut refuse)? {
-                    queues.push(index);
-                }
-                continue;
-            }
-            if found.state != tcp::CLOSE && known.of(&found.record)?.signed {
-                refuse.with_hint(
-                    &object,
-                    "TCP segments that are signed (TCP_MD5SIG) are not supported",
-                    CLOSE,
-                );
-                continue;
-            }
-            match &found.record.state {
-                InetState::Listening(_) => {
-                    let waiting = tcp::info(fd).context("TCP_INFO")?.waiting;
-                    if waiting > 0 && !policy.skip_in_flight {
-                        let reason = format!("{waiting} connections wait to be accepted");
-                        refuse.with_hint(&object, reason, IN_FLIGHT);
-                    }
-                }
-                InetState::Ended(_) => {
-                    let unread = pipe::readable_bytes(fd).context("FIONREAD")?;
-                    if unread > 0 && peek_offset::get(fd).is_ok_and(|offset| offset >= 0) {
-                        let reason =
-                            "its connection has ended, and its data is looked at by offset (SO_PEEK_OFF)";
-                        refuse.with_hint(&object, reason, READ);
-                        continue;
-                    }
-                    let incoming = stream::peek(fd, unread).context("read its queue")?;
-                    self.found[index].record.state = InetState::Ended(incoming);
-                }
-                InetState::Connecting => {
-                    self.found[index].record.peer = known.of(&self.found[index].record)?.peer
-                }
-                _ if !is_connected(found.state) => {}
-                _ => {
-                    let (local, peer) = addresses(&found.record)?;
-                    let inside =
-                        ends.contains_key(&(address::on_the_wire(&peer), address::on_the_wire(&local)));
-                    if !inside && policy.tcp == TcpPolicy::Refuse {
-                        let reason = format!(
-                            "connected from {} to {}, outside of the tree",
-                            Shown(&local),
-                            Shown(&peer)
-                        );
-                        refuse.with_hint(&object, reason, ESTABLISHED);
-                    }
-                    if !inside && policy.tcp == TcpPolicy::Close {
-                        self.found[index].record.state = InetState::Ended(Vec::new());
-                        self.found[index].record.peer = None;
-                    } else if sys::events(fd).context("poll")? & libc::POLLPRI != 0 {
-                        refuse.with_hint(&object, "has urgent data to be read (MSG_OOB)", READ);
-                    }
-                }
-            }
-        }
-        self.read_queues(&queues, refusals)
     }
 
     /// Whether there are connections to be looked at.
@@ -231,66 +154,13 @@ impl Sockets {
         self.found.iter().any(Found::has_connection)
     }
 
-    /// TCP connections by their local and their other end, each with its index.
-    fn ends(&self) -> HashMap<(std::net::SocketAddr, std::net::SocketAddr), usize> {
+    /// The connected TCP sockets, by what each names its connection.
+    fn connected(&self) -> HashMap<Ends, usize> {
         let connected = |(index, found): (usize, &Found)| {
-            let (local, peer) = addresses(&found.record).ok().filter(|_| is_connected(found.state))?;
-            Some(((address::on_the_wire(&local), address::on_the_wire(&peer)), index))
+            let ends = Ends::of(&found.record).ok().filter(|_| is_connected(found.state))?;
+            Some((ends, index))
         };
         self.found.iter().enumerate().filter_map(connected).collect()
-    }
-
-    /// Whether a socket has datagrams to be read.
-    fn check_datagrams(
-        &mut self,
-        index: usize,
-        known: &mut diag::Known,
-        refuse: &mut Refuse<'_>,
-    ) -> Result<bool> {
-        let found = &mut self.found[index];
-        let unsent = sys::unreceived_bytes(found.socket.as_fd()).context("SIOCOUTQ")?;
-        let corked = |option: &images::socket::SocketOption| {
-            (option.level, option.name) == (libc::IPPROTO_UDP.cast_unsigned(), 1)
-                && option.value.first() == Some(&1)
-        };
-        if unsent > 0 && found.record.options.iter().any(corked) {
-            let reason = "has a datagram that is not complete (UDP_CORK)";
-            refuse.with_hint(&found.holder.object, reason, "have the program send it before the dump");
-        }
-        // Only one that is connected can be shut down to anyone's knowledge.
-        if found.record.peer.is_some() {
-            found.record.shutdown = known.of(&found.record)?.shutdown;
-        }
-        // One that receives nothing more is always readable.
-        let readable = sys::events(found.socket.as_fd()).context("poll")? & libc::POLLIN != 0;
-        Ok(readable && found.record.shutdown & 1 == 0)
-    }
-
-    /// Reads what waits in the queues of these sockets.
-    fn read_queues(&mut self, indices: &[usize], refusals: &mut Refusals) -> Result<()> {
-        let sockets: Vec<BorrowedFd<'_>> =
-            indices.iter().map(|&index| self.found[index].socket.as_fd()).collect();
-        let queues = queue::read_all(&sockets)?;
-        if queues.is_empty() {
-            return Ok(());
-        }
-        let own = inject::own_addresses()?;
-        for (&index, mut queue) in indices.iter().zip(queues) {
-            let Found { holder, record, .. } = &mut self.found[index];
-            for datagram in queue.iter_mut().filter(|_| record.v6) {
-                if let IpAddr::V4(ip) = datagram.destination.ip {
-                    datagram.destination.ip = ip.to_ipv6_mapped().into();
-                }
-            }
-            let others = queue.iter().find(|one| !own.contains(&one.destination.ip.to_canonical()));
-            if let Some(datagram) = others {
-                let reason =
-                    format!("has datagrams to be read that were sent to {}", Shown(&datagram.destination));
-                refusals.task((holder.pid, &holder.name), &holder.object, reason, Some(READ));
-            }
-            record.queue = queue;
-        }
-        Ok(())
     }
 
     /// Looks at all connections. The dump is sure to come about otherwise.
@@ -300,12 +170,12 @@ impl Sockets {
     pub(crate) fn look_at_connections(&mut self, policy: Policy) -> Result<Silenced> {
         let connected: Vec<usize> =
             (0..self.found.len()).filter(|&index| self.found[index].has_connection()).collect();
-        let ends = self.ends();
+        let all = self.connected();
         let mut outside = Vec::new();
         for &index in &connected {
-            let (local, peer) = addresses(&self.found[index].record)?;
-            if !ends.contains_key(&(address::on_the_wire(&peer), address::on_the_wire(&local))) {
-                outside.push((local, peer));
+            let record = &self.found[index].record;
+            if !all.contains_key(&Ends::of(record)?.seen_from_there()) {
+                outside.push(addresses(record)?);
             }
         }
         let given_up: Vec<usize> = (0..self.found.len())
@@ -329,10 +199,8 @@ impl Sockets {
             self.found[index].record.state = InetState::Connected(connection);
         }
         for &index in &connected {
-            let (local, peer) = addresses(&self.found[index].record)?;
-            let Some(&other) = ends.get(&(address::on_the_wire(&peer), address::on_the_wire(&local))) else {
-                continue;
-            };
+            let there = Ends::of(&self.found[index].record)?.seen_from_there();
+            let Some(&other) = all.get(&there) else { continue };
             let InetState::Connected(there) = &self.found[other].record.state else { continue };
             let received = there.receive_seq;
             if let InetState::Connected(here) = &mut self.found[index].record.state {
@@ -354,6 +222,30 @@ impl Sockets {
     pub(crate) fn into_records(self) -> (Vec<InetSocket>, Option<String>) {
         (self.found.into_iter().map(|found| found.record).collect(), self.hold)
     }
+}
+
+/// A connection as one end of it names it, with addresses as they are on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Ends {
+    local: SocketAddr,
+    peer: SocketAddr,
+}
+
+impl Ends {
+    fn of(record: &InetSocket) -> Result<Self> {
+        let (local, peer) = addresses(record)?;
+        Ok(Self { local: address::on_the_wire(&local), peer: address::on_the_wire(&peer) })
+    }
+
+    /// The same connection, as the other end names it.
+    fn seen_from_there(self) -> Self {
+        Self { local: self.peer, peer: self.local }
+    }
+}
+
+/// Whether a socket that listens at `own` hears who calls `there`.
+fn listens_at(own: SocketAddr, there: SocketAddr) -> bool {
+    own.port() == there.port() && (own.ip() == there.ip() || own.ip().is_unspecified())
 }
 
 /// Whether a TCP socket has a connection that is, or was, established, and has not ended.

@@ -2,6 +2,7 @@
 
 use super::address;
 use crate::keeper::Keeper;
+use crate::resource::socket::before::Before;
 use crate::resource::socket::peek_offset;
 use crate::sys::socket as sys;
 use anyhow::{Context, Result};
@@ -18,45 +19,19 @@ const SIZE: usize = 1 << 16;
 const TELL: [(i32, i32); 2] =
     [(libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR), (libc::IPPROTO_IPV6, libc::IPV6_RECVORIGDSTADDR)];
 
-/// What is changed for a moment, as it was.
-struct Before<'a> {
-    socket: BorrowedFd<'a>,
-    peek_offset: i32,
-    options: Vec<(i32, i32, Vec<u8>)>,
-}
-
-impl<'a> Before<'a> {
-    fn of(socket: BorrowedFd<'a>) -> Result<Self> {
-        let known = |(level, name)| Some((level, name, sys::option(socket, level, name).ok()?));
-        Ok(Self {
-            socket,
-            peek_offset: peek_offset::get(socket).context("SO_PEEK_OFF")?,
-            options: TELL.into_iter().filter_map(known).collect(),
-        })
-    }
-
-    fn put_back(&self) {
-        // What was read from a socket can be set on it.
-        let _ = peek_offset::set(self.socket, self.peek_offset);
-        for (level, name, value) in &self.options {
-            let _ = sys::set_option(self.socket, *level, *name, value);
-        }
-    }
-}
-
 /// Reads the queues of these sockets, which have no error to tell.
 pub(super) fn read_all(sockets: &[BorrowedFd<'_>]) -> Result<Vec<Vec<Datagram>>> {
     if sockets.is_empty() {
         return Ok(Vec::new());
     }
-    let before = sockets.iter().map(|&socket| Before::of(socket)).collect::<Result<Vec<_>>>()?;
+    let before = sockets.iter().map(|&socket| Before::of(socket, &TELL)).collect::<Result<Vec<_>>>()?;
     let _keeper = Keeper::new(|| before.iter().for_each(Before::put_back)).context("keep socket options")?;
     before.iter().map(read).collect()
 }
 
-fn read(before: &Before<'_>) -> Result<Vec<Datagram>> {
+fn read(before: &Before<BorrowedFd<'_>>) -> Result<Vec<Datagram>> {
     let socket = before.socket;
-    for (level, name, _) in &before.options {
+    for (level, name, _) in before.options() {
         sys::set_option(socket, *level, *name, &1i32.to_ne_bytes()).context("IP_RECVORIGDSTADDR")?;
     }
     let mut waiting = Vec::new();

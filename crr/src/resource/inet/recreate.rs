@@ -1,10 +1,10 @@
 //! Internet sockets made again: with the other files before the first fork, connections in repair mode, in which they say
 //! nothing; and brought to life when every task is there.
 
-use super::address::{Shown, to_nix};
+use super::address::{Shown, on_the_wire, to_nix};
 use super::hold::Hold;
 use super::inject::{Injector, own_addresses};
-use super::{diag, multicast};
+use super::{diag, listens_at, multicast};
 use crate::resource::socket::option::{self, SO_REUSEADDR};
 use crate::resource::socket::restore_owner;
 use crate::sys::socket as sys;
@@ -19,6 +19,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{Backlog, MsgFlags, Shutdown, bind, connect, listen, send, shutdown};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 const SO_RCVBUF: i32 = 8;
@@ -42,9 +43,19 @@ pub(crate) fn as_wished(records: &mut [InetSocket], wishes: &Wishes) {
             _ => *new,
         })
     };
+    let listening: Vec<InetAddress> = (records.iter())
+        .filter(|record| matches!(record.state, InetState::Listening(_)))
+        .filter_map(|record| record.local)
+        .collect();
     for record in records {
-        let inside =
-            matches!(&record.state, InetState::Connected(connection) if connection.other_end.is_some());
+        let inside = match &record.state {
+            InetState::Connected(connection) => connection.other_end.is_some(),
+            InetState::Connecting => record.peer.is_some_and(|peer| {
+                let there = on_the_wire(&peer);
+                listening.iter().map(on_the_wire).any(|own| listens_at(own, there))
+            }),
+            _ => false,
+        };
         if let Some(local) = &mut record.local {
             local.ip = map(local.ip);
         }
@@ -65,7 +76,7 @@ pub(crate) fn as_wished(records: &mut [InetSocket], wishes: &Wishes) {
 /// The sockets of a tree being restored. Dropped, those that are in repair mode are gone without a word.
 #[derive(Debug)]
 pub(crate) struct Restored {
-    sockets: Vec<OwnedFd>,
+    sockets: Vec<Rc<OwnedFd>>,
     hold: Option<Hold>,
     /// The hold was not there before: it goes if the restore fails.
     own_hold: bool,
@@ -91,7 +102,7 @@ pub(crate) fn create_all(records: &[InetSocket], table: Option<&str>) -> Result<
     }
     // The port of a connection is often that of the socket that listens: connections do not mind, it does.
     for record in records {
-        restored.sockets.push(create(record).with_context(|| named(record))?);
+        restored.sockets.push(Rc::new(create(record).with_context(|| named(record))?));
     }
     for (record, socket) in records.iter().zip(&restored.sockets) {
         if let (InetState::Listening(backlog), Some(local)) = (&record.state, &record.local) {
@@ -342,8 +353,8 @@ impl Restored {
     ///
     /// # Errors
     /// As fcntl(2).
-    pub(crate) fn open(&self, index: u32, flags: u32) -> Result<OwnedFd> {
-        let fd = self.sockets[index as usize].try_clone().context("duplicate a socket")?;
+    pub(crate) fn open(&self, index: u32, flags: u32) -> Result<Rc<OwnedFd>> {
+        let fd = Rc::clone(&self.sockets[index as usize]);
         fcntl(&fd, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags.cast_signed()))).context("set flags")?;
         Ok(fd)
     }
@@ -467,7 +478,16 @@ fn connect_again(fd: BorrowedFd<'_>, record: &InetSocket) -> Result<()> {
     let peer = record.peer.as_ref().context("no peer")?;
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-    let called = connect(fd.as_raw_fd(), &*to_nix(peer));
+    let call = || connect(fd.as_raw_fd(), &*to_nix(peer));
+    let called = match call() {
+        // The connection that it had at this port lingers.
+        Err(Errno::EADDRNOTAVAIL) => {
+            let local = record.local.as_ref().context("no address of its own")?;
+            diag::forget_lingering(local.port).context("look for connections that are over")?;
+            call()
+        }
+        called => called,
+    };
     fcntl(fd, FcntlArg::F_SETFL(flags))?;
     match called {
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(()),

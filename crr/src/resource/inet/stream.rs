@@ -9,44 +9,37 @@
 
 use super::hold::Hold;
 use crate::keeper::Keeper;
+use crate::resource::socket::before::Before;
 use crate::resource::socket::{option, peek_offset};
 use crate::sys::socket as sys;
 use crate::sys::tcp::{self, Queue, Repair};
 use anyhow::{Context, Result, bail};
 use images::inet::{InetAddress, TcpAgreement, TcpConnection};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 const PEEK: i32 = libc::MSG_PEEK | libc::MSG_DONTWAIT;
 
-/// What repair mode changes, to be put back.
-#[derive(Debug)]
-struct Before {
-    socket: OwnedFd,
-    /// SO_REUSEADDR.
-    reuse: Vec<u8>,
-    /// SO_PEEK_OFF, if it was set.
-    peek_offset: Option<i32>,
-}
+/// What repair mode changes.
+const CHANGED: [(i32, i32); 1] = [(libc::SOL_SOCKET, option::SO_REUSEADDR)];
 
-impl Before {
-    fn put_back(&self) {
-        let fd = self.socket.as_fd();
-        // Either was possible before, so nothing can fail that could be helped.
-        let _ = tcp::repair(fd, Repair::OffSilently);
-        let _ = sys::set_option(fd, libc::SOL_SOCKET, option::SO_REUSEADDR, &self.reuse);
-        if let Some(offset) = self.peek_offset {
-            let _ = peek_offset::set(fd, offset);
-        }
-    }
+/// Switches repair mode off, without a word, and puts back what it has changed.
+fn put_back(before: &Before<Rc<OwnedFd>>) {
+    // It was possible before.
+    let _ = tcp::repair(before.socket.as_fd(), Repair::OffSilently);
+    before.put_back();
 }
 
 type PutBack = Box<dyn Fn()>;
 
+/// Connections that say nothing more, as long as somebody has them open.
+pub(crate) struct Silent(#[expect(dead_code, reason = "held, not looked at")] Rc<Vec<Before<Rc<OwnedFd>>>>);
+
 /// Connections whose traffic is held. Dropped, it lets them go on.
 pub(crate) struct Silenced {
-    sockets: std::rc::Rc<Vec<Before>>,
+    sockets: Rc<Vec<Before<Rc<OwnedFd>>>>,
     /// Those that come back closed.
-    given_up: Vec<OwnedFd>,
+    given_up: Vec<Rc<OwnedFd>>,
     hold: Option<Hold>,
     keeper: Option<Keeper<PutBack>>,
 }
@@ -60,35 +53,20 @@ impl std::fmt::Debug for Silenced {
 impl Silenced {
     /// Holds the traffic of the connections that reach out of the tree (by their local and their other end).
     pub(super) fn new<'a>(
-        sockets: impl Iterator<Item = &'a OwnedFd>,
-        given_up: impl Iterator<Item = &'a OwnedFd>,
+        sockets: impl Iterator<Item = &'a Rc<OwnedFd>>,
+        given_up: impl Iterator<Item = &'a Rc<OwnedFd>>,
         hold: Option<Hold>,
         outside: &[(InetAddress, InetAddress)],
     ) -> Result<Self> {
-        let mut before = Vec::new();
-        for socket in sockets {
-            let fd = socket.as_fd();
-            let offset = match peek_offset::get(fd) {
-                Ok(offset) => Some(offset).filter(|offset| *offset >= 0),
-                // Only Linux 6.9 and later have it for TCP.
-                Err(nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::ENOPROTOOPT) => None,
-                Err(errno) => return Err(errno).context("SO_PEEK_OFF"),
-            };
-            before.push(Before {
-                socket: socket.try_clone().context("duplicate a socket")?,
-                reuse: sys::option(fd, libc::SOL_SOCKET, option::SO_REUSEADDR).context("SO_REUSEADDR")?,
-                peek_offset: offset,
-            });
-        }
-        let sockets = std::rc::Rc::new(before);
-        let given_up =
-            given_up.map(OwnedFd::try_clone).collect::<std::io::Result<_>>().context("duplicate a socket")?;
+        let before = sockets.map(|socket| Before::of(Rc::clone(socket), &CHANGED));
+        let sockets = Rc::new(before.collect::<Result<Vec<_>>>()?);
+        let given_up = given_up.map(Rc::clone).collect();
         if sockets.is_empty() {
             return Ok(Self { sockets, given_up, hold: None, keeper: None });
         }
-        let (kept, table) = (std::rc::Rc::clone(&sockets), hold.clone());
+        let (kept, table) = (Rc::clone(&sockets), hold.clone());
         let put_back: PutBack = Box::new(move || {
-            kept.iter().for_each(Before::put_back);
+            kept.iter().for_each(put_back);
             if let Some(hold) = &table {
                 let _ = hold.lift();
             }
@@ -117,7 +95,7 @@ impl Silenced {
             }
             Ok(found)
         })();
-        self.sockets.iter().for_each(Before::put_back);
+        self.sockets.iter().for_each(put_back);
         looked
     }
 
@@ -140,13 +118,7 @@ impl Silenced {
     ///
     /// # Errors
     /// If one does not take it; all of them go on then.
-    pub(crate) fn outlive(mut self, doom: impl FnOnce() -> Result<()>) -> Result<Vec<OwnedFd>> {
-        let copies = self
-            .sockets
-            .iter()
-            .map(|one| one.socket.try_clone())
-            .collect::<std::io::Result<_>>()
-            .context("duplicate a socket")?;
+    pub(crate) fn outlive(mut self, doom: impl FnOnce() -> Result<()>) -> Result<Silent> {
         for one in self.sockets.iter() {
             tcp::repair(one.socket.as_fd(), Repair::On).context("TCP_REPAIR")?;
         }
@@ -159,7 +131,7 @@ impl Silenced {
         if let Some(keeper) = self.keeper.take() {
             keeper.leave();
         }
-        Ok(copies)
+        Ok(Silent(self.sockets))
     }
 }
 
@@ -202,9 +174,9 @@ fn look_at_outgoing(fd: BorrowedFd<'_>) -> Result<TcpConnection> {
     })
 }
 
-fn look_at_incoming(one: &Before, connection: &mut TcpConnection) -> Result<()> {
+fn look_at_incoming(one: &Before<Rc<OwnedFd>>, connection: &mut TcpConnection) -> Result<()> {
     let fd = one.socket.as_fd();
-    if one.peek_offset.is_some() {
+    if one.has_peek_offset() {
         peek_offset::set(fd, 0).context("SO_PEEK_OFF")?;
     }
     tcp::choose(fd, Queue::Receive).context("TCP_REPAIR_QUEUE")?;

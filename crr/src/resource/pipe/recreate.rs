@@ -59,6 +59,36 @@ pub(crate) fn create_all(files: &Files, ia32: &mut Ia32) -> Result<Vec<Restored>
     Ok(restored)
 }
 
+/// How many descriptors [`create_all`] leaves open that no description takes, at most: all but one of the ends that a description takes.
+pub(crate) fn held(files: &Files) -> usize {
+    let mut taken = vec![[false; 2]; files.pipes.len()];
+    for description in &files.descriptions {
+        if let Target::Pipe(pipe) = description.target
+            && let Some(side) = side(description.flags)
+        {
+            taken[pipe as usize][side as usize] = true;
+        }
+    }
+    taken.iter().map(|ends| 3 - ends.iter().filter(|&&taken| taken).count()).sum()
+}
+
+/// The end that a description with these flags is, if it can be one of those that pipe(2) makes: that leaves O_LARGEFILE out, which a
+/// 64-bit open of the pipe in /proc adds.
+fn side(flags: u32) -> Option<Side> {
+    match OFlag::from_bits_retain(flags.cast_signed()) & OFlag::O_ACCMODE {
+        _ if flags & O_LARGEFILE != 0 => None,
+        OFlag::O_RDONLY => Some(Side::Read),
+        OFlag::O_WRONLY => Some(Side::Write),
+        _ => None,
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Side {
+    Read,
+    Write,
+}
+
 fn create(pipe: &Pipe) -> Result<Ends> {
     let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).context("create")?;
     fill(&writer, pipe)?;
@@ -178,14 +208,12 @@ impl Restored {
 impl Ends {
     fn open(&mut self, flags: u32, ia32: &mut Ia32) -> Result<OwnedFd> {
         let wanted = OFlag::from_bits_retain(flags.cast_signed());
-        let large = flags & O_LARGEFILE != 0;
-        let end = match wanted & OFlag::O_ACCMODE {
-            OFlag::O_RDONLY => &mut self.reader,
-            OFlag::O_WRONLY => &mut self.writer,
-            _ => &mut None,
+        let end = match side(flags) {
+            Some(Side::Read) => self.reader.take(),
+            Some(Side::Write) => self.writer.take(),
+            None => None,
         };
-        // pipe(2) leaves O_LARGEFILE out; a 64-bit open of the pipe in /proc adds it.
-        if let Some(fd) = end.take_if(|_| !large) {
+        if let Some(fd) = end {
             fcntl(&fd, FcntlArg::F_SETFL(wanted)).context("set flags")?;
             return Ok(fd);
         }

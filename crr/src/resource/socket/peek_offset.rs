@@ -5,14 +5,6 @@ use super::option::SO_PEEK_OFF;
 use crate::sys::socket as sys;
 use std::os::fd::BorrowedFd;
 
-/// Puts offsets back.
-pub(crate) fn put_back(offsets: &[(BorrowedFd<'_>, i32)]) {
-    for (socket, offset) in offsets {
-        // What was read from a socket can be set on it.
-        let _ = set(*socket, *offset);
-    }
-}
-
 /// SO_PEEK_OFF of a socket: -1 for none.
 ///
 /// # Errors

@@ -7,7 +7,7 @@
 use super::recreate::sock_type;
 use crate::sys::{mount, socket as sys};
 use anyhow::{Context, Result, bail};
-use images::socket::{SocketFile, UnixSocket};
+use images::socket::{Peer, SocketFile, UnixKind, UnixSocket};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{AddressFamily, SockFlag, socket};
@@ -50,6 +50,20 @@ impl Binder {
             (_, None) => self.bind_nowhere(socket, address),
         };
         bound.with_context(|| format!("bind to {}", printable(address)))
+    }
+
+    /// Binds what is gone by the time the tree runs. Its abstract name can be another's by now, or still that of one outside of the tree:
+    /// then the kernel chooses one instead.
+    pub(super) fn bind_gone(&mut self, socket: BorrowedFd<'_>, address: &[u8]) -> Result<()> {
+        if address.first() == Some(&0) && sys::bind(socket, address) == Err(Errno::EADDRINUSE) {
+            log::warn!(
+                "{} is taken: the other end of what was connected to it has another name",
+                printable(address)
+            );
+            return sys::bind(socket, &[]).context("bind to any name");
+        }
+        // Names that are bound already are not bound again.
+        if address.first() == Some(&0) { Ok(()) } else { self.bind(socket, address, None) }
     }
 
     fn bind_file(&mut self, socket: BorrowedFd<'_>, address: &[u8], file: &SocketFile) -> Result<()> {
@@ -127,19 +141,41 @@ pub(crate) fn obstacles(records: &[UnixSocket]) -> Vec<(String, String, &'static
                 ),
                 Err(error) => add(format!("bound to {error:#}"), "make its directory again"),
             }
-        } else if record.address.first() == Some(&0) && is_taken(record) {
+        } else if record.address.first() == Some(&0) && is_taken(record.kind, &record.address) {
             let reason =
                 format!("bound to {}, a name that another socket has now", printable(&record.address));
             add(reason, "end the program that has it");
+        }
+        if let Peer::Elsewhere { address, .. } = &record.peer
+            && let Some(why) = unreachable(record.kind, address)
+        {
+            let reason =
+                format!("to be connected again to {}, outside of the tree: {why}", printable(address));
+            add(reason, "start the program that it was connected to");
         }
     }
     found
 }
 
 /// Whether an abstract name cannot be bound.
-fn is_taken(record: &UnixSocket) -> bool {
-    let made = socket(AddressFamily::Unix, sock_type(record.kind), SockFlag::SOCK_CLOEXEC, None);
-    made.is_ok_and(|socket| sys::bind(socket.as_fd(), &record.address) == Err(Errno::EADDRINUSE))
+fn is_taken(kind: UnixKind, address: &[u8]) -> bool {
+    let made = socket(AddressFamily::Unix, sock_type(kind), SockFlag::SOCK_CLOEXEC, None);
+    made.is_ok_and(|socket| sys::bind(socket.as_fd(), address) == Err(Errno::EADDRINUSE))
+}
+
+/// Why a socket cannot be connected to somebody outside of the tree, without connecting it: one of another type gets as far as to be told that
+/// it is one (unix_find_bsd(), net/unix/af_unix.c).
+fn unreachable(kind: UnixKind, address: &[u8]) -> Option<String> {
+    if address.first() == Some(&0) {
+        return (!is_taken(kind, address)).then(|| "nobody has that name".to_owned());
+    }
+    let other = if kind == UnixKind::Datagram { UnixKind::Stream } else { UnixKind::Datagram };
+    let probe = socket(AddressFamily::Unix, sock_type(other), SockFlag::SOCK_CLOEXEC, None).ok()?;
+    match sys::connect(probe.as_fd(), address) {
+        Err(Errno::EPROTOTYPE) => None,
+        Ok(()) => Some("a socket of another type is there".to_owned()),
+        Err(errno) => Some(errno.desc().to_lowercase()),
+    }
 }
 
 /// What is at the place of a file that a socket was bound to.
@@ -285,7 +321,8 @@ pub(crate) fn printable(address: &[u8]) -> String {
 /// By what connect(2) reaches a socket bound to a file, wherever that is: the file itself.
 pub(super) fn handle(socket: BorrowedFd<'_>, address: &[u8]) -> Result<(Option<OwnedFd>, Vec<u8>)> {
     if address.first() == Some(&0) {
-        return Ok((None, address.to_vec()));
+        // It can be another one than was wanted ([`Binder::bind_gone`]).
+        return Ok((None, sys::local_address(socket).context("getsockname")?));
     }
     let file = sys::bound_file(socket).context("find the file of a socket (SIOCUNIXFILE)")?;
     let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()).into_bytes();

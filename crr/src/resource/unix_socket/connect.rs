@@ -10,7 +10,7 @@ use crate::sys::socket as sys;
 use anyhow::{Context, Result};
 use images::socket::{Peer, PeerCredentials, UnixKind, UnixSocket};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, listen, socket, socketpair};
 use nix::sys::stat::Mode;
 use nix::unistd::dup3;
@@ -109,7 +109,11 @@ impl<'a> Work<'a> {
                     work.pairs.push(Pair { kind: record.kind, ends, maker });
                 }
                 Peer::Closed { address, .. } => work.orphans.push((index, address)),
-                Peer::None | Peer::Socket(_) | Peer::Listening { .. } | Peer::Waiting { .. } => {}
+                Peer::None
+                | Peer::Socket(_)
+                | Peer::Listening { .. }
+                | Peer::Waiting { .. }
+                | Peer::Elsewhere { .. } => {}
             }
         }
         work
@@ -189,7 +193,7 @@ impl<'a> Addresses<'a> {
                 Peer::Listening { .. } => {
                     addresses.listening.insert((kind, &record.address), index);
                 }
-                Peer::None | Peer::Socket(_) | Peer::Waiting { .. } => {}
+                Peer::None | Peer::Socket(_) | Peer::Waiting { .. } | Peer::Elsewhere { .. } => {}
             }
         }
         addresses
@@ -226,7 +230,7 @@ pub(super) fn create(records: &[UnixSocket], binder: &mut Binder) -> Result<Sock
     }
     for (index, address) in work.orphans {
         let gone = unconnected(UnixKind::Datagram)?;
-        binder.bind(gone.as_fd(), address, None)?;
+        binder.bind_gone(gone.as_fd(), address)?;
         // Its address can be another's by now, who is to get it next.
         let taken =
             records.iter().any(|record| record.kind == UnixKind::Datagram && record.address == address);
@@ -244,6 +248,7 @@ pub(super) fn create(records: &[UnixSocket], binder: &mut Binder) -> Result<Sock
     }
     make_connections(&addresses, &work.connections, &mut sockets, binder)?;
     make_waiting(records, &sockets)?;
+    connect_elsewhere(records, &sockets)?;
     for (index, record) in records.iter().enumerate() {
         if let Peer::Listening { backlog, .. } = &record.peer {
             let backlog =
@@ -333,7 +338,7 @@ impl Listener {
             Some(index) => sockets.get(End::Record(index))?.try_clone_to_owned()?,
             None => {
                 let socket = unconnected(like.kind)?;
-                binder.bind(socket.as_fd(), address, None)?;
+                binder.bind_gone(socket.as_fd(), address)?;
                 socket
             }
         };
@@ -357,7 +362,7 @@ fn make_connections(
             for connection in &connections {
                 if let End::Closed(index) = connection.client {
                     let socket = unconnected(connection.kind)?;
-                    binder.bind(socket.as_fd(), connection.client_address, None)?;
+                    binder.bind_gone(socket.as_fd(), connection.client_address)?;
                     sockets.doomed[index] = Some(socket);
                 }
                 places.push(place().context("make room")?);
@@ -393,6 +398,20 @@ fn make_waiting(records: &[UnixSocket], sockets: &Sockets) -> Result<()> {
             let client = sockets.get(End::Record(client as usize))?;
             maker::act(Some(connector), || sys::connect(client, &target)).context("connect")?;
         }
+    }
+    Ok(())
+}
+
+/// Connections to sockets outside of the tree. One whose backlog is full is not waited for.
+fn connect_elsewhere(records: &[UnixSocket], sockets: &Sockets) -> Result<()> {
+    for (index, record) in records.iter().enumerate() {
+        let Peer::Elsewhere { address, connector } = &record.peer else { continue };
+        let socket = sockets.get(End::Record(index))?;
+        // Its flags are set when it gets its description.
+        fcntl(socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context("set flags")?;
+        maker::act(Some(connector), || sys::connect(socket, address)).with_context(|| {
+            format!("socket:[{}]: connect to {} again", record.ino, bind::printable(address))
+        })?;
     }
     Ok(())
 }

@@ -3,8 +3,11 @@
 use crate::resource::socket::diag;
 use anyhow::{Context, Result};
 use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_packet_sock_diag::unix::{ShowFlags, StateFlags, UnixRequest, nlas::Nla};
+use netlink_packet_sock_diag::constants::TCP_LISTEN;
+use netlink_packet_sock_diag::unix::nlas::{Nla, UnixDiagName};
+use netlink_packet_sock_diag::unix::{ShowFlags, StateFlags, UnixRequest};
 use std::collections::HashMap;
+use std::os::unix::ffi::OsStrExt;
 
 /// One unix socket of crr's network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,6 +20,10 @@ pub(crate) struct Entry {
     pub(crate) backlog: u32,
     /// sk_shutdown: 1 nothing more is received, 2 nothing more is sent.
     pub(crate) shutdown: u32,
+    /// It listens.
+    pub(crate) listens: bool,
+    /// The name it is bound to: a path, or a NUL and an abstract name; empty if it has none.
+    pub(crate) name: Vec<u8>,
 }
 
 /// All unix sockets of crr's network namespace, by inode.
@@ -27,13 +34,14 @@ pub(crate) fn query() -> Result<HashMap<u32, Entry>> {
     let request = UnixRequest {
         state_flags: StateFlags::from_bits_retain(u32::MAX),
         inode: 0,
-        show_flags: ShowFlags::PEER | ShowFlags::ICONS | ShowFlags::RQLEN,
+        show_flags: ShowFlags::NAME | ShowFlags::PEER | ShowFlags::ICONS | ShowFlags::RQLEN,
         cookie: [0xff; 8],
     };
     let mut found = HashMap::new();
     diag::ask(SockDiagMessage::UnixRequest(request), |answer| {
         if let SockDiagMessage::UnixResponse(answer) = answer {
-            found.insert(answer.header.inode, entry(&answer.nlas));
+            let listens = answer.header.state == TCP_LISTEN;
+            found.insert(answer.header.inode, Entry { listens, ..entry(&answer.nlas) });
         }
     })
     .context("ask for all unix sockets (needs CONFIG_UNIX_DIAG)")?;
@@ -47,6 +55,8 @@ fn entry(attributes: &[Nla]) -> Entry {
             Nla::Peer(peer) => entry.peer = Some(*peer),
             Nla::PendingConnections(waiting) => entry.waiting.clone_from(waiting),
             Nla::ReceiveQueueLength(_, backlog) => entry.backlog = *backlog,
+            Nla::Name(UnixDiagName::Pathname(path)) => entry.name = path.as_bytes().to_vec(),
+            Nla::Name(UnixDiagName::Abstract(name)) => entry.name = [b"\0", name.as_slice()].concat(),
             Nla::Shutdown(shutdown) => entry.shutdown = u32::from(*shutdown),
             _ => {}
         }

@@ -4,6 +4,7 @@
 //! what is behind them is seen only with an offset (SO_PEEK_OFF), as are all datagrams but the first.
 
 use crate::keeper::Keeper;
+use crate::resource::socket::before::Before;
 use crate::resource::socket::peek_offset;
 use crate::sys::{pipe, socket as sys};
 use anyhow::{Context, Result, bail};
@@ -61,11 +62,9 @@ pub(super) fn read_all(
     if left.is_empty() {
         return Ok(read);
     }
-    let mut offsets = Vec::with_capacity(left.len());
-    for &index in &left {
-        offsets.push((sockets[index].0, peek_offset::get(sockets[index].0).context("SO_PEEK_OFF")?));
-    }
-    let _keeper = Keeper::new(|| peek_offset::put_back(&offsets)).context("keep the peek offsets")?;
+    let before = left.iter().map(|&index| Before::of(sockets[index].0, &[])).collect::<Result<Vec<_>>>()?;
+    let _keeper =
+        Keeper::new(|| before.iter().for_each(Before::put_back)).context("keep the peek offsets")?;
     for index in left {
         let (socket, kind) = sockets[index];
         let waiting = if kind == UnixKind::Stream { read_stream(socket) } else { read_datagrams(socket) };
@@ -236,7 +235,8 @@ mod tests {
         // SIGKILL between the change and the end of the reading.
         let child = crate::sys::process::fork(None, 0).unwrap();
         let Some(child) = child else {
-            let _keeper = Keeper::new(|| peek_offset::put_back(&[(b.as_fd(), 2)]));
+            let before = Before::of(b.as_fd(), &[]).unwrap();
+            let _keeper = Keeper::new(|| before.put_back());
             let _ = peek_offset::set(b.as_fd(), 0);
             let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
             crate::sys::process::exit(1)

@@ -13,6 +13,7 @@ use images::socket::{Message, Peer, UnixKind, UnixSocket};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 /// SHUT_RD and SHUT_WR as the kernel keeps them.
 const BOTH_WAYS: u32 = 3;
@@ -63,7 +64,7 @@ impl Restored {
     ///
     /// # Errors
     /// Names the socket and what it does not take.
-    pub(crate) fn finish(mut self, files: &Files, descriptions: &[OwnedFd]) -> Result<Binder> {
+    pub(crate) fn finish(mut self, files: &Files, descriptions: &[Rc<OwnedFd>]) -> Result<Binder> {
         let records = &files.unix_sockets;
         let named = |index: usize| format!("socket:[{}]", records[index].ino);
         let senders = records.iter().flat_map(|record| &record.queue);
@@ -108,7 +109,7 @@ impl Restored {
     }
 
     /// Sends what waits in the queue of a socket.
-    fn fill(&mut self, index: usize, records: &[UnixSocket], descriptions: &[OwnedFd]) -> Result<()> {
+    fn fill(&mut self, index: usize, records: &[UnixSocket], descriptions: &[Rc<OwnedFd>]) -> Result<()> {
         let record = &records[index];
         for message in &record.queue {
             let (sender, by_address) = self.sender(index, records, message).context("find its sender")?;
@@ -132,7 +133,7 @@ impl Restored {
         let peer = match &record.peer {
             Peer::Socket(peer) => Some((&self.sockets[*peer as usize], &records[*peer as usize].address)),
             Peer::Closed { address, .. } => self.doomed[index].as_ref().map(|doomed| (doomed, address)),
-            Peer::None | Peer::Listening { .. } | Peer::Waiting { .. } => None,
+            Peer::None | Peer::Listening { .. } | Peer::Waiting { .. } | Peer::Elsewhere { .. } => None,
         };
         let stream = record.kind != UnixKind::Datagram;
         if let Some((peer, address)) = peer
@@ -189,7 +190,7 @@ fn hears_its_peer_alone(records: &[UnixSocket], index: usize) -> bool {
     let address = match &records[index].peer {
         Peer::Socket(peer) => &records[*peer as usize].address,
         Peer::Closed { address, .. } => address,
-        Peer::None | Peer::Listening { .. } | Peer::Waiting { .. } => return false,
+        Peer::None | Peer::Listening { .. } | Peer::Waiting { .. } | Peer::Elsewhere { .. } => return false,
     };
     records[index].queue.iter().all(|message| message.sender == *address)
 }
@@ -200,7 +201,7 @@ fn send(
     to: Option<&[u8]>,
     kind: UnixKind,
     message: &Message,
-    descriptions: &[OwnedFd],
+    descriptions: &[Rc<OwnedFd>],
 ) -> Result<()> {
     let mut rights: Vec<_> =
         message.descriptions.iter().map(|id| descriptions[id.0 as usize].as_raw_fd()).collect();

@@ -1,7 +1,8 @@
 //! Who is connected to whom, and who is not in the tree.
 
 use super::diag::{self, Entry};
-use super::{Found, Sockets, bind, name, queue};
+use super::half::HalfPolicy;
+use super::{Found, READ, Sockets, bind, name, queue};
 use crate::proc::tasks::{Outsider, comm_of, outside};
 use crate::proc::{Dir, status};
 use crate::refusal::Refusals;
@@ -18,23 +19,31 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
 /// Ways out.
-const CONNECTED_OUTSIDE: &str =
-    "dump a tree that holds both ends, or have one of them close it before the dump";
 const ACCEPT: &str = "have the program accept it before the dump";
+const ACCEPT_OR_SKIP: &str =
+    "have the program accept it before the dump, or use --skip-in-flight to give it up";
 
 /// What the kernel says of all sockets, and which of them are ours.
-struct Known {
-    all: HashMap<u32, Entry>,
+pub(super) struct Known<'a> {
+    pub(super) policy: &'a HalfPolicy,
+    pub(super) all: HashMap<u32, Entry>,
     /// By inode.
     ours: HashMap<u32, u32>,
     /// Inodes of clients that wait, each with that of the listening socket.
     waiting: HashMap<u32, u32>,
-    outside: Outside,
+    pub(super) outside: Outside,
+    skip_in_flight: bool,
 }
 
 impl Sockets {
-    /// Finds out who is connected to whom. What reaches out of the tree is refused.
-    pub(crate) fn relate(&mut self, refusals: &mut Refusals) -> Result<()> {
+    /// Finds out who is connected to whom. What reaches out of the tree is refused, unless the user wants something else. Connections
+    /// that wait to be accepted, by clients that will not be there, can be given up.
+    pub(crate) fn relate(
+        &mut self,
+        policy: &HalfPolicy,
+        skip_in_flight: bool,
+        refusals: &mut Refusals,
+    ) -> Result<()> {
         if self.found.is_empty() {
             return Ok(());
         }
@@ -48,7 +57,7 @@ impl Sockets {
             entry.waiting.clone().into_iter().map(move |client| (client, listener))
         };
         let waiting = all.iter().flat_map(clients).collect();
-        let mut known = Known { all, ours, waiting, outside: Outside::default() };
+        let mut known = Known { policy, all, ours, waiting, outside: Outside::default(), skip_in_flight };
         for found in &mut self.found {
             let holder = found.holder.clone();
             let mut refuse = Refuse::new(refusals, holder.pid, &holder.name);
@@ -57,8 +66,23 @@ impl Sockets {
                 found.record.peer = peer;
             }
         }
+        self.check_senders(&known.all, refusals);
         self.check_waiting(refusals);
         Ok(())
+    }
+
+    /// Refuses messages that nobody could send again in the name of who did: one outside of the tree has an abstract name still.
+    fn check_senders(&self, all: &HashMap<u32, Entry>, refusals: &mut Refusals) {
+        let own: HashSet<&[u8]> = self.found.iter().map(|found| found.record.address.as_slice()).collect();
+        for found in &self.found {
+            let senders = found.record.queue.iter().map(|message| message.sender.as_slice());
+            let mut hidden = senders.filter(|sender| sender.first() == Some(&0) && !own.contains(sender));
+            if let Some(sender) = hidden.find(|sender| all.values().any(|entry| entry.name == **sender)) {
+                let holder = &found.holder;
+                let reason = format!("has a message from {}, outside of the tree", bind::printable(sender));
+                refusals.task((holder.pid, &holder.name), &holder.object, reason, Some(READ));
+            }
+        }
     }
 
     /// Refuses connections whose clients have been refused.
@@ -83,7 +107,7 @@ fn inode(found: &Found) -> u32 {
     u32::try_from(found.record.ino).unwrap_or(0)
 }
 
-impl Known {
+impl Known<'_> {
     /// What a socket is connected to; `None` when that is refused.
     fn relate(&mut self, found: &mut Found, refuse: &mut Refuse<'_>) -> Result<Option<Peer>> {
         let object = &found.holder.object;
@@ -103,21 +127,7 @@ impl Known {
             },
             Some(peer) => match self.ours.get(&peer) {
                 Some(&index) => Ok(Some(Peer::Socket(index))),
-                None => {
-                    let who = self.outside.describe(peer)?;
-                    let address = peer_name(found)?;
-                    let to = if address.is_empty() {
-                        String::new()
-                    } else {
-                        format!(" ({})", bind::printable(&address))
-                    };
-                    refuse.with_hint(
-                        object,
-                        format!("connected to socket:[{peer}]{to} of {who}"),
-                        CONNECTED_OUTSIDE,
-                    );
-                    Ok(None)
-                }
+                None => self.half(found, peer, true, refuse),
             },
         }
     }
@@ -126,29 +136,27 @@ impl Known {
         let mut waiting = Vec::new();
         for client in &entry.waiting {
             match (client, self.ours.get(client)) {
+                (_, None) if self.skip_in_flight || *self.policy != HalfPolicy::Refuse => {}
                 (0, _) => {
                     let reason = "a connection waits to be accepted, and its client has closed it";
-                    refuse.with_hint(&found.holder.object, reason, ACCEPT);
+                    refuse.with_hint(&found.holder.object, reason, ACCEPT_OR_SKIP);
                 }
                 (_, Some(&index)) => waiting.push(index),
                 (_, None) => {
                     let who = self.outside.describe(*client)?;
                     let reason = format!("a connection waits to be accepted, by socket:[{client}] of {who}");
-                    refuse.with_hint(&found.holder.object, reason, ACCEPT);
+                    refuse.with_hint(&found.holder.object, reason, ACCEPT_OR_SKIP);
                 }
             }
         }
         Ok(Some(Peer::Listening { backlog: entry.backlog, waiting }))
     }
 
-    fn waiting(&mut self, found: &Found, listener: u32, refuse: &mut Refuse<'_>) -> Result<Option<Peer>> {
-        let object = &found.holder.object;
+    fn waiting(&mut self, found: &mut Found, listener: u32, refuse: &mut Refuse<'_>) -> Result<Option<Peer>> {
         let Some(&index) = self.ours.get(&listener) else {
-            let who = self.outside.describe(listener)?;
-            let reason = format!("connected to socket:[{listener}] of {who}, which has not accepted it");
-            refuse.with_hint(object, reason, CONNECTED_OUTSIDE);
-            return Ok(None);
+            return self.half(found, listener, false, refuse);
         };
+        let object = &found.holder.object;
         if sys::unreceived_bytes(found.socket.as_fd()).context("SIOCOUTQ")? > 0 {
             let reason = "has sent data over a connection that waits to be accepted: nobody can look at that";
             refuse.with_hint(object, reason, ACCEPT);
@@ -158,11 +166,11 @@ impl Known {
     }
 }
 
-fn closed(found: &Found) -> Result<Peer> {
+pub(super) fn closed(found: &Found) -> Result<Peer> {
     Ok(Peer::Closed { address: peer_name(found)?, reset: queue::has_error(found.socket.as_fd())? })
 }
 
-fn peer_name(found: &Found) -> Result<Vec<u8>> {
+pub(super) fn peer_name(found: &Found) -> Result<Vec<u8>> {
     match sys::peer_address(found.socket.as_fd()) {
         Err(Errno::ENOTCONN) => Ok(Vec::new()),
         address => Ok(name(&address.context("getpeername")?)),
@@ -170,7 +178,7 @@ fn peer_name(found: &Found) -> Result<Vec<u8>> {
 }
 
 /// What the kernel would record of a task that connects now.
-fn credentials_of(pid: Pid) -> Result<PeerCredentials> {
+pub(super) fn credentials_of(pid: Pid) -> Result<PeerCredentials> {
     let mut buffer = Vec::new();
     Dir::task(pid)?.read("status", &mut buffer).context("read status")?;
     let status = status::parse(&buffer)?;
@@ -179,12 +187,12 @@ fn credentials_of(pid: Pid) -> Result<PeerCredentials> {
 
 /// Who holds the sockets outside of the tree: looked for only when somebody is to be named.
 #[derive(Debug, Default)]
-struct Outside {
+pub(super) struct Outside {
     holders: Option<HashMap<u64, Pid>>,
 }
 
 impl Outside {
-    fn describe(&mut self, ino: u32) -> Result<String> {
+    pub(super) fn describe(&mut self, ino: u32) -> Result<String> {
         let holders = match self.holders.take() {
             Some(holders) => holders,
             None => scan()?,

@@ -28,6 +28,7 @@ fn check_one(external: &External) -> Check {
     let Some(key) = known else { return Err(format!("has the key {:?}", external.key)) };
     let fits = match (key, external.kind) {
         (Key::Pipe(_), kind) => kind == ExternalKind::Pipe,
+        (Key::UnixSocket(_), kind) => matches!(kind, ExternalKind::UnixSocket(_)),
         (Key::Terminal(..), kind) => kind == ExternalKind::Terminal,
         (Key::File(..), ExternalKind::File(bits)) => bits != 0 && bits & !libc::S_IFMT == 0,
         (Key::File(..), kind) => kind == ExternalKind::Pipe,

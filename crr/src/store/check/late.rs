@@ -43,6 +43,7 @@ pub(super) fn check_with(tree: &Tree, files: &Files) -> Check {
         }
     }
     for (index, file) in files.task_files.iter().enumerate() {
+        ensure!(is_absolute(&file.procfs), "task file#{index}: is in no procfs");
         check_name(&file.name).map_err(inside(format_args!("task file#{index}")))?;
         let known = task_file::is_known(file, &tree.tasks, &tree.zombies);
         ensure!(known, "task file#{index}: of task {}, or a thread, which is not in the tree", file.pid);
@@ -60,6 +61,10 @@ pub(super) fn check_with(tree: &Tree, files: &Files) -> Check {
         }
     }
     Ok(())
+}
+
+fn is_absolute(path: &[u8]) -> bool {
+    path.first() == Some(&b'/') && !path.contains(&0)
 }
 
 /// Whether a process is in the tree, or any thread of one.

@@ -3,27 +3,77 @@
 use super::{Check, attribute, ensure, inside, path};
 use images::file::Files;
 use images::id::PAGE_SIZE;
-use images::memory::{BLOCK_PAGES, Backing, Memory, Run, Shared, Space, Vma};
+use images::memory::{BLOCK_PAGES, Backing, CHUNK_PAGES, Guard, Memory, Packing, Run, Shared, Space, Vma};
 use images::task::{Task, Tree};
 use images::{Abi, Addr};
 
 /// All bits that [`images::memory::vm`] names.
-const VM_FLAGS: u32 = (1 << 14) - 1;
+const VM_FLAGS: u32 = (1 << 16) - 1;
 /// PROT_READ, PROT_WRITE, PROT_EXEC.
 const PROTECTION: u32 = 7;
 
 pub(super) fn check(memory: &Memory, tree: &Tree, files: &Files) -> Check {
-    super::pages_size(memory).map_err(|wrong| wrong.what)?;
-    let (blocks, crcs) = (memory.page_count.div_ceil(BLOCK_PAGES), memory.block_crcs.len());
-    ensure!(blocks == crcs as u64, "{crcs} checksums for {blocks} blocks");
+    check_pages(memory)?;
     let (spaces, tasks) = (memory.spaces.len(), tree.tasks.len());
     ensure!(spaces == tasks, "{spaces} address spaces for {tasks} tasks");
     check_vdsos(memory)?;
     for (index, shared) in memory.shared.iter().enumerate() {
         check_shared(shared, memory).map_err(inside(format_args!("shared#{index}")))?;
+        check_segment(shared, &memory.shared[..index]).map_err(inside(format_args!("shared#{index}")))?;
     }
     for (space, task) in memory.spaces.iter().zip(&tree.tasks) {
         check_space(space, task, memory, files).map_err(inside(format_args!("task {}", task.pid)))?;
+    }
+    Ok(())
+}
+
+/// The memory map of a pre-dump: of the spaces there are only runs, which need not fit anything that is there by now.
+pub(super) fn check_round(memory: &Memory) -> Check {
+    check_pages(memory)?;
+    ensure!(
+        memory.block_pages == 1,
+        "checksums of {} pages, others could not build on it",
+        memory.block_pages
+    );
+    memory.spaces.iter().try_for_each(|space| check_runs(&space.runs, memory))
+}
+
+/// Bytes of `pages.img`.
+pub(super) fn pages_size(memory: &Memory) -> Result<u64, String> {
+    let Memory { first_page, page_count, packing, .. } = memory;
+    let total = first_page.checked_add(*page_count).and_then(|pages| pages.checked_mul(PAGE_SIZE));
+    let possible = total.is_some_and(|size| i64::try_from(size).is_ok());
+    ensure!(possible, "{page_count} pages are impossible");
+    let Some(packing) = packing else { return Ok(page_count * PAGE_SIZE) };
+    Ok(packing.chunks.iter().map(|chunk| u64::from(chunk.size)).sum())
+}
+
+/// The page file: its size, its checksums, its chunks.
+fn check_pages(memory: &Memory) -> Check {
+    pages_size(memory)?;
+    let Memory { page_count, block_pages, .. } = *memory;
+    ensure!([1, BLOCK_PAGES].contains(&block_pages), "a checksum for {block_pages} pages");
+    let (blocks, crcs) = (page_count.div_ceil(block_pages), memory.block_crcs.len());
+    ensure!(blocks == crcs as u64, "{crcs} checksums for {blocks} blocks");
+    memory.packing.as_ref().map_or(Ok(()), |packing| check_chunks(packing, page_count))
+}
+
+/// Chunks fill the file, in any order.
+fn check_chunks(packing: &Packing, page_count: u64) -> Check {
+    let (wanted, count) = (page_count.div_ceil(CHUNK_PAGES), packing.chunks.len());
+    ensure!(wanted == count as u64, "{count} chunks for {wanted} times {CHUNK_PAGES} pages");
+    for (first, chunk) in (0..).map(|chunk: u64| chunk * CHUNK_PAGES).zip(&packing.chunks) {
+        let bytes = (page_count - first).min(CHUNK_PAGES) * PAGE_SIZE;
+        let size = u64::from(chunk.size);
+        ensure!((1..=bytes).contains(&size), "a chunk of {size} bytes for pages of {bytes}");
+    }
+    let mut places: Vec<_> =
+        packing.chunks.iter().map(|chunk| (chunk.place, u64::from(chunk.size))).collect();
+    places.sort_unstable();
+    let mut end = 0;
+    for (place, size) in places {
+        ensure!(place == end, "a chunk at {place:#x}, the one before it ends at {end:#x}");
+        end += size;
     }
     Ok(())
 }
@@ -45,6 +95,16 @@ fn check_shared(shared: &Shared, memory: &Memory) -> Check {
     Ok(())
 }
 
+fn check_segment(shared: &Shared, before: &[Shared]) -> Check {
+    let Some(segment) = &shared.segment else { return Ok(()) };
+    let id = segment.id;
+    ensure!(id >= 0 && shared.size > 0, "is no segment: id {id}, {} bytes", shared.size);
+    let twice = before.iter().any(|other| other.segment.as_ref().is_some_and(|other| other.id == id));
+    ensure!(!twice, "segment {id} occurs twice");
+    ensure!(segment.mode & !0o3777 == 0, "mode {:#o}", segment.mode);
+    Ok(())
+}
+
 fn check_space(space: &Space, task: &Task, memory: &Memory, files: &Files) -> Check {
     let mut last = 0;
     for vma in &space.vmas {
@@ -56,7 +116,7 @@ fn check_space(space: &Space, task: &Task, memory: &Memory, files: &Files) -> Ch
     // The auxv is pairs of words, ended by AT_NULL.
     let pair = 2 * task.abi.word();
     ensure!((space.auxv.len() as u64).is_multiple_of(pair), "auxv of {} bytes", space.auxv.len());
-    check_private_runs(&space.runs, memory)?;
+    check_runs(&space.runs, memory)?;
     let mut vmas = space.vmas.iter().peekable();
     for run in &space.runs {
         while vmas.next_if(|vma| vma.end <= run.start).is_some() {}
@@ -64,6 +124,23 @@ fn check_space(space: &Space, task: &Task, memory: &Memory, files: &Files) -> Ch
         let private = |vma: &&&Vma| matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..));
         let from = run.start;
         ensure!(holder.filter(private).is_some(), "contents at {from}: no private memory of that extent");
+    }
+    check_guards(space)
+}
+
+fn check_guards(space: &Space) -> Check {
+    let mut last = 0;
+    for Guard { start, end } in &space.guards {
+        ensure!(
+            start.0 % PAGE_SIZE == 0 && end.0 % PAGE_SIZE == 0,
+            "guard {start}-{end}: is not page-aligned"
+        );
+        ensure!(start.0 >= last && start < end, "guard {start}-{end}: out of order");
+        let inside = space.vmas.iter().any(|vma| vma.start <= *start && *end <= vma.end);
+        ensure!(inside, "guard {start}-{end}: is not inside of one area");
+        let filled = space.runs.iter().find(|run| run.start < *end && start.0 < end_of(run));
+        ensure!(filled.is_none(), "guard {start}-{end}: has contents");
+        last = end.0;
     }
     Ok(())
 }
@@ -103,33 +180,16 @@ fn check_offset(offset: u64, len: u64) -> Check {
     Ok(())
 }
 
-/// Runs of an object rise in address and in the page file without overlap, and stay inside the page file.
+/// Runs rise in address without overlap, and stay inside the page files.
 pub(super) fn check_runs(runs: &[Run], memory: &Memory) -> Check {
-    check_private_runs(runs, memory)?;
-    let mut page = 0;
-    for run in runs {
-        ensure!(run.first_page >= page, "contents at {}: out of order", run.start);
-        page = run.first_page + run.pages;
-    }
-    Ok(())
-}
-
-/// Runs of private memory rise in address without overlap, and lie anywhere in the page file: several tasks can have the
-/// same pages.
-fn check_private_runs(runs: &[Run], memory: &Memory) -> Check {
     let mut address = 0;
+    let count = memory.first_page + memory.page_count;
     for run in runs {
         let start = run.start;
         ensure!(start.0 % PAGE_SIZE == 0, "contents at {start}: not page-aligned");
         ensure!(run.pages > 0, "contents at {start}: no page");
-        let last = run.first_page.checked_add(run.pages).filter(|last| *last <= memory.page_count);
-        ensure!(
-            last.is_some(),
-            "contents at {start}: pages {}+{} of {}",
-            run.first_page,
-            run.pages,
-            memory.page_count
-        );
+        let inside = run.first_page.checked_add(run.pages).is_some_and(|last| last <= count);
+        ensure!(inside, "contents at {start}: pages {}+{} of {count}", run.first_page, run.pages);
         // The page count is bounded by now, so that the product is.
         let end = start.0.checked_add(run.pages * PAGE_SIZE);
         let Some(end) = end else { return Err(format!("contents at {start}: end beyond all addresses")) };

@@ -20,7 +20,6 @@ mod tree;
 
 use images::container::Kind;
 use images::file::Files;
-use images::id::PAGE_SIZE;
 use images::inventory::{FileEntry, Inventory};
 use images::memory::Memory;
 use images::task::Tree;
@@ -91,19 +90,49 @@ pub fn records(
 /// # Errors
 /// A file that is listed twice or not at all.
 pub fn entries(inventory: &Inventory) -> Result<[&FileEntry; 4], Inconsistent> {
+    listed(inventory, [Kind::Tree, Kind::Files, Kind::Memory, Kind::Pages])
+}
+
+/// The entries of the two files of a pre-dump, memory and pages.
+///
+/// # Errors
+/// As [`entries`].
+pub fn round_entries(inventory: &Inventory) -> Result<[&FileEntry; 2], Inconsistent> {
+    listed(inventory, [Kind::Memory, Kind::Pages])
+}
+
+fn listed<const N: usize>(inventory: &Inventory, kinds: [Kind; N]) -> Result<[&FileEntry; N], Inconsistent> {
     let wrong = |what| Inconsistent { kind: Kind::Inventory, what };
-    let find = |kind: Kind| {
-        inventory
-            .files
-            .iter()
-            .find(|entry| entry.kind == kind)
-            .ok_or_else(|| wrong(format!("{} is not listed", kind.file_name())))
-    };
-    let found = [find(Kind::Tree)?, find(Kind::Files)?, find(Kind::Memory)?, find(Kind::Pages)?];
-    if inventory.files.len() > found.len() {
-        return Err(wrong(format!("{} files are listed, not {}", inventory.files.len(), found.len())));
+    let files = &inventory.files;
+    if let Some(missing) = kinds.iter().find(|&&kind| !files.iter().any(|entry| entry.kind == kind)) {
+        return Err(wrong(format!("{} is not listed", missing.file_name())));
+    }
+    if files.len() > N {
+        return Err(wrong(format!("{} files are listed, not {N}", files.len())));
+    }
+    let mut found = [&files[0]; N];
+    for (place, kind) in found.iter_mut().zip(kinds) {
+        *place = files.iter().find(|entry| entry.kind == kind).unwrap_or(&files[0]);
     }
     Ok(found)
+}
+
+/// Checks the records of a pre-dump.
+///
+/// # Errors
+/// The first contradiction.
+pub fn round(inventory: &Inventory, memory: &Memory) -> Result<(), Inconsistent> {
+    let of = |kind| move |what| Inconsistent { kind, what };
+    memory::check_round(memory).map_err(of(Kind::Memory))?;
+    let check = || {
+        let [_, pages] = round_entries(inventory).map_err(|wrong| wrong.what)?;
+        check_pages_entry(pages, memory)?;
+        let tasks = inventory.pre_dump.as_ref().map_or(0, |pre_dump| pre_dump.tasks.len());
+        let spaces = memory.spaces.len();
+        ensure!(tasks == spaces, "{tasks} tasks, {spaces} address spaces");
+        check_parent(inventory, memory)
+    };
+    check().map_err(of(Kind::Inventory))
 }
 
 /// The size of `pages.img` in bytes.
@@ -111,15 +140,25 @@ pub fn entries(inventory: &Inventory) -> Result<[&FileEntry; 4], Inconsistent> {
 /// # Errors
 /// If there cannot be so many pages.
 pub fn pages_size(memory: &Memory) -> Result<u64, Inconsistent> {
-    memory.page_count.checked_mul(PAGE_SIZE).filter(|size| i64::try_from(*size).is_ok()).ok_or_else(|| {
-        Inconsistent { kind: Kind::Memory, what: format!("{} pages are impossible", memory.page_count) }
-    })
+    memory::pages_size(memory).map_err(|what| Inconsistent { kind: Kind::Memory, what })
+}
+
+fn check_pages_entry(entry: &FileEntry, memory: &Memory) -> Check {
+    let expected = memory::pages_size(memory)?;
+    ensure!(entry.size == expected, "pages.img has {} bytes, the memory map {expected}", entry.size);
+    Ok(())
+}
+
+fn check_parent(inventory: &Inventory, memory: &Memory) -> Check {
+    let first = memory.first_page;
+    ensure!(inventory.parent.is_some() || first == 0, "{first} pages of others, and it builds on none");
+    Ok(())
 }
 
 fn check_inventory(inventory: &Inventory, tree: &Tree, memory: &Memory) -> Check {
     let [_, _, _, pages] = entries(inventory).map_err(|wrong| wrong.what)?;
-    let expected = memory.page_count * PAGE_SIZE;
-    ensure!(pages.size == expected, "pages.img has {} bytes, the memory map {expected}", pages.size);
+    check_pages_entry(pages, memory)?;
+    check_parent(inventory, memory)?;
     let root = tree.tasks.first().map(|task| task.pid);
     ensure!(root == Some(inventory.root), "the root is task {}, not that of the tree", inventory.root);
     let tasks = tree.tasks.len();

@@ -56,6 +56,12 @@ fn check_socket(index: usize, socket: &UnixSocket, files: &Files) -> Check {
                 if waiting.iter().filter(|client| **client == index).count() == 1);
             ensure!(listens, "waits at socket#{listener}, which does not listen for it");
         }
+        Peer::Elsewhere { address, connector } => {
+            check_address(address).map_err(inside("its peer"))?;
+            ensure!(matches!(address.first(), Some(0 | b'/')), "is to be connected to no absolute path");
+            ensure!(socket.queue.is_empty(), "has messages from one that it is to be connected to again");
+            ensure!(connector.pid > 0, "is connected by no process");
+        }
         Peer::Socket(peer) if socket.kind == UnixKind::Datagram => {
             let other = sockets.get(*peer as usize);
             let mutual =

@@ -6,15 +6,15 @@ use images::container::Kind;
 use images::event::{Eventfd, Notify, Timerfd, Watch};
 use images::external::ExternalKind;
 use images::file::{Deleted, OtherName, Target};
-use images::id::PAGE_SIZE;
 use images::inet::{InetProtocol, InetSocket, InetState};
 use images::inotify::Inotify;
 use images::late::{Process, TaskFile};
-use images::memory::{Backing, Run};
+use images::memory::{Backing, Chunk, Guard, Method, Packing, Run, Shared};
 use images::pipe::{Buffer, Fifo};
 use images::seccomp::Seccomp;
 use images::signal::Pending;
-use images::socket::{Credentials, Peer, UnixKind, UnixSocket};
+use images::socket::{Credentials, Message, Peer, UnixKind, UnixSocket};
+use images::sysv::Segment;
 use images::task::{End, GroupStop};
 use images::terminal::{Control, Line, LineEnd, LivePty, PtyEnd};
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, SharedId};
@@ -343,12 +343,15 @@ fn files() {
     refused("files.img: external#0: is a Terminal by the key pipe:[7001]", |s| {
         s.files.externals[0].kind = ExternalKind::Terminal
     });
+    refused("files.img: external#3: is a Pipe by the key unix[7004]", |s| {
+        s.files.externals[3].kind = ExternalKind::Pipe
+    });
     refused("files.img: external#2: is a File(33188) by the key file[1d:4d2]", |s| {
         s.files.externals[2].kind = ExternalKind::File(0o100_644)
     });
-    refused("files.img: description#14: external#3 of 3 externals", |s| {
+    refused("files.img: description#14: external#4 of 4 externals", |s| {
         s.files.descriptions.insert(14, s.files.descriptions[14].clone());
-        s.files.descriptions[14].target = Target::External(3)
+        s.files.descriptions[14].target = Target::External(4)
     });
     refused("files.img: pipe#0: holds 9 bytes, more than its capacity of 8", |s| {
         s.files.pipes[0].capacity = 8
@@ -362,8 +365,8 @@ fn files() {
     refused("files.img: description#1: pipe#2 of 2 pipes", |s| {
         s.files.descriptions[1].target = Target::Pipe(2)
     });
-    refused("files.img: description#4: socket#6 of 6 sockets", |s| {
-        s.files.descriptions[4].target = Target::UnixSocket(6)
+    refused("files.img: description#4: socket#7 of 7 sockets", |s| {
+        s.files.descriptions[4].target = Target::UnixSocket(7)
     });
     refused("files.img: socket#0 has two descriptions", |s| {
         s.files.descriptions[3].target = Target::UnixSocket(0)
@@ -375,7 +378,7 @@ fn files() {
 
 #[test]
 fn unix_sockets() {
-    for peer in [0, 2, 3, 6] {
+    for peer in [0, 2, 3, 7] {
         let what = format!("is connected to socket#{peer}, which is not connected to it");
         refused(&format!("files.img: socket#0: {what}"), |s| {
             s.files.unix_sockets[0].peer = Peer::Socket(peer)
@@ -469,6 +472,17 @@ fn connections_of_unix_sockets() {
         s.file = None;
     });
     refused(4, "listens for datagrams", |s| s.kind = UnixKind::Datagram);
+    refused(6, "is to be connected to no absolute path", |s| {
+        let Peer::Elsewhere { address, .. } = &mut s.peer else { panic!() };
+        *address = b"bus".to_vec();
+    });
+    refused(6, "is connected by no process", |s| {
+        let Peer::Elsewhere { connector, .. } = &mut s.peer else { panic!() };
+        connector.pid = 0;
+    });
+    refused(6, "has messages from one that it is to be connected to again", |s| {
+        s.queue.push(Message { bytes: b"a".to_vec(), ..Message::default() });
+    });
 }
 
 #[test]
@@ -526,6 +540,7 @@ fn files_that_stand_for_tasks() {
     };
     file("of task 99, or a thread, which is not in the tree", |file| file.pid = 99);
     file("of task 1100, or a thread, which is not in the tree", |file| file.name = b"task/101/maps".to_vec());
+    file("is in no procfs", |file| file.procfs = b"proc".to_vec());
     file("leads elsewhere", |file| file.name = b"root/../etc".to_vec());
     file("leads elsewhere", |file| file.name = b"/etc".to_vec());
     file("is no name", |file| file.name = b"a\0".to_vec());
@@ -587,6 +602,19 @@ fn page_map() {
     refused("memory.img: 2 checksums for 1 blocks", |s| s.memory.block_crcs.push(0));
     refused("memory.img: 4503599627370496 pages are impossible", |s| s.memory.page_count = 1 << 52);
     refused("memory.img: 1 address spaces for 2 tasks", |s| drop(s.memory.spaces.pop()));
+    refused("memory.img: a checksum for 0 pages", |s| s.memory.block_pages = 0);
+    refused("memory.img: a checksum for 2 pages", |s| s.memory.block_pages = 2);
+    refused("memory.img: 1 checksums for 6 blocks", |s| s.memory.block_pages = 1);
+    refused("inventory.img: 5 pages of others, and it builds on none", |s| s.memory.first_page = 5);
+    let packed = |s: &mut Sample, chunks: &[(u64, u32)]| {
+        let chunks = chunks.iter().map(|&(place, size)| Chunk { place, size }).collect();
+        s.memory.packing = Some(Packing { method: Method::Lz4, chunks });
+    };
+    refused("memory.img: 0 chunks for 1 times 32 pages", |s| packed(s, &[]));
+    refused("memory.img: 2 chunks for 1 times 32 pages", |s| packed(s, &[(0, 1), (1, 1)]));
+    refused("memory.img: a chunk of 0 bytes for pages of 24576", |s| packed(s, &[(0, 0)]));
+    refused("memory.img: a chunk of 24577 bytes for pages of 24576", |s| packed(s, &[(0, 24577)]));
+    refused("memory.img: a chunk at 0x1, the one before it ends at 0x0", |s| packed(s, &[(1, 5)]));
     let runs = |s: &mut Sample, change: fn(&mut Run)| change(&mut s.memory.spaces[0].runs[1]);
     let task = "memory.img: task 100: contents at";
     refused(&format!("{task} 0x9000001: not page-aligned"), |s| runs(s, |run| run.start.0 += 1));
@@ -595,12 +623,6 @@ fn page_map() {
     refused(&format!("{task} 0x9000000: pages 18446744073709551615+1 of 6"), |s| {
         runs(s, |run| run.first_page = u64::MAX);
     });
-    let object = |s: &mut Sample| {
-        let run = s.memory.shared[0].runs[0];
-        s.memory.shared[0].size += PAGE_SIZE;
-        s.memory.shared[0].runs.push(Run { start: run.start.offset(run.pages * PAGE_SIZE), ..run });
-    };
-    refused("memory.img: shared#0: contents at 0x2000: out of order", object);
     refused(&format!("{task} 0x8049000: out of order"), |s| runs(s, |run| run.start = Addr(0x0804_9000)));
     refused(&format!("{task} 0xfffffffffffff000: end beyond all addresses"), |s| {
         runs(s, |run| run.start = Addr(u64::MAX - 4095));
@@ -616,13 +638,6 @@ fn page_map() {
 }
 
 #[test]
-fn pages_can_belong_to_several_tasks() {
-    let mut sample = Sample::golden();
-    sample.memory.spaces[0].runs[1].first_page = 0;
-    records(&sample.inventory, &sample.tree, &sample.files, &sample.memory).unwrap();
-}
-
-#[test]
 fn areas() {
     let vma = |s: &mut Sample, change: fn(&mut images::memory::Vma)| change(&mut s.memory.spaces[1].vmas[0]);
     let task = "memory.img: task 101:";
@@ -635,7 +650,7 @@ fn areas() {
         vma(s, |vma| vma.end = Addr(0x0900_1000));
     });
     refused(&format!("{task} 0x8048000-0x8058000: protection 0xf"), |s| vma(s, |vma| vma.prot = 15));
-    refused(&format!("{task} 0x8048000-0x8058000: flags 0x4000"), |s| vma(s, |vma| vma.flags = 1 << 14));
+    refused(&format!("{task} 0x8048000-0x8058000: flags 0x10000"), |s| vma(s, |vma| vma.flags = 1 << 16));
     refused(&format!("{task} 0x8048000-0x8058000: path#9 of 9 paths"), |s| {
         vma(s, |vma| vma.backing = Backing::SharedFile(PathId(9), 0));
     });
@@ -652,9 +667,35 @@ fn areas() {
 }
 
 #[test]
+fn guard_pages() {
+    let guard = |s: &mut Sample, start, end| {
+        s.memory.spaces[0].guards[0] = Guard { start: Addr(start), end: Addr(end) }
+    };
+    let wrong = "memory.img: task 100: guard";
+    refused(&format!("{wrong} 0x9002001-0x9004000: is not page-aligned"), |s| {
+        guard(s, 0x0900_2001, 0x0900_4000)
+    });
+    refused(&format!("{wrong} 0x9004000-0x9004000: out of order"), |s| guard(s, 0x0900_4000, 0x0900_4000));
+    refused(&format!("{wrong} 0x90c7000-0x90c9000: is not inside of one area"), |s| {
+        guard(s, 0x090c_7000, 0x090c_9000)
+    });
+    refused(&format!("{wrong} 0x9000000-0x9001000: has contents"), |s| guard(s, 0x0900_0000, 0x0900_1000));
+}
+
+#[test]
 fn shared_memory_and_vdsos() {
     refused("memory.img: shared#0: contents up to 0x2000 of 0x1000", |s| s.memory.shared[0].size = 0x1000);
     refused("memory.img: shared#0: 0x8000000000000000 bytes", |s| s.memory.shared[0].size = 1 << 63);
+    let segment =
+        |s: &mut Sample, change: fn(&mut Segment)| change(s.memory.shared[0].segment.as_mut().unwrap());
+    refused("memory.img: shared#0: is no segment: id -1, 16384 bytes", |s| {
+        segment(s, |segment| segment.id = -1)
+    });
+    refused("memory.img: shared#0: mode 0o4000", |s| segment(s, |segment| segment.mode = 0o4000));
+    refused("memory.img: shared#1: segment 32769 occurs twice", |s| {
+        let again = Shared { runs: Vec::new(), ..s.memory.shared[0].clone() };
+        s.memory.shared.push(again);
+    });
     refused("memory.img: two vDSOs of x86_64", |s| s.memory.vdsos[1].abi = Abi::X86_64);
     refused("memory.img: the vDSO of ia32 has 4095 bytes, not whole pages", |s| {
         s.memory.vdsos[1].image.truncate(4095)

@@ -1,5 +1,6 @@
 //! Tests of the image directory: what is written is read, and whatever else lies there is named.
 
+mod chain;
 mod damaged;
 mod inconsistent;
 mod random;

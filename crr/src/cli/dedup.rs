@@ -1,0 +1,38 @@
+//! `crr dedup`.
+
+use super::Outcome;
+use crate::progress::bytes;
+use crate::store;
+use clap::Args;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Give back the room of pages that earlier pre-dumps hold and a later pre-dump or dump has anew.
+///
+/// What else builds on these pre-dumps cannot be restored afterwards.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  crr dedup -D 3                      punch holes into the files of all that 3 builds on"
+)]
+pub(super) struct Dedup {
+    /// Directory of the images that build on the others.
+    #[arg(short = 'D', long, value_name = "DIR", default_value = ".")]
+    images_dir: PathBuf,
+}
+
+impl Dedup {
+    pub(super) fn run(&self, level: u8) -> Outcome {
+        crate::log::start(None, level)?;
+        let freed = store::dedup(&self.images_dir)?;
+        log::info!("gave back {}", bytes(freed));
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// `--auto-dedup`. The images are whole already, so what fails is no failure of the dump.
+pub(super) fn after(images_dir: &Path) {
+    match store::dedup(images_dir) {
+        Ok(freed) => log::info!("gave back {}", bytes(freed)),
+        Err(error) => log::warn!("--auto-dedup: {error:#}"),
+    }
+}

@@ -1,0 +1,80 @@
+//! `crr pre-dump`.
+
+use super::dedup;
+use super::dirs::Dirs;
+use super::{Outcome, seconds};
+use crate::dump::pre_dump::{Options, pre_dump};
+use crate::progress::bytes;
+use crate::store::Compression;
+use clap::Args;
+use images::Pid;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Example: two rounds while the tree runs, and the dump, which is short:
+  crr pre-dump -t 1234 -D 1
+  crr pre-dump -t 1234 -D 2 --prev-images-dir ../1
+  crr dump     -t 1234 -D 3 --prev-images-dir ../2
+  crr restore  -D 3
+
+All directories are needed for the restore. Between two rounds, a process of crr's own (crr keep-track) holds what tells which pages are
+written; it ends with the dump, or with the tasks.";
+
+/// Record what a tree has in memory while it runs, so that the dump that follows has little to do.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct PreDump {
+    /// Root of the tree.
+    #[arg(short = 't', long, value_name = "PID", value_parser = clap::value_parser!(Pid).range(1..))]
+    tree: Pid,
+
+    #[command(flatten)]
+    dirs: Dirs,
+
+    /// The pre-dump before this one: only what was written since is recorded. As seen from the directory of the images.
+    #[arg(long, value_name = "DIR")]
+    prev_images_dir: Option<PathBuf>,
+
+    /// Taken for the sake of those who are used to it: a pre-dump has writes tracked in any case.
+    #[arg(long, hide = true)]
+    track_mem: bool,
+
+    /// Give back the room of pages that the pre-dumps before hold and this one has anew, as crr dedup does.
+    #[arg(long, requires = "prev_images_dir")]
+    auto_dedup: bool,
+
+    /// Make page contents smaller: with "lz4", or "zstd" and a level, 1 if none is given.
+    #[arg(long, value_name = "METHOD[:LEVEL]", num_args = 0..=1, require_equals = true, default_missing_value = "lz4")]
+    compress: Option<Compression>,
+
+    /// How long stopping the tree may take.
+    #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds)]
+    timeout: Duration,
+}
+
+impl PreDump {
+    pub(super) fn run(&self, level: u8) -> Outcome {
+        self.dirs.start(level)?;
+        let report = pre_dump(&Options {
+            root: self.tree,
+            images_dir: self.dirs.images_dir.clone(),
+            previous: self.prev_images_dir.clone(),
+            compression: self.compress,
+            timeout: self.timeout,
+            progress: level > 0,
+        })?;
+        if self.auto_dedup {
+            dedup::after(&self.dirs.images_dir);
+        }
+        log::info!(
+            "recorded {} of {} tasks in {:.3} s, frozen for {:.3} s",
+            bytes(report.bytes),
+            report.tasks,
+            report.total.as_secs_f64(),
+            report.frozen.as_secs_f64(),
+        );
+        Ok(ExitCode::SUCCESS)
+    }
+}

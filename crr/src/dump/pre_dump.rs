@@ -1,0 +1,384 @@
+//! Pre-dump: page contents of a tree that stands still only while its pages are looked for and protected, and runs on while they
+//! are copied. A page that is written meanwhile counts as written in the next round, so it does not matter what was copied of it.
+//!
+//!     freeze      as for a dump
+//!     look        what is still as the last round knew it, and a descriptor for each task (see `track`)
+//!     protect     every page that is there; the last keeper has ended before, since its marks are gone now
+//!     let run
+//!     copy        what the last round did not know
+//!     keep        a process has the descriptors; the inventory tells which
+
+use super::collect::{abi, ask, task};
+use super::freeze::{Frozen, FrozenTask};
+use super::pages::{Contents, Form, Look, take_out};
+use super::{After, guard, interrupt, inventory, known, rights};
+use crate::proc::smaps;
+use crate::progress::Progress;
+use crate::ptrace::{self, Patience, Stopped};
+use crate::refusal::Refusals;
+use crate::remote::{Arg, Cache, Call, CodeArea, Executor, Gadget, Target, is_leftover};
+use crate::resource::{Refuse, rseq, seccomp};
+use crate::store::{Compression, Writer};
+use crate::sys::{limits, pidfd, userfaultfd};
+use crate::track::{Previous, instance, keeper};
+use anyhow::{Context, Result, bail};
+use images::container::Kind;
+use images::inventory::{Instance, Inventory, PreDump};
+use images::memory::{Backing, Memory, Run, Space, Vma};
+use images::task::Tree;
+use images::{Addr, PathId, Pid};
+use nix::errno::Errno;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Options of `crr pre-dump`.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Root of the tree.
+    pub root: Pid,
+    /// Where the images go; must exist.
+    pub images_dir: PathBuf,
+    /// The pre-dump before this one, as seen from there.
+    pub previous: Option<PathBuf>,
+    /// Pack page contents.
+    pub compression: Option<Compression>,
+    /// How long seizing the tree may take.
+    pub timeout: Duration,
+    /// Show progress on stderr when it is a terminal.
+    pub progress: bool,
+}
+
+/// What a pre-dump did.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Tasks that are tracked from now on.
+    pub tasks: usize,
+    /// Bytes of all images.
+    pub bytes: u64,
+    /// From the first task stopped to the last resumed.
+    pub frozen: Duration,
+    /// All of it.
+    pub total: Duration,
+}
+
+/// Records what private memory holds, and has writes tracked from now on.
+///
+/// # Errors
+/// What failed; the tree runs on as before, and if nothing else is said, tracked as before.
+pub fn pre_dump(options: &Options) -> Result<Report> {
+    let started = Instant::now();
+    let _held = interrupt::Held::block().context("block signals")?;
+    rights::check()?;
+    limits::raise_open_files()?;
+    let patience = Patience::new(options.timeout);
+    // For a moment a task has a descriptor that is not its own.
+    guard::enter()?;
+    let writer = Writer::create(&options.images_dir)?;
+    let open = |dir: &PathBuf| Previous::open(&options.images_dir, dir);
+    let mut previous = options.previous.as_ref().map(open).transpose()?;
+    let first_page = previous.as_ref().map_or(0, |previous| previous.first_page);
+    let mut contents = Contents::of_running(first_page);
+
+    let mut refusals = Refusals::default();
+    let mut frozen = Frozen::seize(options.root, &patience, &mut refusals)?;
+    frozen.guarded = true;
+    refusals.finish("pre-dump")?;
+    let mut looker = Looker { previous: previous.as_ref(), gadgets: Cache::default(), buffer: Vec::new() };
+    let mut looked = Vec::with_capacity(frozen.tasks.len());
+    for task in &mut frozen.tasks {
+        let one = looker.look(task, &patience).with_context(|| format!("task {}", task.pid))?;
+        looked.extend(one);
+    }
+    if looked.is_empty() {
+        bail!("no task of the tree can be tracked");
+    }
+    if let Some(keeper) = previous.as_mut().and_then(|previous| previous.keeper.take()) {
+        keeper.end()?;
+    }
+    let mut spaces = Vec::with_capacity(looked.len());
+    for task in &looked {
+        let runs =
+            task.protect(&mut contents).with_context(|| format!("task {}: look for pages", task.task.pid))?;
+        spaces.push(Space { runs, ..known::no_space() });
+    }
+    let frozen_for = frozen.finish(After::Run, &patience)?;
+
+    let form = Form { block_pages: 1, compression: options.compression };
+    let written = {
+        let total = contents.page_count() * images::id::PAGE_SIZE;
+        contents.write(writer.pages(), form, &Progress::new(options.progress, total, "writing pages"))?
+    };
+    ptrace::check_interrupted()?;
+    spaces.iter_mut().for_each(|space| take_out(&mut space.runs, &written.lost));
+    let memory = Memory {
+        spaces,
+        first_page,
+        page_count: contents.page_count(),
+        block_pages: form.block_pages,
+        packing: written.packing(form),
+        block_crcs: written.block_crcs,
+        ..Memory::default()
+    };
+    let tasks: Vec<Instance> = looked.iter().map(|task| task.task).collect();
+    let descriptors: BTreeMap<Instance, OwnedFd> =
+        looked.into_iter().map(|task| (task.task, task.descriptor)).collect();
+    let keeper = keeper::start(&descriptors)?;
+    let parent = previous.map(|previous| previous.parent);
+    let pre_dump = PreDump { keeper, tasks };
+    let count = pre_dump.tasks.len();
+    let inventory = Inventory {
+        root: options.root,
+        xstate_layout: Vec::new(),
+        parent,
+        pre_dump: Some(pre_dump),
+        ..inventory(&Tree::default())?
+    };
+    let bytes = writer.finish_round(inventory, &memory).inspect_err(|_| {
+        // Nobody would know of it.
+        let _ = keeper::Keeper::find(keeper).ok().flatten().map(keeper::Keeper::end);
+    });
+    let bytes =
+        bytes.with_context(|| format!("{} and {}", Kind::Memory.file_name(), Kind::Inventory.file_name()))?;
+    Ok(Report { tasks: count, bytes, frozen: frozen_for, total: started.elapsed() })
+}
+
+/// A stopped task that is tracked.
+struct Looked {
+    task: Instance,
+    /// Who its memory is reached by.
+    deputy: Pid,
+    descriptor: OwnedFd,
+    /// Its anonymous memory.
+    areas: Vec<Vma>,
+    pagemap: File,
+    memory: File,
+    /// Contents that the last round knows.
+    kept: Vec<Run>,
+}
+
+impl Looked {
+    /// Protects its pages, and gives those a place that are not known yet. Guard pages are for the last dump to tell.
+    fn protect(&self, contents: &mut Contents) -> Result<Vec<Run>> {
+        let source = contents.add_task(self.deputy, self.memory.try_clone().context("dup")?);
+        let look = Look::Protecting(&self.pagemap);
+        let (runs, _) = contents.find_private(source, look, &self.areas, &self.kept, None)?;
+        Ok(runs)
+    }
+}
+
+/// What `/proc/PID/maps` tells of a task.
+#[derive(Debug, Default)]
+struct Areas {
+    anonymous: Vec<Vma>,
+    vdso: Vec<Vma>,
+    code: Vec<CodeArea>,
+    writable: Vec<Range<u64>>,
+    leftovers: Vec<Addr>,
+    /// Something that may write to memory by its pages, which nothing tells: requests of AIO, rings of io_uring, devices.
+    pins: Option<String>,
+}
+
+impl Areas {
+    fn of(deputy: Pid, text: &[u8]) -> Result<Self> {
+        const PROT_EXEC: u32 = 4;
+        let mut this = Self::default();
+        smaps::parse_maps(text, |area| -> Result<()> {
+            if area.name == b"[vsyscall]" {
+                return Ok(());
+            }
+            if is_leftover(deputy, &area) {
+                this.leftovers.push(Addr(area.start));
+                return Ok(());
+            }
+            if may_pin(area.name) {
+                this.pins = Some(String::from_utf8_lossy(area.name).into_owned());
+            }
+            let backing = match area.name {
+                b"[vdso]" => Backing::Vdso,
+                b"" | b"[heap]" | b"[stack]" if area.ino == 0 && !area.shared => Backing::Anonymous,
+                _ => Backing::SharedFile(PathId(0), 0),
+            };
+            let (start, end) = (Addr(area.start), Addr(area.end));
+            let vma = Vma { start, end, prot: area.prot, flags: 0, backing };
+            match backing {
+                Backing::Anonymous => this.anonymous.push(vma),
+                Backing::Vdso => this.vdso.push(vma),
+                _ => {}
+            }
+            if area.prot & PROT_EXEC != 0 {
+                this.code.push(CodeArea { start, size: end.0 - start.0, key: None });
+            }
+            if !area.shared && area.prot & 3 == 3 {
+                this.writable.push(start.0..end.0);
+            }
+            Ok(())
+        })?;
+        this.code.sort_by_key(|area| area.size);
+        Ok(this)
+    }
+}
+
+/// Whether an area is that of something that may have a task's pages pinned (`FOLL_LONGTERM` and the like of mm/gup.c). What is written
+/// to them that way leaves no trace in the page tables, and it may end before the dump, which would refuse it.
+fn may_pin(name: &[u8]) -> bool {
+    let starts = |prefixes: &[&[u8]]| prefixes.iter().any(|prefix| name.starts_with(prefix));
+    starts(&[b"/[aio]", b"anon_inode:", b"/dev/"]) && !starts(&[b"/dev/zero", b"/dev/shm/"])
+}
+
+/// Looks at one stopped task after the other.
+struct Looker<'a> {
+    previous: Option<&'a Previous>,
+    gadgets: Cache,
+    buffer: Vec<u8>,
+}
+
+impl Looker<'_> {
+    /// `None` if it cannot be tracked: its memory is dumped by the dump alone, then.
+    fn look(&mut self, frozen: &mut FrozenTask, patience: &Patience) -> Result<Option<Looked>> {
+        let (deputy, task) = (frozen.deputy(), instance(frozen.pid)?);
+        frozen.dir.read("maps", &mut self.buffer).context("read maps")?;
+        let areas = Areas::of(deputy, &self.buffer)?;
+        if let Some(pins) = &areas.pins {
+            log::warn!("task {} ({}) cannot be tracked: it has {pins}", frozen.pid, frozen.name);
+            return Ok(None);
+        }
+        let pagemap = File::from(frozen.dir.open("pagemap").context("open pagemap")?);
+        let kept =
+            self.previous.map(|previous| previous.unwritten(task, &pagemap)).transpose()?.unwrap_or_default();
+        let known = self.previous.and_then(|previous| previous.keeper.as_ref());
+        let known = known.map(|keeper| keeper.descriptor(task)).transpose()?.flatten();
+        // The address space that a descriptor is for is gone when the task has run another program.
+        let known = known.filter(|descriptor| track_all(descriptor, &areas.anonymous).is_ok());
+        let descriptor = match known {
+            Some(descriptor) => descriptor,
+            None => match self.new_descriptor(frozen, &areas, patience)? {
+                Some(descriptor) if track_all(&descriptor, &areas.anonymous).is_ok() => descriptor,
+                // The memory of another task that was looked at already.
+                _ => return Ok(None),
+            },
+        };
+        let memory = File::from(frozen.dir.open("mem").context("open mem")?);
+        Ok(Some(Looked { task, deputy, descriptor, areas: areas.anonymous, pagemap, memory, kept }))
+    }
+
+    /// Has the task make a descriptor, takes a copy and has it close its own.
+    fn new_descriptor(
+        &mut self,
+        frozen: &mut FrozenTask,
+        areas: &Areas,
+        patience: &Patience,
+    ) -> Result<Option<OwnedFd>> {
+        let mut refusals = Refusals::default();
+        let deputy = frozen.deputy();
+        let refuse = &mut Refuse::new(&mut refusals, frozen.pid, &frozen.name);
+        let target = self.target(frozen, areas, refuse)?;
+        if let Err(refused) = refusals.finish("tracking") {
+            log::warn!("{refused}");
+        }
+        let Some((target, caller)) = target else {
+            log::warn!("task {} ({}) cannot be tracked now: it is dumped whole", frozen.pid, frozen.name);
+            return Ok(None);
+        };
+        let thread = &mut frozen.threads[caller];
+        let executor = Executor::open(target, thread, || areas.writable.clone(), patience)?;
+        let made = make(&executor, thread, deputy, patience);
+        executor.close(thread, patience)?;
+        let made = made?;
+        if let Err(errno) = &made {
+            log::warn!("task {} ({}) cannot be tracked: userfaultfd: {errno}", frozen.pid, frozen.name);
+        }
+        Ok(made.ok())
+    }
+
+    /// How to have a task make calls, and by which of its threads; `None` if it cannot now.
+    fn target(
+        &mut self,
+        frozen: &FrozenTask,
+        areas: &Areas,
+        refuse: &mut Refuse<'_>,
+    ) -> Result<Option<(Target, usize)>> {
+        let FrozenTask { pid, dir, threads, .. } = frozen;
+        let deputy = frozen.deputy();
+        let statuses = task::read_statuses(dir, threads, &mut self.buffer)?;
+        let abi = abi::dump_vdso(deputy, dir, &areas.vdso, &mut Vec::new(), refuse)?;
+        let (Some(abi), Some(whole)) = (abi, statuses.first()) else { return Ok(None) };
+        for thread in threads {
+            if thread.dispatch()?.is_some() {
+                refuse.because(format!("thread {}", thread.tid()), "has system call user dispatch");
+                return Ok(None);
+            }
+        }
+        let caller = ask::caller(threads, abi)?;
+        let may_run = rseq::dump(deputy, &threads[caller], refuse)?.may_run
+            && seccomp::suspend(threads, &statuses, true, refuse)?
+            && ask::can_be_asked(threads, &areas.leftovers)?;
+        let gadget = Gadget::find(deputy, abi, &areas.code, &mut self.gadgets).filter(|_| may_run);
+        let (ignored, caught, leftovers) = (whole.ignored, whole.caught, areas.leftovers.clone());
+        Ok(gadget
+            .map(|gadget| (Target { pid: *pid, deputy, abi, gadget, ignored, caught, leftovers }, caller)))
+    }
+}
+
+/// Puts all areas under a descriptor. Those that cannot be (droppable memory, huge TLB pages) are left out.
+fn track_all(descriptor: &OwnedFd, areas: &[Vma]) -> nix::Result<()> {
+    for area in areas {
+        match userfaultfd::track(descriptor.as_fd(), area.start.0, area.end.0) {
+            Ok(()) | Err(Errno::EINVAL | Errno::EPERM) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// The calls of a task for [`Looker::new_descriptor`].
+fn make(
+    executor: &Executor,
+    thread: &mut Stopped,
+    deputy: Pid,
+    patience: &Patience,
+) -> Result<nix::Result<OwnedFd>> {
+    let task = pidfd::open(deputy).context("pidfd_open")?;
+    let mut batch = executor.batch(thread)?;
+    let opened = batch.call(Call::Userfaultfd, &[Arg::Value(userfaultfd::FLAGS)]);
+    let opened = match executor.run(thread, &batch, patience)?.result(opened) {
+        Ok(fd) => fd,
+        Err(errno) => return Ok(Err(errno)),
+    };
+    let copy = u32::try_from(opened).map_err(|_| Errno::EBADF).and_then(|fd| pidfd::get_fd(task.as_fd(), fd));
+    let mut batch = executor.batch(thread)?;
+    batch.call(Call::Close, &[Arg::Value(opened)]);
+    executor.run(thread, &batch, patience)?;
+    let copy = copy.context("pidfd_getfd")?;
+    userfaultfd::enable(copy.as_fd()).context("userfaultfd cannot track writes (needs Linux 6.7)")?;
+    Ok(Ok(copy))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn areas_are_told_apart() {
+        let maps = b"08048000-08049000 r-xp 00001000 fe:00 325843                             /bin/a\n\
+            08100000-08200000 rw-p 00000000 00:00 0                                  [heap]\n\
+            f7ee9000-f7ef3000 ---p 00000000 00:00 0 \n\
+            f7f00000-f7f01000 rw-s 00000000 00:01 77                                 /dev/shm/a\n\
+            f7f04000-f7f06000 r-xp 00000000 00:00 0                                  [vdso]\n\
+            ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]\n";
+        let areas = Areas::of(1, maps).unwrap();
+        assert_eq!(
+            areas.anonymous.iter().map(|vma| vma.start.0).collect::<Vec<_>>(),
+            [0x0810_0000, 0xf7ee_9000]
+        );
+        assert_eq!((areas.vdso.len(), areas.code.len(), areas.pins), (1, 2, None));
+        assert_eq!(areas.writable[0], 0x0810_0000..0x0820_0000);
+        for name in ["/[aio] (deleted)", "anon_inode:[io_uring]", "/dev/infiniband/uverbs0"] {
+            let line = format!("f7f00000-f7f01000 rw-s 00000000 00:01 77        {name}\n");
+            assert_eq!(Areas::of(1, line.as_bytes()).unwrap().pins.as_deref(), Some(name));
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What stands in the way of a dump of internet sockets, found once all of the tree are known.
+
+use super::address::Shown;
+use super::{
+    Ends, Found, Policy, Sockets, TcpPolicy, addresses, diag, inject, is_connected, listens_at, queue, stream,
+};
+use crate::refusal::Refusals;
+use crate::resource::Refuse;
+use crate::resource::path::CLOSE;
+use crate::resource::socket::peek_offset;
+use crate::resource::unix_socket::Holder;
+use crate::sys::{pipe, socket as sys, tcp};
+use anyhow::{Context, Result};
+use images::inet::{InetProtocol, InetState};
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// Ways out.
+const ESTABLISHED: &str =
+    "use --tcp-established to keep it, or --tcp-close to have the socket come back closed";
+const IN_FLIGHT: &str = "have the program accept them, or use --skip-in-flight to have them reset";
+const READ: &str = "have the program read it before the dump";
+
+/// What is known of the connections of a tree.
+#[derive(Default)]
+struct Connections {
+    /// Connected sockets of the tree.
+    ours: HashMap<Ends, usize>,
+    /// Where it listens, which is at few places.
+    listening: Vec<SocketAddr>,
+    /// Those whose other ends wait to be accepted by the tree, too.
+    waiting: HashSet<usize>,
+    /// Those of the same kind over which something was sent.
+    used: HashSet<usize>,
+}
+
+impl Connections {
+    /// Whether one socket of the tree, and not several (SO_REUSEPORT), can be the one that accepts what comes to an end of a connection.
+    fn has_listener(&self, end: &Ends) -> bool {
+        self.listening.iter().filter(|&&own| listens_at(own, end.local)).count() == 1
+    }
+}
+
+impl Sockets {
+    /// Refuses what cannot be had.
+    pub(crate) fn check(&mut self, policy: Policy, refusals: &mut Refusals) -> Result<()> {
+        let mut known = diag::Known::default();
+        let listening = self.found.iter().filter_map(Found::listens_at).collect();
+        let mut connections = Connections { ours: self.connected(), listening, ..Connections::default() };
+        for index in 0..self.found.len() {
+            self.find_waiting(index, &mut connections, &mut known)?;
+        }
+        let mut queues = Vec::new();
+        for index in 0..self.found.len() {
+            let found = &self.found[index];
+            let Holder { pid, name, object } = found.holder.clone();
+            let mut refuse = Refuse::new(refusals, pid, &name);
+            let fd = found.socket.as_fd();
+            if sys::events(fd).context("poll")? & libc::POLLERR != 0 {
+                refuse.with_hint(&object, "has an error to tell, which asking for it would take away", READ);
+                continue;
+            }
+            if found.record.protocol != InetProtocol::Tcp {
+                if self.check_datagrams(index, &mut known, &mut refuse)? {
+                    queues.push(index);
+                }
+                continue;
+            }
+            if found.state != tcp::CLOSE && known.of(&found.record)?.signed {
+                let reason = "TCP segments that are signed (TCP_MD5SIG) are not supported";
+                refuse.with_hint(&object, reason, CLOSE);
+                continue;
+            }
+            match &found.record.state {
+                InetState::Listening(_) => self.check_listening(index, policy, &connections, &mut refuse)?,
+                InetState::Ended(_) => self.check_ended(index, &mut refuse)?,
+                InetState::Connecting => {
+                    self.found[index].record.peer = known.of(&self.found[index].record)?.peer;
+                }
+                _ if is_connected(found.state) => {
+                    self.check_connected(index, policy, &connections, &mut refuse)?;
+                }
+                _ => {}
+            }
+        }
+        self.read_queues(&queues, refusals)
+    }
+
+    /// Notes a connection that a socket of the tree has made, and that another one has not accepted.
+    fn find_waiting(
+        &self,
+        index: usize,
+        connections: &mut Connections,
+        known: &mut diag::Known,
+    ) -> Result<()> {
+        let found = &self.found[index];
+        if found.state != tcp::ESTABLISHED {
+            return Ok(());
+        }
+        let there = Ends::of(&found.record)?.seen_from_there();
+        if connections.ours.contains_key(&there) || !connections.has_listener(&there) {
+            return Ok(());
+        }
+        let unacknowledged = tcp::unacknowledged(found.socket.as_fd()).context("SIOCOUTQ")?;
+        match known.received_without_holder(&there)? {
+            Some(0) if unacknowledged == 0 => drop(connections.waiting.insert(index)),
+            Some(_) => drop(connections.used.insert(index)),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Refuses connections that wait to be accepted and would be lost.
+    fn check_listening(
+        &self,
+        index: usize,
+        policy: Policy,
+        connections: &Connections,
+        refuse: &mut Refuse<'_>,
+    ) -> Result<()> {
+        let found = &self.found[index];
+        let waiting = tcp::info(found.socket.as_fd()).context("TCP_INFO")?.waiting as usize;
+        let mut ours = 0;
+        for &client in &connections.waiting {
+            let there = Ends::of(&self.found[client].record)?.seen_from_there();
+            ours += usize::from(found.listens_at().is_some_and(|own| listens_at(own, there.local)));
+        }
+        if waiting > ours && !policy.skip_in_flight {
+            let reason = format!("{} connections wait to be accepted", waiting - ours);
+            refuse.with_hint(&found.holder.object, reason, IN_FLIGHT);
+        }
+        Ok(())
+    }
+
+    /// Reads what is left of a connection that has ended.
+    fn check_ended(&mut self, index: usize, refuse: &mut Refuse<'_>) -> Result<()> {
+        let found = &mut self.found[index];
+        let fd = found.socket.as_fd();
+        let unread = pipe::readable_bytes(fd).context("FIONREAD")?;
+        if unread > 0 && peek_offset::get(fd).is_ok_and(|offset| offset >= 0) {
+            let reason = "its connection has ended, and its data is looked at by offset (SO_PEEK_OFF)";
+            refuse.with_hint(&found.holder.object, reason, READ);
+            return Ok(());
+        }
+        let incoming = stream::peek(fd, unread).context("read its queue")?;
+        found.record.state = InetState::Ended(incoming);
+        Ok(())
+    }
+
+    /// Refuses a connection that reaches out of the tree, unless it is to be kept or given up.
+    fn check_connected(
+        &mut self,
+        index: usize,
+        policy: Policy,
+        connections: &Connections,
+        refuse: &mut Refuse<'_>,
+    ) -> Result<()> {
+        let found = &mut self.found[index];
+        if connections.waiting.contains(&index) {
+            // It connects again, to the one that listens again.
+            found.record.state = InetState::Connecting;
+            return Ok(());
+        }
+        if connections.used.contains(&index) {
+            // Given up, it is reset, as the kernel does to connections whose listening socket is closed.
+            found.record.state = InetState::Ended(Vec::new());
+            found.record.peer = None;
+            if !policy.skip_in_flight {
+                let reason = "has a connection that waits to be accepted, over which data was sent: nobody can look at that";
+                refuse.with_hint(&found.holder.object, reason, IN_FLIGHT);
+            }
+            return Ok(());
+        }
+        let inside = connections.ours.contains_key(&Ends::of(&found.record)?.seen_from_there());
+        if !inside && policy.tcp == TcpPolicy::Refuse {
+            let (local, peer) = addresses(&found.record)?;
+            let reason = format!("connected from {} to {}, outside of the tree", Shown(&local), Shown(&peer));
+            refuse.with_hint(&found.holder.object, reason, ESTABLISHED);
+        }
+        if !inside && policy.tcp == TcpPolicy::Close {
+            found.record.state = InetState::Ended(Vec::new());
+            found.record.peer = None;
+        } else if sys::events(found.socket.as_fd()).context("poll")? & libc::POLLPRI != 0 {
+            refuse.with_hint(&found.holder.object, "has urgent data to be read (MSG_OOB)", READ);
+        }
+        Ok(())
+    }
+
+    /// Whether a socket has datagrams to be read.
+    fn check_datagrams(
+        &mut self,
+        index: usize,
+        known: &mut diag::Known,
+        refuse: &mut Refuse<'_>,
+    ) -> Result<bool> {
+        let found = &mut self.found[index];
+        let unsent = sys::unreceived_bytes(found.socket.as_fd()).context("SIOCOUTQ")?;
+        let corked = |option: &images::socket::SocketOption| {
+            (option.level, option.name) == (libc::IPPROTO_UDP.cast_unsigned(), 1)
+                && option.value.first() == Some(&1)
+        };
+        if unsent > 0 && found.record.options.iter().any(corked) {
+            let reason = "has a datagram that is not complete (UDP_CORK)";
+            refuse.with_hint(&found.holder.object, reason, "have the program send it before the dump");
+        }
+        // Only one that is connected can be shut down to anyone's knowledge.
+        if found.record.peer.is_some() {
+            found.record.shutdown = known.of(&found.record)?.shutdown;
+        }
+        // One that receives nothing more is always readable.
+        let readable = sys::events(found.socket.as_fd()).context("poll")? & libc::POLLIN != 0;
+        Ok(readable && found.record.shutdown & 1 == 0)
+    }
+
+    /// Reads what waits in the queues of these sockets.
+    fn read_queues(&mut self, indices: &[usize], refusals: &mut Refusals) -> Result<()> {
+        let sockets: Vec<BorrowedFd<'_>> =
+            indices.iter().map(|&index| self.found[index].socket.as_fd()).collect();
+        let queues = queue::read_all(&sockets)?;
+        if queues.is_empty() {
+            return Ok(());
+        }
+        let own = inject::own_addresses()?;
+        for (&index, mut queue) in indices.iter().zip(queues) {
+            let Found { holder, record, .. } = &mut self.found[index];
+            for datagram in queue.iter_mut().filter(|_| record.v6) {
+                if let IpAddr::V4(ip) = datagram.destination.ip {
+                    datagram.destination.ip = ip.to_ipv6_mapped().into();
+                }
+            }
+            let others = queue.iter().find(|one| !own.contains(&one.destination.ip.to_canonical()));
+            if let Some(datagram) = others {
+                let reason =
+                    format!("has datagrams to be read that were sent to {}", Shown(&datagram.destination));
+                refusals.task((holder.pid, &holder.name), &holder.object, reason, Some(READ));
+            }
+            record.queue = queue;
+        }
+        Ok(())
+    }
+}

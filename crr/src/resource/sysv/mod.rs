@@ -1,0 +1,79 @@
+//! System V shared memory: segments that tasks have attached.
+//!
+//! They lie in the IPC namespace of crr, which is that of the tree. One that has not been removed stays there when the tree is gone; the
+//! restore puts back what it held at the dump, as it does with all memory. What is gone by then (those that were removed go with the tree)
+//! is made again under its old id. For both, nobody else may have it attached.
+
+pub(crate) mod recreate;
+pub(crate) mod undo;
+
+use crate::proc::hex;
+use crate::proc::sysvipc::{self, Row};
+use crate::refusal::{Refusal, Refusals};
+use crate::resource::memory::SharedObject;
+use crate::sys::mapping::SharedAnonymous;
+use anyhow::{Context, Result};
+use images::sysv::Segment;
+use nix::sys::stat::FileStat;
+use std::cell::OnceCell;
+
+/// Tells segments from files that only look like them.
+#[derive(Debug, Default)]
+pub(crate) struct Kind {
+    device: OnceCell<u64>,
+}
+
+impl Kind {
+    /// The key of the segment that a mapped file is, if it is one. It then lies where the kernel keeps its own shared memory (shm_mnt,
+    /// mm/shmem.c), as anonymous shared memory does; its name is by newseg() of ipc/shm.c.
+    pub(crate) fn key(&self, name: &[u8], open: &FileStat) -> Result<Option<i32>> {
+        let digits = name.strip_prefix(b"/SYSV").and_then(|rest| rest.strip_suffix(b" (deleted)"));
+        let Some(key) = digits.and_then(hex).and_then(|key| u32::try_from(key).ok()) else { return Ok(None) };
+        let device = match self.device.get() {
+            Some(&device) => device,
+            None => {
+                let own = SharedAnonymous::map(1).context("map a page")?;
+                let path = own.path();
+                let stat = nix::sys::stat::stat(path.as_str()).with_context(|| path.clone())?;
+                *self.device.get_or_init(|| stat.st_dev)
+            }
+        };
+        Ok((open.st_dev == device).then_some(key.cast_signed()))
+    }
+}
+
+/// All segments that there are.
+fn segments() -> Result<Vec<Row>> {
+    const FILE: &str = "/proc/sysvipc/shm";
+    let text = std::fs::read(FILE).context(FILE)?;
+    Ok(sysvipc::segments(&text)?)
+}
+
+/// Completes the records of segments. One that shows in other areas than those of the tree is refused: after a restore its users would no longer
+/// see each other's writes.
+pub(crate) fn complete(objects: &mut [SharedObject], refusals: &mut Refusals) -> Result<()> {
+    let mut segments_there = None;
+    for object in objects {
+        let Some(key) = object.key else { continue };
+        let rows = match &segments_there {
+            Some(rows) => rows,
+            None => segments_there.insert(segments()?),
+        };
+        let id = i32::try_from(object.ino).context("id of a segment")?;
+        let row = rows.iter().find(|row| row.segment.id == id);
+        let (reason, hint) = match row {
+            Some(row) if row.attached == object.areas => {
+                object.segment = Some(Segment { key, ..row.segment.clone() });
+                continue;
+            }
+            Some(row) => (
+                format!("is attached {} times, {} of them in the tree", row.attached, object.areas),
+                "dump a tree that holds all tasks that share it",
+            ),
+            None => ("is of another IPC namespace".to_owned(), "run crr in that namespace"),
+        };
+        let object = format!("System V shared memory {id}");
+        refusals.push(Refusal { task: None, object, reason, hint: Some(hint.into()) });
+    }
+    Ok(())
+}

@@ -1,0 +1,150 @@
+//! Putting segments back.
+
+use super::segments;
+use crate::refusal::{Refusal, Refusals};
+use crate::sys::sysv::{self as sys, Attached};
+use anyhow::{Context, Result, bail};
+use images::id::PAGE_SIZE;
+use images::memory::{Memory, Shared};
+use images::sysv::Segment;
+use nix::errno::Errno;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// Permissions proper.
+const PERMISSIONS: u32 = 0o777;
+
+/// The segments of a tree with their contents, attached to this process. Those that were made go when this value does, unless they are to be
+/// kept; what was removed goes with the last task that has it.
+#[derive(Debug, Default)]
+pub(crate) struct Segments {
+    attached: Vec<Attached>,
+    made: Vec<i32>,
+}
+
+impl Segments {
+    /// Detaches them: the tasks have them.
+    pub(crate) fn let_go(&mut self) {
+        self.attached.clear();
+    }
+
+    /// What was made is to stay.
+    pub(crate) fn keep(&mut self) {
+        self.made.clear();
+    }
+}
+
+impl Drop for Segments {
+    fn drop(&mut self) {
+        for id in &self.made {
+            let _ = sys::remove_segment(*id);
+        }
+    }
+}
+
+fn recorded(memory: &Memory) -> impl Iterator<Item = (&Shared, &Segment)> {
+    memory.shared.iter().filter_map(|shared| Some((shared, shared.segment.as_ref()?)))
+}
+
+fn name(segment: &Segment) -> String {
+    format!("System V shared memory {}", segment.id)
+}
+
+/// Whether a segment is the recorded one: owner and permissions can be changed at any time.
+fn is_same(there: &Segment, segment: &Segment) -> bool {
+    let what = |segment: &Segment| {
+        (segment.key, segment.creator_uid, segment.creator_gid, segment.mode & Segment::REMOVED)
+    };
+    what(there) == what(segment)
+}
+
+/// Segments that keep those of the tree from being put back.
+///
+/// # Errors
+/// If `/proc` does not tell which there are.
+pub(crate) fn preflight(refusals: &mut Refusals, memory: &Memory) -> Result<()> {
+    if recorded(memory).next().is_none() {
+        return Ok(());
+    }
+    let rows = segments()?;
+    for (shared, segment) in recorded(memory) {
+        let by_id = rows.iter().find(|row| row.segment.id == segment.id);
+        let found_by_key = segment.key != 0 && segment.mode & Segment::REMOVED == 0;
+        let by_key = || rows.iter().find(|row| found_by_key && row.segment.key == segment.key);
+        let reason = match (by_id, by_key()) {
+            (Some(row), _) if row.attached != 0 => "is attached by somebody else".to_owned(),
+            (Some(row), _) if is_same(&row.segment, segment) && row.size == shared.size => continue,
+            (Some(_), _) => "is another segment now".to_owned(),
+            (None, Some(row)) => {
+                format!("its key {:#x} is that of segment {} now", segment.key, row.segment.id)
+            }
+            (None, None) => continue,
+        };
+        let hint = Some("have its users detach it, or remove it (ipcrm)".to_owned());
+        refusals.push(Refusal { task: None, object: name(segment), reason, hint });
+    }
+    Ok(())
+}
+
+/// Puts all segments back with what was in them.
+///
+/// # Errors
+/// Names the one that fails; what was made goes again.
+pub(crate) fn put_back(memory: &Memory, pages: &File) -> Result<Segments> {
+    let mut segments = Segments::default();
+    for (shared, segment) in recorded(memory) {
+        put_back_one(&mut segments, shared, segment, pages).with_context(|| name(segment))?;
+    }
+    Ok(segments)
+}
+
+fn put_back_one(segments: &mut Segments, shared: &Shared, segment: &Segment, pages: &File) -> Result<()> {
+    let id = segment.id;
+    let (mut attached, made) = match Attached::new(id, shared.size) {
+        Ok(attached) => (attached, false),
+        Err(Errno::EINVAL | Errno::EIDRM) => {
+            make(shared, segment)?;
+            segments.made.push(id);
+            (Attached::new(id, shared.size).context("shmat")?, true)
+        }
+        Err(errno) => return Err(errno).context("shmat"),
+    };
+    if !made {
+        attached.empty().context("empty it")?;
+    }
+    for run in &shared.runs {
+        let bytes = attached.slice(run.start.0, run.pages * PAGE_SIZE);
+        let Some(bytes) = bytes else { bail!("pages at {} lie beyond its size", run.start) };
+        pages.read_exact_at(bytes, run.first_page * PAGE_SIZE).context("pages.img")?;
+    }
+    sys::set_segment(id, (segment.uid, segment.gid), segment.mode & PERMISSIONS).context("owner")?;
+    if made && segment.mode & Segment::LOCKED != 0 {
+        sys::lock_segment(id, true).context("lock it in memory")?;
+    }
+    segments.attached.push(attached);
+    if segment.mode & Segment::REMOVED != 0 {
+        // It stays for as long as it is attached, here for now, and others can still attach it.
+        sys::remove_segment(id).context("remove it")?;
+        segments.made.retain(|made| *made != id);
+    }
+    Ok(())
+}
+
+/// Makes a segment under its old id, which takes a word to the kernel first (ipc_idr_alloc(), ipc/util.c).
+fn make(shared: &Shared, segment: &Segment) -> Result<()> {
+    const NEXT_ID: &str = "/proc/sys/kernel/shm_next_id";
+    std::fs::write(NEXT_ID, segment.id.to_string()).context(NEXT_ID)?;
+    let creator = (segment.creator_uid, segment.creator_gid);
+    let make = |key| sys::make_segment(key, shared.size, segment.mode & PERMISSIONS, creator);
+    let made = match make(segment.key) {
+        // Its own key is but a part of the name that it shows.
+        Err(Errno::EEXIST) if segment.mode & Segment::REMOVED != 0 => make(libc::IPC_PRIVATE),
+        made => made,
+    };
+    let made = made.context("make it again")?;
+    if made != segment.id {
+        let _ = sys::remove_segment(made);
+        bail!("cannot have its id: another segment is at that place");
+    }
+    Ok(())
+}

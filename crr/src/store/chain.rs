@@ -1,0 +1,106 @@
+//! The checkpoints that one builds on, of which it uses pages.
+
+use super::check;
+use super::reader::{open_pages, place, read_inventory, read_listed};
+use anyhow::{Context, Result, anyhow, bail};
+use images::container::Kind;
+use images::inventory::{Inventory, Parent, PreDump};
+use images::memory::Memory;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// More than this is no chain that anybody has made.
+const MAX_LENGTH: usize = 4096;
+
+/// What was saved of a tree while it ran (`crr pre-dump`).
+#[derive(Debug)]
+pub struct Round {
+    /// Where it is.
+    pub dir: PathBuf,
+    /// See [`Inventory`]; it has a `pre_dump`.
+    pub inventory: Inventory,
+    /// See [`Memory`]: of the spaces there are only runs.
+    pub memory: Memory,
+    /// The page file, open for reading.
+    pub pages: File,
+    /// The checksum by which another one names this.
+    pub crc: u32,
+}
+
+impl Round {
+    /// Reads one, not those that it builds on.
+    ///
+    /// # Errors
+    /// Names the file and what is wrong with it.
+    pub fn open(dir: &Path) -> Result<Self> {
+        Self::open_files(dir).with_context(|| place(dir))
+    }
+
+    /// Reads one if it is there, and no checkpoint is.
+    ///
+    /// # Errors
+    /// As [`Round::open`].
+    pub fn open_if(dir: &Path) -> Result<Option<Self>> {
+        let is_one = read_inventory(dir).is_ok_and(|(inventory, _)| inventory.pre_dump.is_some());
+        is_one.then(|| Self::open(dir)).transpose()
+    }
+
+    fn open_files(dir: &Path) -> Result<Self> {
+        let (inventory, crc) = read_inventory(dir)?;
+        if inventory.pre_dump.is_none() {
+            bail!("is no pre-dump: only those keep track of what is written afterwards");
+        }
+        let [memory, pages] = check::round_entries(&inventory)
+            .context(Kind::Inventory.file_name())
+            .map(|found| found.map(Clone::clone))?;
+        let memory = read_listed(dir, &memory)?;
+        let pages = open_pages(dir, &pages).context(Kind::Pages.file_name())?;
+        check::round(&inventory, &memory)?;
+        Ok(Self { dir: dir.to_owned(), inventory, memory, pages, crc })
+    }
+
+    /// Its tasks, and who keeps track of them.
+    ///
+    /// # Errors
+    /// Never: [`Round::open`] has looked.
+    pub fn pre_dump(&self) -> Result<&PreDump> {
+        self.inventory.pre_dump.as_ref().context("no pre-dump")
+    }
+}
+
+/// The directory of a parent.
+fn directory(child: &Path, parent: &Parent) -> PathBuf {
+    child.join(OsStr::from_bytes(&parent.dir))
+}
+
+/// What a checkpoint in `dir` builds on, the oldest first, as far as to the end of the chain.
+///
+/// # Errors
+/// Names the one that is missing, damaged or another.
+pub(super) fn ancestors(dir: &Path, inventory: &Inventory, memory: &Memory) -> Result<Vec<Round>> {
+    let mut found: Vec<Round> = Vec::new();
+    let mut next = inventory.parent.as_ref().map(|parent| (directory(dir, parent), parent.crc));
+    let mut first_page = memory.first_page;
+    while let Some((dir, crc)) = next {
+        if found.len() == MAX_LENGTH {
+            bail!("builds on more than {MAX_LENGTH} others");
+        }
+        let round = Round::open(&dir).context("builds on others, which have to be there")?;
+        let end = round.memory.first_page.checked_add(round.memory.page_count);
+        if round.crc != crc || end != Some(first_page) {
+            let (is, was) = (round.crc, crc);
+            return Err(anyhow!("its inventory has checksum {is:08x}, that of the dump {was:08x}"))
+                .with_context(|| format!("{} is another one by now", place(&dir)));
+        }
+        first_page = round.memory.first_page;
+        next = round.inventory.parent.as_ref().map(|parent| (directory(&dir, parent), parent.crc));
+        found.push(round);
+    }
+    if first_page != 0 {
+        bail!("{first_page} pages of others, and there are none");
+    }
+    found.reverse();
+    Ok(found)
+}

@@ -1,0 +1,152 @@
+//! System V IPC.
+//!
+//! # Safety
+//! The kernel reads and writes structures of ours; an attached segment is ours until it is detached, which ends the value that stands for
+//! it.
+#![allow(unsafe_code)]
+
+use super::check;
+use nix::errno::Errno;
+use std::ptr::NonNull;
+
+/// Makes a segment with this key, permissions and size, by a thread with these ids: its creator and, at first, its owner. The C library is
+/// not told of the ids, which go with the thread.
+///
+/// # Errors
+/// As setresuid(2) and shmget(2).
+pub fn make_segment(key: i32, size: u64, mode: u32, (uid, gid): (u32, u32)) -> nix::Result<i32> {
+    const KEEP: u32 = u32::MAX;
+    let size = usize::try_from(size).map_err(|_| Errno::ENOMEM)?;
+    let flags = libc::IPC_CREAT | libc::IPC_EXCL | mode.cast_signed();
+    let make = move || {
+        // SAFETY: plain numbers; the thread ends after this.
+        check(unsafe { libc::syscall(libc::SYS_setresgid, KEEP, gid, KEEP) })?;
+        // SAFETY: as above.
+        check(unsafe { libc::syscall(libc::SYS_setresuid, KEEP, uid, KEEP) })?;
+        // SAFETY: plain numbers.
+        check(unsafe { libc::shmget(key, size, flags) })
+    };
+    std::thread::scope(|scope| scope.spawn(make).join()).unwrap_or(Err(Errno::EAGAIN))
+}
+
+/// Gives a segment this owner and these permissions.
+///
+/// # Errors
+/// EPERM; EINVAL when it is gone.
+pub fn set_segment(id: i32, (uid, gid): (u32, u32), mode: u32) -> nix::Result<()> {
+    // SAFETY: all zeros are such a record.
+    let mut record: libc::shmid_ds = unsafe { std::mem::zeroed() };
+    record.shm_perm.uid = uid;
+    record.shm_perm.gid = gid;
+    record.shm_perm.mode = mode.try_into().map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the kernel reads a live record.
+    check(unsafe { libc::shmctl(id, libc::IPC_SET, &raw mut record) }).map(drop)
+}
+
+/// Locks a segment in memory, or lets it be swapped out.
+///
+/// # Errors
+/// EPERM, ENOMEM (RLIMIT_MEMLOCK); EINVAL when it is gone.
+pub fn lock_segment(id: i32, lock: bool) -> nix::Result<()> {
+    const SHM_LOCK: i32 = 11;
+    const SHM_UNLOCK: i32 = 12;
+    let command = if lock { SHM_LOCK } else { SHM_UNLOCK };
+    // SAFETY: these commands take no record.
+    check(unsafe { libc::shmctl(id, command, std::ptr::null_mut()) }).map(drop)
+}
+
+/// Marks a segment to go with the last one that has it.
+///
+/// # Errors
+/// EPERM; EINVAL when it is gone.
+pub fn remove_segment(id: i32) -> nix::Result<()> {
+    // SAFETY: this command takes no record.
+    check(unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) }).map(drop)
+}
+
+/// Drops what this thread would have undone at its end, which is nothing, and the list that it would be in.
+///
+/// # Errors
+/// Never, by the manual.
+pub fn forget_undo() -> nix::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::unshare(libc::CLONE_SYSVSEM) }).map(drop)
+}
+
+/// The values of a set of semaphores.
+///
+/// # Errors
+/// EINVAL or EIDRM when it is gone, EACCES.
+pub fn semaphore_values(id: i32, count: u16) -> nix::Result<Vec<u16>> {
+    let mut values = vec![0u16; usize::from(count)];
+    // SAFETY: the kernel writes as many values as the set has, which keeps its size.
+    check(unsafe { libc::semctl(id, 0, libc::GETALL, values.as_mut_ptr()) })?;
+    Ok(values)
+}
+
+/// Who operated last on a semaphore; 0 for a process that cannot be seen from here.
+///
+/// # Errors
+/// EINVAL or EIDRM when it is gone, EACCES.
+pub fn last_user(id: i32, number: u16) -> nix::Result<images::Pid> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::semctl(id, i32::from(number), libc::GETPID) })
+}
+
+/// A segment that this process has attached, and children that it forks have not; detached when dropped.
+#[derive(Debug)]
+pub struct Attached {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+impl Attached {
+    /// Attaches a segment of `len` bytes.
+    ///
+    /// # Errors
+    /// As shmat(2).
+    pub fn new(id: i32, len: u64) -> nix::Result<Self> {
+        let len = usize::try_from(len).map_err(|_| Errno::ENOMEM)?;
+        // SAFETY: a new mapping where the kernel likes.
+        let at = unsafe { libc::shmat(id, std::ptr::null(), 0) };
+        if at.addr() == usize::MAX {
+            return Err(Errno::last());
+        }
+        let attached = NonNull::new(at.cast()).map(|base| Self { base, len }).ok_or(Errno::ENOMEM)?;
+        attached.advise(libc::MADV_DONTFORK)?;
+        Ok(attached)
+    }
+
+    /// Makes it all zeros, with no page in memory.
+    ///
+    /// # Errors
+    /// As madvise(2).
+    pub fn empty(&mut self) -> nix::Result<()> {
+        self.advise(libc::MADV_REMOVE)
+    }
+
+    fn advise(&self, advice: i32) -> nix::Result<()> {
+        let len = self.len.next_multiple_of(4096);
+        // SAFETY: the whole of our own mapping. No reference into it is there, or it is about to be changed by who holds it alone.
+        check(unsafe { libc::madvise(self.base.as_ptr().cast(), len, advice) }).map(drop)
+    }
+
+    /// Its bytes from `offset` to the end of its last page, if it has that many.
+    pub fn slice(&mut self, offset: u64, len: u64) -> Option<&mut [u8]> {
+        let (offset, len) = (usize::try_from(offset).ok()?, usize::try_from(len).ok()?);
+        if offset.checked_add(len)? > self.len.next_multiple_of(4096) {
+            return None;
+        }
+        // SAFETY: inside the mapping (checked), readable and writable, borrowed for as long as the result lives.
+        let start = unsafe { self.base.as_ptr().add(offset) };
+        // SAFETY: as above; any bytes are valid. Nobody else has the segment attached yet.
+        Some(unsafe { std::slice::from_raw_parts_mut(start, len) })
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, to which no reference is left.
+        unsafe { libc::shmdt(self.base.as_ptr().cast()) };
+    }
+}

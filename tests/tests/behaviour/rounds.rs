@@ -1,0 +1,317 @@
+//! Incremental dumps: rounds of `crr pre-dump` while the tree runs, and a dump that builds on them.
+
+use anyhow::{Context, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+use tests::abi::Abi;
+use tests::case::{Running, Workload, images_size, nothing_left};
+use tests::isolate::isolated;
+use tests::{Result, command, here, require_ia32, require_root, wait};
+
+/// Runs a body for both ABIs.
+fn for_both(test: &str, body: impl Fn(&Path, Abi) -> Result) {
+    isolated(test, |dir| {
+        Abi::ALL
+            .into_iter()
+            .try_for_each(|abi| body(&dir.join(abi.to_string()), abi).with_context(|| format!("{abi}")))
+    });
+}
+
+/// The processes that keep track of what is written.
+fn keepers() -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let words = fs::read_to_string(path.join("cmdline")).unwrap_or_default();
+        if words.starts_with("crr\0keep-track\0") {
+            found.push(path.file_name().unwrap_or_default().to_string_lossy().parse()?);
+        }
+    }
+    Ok(found)
+}
+
+/// The task has no descriptor of crr's, and its areas are under none.
+fn is_untracked(root: Pid) -> Result {
+    let smaps = fs::read_to_string(format!("/proc/{root}/smaps"))?;
+    ensure!(!smaps.lines().any(|line| line.starts_with("VmFlags:") && line.contains(" uw")), "still tracked");
+    has_no_descriptor(root)
+}
+
+fn has_no_descriptor(root: Pid) -> Result {
+    for entry in fs::read_dir(format!("/proc/{root}/fd"))? {
+        let target = fs::read_link(entry?.path())?;
+        ensure!(!target.to_string_lossy().contains("userfaultfd"), "it has a userfaultfd");
+    }
+    Ok(())
+}
+
+fn step(running: &Running, number: u32) -> Result {
+    running.signal(Signal::SIGUSR2)?;
+    running.wait_for(&format!("STEP {number}"))
+}
+
+/// Memory that is written, by the program and by the kernel, dropped, moved, replaced, hidden, grown and forked between rounds.
+#[test]
+fn everything_that_changes() {
+    require_root!();
+    require_ia32!();
+    for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("rounds", "steps").start(dir, abi)?;
+        running.pre_dump(&[])?.success()?;
+        has_no_descriptor(running.root)?;
+        step(&running, 1)?;
+        running.pre_dump(&["--compress"])?.success()?;
+        step(&running, 2)?;
+        let before = fs::read_to_string(format!("/proc/{}/maps", running.root))?;
+        ensure!(keepers()?.len() == 1, "keepers: {:?}", keepers()?);
+        running.dump_on_rounds(&[])?.success()?;
+        nothing_left()?;
+        running.restore(&["-d"])?.success()?;
+        is_untracked(running.root)?;
+        let after = fs::read_to_string(format!("/proc/{}/maps", running.root))?;
+        ensure!(before.lines().last() == after.lines().last(), "{before}\n{after}");
+        running.verify()
+    });
+}
+
+/// Tasks of all sorts come back as they were.
+#[test]
+fn all_sorts_of_tasks() {
+    require_root!();
+    require_ia32!();
+    let workloads = [
+        Workload::new("memory", "heap"),
+        Workload::new("memory", "prot_none"),
+        Workload::new("mapping", "private_file"),
+        Workload::new("mapping", "shared_twice"),
+        Workload::new("threads", "many"),
+        Workload::new("families", "memory"),
+        Workload::new("tree", "mixed"),
+        Workload::new("syscalls", "waiting"),
+        Workload::new("room", "limit"),
+    ];
+    for_both(&here!(), |dir, abi| {
+        for workload in &workloads {
+            tracked(&dir.join(workload.to_string()), workload, abi).with_context(|| workload.to_string())?;
+        }
+        Ok(())
+    });
+}
+
+fn tracked(dir: &Path, workload: &Workload, abi: Abi) -> Result {
+    let mut running = workload.start(dir, abi)?;
+    let before = running.snapshot()?;
+    running.pre_dump(&[])?.success()?;
+    running.pre_dump(&[])?.success()?;
+    running.dump_on_rounds(&[])?.success()?;
+    nothing_left()?;
+    running.restore(&["-d"])?.success()?;
+    running.looks_like(&before)?;
+    running.verify()
+}
+
+/// A tree that is let run by the last dump is as before, not tracked any more. So it is after a dump that knows nothing of pre-dumps.
+#[test]
+fn tracking_ends_with_the_dump() {
+    require_root!();
+    require_ia32!();
+    for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("memory", "anonymous").start(dir, abi)?;
+        let before = running.snapshot()?;
+        running.pre_dump(&[])?.success()?;
+        running.dump_on_rounds(&["--leave-running"])?.success()?;
+        is_untracked(running.root)?;
+        running.looks_like(&before)?;
+        running.pre_dump(&[])?.success()?;
+        running.dump(&["--leave-running"])?.success()?;
+        ensure!(keepers()?.is_empty(), "a keeper is left");
+        running.looks_like(&before)?;
+        running.dump(&[])?.success()?;
+        nothing_left()?;
+        running.restore(&["-d"])?.success()?;
+        running.looks_like(&before)?;
+        running.verify()
+    });
+}
+
+/// Without the keeper nobody knows what was written: the dump says so and takes everything.
+#[test]
+fn a_keeper_that_was_killed_is_noticed() {
+    require_root!();
+    require_ia32!();
+    for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("rounds", "steps").start(dir, abi)?;
+        running.pre_dump(&[])?.success()?;
+        for keeper in keepers()? {
+            kill(Pid::from_raw(keeper), Signal::SIGKILL)?;
+        }
+        wait::until(wait::STEP, "the keeper ends", || Ok(keepers()?.is_empty().then_some(())))?;
+        is_untracked(running.root)?;
+        step(&running, 1)?;
+        step(&running, 2)?;
+        let dumped = running.dump_on_rounds(&[])?.success()?;
+        dumped.says("nobody has kept track of what was written since")?;
+        nothing_left()?;
+        running.restore(&["-d"])?.success()?;
+        running.verify()
+    });
+}
+
+/// The keeper ends with the tasks.
+#[test]
+fn a_keeper_ends_with_its_tasks() {
+    require_root!();
+    require_ia32!();
+    for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("tree", "mixed").start(dir, abi)?;
+        running.pre_dump(&[])?.success()?;
+        running.verify()
+    });
+}
+
+/// Each round has only what was written since, and the last dump stops the tree for a fraction of the time of a whole one.
+#[test]
+fn rounds_of_a_program_that_writes_all_the_time() {
+    require_root!();
+    require_ia32!();
+    for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("rounds", "writer").busy().start(dir, abi)?;
+        let whole = running.dump(&["--leave-running", "-v3"])?.success()?;
+        let whole_size = images_size(&running.images())?;
+        running.pre_dump(&[])?.success()?;
+        running.pre_dump(&[])?.success()?;
+        running.pre_dump(&[])?.success()?;
+        let round_size = images_size(&running.images())?;
+        let last = running.dump_on_rounds(&["-v3"])?.success()?;
+        nothing_left()?;
+        let last_size = images_size(&running.images())?;
+        ensure!(round_size * 10 < whole_size, "a round has {round_size} bytes, all {whole_size}");
+        ensure!(last_size * 10 < whole_size, "the last dump has {last_size} bytes, all {whole_size}");
+        let (whole, last) = (frozen(&whole.stderr)?, frozen(&last.stderr)?);
+        ensure!(last * 3 < whole * 2, "frozen for {last:?} instead of {whole:?}");
+        running.restore(&["-d"])?.success()?;
+        running.verify()
+    });
+}
+
+/// How long a dump says that it stopped the tree.
+fn frozen(said: &str) -> Result<Duration> {
+    let seconds = said.split("frozen for ").nth(1).and_then(|rest| rest.split(' ').next());
+    Ok(Duration::from_secs_f64(seconds.with_context(|| said.to_owned())?.parse()?))
+}
+
+/// A refused dump leaves everything as it was, what is known of written pages too.
+#[test]
+fn a_refused_dump_ends_nothing() {
+    require_root!();
+    require_ia32!();
+    for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("rounds", "steps").start(dir, abi)?;
+        running.pre_dump(&[])?.success()?;
+        let keeper = keepers()?;
+        step(&running, 1)?;
+        // The deleted file is too large for it.
+        let previous = fs::canonicalize(running.images())?.display().to_string();
+        let options = ["--prev-images-dir", &previous, "--ghost-limit", "0"];
+        running.dump(&options)?.code(1)?.says_with_hint("--ghost-limit")?;
+        ensure!(keepers()? == keeper, "the keeper has changed");
+        step(&running, 2)?;
+        let last = running.dump(&options[..2])?.success()?;
+        ensure!(!last.stderr.contains("nobody"), "{}", last.stderr);
+        nothing_left()?;
+        running.restore(&["-d"])?.success()?;
+        running.verify()
+    });
+}
+
+/// What later rounds have anew is given back, and the restore does not miss it.
+#[test]
+fn holes_in_earlier_rounds() {
+    require_root!();
+    require_ia32!();
+    for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("rounds", "steps").start(dir, abi)?;
+        running.pre_dump(&[])?.success()?;
+        let first = running.images().join("pages.img");
+        let stored = || -> Result<u64> { Ok(std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&first)?)) };
+        let whole = stored()?;
+        step(&running, 1)?;
+        running.pre_dump(&["--auto-dedup"])?.success()?;
+        let less = stored()?;
+        ensure!(less < whole, "{less} blocks of {whole}");
+        step(&running, 2)?;
+        running.dump_on_rounds(&[])?.success()?;
+        nothing_left()?;
+        command::crr(dir, &["dedup", "-D", &running.images().display().to_string()])?.success()?;
+        ensure!(stored()? < less, "{} blocks of {less}", stored()?);
+        running.restore(&["-d"])?.success()?;
+        running.verify()
+    });
+}
+
+/// SIGKILL hits `crr pre-dump` at many moments; the tree goes on, is dumped and is right.
+#[test]
+fn killed_pre_dumps_harm_nothing() {
+    require_root!();
+    require_ia32!();
+    for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("rounds", "steps").start(dir, abi)?;
+        let root = running.root.to_string();
+        let begun = std::time::Instant::now();
+        running.pre_dump(&[])?.success()?;
+        let took = begun.elapsed();
+        for round in 0..16u32 {
+            let images = dir.join("killed");
+            fs::create_dir_all(&images)?;
+            let images = images.display().to_string();
+            let mut child = command::spawn(dir, &["pre-dump", "-t", &root, "-D", &images])?;
+            // The moment is what is tried; nothing waits for it.
+            std::thread::sleep(took * round / 16);
+            child.kill()?;
+            child.wait()?;
+            command::none_left()?;
+            has_no_descriptor(running.root)?;
+        }
+        step(&running, 1)?;
+        running.dump(&[])?.success()?;
+        nothing_left()?;
+        running.restore(&["-d"])?.success()?;
+        running.verify()
+    });
+}
+
+/// What a checkpoint builds on has to be there, whole and the same.
+#[test]
+fn parents_are_checked() {
+    require_root!();
+    require_ia32!();
+    for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("memory", "anonymous").start(dir, abi)?;
+        running.pre_dump(&[])?.success()?;
+        let first = running.images();
+        running.restore(&["-d"])?.code(1)?.says("is a pre-dump")?;
+        running.pre_dump(&[])?.success()?;
+        running.dump_on_rounds(&[])?.success()?;
+        nothing_left()?;
+        let shown = command::crr(dir, &["show", &running.images().display().to_string()])?.success()?;
+        ensure!(shown.stdout.contains("builds on ../images-2"), "{}", shown.stdout);
+        ensure!(shown.stdout.contains("builds on ../images-1"), "{}", shown.stdout);
+        let pages = first.join("pages.img");
+        let whole = fs::read(&pages)?;
+        let middle = whole.len() / 2;
+        let mut damaged = whole.clone();
+        damaged[middle..].fill(0x55);
+        fs::write(&pages, &damaged)?;
+        running.restore(&["-d"])?.code(1)?.says("images-1/pages.img: is corrupt")?;
+        fs::write(&pages, &whole)?;
+        let away = first.with_extension("away");
+        fs::rename(&first, &away)?;
+        running.restore(&["-d"])?.code(1)?.says("builds on others, which have to be there")?;
+        fs::rename(&away, &first)?;
+        running.restore(&["-d"])?.success()?;
+        running.verify()
+    });
+}

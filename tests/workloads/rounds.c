@@ -1,0 +1,259 @@
+/*
+ * Memory that changes between the rounds of an incremental dump, in every way that memory changes. On SIGUSR2 the
+ * next step is done and told; on SIGUSR1 everything is looked at.
+ */
+#include "workload.h"
+
+enum { AREA = 64, STEPS = 2 };
+
+static volatile sig_atomic_t asked, finished;
+
+static void on_signal(int signal)
+{
+	if (signal == SIGUSR2)
+		asked = 1;
+	else
+		finished = 1;
+}
+
+/* Calls step(n) for each SIGUSR2 until SIGUSR1 comes. */
+static void rounds(void (*step)(int))
+{
+	struct sigaction action = { .sa_handler = on_signal };
+	sigset_t blocked, none;
+	sigemptyset(&blocked);
+	sigaddset(&blocked, SIGUSR1);
+	sigaddset(&blocked, SIGUSR2);
+	sigprocmask(SIG_BLOCK, &blocked, NULL);
+	MUST(sigaction(SIGUSR1, &action, NULL));
+	MUST(sigaction(SIGUSR2, &action, NULL));
+	sigfillset(&none);
+	sigdelset(&none, SIGUSR1);
+	sigdelset(&none, SIGUSR2);
+	MUST(write(STDOUT_FILENO, "READY\n", 6));
+	for (int done = 0; !finished;) {
+		sigsuspend(&none);
+		if (asked) {
+			char line[16];
+			asked = 0;
+			step(++done);
+			int length = snprintf(line, sizeof(line), "STEP %d\n", done);
+			MUST(write(STDOUT_FILENO, line, (size_t)length));
+		}
+	}
+}
+
+/* What an area of pages is to hold: a seed for each page, 0 for zeros. */
+struct pages {
+	char *memory;
+	uint32_t seed[AREA];
+};
+
+static void put(struct pages *area, size_t page, uint32_t seed)
+{
+	fill(area->memory + page * PAGE, PAGE, seed);
+	area->seed[page] = seed;
+}
+
+static void put_all(struct pages *area, uint32_t seed)
+{
+	for (size_t page = 0; page < AREA; page++)
+		put(area, page, seed + page);
+}
+
+static void look(const struct pages *area, const char *name)
+{
+	static const char zeros[PAGE];
+	for (size_t page = 0; page < AREA; page++) {
+		const char *at = area->memory + page * PAGE;
+		bool right = area->seed[page] == 0 ? memcmp(at, zeros, PAGE) == 0 :
+						     fill_differs(at, PAGE, area->seed[page]) == -1;
+		CHECK(right, "page %zu of %s", page, name);
+	}
+}
+
+static struct pages kept, written, received, dropped, moved, fresh, replaced, hidden, of_file, shared, heap, huge, later;
+static pid_t child;
+
+static char *pages(int protection, int flags, int fd)
+{
+	return MUST((char *)mmap(NULL, AREA * PAGE, protection, flags, fd, 0));
+}
+
+static void forked(void *unused)
+{
+	(void)unused;
+	sigset_t waiting;
+	put(&kept, 7, 7777);
+	sigprocmask(SIG_SETMASK, NULL, &waiting);
+	sigdelset(&waiting, SIGUSR1);
+	prepared();
+	while (!finished)
+		sigsuspend(&waiting);
+	look(&kept, "kept, in a child");
+	look(&written, "written, in a child");
+}
+
+/* The kernel writes, not the program. */
+static void receive(size_t page, uint32_t seed)
+{
+	char bytes[PAGE];
+	int ends[2];
+	MUST(pipe(ends));
+	fill(bytes, PAGE, seed);
+	MUST(write(ends[1], bytes, PAGE));
+	CHECK(read(ends[0], received.memory + page * PAGE, PAGE) == (ssize_t)PAGE, "read: %s", strerror(errno));
+	received.seed[page] = seed;
+	close(ends[0]);
+	close(ends[1]);
+}
+
+static void step(int number)
+{
+	uint32_t seed = 1000 * (uint32_t)number;
+	for (size_t page = (size_t)number; page < AREA; page += 3)
+		put(&written, page, seed + page);
+	receive(5 + (size_t)number, seed);
+	put(&shared, 3 + (size_t)number, seed);
+	put(&huge, 11, seed);
+	MUST(mprotect(hidden.memory, AREA * PAGE, PROT_READ | PROT_WRITE));
+	put(&hidden, (size_t)number, seed);
+	MUST(mprotect(hidden.memory, AREA * PAGE, PROT_NONE));
+	if (number == 1) {
+		MUST(madvise(dropped.memory, 32 * PAGE, MADV_DONTNEED));
+		memset(dropped.seed, 0, 32 * sizeof(dropped.seed[0]));
+		/* One of these is the page of zeros now. */
+		CHECK(((volatile char *)dropped.memory)[3 * PAGE] == 0, "dropped");
+		put(&dropped, 4, seed);
+		char *place = pages(PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+		char *before = moved.memory;
+		moved.memory = MUST((char *)mremap(before, AREA * PAGE, AREA * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, place));
+		fresh.memory = MUST((char *)mmap(before, AREA * PAGE, PROT_READ | PROT_WRITE,
+						 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+		put(&fresh, 0, seed);
+		MUST(munmap(replaced.memory, AREA * PAGE));
+		MUST((char *)mmap(replaced.memory, AREA * PAGE, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+		memset(replaced.seed, 0, sizeof(replaced.seed));
+		put(&replaced, 9, seed);
+		put(&of_file, 2, seed);
+		heap.memory = MUST((char *)sbrk(AREA * PAGE));
+		put_all(&heap, seed);
+		child = spawn(forked, NULL);
+	} else {
+		put(&dropped, 40, seed);
+		put(&moved, 1, seed);
+		put(&fresh, 1, seed);
+		put(&replaced, 10, seed);
+		/* What the file has comes back. */
+		MUST(madvise(of_file.memory, 2 * PAGE, MADV_DONTNEED));
+		of_file.seed[0] = 0;
+		of_file.seed[1] = 0;
+		put(&heap, 30, seed);
+		later.memory = map_anonymous(AREA * PAGE);
+		put_all(&later, seed);
+	}
+}
+
+CASE(steps)
+{
+	const int both = PROT_READ | PROT_WRITE;
+	struct pages *anonymous[] = { &kept, &written, &received, &dropped, &moved, &replaced, &hidden };
+	for (size_t i = 0; i < LENGTH(anonymous); i++) {
+		anonymous[i]->memory = pages(both, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+		put_all(anonymous[i], 100 * (uint32_t)(i + 1));
+	}
+	MUST(mprotect(hidden.memory, AREA * PAGE, PROT_NONE));
+	int fd = MUST(open("zeros", O_RDWR | O_CREAT, 0600));
+	MUST(ftruncate(fd, AREA * PAGE));
+	of_file.memory = pages(both, MAP_PRIVATE, fd);
+	close(fd);
+	put(&of_file, 0, 42);
+	put(&of_file, 1, 43);
+	shared.memory = pages(both, MAP_SHARED | MAP_ANONYMOUS, -1);
+	put_all(&shared, 50);
+	char *aligned = map_anonymous(6 * MIB);
+	aligned += -(uintptr_t)aligned & (2 * MIB - 1);
+	madvise(aligned, 4 * MIB, MADV_HUGEPAGE);
+	huge.memory = aligned;
+	put_all(&huge, 60);
+	/* Deleted, with something in it. */
+	int deleted = MUST(open("deleted", O_RDWR | O_CREAT, 0600));
+	MUST(write(deleted, "still here", 10));
+	MUST(unlink("deleted"));
+	rounds(step);
+	char text[10];
+	CHECK(pread(deleted, text, 10, 0) == 10 && memcmp(text, "still here", 10) == 0, "the deleted file");
+	MUST(mprotect(hidden.memory, AREA * PAGE, PROT_READ));
+	static const struct {
+		const struct pages *area;
+		const char *name;
+	} all[] = {
+		{ &kept, "kept" },	   { &written, "written" },   { &received, "received" }, { &dropped, "dropped" },
+		{ &moved, "moved" },	   { &fresh, "fresh" },	      { &replaced, "replaced" }, { &hidden, "hidden" },
+		{ &of_file, "of a file" }, { &shared, "shared" },     { &heap, "heap" },	 { &huge, "huge" },
+		{ &later, "later" },
+	};
+	for (size_t i = 0; i < LENGTH(all); i++)
+		if (all[i].area->memory != NULL)
+			look(all[i].area, all[i].name);
+	if (child != 0)
+		finish(child);
+}
+
+/*
+ * A program that never stops writing: threads count in pages of their own, in order, while most of its memory stays as
+ * it is. What a thread has written last is known to itself.
+ */
+enum { WRITERS = 2, HOT = 64, COLD = 96 };
+
+struct hot {
+	volatile uint32_t round[HOT][PAGE / sizeof(uint32_t)];
+};
+
+static struct hot *hot[WRITERS];
+static volatile bool stop;
+static uint32_t reached[WRITERS];
+
+static void *count(void *argument)
+{
+	uintptr_t own = (uintptr_t)argument;
+	for (uint32_t round = 1; !stop; round++) {
+		for (size_t page = 0; page < HOT; page++) {
+			uint32_t before = hot[own]->round[page][round % 1024];
+			uint32_t expected = round < 1024 ? 0 : round - 1024;
+			CHECK(before == expected, "page %zu has %u in round %u", page, before, round);
+			hot[own]->round[page][round % 1024] = round;
+		}
+		reached[own] = round;
+		if (failed())
+			break;
+	}
+	return NULL;
+}
+
+static void nothing(int number)
+{
+	(void)number;
+}
+
+CASE(writer)
+{
+	pthread_t threads[WRITERS];
+	sigset_t blocked;
+	char *cold = map_anonymous(COLD * MIB);
+	fill(cold, COLD * MIB, 77);
+	sigfillset(&blocked);
+	sigprocmask(SIG_BLOCK, &blocked, NULL);
+	for (uintptr_t i = 0; i < WRITERS; i++) {
+		hot[i] = (struct hot *)map_anonymous(sizeof(struct hot));
+		MUST0(pthread_create(&threads[i], NULL, count, (void *)i));
+	}
+	rounds(nothing);
+	stop = true;
+	for (size_t i = 0; i < WRITERS; i++) {
+		MUST0(pthread_join(threads[i], NULL));
+		CHECK(reached[i] > 0, "writer %zu did nothing", i);
+	}
+	CHECK_FILL(cold, COLD * MIB, 77);
+}
