@@ -46,6 +46,8 @@ ROWS = {
     "threads-100/x86_64": ("load64", "threads", 100),
     "tasks-200/mixed": ("load64", "tasks", 200),
     "tasks-1000/mixed": ("load64", "tasks", 1000),
+    "prefork-100/ia32": ("load32", "prefork", 101),
+    "prefork-100/x86_64": ("load64", "prefork", 101),
     "fds-1000/ia32": ("load32", "fds", 1000),
     "fds-1000/x86_64": ("load64", "fds", 1000),
     "fds-10000/x86_64": ("load64", "fds", 10000),

@@ -300,6 +300,22 @@ static int check_tasks(void)
 	return 1;
 }
 
+/* Children that have all the memory of their parent in common. */
+static void make_prefork(void)
+{
+	enum { mib = 200 };
+	map((size_t)mib << 20);
+	pages_are(mib << 8, 1);
+	children = calloc((size_t)count, sizeof *children);
+	for (long i = 1; i < count; i++) {
+		children[i] = fork();
+		need(children[i] >= 0, "fork");
+		if (children[i] == 0)
+			for (;;)
+				pause();
+	}
+}
+
 static const struct kind {
 	const char *name;
 	void (*make)(void);
@@ -309,6 +325,7 @@ static const struct kind {
 	{"eight", make_eight, check_eight},    {"vmas", make_vmas, check_vmas},
 	{"threads", make_threads, check_threads}, {"fds", make_fds, check_fds},
 	{"tasks", make_tasks, check_tasks},   {"connections", make_connections, check_connections},
+	{"prefork", make_prefork, check_tasks},
 };
 
 static void live(const struct kind *kind)

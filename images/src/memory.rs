@@ -65,7 +65,8 @@ pub struct Chunk {
 pub struct Space {
     /// By rising address, not overlapping.
     pub vmas: Vec<Vma>,
-    /// Page contents of private memory, by rising address; also rising in `first_page`.
+    /// Page contents of private memory, by rising address. Pages that tasks share copy-on-write lie in `pages.img` once, wherever
+    /// the first of these tasks has them.
     pub runs: Vec<Run>,
     /// Memory policies of private areas, by rising address, not overlapping.
     pub policies: Vec<AreaPolicy>,

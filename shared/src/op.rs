@@ -42,6 +42,13 @@ pub enum Op<'a> {
         /// Byte offset in the file.
         offset: u64,
     },
+    /// munmap.
+    Unmap {
+        /// Address.
+        addr: u64,
+        /// Bytes.
+        len: u64,
+    },
     /// shmat.
     Attach {
         /// Which segment.

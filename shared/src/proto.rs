@@ -21,6 +21,9 @@ pub const SLOT_FILES: u32 = 2;
 /// Most threads beside the leader that read page contents.
 pub const MAX_FILLERS: usize = 3;
 
+/// Bytes of page contents from which on they are worth it.
+pub const FILLERS_FROM: u64 = 32 << 20;
+
 /// Bytes of a thread's stack while it follows its ops.
 pub const THREAD_STACK: u64 = 16384;
 

@@ -11,6 +11,7 @@ pub mod abi;
 pub mod binaries;
 pub mod case;
 pub mod command;
+pub mod frames;
 pub mod isolate;
 pub mod kills;
 pub mod modes;

@@ -1,6 +1,7 @@
 //! Dump: seize, collect, write, finish.
 
 mod collect;
+mod frames;
 pub(crate) mod freeze;
 pub(crate) mod guard;
 mod interrupt;

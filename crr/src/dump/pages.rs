@@ -4,6 +4,7 @@
 //! gather its pages from the tasks into a buffer of their own, take the checksum (and pack them, if asked) while they are in the cache and
 //! write the block. So nothing is copied more than once in memory, and no order has to be kept.
 
+use super::frames::{Frames, Stretch};
 use crate::fault::io::Faulty;
 use crate::fault::{self, Point};
 use crate::progress::Progress;
@@ -114,69 +115,38 @@ impl Contents {
     }
 
     /// The pages of a task's private areas that differ from their backing, and the guard pages of all areas. `kept` are contents that the
-    /// dump has which this one builds on.
+    /// dump has which this one builds on; with `frames`, those that another task has stored already are not stored again.
     pub(super) fn find_private(
         &mut self,
         source: usize,
         look: Look<'_>,
         vmas: &[Vma],
         kept: &[Run],
+        frames: Option<&mut Frames>,
     ) -> Result<(Vec<Run>, Vec<Guard>)> {
-        let (Some(first), Some(last)) = (vmas.first(), vmas.last()) else { return Ok(Default::default()) };
-        let (mut runs, mut guards): (Vec<Run>, Vec<Guard>) = Default::default();
-        let mut areas = vmas.iter().peekable();
-        let found = |from: u64, to: u64, guard: bool| {
-            while areas.next_if(|vma| vma.end.0 <= from).is_some() {}
-            // A range can span areas; the last of them is looked at again for the next range.
-            let mut at = areas.clone();
-            while let Some(vma) = at.next().filter(|vma| vma.start.0 < to) {
-                let (mut start, end) = (from.max(vma.start.0), to.min(vma.end.0));
-                let forced = vma.prot & PROT_READ == 0;
-                if guard {
-                    guards.push(Guard { start: Addr(start), end: Addr(end) });
-                    continue;
-                }
-                if !is_private(vma) {
-                    continue;
-                }
-                for run in track::part(kept, start, end) {
-                    self.find_own(&mut runs, (source, forced), (vma.start.0, start), run.start.0);
-                    start = end_of(&run);
+        let (parts, guards) = find_parts(look, vmas, kept)?;
+        let mut frames = frames;
+        let mut runs = Vec::new();
+        for part in parts {
+            let range = match part {
+                Part::Kept(run) => {
                     runs.push(run);
+                    continue;
                 }
-                self.find_own(&mut runs, (source, forced), (vma.start.0, start), end);
+                Part::Own(range) => range,
+            };
+            let Some(frames) = &mut frames else {
+                runs.push(self.push(source, range.start, range.end, range.forced));
+                continue;
+            };
+            for Stretch { start, pages, stored } in frames.split(range.start, range.end, self.pages)? {
+                runs.push(match stored {
+                    Some(page) => Run { start: Addr(start), pages, first_page: self.first_page + page },
+                    None => self.push(source, start, start + pages * PAGE_SIZE, range.forced),
+                });
             }
-        };
-        scan(look, first.start.0, last.end.0, vmas, found)?;
+        }
         Ok((runs, guards))
-    }
-
-    /// Adds what lies between two addresses of an area to the runs, unless that is nothing.
-    fn find_own(
-        &mut self,
-        runs: &mut Vec<Run>,
-        (source, forced): (usize, bool),
-        (area, start): (u64, u64),
-        end: u64,
-    ) {
-        match runs.last_mut() {
-            _ if start == end => {}
-            // Present and swapped pages of one area come as separate ranges.
-            Some(run) if end_of(run) == start && start > area && run.first_page >= self.first_page => {
-                self.extend(run, end);
-            }
-            _ => runs.push(self.push(source, start, end, forced)),
-        }
-    }
-
-    /// Lengthens the newest run.
-    fn extend(&mut self, run: &mut Run, end: u64) {
-        let more = (end - end_of(run)) / PAGE_SIZE;
-        run.pages += more;
-        self.pages += more;
-        if let Some(piece) = self.pieces.last_mut() {
-            piece.run.pages = run.pages;
-        }
     }
 
     /// The touched pages of a shared memory object.
@@ -449,6 +419,62 @@ fn read_padded(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<(
         }
     }
     Ok(())
+}
+
+/// Pages of one private area.
+struct PageRange {
+    start: u64,
+    end: u64,
+    /// The area is not readable.
+    forced: bool,
+}
+
+/// Contents of a private area, in the order of their addresses.
+enum Part {
+    /// Those of a dump that this one builds on.
+    Kept(Run),
+    /// To be stored.
+    Own(PageRange),
+}
+
+/// Pages of private areas that differ from their backing, and the guard pages of all areas.
+fn find_parts(look: Look<'_>, vmas: &[Vma], kept: &[Run]) -> Result<(Vec<Part>, Vec<Guard>)> {
+    let (Some(first), Some(last)) = (vmas.first(), vmas.last()) else { return Ok(Default::default()) };
+    let (mut parts, mut guards): (Vec<Part>, Vec<Guard>) = Default::default();
+    let mut areas = vmas.iter().peekable();
+    let found = |from: u64, to: u64, guard: bool| {
+        while areas.next_if(|vma| vma.end.0 <= from).is_some() {}
+        // A range can span areas; the last of them is looked at again for the next range.
+        let mut at = areas.clone();
+        while let Some(vma) = at.next().filter(|vma| vma.start.0 < to) {
+            let (mut start, end) = (from.max(vma.start.0), to.min(vma.end.0));
+            if guard {
+                guards.push(Guard { start: Addr(start), end: Addr(end) });
+                continue;
+            }
+            if !is_private(vma) {
+                continue;
+            }
+            for run in track::part(kept, start, end) {
+                add_own(&mut parts, vma, start, run.start.0);
+                start = end_of(&run);
+                parts.push(Part::Kept(run));
+            }
+            add_own(&mut parts, vma, start, end);
+        }
+    };
+    scan(look, first.start.0, last.end.0, vmas, found)?;
+    Ok((parts, guards))
+}
+
+/// Adds what lies between two addresses of an area, unless that is nothing.
+fn add_own(parts: &mut Vec<Part>, vma: &Vma, start: u64, end: u64) {
+    match parts.last_mut() {
+        _ if start == end => {}
+        // Present and swapped pages of one area come as separate ranges.
+        Some(Part::Own(range)) if range.end == start && start > vma.start.0 => range.end = end,
+        _ => parts.push(Part::Own(PageRange { start, end, forced: vma.prot & PROT_READ == 0 })),
+    }
 }
 
 /// How pages are looked for in a pagemap.

@@ -169,7 +169,7 @@ impl Looked {
     fn protect(&self, contents: &mut Contents) -> Result<Vec<Run>> {
         let source = contents.add_task(self.deputy, self.memory.try_clone().context("dup")?);
         let look = Look::Protecting(&self.pagemap);
-        let (runs, _) = contents.find_private(source, look, &self.areas, &self.kept)?;
+        let (runs, _) = contents.find_private(source, look, &self.areas, &self.kept, None)?;
         Ok(runs)
     }
 }

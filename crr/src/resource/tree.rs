@@ -7,7 +7,7 @@ use crate::refusal::{Refusal, Refusals};
 use anyhow::{Result, bail};
 use images::Pid;
 use images::task::{ShellJob, Tree};
-use shared::plan::family;
+use shared::plan::family::{self, Making};
 use shared::plan::tree::{self, Place, Schedule, Why};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -157,9 +157,9 @@ impl Strangers {
 }
 
 /// Where the tasks of a tree stand, then its zombies.
-pub(crate) fn places(tree: &Tree) -> Vec<Place> {
+pub(crate) fn places(tree: &Tree, makings: &[Making]) -> Vec<Place> {
     let kinds: Vec<family::Kind> = tree.tasks.iter().map(family::Kind::of).collect();
-    let cloned = family::cloned(&kinds);
+    let cloned: Vec<bool> = makings.iter().map(|&making| making != Making::Forked).collect();
     let place = |(task, &cloned): (&images::task::Task, &bool)| Place {
         pid: task.pid,
         ppid: task.ppid,
@@ -181,8 +181,8 @@ pub(crate) fn places(tree: &Tree) -> Vec<Place> {
 ///
 /// # Errors
 /// If nobody can, which the dump has ruled out.
-pub(crate) fn schedule(dumped: &Tree) -> Result<Schedule> {
-    let places = places(dumped);
+pub(crate) fn schedule(dumped: &Tree, makings: &[Making]) -> Result<Schedule> {
+    let places = places(dumped, makings);
     match tree::schedule(&places, dumped.shell_job) {
         Ok(schedule) => Ok(schedule),
         Err(obstacles) => {

@@ -42,7 +42,7 @@ use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use open::Opened;
 pub(crate) use prepare::Lives;
-use prepare::Preparation;
+use prepare::{Descent, Preparation};
 use serve::Served;
 use shared::plan::tree::OUTSIDE;
 use stand_in::StandIn;
@@ -181,20 +181,28 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
         lives.insert(abi, machine::live(abi)?);
     }
     let environment = Environment::read()?;
-    let schedule = resource::tree::schedule(&checkpoint.tree)?;
     let mut refusals = Refusals::default();
     let written = vdso::adapt(&mut checkpoint, &lives, &mut refusals)?;
-    preflight::preflight(refusals, &checkpoint, &schedule, &environment, &given, options)?
+    let descent = Descent::plain(&checkpoint)?;
+    preflight::preflight(refusals, &checkpoint, &descent.schedule, &environment, &given, options)?
         .finish("restore")?;
     process::close_on_exec_from(3).context("close_range")?;
-    let preparation = prepare::prepare(
-        &checkpoint,
-        schedule,
-        &lives,
-        &written,
-        &environment,
-        needs_stand_in(&checkpoint.tree, options),
-    )?;
+    let stand_in = needs_stand_in(&checkpoint.tree, options);
+    let prepare = |descent| prepare::prepare(&checkpoint, descent, &lives, &written, &environment, stand_in);
+    // What stands in for the vDSO of another kernel is written into each task by itself.
+    let sharing = if written.iter().all(Vec::is_empty) {
+        descent.with_pages(&checkpoint).and_then(|descent| descent.map(prepare).transpose())
+    } else {
+        Ok(None)
+    };
+    let preparation = match sharing {
+        Ok(Some(preparation)) => preparation,
+        Ok(None) => prepare(descent)?,
+        Err(e) => {
+            log::warn!("tasks get copies of the pages that they shared: {e:#}");
+            prepare(descent)?
+        }
+    };
     fault::point(Point::KilledPlanned)?;
     let programs = preparation.tasks.iter().filter_map(|task| task.program.as_ref());
     let needs = programs.flat_map(|program| program.needs.iter().copied());

@@ -17,8 +17,8 @@ use images::task::Tree;
 use images::{Abi, Pid};
 use shared::plan::family::{self, Making};
 use shared::plan::tree::{Place, Role, Schedule};
-use shared::plan::{self, Forest, Machine, Need, ProgramPlan, Written, hole, loan};
-use shared::proto::{Gathering, MAX_FILLERS, SLOT_FILES, Start};
+use shared::plan::{self, Forest, Machine, Need, ProgramPlan, Written, hole, kin, loan};
+use shared::proto::{FILLERS_FROM, Gathering, MAX_FILLERS, SLOT_FILES, Start};
 use shared::range::{Range, page_align};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -90,6 +90,40 @@ impl Preparation {
     }
 }
 
+/// How each task comes to be, and who forks those that are forked.
+#[derive(Debug)]
+pub(super) struct Descent {
+    makings: Vec<Making>,
+    pub(super) schedule: Schedule,
+}
+
+impl Descent {
+    /// In which all tasks have copies of their pages.
+    ///
+    /// # Errors
+    /// If there is none, which the dump has ruled out.
+    pub(super) fn plain(checkpoint: &Checkpoint) -> Result<Self> {
+        let tree = &checkpoint.tree;
+        let makings = family::makings(&tree.tasks).ok().context("tasks share what they cannot share")?;
+        let schedule = tree::schedule(tree, &makings)?;
+        Ok(Self { makings, schedule })
+    }
+
+    /// In which tasks share pages as they did, if that makes a difference. It can fail where [`Descent::plain`] does not, and so can
+    /// what is prepared for it: one program for many tasks takes more room and files.
+    pub(super) fn with_pages(&self, checkpoint: &Checkpoint) -> Result<Option<Self>> {
+        let Checkpoint { tree, memory, files, .. } = checkpoint;
+        let live = files.ptys.iter().filter_map(|pty| pty.live.as_ref()?.control.as_ref());
+        let without = live.flat_map(|control| control.without.iter().copied()).collect();
+        let makings = kin::with_pages(tree, (&memory.spaces, &memory.shared), &without, &self.makings);
+        if makings == self.makings {
+            return Ok(None);
+        }
+        let schedule = tree::schedule(tree, &makings)?;
+        Ok(Some(Self { makings, schedule }))
+    }
+}
+
 /// The live vDSO of each ABI of the tree.
 pub(crate) type Lives = BTreeMap<Abi, Live>;
 
@@ -101,7 +135,7 @@ pub(crate) type Lives = BTreeMap<Abi, Live>;
 /// If a task has no room for the program that restores it.
 pub(super) fn prepare(
     checkpoint: &Checkpoint,
-    schedule: Schedule,
+    Descent { makings, schedule }: Descent,
     lives: &Lives,
     written: &[Vec<Written>],
     environment: &Environment,
@@ -127,7 +161,6 @@ pub(super) fn prepare(
     if stand_in {
         tree.tasks[0].threads.iter_mut().for_each(|thread| thread.parent_death_signal = 0);
     }
-    let makings = family::makings(&tree.tasks).ok().context("tasks share what they cannot share")?;
     let own_group = nix::unistd::getpgrp().as_raw();
     let (spaces, shared) = (&checkpoint.memory.spaces, &checkpoint.memory.shared);
     let cloned = makings.iter().filter(|&&making| making != Making::Forked).count();
@@ -140,7 +173,7 @@ pub(super) fn prepare(
         .filter(|&index| forest.execs(index))
         .map(|index| (index, plan::program(&machines[&tree.tasks[index].abi], &forest, index)))
         .collect();
-    let places = tree::places(&checkpoint.tree);
+    let places = tree::places(&checkpoint.tree, &makings);
     let mut free_ids = FreeIds::new(&tree, &schedule);
     let pids = pids(&places, &schedule, &mut free_ids);
     let numbers = Numbers::of(&tree.tasks);
@@ -164,6 +197,7 @@ pub(super) fn prepare(
     let bases = bases(checkpoint, &rooms)?;
     let (spaces, mut lent) = take_loans(spaces, &rooms, &bases);
     if !lent.is_empty() {
+        ensure!(!forest.shares_pages(), "tasks that share pages would have to lend memory");
         let forest = Forest::new(&tree, &spaces, shared, &makings, own_group, totals, late.clone())
             .with_written(written);
         for (&index, _) in bases.iter().filter(|(_, base)| base.lent) {
@@ -242,9 +276,6 @@ struct FreeIds {
 }
 
 impl FreeIds {
-    /// Less is read as fast by one thread.
-    const WORTH: u64 = (32 << 20) / PAGE_SIZE;
-
     fn new(tree: &Tree, schedule: &Schedule) -> Self {
         let threads = tree.tasks.iter().flat_map(|task| &task.threads).map(|thread| thread.tid);
         let zombies = tree.zombies.iter().map(|zombie| zombie.pid);
@@ -258,7 +289,8 @@ impl FreeIds {
     /// For threads that help to read the pages of these address spaces.
     fn fillers<'a>(&mut self, spaces: impl IntoIterator<Item = &'a Space>) -> [u64; MAX_FILLERS] {
         let mut ids = [0; MAX_FILLERS];
-        let large = |space: &Space| space.runs.iter().map(|run| run.pages).sum::<u64>() >= Self::WORTH;
+        let large =
+            |space: &Space| space.runs.iter().map(|run| run.pages).sum::<u64>() * PAGE_SIZE >= FILLERS_FROM;
         if !spaces.into_iter().any(large) {
             return ids;
         }

@@ -53,7 +53,9 @@ impl Op<'_> {
     #[must_use]
     pub const fn family(&self) -> Family {
         match self {
-            Self::Map { .. } | Self::Attach { .. } | Self::AttachParts { .. } => Family::Map,
+            Self::Map { .. } | Self::Unmap { .. } | Self::Attach { .. } | Self::AttachParts { .. } => {
+                Family::Map
+            }
             Self::Fill { .. } | Self::Write { .. } => Family::Fill,
             Self::Protect { .. } | Self::Advise { .. } | Self::Populate { .. } | Self::Seal { .. } => {
                 Family::Protect

@@ -3,7 +3,7 @@
 use super::Machine;
 use crate::op::{self, Op};
 use alloc::vec::Vec;
-use images::attribute::{MemoryPolicy, ThreadAttributes};
+use images::attribute::{MemoryPolicy, TaskAttributes, ThreadAttributes};
 use images::memory::{Backing, Space, vm};
 use images::task::Task;
 
@@ -23,8 +23,8 @@ fn prctl(list: &mut Vec<u8>, option: u32, args: [u64; 2]) {
 }
 
 /// What decides about pages that are still to come, so it precedes all memory.
-pub fn before_memory(list: &mut Vec<u8>, machine: &Machine, task: &Task) {
-    let (have, want) = (&machine.task_attributes, &task.attributes);
+pub fn before_memory(list: &mut Vec<u8>, (have, have_policy): (&TaskAttributes, &MemoryPolicy), task: &Task) {
+    let want = &task.attributes;
     if have.thp_disable != want.thp_disable {
         let on = want.thp_disable & 1;
         prctl(list, PR_SET_THP_DISABLE, [u64::from(on), u64::from(want.thp_disable & !on)]);
@@ -32,7 +32,7 @@ pub fn before_memory(list: &mut Vec<u8>, machine: &Machine, task: &Task) {
     if have.memory_merge != want.memory_merge {
         prctl(list, PR_SET_MEMORY_MERGE, [u64::from(want.memory_merge), 0]);
     }
-    policy(list, &machine.thread_attributes.policy, &task.threads[0].attributes.policy);
+    policy(list, have_policy, &task.threads[0].attributes.policy);
 }
 
 /// Where all memory is mergeable, areas that are not were taken out by the task.

@@ -2,8 +2,10 @@
 //! own plan says.
 //!
 //! The order is that of a forked child: session, own children, process group. The children come first in the plan of
-//! their maker, when its address space holds no more than the hole.
+//! their maker, when its address space holds no more than the hole; those that share its pages come when these are there
+//! ([`super::cow`]).
 
+use super::cow::Base;
 use super::family::Making;
 use super::{Need, Planner, READ_IMPLIES_EXEC};
 use crate::op::birth::Birth;
@@ -26,22 +28,28 @@ fn push(ops: &mut Vec<u8>, birth: &Birth<'_>) {
 }
 
 impl Planner<'_> {
-    /// What a task does first: its children, and where others use what it has, how they agree.
-    pub(super) fn begin(&mut self, ops: &mut Vec<u8>, index: usize, stacks: &mut Stacks) {
+    /// What a task does first: where others use what it has, how they agree, and its children but for those that share its
+    /// pages.
+    pub(super) fn begin(&mut self, ops: &mut Vec<u8>, index: usize, stacks: &mut Stacks, base: &Base) {
         if let Some((word, users)) = self.table(index) {
             push(ops, &Birth::Table { word, users });
         }
-        for &child in self.forest.clones(index) {
-            self.clone_task(ops, child, stacks);
+        for child in self.forest.clones_with(index, false) {
+            self.clone_task(ops, child, stacks, base);
         }
+    }
+
+    /// All of a task's children are there.
+    pub(super) fn join_group(&self, ops: &mut Vec<u8>, index: usize) {
         if self.forest.joins_late(index) {
             let [led, _, cloned] = self.forest.gatherings;
             push(ops, &Birth::Group { pgid: self.forest.group(index), led, cloned });
         }
     }
 
-    fn clone_task(&mut self, ops: &mut Vec<u8>, index: usize, stacks: &mut Stacks) {
-        let Making::Cloned { by, flags, exec } = self.forest.makings[index] else { return };
+    /// A task that is cloned when the address space of its maker holds the base.
+    pub(super) fn clone_task(&mut self, ops: &mut Vec<u8>, index: usize, stacks: &mut Stacks, base: &Base) {
+        let Making::Cloned { by, flags, exec, .. } = self.forest.makings[index] else { return };
         let task = &self.forest.tasks[index];
         let stack = stacks.next;
         let mut own = Vec::new();
@@ -54,11 +62,11 @@ impl Planner<'_> {
             self.members.push(index);
             if task.shares.memory.is_some() {
                 stacks.next += 1;
-                self.task(&mut own, index, stacks);
+                self.task(&mut own, index, stacks, base);
             } else {
                 // A copy of the address space: what is used there is free here again.
                 let mut copy = Stacks { next: stack + 1 };
-                self.task(&mut own, index, &mut copy);
+                self.task(&mut own, index, &mut copy, base);
             }
         }
         self.stacks = self.stacks.max(stack + 1);

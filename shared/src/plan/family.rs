@@ -34,6 +34,8 @@ pub enum Making {
         flags: u64,
         /// It execs a program of its own, since its ABI is another one.
         exec: bool,
+        /// It is cloned when private memory of its maker is in place, which it shares copy-on-write ([`super::kin`]).
+        pages: bool,
     },
 }
 
@@ -161,7 +163,7 @@ fn making(tasks: &[Task], index_of: &BTreeMap<Pid, usize>, index: usize) -> Resu
     if task.sid != task.pid && task.sid != tasks[by].sid {
         return Err(Why::Session);
     }
-    Ok(Making::Cloned { by, flags, exec })
+    Ok(Making::Cloned { by, flags, exec, pages: false })
 }
 
 /// A cloned task, or one whose group is led by one, goes to the group when all forked ones are in theirs: it has to have

@@ -1,13 +1,15 @@
 //! The tasks of a tree with what is known of each, for plans that look at several.
 
+use super::extents::Extents;
 use super::family::{Making, holder_of, host};
+use super::{cow, inherited};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
 use images::DescriptionId;
 use images::Pid;
 use images::file::FdEntry;
-use images::memory::{Shared, Space};
+use images::memory::{Shared, Space, Vma};
 use images::seccomp::Filter;
 use images::sharing::Object;
 use images::task::{ShellJob, Task, Tree};
@@ -46,6 +48,8 @@ pub struct Forest<'a> {
     clones: Vec<Vec<usize>>,
     users: Vec<[u32; Object::ALL.len()]>,
     index_of: BTreeMap<Pid, usize>,
+    inherited: Vec<Extents>,
+    areas: Vec<Vec<Vma>>,
 }
 
 impl<'a> Forest<'a> {
@@ -80,6 +84,7 @@ impl<'a> Forest<'a> {
         }
         let shell_job = tree.shell_job;
         let filters = &tree.filters;
+        let inherited = inherited::all(makings, spaces);
         Self {
             tasks,
             spaces,
@@ -94,6 +99,8 @@ impl<'a> Forest<'a> {
             clones,
             users,
             index_of,
+            areas: cow::areas(makings, spaces, &inherited),
+            inherited,
         }
     }
 
@@ -113,6 +120,29 @@ impl<'a> Forest<'a> {
     #[must_use]
     pub fn clones(&self, index: usize) -> &[usize] {
         &self.clones[index]
+    }
+
+    /// Those of them that share pages with it, or that do not.
+    pub(super) fn clones_with(&self, index: usize, pages: bool) -> impl Iterator<Item = usize> + use<'a> {
+        let makings = self.makings;
+        let with = move |making| matches!(making, Making::Cloned { pages: shares, .. } if shares == pages);
+        self.clones[index].clone().into_iter().filter(move |&clone| with(makings[clone]))
+    }
+
+    /// Whether any task is cloned with the pages of its maker.
+    #[must_use]
+    pub fn shares_pages(&self) -> bool {
+        self.makings.iter().any(|making| matches!(making, Making::Cloned { pages: true, .. }))
+    }
+
+    /// The pages that a task is to find in its memory when it is cloned.
+    pub(super) fn inherited(&self, index: usize) -> &Extents {
+        &self.inherited[index]
+    }
+
+    /// The areas that a task is to have while it clones others.
+    pub(super) fn areas(&self, index: usize) -> &[Vma] {
+        &self.areas[index]
     }
 
     /// Whether a task execs a program; else the one that clones it has one.

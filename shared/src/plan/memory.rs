@@ -86,7 +86,7 @@ fn length(vma: &Vma) -> u64 {
 
 /// Areas that can be mapped by one call: neighbours that differ in protection alone, which is set afterwards. Only
 /// memory that counts against the commit limit anyway: it does from the moment it is writable.
-fn groups(vmas: &[Vma]) -> impl Iterator<Item = core::ops::Range<usize>> {
+pub(super) fn groups(vmas: &[Vma]) -> impl Iterator<Item = core::ops::Range<usize>> {
     let joins = |left: &Vma, right: &Vma| {
         let plain = |vma: &Vma| {
             vma.backing == Backing::Anonymous
@@ -109,7 +109,7 @@ fn groups(vmas: &[Vma]) -> impl Iterator<Item = core::ops::Range<usize>> {
 
 /// Protection while contents come in. Private memory counts against the commit limit (smaps `ac`) from the moment it
 /// is writable, and still does when it is no longer.
-fn open_prot(group: &[Vma], has_contents: bool) -> u32 {
+pub(super) fn open_prot(group: &[Vma], has_contents: bool) -> u32 {
     let first = &group[0];
     let private = matches!(first.backing, Backing::Anonymous | Backing::PrivateFile(..));
     match (has_contents || group.len() > 1, private && first.flags & vm::ACCOUNTED != 0) {
@@ -120,7 +120,7 @@ fn open_prot(group: &[Vma], has_contents: bool) -> u32 {
 }
 
 /// Maps a group of areas (mostly one) by one call.
-fn map(list: &mut Vec<u8>, slots: &mut Slots, group: &[Vma], prot: u32, has_contents: bool) {
+pub(super) fn map(list: &mut Vec<u8>, slots: &mut Slots, group: &[Vma], prot: u32, has_contents: bool) {
     let vma = &group[0];
     let has = |bit: u32| vma.flags & bit != 0;
     let mut path =
@@ -159,7 +159,7 @@ fn keep_free(list: &mut Vec<u8>, vma: &Vma) {
 }
 
 /// What has to wait for the contents; `prot` is the protection until now.
-fn finish(list: &mut Vec<u8>, vma: &Vma, prot: u32) {
+pub(super) fn finish(list: &mut Vec<u8>, vma: &Vma, prot: u32) {
     let (addr, len) = (vma.start.0, length(vma));
     let special = match vma.backing {
         Backing::Vdso(_) => Some(Special::Vdso),
@@ -188,7 +188,7 @@ fn finish(list: &mut Vec<u8>, vma: &Vma, prot: u32) {
     }
 }
 
-fn layout(list: &mut Vec<u8>, slots: &mut Slots, exe: PathId, space: &Space) {
+pub(super) fn layout(list: &mut Vec<u8>, slots: &mut Slots, exe: PathId, space: &Space) {
     let l = &space.layout;
     let addresses = [
         l.start_code,

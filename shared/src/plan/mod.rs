@@ -5,10 +5,14 @@
 
 pub mod attribute;
 mod birth;
+mod cow;
 pub mod creds;
+mod extents;
 pub mod family;
 mod forest;
 pub mod hole;
+mod inherited;
+pub mod kin;
 pub mod ldt;
 pub mod loan;
 pub mod memory;
@@ -24,6 +28,7 @@ use crate::op::{self, Op, Slot};
 use crate::proto::{SLOT_FILES, SpecialArea};
 use alloc::vec::Vec;
 use birth::Stacks;
+use cow::Base;
 pub use forest::{Forest, Written};
 use images::attribute::{TaskAttributes, ThreadAttributes};
 use images::sharing::Object;
@@ -134,7 +139,7 @@ pub fn program(machine: &Machine, forest: &Forest<'_>, index: usize) -> ProgramP
         members: alloc::vec![index],
     };
     let mut ops = Vec::new();
-    planner.task(&mut ops, index, &mut Stacks::default());
+    planner.task(&mut ops, index, &mut Stacks::default(), &Base::empty(machine));
     ProgramPlan {
         ops,
         needs: planner.slots.into_needs(),
@@ -156,14 +161,15 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    /// Plans one task, in the address space whose stacks are given.
-    fn task(&mut self, ops: &mut Vec<u8>, index: usize, stacks: &mut Stacks) {
+    /// Plans one task, in the address space whose stacks are given, and which holds the base when it starts.
+    fn task(&mut self, ops: &mut Vec<u8>, index: usize, stacks: &mut Stacks, base: &Base) {
         let (machine, task) = (self.machine, &self.forest.tasks[index]);
         let first_stack = stacks.next;
         let programs = Programs::of(task, self.forest.filters);
         programs.op(ops);
-        self.begin(ops, index, stacks);
-        self.memory(ops, index);
+        self.begin(ops, index, stacks, base);
+        self.memory(ops, index, stacks, base);
+        self.join_group(ops, index);
         if task.xcomp_permission & (1 << XFEATURE_XTILEDATA) != 0 && task.abi == Abi::X86_64 {
             op::push(ops, &Op::ArchPrctl { option: ARCH_REQ_XCOMP_PERM, arg: u64::from(XFEATURE_XTILEDATA) });
         }
@@ -221,20 +227,25 @@ impl Planner<'_> {
     }
 
     /// The address space and the handlers, if they are the task's own.
-    fn memory(&mut self, ops: &mut Vec<u8>, index: usize) {
+    fn memory(&mut self, ops: &mut Vec<u8>, index: usize, stacks: &mut Stacks, base: &Base) {
         let task = &self.forest.tasks[index];
         let mates = self.mates(index);
         if let (Some(_), Some((word, _))) = (task.shares.memory, mates) {
             op::push(ops, &Op::Birth(Birth::AwaitMapped(word)));
-            let (have, want) = (&self.machine.thread_attributes.policy, &task.threads[0].attributes.policy);
-            attribute::policy(ops, have, want);
+            attribute::policy(ops, &base.policy, &task.threads[0].attributes.policy);
         } else {
             if let Some((word, tasks)) = mates {
                 op::push(ops, &Op::Birth(Birth::AwaitMates { word, tasks }));
             }
             let space = &self.forest.spaces[index];
-            attribute::before_memory(ops, self.machine, task);
-            memory::ops(ops, &mut self.slots, task.exe, space, self.forest.shared);
+            attribute::before_memory(ops, (&base.attributes, &base.policy), task);
+            let makes_none = self.forest.clones_with(index, true).next().is_none();
+            if makes_none && (base.is_empty() || !kin::is_plain(space, self.forest.shared)) {
+                base.clone().clear(ops);
+                memory::ops(ops, &mut self.slots, task.exe, space, self.forest.shared);
+            } else {
+                self.related_memory(ops, index, stacks, base.clone());
+            }
             for Written { at, prot, bytes } in self.forest.written(index) {
                 op::push(ops, &Op::Write { addr: *at, prot: *prot, bytes });
             }

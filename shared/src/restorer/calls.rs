@@ -39,6 +39,7 @@ pub(super) fn syscall_address() -> u64 {
 pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
     match *op {
         Op::Map { addr, len, prot, flags, fd, offset } => map(session, addr, len, prot, flags, fd, offset),
+        Op::Unmap { addr, len } => plain(nr::__NR_munmap, addr, &[size(addr)?, size(len)?]),
         Op::Attach { id, addr, flags } => sysv::attach(id, addr, flags),
         Op::AttachParts { id, flags, parts } => sysv::attach_parts(id, flags, parts),
         Op::Protect { addr, len, prot } => {

@@ -1,6 +1,6 @@
 //! Reading page contents in several threads: of each stripe of the page file, one thread takes care.
 //!
-//! The threads live from the first fill to the last. Their ids are chosen by the coordinator among those that the tree
+//! The threads live from the first of some fills in a row to the last. Their ids are chosen by the coordinator among those that the tree
 //! does not use: an id that the kernel chose could be one that another task of the tree is about to get.
 //!
 //! # Safety
@@ -11,7 +11,7 @@ use super::memory::Fills;
 use super::{Failure, Session};
 use crate::abi::common::CloneArgs;
 use crate::op::{self, Op};
-use crate::proto::{MAX_FILLERS, Stage, THREAD_STACK};
+use crate::proto::{FILLERS_FROM, MAX_FILLERS, Stage, THREAD_STACK};
 use crate::sys::{self, nr};
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -72,7 +72,11 @@ impl<'a> Fillers<'a> {
     /// Starts them on the list of ops from its first fill on; what is left for the leader to read.
     pub(super) fn start(session: &'a Session, list: &'a [u8], index: u32) -> (Self, Share) {
         let mut this = Self { alive: [None; MAX_FILLERS] };
-        let wanted = session.start.fillers.iter().take_while(|&&tid| tid != 0).count();
+        let wanted = match session.start.fillers.iter().take_while(|&&tid| tid != 0).count() {
+            0 => 0,
+            ready if is_worth(list) => ready,
+            _ => 0,
+        };
         let parts = wanted as u64 + 1;
         let mut mine = 1;
         for (filler, &tid) in session.start.fillers[..wanted].iter().enumerate() {
@@ -98,6 +102,19 @@ impl<'a> Fillers<'a> {
             }
         }
     }
+}
+
+/// Whether the fills that a list begins with are more than one thread reads as fast.
+fn is_worth(mut list: &[u8]) -> bool {
+    let mut bytes = 0;
+    while let Ok(Some((Op::Fill { len, .. }, rest))) = op::next(list) {
+        bytes += len;
+        if bytes >= FILLERS_FROM {
+            return true;
+        }
+        list = rest;
+    }
+    false
 }
 
 fn spawn<'a>(

@@ -114,7 +114,7 @@ impl Leader<'_, '_> {
     /// All contents are in.
     fn flush(&mut self, session: &Session) -> Result<(), Failure> {
         self.fills.flush(session)?;
-        if let Some(fillers) = &mut self.fillers {
+        if let Some(mut fillers) = self.fillers.take() {
             fillers.join();
         }
         Ok(())

@@ -56,8 +56,7 @@ impl Snapshot {
             task::add(&mut snapshot, pid, pid == root)?;
             maps::add(&mut snapshot, pid, &mut shared_memory)?;
         }
-        let living: Vec<i32> =
-            pids.into_iter().filter(|&pid| !task::is_zombie(pid).unwrap_or(true)).collect();
+        let living = without_zombies(pids);
         files::add(&mut snapshot, &living)?;
         sharing::add(&mut snapshot, &living)?;
         sysv::add(&mut snapshot)?;
@@ -150,6 +149,19 @@ pub fn tree(root: i32) -> crate::Result<Vec<i32>> {
     }
     pids.sort_unstable();
     Ok(pids)
+}
+
+/// The pids of a tree without those of zombies, sorted.
+///
+/// # Errors
+/// As [`tree`].
+pub fn living(root: i32) -> crate::Result<Vec<i32>> {
+    tree(root).map(without_zombies)
+}
+
+fn without_zombies(mut pids: Vec<i32>) -> Vec<i32> {
+    pids.retain(|&pid| !task::is_zombie(pid).unwrap_or(true));
+    pids
 }
 
 /// A living thread of a task, by which what is the task's is seen: the leader unless that has ended while others go on.

@@ -3,6 +3,7 @@
 
 mod attributes;
 mod commands;
+mod cow;
 mod deleted;
 mod dispatch;
 mod endurance;

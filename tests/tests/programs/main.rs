@@ -65,6 +65,9 @@ programs! {
     /// multiprocessing over pipes.
     python32_workers in Namespace => |world| right_answers(world, &[PYTHON32, "/scratch/workers.py"]);
     python64_workers in Chroot => |world| right_answers(world, &[PYTHON64, "/scratch/workers.py"]);
+    /// A prefork server whose workers share what their parent has loaded.
+    python32_prefork in Namespace => |world| prefork(world, PYTHON32);
+    python64_prefork in Namespace => |world| prefork(world, PYTHON64);
     /// asyncio: an event loop with sockets, pipes, timers, an eventfd and signals.
     python32_loop in Namespace => |world| right_answers(world, &[PYTHON32, "/scratch/loop.py"]);
     python64_loop in Namespace => |world| right_answers(world, &[PYTHON64, "/scratch/loop.py"]);
@@ -207,6 +210,33 @@ fn right_answers(world: &World, program: &[&str]) -> Result {
             let more = done > before + 10;
             before = if more { done } else { before };
             Ok(more.then_some(()))
+        });
+        goes_on.with_context(|| format!("round {round}"))?;
+    }
+    Ok(())
+}
+
+/// `programs/prefork.py`: after each round the answers are right, and the family needs no more memory than at first.
+fn prefork(world: &World, python: &str) -> Result {
+    let mut running = world.start(&[python, "/scratch/prefork.py"])?;
+    let (mut before, mut memory) = (0, 0);
+    for round in 0..=ROUNDS {
+        if round > 0 {
+            running.round()?;
+        }
+        let goes_on = wait::until(wait::STEP, "the program goes on", || {
+            let answer = running.ask_numbers("check")?;
+            let &[done, wrong, kib] = &answer[..] else { bail!("three numbers expected: {answer:?}") };
+            ensure!(wrong == 0, "{wrong} of {done} are wrong");
+            if done <= before + 2000 {
+                return Ok(None);
+            }
+            before = done;
+            if memory == 0 {
+                memory = kib;
+            }
+            ensure!(kib * 100 <= memory * 105, "{memory} KiB at first, {kib} KiB now");
+            Ok(Some(()))
         });
         goes_on.with_context(|| format!("round {round}"))?;
     }

@@ -6,6 +6,7 @@ pub(super) mod abi;
 pub(super) mod ask;
 pub(super) mod task;
 
+use super::frames::Frames;
 use super::freeze::{DeadTask, Frozen, FrozenTask};
 use super::guard::Unguarded;
 use super::known::{Known, Mates};
@@ -28,11 +29,11 @@ use crate::resource::{Refuse, deleted, memory, program, seccomp, sharing, sysv, 
 use crate::restore::numbers;
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result, bail};
-use images::Pid;
 use images::file::Files;
 use images::memory::{BLOCK_PAGES, Memory, Space, Vdso};
 use images::sharing::Shares;
-use images::task::{Tree, Zombie};
+use images::task::{Task, Tree, Zombie};
+use images::{Abi, Pid};
 use nix::sys::stat::SFlag;
 use shared::plan::family::{self, Kind};
 use shared::plan::tree::Place;
@@ -173,7 +174,7 @@ pub(super) fn collect(
     tables.backings.refuse_outsiders(&pids, &mut refusals)?;
     tables.paths.deleted().refuse_outsiders(&pids, &mut refusals)?;
     refusals.finish("dump")?;
-    let (memory, mut contents) = find_contents(frozen, spaces, tables.backings, tables.vdsos, &base)?;
+    let (memory, mut contents) = find_contents(frozen, &tasks, spaces, tables.backings, tables.vdsos, &base)?;
     let (mut paths, deleted, helpers) = tables.paths.into_list()?;
     for deleted::Found { path, file, .. } in deleted {
         let record = &mut paths[path.0 as usize];
@@ -280,21 +281,18 @@ fn look_at_zombies(
 /// Finds all page contents that have to be stored, and gives each its place in the page file.
 fn find_contents(
     frozen: &Frozen,
+    tasks: &[Task],
     mut spaces: Vec<Space>,
     backings: memory::Backings,
     vdsos: Vec<Vdso>,
     base: &Base,
 ) -> Result<(Memory, Contents)> {
-    let mut contents = Contents::beyond(base.first_page);
-    let occupied = frozen.tasks.iter().zip(&mut spaces).filter(|(_, space)| !space.vmas.is_empty());
-    for (task, space) in occupied {
-        let pagemap = File::from(task.dir.open("pagemap").context("open pagemap")?);
-        let memory = File::from(task.dir.open("mem").context("open mem")?);
-        let source = contents.add_task(task.deputy(), memory);
-        (space.runs, space.guards) = contents
-            .find_private(source, Look::Only(&pagemap), &space.vmas, base.kept(task.pid))
-            .with_context(|| format!("task {}: look for pages", task.pid))?;
+    let mut contents = find_private(frozen, tasks, &mut spaces, base, Some(Frames::default()))?;
+    if contents.is_none() {
+        log::warn!("the kernel moved pages that tasks share: what they share is not kept");
+        contents = find_private(frozen, tasks, &mut spaces, base, None)?;
     }
+    let mut contents = contents.context("pages were not found")?;
     let mut shared = Vec::with_capacity(backings.shared.len());
     for object in backings.shared {
         shared.push(contents.add_shared(object).context("look for pages of shared memory")?);
@@ -311,4 +309,35 @@ fn find_contents(
         packing: None,
     };
     Ok((memory, contents))
+}
+
+/// The contents of private memory. With `frames`, each page that several tasks share once; nothing if the kernel moved such
+/// pages meanwhile.
+fn find_private(
+    frozen: &Frozen,
+    tasks: &[Task],
+    spaces: &mut [Space],
+    base: &Base,
+    mut frames: Option<Frames>,
+) -> Result<Option<Contents>> {
+    let mut contents = Contents::beyond(base.first_page);
+    // Exec leaves nothing that could be shared with a task of another ABI.
+    let owners = |abi| tasks.iter().filter(|task| task.abi == abi && task.shares.memory.is_none()).count();
+    let related = [Abi::X86_64, Abi::Ia32].into_iter().filter(|&abi| owners(abi) > 1).collect::<Vec<_>>();
+    let occupied = frozen.tasks.iter().zip(tasks).zip(spaces).filter(|(_, space)| !space.vmas.is_empty());
+    for ((task, record), space) in occupied {
+        let pagemap = File::from(task.dir.open("pagemap").context("open pagemap")?);
+        let memory = File::from(task.dir.open("mem").context("open mem")?);
+        let source = contents.add_task(task.deputy(), memory);
+        let mut frames = frames.as_mut().filter(|_| related.contains(&record.abi));
+        if let Some(frames) = &mut frames {
+            frames.add_task(pagemap.try_clone().context("duplicate pagemap")?);
+        }
+        (space.runs, space.guards) = contents
+            .find_private(source, Look::Only(&pagemap), &space.vmas, base.kept(task.pid), frames)
+            .with_context(|| format!("task {}: look for pages", task.pid))?;
+    }
+    let confirmed =
+        frames.map_or(Ok(true), |frames| frames.confirm()).context("look at shared pages again")?;
+    Ok(confirmed.then_some(contents))
 }
