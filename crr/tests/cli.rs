@@ -158,6 +158,7 @@ pidfd of a process that is gone           rw    0
 /proc/1100/mem                            r     18446744073709547520
 namespace net                             r     0
 message queue /jobs                       rw    0
+socket:[7004] (external)                  rw    0
 
 PIPE    CAPACITY  UNREAD
 pipe#0  64.0 KiB  9 B
@@ -167,6 +168,7 @@ OUTSIDE         TO BE GIVEN AT RESTORE
 pipe:[7001]     --inherit-fd fd[N]:pipe:[7001], N open for writing
 /dev/pts/4      --inherit-fd fd[N]:tty[8804:18], N open for reading and writing
 /var/log/shell  --inherit-fd fd[N]:file[1d:4d2], N open for reading
+socket:[7004]   --inherit-fd fd[N]:unix[7004], N open for reading and writing
 
 SOCKET    TYPE            ADDRESS     PEER                UNREAD  FILES ON THEIR WAY
 socket#0  unix stream     run/server  socket#1            9 B     2
@@ -175,6 +177,7 @@ socket#2  unix seqpacket  run/server  closed              9 B     2
 socket#3  unix datagram   @abstract   -                   9 B     2
 socket#4  unix stream     run/server  listens, 1 waiting  0 B     0
 socket#5  unix stream     -           socket#4, waiting   0 B     0
+socket#6  unix stream     run/server  again @bus          0 B     0
 
 SOCKET  PROTOCOL  ADDRESS           PEER             STATE                 UNREAD  UNACKED
 inet#0  tcp       127.0.0.1:80      127.0.0.1:40000  to inet#1             4 B     8 B
