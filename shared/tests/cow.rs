@@ -243,7 +243,7 @@ fn restore(events: &[Event]) -> Outcome {
     let tree = tree(&tasks);
     let spaces: Vec<Space> = tasks.iter().map(|(_, memory)| space(memory)).collect();
     let makings = family::makings(&tree.tasks).unwrap();
-    let makings = kin::with_pages(&tree, (&spaces, &[]), &BTreeSet::new(), &makings);
+    let makings = kin::with_pages(&tree, (&spaces, &[]), &kin::Terminals::default(), &makings);
     let forest = Forest::new(&tree, &spaces, &[], &makings, 1, [1, 1, 0], BTreeSet::new());
     let mut kernel = Kernel { frames: 0, ended: BTreeMap::new() };
     for index in (0..tasks.len()).filter(|&index| makings[index] == Making::Forked) {
@@ -300,7 +300,7 @@ fn long_chains_are_cut() {
     let tree = tree(&tasks);
     let spaces: Vec<Space> = tasks.iter().map(|(_, memory)| space(memory)).collect();
     let makings = family::makings(&tree.tasks).unwrap();
-    let makings = kin::with_pages(&tree, (&spaces, &[]), &BTreeSet::new(), &makings);
+    let makings = kin::with_pages(&tree, (&spaces, &[]), &kin::Terminals::default(), &makings);
     let cloned = makings.iter().rev().take_while(|&&making| making != Making::Forked).count();
     assert!((1..100).contains(&cloned), "{cloned} generations");
     assert!(makings[..300].iter().all(|&making| making == Making::Forked));

@@ -113,9 +113,12 @@ impl Descent {
     /// what is prepared for it: one program for many tasks takes more room and files.
     pub(super) fn with_pages(&self, checkpoint: &Checkpoint) -> Result<Option<Self>> {
         let Checkpoint { tree, memory, files, .. } = checkpoint;
-        let live = files.ptys.iter().filter_map(|pty| pty.live.as_ref()?.control.as_ref());
-        let without = live.flat_map(|control| control.without.iter().copied()).collect();
-        let makings = kin::with_pages(tree, (&memory.spaces, &memory.shared), &without, &self.makings);
+        let mut terminals = kin::Terminals::default();
+        for control in files.ptys.iter().filter_map(|pty| pty.live.as_ref()?.control.as_ref()) {
+            terminals.without.extend(&control.without);
+            terminals.foreground.insert(control.foreground);
+        }
+        let makings = kin::with_pages(tree, (&memory.spaces, &memory.shared), &terminals, &self.makings);
         if makings == self.makings {
             return Ok(None);
         }

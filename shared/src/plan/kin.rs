@@ -22,16 +22,24 @@ const GENERATIONS: usize = 8;
 /// How many generations of tasks come from one program: each lies in the plan of the one before.
 const DEPTH: u32 = 50;
 
-/// The makings of a tree with its copy-on-write sharing, from those without ([`super::family::makings`]). `without` are
-/// the tasks that have let go of the terminal that controls their session.
+/// What terminals that control sessions say of tasks.
+#[derive(Clone, Debug, Default)]
+pub struct Terminals {
+    /// Those that have let go of the one of their session.
+    pub without: BTreeSet<Pid>,
+    /// The process groups in the foreground, which have to be there before any task is cloned.
+    pub foreground: BTreeSet<Pid>,
+}
+
+/// The makings of a tree with its copy-on-write sharing, from those without ([`super::family::makings`]).
 #[must_use]
 pub fn with_pages(
     tree: &Tree,
     (spaces, shared): (&[Space], &[Shared]),
-    without: &BTreeSet<Pid>,
+    terminals: &Terminals,
     makings: &[Making],
 ) -> Vec<Making> {
-    let kin = Kin::of(tree, (spaces, shared), without, makings);
+    let kin = Kin::of(tree, (spaces, shared), terminals, makings);
     let count = makings.len();
     let mut tied = vec![None; count];
     for index in 1..count {
@@ -82,7 +90,7 @@ struct Kin<'a> {
     tasks: &'a [Task],
     spaces: &'a [Space],
     shared: &'a [Shared],
-    without: &'a BTreeSet<Pid>,
+    terminals: &'a Terminals,
     makings: &'a [Making],
     parents: Vec<Option<usize>>,
     /// By parent, in the order of their birth.
@@ -99,7 +107,7 @@ impl<'a> Kin<'a> {
     fn of(
         tree: &'a Tree,
         (spaces, shared): (&'a [Space], &'a [Shared]),
-        without: &'a BTreeSet<Pid>,
+        terminals: &'a Terminals,
         makings: &'a [Making],
     ) -> Self {
         let tasks = &tree.tasks;
@@ -121,7 +129,7 @@ impl<'a> Kin<'a> {
         }
         let of_zombies = tree.zombies.iter().flat_map(|zombie| [zombie.ppid, zombie.pgid]).collect();
         let lenders = tasks.iter().filter_map(|task| task.shares.memory).collect();
-        Self { tasks, spaces, shared, without, makings, parents, children, leaders, of_zombies, lenders }
+        Self { tasks, spaces, shared, terminals, makings, parents, children, leaders, of_zombies, lenders }
     }
 
     /// Whether a task's pages can be those of another one, or another one's those of it: the address space is its alone, and
@@ -157,7 +165,7 @@ impl<'a> Kin<'a> {
         task.sid == maker.sid
             && task.sid != task.pid
             && (task.pgid == maker.pgid || task.pgid == task.pid)
-            && self.without.contains(&task.pid) == self.without.contains(&maker.pid)
+            && self.terminals.without.contains(&task.pid) == self.terminals.without.contains(&maker.pid)
     }
 
     /// Whether two tasks have any page in common.
@@ -171,7 +179,9 @@ impl<'a> Kin<'a> {
             return true;
         }
         let stands = self.parents[index].is_some_and(|parent| self.stands_like(index, parent));
-        stands && !self.leaders.contains(&index) && !self.of_zombies.contains(&self.tasks[index].pid)
+        let pid = self.tasks[index].pid;
+        let is_early = self.leaders.contains(&index) || self.terminals.foreground.contains(&pid);
+        stands && !is_early && !self.of_zombies.contains(&pid)
     }
 }
 
