@@ -16,6 +16,7 @@ mod verbosity;
 
 use crate::changed::Changed;
 use crate::fault;
+use crate::kernel::disabled;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -44,6 +45,10 @@ struct Cli {
     command: Command,
     #[command(flatten)]
     verbosity: verbosity::Verbosity,
+
+    /// Do without a feature of the kernel, as where it is missing. May be repeated; `crr check` names and shows them.
+    #[arg(long, value_name = "NAME", global = true)]
+    disable_feature: Vec<String>,
 
     /// Faults to inject, NAME[:COUNT] with commas between them; also from the environment variable CRR_FAULT.
     #[arg(long, value_name = "FAULTS", global = true, hide = true)]
@@ -90,6 +95,7 @@ fn run(cli: Cli) -> Outcome {
     if let Some(faults) = cli.fault.or_else(|| std::env::var("CRR_FAULT").ok()) {
         fault::arm(&faults).map_err(|e| Usage(e.to_string()))?;
     }
+    disabled::disable(&cli.disable_feature).map_err(Usage)?;
     match cli.command {
         Command::Dump(command) => command.run(level),
         Command::PreDump(command) => command.run(level),

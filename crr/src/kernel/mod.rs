@@ -3,6 +3,7 @@
 //! A version number tells little: distributions backport, configurations leave out. Every probe does the
 //! thing itself on this process or on a child of its own, and leaves nothing behind.
 
+pub mod disabled;
 mod ia32;
 mod probe;
 mod tracee;
@@ -82,7 +83,7 @@ const fn entry(name: &'static str, required: bool, probe: fn() -> Found, cost: &
 }
 
 #[rustfmt::skip]
-const FEATURES: [Entry; 22] = [
+const FEATURES: [Entry; 23] = [
     entry("ptrace", REQUIRED, probe::ptrace, "no task can be dumped or restored"),
     entry("clone3-set-tid", REQUIRED, probe::clone3_set_tid, "tasks cannot get their pids and tids back"),
     entry("pidfd-open", REQUIRED, probe::pidfd_open, "tasks cannot be held by a handle that survives pid reuse"),
@@ -94,14 +95,15 @@ const FEATURES: [Entry; 22] = [
     entry("mm-map", REQUIRED, probe::mm_map, "heap, arguments and the exe link of a task cannot be set"),
     entry("process-vm", REQUIRED, probe::process_vm, "memory of tasks cannot be read"),
     entry("vdso", OPTIONAL, probe::vdso, "x86_64 tasks dumped with a vDSO cannot be restored"),
-    entry("ptrace-syscall-info", OPTIONAL, probe::ptrace_syscall_info, "nothing yet: this version does not use it"),
+    entry("ptrace-syscall-info", OPTIONAL, probe::ptrace_syscall_info, "calls of ia32 made by 64-bit code are told by the instruction"),
     entry("ptrace-set-syscall-info", OPTIONAL, probe::ptrace_set_syscall_info, "nothing yet: this version does not use it"),
-    entry("ptrace-rseq", REQUIRED, probe::ptrace_rseq, "no task can be dumped: whether it registered rseq cannot be asked"),
+    entry("ptrace-rseq", OPTIONAL, probe::ptrace_rseq, "rseq is found by trying; what another library than the C library registered is refused"),
     entry("pagemap-scan", OPTIONAL, probe::pagemap_scan, "dumps of large sparse memory take longer"),
     entry("procmap-query", OPTIONAL, probe::procmap_query, "nothing yet: this version does not use it"),
+    entry("close-range-cloexec", OPTIONAL, probe::close_range, "descriptors are kept from restored tasks one by one"),
     entry("map-files", REQUIRED, probe::map_files, "mapped files cannot be told from others of their name"),
     entry("timer-restore-ids", OPTIONAL, probe::timer_restore_ids, "the numbers of POSIX timers take many tries"),
-    entry("mseal", OPTIONAL, probe::mseal, "nothing yet: this version does not use it"),
+    entry("mseal", OPTIONAL, probe::mseal, "tasks with sealed memory cannot be restored"),
     entry("userfaultfd", OPTIONAL, probe::userfaultfd, "memory cannot be recorded while a tree runs (crr pre-dump)"),
     entry("uffd-wp-async", OPTIONAL, probe::uffd_wp_async, "memory cannot be recorded while a tree runs (crr pre-dump)"),
     entry("soft-dirty", OPTIONAL, probe::soft_dirty, "nothing yet: this version does not use it"),
@@ -142,7 +144,8 @@ pub fn probe() -> Result<Report> {
 }
 
 fn run(entry: &Entry) -> Feature {
-    let found = (entry.probe)();
+    let disabled = disabled::is_named(entry.name).then(|| Err("disabled by --disable-feature".to_owned()));
+    let found = disabled.unwrap_or_else(entry.probe);
     Feature {
         name: entry.name,
         present: found.is_ok(),

@@ -241,6 +241,14 @@ pub(super) fn ptrace_rseq() -> Found {
     configuration.map(|len| format!("{len} bytes")).map_err(|errno| errno.to_string())
 }
 
+pub(super) fn close_range() -> Found {
+    // No descriptor has so high a number.
+    match crate::sys::process::close_range_on_exec(u32::MAX) {
+        Ok(()) => Ok("works".to_owned()),
+        Err(errno) => Err(format!("close_range: {}", errno.desc())),
+    }
+}
+
 pub(super) fn pagemap_scan() -> Found {
     let here = address_of(&PAGE) & !(PAGE - 1);
     let found = page_region { start: 0, end: 0, categories: 0 };

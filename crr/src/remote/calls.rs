@@ -55,6 +55,8 @@ calls! {
     ArchPrctl = 158, 384;
     /// semtimedop; semtimedop_time64 of ia32.
     Semtimedop = 220, 420;
+    /// rseq.
+    Rseq = 334, 386;
     /// timer_gettime; timer_gettime64 of ia32.
     TimerGettime = 224, 408;
     /// timer_getoverrun.

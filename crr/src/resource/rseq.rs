@@ -7,11 +7,12 @@
 
 use super::Refuse;
 use crate::ptrace::regs::{self, Field};
-use crate::ptrace::{Error, Stopped};
+use crate::ptrace::{Error, Patience, Stopped};
+use crate::remote::{Arg, Batch, Call, Executor, Handle};
 use crate::sys::vm;
 use anyhow::{Context, Result};
-use images::thread::Rseq;
-use images::{Addr, Pid};
+use images::thread::{Regs, Rseq};
+use images::{Abi, Addr, Pid};
 use nix::errno::Errno;
 
 /// What is known of a thread's registration.
@@ -21,6 +22,8 @@ pub(crate) struct Registration {
     pub(crate) rseq: Option<Rseq>,
     /// The thread may run code of ours.
     pub(crate) may_run: bool,
+    /// The kernel does not tell, so the thread itself is to be asked ([`ask`]).
+    pub(crate) untold: bool,
 }
 
 /// Reads the registration of a thread, and takes it out of the sequence it stands in.
@@ -29,17 +32,17 @@ pub(crate) fn dump(pid: Pid, thread: &Stopped, refuse: &mut Refuse<'_>) -> Resul
     let rseq = match thread.rseq() {
         Ok(rseq) => rseq,
         Err(Error::Request { errno: Errno::EIO, .. }) => {
-            let reason = "this kernel cannot tell its rseq registration (needs Linux 5.13)";
-            refuse.because(format!("thread {tid}"), reason);
-            return Ok(Registration { rseq: None, may_run: false });
+            // Before 5.13.
+            leave_any(pid, thread)?;
+            return Ok(Registration { rseq: None, may_run: true, untold: true });
         }
         Err(e) => return Err(e.into()),
     };
-    let Some(area) = rseq else { return Ok(Registration { rseq, may_run: true }) };
+    let Some(area) = rseq else { return Ok(Registration { rseq, may_run: true, untold: false }) };
     let regs = thread.regs()?;
     // The kernel compares the whole register, in 32-bit code too.
     let exit = match find_exit(pid, area, regs.0[16]) {
-        Ok(Exit::None) => return Ok(Registration { rseq, may_run: true }),
+        Ok(Exit::None) => return Ok(Registration { rseq, may_run: true, untold: false }),
         Ok(exit) if regs::get_signed(&regs, Field::OrigAx) < 0 => exit,
         Ok(_) => Exit::Wrong("makes a system call inside of a restartable sequence"),
         Err(errno) => return Err(errno).with_context(|| format!("thread {tid}: read its rseq area")),
@@ -53,7 +56,95 @@ pub(crate) fn dump(pid: Pid, thread: &Stopped, refuse: &mut Refuse<'_>) -> Resul
         }
         Exit::Wrong(reason) => refuse.because(format!("thread {tid}"), reason),
     }
-    Ok(Registration { rseq, may_run: !matches!(exit, Exit::Wrong(_)) })
+    Ok(Registration { rseq, may_run: !matches!(exit, Exit::Wrong(_)), untold: false })
+}
+
+/// Bytes of the area, and the signature, that C libraries register with (RSEQ_SIG of glibc on x86).
+const SIZE: u32 = 32;
+const SIGNATURE: u32 = 0x5305_3053;
+
+/// Where a thread may have registered an area: C libraries have it near the thread pointer. What lies there looks like one that the kernel keeps: equal
+/// numbers of a processor (rseq_update_cpu_id() of kernel/rseq.c), no flags.
+fn candidates(pid: Pid, thread: &Stopped, regs: &Regs) -> Result<Vec<Rseq>> {
+    const NEAR: u64 = 4096;
+    const MAX_CPUS: u32 = 8192;
+    let pointer = match regs::mode(regs) {
+        Abi::X86_64 => regs.0[21],
+        Abi::Ia32 => {
+            let entry = regs::low_half(regs.0[26]) >> 3;
+            let area = if (12..15).contains(&entry) { thread.thread_area(entry)? } else { None };
+            area.map_or(0, |area| area.base.into())
+        }
+    };
+    let first = pointer.saturating_sub(NEAR) & !(NEAR - 1);
+    let mut found = Vec::new();
+    for page in (0..3).map(|page| first + page * NEAR) {
+        let mut bytes = [0; 4096];
+        if pointer == 0 || vm::read_exact(pid, Addr(page), &mut bytes).is_err() {
+            continue;
+        }
+        for (at, area) in (page..).step_by(SIZE as usize).zip(bytes.chunks_exact(SIZE as usize)) {
+            let (started, now) = (regs::low_half(word(area, 0)), regs::low_half(word(area, 0) >> 32));
+            let flags = regs::low_half(word(area, 16));
+            if started == now && now < MAX_CPUS && flags == 0 {
+                found.push(Rseq { area: Addr(at), size: SIZE, flags: 0, signature: SIGNATURE });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Takes a thread out of the sequence it stands in, wherever its area is.
+fn leave_any(pid: Pid, thread: &Stopped) -> Result<()> {
+    let mut regs = thread.regs()?;
+    if regs::get_signed(&regs, Field::OrigAx) >= 0 {
+        return Ok(());
+    }
+    for candidate in candidates(pid, thread, &regs)? {
+        if let Ok(Exit::To(abort)) = find_exit(pid, candidate, regs.0[16]) {
+            regs.0[16] = abort;
+            thread.set_regs(&regs)?;
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Asks a thread for its registration, on a kernel that does not tell, by having it register: the kernel says EBUSY to who has registered just that, EINVAL
+/// to who has registered another area (sys_rseq() of kernel/rseq.c). One who has none gets one, in the executor's
+/// area, and gives it back by the next call.
+pub(crate) fn ask(
+    pid: Pid,
+    executor: &Executor,
+    thread: &mut Stopped,
+    refuse: &mut Refuse<'_>,
+    patience: &Patience,
+) -> Result<Option<Rseq>> {
+    const UNREGISTER: u64 = 1;
+    let candidates = candidates(pid, thread, &thread.regs()?)?;
+    let args = |area, flags| [area, Arg::Value(SIZE.into()), Arg::Value(flags), Arg::Value(SIGNATURE.into())];
+    let mut batch = executor.batch(thread)?;
+    let own = batch.buffer(SIZE as usize);
+    let registered = batch.call(Call::Rseq, &args(Arg::Out(own), 0));
+    batch.call(Call::Rseq, &args(Arg::Out(own), UNREGISTER));
+    match executor.run(thread, &batch, patience)?.result(registered) {
+        Ok(_) | Err(Errno::ENOSYS) => return Ok(None),
+        Err(_) => {}
+    }
+    for some in candidates.chunks(Batch::ROOM) {
+        let mut batch = executor.batch(thread)?;
+        let handles: Vec<_> = (some.iter())
+            .map(|candidate| batch.call(Call::Rseq, &args(Arg::Value(candidate.area.0), 0)))
+            .collect();
+        let reply = executor.run(thread, &batch, patience)?;
+        let busy = |&(_, &handle): &(&Rseq, &Handle)| reply.result(handle) == Err(Errno::EBUSY);
+        if let Some((&found, _)) = some.iter().zip(&handles).find(busy) {
+            return Ok(Some(found));
+        }
+    }
+    let reason = "has registered a restartable sequence where this kernel does not tell (needs Linux 5.13)";
+    refuse.because(format!("thread {}", thread.tid()), reason);
+    Ok(None)
 }
 
 /// How a thread leaves the sequence it stands in.

@@ -7,6 +7,7 @@
 
 use super::check;
 use crate::fault::{self, Point};
+use crate::kernel::disabled::{Switch, is_disabled};
 use nix::errno::Errno;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -133,6 +134,9 @@ fn scan(
     mut found: impl FnMut(u64, u64, bool),
 ) -> nix::Result<()> {
     fault::point(Point::Pagemap)?;
+    if is_disabled(Switch::PagemapScan) {
+        return Err(Errno::ENOTTY);
+    }
     let mut regions = [Region::default(); 1024];
     let mut from = start;
     let mut return_mask = page::PRESENT | page::GUARD;

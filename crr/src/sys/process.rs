@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use crate::fault::{self, Point};
+use crate::kernel::disabled::{Switch, is_disabled};
 use images::Pid;
 use nix::errno::Errno;
 use shared::abi::common::CloneArgs;
@@ -103,8 +104,30 @@ pub fn default_signal_actions() {
 /// Marks every fd from `first` on close-on-exec.
 ///
 /// # Errors
-/// As close_range(2).
+/// If /proc/self/fd cannot be read, which takes the place of close_range(2) before Linux 5.11.
 pub fn close_on_exec_from(first: u32) -> nix::Result<()> {
+    if !is_disabled(Switch::CloseRange) {
+        match close_range_on_exec(first) {
+            Err(Errno::ENOSYS | Errno::EINVAL) => {}
+            done => return done,
+        }
+    }
+    let errno = |e: std::io::Error| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+    for entry in std::fs::read_dir("/proc/self/fd").map_err(errno)? {
+        let number = entry.map_err(errno)?.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+        if let Some(fd) = number.filter(|&number| number >= first) {
+            // SAFETY: changes a flag only; that of the directory being read has it.
+            unsafe { libc::fcntl(fd.cast_signed(), libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+    Ok(())
+}
+
+/// The same by close_range(2).
+///
+/// # Errors
+/// ENOSYS before Linux 5.9, EINVAL before 5.11.
+pub fn close_range_on_exec(first: u32) -> nix::Result<()> {
     const CLOSE_RANGE_CLOEXEC: u32 = 4;
     // SAFETY: changes flags only.
     let ret = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) };

@@ -7,6 +7,7 @@
 
 use super::check;
 use crate::fault::{self, Point};
+use crate::kernel::disabled::{Switch, is_disabled};
 use images::Addr;
 use images::Pid;
 use images::signal::SIGINFO_SIZE;
@@ -154,6 +155,9 @@ pub fn set_regs(tid: Pid, regs: &[u64; 27]) -> nix::Result<()> {
 /// ESRCH when gone.
 pub fn call_is_ia32(tid: Pid) -> nix::Result<Option<bool>> {
     const AUDIT_ARCH_I386: u32 = 0x4000_0003;
+    if is_disabled(Switch::PtraceSyscallInfo) {
+        return Ok(None);
+    }
     // struct ptrace_syscall_info up to its union: op and flags, arch, ip, sp.
     let mut info = [0u32; 6];
     match by_pointer(libc::PTRACE_GET_SYSCALL_INFO, tid, size_of_val(&info), info.as_mut_ptr()) {
@@ -278,6 +282,9 @@ struct RseqConfiguration {
 /// # Errors
 /// ESRCH when gone, EIO on kernels before 5.13.
 pub fn get_rseq(tid: Pid) -> nix::Result<Option<Rseq>> {
+    if is_disabled(Switch::PtraceRseq) {
+        return Err(Errno::EIO);
+    }
     let mut conf = RseqConfiguration::default();
     by_pointer(libc::PTRACE_GET_RSEQ_CONFIGURATION, tid, size_of::<RseqConfiguration>(), &raw mut conf)?;
     Ok((conf.pointer != 0).then_some(Rseq {

@@ -10,6 +10,7 @@ mod endurance;
 mod events;
 mod external;
 mod failures;
+mod fallbacks;
 mod families;
 mod faults;
 mod fifos;

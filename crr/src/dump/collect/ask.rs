@@ -12,7 +12,7 @@ use crate::resource::sysv::undo;
 use crate::resource::task::AskTask;
 use crate::resource::thread::AskThread;
 use crate::resource::tracees::AskTracees;
-use crate::resource::{Refuse, lock_future, memory, mempolicy, timer};
+use crate::resource::{Refuse, lock_future, memory, mempolicy, rseq, timer};
 use anyhow::{Context, Result, bail};
 use images::attribute::AreaPolicy;
 use images::memory::Vma;
@@ -48,6 +48,8 @@ pub(super) struct Facts<'a> {
     pub(super) semaphores: &'a mut undo::Sets,
     pub(super) guarded: bool,
     pub(super) late: bool,
+    /// The kernel does not tell what threads have registered with rseq.
+    pub(super) rseq_untold: bool,
 }
 
 /// What a task tells of its memory.
@@ -69,7 +71,7 @@ pub(super) fn ask(
     refuse: &mut Refuse<'_>,
     patience: &Patience,
 ) -> Result<Option<Told>> {
-    let Facts { dir, vmas, resident_kib, bystanders, semaphores, guarded, late } = facts;
+    let Facts { dir, vmas, resident_kib, bystanders, semaphores, guarded, late, rseq_untold } = facts;
     let caller = match find_caller(threads, target.abi)? {
         Caller::Safe(index) => index,
         Caller::Exposed(index) if guarded => index,
@@ -78,6 +80,7 @@ pub(super) fn ask(
         Caller::Exposed(_) => bail!(Unguarded),
     };
     let memory = || memory::private_writable(vmas);
+    let pid = target.deputy;
     let executor = Executor::open(target, &mut threads[caller], memory, patience)?;
     let asked = (|| -> Result<Told> {
         let [deputy, others @ ..] = &mut *threads else { bail!("no thread") };
@@ -93,6 +96,11 @@ pub(super) fn ask(
             about_thread.fill(&reply, record, dir, refuse).with_context(|| format!("thread {tid}"))?;
         }
         undo::refuse(semaphores, &executor, threads, refuse, patience)?;
+        if rseq_untold {
+            for (thread, record) in threads.iter_mut().zip(&mut record.threads) {
+                record.rseq = rseq::ask(pid, &executor, thread, refuse, patience)?;
+            }
+        }
         let facts = lock_future::Facts { dir, vmas, policies: &policies };
         let locks = lock_future::dump(&executor, &mut threads[caller], record, facts, refuse, patience)?;
         record.attributes.lock_future = locks;

@@ -60,7 +60,7 @@ pub(super) fn collect_task(
     let Some(abi) = abi else { return Ok(None) };
 
     let mut records = Vec::with_capacity(threads.len());
-    let mut may_run = true;
+    let (mut may_run, mut rseq_untold) = (true, false);
     for thread in threads.iter_mut() {
         // A mask that is narrowed for the time must not be left like that.
         let out = vdso::step_out(thread, &vmas, &tables.vdsos, tables.guarded, patience)?;
@@ -71,6 +71,7 @@ pub(super) fn collect_task(
     for (thread, status) in threads.iter().zip(&statuses) {
         let registration = rseq::dump(deputy, thread, refuse)?;
         may_run &= registration.may_run;
+        rseq_untold |= registration.untold;
         let wait = waits.get(thread.tid());
         let mut record = thread::dump_outside(thread, status, wait, &tables.low, refuse)?;
         record.rseq = registration.rseq;
@@ -127,7 +128,8 @@ pub(super) fn collect_task(
         let resident_kib = whole.resident_kib;
         let (guarded, late) = (tables.guarded, tables.late);
         let (bystanders, semaphores) = (&mut tables.bystanders, &mut tables.semaphores);
-        let facts = Facts { dir, vmas: &vmas, resident_kib, bystanders, semaphores, guarded, late };
+        let facts =
+            Facts { dir, vmas: &vmas, resident_kib, bystanders, semaphores, guarded, late, rseq_untold };
         dispatch::suspend(threads, &record.threads, tables.guarded)?;
         let told = ask(target, threads, &mut record, facts, refuse, patience);
         dispatch::resume(threads, &record.threads)?;

@@ -1,0 +1,62 @@
+//! What crr does where the kernel lacks something: it is told to do without each in turn, and works all the same.
+
+use tests::abi::Abi;
+use tests::case::{Workload, nothing_left};
+use tests::isolate::isolated;
+use tests::{here, require_ia32, require_root};
+
+/// Dump and restore without something.
+fn works_without(feature: &str, here: &str, workload: &Workload) {
+    isolated(here, |dir| {
+        let without = ["--disable-feature", feature];
+        for abi in Abi::ALL {
+            let mut running = workload.start(&dir.join(abi.name()), abi)?;
+            let before = running.snapshot()?;
+            running.dump(&["--leave-running", without[0], without[1]])?.success()?;
+            running.looks_like(&before)?;
+            running.dump(&without)?.success()?;
+            nothing_left()?;
+            running.restore(&["-d", without[0], without[1]])?.success()?;
+            running.looks_like(&before)?;
+            running.verify().map_err(|e| e.context(abi.name()))?;
+        }
+        Ok(())
+    });
+}
+
+/// The C library registers with rseq in every thread.
+#[test]
+fn ptrace_rseq() {
+    require_root!();
+    require_ia32!();
+    works_without("ptrace-rseq", &here!(), &Workload::new("threads", "registrations"));
+}
+
+/// In the middle of a sequence, too.
+#[test]
+fn ptrace_rseq_in_a_sequence() {
+    require_root!();
+    require_ia32!();
+    works_without("ptrace-rseq", &here!(), &Workload::new("threads", "sequence").busy());
+}
+
+#[test]
+fn ptrace_syscall_info() {
+    require_root!();
+    require_ia32!();
+    works_without("ptrace-syscall-info", &here!(), &Workload::new("threads", "waiting"));
+}
+
+#[test]
+fn pagemap_scan() {
+    require_root!();
+    require_ia32!();
+    works_without("pagemap-scan", &here!(), &Workload::new("memory", "sparse"));
+}
+
+#[test]
+fn close_range_cloexec() {
+    require_root!();
+    require_ia32!();
+    works_without("close-range-cloexec", &here!(), &Workload::new("files", "close_on_exec"));
+}
