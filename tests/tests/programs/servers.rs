@@ -103,7 +103,7 @@ pub(crate) fn redis_in_rounds(world: &World) -> Result {
         let mut answers = BufReader::new(stream.try_clone()?).lines();
         for key in keys {
             values[key as usize] = round;
-            write!(stream, "SET key-{key} {}\r\n", value(key, round))?;
+            stream.write_all(format!("SET key-{key} {}\r\n", value(key, round)).as_bytes())?;
             let answer = answers.next().context("closed")??;
             ensure!(answer == "+OK", "SET answers {answer:?}");
         }
@@ -123,7 +123,7 @@ pub(crate) fn redis_in_rounds(world: &World) -> Result {
     let mut stream = connect(6401)?;
     let mut answers = BufReader::new(stream.try_clone()?).lines();
     for (key, &round) in (0..).zip(&values) {
-        write!(stream, "GET key-{key}\r\n")?;
+        stream.write_all(format!("GET key-{key}\r\n").as_bytes())?;
         let length = answers.next().context("closed")??;
         let answer = answers.next().context("closed")??;
         let expected = value(key, round);
