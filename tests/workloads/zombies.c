@@ -173,3 +173,20 @@ CASE(ignored)
 		_exit(0);
 	CHECK(waitpid(-1, NULL, 0) == -1 && errno == ECHILD, "a zombie of a parent that ignores its children");
 }
+
+static void wait_for_end(void *unused)
+{
+	(void)unused;
+	prepared();
+	for (;;)
+		pause();
+}
+
+/* A child of which nothing is left as soon as it has ended, which it is to have by the end. */
+CASE(unmissed)
+{
+	MUST((intptr_t)signal(SIGCHLD, SIG_IGN));
+	spawn(wait_for_end, NULL);
+	checkpoint();
+	CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD, "there is a child");
+}

@@ -108,9 +108,9 @@ impl Frozen {
                     break;
                 }
                 for task in &frozen.tasks {
-                    queue.extend(
-                        children(&task.dir, &mut buffer)?.into_iter().filter(|&child| seen.insert(child)),
-                    );
+                    let children = children(&task.dir, &mut buffer)
+                        .with_context(|| format!("task {}: list children", task.pid))?;
+                    queue.extend(children.into_iter().filter(|&child| seen.insert(child)));
                 }
                 continue;
             };
@@ -126,6 +126,7 @@ impl Frozen {
             match frozen.seize_task(pid, &dir, &looks, &patience, refusals) {
                 Ok(()) => {}
                 Err(e) if pid != root && is_gone(&e) => {
+                    frozen.tasks.pop_if(|task| task.pid == pid);
                     frozen.orphaned = true;
                     continue;
                 }

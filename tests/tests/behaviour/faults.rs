@@ -574,6 +574,24 @@ fn a_task_that_dies_during_a_dump_is_no_obstacle_to_the_others() {
     });
 }
 
+/// Nothing is left of a task that ends right before it is seized, where nobody waits for it.
+#[test]
+fn a_task_that_is_gone_when_it_is_to_be_seized() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        for abi in Abi::ALL {
+            let mut running = Workload::new("zombies", "unmissed").start(&dir.join(abi.name()), abi)?;
+            let fault = "task-dies-unseized:2";
+            judge(running.dump(&["--fault", fault])?, fault, Works, &running)?;
+            nothing_left()?;
+            running.restore(&["-d"])?.success()?;
+            running.verify()?;
+        }
+        Ok(())
+    });
+}
+
 /// The program that holds traffic cannot be run: the dump fails, and clients go on.
 #[test]
 fn traffic_that_cannot_be_held_is_not_lost() {
