@@ -128,8 +128,13 @@ pub fn dump(options: &Options) -> Result<Report> {
     fault::point(Point::KilledCollected)?;
     fault::strike(Point::TaskDiesCopied, frozen.last());
     // So that a tree that is let run has its areas as they were.
-    if let Some(keeper) = collected.base.keeper.take() {
-        keeper.end()?;
+    match collected.base.keeper.take() {
+        Some(keeper) => keeper.end()?,
+        // The round that this dump builds on may not be the last one.
+        None if collected.base.parent.is_some() => {
+            keeper::end_all(&frozen.pids().collect())?;
+        }
+        None => {}
     }
     let form = Form { block_pages: collected.memory.block_pages, compression: options.compression };
     let written = {
@@ -214,7 +219,9 @@ fn seize_and_collect(
         if frozen.late {
             // There is no dump, but time is needed to find everything in its way.
             let patience = &Patience::new(options.timeout);
-            let collected = collect(&mut frozen, options, low, holders, refusals, patience, Base::default())?;
+            let parent = previous.as_ref().map(|previous| previous.parent.clone());
+            let base = Base { parent, ..Base::default() };
+            let collected = collect(&mut frozen, options, low, holders, refusals, patience, base)?;
             return Ok((frozen, collected));
         }
         if guarded || !frozen.confined {

@@ -68,7 +68,7 @@ pub struct Report {
 /// Records what private memory holds, and has writes tracked from now on.
 ///
 /// # Errors
-/// What failed; the tree runs on as before, and if nothing else is said, tracked as before.
+/// What failed; the tree runs on as before. If pages had been protected already, tracking has ended, and the next round records everything.
 pub fn pre_dump(options: &Options) -> Result<Report> {
     let started = Instant::now();
     let _held = interrupt::Held::block().context("block signals")?;
@@ -317,7 +317,9 @@ impl Looker<'_> {
             }
         }
         let caller = ask::caller(threads, abi)?;
-        let may_run = rseq::dump(deputy, &threads[caller], refuse)?.may_run
+        // To ask takes away what a killed dump has left, and a task that shares the memory may stand there.
+        let may_run = areas.leftovers.is_empty()
+            && rseq::dump(deputy, &threads[caller], refuse)?.may_run
             && seccomp::suspend(threads, &statuses, true, refuse)?
             && ask::can_be_asked(threads, &areas.leftovers)?;
         let gadget = Gadget::find(deputy, abi, &areas.code, &mut self.gadgets).filter(|_| may_run);
@@ -327,11 +329,13 @@ impl Looker<'_> {
     }
 }
 
-/// Puts all areas under a descriptor. Those that cannot be (droppable memory, huge TLB pages) are left out.
+/// Puts all areas under a descriptor, without any protection yet. Those that cannot be (droppable memory, huge TLB pages) are left out.
 fn track_all(descriptor: &OwnedFd, areas: &[Vma]) -> nix::Result<()> {
     for area in areas {
-        match userfaultfd::track(descriptor.as_fd(), area.start.0, area.end.0) {
-            Ok(()) | Err(Errno::EINVAL | Errno::EPERM) => {}
+        let (fd, start, end) = (descriptor.as_fd(), area.start.0, area.end.0);
+        match userfaultfd::track(fd, start, end) {
+            Ok(()) => userfaultfd::unprotect(fd, start, end)?,
+            Err(Errno::EINVAL | Errno::EPERM) => {}
             Err(errno) => return Err(errno),
         }
     }

@@ -58,9 +58,7 @@ pub(super) fn check(tree: &Tree, spaces: &[Space], shared: &[Shared]) -> Result<
 /// # Errors
 /// If the kernel does not tell how many there may be.
 pub(crate) fn too_many_areas(tree: &Tree, spaces: &[Space], refusals: &mut Refusals) -> Result<()> {
-    const LIMIT: &str = "/proc/sys/vm/max_map_count";
-    let text = std::fs::read_to_string(LIMIT).context(LIMIT)?;
-    let limit: u64 = text.trim().parse().context(LIMIT)?;
+    let limit = max_map_count()?;
     for (task, space) in tree.tasks.iter().zip(spaces) {
         let areas = space.vmas.len() as u64;
         if areas + hole::AREAS > limit {
@@ -71,6 +69,16 @@ pub(crate) fn too_many_areas(tree: &Tree, spaces: &[Space], refusals: &mut Refus
         }
     }
     Ok(())
+}
+
+/// How many areas an address space may have.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub(crate) fn max_map_count() -> Result<u64> {
+    const LIMIT: &str = "/proc/sys/vm/max_map_count";
+    let text = std::fs::read_to_string(LIMIT).context(LIMIT)?;
+    text.trim().parse().context(LIMIT)
 }
 
 /// The tasks that each program restores, by index: the one that execs it first.

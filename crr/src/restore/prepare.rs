@@ -4,6 +4,7 @@ use super::environment::Environment;
 use super::late;
 use super::numbers::Numbers;
 use crate::blob::Blob;
+use crate::dump::room::max_map_count;
 use crate::fault::{self, Point};
 use crate::machine::Live;
 use crate::resource::tree;
@@ -172,6 +173,8 @@ pub(super) fn prepare(
     let late = late::all(&checkpoint.files);
     let forest =
         Forest::new(&tree, spaces, shared, &makings, own_group, totals, late.clone()).with_written(written);
+    let too_many = || Ok::<_, anyhow::Error>(forest.most_areas() as u64 + hole::AREAS > max_map_count()?);
+    ensure!(!forest.shares_pages() || !too_many()?, "more areas at once than vm.max_map_count");
     let mut plans: BTreeMap<usize, ProgramPlan> = (0..tree.tasks.len())
         .filter(|&index| forest.execs(index))
         .map(|index| (index, plan::program(&machines[&tree.tasks[index].abi], &forest, index)))

@@ -30,12 +30,23 @@ struct Register {
     ioctls: u64,
 }
 
-const _: () = assert!(size_of::<Api>() == 24 && size_of::<Register>() == 32);
+/// `struct uffdio_writeprotect`.
+#[repr(C)]
+struct WriteProtect {
+    start: u64,
+    len: u64,
+    mode: u64,
+}
+
+const _: () =
+    assert!(size_of::<Api>() == 24 && size_of::<Register>() == 32 && size_of::<WriteProtect>() == 24);
 
 /// `_IOWR(0xaa, 0x3f, struct uffdio_api)`.
 const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
 /// `_IOWR(0xaa, 0x00, struct uffdio_register)`.
 const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+/// `_IOWR(0xaa, 0x06, struct uffdio_writeprotect)`.
+const UFFDIO_WRITEPROTECT: libc::c_ulong = 0xc018_aa06;
 
 /// Makes a fresh descriptor ready to track writes. Anonymous memory needs UFFD_FEATURE_WP_UNPOPULATED for it
 /// (userfaultfd_wp_use_markers() of include/linux/userfaultfd_k.h).
@@ -61,5 +72,17 @@ pub fn track(fd: BorrowedFd<'_>, start: u64, end: u64) -> nix::Result<()> {
     let mut register = Register { start, len: end - start, mode: WRITE_PROTECT, ioctls: 0 };
     // SAFETY: see the module.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, &raw mut register) })?;
+    Ok(())
+}
+
+/// Takes the protection off all pages of a tracked area. Before Linux 6.13, pages of an area that was moved (mremap) keep the mark of it
+/// without the protection, and so would look unwritten.
+///
+/// # Errors
+/// ENOENT if the area is not tracked; ESRCH if the address space is gone.
+pub fn unprotect(fd: BorrowedFd<'_>, start: u64, end: u64) -> nix::Result<()> {
+    let mut area = WriteProtect { start, len: end - start, mode: 0 };
+    // SAFETY: see the module.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_WRITEPROTECT, &raw mut area) })?;
     Ok(())
 }

@@ -140,6 +140,12 @@ impl<'a> Forest<'a> {
         &self.inherited[index]
     }
 
+    /// The most areas that a task has at any time: those for the tasks that it clones are among them.
+    #[must_use]
+    pub fn most_areas(&self) -> usize {
+        self.areas.iter().map(Vec::len).max().unwrap_or(0)
+    }
+
     /// The areas that a task is to have while it clones others.
     pub(super) fn areas(&self, index: usize) -> &[Vma] {
         &self.areas[index]

@@ -97,9 +97,10 @@ impl<'a> Lender<'a> {
         let next = self.space.runs.partition_point(|run| end_of(run) <= range.start);
         let touched = self.space.runs.get(next).is_some_and(|run| overlaps(run.start, end_of(run)));
         let has_policy = self.space.policies.iter().any(|area| overlaps(area.start, area.end.0));
+        let guarded = self.space.guards.iter().any(|guard| overlaps(guard.start, guard.end.0));
         let next = self.pointers.partition_point(|&pointer| pointer < range.start);
         let pointed_to = self.pointers.get(next).is_some_and(|&pointer| pointer < range.end);
-        !touched && !has_policy && !pointed_to
+        !touched && !has_policy && !guarded && !pointed_to
     }
 }
 
@@ -186,7 +187,7 @@ pub fn take(space: &mut Space, range: Range) -> Option<Vma> {
 mod tests {
     use super::*;
     use alloc::vec;
-    use images::memory::Layout;
+    use images::memory::{Guard, Layout};
 
     const LEN: u64 = 0x2_0000;
     const RW: u32 = PROT_READ | PROT_WRITE;
@@ -232,6 +233,8 @@ mod tests {
         assert!(!lends_of(&pointed, 0x20_0000 - LEN));
         let beside = Lender { pointers: vec![0x20_0000 - LEN - 8, 0x20_0000], ..lender(&full) };
         assert!(lends_of(&beside, 0x20_0000 - LEN));
+        let guard = Guard { start: Addr(0x20_0000 - PAGE_SIZE), end: Addr(0x20_0000) };
+        assert!(!lends(&Space { guards: vec![guard], ..full }, 0x20_0000 - LEN));
     }
 
     #[test]

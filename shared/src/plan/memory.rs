@@ -49,6 +49,9 @@ pub fn ops(list: &mut Vec<u8>, slots: &mut Slots, exe: PathId, space: &Space, sh
         opened.extend(group.map(|_| prot));
     }
     segment::attach(list, &space.vmas, shared);
+    for vma in space.vmas.iter().filter(|vma| segment::attached_prot(vma, shared).is_some()) {
+        advise_before(list, vma.start.0, length(vma), vma.flags);
+    }
     attribute::area_policies(list, space);
     let mut runs: Vec<&Run> = space.runs.iter().collect();
     runs.sort_unstable_by_key(|run| run.first_page);
@@ -145,8 +148,12 @@ pub(super) fn map(list: &mut Vec<u8>, slots: &mut Slots, group: &[Vma], prot: u3
         // mprotect takes the accounting back from an area that never had a page (mprotect_fixup, mm/mprotect.c).
         op::push(list, &Op::Populate { addr, len: PAGE_SIZE });
     }
+    advise_before(list, addr, len, vma.flags);
+}
+
+fn advise_before(list: &mut Vec<u8>, addr: u64, len: u64, flags: u32) {
     for (bit, advice) in ADVICE_BEFORE {
-        if has(bit) {
+        if flags & bit != 0 {
             op::push(list, &Op::Advise { addr, len, advice });
         }
     }

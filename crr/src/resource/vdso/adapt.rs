@@ -160,7 +160,9 @@ impl One<'_> {
         let to_park = if own.is_some() { Vec::new() } else { self.live_pieces(vdsos)? };
         let low = to_park.iter().map(|piece| piece.start).min().unwrap_or(0);
         let high = to_park.iter().map(|piece| piece.start + piece.len).max().unwrap_or(0);
-        let mut ledger = Ledger { proxies: Vec::new(), parked: !to_park.is_empty() };
+        // One that is parked already stays so, for the kernel after this one.
+        let parked = !to_park.is_empty() || own.is_some_and(|own| own.parked);
+        let mut ledger = Ledger { proxies: Vec::new(), parked };
         for group in proxied {
             let Some(code) = group.code else { continue };
             let Backing::Vdso(id) = code.backing else { continue };

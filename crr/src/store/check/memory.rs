@@ -141,10 +141,12 @@ fn check_guards(space: &Space) -> Check {
             "guard {start}-{end}: is not page-aligned"
         );
         ensure!(start.0 >= last && start < end, "guard {start}-{end}: out of order");
-        let inside = space.vmas.iter().any(|vma| vma.start <= *start && *end <= vma.end);
+        let at = space.vmas.partition_point(|vma| vma.end <= *start);
+        let inside = space.vmas.get(at).is_some_and(|vma| vma.start <= *start && *end <= vma.end);
         ensure!(inside, "guard {start}-{end}: is not inside of one area");
-        let filled = space.runs.iter().find(|run| run.start < *end && start.0 < end_of(run));
-        ensure!(filled.is_none(), "guard {start}-{end}: has contents");
+        let next = space.runs.partition_point(|run| end_of(run) <= start.0);
+        let filled = space.runs.get(next).is_some_and(|run| run.start < *end);
+        ensure!(!filled, "guard {start}-{end}: has contents");
         last = end.0;
     }
     Ok(())
