@@ -1,12 +1,14 @@
 //! Pre-dump: page contents of a tree that stands still only while its pages are looked for and protected, and runs on while they
 //! are copied. A page that is written meanwhile counts as written in the next round, so it does not matter what was copied of it.
 //!
-//!     freeze      as for a dump
-//!     look        what is still as the last round knew it, and a descriptor for each task (see `track`)
-//!     protect     every page that is there; the last keeper has ended before, since its marks are gone now
-//!     let run
-//!     copy        what the last round did not know
-//!     keep        a process has the descriptors; the inventory tells which
+//! ```text
+//! freeze      as for a dump
+//! look        what is still as the last round knew it, and a descriptor for each task (see `track`)
+//! protect     every page that is there; the last keeper has ended before, since its marks are gone now
+//! let run
+//! copy        what the last round did not know
+//! keep        a process has the descriptors; the inventory tells which
+//! ```
 
 use super::collect::{abi, ask, task};
 use super::freeze::{Frozen, FrozenTask};

@@ -3,7 +3,9 @@
 //! It waits for the tasks to end, and ends with the last. Whoever takes over takes copies of its descriptors by pidfd_getfd(2), and
 //! ends it by SIGTERM. All that is to be known of it is in its command line:
 //!
-//!     crr keep-track --task PID:START:FD...
+//! ```text
+//! crr keep-track --task PID:START:FD...
+//! ```
 
 use super::instance;
 use crate::cli::keep_track::COMMAND;
