@@ -40,7 +40,9 @@ fn contains(running: &mut Running<'_>, command: &str, text: &str) -> Result {
 /// each works on, with keys from tmux itself and from a client, which was attached before the dump or is so after it.
 pub(crate) fn tmux(world: &World) -> Result {
     write_text(world)?;
-    fs::write(world.dir.join("tmux.conf"), "set -g status off\nset -g escape-time 0\n")?;
+    // What comes faster than a millisecond after the key before would be text that is pasted, and not a key to tmux.
+    let settings = "set -g status off\nset -g escape-time 0\nset -g assume-paste-time 0\n";
+    fs::write(world.dir.join("tmux.conf"), settings)?;
     let mut running = world.start(&["/usr/bin/python3", "/scratch/windows.py"])?;
     let shell = "/bin/bash --norc --noprofile";
     running.ask(&format!("tmux new-session -d -x 80 -y {ROWS} env PS1=prompt> {shell}"))?;
