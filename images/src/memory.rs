@@ -1,7 +1,7 @@
 //! Memory: the layout of each task's address space and where its page contents lie in `pages.img`.
 
 use crate::attribute::AreaPolicy;
-use crate::id::{Abi, Addr, PathId, SharedId, VdsoId};
+use crate::id::{Abi, Addr, PAGE_SIZE, PathId, SharedId, VdsoId};
 use crate::sysv::Segment;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
@@ -60,8 +60,8 @@ pub struct Chunk {
     pub size: u32,
 }
 
-/// One address space.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// One address space; empty where it is another task's.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Space {
     /// By rising address, not overlapping.
     pub vmas: Vec<Vma>,
@@ -140,6 +140,14 @@ pub enum Backing {
     VvarVclock,
 }
 
+impl Backing {
+    /// Whether it is memory of the task's own: anonymous, or a private mapping of a file.
+    #[must_use]
+    pub const fn is_private(self) -> bool {
+        matches!(self, Self::Anonymous | Self::PrivateFile(..))
+    }
+}
+
 /// Bits of [`Vma::flags`], from the two-letter codes of `/proc/PID/smaps`.
 pub mod vm {
     /// `gd`: grows down.
@@ -188,6 +196,14 @@ pub struct Run {
     pub pages: u64,
     /// Number of the first page: [`Memory::first_page`] is the first of `pages.img`.
     pub first_page: u64,
+}
+
+impl Run {
+    /// One past the last byte.
+    #[must_use]
+    pub const fn end(&self) -> u64 {
+        self.start.0 + self.pages * PAGE_SIZE
+    }
 }
 
 /// Pages of one VMA that may not be touched, whatever its protection.

@@ -6,7 +6,7 @@
 mod records;
 
 use images::id::PAGE_SIZE;
-use images::memory::{Backing, Layout, Run, Space, Vma, vm};
+use images::memory::{Backing, Run, Space, Vma, vm};
 use images::seccomp::Seccomp;
 use images::task::{Task, Tree};
 use images::{Addr, PathId};
@@ -152,14 +152,7 @@ fn space(memory: &Memory) -> Space {
         }
         last = Some((at, *page));
     }
-    Space {
-        vmas,
-        runs,
-        policies: Vec::new(),
-        guards: Vec::new(),
-        layout: Layout::default(),
-        auxv: Vec::new(),
-    }
+    Space { vmas, runs, ..Space::default() }
 }
 
 fn tree(tasks: &[(usize, Memory)]) -> Tree {

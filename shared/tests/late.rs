@@ -5,7 +5,7 @@
 mod records;
 
 use images::file::FdEntry;
-use images::memory::{Layout, Space};
+use images::memory::Space;
 use images::seccomp::Seccomp;
 use images::task::Tree;
 use images::{DescriptionId, TaskFd};
@@ -26,14 +26,7 @@ fn ops(late: &[u32]) -> Vec<u8> {
         rlimits: Vec::new(),
         timer_slack_ns: 0,
     };
-    let space = Space {
-        vmas: Vec::new(),
-        runs: Vec::new(),
-        policies: Vec::new(),
-        guards: Vec::new(),
-        layout: Layout::default(),
-        auxv: Vec::new(),
-    };
+    let space = Space::default();
     let entry = |fd, description, close_on_exec| FdEntry {
         fd: TaskFd(fd),
         description: DescriptionId(description),

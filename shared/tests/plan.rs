@@ -84,7 +84,7 @@ prop_compose! {
             at = start + pages * PAGE_SIZE;
             let flags = bits & (vm::DONT_FORK | vm::NO_HUGE_PAGE | vm::NO_RESERVE | vm::MAY_WRITE | vm::ACCOUNTED);
             vmas.push(Vma { start: Addr(start), end: Addr(at), prot, flags, backing });
-            if matches!(backing, Backing::Anonymous | Backing::PrivateFile(..)) {
+            if backing.is_private() {
                 for page in (0..pages).filter(|&page| touched[usize::try_from(page).unwrap()]) {
                     runs.push(Run { start: Addr(start + page * PAGE_SIZE), pages: 1, first_page });
                     first_page += 1;

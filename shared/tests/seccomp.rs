@@ -5,7 +5,7 @@
 mod records;
 
 use images::FilterId;
-use images::memory::{Layout, Space};
+use images::memory::Space;
 use images::seccomp::{Filter, Seccomp};
 use images::task::Tree;
 use images::thread::Thread;
@@ -25,14 +25,7 @@ fn ops(threads: Vec<Thread>, filters: &[Filter]) -> Vec<u8> {
         rlimits: Vec::new(),
         timer_slack_ns: 0,
     };
-    let space = Space {
-        vmas: Vec::new(),
-        runs: Vec::new(),
-        policies: Vec::new(),
-        guards: Vec::new(),
-        layout: Layout::default(),
-        auxv: Vec::new(),
-    };
+    let space = Space::default();
     let tree =
         Tree { tasks: vec![task(threads)], zombies: Vec::new(), shell_job: None, filters: filters.to_vec() };
     let spaces = [space];

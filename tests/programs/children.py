@@ -4,7 +4,6 @@ The command `check` answers `DONE WRONG`: how many children have ended, and how 
 """
 
 import asyncio
-import threading
 
 import desk
 
@@ -38,15 +37,10 @@ async def main():
     watcher.attach_loop(loop)
     asyncio.set_child_watcher(watcher)
 
-    def listen():
-        for words, answer in desk.commands():
-            assert words == ["check"], words
-            asyncio.run_coroutine_threadsafe(tell(answer), loop).result()
+    async def tell():
+        return f"{done} {wrong}"
 
-    async def tell(answer):
-        answer(f"{done} {wrong}")
-
-    threading.Thread(target=listen, daemon=True).start()
+    desk.serve(lambda: asyncio.run_coroutine_threadsafe(tell(), loop).result())
     short = (keep_running(n, 0.002) for n in range(SHORT))
     long = (keep_running(n + 100, 0.5) for n in range(LONG))
     await asyncio.gather(*short, *long)

@@ -2,6 +2,7 @@
 program looks there now and then and puts `NUMBER ANSWER` into /scratch/answer, also by rename."""
 
 import os
+import threading
 import time
 
 COMMAND, ANSWER = "/scratch/command", "/scratch/answer"
@@ -31,3 +32,14 @@ def commands():
             os.rename(ANSWER + ".new", ANSWER)
 
         yield words[1:], answer
+
+
+def serve(checked):
+    """Answers each command, which can be `check` alone, with what checked() returns, in a thread of its own."""
+
+    def listen():
+        for words, answer in commands():
+            assert words == ["check"], words
+            answer(checked())
+
+    threading.Thread(target=listen, daemon=True).start()

@@ -101,15 +101,10 @@ async def main():
     loop = asyncio.get_running_loop()
     await asyncio.start_unix_server(echo, "/scratch/loop.socket")
 
-    def listen():
-        for words, answer in desk.commands():
-            assert words == ["check"], words
-            asyncio.run_coroutine_threadsafe(tell(answer), loop).result()
+    async def tell():
+        return f"{done} {wrong}"
 
-    async def tell(answer):
-        answer(f"{done} {wrong}")
-
-    threading.Thread(target=listen, daemon=True).start()
+    desk.serve(lambda: asyncio.run_coroutine_threadsafe(tell(), loop).result())
     await asyncio.gather(child(), counter(), signals(), *(ask("/scratch/loop.socket") for _ in range(PAIRS)))
 
 

@@ -292,6 +292,16 @@ impl Running {
         self.looks_like(before)
     }
 
+    /// Sees that the dumped tree is gone, restores it and has it verify itself and end.
+    ///
+    /// # Errors
+    /// Whichever of these fails.
+    pub fn comes_back(self) -> crate::Result {
+        nothing_left()?;
+        self.restore(&["-d"])?.success()?;
+        self.verify()
+    }
+
     /// Asks a busy workload whether every thread gets on.
     ///
     /// # Errors

@@ -4,7 +4,9 @@
 //! inside, it finds itself named in the environment and runs the body as PID 1. So tests stay ordinary `#[test]`
 //! functions, run in parallel, and cannot leave a process behind.
 
+use crate::abi::Abi;
 use crate::{binaries, wait};
+use anyhow::Context;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -48,6 +50,16 @@ pub fn isolated_for(limit: Duration, test: &str, body: impl FnOnce(&Path) -> cra
     }
 }
 
+/// Runs `body` in the same way for both ABIs, each in a directory of its own.
+///
+/// # Panics
+/// As [`isolated`], with the ABI.
+pub fn isolated_for_both(test: &str, body: impl Fn(&Path, Abi) -> crate::Result) {
+    isolated(test, |dir| {
+        Abi::ALL.into_iter().try_for_each(|abi| body(&dir.join(abi.name()), abi).context(abi))
+    });
+}
+
 /// Pseudo terminals with numbers of their own: nobody else takes one while a tree is gone.
 fn own_terminals() -> crate::Result {
     let options = "newinstance,ptmxmode=0666,mode=620";
@@ -80,6 +92,8 @@ fn outside(limit: Duration, test: &str) -> crate::Result {
     let output = File::create(&report)?;
     let mut child = Command::new("unshare")
         .args(["--pid", "--net", "--ipc", "--fork", "--mount-proc", "--kill-child", "--"])
+        // A shell that runs the tests in the background has all of them ignore SIGINT and SIGQUIT.
+        .args(["env", "--default-signal"])
         .arg(std::env::current_exe()?)
         .args(["--exact", test, "--include-ignored", "--nocapture", "--test-threads=1"])
         .env_remove("RUST_BACKTRACE")

@@ -1,11 +1,19 @@
 /*
- * Sends a signal to the own thread without any library code between loading registers and comparing them: what a
- * handler's frame must bring back.
+ * Signals without the library: actions as the kernel has them, and one that is sent to the own thread without any code of others between
+ * loading registers and comparing them, which a handler's frame must bring back.
  */
 #ifndef BARE_H
 #define BARE_H
 
 #include "workload.h"
+
+/* struct sigaction as the kernel of this ABI has it, so that flags and restorer are seen raw. */
+struct kernel_sigaction {
+	void *handler;
+	unsigned long flags;
+	void *restorer;
+	uint64_t mask;
+} __attribute__((packed));
 
 /* Returns 0 if the vector registers are the same after the handler ran. */
 static __attribute__((unused, noinline, target("general-regs-only"))) int raise_keeping_state(int signal)

@@ -116,18 +116,9 @@ CASE(leaderless)
 		syscall(SYS_exit, 0);
 }
 
-static volatile sig_atomic_t asked, finished;
-
-static void on_signal(int signal)
+static void answer(int number)
 {
-	if (signal == SIGUSR2)
-		asked = 1;
-	else
-		finished = 1;
-}
-
-static void answer(void)
-{
+	(void)number;
 	uint32_t before[TASKS][THREADS];
 	memcpy(before, (void *)progress->rounds, sizeof(before));
 	for (int task = 0; task < TASKS; task++)
@@ -140,29 +131,16 @@ static void answer(void)
 static void run_tree(bool cramped)
 {
 	pthread_t threads[THREADS];
-	struct sigaction action = { .sa_handler = on_signal };
-	sigset_t blocked, none;
+	sigset_t none;
 	sigemptyset(&none);
-	sigemptyset(&blocked);
-	sigaddset(&blocked, SIGUSR1);
-	sigaddset(&blocked, SIGUSR2);
-	sigprocmask(SIG_BLOCK, &blocked, NULL);
-	MUST(sigaction(SIGUSR1, &action, NULL));
-	MUST(sigaction(SIGUSR2, &action, NULL));
+	hear_questions();
 	progress = map_progress();
 	pid_t children[TASKS - 1] = { spawn_abi(other_abi, "child", cramped ? "1c" : "1"), spawn_abi(this_abi, "child", "2"),
 				      spawn_abi(this_abi, "leaderless", "3") };
 	start_workers(0, threads);
 	if (cramped)
 		allow_no_more();
-	MUST(write(STDOUT_FILENO, "READY\n", 6));
-	while (!finished) {
-		sigsuspend(&none);
-		if (asked) {
-			asked = 0;
-			answer();
-		}
-	}
+	answer_questions(&none, answer);
 	progress->stop = 1;
 	join_workers(threads);
 	for (int i = 0; i < TASKS - 1; i++)

@@ -181,18 +181,9 @@ CASE(child)
 	join_parts();
 }
 
-static volatile sig_atomic_t asked, finished;
-
-static void on_signal(int signal)
+static void answer(int number)
 {
-	if (signal == SIGUSR2)
-		asked = 1;
-	else
-		finished = 1;
-}
-
-static void answer(void)
-{
+	(void)number;
 	uint32_t before[TASKS][PARTS];
 	memcpy(before, (void *)progress->rounds, sizeof(before));
 	for (int task = 0; task < TASKS; task++)
@@ -204,28 +195,13 @@ static void answer(void)
 
 CASE(tree)
 {
-	struct sigaction action = { .sa_handler = on_signal };
-	sigset_t blocked, none;
-	sigemptyset(&blocked);
-	sigaddset(&blocked, SIGUSR1);
-	sigaddset(&blocked, SIGUSR2);
-	sigprocmask(SIG_BLOCK, &blocked, NULL);
-	MUST(sigaction(SIGUSR1, &action, NULL));
-	MUST(sigaction(SIGUSR2, &action, NULL));
+	sigset_t all;
+	hear_questions();
 	map_progress();
 	pid_t child = spawn_abi(other_abi, "child", NULL);
 	start_parts(0);
-	sigfillset(&none);
-	sigdelset(&none, SIGUSR1);
-	sigdelset(&none, SIGUSR2);
-	MUST(write(STDOUT_FILENO, "READY\n", 6));
-	while (!finished) {
-		sigsuspend(&none);
-		if (asked) {
-			asked = 0;
-			answer();
-		}
-	}
+	sigfillset(&all);
+	answer_questions(&all, answer);
 	progress->stop = 1;
 	join_parts();
 	reap(child);

@@ -464,16 +464,6 @@ CASE(segments)
 	}
 }
 
-static volatile sig_atomic_t alive_asked, end_asked;
-
-static void on_question(int number)
-{
-	if (number == SIGUSR2)
-		alive_asked = 1;
-	else
-		end_asked = 1;
-}
-
 static void spin_alone(void *mode)
 {
 	prepared();
@@ -499,38 +489,34 @@ static void await_rounds(struct mode *mode)
 		sched_yield();
 }
 
+static struct mode *lone[2];
+
+static void lone_get_on(int number)
+{
+	(void)number;
+	await_rounds(lone[0]);
+	await_rounds(lone[1]);
+	MUST(write(STDOUT_FILENO, "ALIVE\n", 6));
+}
+
 /*
  * Tasks whose only thread stands in the other mode, or on a stack in a segment of its own: nobody else could make calls in its
  * place. Their parent sees them get on by memory that they share, and answers ALIVE to SIGUSR2.
  */
 CASE(alone)
 {
-	struct mode *modes[2] = { map_mode(MAP_SHARED), map_mode(MAP_SHARED) };
-	struct sigaction action = { .sa_handler = on_question };
-	sigset_t blocked, none;
+	sigset_t none;
 	sigemptyset(&none);
-	sigemptyset(&blocked);
-	sigaddset(&blocked, SIGUSR1);
-	sigaddset(&blocked, SIGUSR2);
-	sigprocmask(SIG_BLOCK, &blocked, NULL);
-	MUST(sigaction(SIGUSR1, &action, NULL));
-	MUST(sigaction(SIGUSR2, &action, NULL));
-	pid_t children[2] = { spawn(spin_alone, modes[0]), spawn(spin_alone_in_segments, modes[1]) };
-	await_rounds(modes[0]);
-	await_rounds(modes[1]);
-	MUST(write(STDOUT_FILENO, "READY\n", 6));
-	while (!end_asked) {
-		sigsuspend(&none);
-		if (alive_asked) {
-			alive_asked = 0;
-			await_rounds(modes[0]);
-			await_rounds(modes[1]);
-			MUST(write(STDOUT_FILENO, "ALIVE\n", 6));
-		}
-	}
+	hear_questions();
+	for (int i = 0; i < 2; i++)
+		lone[i] = map_mode(MAP_SHARED);
+	pid_t children[2] = { spawn(spin_alone, lone[0]), spawn(spin_alone_in_segments, lone[1]) };
+	await_rounds(lone[0]);
+	await_rounds(lone[1]);
+	answer_questions(&none, lone_get_on);
 	for (int i = 0; i < 2; i++) {
-		await_rounds(modes[i]);
-		modes[i]->stop = 1;
+		await_rounds(lone[i]);
+		lone[i]->stop = 1;
 		reap(children[i]);
 	}
 }

@@ -6,41 +6,13 @@
 
 enum { AREA = 64, STEPS = 2 };
 
-static volatile sig_atomic_t asked, finished;
-
-static void on_signal(int signal)
-{
-	if (signal == SIGUSR2)
-		asked = 1;
-	else
-		finished = 1;
-}
-
 /* Calls step(n) for each SIGUSR2 until SIGUSR1 comes. */
 static void rounds(void (*step)(int))
 {
-	struct sigaction action = { .sa_handler = on_signal };
-	sigset_t blocked, none;
-	sigemptyset(&blocked);
-	sigaddset(&blocked, SIGUSR1);
-	sigaddset(&blocked, SIGUSR2);
-	sigprocmask(SIG_BLOCK, &blocked, NULL);
-	MUST(sigaction(SIGUSR1, &action, NULL));
-	MUST(sigaction(SIGUSR2, &action, NULL));
-	sigfillset(&none);
-	sigdelset(&none, SIGUSR1);
-	sigdelset(&none, SIGUSR2);
-	MUST(write(STDOUT_FILENO, "READY\n", 6));
-	for (int done = 0; !finished;) {
-		sigsuspend(&none);
-		if (asked) {
-			char line[16];
-			asked = 0;
-			step(++done);
-			int length = snprintf(line, sizeof(line), "STEP %d\n", done);
-			MUST(write(STDOUT_FILENO, line, (size_t)length));
-		}
-	}
+	sigset_t all;
+	sigfillset(&all);
+	hear_questions();
+	answer_questions(&all, step);
 }
 
 /* What an area of pages is to hold: a seed for each page, 0 for zeros. */
@@ -155,6 +127,14 @@ static void step(int number)
 	}
 }
 
+static void step_and_tell(int number)
+{
+	step(number);
+	char line[16];
+	int length = snprintf(line, sizeof(line), "STEP %d\n", number);
+	MUST(write(STDOUT_FILENO, line, (size_t)length));
+}
+
 CASE(steps)
 {
 	const int both = PROT_READ | PROT_WRITE;
@@ -181,7 +161,7 @@ CASE(steps)
 	int deleted = MUST(open("deleted", O_RDWR | O_CREAT, 0600));
 	MUST(write(deleted, "still here", 10));
 	MUST(unlink("deleted"));
-	rounds(step);
+	rounds(step_and_tell);
 	char text[10];
 	CHECK(pread(deleted, text, 10, 0) == 10 && memcmp(text, "still here", 10) == 0, "the deleted file");
 	MUST(mprotect(hidden.memory, AREA * PAGE, PROT_READ));

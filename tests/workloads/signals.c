@@ -3,14 +3,6 @@
 #include "bare.h"
 #include <sys/ucontext.h>
 
-/* struct sigaction as the kernel of this ABI has it, so that flags and restorer are seen raw. */
-struct kernel_sigaction {
-	void *handler;
-	unsigned long flags;
-	void *restorer;
-	uint64_t mask;
-} __attribute__((packed));
-
 static struct kernel_sigaction raw_action(int signal)
 {
 	struct kernel_sigaction found = { 0 };

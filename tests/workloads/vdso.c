@@ -3,6 +3,7 @@
  * return through it, and programs that move it or take it away.
  */
 #include "workload.h"
+#include "bare.h"
 #include <cpuid.h>
 #include <link.h>
 #include <sys/auxv.h>
@@ -179,14 +180,6 @@ CASE(threads)
 	for (int i = 0; i < THREADS; i++)
 		MUST0(pthread_join(threads[i], NULL));
 }
-
-/* struct sigaction as the kernel of this ABI has it. */
-struct kernel_sigaction {
-	void *handler;
-	unsigned long flags;
-	void *restorer;
-	uint64_t mask;
-} __attribute__((packed));
 
 static volatile int handled;
 

@@ -248,6 +248,44 @@ pid_t thread_id(void)
 	return (pid_t)syscall(SYS_gettid);
 }
 
+volatile sig_atomic_t finished;
+static volatile sig_atomic_t asked;
+
+static void on_question(int signal)
+{
+	if (signal == SIGUSR2)
+		asked = 1;
+	else
+		finished = 1;
+}
+
+void hear_questions(void)
+{
+	struct sigaction action = { .sa_handler = on_question };
+	sigset_t blocked;
+	sigemptyset(&blocked);
+	sigaddset(&blocked, SIGUSR1);
+	sigaddset(&blocked, SIGUSR2);
+	sigprocmask(SIG_BLOCK, &blocked, NULL);
+	MUST(sigaction(SIGUSR1, &action, NULL));
+	MUST(sigaction(SIGUSR2, &action, NULL));
+}
+
+void answer_questions(const sigset_t *blocked, void (*answer)(int))
+{
+	sigset_t waiting = *blocked;
+	sigdelset(&waiting, SIGUSR1);
+	sigdelset(&waiting, SIGUSR2);
+	MUST(write(STDOUT_FILENO, "READY\n", 6));
+	for (int number = 0; !finished;) {
+		sigsuspend(&waiting);
+		if (asked) {
+			asked = 0;
+			answer(++number);
+		}
+	}
+}
+
 int main(int argc, char **argv)
 {
 	struct sigaction action = { .sa_handler = on_go };

@@ -73,6 +73,13 @@ void checkpoint(void);
 /* The waiting alone, for children. */
 void wait_for_go(void);
 
+/* For busy cases, which are looked at at any moment. Has SIGUSR2 ask and SIGUSR1 end from here on, both blocked until there is an ear for them. */
+void hear_questions(void);
+/* Prints READY and calls answer(n) for the nth question, until the end comes; waits with these signals blocked, those two aside. */
+void answer_questions(const sigset_t *blocked, void (*answer)(int));
+/* The end has come. */
+extern volatile sig_atomic_t finished;
+
 /* Prints a FAIL line; the case goes on and cannot pass any more. */
 void fail(const char *file, int line, const char *condition, const char *format, ...)
 	__attribute__((format(printf, 4, 5)));

@@ -4,7 +4,7 @@ use super::Outcome;
 use crate::progress::bytes;
 use crate::store;
 use clap::Args;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Give back the room of pages that earlier pre-dumps hold and a later pre-dump or dump has anew.
@@ -26,13 +26,5 @@ impl Dedup {
         let freed = store::dedup(&self.images_dir)?;
         log::info!("gave back {}", bytes(freed));
         Ok(ExitCode::SUCCESS)
-    }
-}
-
-/// `--auto-dedup`. The images are whole already, so what fails is no failure of the dump.
-pub(super) fn after(images_dir: &Path) {
-    match store::dedup(images_dir) {
-        Ok(freed) => log::info!("gave back {}", bytes(freed)),
-        Err(error) => log::warn!("--auto-dedup: {error:#}"),
     }
 }

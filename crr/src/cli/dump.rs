@@ -1,17 +1,15 @@
 //! `crr dump`.
 
-use super::dedup;
 use super::dirs::Dirs;
+use super::rounds::Rounds;
 use super::{Outcome, seconds, size};
 use crate::dump::{After, Options, dump};
 use crate::progress::bytes;
 use crate::resource::external::Key;
 use crate::resource::inet::{NetworkLock, Policy, TcpPolicy};
 use crate::resource::unix_socket::half::HalfPolicy;
-use crate::store::Compression;
 use clap::{Args, ValueEnum};
 use images::Pid;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -102,21 +100,8 @@ pub(super) struct Dump {
     #[arg(long)]
     embed_files: bool,
 
-    /// The last pre-dump: of what it knows, only that is dumped which was written since. As seen from the directory of the images.
-    #[arg(long, value_name = "DIR")]
-    prev_images_dir: Option<PathBuf>,
-
-    /// Taken for the sake of those who are used to it: the last pre-dump has had writes tracked.
-    #[arg(long, hide = true)]
-    track_mem: bool,
-
-    /// Give back the room of pages that the pre-dumps before hold and this one has anew, as crr dedup does.
-    #[arg(long, requires = "prev_images_dir")]
-    auto_dedup: bool,
-
-    /// Make page contents smaller: with "lz4", or "zstd" and a level, 1 if none is given. The tree stands still for longer.
-    #[arg(long, value_name = "METHOD[:LEVEL]", num_args = 0..=1, require_equals = true, default_missing_value = "lz4")]
-    compress: Option<Compression>,
+    #[command(flatten)]
+    rounds: Rounds,
 
     /// How long stopping the tree may take.
     #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds)]
@@ -134,9 +119,7 @@ impl Dump {
     pub(super) fn run(&self, level: u8) -> Outcome {
         self.dirs.start(level)?;
         let report = dump(&self.options(level))?;
-        if self.auto_dedup {
-            dedup::after(&self.dirs.images_dir);
-        }
+        self.rounds.dedup(&self.dirs.images_dir);
         log::info!(
             "dumped {} tasks with {} threads: {} in {:.3} s, frozen for {:.3} s",
             report.tasks,
@@ -187,8 +170,8 @@ impl Dump {
             ghost_limit: self.ghost_limit,
             link_remap: self.link_remap,
             embed_files: self.embed_files,
-            previous: self.prev_images_dir.clone(),
-            compression: self.compress,
+            previous: self.rounds.prev_images_dir.clone(),
+            compression: self.rounds.compress,
             timeout: self.timeout,
             progress: level > 0,
         }

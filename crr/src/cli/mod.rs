@@ -11,6 +11,7 @@ mod generate;
 pub(crate) mod keep_track;
 mod pre_dump;
 mod restore;
+mod rounds;
 mod show;
 mod verbosity;
 

@@ -1,14 +1,12 @@
 //! `crr pre-dump`.
 
-use super::dedup;
 use super::dirs::Dirs;
+use super::rounds::Rounds;
 use super::{Outcome, seconds};
 use crate::dump::pre_dump::{Options, pre_dump};
 use crate::progress::bytes;
-use crate::store::Compression;
 use clap::Args;
 use images::Pid;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -33,21 +31,8 @@ pub(super) struct PreDump {
     #[command(flatten)]
     dirs: Dirs,
 
-    /// The pre-dump before this one: only what was written since is recorded. As seen from the directory of the images.
-    #[arg(long, value_name = "DIR")]
-    prev_images_dir: Option<PathBuf>,
-
-    /// Taken for the sake of those who are used to it: a pre-dump has writes tracked in any case.
-    #[arg(long, hide = true)]
-    track_mem: bool,
-
-    /// Give back the room of pages that the pre-dumps before hold and this one has anew, as crr dedup does.
-    #[arg(long, requires = "prev_images_dir")]
-    auto_dedup: bool,
-
-    /// Make page contents smaller: with "lz4", or "zstd" and a level, 1 if none is given.
-    #[arg(long, value_name = "METHOD[:LEVEL]", num_args = 0..=1, require_equals = true, default_missing_value = "lz4")]
-    compress: Option<Compression>,
+    #[command(flatten)]
+    rounds: Rounds,
 
     /// How long stopping the tree may take.
     #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds)]
@@ -60,14 +45,12 @@ impl PreDump {
         let report = pre_dump(&Options {
             root: self.tree,
             images_dir: self.dirs.images_dir.clone(),
-            previous: self.prev_images_dir.clone(),
-            compression: self.compress,
+            previous: self.rounds.prev_images_dir.clone(),
+            compression: self.rounds.compress,
             timeout: self.timeout,
             progress: level > 0,
         })?;
-        if self.auto_dedup {
-            dedup::after(&self.dirs.images_dir);
-        }
+        self.rounds.dedup(&self.dirs.images_dir);
         log::info!(
             "recorded {} of {} tasks in {:.3} s, frozen for {:.3} s",
             bytes(report.bytes),

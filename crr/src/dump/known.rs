@@ -3,7 +3,7 @@
 use super::freeze::FrozenTask;
 use crate::resource::sharing::holder;
 use anyhow::Result;
-use images::memory::{Layout, Space, Vma};
+use images::memory::{Space, Vma};
 use images::sharing::Shares;
 use images::task::Task;
 use images::thread::Regs;
@@ -79,10 +79,4 @@ impl Known<'_> {
     pub(super) fn directories(&self) -> Option<&Task> {
         holder(self.tasks, self.tasks, self.shares.directories).map(|(task, _)| task)
     }
-}
-
-/// The record of an address space that is another task's.
-pub(super) fn no_space() -> Space {
-    let (vmas, runs, policies, auxv) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    Space { vmas, runs, policies, guards: Vec::new(), layout: Layout::default(), auxv }
 }

@@ -14,7 +14,6 @@ mod unstoppable;
 
 use crate::changed::Changed;
 use crate::fault::{self, Point};
-use crate::progress::Progress;
 use crate::ptrace::{self, Patience};
 use crate::refusal::{Refusals, Refused};
 use crate::resource::external::{self, Key};
@@ -137,12 +136,8 @@ pub fn dump(options: &Options) -> Result<Report> {
         None => {}
     }
     let form = Form { block_pages: collected.memory.block_pages, compression: options.compression };
-    let written = {
-        let total = collected.contents.page_count() * images::id::PAGE_SIZE;
-        let progress = Progress::new(options.progress, total, "writing pages");
-        collected.contents.write(writer.pages(), form, &progress)?
-    };
-    collected.memory.packing = written.packing(form);
+    let written = collected.contents.write(writer.pages(), form, options.progress)?;
+    collected.memory.packing = written.packing;
     collected.memory.block_crcs = written.block_crcs;
     ptrace::check_interrupted()?;
     let inventory = Inventory { parent: collected.base.parent, ..inventory(&collected.tree)? };

@@ -16,7 +16,7 @@ use crate::sys::vm::{self, Remote};
 use crate::track;
 use anyhow::{Context, Result, anyhow, bail};
 use images::id::PAGE_SIZE;
-use images::memory::{BLOCK_PAGES, Backing, CHUNK_PAGES, Chunk, Guard, Packing, Run, Shared, Vma};
+use images::memory::{BLOCK_PAGES, CHUNK_PAGES, Chunk, Guard, Packing, Run, Shared, Vma};
 use images::{Addr, Pid};
 use nix::errno::Errno;
 use nix::unistd::Whence;
@@ -59,19 +59,21 @@ struct Output<'a> {
     end: AtomicU64,
 }
 
-/// Pages that were written.
-#[derive(Debug, Default)]
+/// What the records say of pages that were written.
+#[derive(Debug)]
 pub(super) struct Written {
     pub(super) block_crcs: Vec<u32>,
-    chunks: Vec<Chunk>,
+    pub(super) packing: Option<Packing>,
     /// Those of running tasks that could not be read, by their numbers in the records, rising.
     pub(super) lost: Vec<u64>,
 }
 
-impl Written {
-    pub(super) fn packing(&self, form: Form) -> Option<Packing> {
-        form.compression.map(|how| Packing { method: how.method, chunks: self.chunks.clone() })
-    }
+/// A block that was written.
+#[derive(Debug, Default)]
+struct Block {
+    crcs: Vec<u32>,
+    chunks: Vec<Chunk>,
+    lost: Vec<u64>,
 }
 
 /// All page contents of a tree, in the order of the page file.
@@ -183,14 +185,15 @@ impl Contents {
         Ok(runs)
     }
 
-    /// Writes everything to the page file.
-    pub(super) fn write(&self, pages: &File, form: Form, progress: &Progress) -> Result<Written> {
+    /// Writes everything to the page file. Progress is shown if `show` and stderr is a terminal.
+    pub(super) fn write(&self, pages: &File, form: Form, show: bool) -> Result<Written> {
+        let progress = Progress::new(show, self.pages * PAGE_SIZE, "writing pages");
         let blocks = usize::try_from(self.pages.div_ceil(BLOCK_PAGES)).context("too many pages")?;
         let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 8).min(blocks);
         let next = AtomicU64::new(0);
         let failed = AtomicBool::new(false);
         let output = Output { pages, form, end: AtomicU64::new(0) };
-        let work = || -> Result<Vec<(u64, Written)>> {
+        let work = || -> Result<Vec<(u64, Block)>> {
             let mut buffer = vec![0u8; usize::try_from(CHUNK_PAGES * PAGE_SIZE)?];
             let mut packer = form.compression.map(Packer::new).transpose()?;
             let mut done = Vec::new();
@@ -221,13 +224,15 @@ impl Contents {
                 );
             }
             parts.sort_unstable_by_key(|(block, _)| *block);
-            let mut whole = Written::default();
+            let mut whole = Block::default();
             for (_, part) in parts {
-                whole.block_crcs.extend(part.block_crcs);
+                whole.crcs.extend(part.crcs);
                 whole.chunks.extend(part.chunks);
                 whole.lost.extend(part.lost);
             }
-            Ok(whole)
+            let Block { crcs, chunks, lost } = whole;
+            let packing = form.compression.map(|how| Packing { method: how.method, chunks });
+            Ok(Written { block_crcs: crcs, packing, lost })
         })
     }
 
@@ -238,16 +243,16 @@ impl Contents {
         buffer: &mut [u8],
         mut packer: Option<&mut Packer>,
         output: &Output<'_>,
-    ) -> Result<Written> {
+    ) -> Result<Block> {
         let (mut first, last) = (block * BLOCK_PAGES, ((block + 1) * BLOCK_PAGES).min(self.pages));
-        let mut written = Written::default();
+        let mut written = Block::default();
         let mut crc = 0;
         while first < last {
             let end = (first + CHUNK_PAGES).min(last);
             let step = &mut buffer[..usize::try_from((end - first) * PAGE_SIZE)?];
             self.gather(first, end, step, &mut written.lost)?;
             if output.form.block_pages == 1 {
-                written.block_crcs.extend(step.chunks_exact(PAGE).map(crc32c::crc32c));
+                written.crcs.extend(step.chunks_exact(PAGE).map(crc32c::crc32c));
             } else {
                 crc = crc32c::crc32c_append(crc, step);
             }
@@ -266,7 +271,7 @@ impl Contents {
             first = end;
         }
         if output.form.block_pages != 1 {
-            written.block_crcs.push(crc);
+            written.crcs.push(crc);
         }
         Ok(written)
     }
@@ -309,14 +314,6 @@ impl Contents {
 }
 
 const PROT_READ: u32 = 1;
-
-fn is_private(vma: &Vma) -> bool {
-    matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..))
-}
-
-fn end_of(run: &Run) -> u64 {
-    run.start.0 + run.pages * PAGE_SIZE
-}
 
 /// lseek to data or to a hole; `None` when there is none behind.
 fn seek(file: &File, offset: u64, whence: Whence) -> Result<Option<u64>> {
@@ -452,12 +449,12 @@ fn find_parts(look: Look<'_>, vmas: &[Vma], kept: &[Run]) -> Result<(Vec<Part>, 
                 guards.push(Guard { start: Addr(start), end: Addr(end) });
                 continue;
             }
-            if !is_private(vma) {
+            if !vma.backing.is_private() {
                 continue;
             }
             for run in track::part(kept, start, end) {
                 add_own(&mut parts, vma, start, run.start.0);
-                start = end_of(&run);
+                start = run.end();
                 parts.push(Part::Kept(run));
             }
             add_own(&mut parts, vma, start, end);
@@ -511,7 +508,7 @@ fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, b
     const FILE_OR_SHARED: u64 = 1 << 61;
     const CHUNK_PAGES: u64 = 1 << 16;
     let mut words = vec![0u8; usize::try_from(CHUNK_PAGES * 8)?];
-    for vma in areas.iter().filter(|vma| is_private(vma)) {
+    for vma in areas.iter().filter(|vma| vma.backing.is_private()) {
         let mut at = vma.start.0;
         while at < vma.end.0 {
             let pages = ((vma.end.0 - at) / PAGE_SIZE).min(CHUNK_PAGES);

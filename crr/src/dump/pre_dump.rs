@@ -13,9 +13,8 @@
 use super::collect::{abi, ask, task};
 use super::freeze::{Frozen, FrozenTask};
 use super::pages::{Contents, Form, Look, take_out};
-use super::{After, freeze, guard, interrupt, inventory, known, rights};
+use super::{After, freeze, guard, interrupt, inventory, rights};
 use crate::proc::smaps;
-use crate::progress::Progress;
 use crate::ptrace::{self, Patience, Stopped};
 use crate::refusal::Refusals;
 use crate::remote::{Arg, Cache, Call, CodeArea, Executor, Gadget, Target, is_leftover};
@@ -109,15 +108,12 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
     for task in &looked {
         let runs =
             task.protect(&mut contents).with_context(|| format!("task {}: look for pages", task.task.pid))?;
-        spaces.push(Space { runs, ..known::no_space() });
+        spaces.push(Space { runs, ..Space::default() });
     }
     let frozen_for = frozen.finish(After::Run, &patience)?;
 
     let form = Form { block_pages: 1, compression: options.compression };
-    let written = {
-        let total = contents.page_count() * images::id::PAGE_SIZE;
-        contents.write(writer.pages(), form, &Progress::new(options.progress, total, "writing pages"))?
-    };
+    let written = contents.write(writer.pages(), form, options.progress)?;
     ptrace::check_interrupted()?;
     spaces.iter_mut().for_each(|space| take_out(&mut space.runs, &written.lost));
     let memory = Memory {
@@ -125,7 +121,7 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
         first_page,
         page_count: contents.page_count(),
         block_pages: form.block_pages,
-        packing: written.packing(form),
+        packing: written.packing,
         block_crcs: written.block_crcs,
         ..Memory::default()
     };
@@ -183,7 +179,8 @@ struct Areas {
     vdso: Vec<Vma>,
     code: Vec<CodeArea>,
     writable: Vec<Range<u64>>,
-    leftovers: Vec<Addr>,
+    /// A killed dump has left something.
+    leftover: bool,
     /// Something that may write to memory by its pages, which nothing tells: requests of AIO, rings of io_uring, devices.
     pins: Option<String>,
 }
@@ -197,7 +194,7 @@ impl Areas {
                 return Ok(());
             }
             if is_leftover(deputy, &area) {
-                this.leftovers.push(Addr(area.start));
+                this.leftover = true;
                 return Ok(());
             }
             if may_pin(area.name) {
@@ -320,12 +317,12 @@ impl Looker<'_> {
         }
         let caller = ask::caller(threads, abi)?;
         // To ask takes away what a killed dump has left, and a task that shares the memory may stand there.
-        let may_run = areas.leftovers.is_empty()
+        let may_run = !areas.leftover
             && rseq::dump(deputy, &threads[caller], refuse)?.may_run
             && seccomp::suspend(threads, &statuses, true, refuse)?
-            && ask::can_be_asked(threads, &areas.leftovers)?;
+            && ask::can_be_asked(threads, &[])?;
         let gadget = Gadget::find(deputy, abi, &areas.code, &mut self.gadgets).filter(|_| may_run);
-        let (ignored, caught, leftovers) = (whole.ignored, whole.caught, areas.leftovers.clone());
+        let (ignored, caught, leftovers) = (whole.ignored, whole.caught, Vec::new());
         Ok(gadget
             .map(|gadget| (Target { pid: *pid, deputy, abi, gadget, ignored, caught, leftovers }, caller)))
     }

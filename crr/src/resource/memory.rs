@@ -346,8 +346,8 @@ pub(crate) fn code_areas(vmas: &[Vma]) -> Vec<CodeArea> {
 pub(crate) fn private_writable(vmas: &[Vma]) -> Vec<Range<u64>> {
     const PROT_READ_WRITE: u32 = 3;
     let of = |vma: &Vma| {
-        let private = matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..));
-        (private && vma.prot & PROT_READ_WRITE == PROT_READ_WRITE).then_some(vma.start.0..vma.end.0)
+        (vma.backing.is_private() && vma.prot & PROT_READ_WRITE == PROT_READ_WRITE)
+            .then_some(vma.start.0..vma.end.0)
     };
     vmas.iter().filter_map(of).collect()
 }

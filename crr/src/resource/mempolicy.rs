@@ -115,7 +115,7 @@ pub(crate) fn dump_areas(
         having.extend(having_policy(executor, leader, some, patience)?);
     }
     having.retain(|vma| {
-        let private = matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..));
+        let private = vma.backing.is_private();
         if !private {
             let object = format!("{}-{}", vma.start, vma.end);
             let hint = "have the program set it back to the default (mbind) before the dump";

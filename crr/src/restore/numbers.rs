@@ -6,10 +6,10 @@ use crate::restore::late;
 use anyhow::{Context, Result, bail};
 use images::file::Files;
 use images::memory::{Backing, Memory};
-use images::sharing::Shares;
 use images::task::{Task, Tree};
 use images::terminal::Pty;
 use nix::sys::resource::{Resource, getrlimit};
+use shared::plan::family::{self, Making};
 use std::collections::BTreeSet;
 
 /// Where there is room for descriptors that are in no task's way.
@@ -64,8 +64,6 @@ impl Numbers {
 /// What crr has open beside the tree's files.
 const OWN: u64 = 64;
 
-const SIGCHLD: u8 = 17;
-
 /// Refuses a tree that takes more open files at once to be restored than this process may have.
 pub(crate) fn check(refusals: &mut Refusals, tree: &Tree, files: &Files, memory: &Memory) {
     let wanted = wanted(tree, files, memory);
@@ -109,8 +107,8 @@ fn wanted(tree: &Tree, files: &Files, memory: &Memory) -> u64 {
     let reach = numbers.reach(opened as u64, others + out_of_the_way);
     let watched = u64::from(crate::resource::event::highest_number(files));
     // What clones tasks keeps its working files where none of these have theirs.
-    let is_cloned = |task: &Task| task.shares != Shares::default() || task.exit_signal != SIGCHLD;
-    let of_clones = if tree.tasks.iter().any(is_cloned) {
+    let makings = family::makings(&tree.tasks);
+    let of_clones = if makings.is_ok_and(|all| all.iter().any(|&making| making != Making::Forked)) {
         let (from, wanted) = numbers.gap(files.descriptions.len() as u64 + others);
         from + wanted
     } else {
@@ -144,6 +142,7 @@ mod tests {
         assert_eq!(numbers(&[5]).free(1).unwrap(), 6);
         assert_eq!(numbers(&[5, 8, 20]).free(2).unwrap(), 9);
     }
+
     #[test]
     fn numbers_in_use_count_where_they_are_in_the_way() {
         let numbers = |used: &[u32]| Numbers { used: used.iter().copied().chain(0..3).collect() };

@@ -81,9 +81,8 @@ impl Previous {
         let (Some(runs), Some(_)) = (self.runs.get(&task), &self.keeper) else { return Ok(Vec::new()) };
         let (Some(first), Some(last)) = (runs.first(), runs.last()) else { return Ok(Vec::new()) };
         let mut kept = Vec::new();
-        let end = last.start.0 + last.pages * PAGE_SIZE;
         let found = |start, end| kept.extend(part(runs, start, end));
-        let scanned = pagemap::scan_unwritten(pagemap.as_fd(), first.start.0, end, found);
+        let scanned = pagemap::scan_unwritten(pagemap.as_fd(), first.start.0, last.end(), found);
         match scanned {
             Ok(()) => Ok(kept),
             // No such thing, so nothing was tracked.
@@ -95,10 +94,9 @@ impl Previous {
 
 /// What of some runs, which rise, lies between two addresses.
 pub(crate) fn part(runs: &[Run], start: u64, end: u64) -> impl Iterator<Item = Run> {
-    let end_of = |run: &Run| run.start.0 + run.pages * PAGE_SIZE;
-    let from = runs.partition_point(|run| end_of(run) <= start);
+    let from = runs.partition_point(|run| run.end() <= start);
     runs[from..].iter().take_while(move |run| run.start.0 < end).map(move |run| {
-        let (from, to) = (run.start.0.max(start), end_of(run).min(end));
+        let (from, to) = (run.start.0.max(start), run.end().min(end));
         let skipped = (from - run.start.0) / PAGE_SIZE;
         Run {
             start: run.start.offset(from - run.start.0),

@@ -4,7 +4,7 @@ use super::Machine;
 use crate::op::{self, Op};
 use alloc::vec::Vec;
 use images::attribute::{MemoryPolicy, TaskAttributes, ThreadAttributes};
-use images::memory::{Backing, Space, vm};
+use images::memory::{Space, vm};
 use images::task::Task;
 
 const PR_SET_TSC: u32 = 26;
@@ -38,9 +38,8 @@ pub fn before_memory(list: &mut Vec<u8>, (have, have_policy): (&TaskAttributes, 
 /// Where all memory is mergeable, areas that are not were taken out by the task.
 pub fn after_memory(list: &mut Vec<u8>, task: &Task, space: &Space) {
     const MADV_UNMERGEABLE: u32 = 13;
-    let private = |backing| matches!(backing, Backing::Anonymous | Backing::PrivateFile(..));
     for vma in &space.vmas {
-        if task.attributes.memory_merge && private(vma.backing) && vma.flags & vm::MERGEABLE == 0 {
+        if task.attributes.memory_merge && vma.backing.is_private() && vma.flags & vm::MERGEABLE == 0 {
             let (addr, len) = (vma.start.0, vma.end.0 - vma.start.0);
             op::push(list, &Op::Advise { addr, len, advice: MADV_UNMERGEABLE });
         }

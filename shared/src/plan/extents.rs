@@ -27,7 +27,7 @@ impl Extents {
     /// Adds a run behind all others.
     pub(super) fn push(&mut self, run: Run) {
         match self.0.last_mut() {
-            Some(last) if end_of(last) == run.start.0 && last.first_page + last.pages == run.first_page => {
+            Some(last) if last.end() == run.start.0 && last.first_page + last.pages == run.first_page => {
                 last.pages += run.pages;
             }
             _ => self.0.push(run),
@@ -36,7 +36,7 @@ impl Extents {
 
     /// Whether there is a page in a range.
     pub(super) fn meets(&self, range: Range) -> bool {
-        let next = self.0.partition_point(|run| end_of(run) <= range.start);
+        let next = self.0.partition_point(|run| run.end() <= range.start);
         self.0.get(next).is_some_and(|run| run.start.0 < range.end)
     }
 
@@ -94,16 +94,12 @@ impl From<&[Run]> for Extents {
     }
 }
 
-fn end_of(run: &Run) -> u64 {
-    run.start.0 + run.pages * PAGE_SIZE
-}
-
 /// Goes through two lists side by side, by addresses at which one of them has pages.
 fn walk(left: &[Run], right: &[Run], mut piece: impl FnMut(Piece)) {
     let mut rests = [left.iter().copied(), right.iter().copied()];
     let mut heads = rests.each_mut().map(Iterator::next);
     while let Some(start) = heads.iter().flatten().map(|run| run.start.0).min() {
-        let border = |run: &Run| if run.start.0 > start { run.start.0 } else { end_of(run) };
+        let border = |run: &Run| if run.start.0 > start { run.start.0 } else { run.end() };
         let end = heads.iter().flatten().map(border).min().unwrap_or(start);
         let pages = (end - start) / PAGE_SIZE;
         let mut firsts = [None; 2];

@@ -144,7 +144,6 @@ impl Descent {
 mod tests {
     use super::*;
     use images::Addr;
-    use images::memory::Layout;
 
     const fn cloned(by: usize) -> Making {
         Making::Cloned { by, flags: 0, exec: false, pages: true }
@@ -157,14 +156,8 @@ mod tests {
             pages,
             first_page,
         };
-        let space = |runs: &&[(u64, u64, u64)]| Space {
-            vmas: Vec::new(),
-            runs: runs.iter().map(run).collect(),
-            policies: Vec::new(),
-            guards: Vec::new(),
-            layout: Layout::default(),
-            auxv: Vec::new(),
-        };
+        let space =
+            |runs: &&[(u64, u64, u64)]| Space { runs: runs.iter().map(run).collect(), ..Space::default() };
         all.iter().map(space).collect()
     }
 

@@ -199,9 +199,9 @@ pub(super) fn is_plain(space: &Space, shared: &[Shared]) -> bool {
 /// Whether there is a page that is the same at the same address. Both lists rise.
 fn has_common_page(mut left: &[Run], mut right: &[Run]) -> bool {
     while let ([a, lefts @ ..], [b, rights @ ..]) = (left, right) {
-        let [a_end, b_end] = [a, b].map(|run| run.start.offset(run.pages * PAGE_SIZE));
-        let (start, end) = (a.start.max(b.start), a_end.min(b_end));
-        let page_at = |run: &Run| run.first_page + (start.0 - run.start.0) / PAGE_SIZE;
+        let [a_end, b_end] = [a, b].map(Run::end);
+        let (start, end) = (a.start.0.max(b.start.0), a_end.min(b_end));
+        let page_at = |run: &Run| run.first_page + (start - run.start.0) / PAGE_SIZE;
         if start < end && page_at(a) == page_at(b) {
             return true;
         }

@@ -9,10 +9,10 @@ use super::family::holder_of;
 use super::hole::{LOWEST, task_size};
 use crate::range::Range;
 use alloc::vec::Vec;
-use images::memory::{Backing, Run, Space, Vma, vm};
+use images::Addr;
+use images::memory::{Backing, Space, Vma, vm};
 use images::sharing::Object;
 use images::task::Task;
-use images::{Addr, id::PAGE_SIZE};
 
 const PROT_READ: u32 = 1;
 const PROT_WRITE: u32 = 2;
@@ -94,8 +94,8 @@ impl<'a> Lender<'a> {
 
     fn is_untouched(&self, range: Range) -> bool {
         let overlaps = |start: Addr, end: u64| start.0 < range.end && range.start < end;
-        let next = self.space.runs.partition_point(|run| end_of(run) <= range.start);
-        let touched = self.space.runs.get(next).is_some_and(|run| overlaps(run.start, end_of(run)));
+        let next = self.space.runs.partition_point(|run| run.end() <= range.start);
+        let touched = self.space.runs.get(next).is_some_and(|run| overlaps(run.start, run.end()));
         let has_policy = self.space.policies.iter().any(|area| overlaps(area.start, area.end.0));
         let guarded = self.space.guards.iter().any(|guard| overlaps(guard.start, guard.end.0));
         let next = self.pointers.partition_point(|&pointer| pointer < range.start);
@@ -104,14 +104,9 @@ impl<'a> Lender<'a> {
     }
 }
 
-fn end_of(run: &Run) -> u64 {
-    run.start.0 + run.pages * PAGE_SIZE
-}
-
 /// What counts against RLIMIT_DATA (`is_data_mapping`, mm/vma.h).
 fn is_data(vma: &Vma) -> bool {
-    let private = matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..));
-    private && vma.prot & PROT_WRITE != 0 && vma.flags & vm::GROWS_DOWN == 0
+    vma.backing.is_private() && vma.prot & PROT_WRITE != 0 && vma.flags & vm::GROWS_DOWN == 0
 }
 
 /// The lowest range of `len` bytes that each address space of these tasks (by index) either has free or can lend.
@@ -187,7 +182,8 @@ pub fn take(space: &mut Space, range: Range) -> Option<Vma> {
 mod tests {
     use super::*;
     use alloc::vec;
-    use images::memory::{Guard, Layout};
+    use images::id::PAGE_SIZE;
+    use images::memory::{Guard, Run};
 
     const LEN: u64 = 0x2_0000;
     const RW: u32 = PROT_READ | PROT_WRITE;
@@ -199,14 +195,7 @@ mod tests {
     fn space(vmas: Vec<Vma>, runs: &[(u64, u64)]) -> Space {
         let runs =
             runs.iter().map(|&(start, pages)| Run { start: Addr(start), pages, first_page: 0 }).collect();
-        Space {
-            vmas,
-            runs,
-            policies: Vec::new(),
-            guards: Vec::new(),
-            layout: Layout::default(),
-            auxv: Vec::new(),
-        }
+        Space { vmas, runs, ..Space::default() }
     }
 
     /// Whether a space lends its range at an address.

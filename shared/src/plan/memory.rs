@@ -114,8 +114,7 @@ pub(super) fn groups(vmas: &[Vma]) -> impl Iterator<Item = core::ops::Range<usiz
 /// is writable, and still does when it is no longer.
 pub(super) fn open_prot(group: &[Vma], has_contents: bool) -> u32 {
     let first = &group[0];
-    let private = matches!(first.backing, Backing::Anonymous | Backing::PrivateFile(..));
-    match (has_contents || group.len() > 1, private && first.flags & vm::ACCOUNTED != 0) {
+    match (has_contents || group.len() > 1, first.backing.is_private() && first.flags & vm::ACCOUNTED != 0) {
         (true, _) => PROT_READ | PROT_WRITE,
         (false, true) => first.prot | PROT_WRITE,
         (false, false) => first.prot,

@@ -1,10 +1,10 @@
 //! Pages that parents and children share copy-on-write: stored once, and shared again after the restore.
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use std::path::Path;
 use tests::abi::Abi;
 use tests::case::{Workload, images_size};
-use tests::isolate::isolated;
+use tests::isolate::isolated_for_both;
 use tests::{frames, here, require_ia32, require_root};
 
 const fn cow(case: &'static str) -> Workload {
@@ -54,12 +54,7 @@ macro_rules! shared {
                 fn $case() {
                     require_root!();
                     require_ia32!();
-                    isolated(&here!(), |dir| {
-                        for abi in Abi::ALL {
-                            stays_shared(&dir.join(abi.name()), stringify!($case), abi).context(abi)?;
-                        }
-                        Ok(())
-                    });
+                    isolated_for_both(&here!(), |dir, abi| stays_shared(dir, stringify!($case), abi));
                 }
             )*
         }
@@ -73,18 +68,15 @@ shared! { prefork parent_changes siblings grandchildren over_a_generation orphan
 fn a_hundred_workers() {
     require_root!();
     require_ia32!();
-    isolated(&here!(), |dir| {
-        for abi in Abi::ALL {
-            let mut running = cow("prefork_100").start(&dir.join(abi.name()), abi)?;
-            let looks = running.snapshot()?;
-            let before = frames::proportional_kib(running.root.as_raw())?;
-            running.cycle(&looks)?;
-            let after = frames::proportional_kib(running.root.as_raw())?;
-            ensure!(after * 100 <= before * 105, "{abi}: {before} KiB before, {after} KiB after");
-            let (images, memory) = (images_size(&running.images())? >> 10, before);
-            ensure!(images < memory * 3 / 2, "{abi}: {images} KiB of images for {memory} KiB");
-            running.verify()?;
-        }
-        Ok(())
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = cow("prefork_100").start(dir, abi)?;
+        let looks = running.snapshot()?;
+        let before = frames::proportional_kib(running.root.as_raw())?;
+        running.cycle(&looks)?;
+        let after = frames::proportional_kib(running.root.as_raw())?;
+        ensure!(after * 100 <= before * 105, "{before} KiB before, {after} KiB after");
+        let (images, memory) = (images_size(&running.images())? >> 10, before);
+        ensure!(images < memory * 3 / 2, "{images} KiB of images for {memory} KiB");
+        running.verify()
     });
 }

@@ -43,9 +43,7 @@ fn busy_pids_are_all_listed() {
             squatter.kill()?;
             squatter.wait()?;
         }
-        nothing_left()?;
-        running.restore(&["-d"])?.success()?;
-        running.verify()
+        running.comes_back()
     });
 }
 
@@ -89,9 +87,7 @@ fn more_files_than_may_be_open() {
         command::crr_under(&limited, dir, &restore)?
             .code(1)?
             .says_with_hint("file descriptors: a restore takes 5")?;
-        nothing_left()?;
-        running.restore(&["-d"])?.success()?;
-        running.verify()
+        running.comes_back()
     });
 }
 

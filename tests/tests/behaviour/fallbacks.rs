@@ -1,26 +1,22 @@
 //! What crr does where the kernel lacks something: it is told to do without each in turn, and works all the same.
 
-use tests::abi::Abi;
 use tests::case::{Workload, nothing_left};
-use tests::isolate::isolated;
+use tests::isolate::isolated_for_both;
 use tests::{here, require_ia32, require_root};
 
 /// Dump and restore without something.
 fn works_without(feature: &str, here: &str, workload: &Workload) {
-    isolated(here, |dir| {
-        let without = ["--disable-feature", feature];
-        for abi in Abi::ALL {
-            let mut running = workload.start(&dir.join(abi.name()), abi)?;
-            let before = running.snapshot()?;
-            running.dump(&["--leave-running", without[0], without[1]])?.success()?;
-            running.looks_like(&before)?;
-            running.dump(&without)?.success()?;
-            nothing_left()?;
-            running.restore(&["-d", without[0], without[1]])?.success()?;
-            running.looks_like(&before)?;
-            running.verify().map_err(|e| e.context(abi.name()))?;
-        }
-        Ok(())
+    let without = ["--disable-feature", feature];
+    isolated_for_both(here, |dir, abi| {
+        let mut running = workload.start(dir, abi)?;
+        let before = running.snapshot()?;
+        running.dump(&["--leave-running", without[0], without[1]])?.success()?;
+        running.looks_like(&before)?;
+        running.dump(&without)?.success()?;
+        nothing_left()?;
+        running.restore(&["-d", without[0], without[1]])?.success()?;
+        running.looks_like(&before)?;
+        running.verify()
     });
 }
 

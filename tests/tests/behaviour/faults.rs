@@ -584,9 +584,7 @@ fn a_task_that_is_gone_when_it_is_to_be_seized() {
             let mut running = Workload::new("zombies", "unmissed").start(&dir.join(abi.name()), abi)?;
             let fault = "task-dies-unseized:2";
             judge(running.dump(&["--fault", fault])?, fault, Works, &running)?;
-            nothing_left()?;
-            running.restore(&["-d"])?.success()?;
-            running.verify()?;
+            running.comes_back()?;
         }
         Ok(())
     });

@@ -1,28 +1,24 @@
 //! The harness itself: it passes what is right and fails what is wrong.
 
 use nix::sys::signal::Signal;
-use tests::abi::Abi;
 use tests::case::Workload;
-use tests::isolate::isolated;
-use tests::{Result, here, require_ia32, require_root};
-
-/// Runs `body` for both ABIs, each in a directory of its own.
-fn both(test: &str, body: impl Fn(&std::path::Path, Abi) -> Result) {
-    isolated(test, |dir| Abi::ALL.iter().try_for_each(|&abi| body(&dir.join(abi.name()), abi)));
-}
+use tests::isolate::{isolated, isolated_for_both};
+use tests::{here, require_ia32, require_root};
 
 #[test]
 fn a_workload_that_passes_passes() {
     require_root!();
     require_ia32!();
-    both(&here!(), |dir, abi| tests::modes::control(dir, &Workload::new("harness", "idle"), abi));
+    isolated_for_both(&here!(), |dir, abi| {
+        tests::modes::control(dir, &Workload::new("harness", "idle"), abi)
+    });
 }
 
 #[test]
 fn a_failed_check_is_reported() {
     require_root!();
     require_ia32!();
-    both(&here!(), |dir, abi| {
+    isolated_for_both(&here!(), |dir, abi| {
         let running = Workload::new("harness", "failing").start(dir, abi)?;
         let error = format!("{:#}", running.verify().unwrap_err());
         assert!(error.contains("FAIL") && error.contains("on purpose"), "{error}");
@@ -34,7 +30,7 @@ fn a_failed_check_is_reported() {
 fn an_early_end_is_reported() {
     require_root!();
     require_ia32!();
-    both(&here!(), |dir, abi| {
+    isolated_for_both(&here!(), |dir, abi| {
         let error = format!("{:#}", Workload::new("harness", "ends_early").start(dir, abi).unwrap_err());
         assert!(error.contains("ended before it printed READY"), "{error}");
         Ok(())
@@ -65,7 +61,7 @@ fn a_process_left_behind_is_found() {
 fn a_snapshot_sees_changes() {
     require_root!();
     require_ia32!();
-    both(&here!(), |dir, abi| {
+    isolated_for_both(&here!(), |dir, abi| {
         let running = Workload::new("harness", "changing").start(dir, abi)?;
         let before = running.snapshot()?;
         running.signal(Signal::SIGUSR1)?;

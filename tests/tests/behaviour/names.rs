@@ -1,9 +1,8 @@
 //! Every way a file can be named.
 
 use std::path::Path;
-use tests::abi::Abi;
 use tests::case::{Workload, nothing_left};
-use tests::isolate::isolated;
+use tests::isolate::isolated_for_both;
 use tests::{Result, command, here, require_ia32, require_root};
 
 const fn names(case: &'static str) -> Workload {
@@ -23,11 +22,6 @@ tests::survives! {
     program_elsewhere => names("program_elsewhere");
 }
 
-/// Runs `body` for both ABIs, each in a directory of its own.
-fn both(test: &str, body: impl Fn(&Path, Abi) -> Result) {
-    isolated(test, |dir| Abi::ALL.iter().try_for_each(|&abi| body(&dir.join(abi.name()), abi)));
-}
-
 fn entries(dir: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(dir)? {
@@ -42,7 +36,7 @@ fn entries(dir: &Path) -> Result<Vec<String>> {
 fn replaced() {
     require_root!();
     require_ia32!();
-    both(&here!(), |dir, abi| {
+    isolated_for_both(&here!(), |dir, abi| {
         let mut running = names("replaced").start(dir, abi)?;
         let before = entries(dir)?;
         running.dump(&[])?.success()?;
@@ -60,7 +54,7 @@ fn replaced() {
 fn link_remap() {
     require_root!();
     require_ia32!();
-    both(&here!(), |dir, abi| {
+    isolated_for_both(&here!(), |dir, abi| {
         let mut running = names("elsewhere").start(dir, abi)?;
         let before = running.snapshot()?;
         let refused = running.dump(&[])?.code(1)?;
@@ -85,7 +79,7 @@ fn link_remap() {
 fn link_remap_of_a_tree_that_runs_on() {
     require_root!();
     require_ia32!();
-    both(&here!(), |dir, abi| {
+    isolated_for_both(&here!(), |dir, abi| {
         let mut running = names("elsewhere").start(dir, abi)?;
         let before = running.snapshot()?;
         running.dump(&["--link-remap", "-R"])?.success()?;
@@ -104,7 +98,7 @@ fn link_remap_of_a_tree_that_runs_on() {
 fn read_only() {
     require_root!();
     require_ia32!();
-    both(&here!(), |dir, abi| {
+    isolated_for_both(&here!(), |dir, abi| {
         let mut running = names("read_only").start(dir, abi)?;
         running.dump(&[])?.success()?;
         nothing_left()?;
@@ -115,7 +109,7 @@ fn read_only() {
 
 /// Dumps what is to be refused by the names that the workload says.
 fn refused(test: &str, case: &'static str) {
-    both(test, |dir, abi| {
+    isolated_for_both(test, |dir, abi| {
         let mut running = names(case).start(dir, abi)?;
         let output = running.dump(&["--link-remap"])?.code(1)?;
         let log = running.log()?;
@@ -153,7 +147,7 @@ fn upgrade(dir: &Path, name: &str) -> Result {
 fn upgraded() {
     require_root!();
     require_ia32!();
-    both(&here!(), |dir, abi| {
+    isolated_for_both(&here!(), |dir, abi| {
         let mut running = names("program").start(dir, abi)?;
         running.dump(&["-R"])?.success()?;
         let plain = running.images().display().to_string();
@@ -174,9 +168,7 @@ fn upgraded() {
         }
         // From now on they are deleted files.
         running.dump(&[])?.success()?;
-        nothing_left()?;
-        running.restore(&["-d"])?.success()?;
-        running.verify()
+        running.comes_back()
     });
 }
 
@@ -185,7 +177,7 @@ fn upgraded() {
 fn embedded() {
     require_root!();
     require_ia32!();
-    both(&here!(), |dir, abi| {
+    isolated_for_both(&here!(), |dir, abi| {
         let mut running = names("program").start(dir, abi)?;
         let before = running.snapshot()?;
         running.dump(&["--embed-files"])?.success()?;
@@ -205,7 +197,7 @@ fn embedded() {
 fn validation() {
     require_root!();
     require_ia32!();
-    both(&here!(), |dir, abi| {
+    isolated_for_both(&here!(), |dir, abi| {
         let mut running = names("program").start(dir, abi)?;
         running.dump(&[])?.success()?;
         nothing_left()?;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use tests::abi::Abi;
 use tests::case::{Running, Workload, nothing_left};
-use tests::isolate::isolated;
+use tests::isolate::isolated_for_both;
 use tests::{Result, here, require_ia32, require_root};
 
 const fn sysv(case: &'static str) -> Workload {
@@ -17,11 +17,6 @@ tests::survives! {
     parts => sysv("parts");
     between_abis => sysv("between_abis");
     semaphores => sysv("semaphores");
-}
-
-/// Runs `body` for both ABIs, each in a directory of its own.
-fn both(test: &str, body: impl Fn(&Path, Abi) -> Result) {
-    isolated(test, |dir| Abi::ALL.iter().try_for_each(|&abi| body(&dir.join(abi.name()), abi)));
 }
 
 fn run(program: &str, args: &[&str]) -> Result<String> {
@@ -48,7 +43,7 @@ fn dumped(dir: &Path, abi: Abi) -> Result<Running> {
 fn what_is_gone_is_made_again() {
     require_root!();
     require_ia32!();
-    both(&here!(), |dir, abi| {
+    isolated_for_both(&here!(), |dir, abi| {
         let mut running = sysv("attached").start(dir, abi)?;
         let before = running.snapshot()?;
         running.dump(&[])?.success()?;
@@ -67,7 +62,7 @@ fn what_is_gone_is_made_again() {
 fn conflicts_are_named() {
     require_root!();
     require_ia32!();
-    both(&here!(), |dir, abi| {
+    isolated_for_both(&here!(), |dir, abi| {
         let running = dumped(dir, abi)?;
         let ids = segments()?;
         anyhow::ensure!(ids.len() == 3, "{ids:?}");
@@ -104,7 +99,7 @@ fn conflicts_are_named() {
 fn shared_with_the_outside() {
     require_root!();
     require_ia32!();
-    both(&here!(), |dir, abi| {
+    isolated_for_both(&here!(), |dir, abi| {
         let mut running = sysv("attached").start(dir, abi)?;
         let before = running.snapshot()?;
         let id = segments()?.swap_remove(0);

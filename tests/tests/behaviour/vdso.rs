@@ -2,7 +2,7 @@
 
 use tests::abi::Abi;
 use tests::case::Workload;
-use tests::isolate::isolated;
+use tests::isolate::{isolated, isolated_for_both};
 use tests::modes::{between_kernels, on_another_kernel};
 use tests::{here, require_ia32, require_root};
 
@@ -29,13 +29,7 @@ macro_rules! survives_another_kernel {
                 fn $name() {
                     require_root!();
                     require_ia32!();
-                    isolated(&here!(), |dir| {
-                        for abi in Abi::ALL {
-                            on_another_kernel(&dir.join(abi.name()), &$workload, abi)
-                                .map_err(|e| e.context(abi.name()))?;
-                        }
-                        Ok(())
-                    });
+                    isolated_for_both(&here!(), |dir, abi| on_another_kernel(dir, &$workload, abi));
                 }
             )*
         }

@@ -5,7 +5,7 @@ use super::abi::{cut_auxv, dump_vdso};
 use super::ask::{Facts, ask, can_be_asked, find_gadget};
 use crate::dump::freeze::FrozenTask;
 use crate::dump::guard::Unguarded;
-use crate::dump::known::{self, Known};
+use crate::dump::known::Known;
 use crate::proc::{Dir, smaps, stat, status};
 use crate::ptrace::{Patience, Stopped, regs};
 use crate::refusal::Refusals;
@@ -148,7 +148,7 @@ pub(super) fn collect_task(
         record.threads.insert(0, ended.with_context(|| format!("thread {pid}, which has ended"))?);
     }
     if shares.memory.is_some() {
-        return Ok(Some((record, known::no_space())));
+        return Ok(Some((record, Space::default())));
     }
     dir.read("auxv", &mut tables.buffer).context("read auxv")?;
     let auxv = cut_auxv(&tables.buffer, abi).to_vec();

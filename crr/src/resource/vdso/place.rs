@@ -45,14 +45,7 @@ mod tests {
             backing: Backing::Anonymous,
         });
         let layout = Layout { brk: Addr(brk), ..Layout::default() };
-        Space {
-            vmas: vmas.collect(),
-            runs: Vec::new(),
-            policies: Vec::new(),
-            guards: Vec::new(),
-            layout,
-            auxv: Vec::new(),
-        }
+        Space { vmas: vmas.collect(), layout, ..Space::default() }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::{Check, ensure, inside};
 use images::attribute::{MemoryPolicy, TaskAttributes, ThreadAttributes};
-use images::memory::{Backing, Space};
+use images::memory::Space;
 
 /// Words of a mask of MAX_NUMNODES nodes.
 const NODE_WORDS: usize = 16;
@@ -30,8 +30,7 @@ pub(super) fn check_areas(space: &Space) -> Check {
     for area in &space.policies {
         let name = format_args!("policy of {}-{}", area.start, area.end).to_string();
         let vma = vmas.find(|vma| (vma.start, vma.end) == (area.start, area.end));
-        let private =
-            vma.is_some_and(|vma| matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..)));
+        let private = vma.is_some_and(|vma| vma.backing.is_private());
         ensure!(private, "{name}: no private memory of that extent, or out of order");
         ensure!(area.policy.mode != 0, "{name}: none");
         check_policy(&area.policy).map_err(inside(name))?;

@@ -5,7 +5,7 @@ use crate::resource::deleted::MEMFD;
 use crate::resource::file::O_PATH;
 use images::file::{Deleted, Description, Files, Path, Target};
 use images::id::PAGE_SIZE;
-use images::memory::Memory;
+use images::memory::{Memory, Run};
 
 /// PATH_MAX: the kernel opens no longer name, the final NUL included.
 const PATH_MAX: usize = 4096;
@@ -80,7 +80,7 @@ pub(super) fn check_contents(files: &Files, memory: &Memory) -> Check {
     for (index, path) in files.paths.iter().enumerate() {
         for deleted in path.deleted.iter().chain(&path.embedded) {
             let contents = memory::check_runs(&deleted.runs, memory).and_then(|()| {
-                let end = deleted.runs.last().map_or(0, memory::end_of);
+                let end = deleted.runs.last().map_or(0, Run::end);
                 let size = path.size.next_multiple_of(PAGE_SIZE);
                 ensure!(end <= size, "contents up to {end:#x} of {:#x}", path.size);
                 Ok(())

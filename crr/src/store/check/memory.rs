@@ -95,7 +95,7 @@ fn check_vdsos(memory: &Memory) -> Check {
 fn check_shared(shared: &Shared, memory: &Memory) -> Check {
     ensure!(shared.size <= i64::MAX as u64 - PAGE_SIZE, "{:#x} bytes", shared.size);
     check_runs(&shared.runs, memory)?;
-    let end = shared.runs.last().map_or(0, end_of);
+    let end = shared.runs.last().map_or(0, Run::end);
     ensure!(end <= shared.size.next_multiple_of(PAGE_SIZE), "contents up to {end:#x} of {:#x}", shared.size);
     Ok(())
 }
@@ -125,10 +125,12 @@ fn check_space(space: &Space, task: &Task, memory: &Memory, files: &Files) -> Ch
     let mut vmas = space.vmas.iter().peekable();
     for run in &space.runs {
         while vmas.next_if(|vma| vma.end <= run.start).is_some() {}
-        let holder = vmas.peek().filter(|vma| vma.start <= run.start && end_of(run) <= vma.end.0);
-        let private = |vma: &&&Vma| matches!(vma.backing, Backing::Anonymous | Backing::PrivateFile(..));
+        let holder = vmas.peek().filter(|vma| vma.start <= run.start && run.end() <= vma.end.0);
         let from = run.start;
-        ensure!(holder.filter(private).is_some(), "contents at {from}: no private memory of that extent");
+        ensure!(
+            holder.is_some_and(|vma| vma.backing.is_private()),
+            "contents at {from}: no private memory of that extent"
+        );
     }
     check_guards(space)
 }
@@ -144,7 +146,7 @@ fn check_guards(space: &Space) -> Check {
         let at = space.vmas.partition_point(|vma| vma.end <= *start);
         let inside = space.vmas.get(at).is_some_and(|vma| vma.start <= *start && *end <= vma.end);
         ensure!(inside, "guard {start}-{end}: is not inside of one area");
-        let next = space.runs.partition_point(|run| end_of(run) <= start.0);
+        let next = space.runs.partition_point(|run| run.end() <= start.0);
         let filled = space.runs.get(next).is_some_and(|run| run.start < *end);
         ensure!(!filled, "guard {start}-{end}: has contents");
         last = end.0;
@@ -210,9 +212,4 @@ pub(super) fn check_runs(runs: &[Run], memory: &Memory) -> Check {
         address = end;
     }
     Ok(())
-}
-
-/// One past the last byte of a run that [`check_runs`] has seen.
-pub(super) fn end_of(run: &Run) -> u64 {
-    run.start.0 + run.pages * PAGE_SIZE
 }

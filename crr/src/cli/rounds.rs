@@ -1,0 +1,39 @@
+//! What a pre-dump and a dump are told of the pre-dumps before them, and of how page contents are stored.
+
+use crate::progress::bytes;
+use crate::store::{self, Compression};
+use clap::Args;
+use std::path::{Path, PathBuf};
+
+/// The flags.
+#[derive(Debug, Args)]
+pub(super) struct Rounds {
+    /// The pre-dump before this one: only what was written since is recorded. As seen from the directory of the images.
+    #[arg(long, value_name = "DIR")]
+    pub(super) prev_images_dir: Option<PathBuf>,
+
+    /// Taken for the sake of those who are used to it: a pre-dump has writes tracked in any case.
+    #[arg(long, hide = true)]
+    track_mem: bool,
+
+    /// Give back the room of pages that the pre-dumps before hold and this one has anew, as crr dedup does.
+    #[arg(long, requires = "prev_images_dir")]
+    auto_dedup: bool,
+
+    /// Make page contents smaller: with "lz4", or "zstd" and a level, 1 if none is given. A dump stops the tree for longer then.
+    #[arg(long, value_name = "METHOD[:LEVEL]", num_args = 0..=1, require_equals = true, default_missing_value = "lz4")]
+    pub(super) compress: Option<Compression>,
+}
+
+impl Rounds {
+    /// What follows the images. These are whole already, so what fails is no failure of the dump.
+    pub(super) fn dedup(&self, images_dir: &Path) {
+        if !self.auto_dedup {
+            return;
+        }
+        match store::dedup(images_dir) {
+            Ok(freed) => log::info!("gave back {}", bytes(freed)),
+            Err(error) => log::warn!("--auto-dedup: {error:#}"),
+        }
+    }
+}
