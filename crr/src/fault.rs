@@ -153,6 +153,7 @@ points! {
     OpFilter = "op-filter", Op(Family::Filter, OP_FAILS), "the op of a restoring task fails that is about installing a filter of seccomp";
     OpBirth = "op-birth", Op(Family::Birth, OP_FAILS), "the op of a restoring task fails that is about cloning a task";
     OpWord = "op-word", Op(Family::Word, OP_FAILS), "the op of a restoring task fails that is about waiting for the coordinator or for threads";
+    LazyAhead = "lazy-ahead", Differs, "memory that comes when the tasks run comes when it is used, and not meanwhile";
     // Ends.
     TaskDiesUnseized = "task-dies-unseized", Victim, "a task is killed before it is seized";
     TaskDiesFrozen = "task-dies-frozen", Victim, "a task is killed when the tree is stopped";

@@ -10,6 +10,7 @@ pub mod dump;
 pub mod fault;
 mod keeper;
 pub mod kernel;
+mod lazy;
 pub mod log;
 pub mod machine;
 pub mod proc;

@@ -43,6 +43,12 @@ pub fn start(file: Option<&Path>, level: u8) -> Result<()> {
     Ok(())
 }
 
+/// The log file, if there is one.
+#[must_use]
+pub fn file() -> Option<BorrowedFd<'static>> {
+    LOGGER.get().and_then(|logger| logger.file.as_ref()).map(AsFd::as_fd)
+}
+
 /// Notes in the log file, if there is one, the error that main prints on stderr.
 pub fn note_failure(message: &str) {
     if let Some(logger) = LOGGER.get().filter(|logger| logger.file.is_some()) {

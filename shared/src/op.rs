@@ -129,6 +129,8 @@ pub enum Op<'a> {
         /// Nodes: 64-bit words, little endian.
         nodes: &'a [u8],
     },
+    /// userfaultfd: the descriptor goes to the coordinator, and pages that are missing now come when the task runs.
+    Lazy,
     /// membarrier: a command that registers.
     Membarrier(u32),
     /// Move a special area from where it was parked to its place.

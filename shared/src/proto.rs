@@ -1,8 +1,8 @@
 //! What the coordinator and a restoring task say to each other.
 //!
 //! The task's unix socket carries one [`Start`] with the working fds, and one [`Report`] back; before
-//! that a task with seccomp says [`Stage::Hold`] and gets one byte, and every task of a tree with files that are opened late says
-//! [`Stage::There`]. The plan itself
+//! that a task with seccomp says [`Stage::Hold`] and gets one byte, every task of a tree with files that are opened late says
+//! [`Stage::There`], and one whose pages come later says [`Stage::Lazy`], with a descriptor. The plan itself
 //! lies in the shared-memory tree: one memfd for the whole restore that starts with a [`Control`] page, which
 //! everyone maps read-write, followed by the plan of each task, which everyone maps read-only.
 
@@ -141,6 +141,8 @@ pub enum Stage {
     Child = 5,
     /// No end yet: the task and all of its threads exist. Only told in a tree with files that are opened late.
     There = 6,
+    /// No end yet: pages of the task come later. The report carries the userfaultfd.
+    Lazy = 7,
 }
 
 impl Stage {
@@ -155,6 +157,7 @@ impl Stage {
             4 => Self::Hold,
             5 => Self::Child,
             6 => Self::There,
+            7 => Self::Lazy,
             _ => return None,
         })
     }

@@ -9,6 +9,7 @@ mod dirs;
 mod dump;
 mod generate;
 pub(crate) mod keep_track;
+pub(crate) mod lazy_pages;
 mod pre_dump;
 mod restore;
 mod rounds;
@@ -68,6 +69,8 @@ enum Command {
     Man(generate::Man),
     #[command(hide = true)]
     KeepTrack(keep_track::KeepTrack),
+    #[command(hide = true)]
+    LazyPages(lazy_pages::LazyPages),
 }
 
 /// What a command ends with when it does not fail.
@@ -107,6 +110,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
         Command::KeepTrack(command) => command.run(),
+        Command::LazyPages(command) => command.run(level),
     }
 }
 

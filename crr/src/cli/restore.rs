@@ -80,6 +80,11 @@ pub(super) struct Restore {
     #[arg(long, value_name = "METHOD", default_value = "mtime", value_enum)]
     file_validation: Validation,
 
+    /// Let the tasks run at once: memory comes when it is used, and meanwhile. A process of crr's own (crr lazy-pages) brings it; if that
+    /// is killed before all is there, the tasks are killed.
+    #[arg(long)]
+    lazy_pages: bool,
+
     /// How long the tree may take to come back.
     #[arg(long, value_name = "SECS", default_value = "300", value_parser = seconds)]
     timeout: Duration,
@@ -112,6 +117,7 @@ impl Restore {
             new_pidns: self.new_pidns,
             sockets: Wishes { close: self.tcp_close, map: self.map_addr.clone() },
             validation: self.file_validation,
+            lazy_pages: self.lazy_pages,
             timeout: self.timeout,
             progress: level > 0,
         }

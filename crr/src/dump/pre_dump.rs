@@ -14,6 +14,7 @@ use super::collect::{abi, ask, task};
 use super::freeze::{Frozen, FrozenTask};
 use super::pages::{Contents, Form, Look, take_out};
 use super::{After, freeze, guard, interrupt, inventory, rights};
+use crate::lazy;
 use crate::proc::smaps;
 use crate::ptrace::{self, Patience, Stopped};
 use crate::refusal::Refusals;
@@ -99,6 +100,13 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
         looked.extend(one);
     }
     if looked.is_empty() {
+        // An area is under one descriptor only.
+        if lazy::is_at_work() {
+            bail!(
+                "no task of the tree can be tracked: there is memory that is still to come\n  hint: {}",
+                lazy::WAIT
+            );
+        }
         bail!("no task of the tree can be tracked");
     }
     if let Some(keeper) = previous.as_mut().and_then(|previous| previous.keeper.take()) {

@@ -83,7 +83,7 @@ const fn entry(name: &'static str, required: bool, probe: fn() -> Found, cost: &
 }
 
 #[rustfmt::skip]
-const FEATURES: [Entry; 23] = [
+const FEATURES: [Entry; 24] = [
     entry("ptrace", REQUIRED, probe::ptrace, "no task can be dumped or restored"),
     entry("clone3-set-tid", REQUIRED, probe::clone3_set_tid, "tasks cannot get their pids and tids back"),
     entry("pidfd-open", REQUIRED, probe::pidfd_open, "tasks cannot be held by a handle that survives pid reuse"),
@@ -106,6 +106,7 @@ const FEATURES: [Entry; 23] = [
     entry("mseal", OPTIONAL, probe::mseal, "tasks with sealed memory cannot be restored"),
     entry("userfaultfd", OPTIONAL, probe::userfaultfd, "memory cannot be recorded while a tree runs (crr pre-dump)"),
     entry("uffd-wp-async", OPTIONAL, probe::uffd_wp_async, "memory cannot be recorded while a tree runs (crr pre-dump)"),
+    entry(UFFD_EVENTS, OPTIONAL, probe::uffd_events, "tasks cannot run before all of their memory is there (crr restore --lazy-pages)"),
     entry("soft-dirty", OPTIONAL, probe::soft_dirty, "nothing yet: this version does not use it"),
 ];
 
@@ -128,6 +129,17 @@ const CAPABILITIES: [(&str, u8, &str); 15] = [
     ("SYS_CHROOT", 18, "tasks with another root directory cannot be restored"),
     ("NET_ADMIN", 12, "network settings of sockets and namespaces cannot be restored"),
 ];
+
+const UFFD_EVENTS: &str = "uffd-events";
+
+/// Whether pages can be brought when tasks run already, or why not.
+pub(crate) fn late_pages() -> Result<(), String> {
+    if disabled::is_named(UFFD_EVENTS) {
+        Err("disabled by --disable-feature".to_owned())
+    } else {
+        probe::uffd_events().map(drop)
+    }
+}
 
 /// Probes everything.
 ///

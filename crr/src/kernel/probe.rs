@@ -6,6 +6,7 @@
 
 use super::Found;
 use super::tracee::Tracee;
+use crate::sys::userfaultfd::LATE_FEATURES;
 use linux_raw_sys::general::{
     MFD_CLOEXEC, MFD_EXEC, UFFD_API, UFFD_FEATURE_WP_ASYNC, UFFD_USER_MODE_ONLY, clone_args, page_region,
     pm_scan_arg, procmap_query, uffdio_api,
@@ -318,8 +319,8 @@ pub(super) fn mseal() -> Found {
 }
 
 /// Opens a userfaultfd and asks for features; the answer is all that there are.
-fn userfaultfd_with(features: u64) -> Result<u64, String> {
-    let flags = u64::from(UFFD_USER_MODE_ONLY) | u64::from(libc::O_CLOEXEC.unsigned_abs());
+fn userfaultfd_with(flags: u32, features: u64) -> Result<u64, String> {
+    let flags = u64::from(flags) | u64::from(libc::O_CLOEXEC.unsigned_abs());
     // SAFETY: userfaultfd takes no pointer.
     let fd = unsafe { open("userfaultfd", libc::SYS_userfaultfd, [flags, 0, 0, 0, 0]) }?;
     let mut api = uffdio_api { api: UFFD_API.into(), features, ioctls: 0 };
@@ -328,11 +329,16 @@ fn userfaultfd_with(features: u64) -> Result<u64, String> {
 }
 
 pub(super) fn userfaultfd() -> Found {
-    userfaultfd_with(0).map(|features| format!("features {features:#x}"))
+    userfaultfd_with(UFFD_USER_MODE_ONLY, 0).map(|features| format!("features {features:#x}"))
+}
+
+/// Takes the right to stop faults of the kernel, too.
+pub(super) fn uffd_events() -> Found {
+    userfaultfd_with(0, LATE_FEATURES).map(|_| "granted".to_owned())
 }
 
 pub(super) fn uffd_wp_async() -> Found {
-    userfaultfd_with(UFFD_FEATURE_WP_ASYNC.into()).map(|_| "granted".to_owned())
+    userfaultfd_with(UFFD_USER_MODE_ONLY, UFFD_FEATURE_WP_ASYNC.into()).map(|_| "granted".to_owned())
 }
 
 /// A page that was just written to is dirty where dirt is tracked at all.

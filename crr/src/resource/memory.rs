@@ -5,6 +5,7 @@ use super::file::kinds;
 use super::path::{Lost, Paths, UNMAP, file_type, link_of};
 use super::sysv;
 use super::view::Use;
+use crate::lazy;
 use crate::proc::smaps::Area;
 use crate::proc::tasks::outside;
 use crate::proc::{Dir, decimal};
@@ -15,6 +16,7 @@ use images::memory::{Backing, Vma, vm};
 use images::sysv::Segment;
 use images::{Addr, PathId, Pid, SharedId, VdsoId};
 use nix::sys::stat::{FileStat, SFlag, major, minor};
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::collections::HashSet;
 use std::fs::File;
@@ -47,6 +49,8 @@ pub(crate) struct Backings {
     pub(crate) shared: Vec<SharedObject>,
     /// Areas may be tracked for pre-dumps: that ends with the dump, and is no part of them.
     tracked: bool,
+    /// Restored tasks somewhere wait for memory.
+    to_come: OnceCell<bool>,
 }
 
 /// What a mapped file is.
@@ -71,6 +75,10 @@ enum Flag {
 
 /// Why an area is refused that userfaultfd is used on: by the program, or by what is left of a pre-dump.
 pub(crate) const WATCHED: &str = "watched by userfaultfd";
+
+/// Why an area is refused in which pages are missing that the program has all the same. Flags are looked at before pages, so nobody
+/// takes one for zeros that comes in between.
+const TO_COME: &str = "is memory that is still to come (crr restore --lazy-pages)";
 
 /// show_smap_vma_flags() of fs/proc/task_mmu.c.
 fn flag(code: [u8; 2]) -> Flag {
@@ -174,6 +182,10 @@ impl Backings {
         let tracked = self.tracked;
         let bits = flags(area.flags, kernel.is_some(), |reason, code| {
             if tracked && code == *b"uw" {
+                return;
+            }
+            if code == *b"um" && *self.to_come.get_or_init(lazy::is_at_work) {
+                refuse.with_hint(describe(area), TO_COME, lazy::WAIT);
                 return;
             }
             let code = String::from_utf8_lossy(&code).into_owned();

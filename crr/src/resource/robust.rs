@@ -5,11 +5,16 @@
 //! emptied in the memory of the killed.
 
 use super::Refuse;
+use crate::store::Checkpoint;
 use crate::sys::vm;
+use anyhow::{Context, Result};
 use images::memory::{Backing, Vma};
+use images::sharing::Object;
 use images::task::{Task, Tree};
 use images::thread::{RobustList, Thread};
-use images::{Abi, Addr};
+use images::{Abi, Addr, Pid};
+use shared::plan::family::holder_of;
+use std::collections::BTreeMap;
 
 /// Ranges of one read, UIO_MAXIOV.
 const MAX_RANGES: usize = 1024;
@@ -36,6 +41,38 @@ pub(crate) fn disarm(tree: &Tree) {
     tree.tasks.iter().for_each(disarm_task);
 }
 
+/// Which tasks of a checkpoint have a thread that holds locks, or is about to take or release one.
+///
+/// # Errors
+/// If pages cannot be read.
+pub(crate) fn holders(checkpoint: &Checkpoint) -> Result<Vec<bool>> {
+    let tasks = &checkpoint.tree.tasks;
+    let indices: BTreeMap<Pid, usize> = tasks.iter().enumerate().map(|(at, task)| (task.pid, at)).collect();
+    let space = |index| {
+        indices.get(&holder_of(tasks, index, Object::Memory)).map(|&at| &checkpoint.memory.spaces[at])
+    };
+    let mut holders = Vec::with_capacity(tasks.len());
+    for (index, task) in tasks.iter().enumerate() {
+        let space = space(index).context("no task has the record of an address space")?;
+        let mut holds = false;
+        for (list, abi) in task.threads.iter().flat_map(lists) {
+            let mut found = vec![0u8; 3 * word(abi)];
+            checkpoint.read_memory(space, list.head, &mut found)?;
+            let empty = is_empty(&found, list.head, abi);
+            // What was never touched is no list either.
+            holds |= !empty && found.iter().any(|&byte| byte != 0);
+        }
+        holders.push(holds);
+    }
+    Ok(holders)
+}
+
+/// Whether the three words of a `struct robust_list_head` (`list.next`, `futex_offset`, `list_op_pending`) name no lock.
+fn is_empty(words: &[u8], head: Addr, abi: Abi) -> bool {
+    let word = word(abi);
+    words.starts_with(&head.0.to_le_bytes()[..word]) && words.ends_with(&[0; 8][..word])
+}
+
 fn disarm_task(task: &Task) {
     let Some(living) = task.threads.iter().find(|thread| thread.exited.is_none()) else { return };
     let heads: Vec<(Addr, Abi)> =
@@ -52,9 +89,8 @@ fn disarm_task(task: &Task) {
             // The kernel stops at what cannot be read; behind that, each list counts as one that holds a lock.
             let known = read >= list.len();
             read = read.saturating_sub(list.len());
-            // struct robust_list_head: list.next, futex_offset, list_op_pending.
-            let (next, pending) = (&head.0.to_le_bytes()[..word(abi)], &[0; 8][..word(abi)]);
-            if !known || !list.starts_with(next) || !list.ends_with(pending) {
+            if !known || !is_empty(list, head, abi) {
+                let (next, pending) = (&head.0.to_le_bytes()[..word(abi)], &[0; 8][..word(abi)]);
                 let _ = vm::write_all(living.tid, head, next);
                 let _ = vm::write_all(living.tid, head.offset(2 * abi.word()), pending);
             }

@@ -22,6 +22,7 @@ mod unchanged;
 
 use crate::changed::Changed;
 use crate::fault::{self, Point};
+use crate::lazy;
 use crate::machine;
 use crate::proc;
 use crate::refusal::Refusals;
@@ -74,6 +75,8 @@ pub struct Options {
     pub sockets: Wishes,
     /// By what files are known again.
     pub validation: Validation,
+    /// Let the tasks run before all of their memory is there.
+    pub lazy_pages: bool,
     /// How long the tree may take to come back.
     pub timeout: Duration,
     /// Show progress on stderr when it is a terminal.
@@ -169,6 +172,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     let deadline = began + options.timeout;
     limits::raise_open_files()?;
     limits::raise_pending_signals()?;
+    let starter = options.lazy_pages.then(lazy::Starter::new).transpose()?;
     let mut checkpoint = Checkpoint::read_showing(&options.images_dir, options.progress)?;
     fault::point(Point::KilledReading)?;
     if let Some(root) = &options.root {
@@ -188,7 +192,8 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
         .finish("restore")?;
     process::close_on_exec_from(3).context("close_range")?;
     let stand_in = needs_stand_in(&checkpoint.tree, options);
-    let prepare = |descent| prepare::prepare(&checkpoint, descent, &lives, &written, &environment, stand_in);
+    let wishes = prepare::Wishes { stand_in, lazy_pages: options.lazy_pages };
+    let prepare = |descent| prepare::prepare(&checkpoint, descent, &lives, &written, &environment, wishes);
     // What stands in for the vDSO of another kernel is written into each task by itself.
     let sharing = if written.iter().all(Vec::is_empty) {
         descent.with_pages(&checkpoint).and_then(|descent| descent.map(prepare).transpose())
@@ -216,7 +221,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
         socket_name: socket_name()?,
         own_group: nix::unistd::getpgrp().as_raw(),
     };
-    let (root, terminal) = bring_back(&mut restore, options, deadline)?;
+    let (root, terminal) = bring_back(&mut restore, options, starter.as_ref(), deadline)?;
     restore.opened.socket_files.keep();
     restore.opened.segments.keep();
     resource::other_name::remove_helpers(&checkpoint.files.paths);
@@ -255,6 +260,7 @@ fn raise(mut preparation: Preparation, raiser: &open::Raiser) -> Result<Preparat
 fn bring_back(
     restore: &mut Restore<'_>,
     options: &Options,
+    starter: Option<&lazy::Starter>,
     deadline: Instant,
 ) -> Result<(images::Pid, Option<Terminal>)> {
     let name = restore.socket_name.as_str().to_ns_name::<GenericNamespaced>().context("socket name")?;
@@ -264,7 +270,11 @@ fn bring_back(
     let pid = restore.checkpoint.tree.tasks[0].pid;
     let outcome = fork_root(restore, options, pid).and_then(|parent| {
         fault::point(Point::KilledForked)?;
-        let Served { parked, held, late } = serve::serve(restore, &listener, deadline)?;
+        let Served { parked, held, late, lazy } = serve::serve(restore, &listener, deadline)?;
+        // From here on somebody may touch what is missing, if only the kernel on behalf of a task.
+        if let Some(starter) = starter {
+            starter.start(restore, &lazy)?;
+        }
         fault::strike(Point::HelperDiesParked, pid);
         fault::point(Point::KilledParked)?;
         restore.opened.complete(late);

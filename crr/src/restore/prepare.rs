@@ -7,7 +7,7 @@ use crate::blob::Blob;
 use crate::dump::room::max_map_count;
 use crate::fault::{self, Point};
 use crate::machine::Live;
-use crate::resource::tree;
+use crate::resource::{robust, tree};
 use crate::store::Checkpoint;
 use crate::sys::process;
 use crate::sys::shared_page::ControlPage;
@@ -17,6 +17,7 @@ use images::memory::{Space, Vma};
 use images::task::Tree;
 use images::{Abi, Pid};
 use shared::plan::family::{self, Making};
+use shared::plan::lazy::{self, Lazy};
 use shared::plan::tree::{Place, Role, Schedule};
 use shared::plan::{self, Forest, Machine, Need, ProgramPlan, Written, hole, kin, loan};
 use shared::proto::{FILLERS_FROM, Gathering, MAX_FILLERS, SLOT_FILES, Start};
@@ -75,6 +76,8 @@ pub(crate) struct Preparation {
     pub tree: OwnedFd,
     /// Its control page.
     pub control: ControlPage,
+    /// Pages that come when the tasks run, of each address space.
+    pub lazy: Vec<Lazy>,
 }
 
 impl Preparation {
@@ -131,9 +134,16 @@ impl Descent {
 /// The live vDSO of each ABI of the tree.
 pub(crate) type Lives = BTreeMap<Abi, Live>;
 
+/// How the tree is to come back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wishes {
+    /// The root has a stand-in for a parent, and sets its parent-death signal only when that one is gone, see `takeover`.
+    pub(super) stand_in: bool,
+    /// Memory comes when the tasks run, as far as it can.
+    pub(super) lazy_pages: bool,
+}
+
 /// Plans the whole tree.
-///
-/// With a stand-in for its parent, the root sets its parent-death signal only when that one is gone, see `takeover`.
 ///
 /// # Errors
 /// If a task has no room for the program that restores it.
@@ -143,7 +153,7 @@ pub(super) fn prepare(
     lives: &Lives,
     written: &[Vec<Written>],
     environment: &Environment,
-    stand_in: bool,
+    Wishes { stand_in, lazy_pages }: Wishes,
 ) -> Result<Preparation> {
     let rlimits = own_limits()?;
     let timer_slack_ns = process::timer_slack_ns();
@@ -166,13 +176,15 @@ pub(super) fn prepare(
         tree.tasks[0].threads.iter_mut().for_each(|thread| thread.parent_death_signal = 0);
     }
     let own_group = nix::unistd::getpgrp().as_raw();
-    let (spaces, shared) = (&checkpoint.memory.spaces, &checkpoint.memory.shared);
+    let (all_spaces, shared) = (&checkpoint.memory.spaces, &checkpoint.memory.shared);
+    let (spaces, mut lazy) = take_lazy(checkpoint, lazy_pages)?;
     let cloned = makings.iter().filter(|&&making| making != Making::Forked).count();
     let forked = makings.len() - cloned + tree.zombies.len();
     let totals = [schedule.leaders(), forked, cloned].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
     let late = late::all(&checkpoint.files);
-    let forest =
-        Forest::new(&tree, spaces, shared, &makings, own_group, totals, late.clone()).with_written(written);
+    let forest = Forest::new(&tree, &spaces, shared, &makings, own_group, totals, late.clone())
+        .with_written(written)
+        .with_lazy(&lazy);
     let too_many = || Ok::<_, anyhow::Error>(forest.most_areas() as u64 + hole::AREAS > max_map_count()?);
     ensure!(!forest.shares_pages() || !too_many()?, "more areas at once than vm.max_map_count");
     let mut plans: BTreeMap<usize, ProgramPlan> = (0..tree.tasks.len())
@@ -201,11 +213,12 @@ pub(super) fn prepare(
         rooms.insert(index, Room { abi, contents, members: plan.members.clone() });
     }
     let bases = bases(checkpoint, &rooms)?;
-    let (spaces, mut lent) = take_loans(spaces, &rooms, &bases);
+    let (spaces, mut lent) = take_loans(&spaces, &rooms, &bases);
     if !lent.is_empty() {
         ensure!(!forest.shares_pages(), "tasks that share pages would have to lend memory");
         let forest = Forest::new(&tree, &spaces, shared, &makings, own_group, totals, late.clone())
-            .with_written(written);
+            .with_written(written)
+            .with_lazy(&lazy);
         for (&index, _) in bases.iter().filter(|(_, base)| base.lent) {
             let plan = plan::program(&machines[&tree.tasks[index].abi], &forest, index);
             let room = rooms.get_mut(&index).context("a program has room")?;
@@ -214,7 +227,8 @@ pub(super) fn prepare(
             plans.insert(index, plan);
         }
     }
-    let pages_once = u64::from(checkpoint.in_memory && are_apart(&spaces));
+    let lenders: Vec<usize> = lent.keys().copied().collect();
+    let pages_once = u64::from(checkpoint.in_memory && are_apart(all_spaces));
     let mut programs = Programs::default();
     let mut offset = PAGE_SIZE;
     let mut tasks: Vec<Prepared> = Vec::new();
@@ -237,7 +251,20 @@ pub(super) fn prepare(
     let (tree, control) = shared_tree(&tasks, offset)?;
     let by_pid = (0..).zip(&pids).map(|(process, &pid)| (pid, process)).collect();
     let programs = programs.files;
-    Ok(Preparation { tasks, places, schedule, pids, by_pid, totals, programs, tree, control })
+    lenders.iter().for_each(|&index| lazy[index].leave_out_lent(&spaces[index]));
+    Ok(Preparation { tasks, places, schedule, pids, by_pid, totals, programs, tree, control, lazy })
+}
+
+/// The address spaces with what is put in place before the tasks run, and what comes later.
+fn take_lazy(checkpoint: &Checkpoint, lazy_pages: bool) -> Result<(Cow<'_, [Space]>, Vec<Lazy>)> {
+    let spaces = &checkpoint.memory.spaces;
+    if !lazy_pages {
+        return Ok((Cow::Borrowed(spaces), vec![Lazy::default(); spaces.len()]));
+    }
+    let holds_locks = robust::holders(checkpoint)?;
+    let mut spaces = spaces.clone();
+    let lazy = lazy::take(&checkpoint.tree.tasks, &mut spaces, &holds_locks);
+    Ok((Cow::Owned(spaces), lazy))
 }
 
 /// Whether no page is in two places of these address spaces.

@@ -11,10 +11,12 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use images::Pid;
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{Listener, Stream};
+use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, getsockopt, sendmsg, socketpair, sockopt,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, getsockopt, recvmsg,
+    sendmsg, socketpair, sockopt,
 };
 use shared::op::{self, birth::Birth};
 use shared::plan::family::Making;
@@ -22,8 +24,8 @@ use shared::plan::tree::Role;
 use shared::plan::{Need, seccomp};
 use shared::proto::{FDS_PER_MESSAGE, Report, Stage};
 use std::collections::BTreeMap;
-use std::io::IoSlice;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::Instant;
 
 /// A process that has made contact.
@@ -73,6 +75,8 @@ pub(super) struct Served {
     pub(super) held: Held,
     /// Files that were opened when all of them existed.
     pub(super) late: late::Files,
+    /// Descriptors by which pages come later, by task index.
+    pub(super) lazy: BTreeMap<usize, OwnedFd>,
 }
 
 /// Serves all tasks until each has parked.
@@ -102,6 +106,7 @@ pub(super) fn serve(restore: &Restore<'_>, listener: &Listener, deadline: Instan
         held: Held::default(),
         there: 0,
         late: late::Files::default(),
+        lazy: BTreeMap::new(),
     };
     let prepared = &restore.preparation.tasks;
     let mut unseen = prepared.iter().filter(|task| task.making == Making::Forked).count();
@@ -145,9 +150,9 @@ pub(super) fn serve(restore: &Restore<'_>, listener: &Listener, deadline: Instan
             bail!("{left} tasks are not back in time (--timeout)");
         }
     }
-    let Progress { parked, held, late, .. } = progress;
+    let Progress { parked, held, late, lazy, .. } = progress;
     let parked = parked.into_iter().map(Option::unwrap_or_default).collect();
-    Ok(Served { parked, held, late })
+    Ok(Served { parked, held, late, lazy })
 }
 
 /// The sockets of tasks that are cloned and then exec: they are connected from the start, with everything sent.
@@ -252,6 +257,7 @@ struct Progress {
     /// How many tasks have said that they exist with all of their threads.
     there: usize,
     late: late::Files,
+    lazy: BTreeMap<usize, OwnedFd>,
 }
 
 impl Progress {
@@ -260,10 +266,10 @@ impl Progress {
     fn answer(&mut self, restore: &Restore<'_>, peer: &mut Peer) -> Result<bool> {
         let tasks = &restore.checkpoint.tree.tasks;
         let mut bytes = [0u8; size_of::<Report>()];
-        let mut have = 0;
+        let (mut have, mut descriptor) = (0, None);
         while have < bytes.len() {
             let answer = fault::point(Point::ReadAnswer);
-            match answer.and_then(|()| nix::unistd::read(&peer.socket, &mut bytes[have..])) {
+            match answer.and_then(|()| receive(&peer.socket, &mut bytes[have..], &mut descriptor)) {
                 Ok(0) | Err(Errno::ECONNRESET) if peer.left == 0 && have == 0 => return Ok(true),
                 Ok(0) | Err(Errno::ECONNRESET) => return Err(died(restore, peer)),
                 Ok(got) => have += got,
@@ -291,6 +297,12 @@ impl Progress {
             if self.there == tasks.len() {
                 self.late = late::open_all(restore).context("open the files that stand for tasks")?;
             }
+            return Ok(false);
+        }
+        if report.stage == Stage::Lazy as u32 {
+            let descriptor =
+                descriptor.with_context(|| format!("task {}: sent no userfaultfd", tasks[member].pid))?;
+            self.lazy.insert(member, descriptor);
             return Ok(false);
         }
         if report.stage != Stage::Parked as u32 {
@@ -321,6 +333,20 @@ impl Progress {
         }
         Ok(())
     }
+}
+
+/// Reads a part of a report, and the descriptor that came with it, if one did.
+fn receive(socket: &OwnedFd, bytes: &mut [u8], descriptor: &mut Option<OwnedFd>) -> nix::Result<usize> {
+    let mut control = cmsg_space!([RawFd; 1]);
+    let mut parts = [IoSliceMut::new(bytes)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = part {
+            *descriptor = fds.first().map(|&fd| process::own_fd(fd));
+        }
+    }
+    Ok(message.bytes)
 }
 
 /// Whether a program clones tasks that exec.

@@ -6,11 +6,12 @@ use crate::fault::io::Faulty;
 use crate::fault::{self, Point};
 use crate::progress::Progress;
 use anyhow::{Context, Result, anyhow, bail};
+use images::Addr;
 use images::container::{self, HEADER_SIZE, Kind, TRAILER_SIZE};
 use images::file::Files;
 use images::id::PAGE_SIZE;
 use images::inventory::{FileEntry, Inventory};
-use images::memory::{BLOCK_PAGES, Memory};
+use images::memory::{BLOCK_PAGES, Memory, Space};
 use images::task::Tree;
 use serde::de::DeserializeOwned;
 use std::fs::{self, File, OpenOptions};
@@ -77,6 +78,23 @@ impl Checkpoint {
     /// As [`Self::read`].
     pub fn open(dir: &Path) -> Result<Self> {
         Self::open_files(dir).with_context(|| place(dir))
+    }
+
+    /// What private memory of an address space holds from an address on; zeros where it holds nothing. The pages have been read.
+    ///
+    /// # Errors
+    /// If they cannot be read again.
+    pub(crate) fn read_memory(&self, space: &Space, start: Addr, bytes: &mut [u8]) -> Result<()> {
+        bytes.fill(0);
+        let end = start.0 + bytes.len() as u64;
+        let first = space.runs.partition_point(|run| run.end() <= start.0);
+        for run in space.runs[first..].iter().take_while(|run| run.start.0 < end) {
+            let (from, to) = (run.start.0.max(start.0), run.end().min(end));
+            let part = &mut bytes[usize::try_from(from - start.0)?..usize::try_from(to - start.0)?];
+            let place = run.first_page * PAGE_SIZE + (from - run.start.0);
+            self.pages.read_exact_at(part, place).context("pages.img")?;
+        }
+        Ok(())
     }
 
     fn open_files(dir: &Path) -> Result<Self> {

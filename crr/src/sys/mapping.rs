@@ -20,9 +20,21 @@ impl SharedAnonymous {
     /// # Errors
     /// As mmap(2).
     pub fn map(len: u64) -> nix::Result<Self> {
+        Self::map_with(len, 0)
+    }
+
+    /// The same, at an address that an ia32 task could have.
+    ///
+    /// # Errors
+    /// As mmap(2).
+    pub fn map_low(len: u64) -> nix::Result<Self> {
+        Self::map_with(len, libc::MAP_32BIT)
+    }
+
+    fn map_with(len: u64, flags: i32) -> nix::Result<Self> {
         let len = usize::try_from(len).map_err(|_| Errno::ENOMEM)?;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let flags = flags | libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a new mapping where the kernel likes.
         let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, -1, 0) };
         if at == libc::MAP_FAILED {

@@ -89,3 +89,14 @@ pub fn get_fd(pidfd: BorrowedFd<'_>, fd: u32) -> nix::Result<OwnedFd> {
     // SAFETY: no pointers.
     own(check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })?)
 }
+
+/// Sends a signal.
+///
+/// # Errors
+/// ESRCH when gone.
+pub fn kill(pidfd: BorrowedFd<'_>, signal: i32) -> nix::Result<()> {
+    let no_info = std::ptr::null::<u8>();
+    // SAFETY: no siginfo is given.
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, no_info, 0) })?;
+    Ok(())
+}

@@ -9,6 +9,7 @@ use crate::kernel::disabled::{Switch, is_disabled};
 use images::Pid;
 use nix::errno::Errno;
 use shared::abi::common::CloneArgs;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 /// CLONE_FILES: one table of descriptors for both.
 pub const CLONE_FILES: u64 = 0x400;
@@ -159,6 +160,13 @@ pub fn move_fd(from: i32, to: i32) -> nix::Result<()> {
     // what comes.
     let ret = unsafe { libc::dup3(from, to, libc::O_CLOEXEC) };
     if ret < 0 { Err(Errno::last()) } else { Ok(()) }
+}
+
+/// Takes over a descriptor that was inherited, whose number the command line tells.
+#[must_use]
+pub fn own_fd(fd: i32) -> OwnedFd {
+    // SAFETY: who started this process gave it to us, and nobody else here knows of it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 /// Closes an fd number.

@@ -82,7 +82,7 @@ impl Op<'_> {
             Self::Ldt { .. } => Family::Ldt,
             Self::Programs(_) | Self::Filter { .. } => Family::Filter,
             Self::Birth(_) => Family::Birth,
-            Self::Join | Self::There | Self::Hold => Family::Word,
+            Self::Join | Self::There | Self::Hold | Self::Lazy => Family::Word,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::extents::Extents;
 use super::family::{Making, holder_of, host};
+use super::lazy::Lazy;
 use super::{cow, inherited};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
@@ -43,6 +44,7 @@ pub struct Forest<'a> {
     /// Those that are opened when all tasks exist.
     late: BTreeSet<DescriptionId>,
     written: &'a [Vec<Written>],
+    lazy: &'a [Lazy],
     shell_job: Option<ShellJob>,
     own_group: Pid,
     clones: Vec<Vec<usize>>,
@@ -94,6 +96,7 @@ impl<'a> Forest<'a> {
             gatherings,
             late,
             written: &[],
+            lazy: &[],
             shell_job,
             own_group,
             clones,
@@ -108,6 +111,18 @@ impl<'a> Forest<'a> {
     #[must_use]
     pub fn with_written(self, written: &'a [Vec<Written>]) -> Self {
         Self { written, ..self }
+    }
+
+    /// With pages that come later, those of each address space.
+    #[must_use]
+    pub fn with_lazy(self, lazy: &'a [Lazy]) -> Self {
+        Self { lazy, ..self }
+    }
+
+    /// Whether pages of the address space that a task has the record of come later.
+    #[must_use]
+    pub fn is_lazy(&self, index: usize) -> bool {
+        self.lazy.get(index).is_some_and(|lazy| !lazy.is_empty())
     }
 
     /// What is to be written to the address space that a task has the record of.

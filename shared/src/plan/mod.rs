@@ -13,6 +13,7 @@ mod forest;
 pub mod hole;
 mod inherited;
 pub mod kin;
+pub mod lazy;
 pub mod ldt;
 pub mod loan;
 pub mod memory;
@@ -248,6 +249,9 @@ impl Planner<'_> {
             }
             for Written { at, prot, bytes } in self.forest.written(index) {
                 op::push(ops, &Op::Write { addr: *at, prot: *prot, bytes });
+            }
+            if self.forest.is_lazy(index) {
+                op::push(ops, &Op::Lazy);
             }
             attribute::after_memory(ops, task, space);
             attribute::before_threads(ops, task);

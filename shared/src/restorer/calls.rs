@@ -4,7 +4,7 @@
 //! See the parent module: the plan decides what is touched, and it never names the hole.
 
 use super::receive::size;
-use super::{Failure, Session, late, ldt, mempolicy, seccomp, sysv, timer};
+use super::{Failure, Session, late, lazy, ldt, mempolicy, seccomp, sysv, timer};
 use crate::abi::common::{CapData, CapHeader, PrctlMmMap, Rlimit64};
 use crate::abi::native::{ITimerVal, SigAction, SigEvent, Stack, TimeVal, Word};
 use crate::op::{Op, Special};
@@ -131,6 +131,7 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
             Ok(())
         }
         Op::Receive { fd, close_on_exec } => late::receive(fd, close_on_exec),
+        Op::Lazy => lazy::hand_over(session),
         // The leader's loop takes these.
         Op::Join | Op::There | Op::Birth(_) => Err(Failure::wrong(0)),
         Op::Fill { addr, .. } => Err(Failure::wrong(addr)),

@@ -18,6 +18,7 @@ mod family;
 mod fault;
 mod fillers;
 mod late;
+mod lazy;
 mod ldt;
 mod memory;
 mod mempolicy;

@@ -1,11 +1,11 @@
-//! Receiving the plan: one [`Start`] with fds, more fds in further messages if there are many.
+//! Receiving the plan: one [`Start`] with fds, more fds in further messages if there are many. Descriptors that go the other way, too.
 //!
 //! # Safety
 //! Maps scratch, control page and plan at the addresses that the coordinator chose in the hole.
 
 use super::{Failure, family};
 use crate::abi::native::{IoVec, MsgHdr, Word};
-use crate::proto::{Control, FDS_PER_MESSAGE, SLOT_TREE, Start};
+use crate::proto::{Control, FDS_PER_MESSAGE, Report, SLOT_TREE, Start};
 use crate::range::page_align;
 use crate::sys::{self, Errno, nr};
 use core::ffi::c_int;
@@ -17,6 +17,9 @@ const MAP_SHARED: u32 = 1;
 const MAP_PRIVATE: u32 = 2;
 const MAP_FIXED_NOREPLACE: u32 = 0x10_0000;
 const MAP_ANONYMOUS: u32 = 0x20;
+
+const SCM_RIGHTS: u32 = 1;
+const SOL_SOCKET: u32 = 1;
 
 /// Control message buffer: a header of word, int, int, then the fds.
 #[repr(C, align(8))]
@@ -97,8 +100,6 @@ pub(super) fn message(
 ) -> Result<usize, Failure> {
     const MSG_CTRUNC: u32 = 8;
     const MSG_WAITALL: usize = 0x100;
-    const SCM_RIGHTS: u32 = 1;
-    const SOL_SOCKET: u32 = 1;
     let mut control = ControlBuffer { len: 0, level: 0, kind: 0, fds: [0; FDS_PER_MESSAGE + 2] };
     let iov = IoVec { base: at as Word, len: len as Word };
     let mut header = MsgHdr {
@@ -128,4 +129,32 @@ pub(super) fn message(
     let count = count.min(FDS_PER_MESSAGE);
     fds[..count].copy_from_slice(&control.fds[..count]);
     Ok(count)
+}
+
+/// Sends a report with a descriptor.
+pub(super) fn send_fd(socket: c_int, report: &Report, fd: c_int) -> Result<(), Failure> {
+    const MSG_NOSIGNAL: usize = 0x4000;
+    let len = core::mem::offset_of!(ControlBuffer, fds) + size_of::<c_int>();
+    let mut control = ControlBuffer {
+        len: len as Word,
+        level: SOL_SOCKET,
+        kind: SCM_RIGHTS,
+        fds: [0; FDS_PER_MESSAGE + 2],
+    };
+    control.fds[0] = fd;
+    let iov = IoVec { base: core::ptr::from_ref(report) as usize as Word, len: size_of::<Report>() as Word };
+    let header = MsgHdr {
+        iov: core::ptr::from_ref(&iov) as Word,
+        iov_len: 1,
+        control: core::ptr::from_ref(&control) as Word,
+        control_len: len.next_multiple_of(size_of::<Word>()) as Word,
+        ..MsgHdr::default()
+    };
+    let header_at = core::ptr::from_ref(&header) as usize;
+    // SAFETY: the kernel reads the report and the control buffer.
+    match unsafe { sys::call(nr::__NR_sendmsg, &[socket as usize, header_at, MSG_NOSIGNAL]) } {
+        Ok(sent) if sent == size_of::<Report>() => Ok(()),
+        Ok(sent) => Err(Failure::wrong(sent as u64)),
+        Err(errno) => Err(Failure::new(errno, 0)),
+    }
 }

@@ -19,6 +19,7 @@ mod harness;
 mod identity;
 mod inet;
 mod inotify;
+mod lazy;
 mod leader;
 mod locks;
 mod mapping;

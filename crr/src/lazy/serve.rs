@@ -1,0 +1,245 @@
+//! Bringing pages: first those that somebody waits for, the others meanwhile.
+//!
+//! One thread does it all, in turns: read what the tasks have done, answer who waits, put one block in place. What a task does to its
+//! areas is told before it can see the effect, in order, and nothing is put in place between (UFFDIO_COPY answers EAGAIN until the message
+//! has been read). So what is noted as pending is right whenever something is put. Two threads that copy and change the same areas at the
+//! same moment, one by fork and one by madvise, are told in the order in which they come to wait, which may be the other one.
+
+use super::pending::Pending;
+use super::source::Source;
+use crate::fault::{self, Point};
+use crate::sys::mapping::SharedAnonymous;
+use crate::sys::userfaultfd::{self, Message};
+use anyhow::{Context, Result, bail};
+use images::id::PAGE_SIZE;
+use images::memory::Run;
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Bytes of a block that is brought when one of its pages is waited for.
+const NEAR: u64 = 64 << 10;
+/// Bytes of a block that is brought meanwhile: as long as who comes to wait then may have to wait for it.
+const AHEAD: u64 = 256 << 10;
+
+/// An address space that pages come to.
+struct Space {
+    fd: OwnedFd,
+    pending: Pending,
+    /// Pages that somebody waits for.
+    wanted: BTreeSet<u64>,
+    /// Where the last ones were brought.
+    cursor: u64,
+    /// Its areas are changing: something is to be read first.
+    changing: bool,
+}
+
+/// What came of putting pages.
+#[derive(PartialEq, Eq)]
+enum Put {
+    Done,
+    /// Areas are changing.
+    Later,
+    /// The address space is gone.
+    Gone,
+}
+
+/// Brings all pages to these address spaces, and to those that are copied from them meanwhile. Each descriptor is closed when its
+/// address space has all.
+///
+/// # Errors
+/// If pages cannot be had, or not be put in place. The descriptors are still open then, as they are after a panic.
+pub(super) fn serve(source: &Source, spaces: Vec<(OwnedFd, Vec<Run>)>) -> Result<()> {
+    let mut server = ManuallyDrop::new(Server {
+        source,
+        epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll")?,
+        spaces: BTreeMap::new(),
+        next: 0,
+        buffer: SharedAnonymous::map_low(AHEAD).context("mmap")?,
+        ahead: !fault::is_set(Point::LazyAhead),
+    });
+    for (fd, runs) in spaces {
+        server.add(fd, Pending::new(&runs))?;
+    }
+    server.run()
+}
+
+struct Server<'a> {
+    source: &'a Source,
+    epoll: Epoll,
+    spaces: BTreeMap<u64, Space>,
+    /// Number of the next one.
+    next: u64,
+    /// What is about to be put. UFFDIO_COPY takes only an address that the task could have, too (userfaultfd_copy(), fs/userfaultfd.c).
+    buffer: SharedAnonymous,
+    /// What nobody waits for is brought, too.
+    ahead: bool,
+}
+
+impl Server<'_> {
+    fn add(&mut self, fd: OwnedFd, pending: Pending) -> Result<()> {
+        self.epoll.add(&fd, EpollEvent::new(EpollFlags::EPOLLIN, self.next)).context("epoll")?;
+        let space = Space { fd, pending, wanted: BTreeSet::new(), cursor: 0, changing: false };
+        self.spaces.insert(self.next, space);
+        self.next += 1;
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<()> {
+        while !self.spaces.is_empty() {
+            self.listen()?;
+            let numbers: Vec<u64> = self.spaces.keys().copied().collect();
+            for number in numbers {
+                self.answer(number)?;
+            }
+            self.go_ahead()?;
+        }
+        Ok(())
+    }
+
+    /// Reads what there is to be read. Waits only where nothing could be done before, and not for long: a task that is killed while its
+    /// areas change tells nothing more.
+    fn listen(&mut self) -> Result<()> {
+        /// Milliseconds.
+        const STEP: u16 = 1;
+        let mut events = [EpollEvent::empty(); 64];
+        let stuck = self.spaces.values().all(|space| space.changing) || !self.ahead;
+        let ready = match self.epoll.wait(&mut events, if stuck { STEP } else { 0 }) {
+            Ok(ready) => ready,
+            Err(Errno::EINTR) => 0,
+            Err(errno) => return Err(errno).context("wait for the tasks"),
+        };
+        self.spaces.values_mut().for_each(|space| space.changing = false);
+        for event in &events[..ready] {
+            while let Some(space) = self.spaces.get_mut(&event.data()) {
+                match userfaultfd::read(space.fd.as_fd()).context("read what a task does")? {
+                    None => break,
+                    Some(Message::Fault { address, .. }) => {
+                        space.wanted.insert(address & !(PAGE_SIZE - 1));
+                    }
+                    Some(Message::Moved { from, to, len }) => space.pending.remap(from, to, len),
+                    Some(Message::Gone { start, end }) => space.pending.remove(start, end),
+                    Some(Message::Fork(fd)) => {
+                        let pending = space.pending.clone();
+                        self.add(fd, pending)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings what is waited for in one address space.
+    fn answer(&mut self, number: u64) -> Result<()> {
+        while let Some(space) = self.spaces.get_mut(&number).filter(|space| !space.changing)
+            && let Some(&page) = space.wanted.first()
+        {
+            let put = match space.pending.around(page, NEAR) {
+                Some(run) => {
+                    space.cursor = run.end();
+                    bring(self.source, space, run, &mut self.buffer)?
+                }
+                // Never touched, or gone since: zeros.
+                None => finished(userfaultfd::put_zeros(space.fd.as_fd(), page, PAGE_SIZE), space, page)?,
+            };
+            if !self.note(number, &put) {
+                return Ok(());
+            }
+            if let Some(space) = self.spaces.get_mut(&number) {
+                space.wanted.remove(&page);
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings one block to each address space.
+    fn go_ahead(&mut self) -> Result<()> {
+        let numbers: Vec<u64> = self.spaces.keys().copied().collect();
+        for number in numbers {
+            let Some(space) = self.spaces.get_mut(&number).filter(|space| !space.changing) else { continue };
+            let next = space.pending.next(space.cursor, AHEAD);
+            let all_there = next.is_none() && space.wanted.is_empty();
+            if let Some(run) = next.filter(|_| self.ahead) {
+                space.cursor = run.end();
+                let put = bring(self.source, space, run, &mut self.buffer)?;
+                self.note(number, &put);
+            } else if all_there || userfaultfd::is_gone(space.fd.as_fd()) {
+                // The kernel lets everybody go who waits still, for a page that is there or for a message to be read.
+                self.spaces.remove(&number);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether pages were put.
+    fn note(&mut self, number: u64, put: &Put) -> bool {
+        match put {
+            Put::Done => return true,
+            Put::Gone => {
+                self.spaces.remove(&number);
+            }
+            Put::Later => {
+                if let Some(space) = self.spaces.get_mut(&number) {
+                    space.changing = true;
+                }
+            }
+        }
+        false
+    }
+}
+
+/// Puts pages in place that are pending.
+fn bring(source: &Source, space: &mut Space, run: Run, buffer: &mut SharedAnonymous) -> Result<Put> {
+    let bytes = buffer.slice(0, run.pages * PAGE_SIZE).context("more pages than a block has")?;
+    source.read(run.first_page, bytes)?;
+    put(space, run.start.0, bytes)
+}
+
+fn put(space: &mut Space, start: u64, bytes: &[u8]) -> Result<Put> {
+    let page = usize::try_from(PAGE_SIZE)?;
+    let mut done = 0;
+    while done < bytes.len() {
+        let at = start + done as u64;
+        match userfaultfd::put(space.fd.as_fd(), at, &bytes[done..]) {
+            Ok(len) => {
+                space.pending.remove(at, at + len);
+                done += usize::try_from(len)?;
+            }
+            // Not all within one area: by halves, down to the page that is in none.
+            Err(Errno::ENOENT) if bytes.len() - done > page => {
+                let middle = done + (bytes.len() - done) / page / 2 * page;
+                let put = put(space, at, &bytes[done..middle])?;
+                if put != Put::Done {
+                    return Ok(put);
+                }
+                done = middle;
+            }
+            other => {
+                let put = finished(other, space, at)?;
+                if put != Put::Done {
+                    return Ok(put);
+                }
+                space.pending.remove(at, at + PAGE_SIZE);
+                done += page;
+            }
+        }
+    }
+    Ok(Put::Done)
+}
+
+/// What came of putting one page that is not simply there now.
+fn finished(put: nix::Result<u64>, space: &Space, page: u64) -> Result<Put> {
+    match put {
+        Ok(_) => Ok(Put::Done),
+        // It is there already, or its area is not, or not any more the descriptor's: whoever waits sees for himself.
+        Err(Errno::EEXIST | Errno::ENOENT) => {
+            userfaultfd::wake(space.fd.as_fd(), page, PAGE_SIZE).context("wake who waits for a page")?;
+            Ok(Put::Done)
+        }
+        Err(Errno::EAGAIN) => Ok(Put::Later),
+        Err(Errno::ESRCH) => Ok(Put::Gone),
+        Err(errno) => bail!("put the page at {page:#x} in place: {}", errno.desc().to_lowercase()),
+    }
+}
