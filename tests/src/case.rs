@@ -362,6 +362,17 @@ pub fn nothing_left() -> crate::Result {
     waited.with_context(|| format!("still there: {}", left.join(", ")))
 }
 
+/// Waits until no restored task waits for memory any more (`--lazy-pages`).
+///
+/// # Errors
+/// Some does.
+pub fn memory_arrives() -> crate::Result {
+    wait::until(wait::STEP, "all memory is there", || {
+        reap()?;
+        Ok((!others()?.iter().any(|process| process.contains(" crr-lazy-"))).then_some(()))
+    })
+}
+
 /// Takes leave of every child that has ended.
 ///
 /// # Errors

@@ -139,6 +139,12 @@ CASE(forks)
 	hidden = area(2);
 	MUST(madvise(not_inherited, AREA * PAGE, MADV_DONTFORK));
 	checkpoint();
+	pid_t other = MUST(fork());
+	if (other == 0) {
+		execl("/bin/true", "true", NULL);
+		_exit(1);
+	}
+	reap(other);
 	generation(3);
 	CHECK_FILL(not_inherited, AREA * PAGE, 3);
 }
@@ -255,7 +261,7 @@ CASE(family)
 /* Large enough that a restore is seen to be faster without it. */
 CASE(large)
 {
-	size_t length = 192 * MIB;
+	size_t length = 128 * MIB;
 	char *memory = map_anonymous(length);
 	fill(memory, length, 5);
 	checkpoint();

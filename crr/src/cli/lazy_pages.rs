@@ -17,9 +17,9 @@ pub(super) struct LazyPages {
     #[arg(long, value_name = "FD")]
     pages: i32,
 
-    /// What is to come.
+    /// What is to be brought.
     #[arg(long, value_name = "FD")]
-    runs: i32,
+    work: i32,
 
     /// Who is told that pages come from now on.
     #[arg(long, value_name = "FD")]
@@ -36,7 +36,7 @@ impl LazyPages {
         let descriptors = self.tasks.iter().map(|tracked| tracked.fd).filter(|&fd| fd >= 0);
         lazy::run(Given {
             pages: process::own_fd(self.pages),
-            runs: process::own_fd(self.runs),
+            work: process::own_fd(self.work),
             ready: process::own_fd(self.ready),
             tasks: self.tasks.clone(),
             descriptors: descriptors.map(process::own_fd).collect(),

@@ -2,7 +2,7 @@
 
 use super::serve::serve;
 use super::source::Source;
-use super::{Runs, userfaultfd};
+use super::{Work, userfaultfd};
 use crate::proc::{smaps, tasks};
 use crate::sys::{limits, pidfd, process};
 use crate::track::instance;
@@ -13,8 +13,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use std::fs::{self, File};
-use std::io::Read;
-use std::io::Seek;
+use std::io::{Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use userfaultfd::Message;
@@ -24,8 +23,8 @@ use userfaultfd::Message;
 pub(crate) struct Given {
     /// The page file.
     pub(crate) pages: OwnedFd,
-    /// A file that says what is to come, for each task that has a descriptor.
-    pub(crate) runs: OwnedFd,
+    /// A file that says what is to be brought to each task that has a descriptor.
+    pub(crate) work: OwnedFd,
     /// Who is told that pages are brought from now on.
     pub(crate) ready: OwnedFd,
     /// All tasks.
@@ -41,19 +40,21 @@ pub(crate) struct Given {
 pub(crate) fn run(given: Given) -> Result<()> {
     // As many address spaces may come by fork.
     limits::raise_open_files()?;
-    let mut runs = Vec::new();
-    let mut file = File::from(given.runs);
-    file.rewind().and_then(|()| file.read_to_end(&mut runs)).context("read what is to come")?;
-    let runs: Runs = postcard::from_bytes(&runs).context("read what is to come")?;
+    let mut work = Vec::new();
+    let mut file = File::from(given.work);
+    file.rewind().and_then(|()| file.read_to_end(&mut work)).context("read what is to come")?;
+    let Work { runs, page_count, unchecked } = postcard::from_bytes(&work).context("read what is to come")?;
     let victims: Vec<(Pid, OwnedFd)> = given.tasks.iter().filter_map(|tracked| open(*tracked)).collect();
-    let source = Source::File(File::from(given.pages));
+    let source = Source::File(File::from(given.pages), page_count, unchecked);
     let Some(server) = process::fork(None, process::CLONE_FILES).context("fork")? else {
         let spaces = given.descriptors.into_iter().zip(runs).collect();
-        let serving = AssertUnwindSafe(|| -> Result<()> {
-            nix::sys::prctl::set_name(c"crr-lazy-pages").context("prctl")?;
+        let ready = || {
             nix::unistd::write(&given.ready, &[0]).context("tell that pages are brought")?;
-            nix::unistd::close(given.ready).context("close")?;
-            serve(&source, spaces)
+            nix::unistd::close(given.ready).context("close")
+        };
+        let serving = AssertUnwindSafe(|| {
+            nix::sys::prctl::set_name(c"crr-lazy-pages").context("prctl")?;
+            serve(source, spaces, ready)
         });
         let status = match catch_unwind(serving) {
             Ok(Ok(())) => 0,

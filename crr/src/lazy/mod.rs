@@ -18,6 +18,7 @@ mod serve;
 mod source;
 
 pub(crate) use guard::{Given, run};
+pub(crate) use source::later;
 
 use crate::cli::lazy_pages::COMMAND;
 use crate::fault::{self, Point};
@@ -35,13 +36,24 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::stat::Mode;
 use nix::sys::wait::waitpid;
+use serde::{Deserialize, Serialize};
+use shared::range::Range;
+use source::Unchecked;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-/// Pages that are to come, of each address space.
-type Runs = Vec<Vec<Run>>;
+/// What is to be brought.
+#[derive(Debug, Serialize, Deserialize)]
+struct Work {
+    /// Of each address space.
+    runs: Vec<Vec<Run>>,
+    /// Pages of the page file.
+    page_count: u64,
+    /// What of it has not been checked.
+    unchecked: Unchecked,
+}
 
 /// What it takes to start the processes, from before the root directory changes.
 #[derive(Debug)]
@@ -71,35 +83,25 @@ impl Starter {
         Ok(Self { program: open(c"/proc/self/exe", OFlag::O_PATH)?, messages })
     }
 
-    /// Puts areas under the descriptors that tasks have sent, by their indices, and has their pages brought from now on.
+    /// Has pages brought by the descriptors of tasks, which are named by their indices, from now on.
     ///
     /// # Errors
-    /// If an area cannot be, or no process be started.
+    /// If no process can be started.
     pub(crate) fn start(&self, restore: &Restore<'_>, descriptors: &BTreeMap<usize, OwnedFd>) -> Result<()> {
         let (tasks, lazy) = (&restore.checkpoint.tree.tasks, &restore.preparation.lazy);
-        for (&index, fd) in descriptors {
-            let pid = tasks[index].pid;
-            let under = || -> nix::Result<()> {
-                userfaultfd::enable_late(fd.as_fd())?;
-                lazy[index]
-                    .areas
-                    .iter()
-                    .try_for_each(|area| userfaultfd::await_missing(fd.as_fd(), area.start, area.end))
-            };
-            under().with_context(|| format!("task {pid}: userfaultfd"))?;
-        }
         if descriptors.is_empty() {
             return Ok(());
         }
-        let runs: Runs = descriptors.keys().map(|&index| lazy[index].runs.clone()).collect();
+        let work = Work {
+            runs: descriptors.keys().map(|&index| lazy[index].runs.clone()).collect(),
+            page_count: restore.checkpoint.memory.page_count,
+            unchecked: later(restore.checkpoint, lazy),
+        };
+        let work = memory_file(&postcard::to_extend(&work, Vec::new())?)?;
         let mut words: Vec<String> = Vec::new();
-        let runs_fd = memory_file(&postcard::to_extend(&runs, Vec::new())?)?;
         let (ready, tell) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("pipe")?;
-        let given = [
-            ("--pages", restore.opened.pages.as_fd()),
-            ("--runs", runs_fd.as_fd()),
-            ("--ready", tell.as_fd()),
-        ];
+        let given =
+            [("--pages", restore.opened.pages.as_fd()), ("--work", work.as_fd()), ("--ready", tell.as_fd())];
         for (option, fd) in &given {
             words.extend([(*option).to_owned(), fd.as_raw_fd().to_string()]);
         }
@@ -163,6 +165,16 @@ impl Starter {
         };
         become_it().err().unwrap_or(Errno::EIO)
     }
+}
+
+/// Puts areas under a descriptor that a task has just made: whoever touches a page that is missing there waits.
+///
+/// # Errors
+/// If they cannot be.
+pub(crate) fn put_under(descriptor: &OwnedFd, areas: &[Range]) -> nix::Result<()> {
+    let fd = descriptor.as_fd();
+    userfaultfd::enable_late(fd)?;
+    areas.iter().try_for_each(|area| userfaultfd::await_missing(fd, area.start, area.end))
 }
 
 fn memory_file(bytes: &[u8]) -> Result<OwnedFd> {

@@ -10,7 +10,7 @@ use super::source::Source;
 use crate::fault::{self, Point};
 use crate::sys::mapping::SharedAnonymous;
 use crate::sys::userfaultfd::{self, Message};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use images::id::PAGE_SIZE;
 use images::memory::Run;
 use nix::errno::Errno;
@@ -18,6 +18,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// Bytes of a block that is brought when one of its pages is waited for.
 const NEAR: u64 = 64 << 10;
@@ -34,7 +35,13 @@ struct Space {
     cursor: u64,
     /// Its areas are changing: something is to be read first.
     changing: bool,
+    /// Since when nothing could be put, and nothing was to be read.
+    stuck_since: Option<Instant>,
 }
+
+/// How long areas may be changing without a word. A mremap that fails halfway, for want of memory, leaves them so for ever in Linux 6.18
+/// (mremap_userfaultfd_fail(), fs/userfaultfd.c): whoever waits would not know why.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What came of putting pages.
 #[derive(PartialEq, Eq)]
@@ -47,41 +54,50 @@ enum Put {
 }
 
 /// Brings all pages to these address spaces, and to those that are copied from them meanwhile. Each descriptor is closed when its
-/// address space has all.
+/// address space has all. `ready` is called when nothing stands in the way.
 ///
 /// # Errors
-/// If pages cannot be had, or not be put in place. The descriptors are still open then, as they are after a panic.
-pub(super) fn serve(source: &Source, spaces: Vec<(OwnedFd, Vec<Run>)>) -> Result<()> {
+/// If pages cannot be had, or not be put in place. The descriptors are still open then, as they are after a panic, if it was ready.
+pub(super) fn serve(
+    source: Source,
+    spaces: Vec<(OwnedFd, Vec<Run>)>,
+    ready: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     let mut server = ManuallyDrop::new(Server {
         source,
         epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll")?,
         spaces: BTreeMap::new(),
         next: 0,
+        turn: 0,
         buffer: SharedAnonymous::map_low(AHEAD).context("mmap")?,
         ahead: !fault::is_set(Point::LazyAhead),
     });
     for (fd, runs) in spaces {
         server.add(fd, Pending::new(&runs))?;
     }
+    ready()?;
     server.run()
 }
 
-struct Server<'a> {
-    source: &'a Source,
+struct Server {
+    source: Source,
     epoll: Epoll,
     spaces: BTreeMap<u64, Space>,
     /// Number of the next one.
     next: u64,
+    /// Number of the one that has had a block last.
+    turn: u64,
     /// What is about to be put. UFFDIO_COPY takes only an address that the task could have, too (userfaultfd_copy(), fs/userfaultfd.c).
     buffer: SharedAnonymous,
     /// What nobody waits for is brought, too.
     ahead: bool,
 }
 
-impl Server<'_> {
+impl Server {
     fn add(&mut self, fd: OwnedFd, pending: Pending) -> Result<()> {
         self.epoll.add(&fd, EpollEvent::new(EpollFlags::EPOLLIN, self.next)).context("epoll")?;
-        let space = Space { fd, pending, wanted: BTreeSet::new(), cursor: 0, changing: false };
+        let space =
+            Space { fd, pending, wanted: BTreeSet::new(), cursor: 0, changing: false, stuck_since: None };
         self.spaces.insert(self.next, space);
         self.next += 1;
         Ok(())
@@ -114,7 +130,11 @@ impl Server<'_> {
         self.spaces.values_mut().for_each(|space| space.changing = false);
         for event in &events[..ready] {
             while let Some(space) = self.spaces.get_mut(&event.data()) {
-                match userfaultfd::read(space.fd.as_fd()).context("read what a task does")? {
+                let message = userfaultfd::read(space.fd.as_fd()).context("read what a task does")?;
+                if message.is_some() {
+                    space.stuck_since = None;
+                }
+                match message {
                     None => break,
                     Some(Message::Fault { address, .. }) => {
                         space.wanted.insert(address & !(PAGE_SIZE - 1));
@@ -139,12 +159,12 @@ impl Server<'_> {
             let put = match space.pending.around(page, NEAR) {
                 Some(run) => {
                     space.cursor = run.end();
-                    bring(self.source, space, run, &mut self.buffer)?
+                    bring(&mut self.source, space, run, &mut self.buffer)?
                 }
                 // Never touched, or gone since: zeros.
                 None => finished(userfaultfd::put_zeros(space.fd.as_fd(), page, PAGE_SIZE), space, page)?,
             };
-            if !self.note(number, &put) {
+            if !self.note(number, &put)? {
                 return Ok(());
             }
             if let Some(space) = self.spaces.get_mut(&number) {
@@ -154,44 +174,43 @@ impl Server<'_> {
         Ok(())
     }
 
-    /// Brings one block to each address space.
+    /// Brings one block to the address space whose turn it is.
     fn go_ahead(&mut self) -> Result<()> {
-        let numbers: Vec<u64> = self.spaces.keys().copied().collect();
-        for number in numbers {
-            let Some(space) = self.spaces.get_mut(&number).filter(|space| !space.changing) else { continue };
-            let next = space.pending.next(space.cursor, AHEAD);
-            let all_there = next.is_none() && space.wanted.is_empty();
-            if let Some(run) = next.filter(|_| self.ahead) {
-                space.cursor = run.end();
-                let put = bring(self.source, space, run, &mut self.buffer)?;
-                self.note(number, &put);
-            } else if all_there || userfaultfd::is_gone(space.fd.as_fd()) {
-                // The kernel lets everybody go who waits still, for a page that is there or for a message to be read.
-                self.spaces.remove(&number);
-            }
+        let mut others = self.spaces.range(self.turn + 1..).chain(self.spaces.range(..=self.turn));
+        let Some((&number, _)) = others.find(|(_, space)| !space.changing) else { return Ok(()) };
+        self.turn = number;
+        let Some(space) = self.spaces.get_mut(&number) else { return Ok(()) };
+        let next = space.pending.next(space.cursor, AHEAD);
+        let all_there = next.is_none() && space.wanted.is_empty();
+        if let Some(run) = next.filter(|_| self.ahead) {
+            space.cursor = run.end();
+            let put = bring(&mut self.source, space, run, &mut self.buffer)?;
+            self.note(number, &put)?;
+        } else if all_there || userfaultfd::is_gone(space.fd.as_fd()) {
+            // The kernel lets everybody go who waits still, for a page that is there or for a message to be read.
+            self.spaces.remove(&number);
         }
         Ok(())
     }
 
     /// Whether pages were put.
-    fn note(&mut self, number: u64, put: &Put) -> bool {
+    fn note(&mut self, number: u64, put: &Put) -> Result<bool> {
+        let Some(space) = self.spaces.get_mut(&number) else { return Ok(false) };
         match put {
-            Put::Done => return true,
-            Put::Gone => {
-                self.spaces.remove(&number);
-            }
+            Put::Done => space.stuck_since = None,
+            Put::Gone => drop(self.spaces.remove(&number)),
             Put::Later => {
-                if let Some(space) = self.spaces.get_mut(&number) {
-                    space.changing = true;
-                }
+                space.changing = true;
+                let since = *space.stuck_since.get_or_insert_with(Instant::now);
+                ensure!(since.elapsed() < PATIENCE, "nothing can be put in place any more");
             }
         }
-        false
+        Ok(*put == Put::Done)
     }
 }
 
 /// Puts pages in place that are pending.
-fn bring(source: &Source, space: &mut Space, run: Run, buffer: &mut SharedAnonymous) -> Result<Put> {
+fn bring(source: &mut Source, space: &mut Space, run: Run, buffer: &mut SharedAnonymous) -> Result<Put> {
     let bytes = buffer.slice(0, run.pages * PAGE_SIZE).context("more pages than a block has")?;
     source.read(run.first_page, bytes)?;
     put(space, run.start.0, bytes)

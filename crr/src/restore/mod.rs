@@ -173,7 +173,11 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     limits::raise_open_files()?;
     limits::raise_pending_signals()?;
     let starter = options.lazy_pages.then(lazy::Starter::new).transpose()?;
-    let mut checkpoint = Checkpoint::read_showing(&options.images_dir, options.progress)?;
+    let mut checkpoint = if options.lazy_pages {
+        Checkpoint::read_but_for_pages(&options.images_dir, options.progress)?
+    } else {
+        Checkpoint::read_showing(&options.images_dir, options.progress)?
+    };
     fault::point(Point::KilledReading)?;
     if let Some(root) = &options.root {
         nix::unistd::chroot(root).with_context(|| format!("{}: change root", root.display()))?;
@@ -208,6 +212,11 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
             prepare(descent)?
         }
     };
+    if options.lazy_pages {
+        let later = lazy::later(&checkpoint, &preparation.lazy);
+        let at_once = |block| !later.contains_key(&block);
+        checkpoint.check_pages(&options.images_dir, options.progress, at_once)?;
+    }
     fault::point(Point::KilledPlanned)?;
     let programs = preparation.tasks.iter().filter_map(|task| task.program.as_ref());
     let needs = programs.flat_map(|program| program.needs.iter().copied());
@@ -271,7 +280,7 @@ fn bring_back(
     let outcome = fork_root(restore, options, pid).and_then(|parent| {
         fault::point(Point::KilledForked)?;
         let Served { parked, held, late, lazy } = serve::serve(restore, &listener, deadline)?;
-        // From here on somebody may touch what is missing, if only the kernel on behalf of a task.
+        // Before a task is made to do anything in its own memory.
         if let Some(starter) = starter {
             starter.start(restore, &lazy)?;
         }

@@ -6,6 +6,7 @@ use super::plain::as_bytes;
 use super::prepare::Program;
 use super::{Restore, child::Step};
 use crate::fault::{self, Point};
+use crate::lazy;
 use crate::sys::process;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use images::Pid;
@@ -300,8 +301,12 @@ impl Progress {
             return Ok(false);
         }
         if report.stage == Stage::Lazy as u32 {
-            let descriptor =
-                descriptor.with_context(|| format!("task {}: sent no userfaultfd", tasks[member].pid))?;
+            let under = || -> Result<OwnedFd> {
+                let descriptor = descriptor.context("none came")?;
+                lazy::put_under(&descriptor, &restore.preparation.lazy[member].areas)?;
+                Ok(descriptor)
+            };
+            let descriptor = under().with_context(|| format!("task {}: userfaultfd", tasks[member].pid))?;
             self.lazy.insert(member, descriptor);
             return Ok(false);
         }

@@ -17,6 +17,7 @@ pub use dedup::dedup;
 pub use packing::Compression;
 pub(crate) use packing::Packer;
 pub use pages::block_crcs;
+pub(crate) use pages::verify_block;
 pub use reader::Checkpoint;
 pub use writer::Writer;
 

@@ -22,7 +22,7 @@ const MAX_THREADS: usize = 8;
 pub fn block_crcs(pages: &File, page_count: u64) -> Result<Vec<u32>> {
     let blocks = page_count.div_ceil(BLOCK_PAGES);
     let crcs = Mutex::new(vec![0u32; usize::try_from(blocks)?]);
-    for_each_block(pages, page_count, |block, crc| {
+    for_each_block(pages, page_count, &|_| true, |block, crc| {
         let at = usize::try_from(block)?;
         crcs.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[at] = crc;
         Ok(())
@@ -30,13 +30,18 @@ pub fn block_crcs(pages: &File, page_count: u64) -> Result<Vec<u32>> {
     Ok(crcs.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
 }
 
-/// Compares every page with the checksums in the memory map, of a file whose pages are as they are and have one for each
-/// [`BLOCK_PAGES`]. `seen` is told the bytes checked so far.
+/// Compares the pages of the blocks that are `wanted` with the checksums in the memory map, of a file whose pages are as they are and
+/// have one for each [`BLOCK_PAGES`]. `seen` is told the bytes checked so far.
 ///
 /// # Errors
 /// Names the first block found corrupt.
-pub(super) fn verify(pages: &File, memory: &Memory, seen: &(dyn Fn(u64) + Sync)) -> Result<()> {
-    for_each_block(pages, memory.page_count, |block, actual| {
+pub(super) fn verify(
+    pages: &File,
+    memory: &Memory,
+    wanted: &(dyn Fn(u64) -> bool + Sync),
+    seen: &(dyn Fn(u64) + Sync),
+) -> Result<()> {
+    for_each_block(pages, memory.page_count, wanted, |block, actual| {
         let expected = usize::try_from(block).ok().and_then(|at| memory.block_crcs.get(at)).copied();
         if expected != Some(actual) {
             return wrong_checksum(block * BLOCK_PAGES, expected, actual);
@@ -47,19 +52,37 @@ pub(super) fn verify(pages: &File, memory: &Memory, seen: &(dyn Fn(u64) + Sync))
     .context(Kind::Pages.file_name())
 }
 
+/// Compares one block of so many pages of such a file with its checksum.
+///
+/// # Errors
+/// If it is corrupt.
+pub(crate) fn verify_block(pages: &File, block: u64, page_count: u64, expected: u32) -> Result<()> {
+    let size = (page_count * PAGE_SIZE - block * BLOCK_SIZE).min(BLOCK_SIZE);
+    let actual = block_crc(pages, block * BLOCK_SIZE, size)?;
+    if actual == expected { Ok(()) } else { wrong_checksum(block * BLOCK_PAGES, Some(expected), actual) }
+}
+
 /// The pages from `page` on are not what was written.
 pub(super) fn wrong_checksum(page: u64, expected: Option<u32>, actual: u32) -> Result<()> {
     let (first, expected) = (page * PAGE_SIZE, expected.unwrap_or_default());
     bail!("is corrupt: bytes from {first:#x}: checksum {actual:08x} instead of {expected:08x}")
 }
 
-/// Calls `each` with the number and checksum of every block, from several threads; stops at the first error.
-fn for_each_block(pages: &File, page_count: u64, each: impl Fn(u64, u32) -> Result<()> + Sync) -> Result<()> {
-    let (size, wanted) = (pages.metadata().context("fstat")?.len(), page_count.saturating_mul(PAGE_SIZE));
-    if size < wanted {
-        bail!("is cut off: {size} bytes instead of {wanted}");
+/// Calls `each` with the number and checksum of every block that is `wanted`, from several threads; stops at the first error.
+fn for_each_block(
+    pages: &File,
+    page_count: u64,
+    wanted: &(dyn Fn(u64) -> bool + Sync),
+    each: impl Fn(u64, u32) -> Result<()> + Sync,
+) -> Result<()> {
+    let (size, needed) = (pages.metadata().context("fstat")?.len(), page_count.saturating_mul(PAGE_SIZE));
+    if size < needed {
+        bail!("is cut off: {size} bytes instead of {needed}");
     }
     in_parallel(page_count.div_ceil(BLOCK_PAGES), |block| {
+        if !wanted(block) {
+            return Ok(());
+        }
         let size = (page_count * PAGE_SIZE - block * BLOCK_SIZE).min(BLOCK_SIZE);
         each(block, block_crc(pages, block * BLOCK_SIZE, size)?)
     })

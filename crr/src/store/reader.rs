@@ -58,18 +58,43 @@ impl Checkpoint {
     /// # Errors
     /// As [`Self::read`].
     pub fn read_showing(dir: &Path, progress: bool) -> Result<Self> {
+        let checkpoint = Self::read_but_for_pages(dir, progress)?;
+        checkpoint.check_pages(dir, progress, |_| true)?;
+        Ok(checkpoint)
+    }
+
+    /// As [`Self::read_showing`], but for pages that lie in `pages.img` as they are: [`Self::check_pages`] is to follow.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(crate) fn read_but_for_pages(dir: &Path, progress: bool) -> Result<Self> {
         let mut checkpoint = Self::open(dir)?;
         let Self { pages: file, memory, files, ancestors, .. } = &checkpoint;
-        let progress = Progress::new(progress, memory.page_count * PAGE_SIZE, "checking pages");
-        let seen = |bytes| progress.add(bytes);
-        if memory.packing.is_none() && ancestors.is_empty() && memory.block_pages == BLOCK_PAGES {
-            pages::verify(file, memory, &seen).context(place(dir))?;
-        } else {
+        if memory.packing.is_some() || !ancestors.is_empty() || memory.block_pages != BLOCK_PAGES {
+            let progress = Progress::new(progress, memory.page_count * PAGE_SIZE, "checking pages");
+            let seen = |bytes| progress.add(bytes);
             let pages = assemble::assemble((dir, file), ancestors, files, memory, &seen);
             checkpoint.pages = pages.context("checkpoint")?;
             checkpoint.in_memory = true;
         }
         Ok(checkpoint)
+    }
+
+    /// Checks the blocks of [`BLOCK_PAGES`] pages that are `wanted`, by number, if they have not been.
+    ///
+    /// # Errors
+    /// Names the first block found corrupt.
+    pub(crate) fn check_pages(
+        &self,
+        dir: &Path,
+        progress: bool,
+        wanted: impl Fn(u64) -> bool + Sync,
+    ) -> Result<()> {
+        if self.in_memory {
+            return Ok(());
+        }
+        let progress = Progress::new(progress, self.memory.page_count * PAGE_SIZE, "checking pages");
+        pages::verify(&self.pages, &self.memory, &wanted, &|bytes| progress.add(bytes)).context(place(dir))
     }
 
     /// As [`Self::read`], without looking into the pages: enough to show what is there.

@@ -5,9 +5,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 use tests::abi::Abi;
-use tests::case::{Running, Workload, nothing_left, reap};
+use tests::case::{Running, Workload, memory_arrives, nothing_left};
 use tests::isolate::{isolated, isolated_for_both};
 use tests::{Result, here, modes, require_ia32, require_root, wait};
 
@@ -33,14 +35,6 @@ fn called(name: &str) -> Result<Vec<Pid>> {
 fn is_lazy(pid: Pid) -> Result<bool> {
     let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
     Ok(smaps.lines().any(|line| line.starts_with("VmFlags:") && line.contains(" um")))
-}
-
-/// Waits until all memory is there.
-fn arrives() -> Result {
-    wait::until(wait::STEP, "all memory is there", || {
-        reap()?;
-        Ok((called("crr-lazy-pages")?.is_empty() && called("crr-lazy-guard")?.is_empty()).then_some(()))
-    })
 }
 
 fn restored(dir: &Path, case: &'static str, abi: Abi, under: &[&str]) -> Result<Running> {
@@ -117,7 +111,7 @@ fn all_sorts_of_tasks() {
                 running.dump(options)?.success()?;
                 nothing_left()?;
                 running.restore(&["-d", "--lazy-pages"])?.success()?;
-                arrives()?;
+                memory_arrives()?;
                 running.looks_like(&before)?;
                 running.verify()
             };
@@ -148,7 +142,7 @@ fn no_dump_before_all_is_there() {
         running.dump(&[])?.success()?;
         nothing_left()?;
         running.restore(&["-d", "--lazy-pages"])?.success()?;
-        arrives()?;
+        memory_arrives()?;
         running.pre_dump(&[])?.success()?;
         running.dump_on_rounds(&[])?.success()?;
         running.comes_back()
@@ -210,24 +204,74 @@ fn the_guard_is_not_needed_if_nothing_is_wrong() {
     });
 }
 
-/// Images that get shorter under the hands of those who read them.
+/// Images that get shorter, or change, under the hands of those who read them.
 #[test]
 fn images_that_go_away() {
     require_root!();
     require_ia32!();
     isolated(&here!(), |dir| {
-        let mut running = Workload::new("lazy", "system_calls").start(&dir.join("cut"), Abi::Ia32)?;
+        for name in ["cut", "changed"] {
+            let mut running = Workload::new("lazy", "large").start(&dir.join(name), Abi::Ia32)?;
+            running.dump(&[])?.success()?;
+            nothing_left()?;
+            let options = ["-d", "--lazy-pages", "-o", "log"];
+            running.restore_under(ON_DEMAND, &options)?.success()?;
+            let pages = fs::File::options().write(true).open(running.images().join("pages.img"))?;
+            if name == "cut" { pages.set_len(4096) } else { pages.write_all_at(b"x", 1 << 20) }?;
+            running.signal(Signal::SIGUSR1)?;
+            is_killed(&running)?;
+            nothing_left()?;
+            let log = fs::read_to_string(running.images().join("log"))?;
+            ensure!(log.contains("killing the restored tasks"), "the log says:\n{log}");
+            ensure!(name == "cut" || log.contains("pages.img: is corrupt"), "the log says:\n{log}");
+            running.restore(&["-d"])?.code(1)?.says("pages.img: is ")?;
+        }
+        Ok(())
+    });
+}
+
+/// A restore that fails, or is killed, when somebody brings pages already leaves nobody behind.
+#[test]
+fn restores_that_fail() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("lazy", "family").start(&dir.join("family"), abi)?;
         running.dump(&[])?.success()?;
         nothing_left()?;
-        let options = ["-d", "--lazy-pages", "-o", "log"];
-        running.restore_under(ON_DEMAND, &options)?.success()?;
-        fs::File::options().write(true).open(running.images().join("pages.img"))?.set_len(4096)?;
-        running.signal(Signal::SIGUSR1)?;
-        is_killed(&running)?;
-        nothing_left()?;
-        let log = fs::read_to_string(running.images().join("log"))?;
-        ensure!(log.contains("killing the restored tasks"), "the log says:\n{log}");
-        Ok(())
+        for fault in ["op-word", "set-registers", "killed-parked", "killed-seized", "killed-finished"] {
+            let fault = format!("CRR_FAULT={fault}");
+            let output = running.restore_under(&["env", &fault], &["-d", "--lazy-pages"])?;
+            ensure!(!output.status.success(), "{fault}: it works");
+            nothing_left().context(fault)?;
+        }
+        running.restore(&["-d", "--lazy-pages"])?.success()?;
+        running.verify()
+    });
+}
+
+/// A task runs well before all of its memory is there.
+#[test]
+fn sooner() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("lazy", "large").start(&dir.join("large"), abi)?;
+        running.dump(&[])?.success()?;
+        let shortest = |options: &[&str]| -> Result<Duration> {
+            let mut shortest = Duration::MAX;
+            for _ in 0..3 {
+                nothing_left()?;
+                let started = Instant::now();
+                running.restore(options)?.success()?;
+                shortest = shortest.min(started.elapsed());
+                running.signal(Signal::SIGKILL)?;
+            }
+            Ok(shortest)
+        };
+        let (whole, lazy) = (shortest(&["-d"])?, shortest(&["-d", "--lazy-pages"])?);
+        ensure!(2 * lazy < whole, "{lazy:?} instead of {whole:?}");
+        nothing_left()
     });
 }
 

@@ -133,6 +133,12 @@ pub(crate) fn java(world: &World) -> Result {
     beside_rounds(world, &["/usr/bin/java", "/scratch/Web.java"], 8082, &[&requests, &requests])
 }
 
+/// The same, restored with memory that comes later.
+pub(crate) fn java_lazily(world: &World) -> Result {
+    let program = ["/usr/bin/java", "/scratch/Web.java"];
+    beside_rounds_of(Running::round_lazily, world, &program, 8082, &[&requests, &requests])
+}
+
 /// A program that answers each line with one.
 struct Session {
     child: Child,

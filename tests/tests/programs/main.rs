@@ -124,6 +124,9 @@ programs! {
     mariadb32_clients in Chroot => daemons::mariadb;
     /// Recorded in rounds while it works.
     redis32_in_rounds in Chroot => servers::redis_in_rounds;
+    /// Restored with memory that comes later.
+    redis32_lazily in Chroot => servers::redis_lazily;
+    java32_lazily in Chroot => daemons::java_lazily;
     postgres32_sessions in Chroot => postgres::sessions;
     /// Directories and files that are watched.
     inotifywait32 in Namespace => |world| watching(world, "/usr/bin/inotifywait");

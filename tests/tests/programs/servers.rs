@@ -90,24 +90,13 @@ pub(crate) fn redis(world: &World) -> Result {
 
 /// redis with data that changes between the rounds of an incremental dump.
 pub(crate) fn redis_in_rounds(world: &World) -> Result {
-    const KEYS: u32 = 20_000;
     let program = ["/usr/bin/redis-server", "--port", "6401", "--dir", "/scratch", "--save", ""];
     let running = world.start(&program)?;
     let root = running.root.to_string();
-    let mut values = vec![0; KEYS as usize];
+    let mut keys = Keys::of_server(6401);
     let mut previous: Option<String> = None;
     for round in 1..=4u32 {
-        // Every key at first, then some of them.
-        let keys = (0..KEYS).filter(|key| round == 1 || (key * 7 + round) % 29 == 0);
-        let mut stream = connect(6401).with_context(|| world.read("log").unwrap_or_default())?;
-        let mut answers = BufReader::new(stream.try_clone()?).lines();
-        for key in keys {
-            values[key as usize] = round;
-            stream.write_all(format!("SET key-{key} {}\r\n", value(key, round)).as_bytes())?;
-            let answer = answers.next().context("closed")??;
-            ensure!(answer == "+OK", "SET answers {answer:?}");
-        }
-        drop((stream, answers));
+        keys.set_some(round).with_context(|| world.read("log").unwrap_or_default())?;
         let images = world.dir.join(format!("round-{round}"));
         fs::create_dir(&images)?;
         let images = images.to_string_lossy();
@@ -120,17 +109,81 @@ pub(crate) fn redis_in_rounds(world: &World) -> Result {
     }
     case::nothing_left()?;
     world.crr(&["restore", "-D", &world.dir.join("round-4").to_string_lossy(), "-d"])?;
-    let mut stream = connect(6401)?;
-    let mut answers = BufReader::new(stream.try_clone()?).lines();
-    for (key, &round) in (0..).zip(&values) {
-        stream.write_all(format!("GET key-{key}\r\n").as_bytes())?;
-        let length = answers.next().context("closed")??;
-        let answer = answers.next().context("closed")??;
-        let expected = value(key, round);
-        ensure!(answer == expected, "key {key} is {answer:?} ({length:?}), not {expected:?}");
-    }
-    drop((stream, answers));
+    keys.check()?;
     running.end()
+}
+
+/// redis that is asked, changes its data and forks to save it before all of that is in its memory.
+pub(crate) fn redis_lazily(world: &World) -> Result {
+    let program = ["/usr/bin/redis-server", "--port", "6402", "--dir", "/scratch", "--save", ""];
+    let mut running = world.start(&program)?;
+    let mut keys = Keys::of_server(6402);
+    keys.set_some(1).with_context(|| world.read("log").unwrap_or_default())?;
+    for round in 2..=4 {
+        running.round_lazily(&["--tcp-established"])?;
+        let mut stream = connect(6402)?;
+        let mut answers = BufReader::new(stream.try_clone()?);
+        stream.write_all(b"BGSAVE\r\n")?;
+        let mut answer = String::new();
+        answers.read_line(&mut answer)?;
+        ensure!(answer == "+Background saving started\r\n", "BGSAVE answers {answer:?}");
+        keys.set_some(round)?;
+        keys.check()?;
+        wait::until(wait::STEP, "the data are saved", || {
+            stream.write_all(b"INFO persistence\r\n")?;
+            let mut length = String::new();
+            answers.read_line(&mut length)?;
+            let length: usize = length.trim_start_matches('$').trim_end().parse()?;
+            let mut info = vec![0; length + 2];
+            answers.read_exact(&mut info)?;
+            let info = String::from_utf8_lossy(&info);
+            ensure!(info.contains("rdb_last_bgsave_status:ok"), "{info}");
+            Ok(info.contains("rdb_bgsave_in_progress:0").then_some(()))
+        })?;
+    }
+    case::memory_arrives()?;
+    running.end()
+}
+
+/// Keys of a redis, with what each is to hold.
+struct Keys {
+    port: u16,
+    /// The round in which each was set last.
+    values: Vec<u32>,
+}
+
+impl Keys {
+    fn of_server(port: u16) -> Self {
+        Self { port, values: vec![0; 20_000] }
+    }
+
+    /// Sets every key in the first round, some of them later.
+    fn set_some(&mut self, round: u32) -> Result {
+        let mut stream = connect(self.port)?;
+        let mut answers = BufReader::new(stream.try_clone()?).lines();
+        for (key, last) in
+            (0..).zip(&mut self.values).filter(|(key, _)| round == 1 || (key * 7 + round) % 29 == 0)
+        {
+            *last = round;
+            stream.write_all(format!("SET key-{key} {}\r\n", value(key, round)).as_bytes())?;
+            let answer = answers.next().context("closed")??;
+            ensure!(answer == "+OK", "SET answers {answer:?}");
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result {
+        let mut stream = connect(self.port)?;
+        let mut answers = BufReader::new(stream.try_clone()?).lines();
+        for (key, &round) in (0..).zip(&self.values) {
+            stream.write_all(format!("GET key-{key}\r\n").as_bytes())?;
+            let length = answers.next().context("closed")??;
+            let answer = answers.next().context("closed")??;
+            let expected = value(key, round);
+            ensure!(answer == expected, "key {key} is {answer:?} ({length:?}), not {expected:?}");
+        }
+        Ok(())
+    }
 }
 
 /// What a key holds since a round.

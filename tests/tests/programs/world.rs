@@ -130,7 +130,7 @@ impl Running<'_> {
 
     /// [`Self::round`] beside processes that do not belong to the tree, with options of the dump.
     pub(crate) fn round_among_others(&mut self, options: &[&str]) -> Result {
-        self.round_until(options, |root| {
+        self.round_until(options, &[], |root| {
             wait::until(wait::STEP, "its root is gone", || {
                 case::reap()?;
                 Ok((kill(root, None) == Err(Errno::ESRCH)).then_some(()))
@@ -140,10 +140,16 @@ impl Running<'_> {
 
     /// [`Self::round`] with options of the dump.
     pub(crate) fn round_with(&mut self, options: &[&str]) -> Result {
-        self.round_until(options, |_| case::nothing_left())
+        self.round_until(options, &[], |_| case::nothing_left())
     }
 
-    fn round_until(&mut self, options: &[&str], gone: impl Fn(Pid) -> Result) -> Result {
+    /// The same, with a program that goes on before all of its memory is there. That of the round before is.
+    pub(crate) fn round_lazily(&mut self, options: &[&str]) -> Result {
+        case::memory_arrives()?;
+        self.round_until(options, &["--lazy-pages"], |_| case::nothing_left())
+    }
+
+    fn round_until(&mut self, options: &[&str], restore: &[&str], gone: impl Fn(Pid) -> Result) -> Result {
         self.dumps += 1;
         let round = self.dumps;
         let images = self.world.dir.join(format!("images-{round}"));
@@ -154,7 +160,7 @@ impl Running<'_> {
             .with_context(|| format!("round {round}: dump"))?;
         gone(self.root).with_context(|| format!("round {round}: after the dump"))?;
         self.world
-            .crr(&["restore", "-D", &images, "-d"])
+            .crr(&[&["restore", "-D", &images, "-d"], restore].concat())
             .with_context(|| format!("round {round}: restore"))?;
         fs::remove_dir_all(&*images)?;
         Ok(())
