@@ -8,7 +8,7 @@
 use super::pending::Pending;
 use super::source::Source;
 use crate::fault::{self, Point};
-use crate::sys::mapping::SharedAnonymous;
+use crate::sys::mapping::SharedMapping;
 use crate::sys::userfaultfd::{self, Message};
 use anyhow::{Context, Result, bail, ensure};
 use images::id::PAGE_SIZE;
@@ -69,7 +69,7 @@ pub(super) fn serve(
         spaces: BTreeMap::new(),
         next: 0,
         turn: 0,
-        buffer: SharedAnonymous::map_low(AHEAD).context("mmap")?,
+        buffer: SharedMapping::anonymous_low(AHEAD).context("mmap")?,
         ahead: !fault::is_set(Point::LazyAhead),
     });
     for (fd, runs) in spaces {
@@ -88,7 +88,7 @@ struct Server {
     /// Number of the one that has had a block last.
     turn: u64,
     /// What is about to be put. UFFDIO_COPY takes only an address that the task could have, too (userfaultfd_copy(), fs/userfaultfd.c).
-    buffer: SharedAnonymous,
+    buffer: SharedMapping,
     /// What nobody waits for is brought, too.
     ahead: bool,
 }
@@ -210,7 +210,7 @@ impl Server {
 }
 
 /// Puts pages in place that are pending.
-fn bring(source: &mut Source, space: &mut Space, run: Run, buffer: &mut SharedAnonymous) -> Result<Put> {
+fn bring(source: &mut Source, space: &mut Space, run: Run, buffer: &mut SharedMapping) -> Result<Put> {
     let bytes = buffer.slice(0, run.pages * PAGE_SIZE).context("more pages than a block has")?;
     source.read(run.first_page, bytes)?;
     put(space, run.start.0, bytes)
