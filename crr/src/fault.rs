@@ -123,6 +123,7 @@ points! {
     Accept = "accept", Fails(Errno::EMFILE), "accepting a restoring task fails";
     SendPlan = "send-plan", Fails(Errno::ENOBUFS), "sending a task its plan fails";
     ReadAnswer = "read-answer", Fails(Errno::EIO), "reading what a restoring task says fails";
+    PutPages = "put-pages", Fails(Errno::ENOMEM), "putting pages of a task in place fails";
     SetGroup = "set-group", Fails(Errno::EPERM), "a forked task cannot join its process group";
     PlaceFile = "place-file", Fails(Errno::EMFILE), "a forked task cannot put a file under its number";
     EnterDirectory = "enter-directory", Fails(Errno::EACCES), "a forked task cannot enter its directory";

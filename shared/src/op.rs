@@ -138,8 +138,11 @@ pub enum Op<'a> {
         /// Nodes: 64-bit words, little endian.
         nodes: &'a [u8],
     },
-    /// userfaultfd: the descriptor goes to the coordinator, and pages that are missing now come when the task runs.
-    Lazy,
+    /// userfaultfd: the descriptor goes to the coordinator, by which pages that are missing now are to come.
+    Lazy {
+        /// UFFD_USER_MODE_ONLY or 0.
+        flags: u32,
+    },
     /// membarrier: a command that registers.
     Membarrier(u32),
     /// Move a special area from where it was parked to its place.

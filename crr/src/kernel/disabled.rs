@@ -14,10 +14,13 @@ pub enum Switch {
     PtraceSyscallInfo,
     /// CLOSE_RANGE_CLOEXEC; descriptors are marked one by one.
     CloseRange,
+    /// userfaultfd(2); tasks read their memory themselves.
+    Userfaultfd,
 }
 
 impl Switch {
-    const ALL: [Self; 4] = [Self::PagemapScan, Self::PtraceRseq, Self::PtraceSyscallInfo, Self::CloseRange];
+    const ALL: [Self; 5] =
+        [Self::PagemapScan, Self::PtraceRseq, Self::PtraceSyscallInfo, Self::CloseRange, Self::Userfaultfd];
 
     /// What `crr check` calls it.
     const fn name(self) -> &'static str {
@@ -26,6 +29,7 @@ impl Switch {
             Self::PtraceRseq => "ptrace-rseq",
             Self::PtraceSyscallInfo => "ptrace-syscall-info",
             Self::CloseRange => "close-range-cloexec",
+            Self::Userfaultfd => "userfaultfd",
         }
     }
 }

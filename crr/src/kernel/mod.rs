@@ -106,7 +106,7 @@ const FEATURES: [Entry; 26] = [
     entry("mseal", OPTIONAL, probe::mseal, "tasks with sealed memory cannot be restored"),
     entry("area-names", OPTIONAL, probe::area_names, "memory that has a name (PR_SET_VMA_ANON_NAME) is restored without it"),
     entry("shared-area-names", OPTIONAL, probe::shared_area_names, "the same of shared memory without a file"),
-    entry("userfaultfd", OPTIONAL, probe::userfaultfd, "memory cannot be recorded while a tree runs (crr pre-dump)"),
+    entry("userfaultfd", OPTIONAL, probe::userfaultfd, "memory takes longer to restore, and cannot be recorded while a tree runs (crr pre-dump)"),
     entry("uffd-wp-async", OPTIONAL, probe::uffd_wp_async, "memory cannot be recorded while a tree runs (crr pre-dump)"),
     entry(UFFD_EVENTS, OPTIONAL, probe::uffd_events, "tasks cannot run before all of their memory is there (crr restore --lazy-pages)"),
     entry("soft-dirty", OPTIONAL, probe::soft_dirty, "nothing yet: this version does not use it"),
@@ -132,6 +132,17 @@ const CAPABILITIES: [(&str, u8, &str); 15] = [
     ("NET_ADMIN", 12, "network settings of sockets and namespaces cannot be restored"),
 ];
 
+/// Whether areas of private memory, and of shared, can have names.
+#[must_use]
+pub fn area_names() -> [bool; 2] {
+    [probe::area_names().is_ok(), probe::shared_area_names().is_ok()]
+}
+
+/// Whether pages can be put in place from outside of a task.
+pub(crate) fn can_put_pages() -> bool {
+    !disabled::is_disabled(disabled::Switch::Userfaultfd) && probe::userfaultfd().is_ok()
+}
+
 const UFFD_EVENTS: &str = "uffd-events";
 
 /// Whether pages can be brought when tasks run already, or why not.
@@ -141,12 +152,6 @@ pub(crate) fn late_pages() -> Result<(), String> {
     } else {
         probe::uffd_events().map(drop)
     }
-}
-
-/// Whether areas of private memory, and of shared, can have names.
-#[must_use]
-pub fn area_names() -> [bool; 2] {
-    [probe::area_names().is_ok(), probe::shared_area_names().is_ok()]
 }
 
 /// Probes everything.

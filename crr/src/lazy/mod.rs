@@ -18,7 +18,7 @@ mod serve;
 mod source;
 
 pub(crate) use guard::{Given, run};
-pub(crate) use source::later;
+pub(crate) use source::{Unchecked, later};
 
 use crate::cli::lazy_pages::COMMAND;
 use crate::fault::{self, Point};
@@ -38,7 +38,6 @@ use nix::sys::stat::Mode;
 use nix::sys::wait::waitpid;
 use serde::{Deserialize, Serialize};
 use shared::range::Range;
-use source::Unchecked;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::io::Write;

@@ -17,7 +17,7 @@ pub(super) enum Source {
 }
 
 /// Checksums of blocks of [`BLOCK_PAGES`] pages, by number.
-pub(super) type Unchecked = BTreeMap<u64, u32>;
+pub(crate) type Unchecked = BTreeMap<u64, u32>;
 
 impl Source {
     /// Reads whole pages, from the first one on.

@@ -3,6 +3,7 @@
 mod births;
 mod child;
 pub(crate) mod environment;
+mod fill;
 pub(crate) mod foreground;
 mod hold;
 pub(crate) mod late;
@@ -20,6 +21,8 @@ mod stop;
 mod takeover;
 mod unchanged;
 
+use self::fill::{Fill, HugePages};
+use self::prepare::Contents;
 use crate::changed::Changed;
 use crate::fault::{self, Point};
 use crate::lazy;
@@ -173,11 +176,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     limits::raise_open_files()?;
     limits::raise_pending_signals()?;
     let starter = options.lazy_pages.then(lazy::Starter::new).transpose()?;
-    let mut checkpoint = if options.lazy_pages {
-        Checkpoint::read_but_for_pages(&options.images_dir, options.progress)?
-    } else {
-        Checkpoint::read_showing(&options.images_dir, options.progress)?
-    };
+    let mut checkpoint = Checkpoint::read_but_for_pages(&options.images_dir, options.progress)?;
     fault::point(Point::KilledReading)?;
     if let Some(root) = &options.root {
         nix::unistd::chroot(root).with_context(|| format!("{}: change root", root.display()))?;
@@ -197,7 +196,12 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
         .finish("restore")?;
     process::close_on_exec_from(3).context("close_range")?;
     let stand_in = needs_stand_in(&checkpoint.tree, options);
-    let wishes = prepare::Wishes { stand_in, lazy_pages: options.lazy_pages };
+    let memory = match (options.lazy_pages, HugePages::here()) {
+        (true, _) => Contents::Late,
+        (false, Some(huge_pages)) => Contents::Put(huge_pages),
+        (false, None) => Contents::Read,
+    };
+    let wishes = prepare::Wishes { stand_in, memory };
     let prepare = |descent| prepare::prepare(&checkpoint, descent, &lives, &written, &environment, wishes);
     // What stands in for the vDSO of another kernel is written into each task by itself.
     let sharing = if written.iter().all(Vec::is_empty) {
@@ -213,11 +217,10 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
             prepare(descent)?
         }
     };
-    if options.lazy_pages {
-        let later = lazy::later(&checkpoint, &preparation.lazy);
-        let at_once = |block| !later.contains_key(&block);
-        checkpoint.check_pages(&options.images_dir, options.progress, at_once)?;
-    }
+    let later = lazy::later(&checkpoint, &preparation.lazy);
+    let at_once = |block| !later.contains_key(&block);
+    checkpoint.check_pages(&options.images_dir, options.progress, at_once)?;
+    let fill = (!options.lazy_pages).then(|| Fill::of(&preparation, later));
     fault::point(Point::KilledPlanned)?;
     let programs = preparation.tasks.iter().filter_map(|task| task.program.as_ref());
     let needs = programs.flat_map(|program| program.needs.iter().copied());
@@ -231,7 +234,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
         socket_name: socket_name()?,
         own_group: nix::unistd::getpgrp().as_raw(),
     };
-    let (root, terminal) = bring_back(&mut restore, options, starter.as_ref(), deadline)?;
+    let (root, terminal) = bring_back(&mut restore, options, (fill.as_ref(), starter.as_ref()), deadline)?;
     restore.opened.socket_files.keep();
     restore.opened.segments.keep();
     resource::other_name::remove_helpers(&checkpoint.files.paths);
@@ -270,7 +273,7 @@ fn raise(mut preparation: Preparation, raiser: &open::Raiser) -> Result<Preparat
 fn bring_back(
     restore: &mut Restore<'_>,
     options: &Options,
-    starter: Option<&lazy::Starter>,
+    (fill, starter): (Option<&Fill>, Option<&lazy::Starter>),
     deadline: Instant,
 ) -> Result<(images::Pid, Option<Terminal>)> {
     let name = restore.socket_name.as_str().to_ns_name::<GenericNamespaced>().context("socket name")?;
@@ -282,6 +285,9 @@ fn bring_back(
         fault::point(Point::KilledForked)?;
         let Served { parked, held, late, lazy } = serve::serve(restore, &listener, deadline)?;
         // Before a task is made to do anything in its own memory.
+        if let Some(fill) = fill {
+            fill.run(restore, &lazy)?;
+        }
         if let Some(starter) = starter {
             starter.start(restore, &lazy)?;
         }

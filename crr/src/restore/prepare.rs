@@ -1,6 +1,7 @@
 //! Everything that is decided before the first fork: plans, holes, programs, and the shared-memory tree.
 
 use super::environment::Environment;
+use super::fill;
 use super::late;
 use super::numbers::Numbers;
 use crate::blob::Blob;
@@ -17,7 +18,7 @@ use images::memory::{Space, Vma};
 use images::task::Tree;
 use images::{Abi, Pid};
 use shared::plan::family::{self, Making};
-use shared::plan::lazy::{self, Lazy};
+use shared::plan::lazy::{Lazy, Wanted};
 use shared::plan::tree::{Place, Role, Schedule};
 use shared::plan::{self, Forest, Machine, Need, ProgramPlan, Written, hole, kin, loan};
 use shared::proto::{FILLERS_FROM, Gathering, MAX_FILLERS, SLOT_FILES, Start};
@@ -76,8 +77,10 @@ pub(crate) struct Preparation {
     pub tree: OwnedFd,
     /// Its control page.
     pub control: ControlPage,
-    /// Pages that come when the tasks run, of each address space.
+    /// Pages that the tasks do not read themselves, of each address space.
     pub lazy: Vec<Lazy>,
+    /// They come when the tasks run.
+    pub run_first: bool,
 }
 
 impl Preparation {
@@ -139,8 +142,22 @@ pub(crate) type Lives = BTreeMap<Abi, Live>;
 pub(super) struct Wishes {
     /// The root has a stand-in for a parent, and sets its parent-death signal only when that one is gone, see `takeover`.
     pub(super) stand_in: bool,
-    /// Memory comes when the tasks run, as far as it can.
-    pub(super) lazy_pages: bool,
+    /// How memory gets its contents, as far as there is a choice.
+    pub(super) memory: Contents,
+}
+
+/// Pages from which on an area is worth it to come late.
+const LEAST_LATE_PAGES: u64 = 64;
+
+/// Who puts contents of memory in place.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Contents {
+    /// The tasks.
+    Read,
+    /// The coordinator ([`fill`]), but for what the kernel may make huge pages of.
+    Put(fill::HugePages),
+    /// Processes that bring it when the tasks run.
+    Late,
 }
 
 /// Plans the whole tree.
@@ -153,7 +170,7 @@ pub(super) fn prepare(
     lives: &Lives,
     written: &[Vec<Written>],
     environment: &Environment,
-    Wishes { stand_in, lazy_pages }: Wishes,
+    Wishes { stand_in, memory }: Wishes,
 ) -> Result<Preparation> {
     let rlimits = own_limits()?;
     let timer_slack_ns = process::timer_slack_ns();
@@ -177,14 +194,15 @@ pub(super) fn prepare(
     }
     let own_group = nix::unistd::getpgrp().as_raw();
     let (all_spaces, shared) = (&checkpoint.memory.spaces, &checkpoint.memory.shared);
-    let (spaces, mut lazy) = take_lazy(checkpoint, lazy_pages)?;
+    let lazy_flags = if matches!(memory, Contents::Put(_)) { fill::UFFD_FLAGS } else { 0 };
+    let (spaces, mut lazy) = take_lazy(checkpoint, memory)?;
     let cloned = makings.iter().filter(|&&making| making != Making::Forked).count();
     let forked = makings.len() - cloned + tree.zombies.len();
     let totals = [schedule.leaders(), forked, cloned].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
     let late = late::all(&checkpoint.files);
     let forest = Forest::new(&tree, &spaces, shared, &makings, own_group, totals, late.clone())
         .with_written(written)
-        .with_lazy(&lazy);
+        .with_lazy(&lazy, lazy_flags);
     let too_many = || Ok::<_, anyhow::Error>(forest.most_areas() as u64 + hole::AREAS > max_map_count()?);
     ensure!(!forest.shares_pages() || !too_many()?, "more areas at once than vm.max_map_count");
     let mut plans: BTreeMap<usize, ProgramPlan> = (0..tree.tasks.len())
@@ -218,7 +236,7 @@ pub(super) fn prepare(
         ensure!(!forest.shares_pages(), "tasks that share pages would have to lend memory");
         let forest = Forest::new(&tree, &spaces, shared, &makings, own_group, totals, late.clone())
             .with_written(written)
-            .with_lazy(&lazy);
+            .with_lazy(&lazy, lazy_flags);
         for (&index, _) in bases.iter().filter(|(_, base)| base.lent) {
             let plan = plan::program(&machines[&tree.tasks[index].abi], &forest, index);
             let room = rooms.get_mut(&index).context("a program has room")?;
@@ -251,20 +269,47 @@ pub(super) fn prepare(
     let (tree, control) = shared_tree(&tasks, offset)?;
     let by_pid = (0..).zip(&pids).map(|(process, &pid)| (pid, process)).collect();
     let programs = programs.files;
+    let run_first = matches!(memory, Contents::Late);
     lenders.iter().for_each(|&index| lazy[index].leave_out_lent(&spaces[index]));
-    Ok(Preparation { tasks, places, schedule, pids, by_pid, totals, programs, tree, control, lazy })
+    Ok(Preparation {
+        tasks,
+        places,
+        schedule,
+        pids,
+        by_pid,
+        totals,
+        programs,
+        tree,
+        control,
+        lazy,
+        run_first,
+    })
 }
 
-/// The address spaces with what is put in place before the tasks run, and what comes later.
-fn take_lazy(checkpoint: &Checkpoint, lazy_pages: bool) -> Result<(Cow<'_, [Space]>, Vec<Lazy>)> {
-    let spaces = &checkpoint.memory.spaces;
-    if !lazy_pages {
-        return Ok((Cow::Borrowed(spaces), vec![Lazy::default(); spaces.len()]));
-    }
-    let holds_locks = robust::holders(checkpoint)?;
-    let mut spaces = spaces.clone();
-    let lazy = lazy::take(&checkpoint.tree.tasks, &mut spaces, &holds_locks);
-    Ok((Cow::Owned(spaces), lazy))
+/// The address spaces with what the tasks put in place themselves, and what others do.
+fn take_lazy(checkpoint: &Checkpoint, memory: Contents) -> Result<(Cow<'_, [Space]>, Vec<Lazy>)> {
+    let (tasks, spaces) = (&checkpoint.tree.tasks, &checkpoint.memory.spaces);
+    let take = |wanted| {
+        let mut spaces = spaces.clone();
+        let lazy = shared::plan::lazy::take(tasks, &mut spaces, &wanted);
+        (Cow::Owned(spaces), lazy)
+    };
+    Ok(match memory {
+        Contents::Read => (Cow::Borrowed(&spaces[..]), vec![Lazy::default(); spaces.len()]),
+        Contents::Put(huge_pages) => take(Wanted {
+            least_pages: fill::LEAST_PAGES,
+            holds_locks: &|_| false,
+            suits: &|vma| !huge_pages.may_be_in(vma),
+        }),
+        Contents::Late => {
+            let holds_locks = robust::holders(checkpoint)?;
+            take(Wanted {
+                least_pages: LEAST_LATE_PAGES,
+                holds_locks: &|index| holds_locks[index],
+                suits: &|_| true,
+            })
+        }
+    })
 }
 
 /// Whether no page is in two places of these address spaces.

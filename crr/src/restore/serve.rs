@@ -303,7 +303,9 @@ impl Progress {
         if report.stage == Stage::Lazy as u32 {
             let under = || -> Result<OwnedFd> {
                 let descriptor = descriptor.context("none came")?;
-                lazy::put_under(&descriptor, &restore.preparation.lazy[member].areas)?;
+                if restore.preparation.run_first {
+                    lazy::put_under(&descriptor, &restore.preparation.lazy[member].areas)?;
+                }
                 Ok(descriptor)
             };
             let descriptor = under().with_context(|| format!("task {}: userfaultfd", tasks[member].pid))?;

@@ -6,7 +6,8 @@
 use super::PAGE;
 use super::chain::Round;
 use super::packing::{CHUNK_SIZE, Unpacker};
-use super::pages::{BLOCK_SIZE, in_parallel, wrong_checksum};
+use super::pages::{BLOCK_SIZE, wrong_checksum};
+use crate::parallel::in_parallel;
 use anyhow::{Context, Result};
 use images::container::Kind;
 use images::file::Files;

@@ -17,7 +17,7 @@ pub use dedup::dedup;
 pub use packing::Compression;
 pub(crate) use packing::Packer;
 pub use pages::block_crcs;
-pub(crate) use pages::verify_block;
+pub(crate) use pages::{verify_block, verify_bytes};
 pub use reader::Checkpoint;
 pub use writer::Writer;
 

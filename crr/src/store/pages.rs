@@ -1,5 +1,6 @@
 //! The checksums of `pages.img`: one per [`BLOCK_PAGES`] pages, computed on all processors.
 
+use crate::parallel::in_parallel;
 use crate::sys::window::Window;
 use anyhow::{Context, Result, bail};
 use images::container::Kind;
@@ -7,13 +8,9 @@ use images::id::PAGE_SIZE;
 use images::memory::{BLOCK_PAGES, Memory};
 use std::fs::File;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
 
 /// Bytes that one thread takes at a time.
 pub(super) const BLOCK_SIZE: u64 = BLOCK_PAGES * PAGE_SIZE;
-/// More threads than this only wait for memory.
-const MAX_THREADS: usize = 8;
 
 /// The checksums of the first `page_count` pages of a file, for [`Memory::block_crcs`].
 ///
@@ -58,7 +55,18 @@ pub(super) fn verify(
 /// If it is corrupt.
 pub(crate) fn verify_block(pages: &File, block: u64, page_count: u64, expected: u32) -> Result<()> {
     let size = (page_count * PAGE_SIZE - block * BLOCK_SIZE).min(BLOCK_SIZE);
-    let actual = block_crc(pages, block * BLOCK_SIZE, size)?;
+    compare_block(block, block_crc(pages, block * BLOCK_SIZE, size)?, expected)
+}
+
+/// Compares a block that has been read with its checksum.
+///
+/// # Errors
+/// If it is corrupt.
+pub(crate) fn verify_bytes(bytes: &[u8], block: u64, expected: u32) -> Result<()> {
+    compare_block(block, crc32c::crc32c(bytes), expected)
+}
+
+fn compare_block(block: u64, actual: u32, expected: u32) -> Result<()> {
     if actual == expected { Ok(()) } else { wrong_checksum(block * BLOCK_PAGES, Some(expected), actual) }
 }
 
@@ -85,36 +93,6 @@ fn for_each_block(
         }
         let size = (page_count * PAGE_SIZE - block * BLOCK_SIZE).min(BLOCK_SIZE);
         each(block, block_crc(pages, block * BLOCK_SIZE, size)?)
-    })
-}
-
-/// Calls `each` with the number of every block, from several threads; stops at the first error.
-pub(super) fn in_parallel(blocks: u64, each: impl Fn(u64) -> Result<()> + Sync) -> Result<()> {
-    let next = AtomicU64::new(0);
-    let failed = AtomicBool::new(false);
-    let work = || -> Result<()> {
-        while !failed.load(Ordering::Relaxed) {
-            let block = next.fetch_add(1, Ordering::Relaxed);
-            if block >= blocks {
-                break;
-            }
-            let done = each(block);
-            if done.is_err() {
-                failed.store(true, Ordering::Relaxed);
-                return done;
-            }
-        }
-        Ok(())
-    };
-    let processors = thread::available_parallelism().map_or(1, usize::from);
-    let threads = processors.min(MAX_THREADS).min(usize::try_from(blocks).unwrap_or(MAX_THREADS));
-    thread::scope(|scope| {
-        // The calling thread is one of the workers.
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-        let own = work();
-        others.into_iter().fold(own, |result, other| {
-            result.and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-        })
     })
 }
 

@@ -103,6 +103,14 @@ pub fn enable_late(fd: BorrowedFd<'_>) -> nix::Result<()> {
     ask_for(fd, LATE_FEATURES)
 }
 
+/// Makes a fresh descriptor ready to put pages in place that nobody waits for.
+///
+/// # Errors
+/// As ioctl(2).
+pub fn enable_putting(fd: BorrowedFd<'_>) -> nix::Result<()> {
+    ask_for(fd, 0)
+}
+
 fn ask_for(fd: BorrowedFd<'_>, features: u64) -> nix::Result<()> {
     let mut api = Api { api: 0xaa, features, ioctls: 0 };
     // SAFETY: see the module.

@@ -6,7 +6,6 @@
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
-use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
@@ -22,9 +21,21 @@ impl Window {
     ///
     /// # Errors
     /// As mmap(2).
-    pub fn map(file: &File, offset: u64, len: usize) -> nix::Result<Self> {
+    pub fn map(file: &impl AsRawFd, offset: u64, len: usize) -> nix::Result<Self> {
+        Self::map_with(file, offset, len, 0)
+    }
+
+    /// The same, at an address that an ia32 task could have, too.
+    ///
+    /// # Errors
+    /// As mmap(2).
+    pub fn map_low(file: &impl AsRawFd, offset: u64, len: usize) -> nix::Result<Self> {
+        Self::map_with(file, offset, len, libc::MAP_32BIT)
+    }
+
+    fn map_with(file: &impl AsRawFd, offset: u64, len: usize, flags: i32) -> nix::Result<Self> {
         let offset = i64::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
-        let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
+        let flags = flags | libc::MAP_SHARED | libc::MAP_POPULATE;
         // SAFETY: a new mapping where the kernel likes.
         let at = unsafe {
             libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, flags, file.as_raw_fd(), offset)

@@ -45,6 +45,8 @@ pub struct Forest<'a> {
     late: BTreeSet<DescriptionId>,
     written: &'a [Vec<Written>],
     lazy: &'a [Lazy],
+    /// The flags of their descriptors.
+    lazy_flags: u32,
     shell_job: Option<ShellJob>,
     own_group: Pid,
     clones: Vec<Vec<usize>>,
@@ -97,6 +99,7 @@ impl<'a> Forest<'a> {
             late,
             written: &[],
             lazy: &[],
+            lazy_flags: 0,
             shell_job,
             own_group,
             clones,
@@ -113,16 +116,16 @@ impl<'a> Forest<'a> {
         Self { written, ..self }
     }
 
-    /// With pages that come later, those of each address space.
+    /// With pages that come later, those of each address space, by descriptors with these flags.
     #[must_use]
-    pub fn with_lazy(self, lazy: &'a [Lazy]) -> Self {
-        Self { lazy, ..self }
+    pub fn with_lazy(self, lazy: &'a [Lazy], lazy_flags: u32) -> Self {
+        Self { lazy, lazy_flags, ..self }
     }
 
-    /// Whether pages of the address space that a task has the record of come later.
+    /// If pages of the address space that a task has the record of come later, the flags of the descriptor.
     #[must_use]
-    pub fn is_lazy(&self, index: usize) -> bool {
-        self.lazy.get(index).is_some_and(|lazy| !lazy.is_empty())
+    pub fn lazy_flags(&self, index: usize) -> Option<u32> {
+        self.lazy.get(index).filter(|lazy| !lazy.is_empty()).map(|_| self.lazy_flags)
     }
 
     /// What is to be written to the address space that a task has the record of.

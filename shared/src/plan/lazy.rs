@@ -1,7 +1,8 @@
-//! Pages that come when their task runs already (`crr restore --lazy-pages`): by userfaultfd, which stops whoever touches a
-//! page that is missing until it is there.
+//! Pages that the restoring task does not read itself. They come by userfaultfd: from the coordinator, which puts them in place without
+//! the zeros and the faults that a read costs; or when their task runs already (`crr restore --lazy-pages`), and whoever touches a page that is
+//! missing is stopped until it is there.
 //!
-//! It does so only where the kernel can wait. A task that ends or dumps core cannot (`handle_userfault`, fs/userfaultfd.c), nor
+//! That works only where the kernel can wait. A task that ends or dumps core cannot (`handle_userfault`, fs/userfaultfd.c), nor
 //! can one that looks at another's arguments (`__access_remote_vm`, mm/memory.c): what is used then is put in place before the
 //! task runs, as are pages that others have, too, and areas too small to be worth it.
 
@@ -19,8 +20,16 @@ use images::{Addr, Pid};
 
 const PROT_WRITE: u32 = 2;
 
-/// Pages from which on an area is worth it.
-pub const LEAST_PAGES: u64 = 64;
+/// Which pages are to come later.
+pub struct Wanted<'a> {
+    /// From how many on an area is worth it.
+    pub least_pages: u64,
+    /// Whether a task holds robust futexes: nothing of it comes when it runs, since the kernel follows the list of them when it ends,
+    /// wherever it leads.
+    pub holds_locks: &'a dyn Fn(usize) -> bool,
+    /// Whether an area comes into question.
+    pub suits: &'a dyn Fn(&Vma) -> bool,
+}
 
 /// What rules an area out: memory that is to stay in place (locks), that the kernel may forget or that a child finds empty,
 /// and a stack that grows, which the arguments lie in.
@@ -58,10 +67,9 @@ impl Lazy {
     }
 }
 
-/// Takes out of each address space the pages that can come later; one entry for each. Nothing of a task whose `holds_locks`
-/// says that it holds robust futexes: the kernel follows the list of them when it ends, wherever it leads.
+/// Takes out of each address space the pages that can come later; one entry for each.
 #[must_use]
-pub fn take(tasks: &[Task], spaces: &mut [Space], holds_locks: &[bool]) -> Vec<Lazy> {
+pub fn take(tasks: &[Task], spaces: &mut [Space], wanted: &Wanted<'_>) -> Vec<Lazy> {
     let common = common(spaces);
     let mut members: BTreeMap<Pid, Vec<usize>> = BTreeMap::new();
     for index in 0..tasks.len() {
@@ -69,12 +77,12 @@ pub fn take(tasks: &[Task], spaces: &mut [Space], holds_locks: &[bool]) -> Vec<L
     }
     let of_task = |(task, space): (&Task, &mut Space)| {
         let members = members.get(&task.pid).map_or(&[][..], Vec::as_slice);
-        if members.iter().any(|&member| holds_locks[member] || has_policy(&tasks[member])) {
+        if members.iter().any(|&member| (wanted.holds_locks)(member) || has_policy(&tasks[member])) {
             return Lazy::default();
         }
         let used = members.iter().flat_map(|&member| used_by_kernel(&tasks[member]));
         let fixed: Vec<Range> = shown_to_others(space).into_iter().chain(used).collect();
-        take_from(space, &fixed, &common)
+        take_from(space, &fixed, &common, wanted)
     };
     tasks.iter().zip(spaces).map(of_task).collect()
 }
@@ -128,7 +136,7 @@ fn can_wait(vma: &Vma) -> bool {
     vma.backing == Backing::Anonymous && vma.prot & PROT_WRITE != 0 && vma.flags & AT_ONCE == 0
 }
 
-fn take_from(space: &mut Space, fixed: &[Range], common: &[Range]) -> Lazy {
+fn take_from(space: &mut Space, fixed: &[Range], common: &[Range], wanted: &Wanted<'_>) -> Lazy {
     let mut lazy = Lazy::default();
     let mut kept = Extents::default();
     let mut runs: &[Run] = &space.runs;
@@ -142,10 +150,10 @@ fn take_from(space: &mut Space, fixed: &[Range], common: &[Range]) -> Lazy {
         runs = &runs[until..];
         let mut later = Extents::default();
         let mut now = Extents::default();
-        if can_wait(vma) && !guarded() {
+        if can_wait(vma) && (wanted.suits)(vma) && !guarded() {
             inside.iter().for_each(|run| divide(run, fixed, common, &mut later, &mut now));
         }
-        if later.runs().iter().map(|run| run.pages).sum::<u64>() >= LEAST_PAGES {
+        if later.runs().iter().map(|run| run.pages).sum::<u64>() >= wanted.least_pages {
             lazy.areas.push(area);
             lazy.runs.extend(later.runs());
             now.runs().iter().for_each(|&run| kept.push(run));
@@ -198,6 +206,7 @@ mod tests {
     use alloc::vec;
 
     const AREA: u64 = 0x10_0000;
+    const ANY: Wanted<'_> = Wanted { least_pages: 64, holds_locks: &|_| false, suits: &|_| true };
 
     fn run(start: u64, pages: u64, first_page: u64) -> Run {
         Run { start: Addr(start), pages, first_page }
@@ -212,7 +221,7 @@ mod tests {
     fn what_the_kernel_uses_and_what_others_have_stays() {
         let mut space = space(0, vec![run(AREA, 200, 10)]);
         // The third page in part, and pages 20 and 21 of the file.
-        let lazy = take_from(&mut space, &[Range::new(AREA + 0x2ff0, 8)], &[Range::new(20, 2)]);
+        let lazy = take_from(&mut space, &[Range::new(AREA + 0x2ff0, 8)], &[Range::new(20, 2)], &ANY);
         assert_eq!(lazy.areas, [Range { start: AREA, end: 2 * AREA }]);
         assert_eq!(lazy.runs, [run(AREA, 2, 10), run(AREA + 0x3000, 7, 13), run(AREA + 0xc000, 188, 22)]);
         assert_eq!(space.runs, [run(AREA + 0x2000, 1, 12), run(AREA + 0xa000, 2, 20)]);
@@ -221,16 +230,16 @@ mod tests {
     #[test]
     fn a_range_over_two_pages_keeps_both() {
         let mut space = space(0, vec![run(AREA, 100, 0)]);
-        let lazy = take_from(&mut space, &[Range::new(AREA + 0x1ffe, 4)], &[]);
+        let lazy = take_from(&mut space, &[Range::new(AREA + 0x1ffe, 4)], &[], &ANY);
         assert_eq!(lazy.runs, [run(AREA, 1, 0), run(AREA + 0x3000, 97, 3)]);
         assert_eq!(space.runs, [run(AREA + 0x1000, 2, 1)]);
     }
 
     #[test]
     fn what_is_small_or_locked_stays() {
-        for (flags, pages) in [(0, LEAST_PAGES - 1), (vm::LOCKED, 200), (vm::WIPE_ON_FORK, 200)] {
+        for (flags, pages) in [(0, ANY.least_pages - 1), (vm::LOCKED, 200), (vm::WIPE_ON_FORK, 200)] {
             let mut space = space(flags, vec![run(AREA, pages, 0)]);
-            assert!(take_from(&mut space, &[], &[]).is_empty());
+            assert!(take_from(&mut space, &[], &[], &ANY).is_empty());
             assert_eq!(space.runs, [run(AREA, pages, 0)]);
         }
     }

@@ -250,8 +250,8 @@ impl Planner<'_> {
             for Written { at, prot, bytes } in self.forest.written(index) {
                 op::push(ops, &Op::Write { addr: *at, prot: *prot, bytes });
             }
-            if self.forest.is_lazy(index) {
-                op::push(ops, &Op::Lazy);
+            if let Some(flags) = self.forest.lazy_flags(index) {
+                op::push(ops, &Op::Lazy { flags });
             }
             attribute::after_memory(ops, task, space);
             attribute::before_threads(ops, task);

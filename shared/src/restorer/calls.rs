@@ -137,7 +137,7 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
             Ok(())
         }
         Op::Receive { fd, close_on_exec } => late::receive(fd, close_on_exec),
-        Op::Lazy => lazy::hand_over(session),
+        Op::Lazy { flags } => lazy::hand_over(session, flags),
         // The leader's loop takes these.
         Op::Join | Op::There | Op::Birth(_) => Err(Failure::wrong(0)),
         Op::Fill { addr, .. } => Err(Failure::wrong(addr)),

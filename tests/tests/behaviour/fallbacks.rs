@@ -56,3 +56,11 @@ fn close_range_cloexec() {
     require_ia32!();
     works_without("close-range-cloexec", &here!(), &Workload::new("files", "close_on_exec"));
 }
+
+/// Tasks read their memory themselves.
+#[test]
+fn userfaultfd() {
+    require_root!();
+    require_ia32!();
+    works_without("userfaultfd", &here!(), &Workload::new("memory", "anonymous"));
+}

@@ -236,6 +236,7 @@ const RESTORE: &[Trial] = &[
     ),
     trial("harness", "idle", &["--pidfile", "pid"], &[("pidfile", TooLate("the tree runs"))]),
     trial("tree", "family", &[], &[("set-group", Fails("set its process group"))]),
+    trial("memory", "anonymous", &[], &[("put-pages", Fails("put pages in place: ENOMEM"))]),
     trial("memory", "locked", &[], &[("op-lock", Fails("Lock {"))]),
     trial("attributes", "area_policies", &[], &[("op-policy", Fails("MemoryPolicy {"))]),
     trial("segments", "ldt_entries", &[], &[("op-ldt", Fails("Ldt {"))]),

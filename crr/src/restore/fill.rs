@@ -1,0 +1,161 @@
+//! Putting page contents in place from here, while the tasks stand still.
+//!
+//! A task that reads its memory from the images takes a fault and a page of zeros for each page that it then overwrites. By
+//! userfaultfd(2) the kernel takes a page as it is (UFFDIO_COPY), from a mapping of the images in which the checksum has been computed right before. One
+//! pool of threads does that for all tasks, in the order of the page file.
+
+use super::Restore;
+use super::prepare::Preparation;
+use crate::fault::{self, Point};
+use crate::kernel;
+use crate::lazy::Unchecked;
+use crate::parallel::in_parallel;
+use crate::store::verify_bytes;
+use crate::sys::window::Window;
+use crate::sys::{userfaultfd, vm};
+use anyhow::{Context, Result};
+use images::id::PAGE_SIZE;
+use images::memory::{BLOCK_PAGES, HugePage, Run, Vma, vm as flag};
+use images::{Addr, Pid};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Pages from which on an area is worth it.
+pub(super) const LEAST_PAGES: u64 = 64;
+/// UFFD_USER_MODE_ONLY: nobody waits for these pages, which takes no right.
+pub(super) const UFFD_FLAGS: u32 = 1;
+
+/// Which areas are better read by their tasks, since the kernel makes huge pages of them then.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HugePages {
+    /// Of all areas, unless they are not to have any; else only of those that are.
+    always: bool,
+}
+
+impl HugePages {
+    /// Whether pages can be put in place from here, and what the kernel makes huge.
+    pub(super) fn here() -> Option<Self> {
+        let mode = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+        kernel::can_put_pages().then(|| Self { always: mode.contains("[always]") })
+    }
+
+    /// Whether an area may come to have huge pages.
+    pub(super) fn may_be_in(self, vma: &Vma) -> bool {
+        let size = HugePage::Mib2.size();
+        let fits = vma.start.0.next_multiple_of(size) + size <= vma.end.0;
+        let wanted = vma.flags & flag::HUGE_PAGE != 0 || (self.always && vma.flags & flag::NO_HUGE_PAGE == 0);
+        fits && wanted
+    }
+}
+
+/// Pages of a task that lie in one block of the page file.
+#[derive(Debug)]
+struct Piece {
+    /// By index.
+    task: usize,
+    run: Run,
+}
+
+/// All that is to be put.
+#[derive(Debug)]
+pub(super) struct Fill {
+    /// By the number of the block.
+    blocks: Vec<(u64, Vec<Piece>)>,
+    /// Blocks that are checked when they are put.
+    unchecked: Unchecked,
+}
+
+impl Fill {
+    /// Of what a preparation leaves out.
+    pub(super) fn of(preparation: &Preparation, unchecked: Unchecked) -> Self {
+        let mut blocks: BTreeMap<u64, Vec<Piece>> = BTreeMap::new();
+        for (task, lazy) in preparation.lazy.iter().enumerate() {
+            for run in &lazy.runs {
+                let mut done = 0;
+                while done < run.pages {
+                    let first_page = run.first_page + done;
+                    let pages = (BLOCK_PAGES - first_page % BLOCK_PAGES).min(run.pages - done);
+                    let start = run.start.offset(done * PAGE_SIZE);
+                    let piece = Piece { task, run: Run { start, pages, first_page } };
+                    blocks.entry(first_page / BLOCK_PAGES).or_default().push(piece);
+                    done += pages;
+                }
+            }
+        }
+        Self { blocks: blocks.into_iter().collect(), unchecked }
+    }
+
+    /// Puts everything in place, by the descriptors of the tasks, which are closed then.
+    ///
+    /// # Errors
+    /// Names the task; or the part of the images that is corrupt.
+    pub(super) fn run(&self, restore: &Restore<'_>, descriptors: &BTreeMap<usize, OwnedFd>) -> Result<()> {
+        let (checkpoint, tasks) = (restore.checkpoint, &restore.checkpoint.tree.tasks);
+        for (&index, fd) in descriptors {
+            let areas = &restore.preparation.lazy[index].areas;
+            userfaultfd::enable_putting(fd.as_fd())
+                .and_then(|()| {
+                    areas
+                        .iter()
+                        .try_for_each(|area| userfaultfd::await_missing(fd.as_fd(), area.start, area.end))
+                })
+                .with_context(|| format!("task {}: userfaultfd", tasks[index].pid))?;
+        }
+        let pages = restore.opened.pages.as_fd();
+        // Of the file: in memory it has those of the checkpoints that this one builds on, too.
+        let page_count = checkpoint.memory.first_page + checkpoint.memory.page_count;
+        in_parallel(self.blocks.len() as u64, |at| {
+            let (block, pieces) = &self.blocks[usize::try_from(at)?];
+            let count = (page_count - block * BLOCK_PAGES).min(BLOCK_PAGES);
+            let size = usize::try_from(count * PAGE_SIZE)?;
+            let window = Window::map_low(&pages, block * BLOCK_PAGES * PAGE_SIZE, size);
+            let window = window.context("map pages.img")?;
+            if let Some(&crc) = self.unchecked.get(block) {
+                verify_bytes(window.bytes(), *block, crc).context("pages.img")?;
+            }
+            for Piece { task, run } in pieces {
+                let from = usize::try_from((run.first_page - block * BLOCK_PAGES) * PAGE_SIZE)?;
+                let bytes = &window.bytes()[from..from + usize::try_from(run.pages * PAGE_SIZE)?];
+                let (pid, fd) = (tasks[*task].pid, descriptors.get(task).map(AsFd::as_fd));
+                let fd = fd.with_context(|| format!("task {pid}: sent no userfaultfd"))?;
+                put(pid, fd, run.start.0, bytes)
+                    .with_context(|| format!("task {pid}: put pages in place"))?;
+            }
+            if checkpoint.in_memory {
+                pieces.iter().for_each(|piece| give_back(pages, &piece.run));
+            }
+            Ok(())
+        })
+    }
+}
+
+/// What was put need not be in memory twice, where the images are.
+fn give_back(pages: BorrowedFd<'_>, run: &Run) {
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let bytes = |pages: u64| i64::try_from(pages * PAGE_SIZE).unwrap_or(0);
+    // Were it not to be had, there would be more memory in use for a while.
+    let _ = fallocate(pages, hole, bytes(run.first_page), bytes(run.pages));
+}
+
+fn put(pid: Pid, fd: BorrowedFd<'_>, start: u64, mut bytes: &[u8]) -> Result<()> {
+    let mut at = start;
+    while !bytes.is_empty() {
+        let done = match fault::point(Point::PutPages).and_then(|()| userfaultfd::put(fd, at, bytes)) {
+            Ok(done) => usize::try_from(done)?,
+            // Something has touched the page by now, or it is not within one area of the kernel's.
+            Err(Errno::EEXIST | Errno::ENOENT) => {
+                let len = bytes.len().min(usize::try_from(PAGE_SIZE)?);
+                vm::write_all(pid, Addr(at), &bytes[..len])?;
+                len
+            }
+            Err(Errno::EAGAIN) => 0,
+            Err(errno) => return Err(errno.into()),
+        };
+        at += done as u64;
+        bytes = &bytes[done..];
+    }
+    Ok(())
+}
