@@ -11,6 +11,10 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
+/* include/net/udplite.h, which is no header for programs. */
+#define UDPLITE_SEND_CSCOV 10
+#define UDPLITE_RECV_CSCOV 11
+
 /* The addresses of this machine that the cases use; the last is an IPv4 address for an IPv6 socket. */
 static const char *const hosts[] = { "127.0.0.1", "::1", "::ffff:127.0.0.1" };
 
@@ -576,6 +580,64 @@ CASE(datagrams)
 	}
 	expect(any, name_of(fds[0]), "wide", 4);
 	nothing_left_in(any);
+}
+
+/* UDP-Lite: datagrams of which a part is checked, and of which a part has to be. */
+CASE(udp_lite)
+{
+	int fds[LENGTH(hosts)], peers[LENGTH(hosts)], sent = 20, least = 12;
+	struct address senders[LENGTH(hosts)];
+	for (size_t i = 0; i < LENGTH(hosts); i++) {
+		struct address here = at(hosts[i], 0);
+		fds[i] = MUST(socket(family(hosts[i]), SOCK_DGRAM, IPPROTO_UDPLITE));
+		MUST(bind(fds[i], (void *)&here.bytes, here.length));
+		MUST(setsockopt(fds[i], IPPROTO_UDPLITE, UDPLITE_RECV_CSCOV, &least, sizeof(least)));
+		struct address to = name_of(fds[i]);
+		peers[i] = MUST(socket(family(hosts[i]), SOCK_DGRAM, IPPROTO_UDPLITE));
+		MUST(bind(peers[i], (void *)&here.bytes, here.length));
+		MUST(connect(peers[i], (void *)&to.bytes, to.length));
+		senders[i] = name_of(peers[i]);
+		MUST(setsockopt(peers[i], IPPROTO_UDPLITE, UDPLITE_SEND_CSCOV, &sent, sizeof(sent)));
+		MUST(send(peers[i], "the end of this is not checked", 30, 0));
+		MUST(send(peers[i], "", 0, 0));
+		MUST(send(peers[i], "odd", 3, 0));
+	}
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(hosts); i++) {
+		CHECK(option(fds[i], IPPROTO_UDPLITE, UDPLITE_RECV_CSCOV) == least, "UDPLITE_RECV_CSCOV");
+		CHECK(option(peers[i], IPPROTO_UDPLITE, UDPLITE_SEND_CSCOV) == sent, "UDPLITE_SEND_CSCOV");
+		expect(fds[i], senders[i], "the end of this is not checked", 30);
+		expect(fds[i], senders[i], "", 0);
+		expect(fds[i], senders[i], "odd", 3);
+		nothing_left_in(fds[i]);
+		MUST(send(peers[i], "on we go, as we did before it", 29, 0));
+		expect(fds[i], senders[i], "on we go, as we did before it", 29);
+	}
+}
+
+/* Shut down for reading, for both, connected or not, with a datagram that has come before. */
+CASE(datagrams_shut_down)
+{
+	int fds[4];
+	char byte;
+	for (size_t i = 0; i < LENGTH(fds); i++) {
+		fds[i] = bound("127.0.0.1", SOCK_DGRAM);
+		struct address self = name_of(fds[i]);
+		if (i & 1)
+			MUST(connect(fds[i], (void *)&self.bytes, self.length));
+		MUST(sendto(fds[i], "before", 6, 0, (void *)&self.bytes, self.length));
+		/* One that is not connected says so, and is shut down all the same. */
+		int done = shutdown(fds[i], i & 2 ? SHUT_RDWR : SHUT_RD);
+		CHECK((done == 0) == (i & 1), "shutdown: %d, %s", done, strerror(errno));
+	}
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(fds); i++) {
+		struct address self = name_of(fds[i]);
+		expect(fds[i], self, "before", 6);
+		CHECK(recv(fds[i], &byte, 1, 0) == 0, "socket %zu: %s", i, strerror(errno));
+		ssize_t sent = sendto(fds[i], "x", 1, MSG_NOSIGNAL, (void *)&self.bytes, self.length);
+		CHECK(sent == (i & 2 ? -1 : 1), "socket %zu sends %zd, %s", i, sent, strerror(errno));
+	}
 }
 
 /* Groups that a socket has joined, with and without a choice of senders. */

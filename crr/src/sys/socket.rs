@@ -151,6 +151,15 @@ pub fn attach_filter(fd: BorrowedFd<'_>, program: &[u8]) -> nix::Result<()> {
     .map(drop)
 }
 
+/// SO_DETACH_FILTER.
+///
+/// # Errors
+/// ENOENT without a filter, EPERM for one that is locked.
+pub fn detach_filter(fd: BorrowedFd<'_>) -> nix::Result<()> {
+    const SO_DETACH_FILTER: i32 = 27;
+    set_option(fd, libc::SOL_SOCKET, SO_DETACH_FILTER, &0i32.to_ne_bytes())
+}
+
 /// setsockopt.
 ///
 /// # Errors
@@ -196,6 +205,25 @@ fn unix_address(address: &[u8]) -> nix::Result<(libc::sockaddr_un, libc::socklen
 pub fn bind(fd: BorrowedFd<'_>, address: &[u8]) -> nix::Result<()> {
     let (whole, length) = unix_address(address)?;
     // SAFETY: the address lives and has at least the length that is given.
+    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const whole).cast(), length) }).map(drop)
+}
+
+/// bind(2) of a packet socket, to all interfaces with 0.
+///
+/// # Errors
+/// As bind(2).
+pub fn bind_to_interface(fd: BorrowedFd<'_>, protocol: u16, interface: u32) -> nix::Result<()> {
+    let whole = libc::sockaddr_ll {
+        sll_family: libc::sa_family_t::try_from(libc::AF_PACKET).map_err(|_| Errno::EINVAL)?,
+        sll_protocol: protocol.to_be(),
+        sll_ifindex: interface.cast_signed(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let length = libc::socklen_t::try_from(size_of_val(&whole)).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the address lives and has the length that is given.
     check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const whole).cast(), length) }).map(drop)
 }
 

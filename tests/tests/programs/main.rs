@@ -122,6 +122,8 @@ programs! {
     java32_clients in Chroot => daemons::java;
     sshd32_clients in Chroot => daemons::sshd;
     mariadb32_clients in Chroot => daemons::mariadb;
+    /// Echo requests, by a raw socket.
+    busybox32_pings in Chroot => daemons::ping;
     /// Recorded in rounds while it works.
     redis32_in_rounds in Chroot => servers::redis_in_rounds;
     postgres32_sessions in Chroot => postgres::sessions;

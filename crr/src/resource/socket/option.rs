@@ -212,6 +212,43 @@ pub(crate) const UDP_LITE: Level = (
     ],
 );
 
+/// SOL_RAW, by include/uapi/linux/icmp.h and in6.h. For the raw sockets of ICMPv6, the kernel takes IPV6_CHECKSUM at this level only.
+pub(crate) const RAW: Level = (
+    255,
+    &[
+        (1, How::Same),  // ICMP_FILTER
+        (7, How::Same),  // IPV6_CHECKSUM
+        (36, How::Same), // IPV6_HDRINCL
+    ],
+);
+
+/// SOL_ICMPV6, by include/uapi/linux/icmpv6.h.
+pub(crate) const ICMPV6: Level = (
+    libc::IPPROTO_ICMPV6,
+    &[
+        (1, How::Same), // ICMPV6_FILTER
+    ],
+);
+
+/// SOL_PACKET, by include/uapi/linux/if_packet.h. Not PACKET_STATISTICS, which are counted anew whenever somebody asks.
+pub(crate) const PACKET: Level = (
+    263,
+    &[
+        (7, How::Same),  // PACKET_COPY_THRESH
+        (8, How::Same),  // PACKET_AUXDATA
+        (9, How::Same),  // PACKET_ORIGDEV
+        (10, How::Same), // PACKET_VERSION
+        (12, How::Same), // PACKET_RESERVE
+        (14, How::Same), // PACKET_LOSS
+        (15, How::Same), // PACKET_VNET_HDR
+        (24, How::Same), // PACKET_VNET_HDR_SZ
+        (17, How::Same), // PACKET_TIMESTAMP
+        (19, How::Same), // PACKET_TX_HAS_OFF
+        (20, How::Same), // PACKET_QDISC_BYPASS
+        (23, How::Same), // PACKET_IGNORE_OUTGOING
+    ],
+);
+
 /// SOL_NETLINK, by include/uapi/linux/netlink.h.
 pub(crate) const NETLINK: Level = (
     270,
@@ -226,8 +263,21 @@ pub(crate) const NETLINK: Level = (
     ],
 );
 
-const LEVELS: [Level; 10] =
-    [NETLINK, SOCKET, IP, IP_MULTICAST, IPV6, IPV6_MULTICAST, TCP, TCP_BEFORE, UDP, UDP_LITE];
+const LEVELS: [Level; 13] = [
+    NETLINK,
+    PACKET,
+    SOCKET,
+    IP,
+    IP_MULTICAST,
+    IPV6,
+    IPV6_MULTICAST,
+    TCP,
+    TCP_BEFORE,
+    UDP,
+    UDP_LITE,
+    RAW,
+    ICMPV6,
+];
 
 /// SO_REUSEADDR.
 pub(crate) const SO_REUSEADDR: i32 = 2;
