@@ -292,6 +292,18 @@ fn address_by(ask: impl FnOnce(*mut u8, *mut libc::socklen_t) -> i32) -> nix::Re
     Ok(storage.get(2..length as usize).unwrap_or_default().to_vec())
 }
 
+/// Whether a byte that was sent out of band is what would be read next (SIOCATMARK).
+///
+/// # Errors
+/// As ioctl(2).
+pub fn at_mark(fd: BorrowedFd<'_>) -> nix::Result<bool> {
+    const SIOCATMARK: libc::c_ulong = 0x8905;
+    let mut answer: libc::c_int = 0;
+    // SAFETY: writes one int.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCATMARK, &raw mut answer) })?;
+    Ok(answer != 0)
+}
+
 /// What poll(2) tells at once of reading, of urgent data, of the end and of errors: POLL*.
 ///
 /// # Errors
@@ -405,6 +417,7 @@ pub fn send(
     bytes: &[u8],
     rights: &[RawFd],
     credentials: Option<[i32; 3]>,
+    flags: i32,
 ) -> nix::Result<usize> {
     let mut control = Vec::new();
     if !rights.is_empty() {
@@ -428,7 +441,8 @@ pub fn send(
     }
     // SAFETY: the header names live buffers with their lengths; sending only reads them.
     let sent = check(unsafe {
-        libc::sendmsg(fd.as_raw_fd(), &raw const header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+        let flags = flags | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        libc::sendmsg(fd.as_raw_fd(), &raw const header, flags)
     })?;
     Ok(sent.unsigned_abs())
 }
@@ -483,7 +497,7 @@ mod tests {
         let pid = i32::try_from(std::process::id()).unwrap();
         let me =
             [pid, nix::unistd::getuid().as_raw().cast_signed(), nix::unistd::getgid().as_raw().cast_signed()];
-        assert_eq!(send(a.as_fd(), None, b"abc", &[a.as_raw_fd(), b.as_raw_fd()], Some(me)), Ok(3));
+        assert_eq!(send(a.as_fd(), None, b"abc", &[a.as_raw_fd(), b.as_raw_fd()], Some(me), 0), Ok(3));
         let mut buffer = [0u8; 8];
         let received = receive(b.as_fd(), &mut buffer, libc::MSG_DONTWAIT).unwrap();
         assert_eq!((received.length, &buffer[..3]), (3, b"abc".as_slice()));

@@ -443,11 +443,13 @@ fn unix_socket(kind: UnixKind, peer: Peer) -> UnixSocket {
         gid: 34,
         peer_credentials: Some(somebody()),
         options: vec![SocketOption { level: 1, name: 7, value: 425_984u32.to_le_bytes().to_vec() }],
+        filter: vec![6, 0, 0, 0, 255, 255, 0, 0],
         queue: vec![Message {
             bytes: b"passed on".to_vec(),
             sender: Vec::new(),
             credentials: Some(Credentials { pid: 100, uid: 33, gid: 34 }),
             descriptions: vec![DescriptionId(4), DescriptionId(1)],
+            out_of_band: false,
         }],
     }
 }

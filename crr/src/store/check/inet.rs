@@ -89,7 +89,7 @@ fn is_of(socket: &InetSocket, address: &InetAddress) -> bool {
     matches!(address.ip, IpAddr::V6(_)) == socket.v6
 }
 
-fn check_options(options: &[SocketOption], filter: &[u8]) -> Check {
+pub(super) fn check_options(options: &[SocketOption], filter: &[u8]) -> Check {
     for option in options {
         ensure!(option.value.len() <= 256, "option {} has {} bytes", option.name, option.value.len());
     }

@@ -400,6 +400,13 @@ fn unix_sockets() {
     refused("has a file that is no absolute path", |s| s.file.as_mut().unwrap().path = b"a".to_vec());
     refused("message 0: its sender: has an address of 109 bytes", |s| s.queue[0].sender = vec![0; 109]);
     refused("message 0: was sent by no process", |s| s.queue[0].credentials = Some(Credentials::default()));
+    refused("has a filter of 9 bytes", |s| s.filter.push(0));
+    refused("message 0: was sent out of band, and is no single byte of a stream", |s| {
+        s.queue[0].out_of_band = true
+    });
+    refused("has 2 messages that were sent out of band last", |s| {
+        s.queue = vec![Message { bytes: vec![1], out_of_band: true, ..Message::default() }; 2];
+    });
 }
 
 #[test]
