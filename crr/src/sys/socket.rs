@@ -39,23 +39,29 @@ pub fn open(family: i32, kind: i32, protocol: i32) -> nix::Result<OwnedFd> {
 /// # Errors
 /// ENOPROTOOPT, EOPNOTSUPP and what the option answers.
 pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> nix::Result<Vec<u8>> {
-    let mut value = vec![0u8; OPTION_SIZE];
-    loop {
-        let mut length = libc::socklen_t::try_from(value.len()).map_err(|_| Errno::EINVAL)?;
-        // SAFETY: the buffer has the length that is given.
-        let asked = check(unsafe {
-            libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut length)
-        });
-        match asked {
-            // SO_PEERGROUPS says how much room it needs.
-            Err(Errno::ERANGE) if length as usize > value.len() => value.resize(length as usize, 0),
-            Err(errno) => return Err(errno),
-            Ok(_) => {
-                value.truncate(length as usize);
-                return Ok(value);
-            }
+    // Most are a number: each gets as much of the heap as it has, of the many that a dump asks for.
+    let mut value = [0u8; OPTION_SIZE];
+    match ask(fd, level, name, &mut value) {
+        Ok(length) => Ok(value.get(..length).unwrap_or(&value).to_vec()),
+        // SO_PEERGROUPS says how much room it needs.
+        Err((Errno::ERANGE, needed)) if needed > OPTION_SIZE => {
+            let mut value = vec![0u8; needed];
+            let length = ask(fd, level, name, &mut value).map_err(|(errno, _)| errno)?;
+            value.truncate(length);
+            Ok(value)
         }
+        Err((errno, _)) => Err(errno),
     }
+}
+
+/// getsockopt: the length of the value, also where there is no room for it.
+fn ask(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) -> Result<usize, (Errno, usize)> {
+    let mut length = libc::socklen_t::try_from(value.len()).map_err(|_| (Errno::EINVAL, 0))?;
+    // SAFETY: the buffer has the length that is given.
+    let asked = check(unsafe {
+        libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut length)
+    });
+    asked.map(|_| length as usize).map_err(|errno| (errno, length as usize))
 }
 
 /// getsockopt of an option whose value says what is asked about. As much as the kernel gives is changed.
@@ -63,12 +69,7 @@ pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> nix::Result<Vec<u8>>
 /// # Errors
 /// As getsockopt(2).
 pub fn option_about(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) -> nix::Result<()> {
-    let mut length = libc::socklen_t::try_from(value.len()).map_err(|_| Errno::EINVAL)?;
-    // SAFETY: the buffer has the length that is given.
-    check(unsafe {
-        libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut length)
-    })
-    .map(drop)
+    ask(fd, level, name, value).map(drop).map_err(|(errno, _)| errno)
 }
 
 /// The network namespace that a socket belongs to (SIOCGSKNS).
