@@ -2,6 +2,7 @@
 #include "workload.h"
 #include <arpa/inet.h>
 #include <linux/filter.h>
+#include <linux/net_tstamp.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <netinet/in.h>
@@ -14,6 +15,12 @@
 /* include/net/udplite.h, which is no header for programs. */
 #define UDPLITE_SEND_CSCOV 10
 #define UDPLITE_RECV_CSCOV 11
+
+/* include/uapi/linux/in6.h, which does not go with netinet/in.h. */
+#define IPV6_FLOWINFO 11
+#ifndef IPV6_ROUTER_ALERT_ISOLATE
+#define IPV6_ROUTER_ALERT_ISOLATE 30
+#endif
 
 /* The addresses of this machine that the cases use; the last is an IPv4 address for an IPv6 socket. */
 static const char *const hosts[] = { "127.0.0.1", "::1", "::ffff:127.0.0.1" };
@@ -464,6 +471,13 @@ static const struct {
 	{ IPPROTO_IPV6, IPV6_TCLASS, 0x20 },
 	{ IPPROTO_IPV6, IPV6_RECVPKTINFO, 1 },
 	{ IPPROTO_IPV6, IPV6_DONTFRAG, 1 },
+	{ IPPROTO_IPV6, IPV6_2292PKTINFO, 1 },
+	{ IPPROTO_IPV6, IPV6_2292HOPOPTS, 1 },
+	{ IPPROTO_IPV6, IPV6_2292DSTOPTS, 1 },
+	{ IPPROTO_IPV6, IPV6_2292RTHDR, 1 },
+	{ IPPROTO_IPV6, IPV6_2292HOPLIMIT, 1 },
+	{ IPPROTO_IPV6, IPV6_FLOWINFO, 1 },
+	{ IPPROTO_IPV6, IPV6_ROUTER_ALERT_ISOLATE, 1 },
 };
 
 /* What getsockopt shows, whether it was set or not, of sockets that are connected, listen, or neither. */
@@ -493,6 +507,10 @@ CASE(options)
 	MUST(setsockopt(fds[0], IPPROTO_TCP, TCP_CONGESTION, "reno", 4));
 	MUST(setsockopt(fds[6], SOL_SOCKET, SO_BINDTODEVICE, "lo", 3));
 	CHECK(before[0][7] == 1 && before[0][8] == 33 && before[2][22] == 0x20, "the options are set");
+	for (size_t j = 25; j < LENGTH(settings); j++)
+		CHECK(before[7][j] == 1, "option %d:%d is not set", settings[j].level, settings[j].name);
+	struct sock_txtime moments = { .clockid = CLOCK_TAI, .flags = SOF_TXTIME_REPORT_ERRORS }, moments_now;
+	MUST(setsockopt(fds[6], SOL_SOCKET, SO_TXTIME, &moments, sizeof(moments)));
 	checkpoint();
 	for (size_t i = 0; i < LENGTH(fds); i++) {
 		for (size_t j = 0; j < LENGTH(settings); j++) {
@@ -509,6 +527,9 @@ CASE(options)
 	length = sizeof(name);
 	MUST(getsockopt(fds[0], IPPROTO_TCP, TCP_CONGESTION, name, &length));
 	CHECK(strcmp(name, "reno") == 0, "congestion control %s", name);
+	length = sizeof(moments_now);
+	MUST(getsockopt(fds[6], SOL_SOCKET, SO_TXTIME, &moments_now, &length));
+	CHECK(memcmp(&moments_now, &moments, sizeof(moments)) == 0, "SO_TXTIME: clock %d, flags %#x", moments_now.clockid, moments_now.flags);
 	length = sizeof(name);
 	MUST(getsockopt(fds[6], SOL_SOCKET, SO_BINDTODEVICE, name, &length));
 	CHECK(strcmp(name, "lo") == 0, "bound to device %s", name);

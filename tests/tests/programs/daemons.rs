@@ -341,11 +341,12 @@ pub(crate) fn mariadb(world: &World) -> Result {
 
 /// A program that sends an echo request five times a second and tells of each answer: none comes twice, and none is missing but for what
 /// was on its way when it was dumped.
-pub(crate) fn ping(world: &World) -> Result {
-    let mut running = world.start(&["/bin/busybox", "ping", "-i", "0.2", "127.0.0.1"])?;
+pub(crate) fn ping(world: &World, host: &str) -> Result {
+    let mut running = world.start(&["/bin/busybox", "ping", "-i", "0.2", host])?;
     let answered = || -> Result<Vec<u32>> {
         let log = world.read("log")?;
-        let numbers = log.lines().filter_map(|line| line.split_once(" seq=")?.1.split(' ').next());
+        let lines = log.lines().filter(|line| line.contains(" ttl=64 "));
+        let numbers = lines.filter_map(|line| line.split_once(" seq=")?.1.split(' ').next());
         numbers.map(|number| number.parse().context("a sequence number")).collect()
     };
     for _ in 0..ROUNDS {

@@ -54,6 +54,7 @@ pub(crate) const SOCKET: Level = (
         (45, How::Same), // SO_SELECT_ERR_QUEUE
         (46, How::Same), // SO_BUSY_POLL
         (47, How::Same), // SO_MAX_PACING_RATE
+        (61, How::Same), // SO_TXTIME
         (69, How::Same), // SO_PREFER_BUSY_POLL
         (74, How::Same), // SO_TXREHASH
         (75, How::Same), // SO_RCVMARK
@@ -103,6 +104,12 @@ pub(crate) const IPV6: Level = (
     libc::IPPROTO_IPV6,
     &[
         (26, How::Same), // IPV6_V6ONLY
+        (2, How::Same),  // IPV6_2292PKTINFO
+        (3, How::Same),  // IPV6_2292HOPOPTS
+        (4, How::Same),  // IPV6_2292DSTOPTS
+        (5, How::Same),  // IPV6_2292RTHDR
+        (8, How::Same),  // IPV6_2292HOPLIMIT
+        (11, How::Same), // IPV6_FLOWINFO
         (16, How::Same), // IPV6_UNICAST_HOPS
         (23, How::Same), // IPV6_MTU_DISCOVER
         (25, How::Same), // IPV6_RECVERR
@@ -128,6 +135,7 @@ pub(crate) const IPV6: Level = (
         (75, How::Same), // IPV6_TRANSPARENT
         (76, How::Same), // IPV6_UNICAST_IF
         (77, How::Same), // IPV6_RECVFRAGSIZE
+        (30, How::Same), // IPV6_ROUTER_ALERT_ISOLATE
         (78, How::Same), // IPV6_FREEBIND
     ],
 );
