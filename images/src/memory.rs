@@ -72,6 +72,8 @@ pub struct Space {
     pub policies: Vec<AreaPolicy>,
     /// Guard pages (MADV_GUARD_INSTALL), by rising address, not overlapping.
     pub guards: Vec<Guard>,
+    /// Names of areas (PR_SET_VMA_ANON_NAME), by rising address, not overlapping.
+    pub names: Vec<AreaName>,
     /// What `/proc/PID/stat` and brk(2) tell of the layout.
     pub layout: Layout,
     /// `/proc/PID/auxv`, as bytes in the layout of the task's ABI.
@@ -214,6 +216,21 @@ pub struct Guard {
     /// One past the last byte.
     pub end: Addr,
 }
+
+/// The name that a task gave to a VMA without a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AreaName {
+    /// First byte.
+    pub start: Addr,
+    /// One past the last byte.
+    pub end: Addr,
+    /// At most [`AREA_NAME_MAX`] bytes, printable ASCII.
+    #[serde(serialize_with = "crate::readable::text")]
+    pub name: Vec<u8>,
+}
+
+/// ANON_VMA_NAME_MAX_LEN of mm/madvise.c, without the zero at the end.
+pub const AREA_NAME_MAX: usize = 79;
 
 /// An object of shared memory without a file: anonymous, or a segment of System V.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

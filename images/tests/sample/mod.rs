@@ -15,7 +15,7 @@ use images::inotify::{FileWatch, Inotify};
 use images::inventory::{FileEntry, Inventory, StateComponent};
 use images::late::{Process, TaskFile};
 use images::lock::{Lock, LockKind};
-use images::memory::{Backing, Guard, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
+use images::memory::{AreaName, Backing, Guard, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
 use images::mqueue::MessageQueue;
 use images::netlink::NetlinkSocket;
 use images::packet::{PacketMembership, PacketSocket};
@@ -637,6 +637,7 @@ fn space(abi: Abi, first_page: u64) -> Space {
             policy: MemoryPolicy { mode: 3, nodes: vec![1, 1 << 63] },
         }],
         guards: vec![Guard { start: Addr(0x0900_2000), end: Addr(0x0900_4000) }],
+        names: vec![AreaName { start: Addr(0x0900_0000), end: Addr(0x090c_8000), name: b"Go: heap".into() }],
         layout: Layout { start_brk: Addr(0x0900_0000), brk: Addr(0x0900_1234), ..Layout::default() },
         auxv: vec![0; 2 * usize::try_from(abi.word()).unwrap()],
     }

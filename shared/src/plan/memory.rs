@@ -63,6 +63,7 @@ pub fn ops(list: &mut Vec<u8>, slots: &mut Slots, exe: PathId, space: &Space, sh
         let (addr, len) = (guard.start.0, guard.end.0 - guard.start.0);
         op::push(list, &Op::Advise { addr, len, advice: MADV_GUARD_INSTALL });
     }
+    names(list, space);
     for (vma, &prot) in space.vmas.iter().zip(&opened) {
         finish(list, vma, prot);
     }
@@ -162,6 +163,14 @@ fn advise_before(list: &mut Vec<u8>, addr: u64, len: u64, flags: u32) {
 fn keep_free(list: &mut Vec<u8>, vma: &Vma) {
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     op::push(list, &Op::Map { addr: vma.start.0, len: length(vma), prot: 0, flags, fd: None, offset: 0 });
+}
+
+/// Gives areas their names. A fork passes them on, so a task that is cloned finds none, since this comes after that.
+pub(super) fn names(list: &mut Vec<u8>, space: &Space) {
+    for area in &space.names {
+        let name = [&area.name[..], b"\0"].concat();
+        op::push(list, &Op::NameArea { addr: area.start.0, len: area.end.0 - area.start.0, name: &name });
+    }
 }
 
 /// What has to wait for the contents; `prot` is the protection until now.

@@ -4,7 +4,8 @@ use super::{Check, attribute, ensure, inside, path};
 use images::file::Files;
 use images::id::PAGE_SIZE;
 use images::memory::{
-    BLOCK_PAGES, Backing, CHUNK_PAGES, Guard, Memory, Packing, Run, Shared, Space, Vma, vm,
+    AREA_NAME_MAX, AreaName, BLOCK_PAGES, Backing, CHUNK_PAGES, Guard, Memory, Packing, Run, Shared, Space,
+    Vma, vm,
 };
 use images::task::{Task, Tree};
 use images::{Abi, Addr};
@@ -132,7 +133,20 @@ fn check_space(space: &Space, task: &Task, memory: &Memory, files: &Files) -> Ch
             "contents at {from}: no private memory of that extent"
         );
     }
-    check_guards(space)
+    check_guards(space)?;
+    check_names(space)
+}
+
+fn check_names(space: &Space) -> Check {
+    let mut vmas = space.vmas.iter();
+    for AreaName { start, end, name } in &space.names {
+        let vma = vmas.find(|vma| (vma.start, vma.end) == (*start, *end));
+        let can_have = vma.is_some_and(|vma| matches!(vma.backing, Backing::Anonymous | Backing::Shared(..)));
+        ensure!(can_have, "name of {start}-{end}: no area without a file, or out of order");
+        let printable = name.iter().all(|byte| (b' '..=b'~').contains(byte));
+        ensure!(printable && (1..=AREA_NAME_MAX).contains(&name.len()), "name of {start}-{end}: is none");
+    }
+    Ok(())
 }
 
 fn check_guards(space: &Space) -> Check {
