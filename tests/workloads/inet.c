@@ -7,6 +7,7 @@
 #include <linux/rtnetlink.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <netinet/udp.h>
 #include <poll.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
@@ -478,6 +479,7 @@ static const struct {
 	{ IPPROTO_IPV6, IPV6_2292HOPLIMIT, 1 },
 	{ IPPROTO_IPV6, IPV6_FLOWINFO, 1 },
 	{ IPPROTO_IPV6, IPV6_ROUTER_ALERT_ISOLATE, 1 },
+	{ IPPROTO_UDP, UDP_ENCAP, UDP_ENCAP_L2TPINUDP },
 };
 
 /* What getsockopt shows, whether it was set or not, of sockets that are connected, listen, or neither. */
@@ -508,7 +510,7 @@ CASE(options)
 	MUST(setsockopt(fds[6], SOL_SOCKET, SO_BINDTODEVICE, "lo", 3));
 	CHECK(before[0][7] == 1 && before[0][8] == 33 && before[2][22] == 0x20, "the options are set");
 	for (size_t j = 25; j < LENGTH(settings); j++)
-		CHECK(before[7][j] == 1, "option %d:%d is not set", settings[j].level, settings[j].name);
+		CHECK(before[7][j] == settings[j].value, "option %d:%d is not set", settings[j].level, settings[j].name);
 	struct sock_txtime moments = { .clockid = CLOCK_TAI, .flags = SOF_TXTIME_REPORT_ERRORS }, moments_now;
 	MUST(setsockopt(fds[6], SOL_SOCKET, SO_TXTIME, &moments, sizeof(moments)));
 	checkpoint();

@@ -134,6 +134,7 @@ CASE(raw)
 	MUST(connect(icmp, (const void *)&here, sizeof(here)));
 	MUST(bind(own, (const void *)&here, sizeof(here)));
 	set(own, IPPROTO_IP, IP_RECVTTL, 1);
+	set(own, IPPROTO_IP, IP_ROUTER_ALERT, 1);
 	set(sender, IPPROTO_IP, IP_HDRINCL, 1);
 	MUST(shutdown(sender, SHUT_RD) == 0 || errno == ENOTCONN ? 0 : -1);
 	MUST(setsockopt(icmp6, IPPROTO_ICMPV6, ICMPV6_FILTER, &filter6, sizeof(filter6)));
@@ -152,6 +153,7 @@ CASE(raw)
 	CHECK(option(six, IPPROTO_IPV6, IPV6_CHECKSUM) == 4, "IPV6_CHECKSUM of the socket that has it");
 	CHECK(option(icmp6, 255, IPV6_CHECKSUM) == 2, "IPV6_CHECKSUM of ICMPv6");
 	CHECK(option(own, IPPROTO_IP, IP_RECVTTL) == 1 && option(own, IPPROTO_IP, IP_HDRINCL) == 0, "options");
+	CHECK(option(own, IPPROTO_IP, IP_ROUTER_ALERT) == 1, "IP_ROUTER_ALERT");
 	CHECK(option(sender, IPPROTO_IP, IP_HDRINCL) == 1 && option(whole, IPPROTO_IP, IP_HDRINCL) == 1, "IP_HDRINCL");
 	CHECK(option(locked, SOL_SOCKET, SO_LOCK_FILTER) == 1, "SO_LOCK_FILTER");
 	CHECK(setsockopt(locked, SOL_SOCKET, SO_DETACH_FILTER, &length, sizeof(length)) == -1 && errno == EPERM, "its filter goes");

@@ -330,6 +330,21 @@ fn obstacle(fd: BorrowedFd<'_>, protocol: InetProtocol, v6: bool) -> Result<Opti
     {
         return Ok(Some("multicast routing (MRT_INIT) may be its doing, and is not supported".to_owned()));
     }
+    const IPV6_ROUTER_ALERT: i32 = 22;
+    if protocol == InetProtocol::Raw(255)
+        && v6
+        && sys::number(fd, libc::IPPROTO_IPV6, IPV6_ROUTER_ALERT).is_ok_and(|on| on != 0)
+    {
+        return Ok(Some("IPV6_ROUTER_ALERT is on, with a value that the kernel does not show".to_owned()));
+    }
+    // UDP_ENCAP_GTP0 and what follows: include/uapi/linux/udp.h.
+    const UDP_ENCAP: i32 = 100;
+    const ENCAP_BY_KERNEL: i32 = 4;
+    if protocol == InetProtocol::Udp
+        && sys::number(fd, libc::IPPROTO_UDP, UDP_ENCAP).is_ok_and(|kind| kind >= ENCAP_BY_KERNEL)
+    {
+        return Ok(Some("a tunnel of the kernel (UDP_ENCAP) is not supported".to_owned()));
+    }
     if protocol != InetProtocol::Tcp {
         return Ok(None);
     }

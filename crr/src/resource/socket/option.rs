@@ -54,6 +54,7 @@ pub(crate) const SOCKET: Level = (
         (45, How::Same), // SO_SELECT_ERR_QUEUE
         (46, How::Same), // SO_BUSY_POLL
         (47, How::Same), // SO_MAX_PACING_RATE
+        (49, How::Same), // SO_INCOMING_CPU
         (61, How::Same), // SO_TXTIME
         (69, How::Same), // SO_PREFER_BUSY_POLL
         (74, How::Same), // SO_TXREHASH
@@ -77,6 +78,7 @@ pub(crate) const IP: Level = (
         (2, How::Same),  // IP_TTL
         (3, How::Same),  // IP_HDRINCL
         (4, How::Same),  // IP_OPTIONS
+        (5, How::Same),  // IP_ROUTER_ALERT
         (6, How::Same),  // IP_RECVOPTS
         (7, How::Same),  // IP_RETOPTS
         (8, How::Same),  // IP_PKTINFO
@@ -204,6 +206,7 @@ pub(crate) const UDP: Level = (
     libc::IPPROTO_UDP,
     &[
         (1, How::Same),   // UDP_CORK
+        (100, How::Same), // UDP_ENCAP
         (101, How::Same), // UDP_NO_CHECK6_TX
         (102, How::Same), // UDP_NO_CHECK6_RX
         (103, How::Same), // UDP_SEGMENT
