@@ -117,7 +117,8 @@ pub(super) fn serve(restore: &Restore<'_>, listener: &Listener, deadline: Instan
         };
         for event in &events[..ready] {
             if event.data() == LISTENER {
-                if let Some(peer) = greet(restore, listener, &mut given)? {
+                let greeted = greet(restore, listener, &mut given);
+                if let Some(peer) = greeted.map_err(|e| first_cause(restore, &peers, e))? {
                     unseen -= usize::from(peer.task.is_some());
                     come(peer, &mut peers)?;
                 }
