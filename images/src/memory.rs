@@ -140,13 +140,61 @@ pub enum Backing {
     Vvar,
     /// The kernel's paravirtual clock pages beside it (6.13 and later).
     VvarVclock,
+    /// MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB memory, from a byte offset of what was mapped by one call.
+    HugePages(u64),
+}
+
+/// Pages of the hugetlb pools, of the sizes that the processor has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum HugePage {
+    /// 2 MiB.
+    Mib2,
+    /// 1 GiB.
+    Gib1,
+}
+
+impl HugePage {
+    /// All sizes.
+    pub const ALL: [Self; 2] = [Self::Mib2, Self::Gib1];
+
+    /// Its size is two to the power of this.
+    #[must_use]
+    pub const fn shift(self) -> u32 {
+        match self {
+            Self::Mib2 => 21,
+            Self::Gib1 => 30,
+        }
+    }
+
+    /// Its size in bytes.
+    #[must_use]
+    pub const fn size(self) -> u64 {
+        1 << self.shift()
+    }
+
+    /// The bit of [`Vma::flags`].
+    #[must_use]
+    pub const fn bit(self) -> u32 {
+        match self {
+            Self::Mib2 => vm::HUGE_2_MIB,
+            Self::Gib1 => vm::HUGE_1_GIB,
+        }
+    }
+}
+
+impl Vma {
+    /// The pages that private memory is made of, if they are huge.
+    #[must_use]
+    pub fn huge(&self) -> Option<HugePage> {
+        HugePage::ALL.into_iter().find(|page| self.flags & page.bit() != 0)
+    }
 }
 
 impl Backing {
-    /// Whether it is memory of the task's own: anonymous, or a private mapping of a file.
+    /// Whether it is memory of the task's own: anonymous, of huge pages or not, or a private mapping of a file.
     #[must_use]
     pub const fn is_private(self) -> bool {
-        matches!(self, Self::Anonymous | Self::PrivateFile(..))
+        matches!(self, Self::Anonymous | Self::PrivateFile(..) | Self::HugePages(_))
     }
 }
 
@@ -184,6 +232,10 @@ pub mod vm {
     pub const SEALED: u32 = 1 << 14;
     /// `dp`: MAP_DROPPABLE.
     pub const DROPPABLE: u32 = 1 << 15;
+    /// `ht`: private memory of huge pages (MAP_HUGETLB), of 2 MiB.
+    pub const HUGE_2_MIB: u32 = 1 << 17;
+    /// The same, of 1 GiB.
+    pub const HUGE_1_GIB: u32 = 1 << 18;
     /// No code of smaps: of the vDSO and the areas around it, put there by a restore on another kernel than that of the
     /// dump, beside those that the task had.
     pub const PARKED: u32 = 1 << 16;
@@ -241,6 +293,8 @@ pub struct Shared {
     pub ino: u64,
     /// Its contents; what lies between was never touched.
     pub runs: Vec<Run>,
+    /// The pages that it is made of, if they are huge.
+    pub huge: Option<HugePage>,
     /// What it is as a segment of System V, if it is one.
     pub segment: Option<Segment>,
 }

@@ -2,6 +2,7 @@
 
 use super::Refuse;
 use super::file::kinds;
+use super::hugetlb;
 use super::path::{Lost, Paths, UNMAP, file_type, link_of};
 use super::sysv;
 use super::view::Use;
@@ -79,6 +80,8 @@ fn flag(code: [u8; 2]) -> Flag {
         b"rd" | b"wr" | b"ex" | b"sh" | b"mr" | b"me" | b"ms" | b"sd" => Flag::Implied,
         // Until 5.14: of programs, by exec. No mapping that a task asks for gets it.
         b"dw" => Flag::Implied,
+        // Of which size, the size of its pages tells.
+        b"ht" => Flag::Implied,
         // It may have guard pages, which the page map tells.
         b"gu" => Flag::Implied,
         b"gd" => Flag::Kept(vm::GROWS_DOWN),
@@ -99,7 +102,6 @@ fn flag(code: [u8; 2]) -> Flag {
         b"dp" => Flag::Kept(vm::DROPPABLE),
         b"io" | b"pf" | b"de" | b"mm" => Flag::Special,
         b"um" | b"uw" | b"ui" => Flag::Refused(WATCHED),
-        b"ht" => Flag::Refused("huge TLB pages (MAP_HUGETLB)"),
         b"ss" => Flag::Refused("a user shadow stack"),
         b"sf" => Flag::Refused("synchronous (MAP_SYNC)"),
         _ => Flag::Refused("has a flag that crr does not know"),
@@ -109,9 +111,12 @@ fn flag(code: [u8; 2]) -> Flag {
 /// The [`vm`] bits of an area; what is not restored goes to `refused`.
 fn flags(codes: &[u8], special: bool, mut refused: impl FnMut(&'static str, [u8; 2])) -> u32 {
     let mut bits = 0;
+    let huge = is_huge(codes);
     for code in codes.split(|&b| b == b' ') {
         let &[a, b] = code else { continue };
         match flag([a, b]) {
+            // hugetlbfs_file_mmap() of fs/hugetlbfs/inode.c.
+            Flag::Special if huge && code == b"de" => {}
             // A kernel that seals them would not let them move to their places.
             Flag::Kept(vm::SEALED) if special => refused("sealed (mseal)", [a, b]),
             Flag::Implied => {}
@@ -122,6 +127,11 @@ fn flags(codes: &[u8], special: bool, mut refused: impl FnMut(&'static str, [u8;
         }
     }
     bits
+}
+
+/// Whether an area is made of huge pages.
+fn is_huge(codes: &[u8]) -> bool {
+    codes.split(|&b| b == b' ').any(|code| code == b"ht")
 }
 
 /// The areas of one task that the kernel provides.
@@ -143,8 +153,11 @@ pub(crate) fn is_anonymous(area: &Area<'_>) -> bool {
 
 /// Whether it is shared memory without a file, if it is one at all: its file has the name that a task could have made for itself.
 fn is_shared_anonymous(name: &[u8]) -> bool {
-    name == b"/dev/zero (deleted)" || name_of_shared(name).is_some()
+    name == b"/dev/zero (deleted)" || name == HUGE || name_of_shared(name).is_some()
 }
+
+/// What memory of huge pages without a file shows (hugetlb_file_setup() of fs/hugetlbfs/inode.c).
+const HUGE: &[u8] = b"/anon_hugepage (deleted)";
 
 /// The name that a task has given to an area, which is shown unless it is that of the heap or the stack
 /// (get_vma_name() of fs/proc/task_mmu.c).
@@ -235,7 +248,14 @@ impl Backings {
             let hint = "have the program give it key 0 (pkey_mprotect) before the dump";
             refuse.with_hint(describe(area), format!("has protection key {}", area.pkey), hint);
         }
-        Ok(Some(Vma { start: Addr(area.start), end: Addr(area.end), prot: area.prot, flags: bits, backing }))
+        let huge = if backing.is_private() && is_huge(area.flags) {
+            let page = hugetlb::of_size(area.page_size).context("huge pages of an unknown size")?;
+            page.bit()
+        } else {
+            0
+        };
+        let flags = bits | huge;
+        Ok(Some(Vma { start: Addr(area.start), end: Addr(area.end), prot: area.prot, flags, backing }))
     }
 
     fn backing(
@@ -244,6 +264,9 @@ impl Backings {
         dir: &Dir,
         paths: &mut Paths,
     ) -> Result<Result<Backing, Unmappable>> {
+        if area.name == HUGE && !area.shared {
+            return Ok(Ok(Backing::HugePages(area.offset)));
+        }
         if is_anonymous(area) {
             return Ok(Ok(Backing::Anonymous));
         }
@@ -352,8 +375,6 @@ fn unmappable(name: &[u8], lost: Lost) -> Unmappable {
     let kind = |prefix: &[u8]| name.starts_with(prefix);
     let (reason, hint) = if kind(b"/secretmem") {
         ("secret memory (memfd_secret) is for the eyes of the task alone", UNMAP)
-    } else if kind(b"/anon_hugepage") {
-        ("huge TLB pages (MAP_HUGETLB) are not supported", UNMAP)
     } else if kind(b"/[aio]") {
         (
             "an AIO context (io_setup): whether requests are on their way is not to be seen",
@@ -432,6 +453,7 @@ mod tests {
             name,
             flags: b"rd",
             pkey: 0,
+            page_size: 4096,
         };
         let name = |area: &Area<'_>| dump_name(area).map(|name| name.name);
         let private = area(b"[anon:Go: heap]", false, 0);
@@ -482,7 +504,8 @@ mod tests {
 
     #[test]
     fn what_is_not_restored_is_named() {
-        assert_eq!(refused(b"rd ht", false), ["huge TLB pages (MAP_HUGETLB)"]);
+        assert_eq!(refused(b"rd de", false), ["a device or another special mapping"]);
+        assert_eq!(refused(b"rd de ht", false), [""; 0]);
         assert_eq!(refused(b"rd um zz", false).len(), 2);
         assert_eq!(refused(b"rd io pf de dd", false).len(), 3);
         assert_eq!(refused(b"rd mr pf io de dd sd", true), [""; 0]);

@@ -677,7 +677,16 @@ fn areas() {
         vma(s, |vma| vma.end = Addr(0x0900_1000));
     });
     refused(&format!("{task} 0x8048000-0x8058000: protection 0xf"), |s| vma(s, |vma| vma.prot = 15));
-    refused(&format!("{task} 0x8048000-0x8058000: flags 0x20000"), |s| vma(s, |vma| vma.flags = 1 << 17));
+    refused(&format!("{task} 0x8048000-0x8058000: flags 0x80000"), |s| vma(s, |vma| vma.flags = 1 << 19));
+    refused(&format!("{task} 0x8048000-0x8058000: is not made of huge pages"), |s| {
+        vma(s, |vma| vma.flags = vm::HUGE_2_MIB);
+    });
+    refused(&format!("{task} 0x8048000-0x8058000: has huge pages of no size"), |s| {
+        vma(s, |vma| vma.backing = Backing::HugePages(0));
+    });
+    refused(&format!("{task} 0x8048000-0x8058000: flags 0x20000 of memory that is not private"), |s| {
+        vma(s, |vma| (vma.flags, vma.backing) = (vm::HUGE_2_MIB, Backing::SharedFile(PathId(1), 0)));
+    });
     refused(&format!("{task} 0x8048000-0x8058000: path#9 of 9 paths"), |s| {
         vma(s, |vma| vma.backing = Backing::SharedFile(PathId(9), 0));
     });
