@@ -134,31 +134,32 @@ PID     COMMAND            ABI       THREADS  MAPPED   SAVED     FDS
 ├─ 102  gone               exited 3
 └─ 103  gone               killed 9
 
-FILE                                      MODE  OFFSET                HELD AS (PID: FDS)
-/dev/pts/3 (terminal)                     rw    0                     100: 0, 101: 0
-pipe#0                                    r     0                     100: 3, 101: 3
-pipe#0                                    w     0                     100: 1, 101: 1
-/tmp/café (deleted)                       w     12                    100: 7, 101: 7
-socket#0                                  rw    0
-/dev/ptmx (pty#0)                         rw    0
-/dev/pts/8 (pty#1)                        rw    0
-eventfd: 3                                rw    0
-timerfd on clock 0                        rw    0
-signalfd: 0x10000                         rw    0
-epoll of 1                                rw    0
-inet#0                                    rw    0
-netlink socket of protocol 15, port 4711  rw    0
-/run/control (pipe#1)                     r     0
-pipe:[7001] (external)                    w     0
-/dev/pts/4 (external)                     rw    0
-/var/log/shell (external)                 r     7
-inotify of 1                              r     0
-pidfd of 1100                             rw    0
-pidfd of a process that is gone           rw    0
-/proc/1100/mem                            r     18446744073709547520
-namespace net                             r     0
-message queue /jobs                       rw    0
-socket:[7004] (external)                  rw    0
+FILE                                           MODE  OFFSET                HELD AS (PID: FDS)
+/dev/pts/3 (terminal)                          rw    0                     100: 0, 101: 0
+pipe#0                                         r     0                     100: 3, 101: 3
+pipe#0                                         w     0                     100: 1, 101: 1
+/tmp/café (deleted)                            w     12                    100: 7, 101: 7
+socket#0                                       rw    0
+/dev/ptmx (pty#0)                              rw    0
+/dev/pts/8 (pty#1)                             rw    0
+eventfd: 3                                     rw    0
+timerfd on clock 0                             rw    0
+signalfd: 0x10000                              rw    0
+epoll of 1                                     rw    0
+inet#0                                         rw    0
+netlink socket of protocol 15, port 4711       rw    0
+/run/control (pipe#1)                          r     0
+pipe:[7001] (external)                         w     0
+/dev/pts/4 (external)                          rw    0
+/var/log/shell (external)                      r     7
+inotify of 1                                   r     0
+pidfd of 1100                                  rw    0
+pidfd of a process that is gone                rw    0
+/proc/1100/mem                                 r     18446744073709547520
+namespace net                                  r     0
+message queue /jobs                            rw    0
+socket:[7004] (external)                       rw    0
+packet socket of protocol 0x0800, interface 2  rw    0
 
 PIPE    CAPACITY  UNREAD
 pipe#0  64.0 KiB  9 B
@@ -186,6 +187,8 @@ inet#2  tcp       127.0.0.1:80      127.0.0.1:40000  connected             4 B  
 inet#3  tcp       127.0.0.1:80      -                listens, backlog 128  0 B     0 B
 inet#4  tcp       127.0.0.1:80      -                ended                 10 B    0 B
 inet#5  udp6      [fe80::1%2]:5353  -                -                     4 B     0 B
+inet#6  ping      127.0.0.1:80      -                -                     0 B     0 B
+inet#7  raw 89    127.0.0.1:80      -                -                     0 B     0 B
 
 Traffic of its connections is held by the nftables table inet crr-0123456789abcdef until the restore.
 

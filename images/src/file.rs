@@ -9,6 +9,7 @@ use crate::late::{Process, TaskFile};
 use crate::memory::{HugePage, Run};
 use crate::mqueue::MessageQueue;
 use crate::netlink::NetlinkSocket;
+use crate::packet::PacketSocket;
 use crate::pipe::Pipe;
 use crate::socket::UnixSocket;
 use crate::terminal::{Pty, PtyEnd};
@@ -45,6 +46,8 @@ pub struct Files {
     pub task_files: Vec<TaskFile>,
     /// POSIX message queues.
     pub message_queues: Vec<MessageQueue>,
+    /// Packet sockets.
+    pub packet_sockets: Vec<PacketSocket>,
 }
 
 /// A name in the file system and what stood behind it at dump.
@@ -178,6 +181,8 @@ pub enum Target {
     Namespace(Namespace),
     /// A POSIX message queue: index into [`Files::message_queues`].
     MessageQueue(u32),
+    /// A packet socket: index into [`Files::packet_sockets`].
+    PacketSocket(u32),
 }
 
 /// A kind of namespace.
@@ -220,6 +225,7 @@ impl Target {
             | Self::Epoll(_)
             | Self::InetSocket(_)
             | Self::NetlinkSocket(_)
+            | Self::PacketSocket(_)
             | Self::External(_)
             | Self::Inotify(_) => false,
         }

@@ -59,6 +59,10 @@ pub enum InetProtocol {
     Udp,
     /// UDP-Lite.
     UdpLite,
+    /// ICMP of its family, for echo requests alone (SOCK_DGRAM): its port is the id of these.
+    Ping,
+    /// Any, by packets (SOCK_RAW).
+    Raw(u16),
 }
 
 /// How far a socket has come.

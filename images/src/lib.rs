@@ -26,6 +26,7 @@ pub mod lock;
 pub mod memory;
 pub mod mqueue;
 pub mod netlink;
+pub mod packet;
 pub mod pipe;
 mod readable;
 pub mod seccomp;

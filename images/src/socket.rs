@@ -30,6 +30,9 @@ pub struct UnixSocket {
     pub peer_credentials: Option<PeerCredentials>,
     /// What getsockopt shows.
     pub options: Vec<SocketOption>,
+    /// Its filter (SO_GET_FILTER): instructions of classic BPF, 8 bytes each.
+    #[serde(serialize_with = "crate::readable::hex")]
+    pub filter: Vec<u8>,
     /// What was sent to it and not yet read, oldest first.
     pub queue: Vec<Message>,
 }
@@ -140,6 +143,8 @@ pub struct Message {
     pub credentials: Option<Credentials>,
     /// SCM_RIGHTS: descriptions on their way, in order.
     pub descriptions: Vec<DescriptionId>,
+    /// The byte of a stream that was sent out of band (MSG_OOB) last.
+    pub out_of_band: bool,
 }
 
 /// Sender of a message.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 const DESCRIPTION: &str = include_str!("../FORMAT.md");
 
-const RECORDS: [&str; 14] = [
+const RECORDS: [&str; 15] = [
     include_str!("../src/attribute.rs"),
     include_str!("../src/event.rs"),
     include_str!("../src/inventory.rs"),
@@ -17,6 +17,7 @@ const RECORDS: [&str; 14] = [
     include_str!("../src/inet.rs"),
     include_str!("../src/netlink.rs"),
     include_str!("../src/memory.rs"),
+    include_str!("../src/packet.rs"),
     include_str!("../src/socket.rs"),
     include_str!("../src/terminal.rs"),
 ];

@@ -2,14 +2,26 @@
 #include "workload.h"
 #include <arpa/inet.h>
 #include <linux/filter.h>
+#include <linux/net_tstamp.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <netinet/udp.h>
 #include <poll.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+
+/* include/net/udplite.h, which is no header for programs. */
+#define UDPLITE_SEND_CSCOV 10
+#define UDPLITE_RECV_CSCOV 11
+
+/* include/uapi/linux/in6.h, which does not go with netinet/in.h. */
+#define IPV6_FLOWINFO 11
+#ifndef IPV6_ROUTER_ALERT_ISOLATE
+#define IPV6_ROUTER_ALERT_ISOLATE 30
+#endif
 
 /* The addresses of this machine that the cases use; the last is an IPv4 address for an IPv6 socket. */
 static const char *const hosts[] = { "127.0.0.1", "::1", "::ffff:127.0.0.1" };
@@ -460,6 +472,14 @@ static const struct {
 	{ IPPROTO_IPV6, IPV6_TCLASS, 0x20 },
 	{ IPPROTO_IPV6, IPV6_RECVPKTINFO, 1 },
 	{ IPPROTO_IPV6, IPV6_DONTFRAG, 1 },
+	{ IPPROTO_IPV6, IPV6_2292PKTINFO, 1 },
+	{ IPPROTO_IPV6, IPV6_2292HOPOPTS, 1 },
+	{ IPPROTO_IPV6, IPV6_2292DSTOPTS, 1 },
+	{ IPPROTO_IPV6, IPV6_2292RTHDR, 1 },
+	{ IPPROTO_IPV6, IPV6_2292HOPLIMIT, 1 },
+	{ IPPROTO_IPV6, IPV6_FLOWINFO, 1 },
+	{ IPPROTO_IPV6, IPV6_ROUTER_ALERT_ISOLATE, 1 },
+	{ IPPROTO_UDP, UDP_ENCAP, UDP_ENCAP_L2TPINUDP },
 };
 
 /* What getsockopt shows, whether it was set or not, of sockets that are connected, listen, or neither. */
@@ -489,6 +509,10 @@ CASE(options)
 	MUST(setsockopt(fds[0], IPPROTO_TCP, TCP_CONGESTION, "reno", 4));
 	MUST(setsockopt(fds[6], SOL_SOCKET, SO_BINDTODEVICE, "lo", 3));
 	CHECK(before[0][7] == 1 && before[0][8] == 33 && before[2][22] == 0x20, "the options are set");
+	for (size_t j = 25; j < LENGTH(settings); j++)
+		CHECK(before[7][j] == settings[j].value, "option %d:%d is not set", settings[j].level, settings[j].name);
+	struct sock_txtime moments = { .clockid = CLOCK_TAI, .flags = SOF_TXTIME_REPORT_ERRORS }, moments_now;
+	MUST(setsockopt(fds[6], SOL_SOCKET, SO_TXTIME, &moments, sizeof(moments)));
 	checkpoint();
 	for (size_t i = 0; i < LENGTH(fds); i++) {
 		for (size_t j = 0; j < LENGTH(settings); j++) {
@@ -505,6 +529,9 @@ CASE(options)
 	length = sizeof(name);
 	MUST(getsockopt(fds[0], IPPROTO_TCP, TCP_CONGESTION, name, &length));
 	CHECK(strcmp(name, "reno") == 0, "congestion control %s", name);
+	length = sizeof(moments_now);
+	MUST(getsockopt(fds[6], SOL_SOCKET, SO_TXTIME, &moments_now, &length));
+	CHECK(memcmp(&moments_now, &moments, sizeof(moments)) == 0, "SO_TXTIME: clock %d, flags %#x", moments_now.clockid, moments_now.flags);
 	length = sizeof(name);
 	MUST(getsockopt(fds[6], SOL_SOCKET, SO_BINDTODEVICE, name, &length));
 	CHECK(strcmp(name, "lo") == 0, "bound to device %s", name);
@@ -576,6 +603,64 @@ CASE(datagrams)
 	}
 	expect(any, name_of(fds[0]), "wide", 4);
 	nothing_left_in(any);
+}
+
+/* UDP-Lite: datagrams of which a part is checked, and of which a part has to be. */
+CASE(udp_lite)
+{
+	int fds[LENGTH(hosts)], peers[LENGTH(hosts)], sent = 20, least = 12;
+	struct address senders[LENGTH(hosts)];
+	for (size_t i = 0; i < LENGTH(hosts); i++) {
+		struct address here = at(hosts[i], 0);
+		fds[i] = MUST(socket(family(hosts[i]), SOCK_DGRAM, IPPROTO_UDPLITE));
+		MUST(bind(fds[i], (void *)&here.bytes, here.length));
+		MUST(setsockopt(fds[i], IPPROTO_UDPLITE, UDPLITE_RECV_CSCOV, &least, sizeof(least)));
+		struct address to = name_of(fds[i]);
+		peers[i] = MUST(socket(family(hosts[i]), SOCK_DGRAM, IPPROTO_UDPLITE));
+		MUST(bind(peers[i], (void *)&here.bytes, here.length));
+		MUST(connect(peers[i], (void *)&to.bytes, to.length));
+		senders[i] = name_of(peers[i]);
+		MUST(setsockopt(peers[i], IPPROTO_UDPLITE, UDPLITE_SEND_CSCOV, &sent, sizeof(sent)));
+		MUST(send(peers[i], "the end of this is not checked", 30, 0));
+		MUST(send(peers[i], "", 0, 0));
+		MUST(send(peers[i], "odd", 3, 0));
+	}
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(hosts); i++) {
+		CHECK(option(fds[i], IPPROTO_UDPLITE, UDPLITE_RECV_CSCOV) == least, "UDPLITE_RECV_CSCOV");
+		CHECK(option(peers[i], IPPROTO_UDPLITE, UDPLITE_SEND_CSCOV) == sent, "UDPLITE_SEND_CSCOV");
+		expect(fds[i], senders[i], "the end of this is not checked", 30);
+		expect(fds[i], senders[i], "", 0);
+		expect(fds[i], senders[i], "odd", 3);
+		nothing_left_in(fds[i]);
+		MUST(send(peers[i], "on we go, as we did before it", 29, 0));
+		expect(fds[i], senders[i], "on we go, as we did before it", 29);
+	}
+}
+
+/* Shut down for reading, for both, connected or not, with a datagram that has come before. */
+CASE(datagrams_shut_down)
+{
+	int fds[4];
+	char byte;
+	for (size_t i = 0; i < LENGTH(fds); i++) {
+		fds[i] = bound("127.0.0.1", SOCK_DGRAM);
+		struct address self = name_of(fds[i]);
+		if (i & 1)
+			MUST(connect(fds[i], (void *)&self.bytes, self.length));
+		MUST(sendto(fds[i], "before", 6, 0, (void *)&self.bytes, self.length));
+		/* One that is not connected says so, and is shut down all the same. */
+		int done = shutdown(fds[i], i & 2 ? SHUT_RDWR : SHUT_RD);
+		CHECK((done == 0) == (i & 1), "shutdown: %d, %s", done, strerror(errno));
+	}
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(fds); i++) {
+		struct address self = name_of(fds[i]);
+		expect(fds[i], self, "before", 6);
+		CHECK(recv(fds[i], &byte, 1, 0) == 0, "socket %zu: %s", i, strerror(errno));
+		ssize_t sent = sendto(fds[i], "x", 1, MSG_NOSIGNAL, (void *)&self.bytes, self.length);
+		CHECK(sent == (i & 2 ? -1 : 1), "socket %zu sends %zd, %s", i, sent, strerror(errno));
+	}
 }
 
 /* Groups that a socket has joined, with and without a choice of senders. */

@@ -3,6 +3,7 @@
 #include <sys/sem.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <linux/if_packet.h>
 #include <linux/aio_abi.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -56,7 +57,11 @@ CASE(descriptors)
 {
 	int pair[2];
 	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
-	name_fd(MUST(socket(AF_PACKET, SOCK_RAW, 0)));
+	struct tpacket_req ring = { .tp_block_size = PAGE, .tp_block_nr = 1, .tp_frame_size = PAGE, .tp_frame_nr = 1 };
+	int with_ring = MUST(socket(AF_PACKET, SOCK_RAW, 0));
+	MUST(setsockopt(with_ring, SOL_PACKET, PACKET_RX_RING, &ring, sizeof(ring)));
+	name_fd(with_ring);
+	name_fd(MUST(socket(AF_PACKET, SOCK_PACKET, 0)));
 	name_fd(MUST((int)syscall(SYS_pidfd_open, getppid(), 0)));
 	name_fd(MUST(open("/dev/kmsg", O_RDONLY)));
 	name_fd(MUST(open("/proc/pressure/cpu", O_RDWR)));
@@ -591,7 +596,6 @@ CASE(protected_sockets)
 	MUST(setsockopt(fd, IPPROTO_TCP, TCP_MD5SIG, &signature, sizeof(signature)));
 	MUST(listen(fd, 1));
 	name_fd(fd);
-	name_fd(MUST(socket(AF_INET, SOCK_RAW, IPPROTO_UDP)));
 	name_fd(MUST(socket(AF_NETLINK, SOCK_RAW, 9)));
 	checkpoint();
 	CHECK(fcntl(fd, F_GETFD) == 0, "the socket");

@@ -1,6 +1,7 @@
 /* Unix sockets: pairs, what waits in them, who is at the other end, options. */
 #include "workload.h"
 #include <grp.h>
+#include <linux/filter.h>
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -235,6 +236,96 @@ CASE(unconnected)
 		CHECK(send(alone[i], "x", 1, MSG_NOSIGNAL) == -1 && errno == ENOTCONN, "no ENOTCONN: %s", strerror(errno));
 	}
 	CHECK(fcntl(alone[1], F_GETFL) == (O_RDWR | O_NONBLOCK) && fcntl(alone[1], F_GETFD) == FD_CLOEXEC, "flags");
+}
+
+/* Reads so much at once, and compares it. */
+static void read_at_once(size_t i, int fd, const char *text)
+{
+	char bytes[20];
+	ssize_t got = recv(fd, bytes, sizeof(bytes), MSG_DONTWAIT);
+	CHECK(got == (ssize_t)strlen(text) && memcmp(bytes, text, (size_t)got) == 0, "stream %zu: %zd bytes (%.*s), %s", i, got,
+	      (int)(got < 0 ? 0 : got), bytes, strerror(errno));
+}
+
+static bool at_mark(int fd)
+{
+	int answer = -1;
+	MUST(ioctl(fd, SIOCATMARK, &answer));
+	return answer == 1;
+}
+
+/* Bytes out of band: at the front, in the middle, at the end, alone, after an older one, to be read with the others. */
+CASE(out_of_band)
+{
+	static const struct {
+		const char *before, *mark, *behind;
+		bool in_line;
+	} all[] = {
+		{ "abc", "!", "def", false }, { "", "!", "def", false }, { "abc", "!", "", false }, { "", "!", "", false },
+		{ "abc", "!", "def", true },  { "", "!", "def", true },	 { "a!!b", "!", "!!", false },
+	};
+	int ends[LENGTH(all)][2], aged[2], on = 1;
+	char byte;
+	for (size_t i = 0; i < LENGTH(all); i++) {
+		pair_of(SOCK_STREAM, ends[i]);
+		MUST(setsockopt(ends[i][1], SOL_SOCKET, SO_OOBINLINE, &(int){ all[i].in_line }, sizeof(int)));
+		MUST(send(ends[i][0], all[i].before, strlen(all[i].before), 0));
+		MUST(send(ends[i][0], all[i].mark, 1, MSG_OOB));
+		MUST(send(ends[i][0], all[i].behind, strlen(all[i].behind), 0));
+	}
+	pair_of(SOCK_STREAM, aged);
+	MUST(setsockopt(aged[1], SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)));
+	MUST(send(aged[0], "1", 1, MSG_OOB));
+	MUST(send(aged[0], "ab", 2, 0));
+	MUST(send(aged[0], "2", 1, MSG_OOB));
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(all); i++) {
+		int fd = ends[i][1];
+		struct pollfd polled = { .fd = fd, .events = POLLPRI };
+		CHECK(poll(&polled, 1, 0) == 1 && polled.revents == POLLPRI, "stream %zu: poll says %#x", i, polled.revents);
+		CHECK(at_mark(fd) == (all[i].before[0] == 0), "stream %zu: the mark", i);
+		if (all[i].before[0] != 0)
+			read_at_once(i, fd, all[i].before);
+		CHECK(at_mark(fd), "stream %zu: the mark is elsewhere", i);
+		if (all[i].in_line) {
+			read_at_once(i, fd, "!def");
+		} else {
+			CHECK(recv(fd, &byte, 1, MSG_OOB | MSG_DONTWAIT) == 1 && byte == '!', "stream %zu: %s", i, strerror(errno));
+			if (all[i].behind[0] != 0)
+				read_at_once(i, fd, all[i].behind);
+		}
+		nothing_left_in(fd);
+		CHECK(send(ends[i][0], "on", 2, 0) == 2, "send: %s", strerror(errno));
+		read_at_once(i, fd, "on");
+	}
+	read_at_once(LENGTH(all), aged[1], "1ab");
+	CHECK(recv(aged[1], &byte, 1, MSG_OOB | MSG_DONTWAIT) == 1 && byte == '2', "the younger one: %s", strerror(errno));
+}
+
+/* Of datagrams, with which some are let in, and which are locked. */
+CASE(filters)
+{
+	struct sock_filter longer[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_LEN, 0),
+		BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, 3, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, 100),
+		BPF_STMT(BPF_RET | BPF_K, 0),
+	};
+	struct sock_fprog program = { LENGTH(longer), longer };
+	int ends[2], on = 1;
+	pair_of(SOCK_DGRAM, ends);
+	put(ends[0], 2, 1);
+	MUST(setsockopt(ends[1], SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program)));
+	MUST(setsockopt(ends[1], SOL_SOCKET, SO_LOCK_FILTER, &on, sizeof(on)));
+	put(ends[0], 20, 2);
+	checkpoint();
+	put(ends[0], 3, 3);
+	put(ends[0], 4, 4);
+	get(ends[1], 2, 1);
+	get(ends[1], 20, 2);
+	get(ends[1], 4, 4);
+	nothing_left_in(ends[1]);
+	CHECK(setsockopt(ends[1], SOL_SOCKET, SO_DETACH_FILTER, &on, sizeof(on)) == -1 && errno == EPERM, "its filter goes");
 }
 
 /* Every option that can be set, each with another value than it has. */

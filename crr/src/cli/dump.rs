@@ -63,7 +63,8 @@ pub(super) struct Dump {
     #[arg(short = 'l', long, hide = true)]
     file_locks: bool,
 
-    /// Give up connections that have not been accepted yet, and cannot be kept: their clients find them reset.
+    /// Give up connections that have not been accepted yet, and cannot be kept: their clients find them reset. Also packets that raw, ping and
+    /// packet sockets have received and nobody has read, which cannot be put back.
     #[arg(long)]
     skip_in_flight: bool,
 

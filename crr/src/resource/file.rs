@@ -13,7 +13,9 @@ use super::tree::Standing;
 use super::unix_socket::half::HalfPolicy;
 use super::unix_socket::{self, Holder, Sockets};
 use super::view::{FileSystem, Use};
-use super::{Refuse, device, inet, inotify, lock, mqueue, namespace, netlink, pidfd as pidfds, task_file};
+use super::{
+    Refuse, device, inet, inotify, lock, mqueue, namespace, netlink, packet, pidfd as pidfds, task_file,
+};
 use crate::proc::{Dir, fdinfo};
 use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
@@ -63,6 +65,7 @@ pub(crate) struct Table {
     sockets: Sockets,
     inet: inet::Sockets,
     netlink: Vec<(NetlinkSocket, Holder)>,
+    packets: packet::Sockets,
     network: socket::OwnNetwork,
     terminals: Terminals,
     events: event::Found,
@@ -325,7 +328,9 @@ impl Table {
                     }
                     return Ok(self.sockets.add(own()?, &open.stat, holder, refuse)?.map(Target::UnixSocket));
                 }
-                libc::AF_INET | libc::AF_INET6 | libc::AF_NETLINK if !self.network.has(copy)? => {
+                libc::AF_INET | libc::AF_INET6 | libc::AF_NETLINK | libc::AF_PACKET
+                    if !self.network.has(copy)? =>
+                {
                     let reason = "belongs to another network namespace than crr";
                     refuse.with_hint(&holder.object, reason, CLOSE);
                     return Ok(None);
@@ -340,6 +345,10 @@ impl Table {
                     self.netlink.push((record, holder));
                     let index = u32::try_from(self.netlink.len() - 1).context("too many sockets")?;
                     return Ok(Some(Target::NetlinkSocket(index)));
+                }
+                libc::AF_PACKET => {
+                    let index = self.packets.add(copy, &open.stat, holder, refuse)?;
+                    return Ok(index.map(Target::PacketSocket));
                 }
                 _ => {}
             }
@@ -488,8 +497,13 @@ impl Table {
         }
     }
 
-    /// Refuses internet sockets that cannot be had as they are, once all of the tree are known.
-    pub(crate) fn check_inet_sockets(&mut self, policy: inet::Policy, refusals: &mut Refusals) -> Result<()> {
+    /// Refuses internet and packet sockets that cannot be had as they are, once all of the tree are known.
+    pub(crate) fn check_network_sockets(
+        &mut self,
+        policy: inet::Policy,
+        refusals: &mut Refusals,
+    ) -> Result<()> {
+        self.packets.check(policy, refusals);
         self.inet.check(policy, refusals).context("look at internet sockets")
     }
 
@@ -544,7 +558,12 @@ impl Table {
     fn ends(&self) -> impl Iterator<Item = (pipe::Object, Option<pipe::Ours<'_>>)> {
         let pipes = self.pipes.objects().map(|(pipe, ours)| (pipe, Some(ours)));
         let netlink = self.netlink.iter().map(|(socket, holder)| (socket.ino, holder));
-        let others = self.inet.holders().chain(netlink).map(|(ino, holder)| (ino, holder, None));
+        let others = self
+            .inet
+            .holders()
+            .chain(netlink)
+            .chain(self.packets.holders())
+            .map(|(ino, holder)| (ino, holder, None));
         let unix = self.sockets.holders().map(|(ino, holder)| (ino, holder, Some(Key::UnixSocket(ino))));
         let sockets = unix
             .chain(others)
@@ -590,6 +609,7 @@ impl Table {
             inotifies: self.inotifies,
             task_files: self.task_files.into_records(),
             message_queues: self.message_queues.into_records(),
+            packet_sockets: self.packets.into_records(),
         }
     }
 }

@@ -25,6 +25,7 @@ pub(crate) mod mqueue;
 pub mod namespace;
 pub(crate) mod netlink;
 pub(crate) mod other_name;
+pub(crate) mod packet;
 pub mod path;
 pub(crate) mod pidfd;
 pub mod pipe;

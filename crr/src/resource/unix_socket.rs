@@ -82,10 +82,15 @@ impl Sockets {
                 return Ok(None);
             }
         };
-        if !matches!(sys::filter_length(socket.as_fd()), Ok(0) | Err(Errno::ENOPROTOOPT)) {
-            refuse.with_hint(&holder.object, "a unix socket with a filter is not supported", CLOSE);
-            return Ok(None);
-        }
+        let filter = match sys::filter(socket.as_fd()) {
+            Ok(filter) => filter,
+            Err(Errno::EACCES) => {
+                let reason = "a socket with an eBPF filter (SO_ATTACH_BPF) is not supported";
+                refuse.with_hint(&holder.object, reason, CLOSE);
+                return Ok(None);
+            }
+            Err(errno) => return Err(errno).context("SO_GET_FILTER"),
+        };
         let record = UnixSocket {
             ino: stat.st_ino,
             kind,
@@ -98,6 +103,7 @@ impl Sockets {
             gid: stat.st_gid,
             peer_credentials: peer_credentials(socket.as_fd())?,
             options: option::dump(socket.as_fd(), &[option::SOCKET])?,
+            filter,
             queue: Vec::new(),
         };
         let index = u32::try_from(self.found.len()).context("too many sockets")?;
@@ -125,7 +131,9 @@ impl Sockets {
                         Obstacle::Error => {
                             "has messages and an error to tell, which reading them would take away"
                         }
-                        Obstacle::OutOfBand => "has a byte in its queue that was sent out of band (MSG_OOB)",
+                        Obstacle::OutOfBand => {
+                            "has a byte in its queue that was sent out of band (MSG_OOB), where is not to be seen"
+                        }
                     };
                     refusals.task((holder.pid, &holder.name), &holder.object, reason, Some(READ));
                     continue;
@@ -141,6 +149,7 @@ impl Sockets {
                     sender: if found.record.kind == UnixKind::Datagram { one.sender } else { Vec::new() },
                     credentials: one.credentials,
                     descriptions: Vec::new(),
+                    out_of_band: one.out_of_band,
                 });
             }
         }

@@ -71,7 +71,7 @@ pub(super) fn open_all(restore: &Restore<'_>) -> Result<Files> {
         if let (Some(file), Some(far)) =
             (files.get(&entry.description), restore.opened.late.0.get(&entry.description))
         {
-            sys::send(far.as_fd(), None, &[0], &[file.as_raw_fd()], None)
+            sys::send(far.as_fd(), None, &[0], &[file.as_raw_fd()], None, 0)
                 .with_context(|| format!("send {}", entry.description))?;
         }
     }

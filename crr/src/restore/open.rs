@@ -10,7 +10,7 @@ use crate::resource::external::given::Given;
 use crate::resource::file::reopen::Controlling;
 use crate::resource::file::reopen::{Reopened, open_all};
 use crate::resource::unix_socket::bind::Binder;
-use crate::resource::{self, inet, sysv};
+use crate::resource::{self, inet, packet, sysv};
 use crate::store::Checkpoint;
 use anyhow::{Context, Result, bail};
 use images::file::Files;
@@ -40,6 +40,7 @@ pub(crate) struct Opened {
     pub(super) socket_files: Binder,
     inet_sockets: inet::recreate::Restored,
     inet_records: Vec<InetSocket>,
+    packet_sockets: packet::Deaf,
     /// Files that have no name.
     pub(super) deleted: Recreated,
     /// What leaders of sessions take as controlling terminals.
@@ -75,7 +76,7 @@ impl Opened {
         inet::recreate::as_wished(&mut files.inet_sockets, wishes);
         let done = std::mem::take(&mut deleted.descriptions);
         let mut late = Places::default();
-        let Reopened { descriptions, socket_files, controlling, inet_sockets } =
+        let Reopened { descriptions, socket_files, controlling, inet_sockets, packet_sockets } =
             open_all(&files, given, done, &mut late)?;
         let segments = sysv::recreate::put_back(&checkpoint.memory, &checkpoint.pages)?;
         let mut mapped = BTreeMap::new();
@@ -98,6 +99,7 @@ impl Opened {
             socket_files,
             inet_sockets,
             inet_records,
+            packet_sockets,
             controlling,
             deleted,
             paths,
@@ -114,12 +116,13 @@ impl Opened {
         self.descriptions[id.0 as usize].as_fd()
     }
 
-    /// Lets traffic pass to TCP connections, which are silent still.
+    /// Lets traffic pass to TCP connections, which are silent still, and to packet sockets.
     ///
     /// # Errors
     /// Names the socket that does not come to the state that it had.
     pub(super) fn let_traffic_pass(&mut self) -> Result<()> {
-        self.inet_sockets.let_traffic_pass(&self.inet_records)
+        self.inet_sockets.let_traffic_pass(&self.inet_records)?;
+        self.packet_sockets.hear()
     }
 
     /// Lets TCP connections speak again.

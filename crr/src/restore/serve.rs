@@ -16,8 +16,8 @@ use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, getsockopt, recvmsg,
-    sendmsg, socketpair, sockopt,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, getsockopt, recv,
+    recvmsg, sendmsg, socketpair, sockopt,
 };
 use shared::op::{self, birth::Birth};
 use shared::plan::family::Making;
@@ -122,7 +122,8 @@ pub(super) fn serve(restore: &Restore<'_>, listener: &Listener, deadline: Instan
         };
         for event in &events[..ready] {
             if event.data() == LISTENER {
-                if let Some(peer) = greet(restore, listener, &mut given)? {
+                let greeted = greet(restore, listener, &mut given);
+                if let Some(peer) = greeted.map_err(|e| first_cause(restore, &peers, e))? {
                     unseen -= usize::from(peer.task.is_some());
                     come(peer, &mut peers)?;
                 }
@@ -131,11 +132,14 @@ pub(super) fn serve(restore: &Restore<'_>, listener: &Listener, deadline: Instan
             let Some(slot) = usize::try_from(event.data()).ok().and_then(|at| peers.get_mut(at)) else {
                 continue;
             };
-            if let Some(peer) = slot
-                && progress.answer(restore, peer)?
-            {
-                open -= usize::from(peer.task.is_some());
-                *slot = None;
+            let Some(peer) = slot else { continue };
+            match progress.answer(restore, peer) {
+                Ok(false) => {}
+                Ok(true) => {
+                    open -= usize::from(peer.task.is_some());
+                    *slot = None;
+                }
+                Err(e) => return Err(first_cause(restore, &peers, e)),
             }
         }
         if ready == 0 && unseen > 0 {
@@ -207,8 +211,70 @@ fn last_words(restore: &Restore<'_>, peer: &Peer, error: anyhow::Error) -> anyho
     }
 }
 
+/// A task ended without a word. What ended it may be the end of another one.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}: died while it was restored")]
+struct Died(String);
+
 fn died(restore: &Restore<'_>, peer: &Peer) -> anyhow::Error {
-    anyhow!("{}: died while it was restored", who(restore, peer.pid, peer.task))
+    Died(who(restore, peer.pid, peer.task)).into()
+}
+
+/// The cause of a failure. A task that fails says why and ends, and so do those below it, by their parent-death signal and without a word: they can
+/// be heard of first, but everything that ended before them has been said by then.
+fn first_cause(restore: &Restore<'_>, peers: &[Option<Peer>], error: anyhow::Error) -> anyhow::Error {
+    if !error.is::<Died>() {
+        return error;
+    }
+    let mut ended = Vec::new();
+    for peer in peers.iter().flatten() {
+        match heard(&peer.socket) {
+            Heard::Failure(report) => {
+                return explain(restore, peer, speaker(restore, peer, &report), &report);
+            }
+            Heard::End if peer.left > 0 => ended.push(peer),
+            Heard::End | Heard::Nothing => {}
+        }
+    }
+    let tasks = &restore.checkpoint.tree.tasks;
+    let parent = |peer: &Peer| peer.task.map(|index| tasks[index].ppid);
+    let first = ended.iter().find(|peer| !ended.iter().any(|other| Some(other.pid) == parent(peer)));
+    first.map_or(error, |peer| died(restore, peer))
+}
+
+/// What a process has said that nobody has read.
+#[derive(Debug)]
+enum Heard {
+    Nothing,
+    Failure(Report),
+    /// Its socket is closed.
+    End,
+}
+
+fn heard(socket: &OwnedFd) -> Heard {
+    let mut bytes = [0u8; size_of::<Report>()];
+    loop {
+        match recv(socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) | Err(Errno::ECONNRESET) => return Heard::End,
+            Ok(length) if length == bytes.len() => {
+                let report = decode(&bytes);
+                let stage = Stage::from_number(report.stage);
+                if !matches!(stage, Some(Stage::Parked | Stage::Hold | Stage::There | Stage::Lazy)) {
+                    return Heard::Failure(report);
+                }
+            }
+            Err(Errno::EINTR) => {}
+            Ok(_) | Err(_) => return Heard::Nothing,
+        }
+    }
+}
+
+/// The task that a report is about.
+fn speaker(restore: &Restore<'_>, peer: &Peer, report: &Report) -> Option<usize> {
+    match report.pid {
+        0 => peer.task,
+        pid => restore.checkpoint.tree.tasks.iter().position(|task| task.pid.cast_unsigned() == pid),
+    }
 }
 
 fn send(restore: &Restore<'_>, peer: &Peer, given: &mut Given) -> Result<()> {
@@ -281,11 +347,7 @@ impl Progress {
             }
         }
         let report = decode(&bytes);
-        let member = match report.pid {
-            0 => peer.task,
-            pid => tasks.iter().position(|task| task.pid.cast_unsigned() == pid),
-        };
-        let (Some(member), Some(host)) = (member, peer.task) else {
+        let (Some(member), Some(host)) = (speaker(restore, peer, &report), peer.task) else {
             return Err(explain(restore, peer, None, &report));
         };
         if report.stage == Stage::Hold as u32 {
@@ -435,4 +497,29 @@ fn failed_op(ops: &[u8], report: &Report) -> String {
         index += 1;
     }
     if report.pid == 0 { format!("op {}", report.op) } else { String::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_said_before_an_end_is_heard() {
+        let pair =
+            || socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let say = |far: &OwnedFd, stage: Stage| {
+            let report = Report { stage: stage as u32, errno: 12, ..Report::default() };
+            nix::unistd::write(far, as_bytes(&report)).unwrap();
+        };
+        let (own, far) = pair();
+        assert!(matches!(heard(&own), Heard::Nothing));
+        say(&far, Stage::There);
+        say(&far, Stage::Ops);
+        drop(far);
+        assert!(matches!(heard(&own), Heard::Failure(report) if report.stage == Stage::Ops as u32));
+        assert!(matches!(heard(&own), Heard::End));
+        let (own, far) = pair();
+        say(&far, Stage::Hold);
+        assert!(matches!(heard(&own), Heard::Nothing));
+    }
 }

@@ -39,23 +39,29 @@ pub fn open(family: i32, kind: i32, protocol: i32) -> nix::Result<OwnedFd> {
 /// # Errors
 /// ENOPROTOOPT, EOPNOTSUPP and what the option answers.
 pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> nix::Result<Vec<u8>> {
-    let mut value = vec![0u8; OPTION_SIZE];
-    loop {
-        let mut length = libc::socklen_t::try_from(value.len()).map_err(|_| Errno::EINVAL)?;
-        // SAFETY: the buffer has the length that is given.
-        let asked = check(unsafe {
-            libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut length)
-        });
-        match asked {
-            // SO_PEERGROUPS says how much room it needs.
-            Err(Errno::ERANGE) if length as usize > value.len() => value.resize(length as usize, 0),
-            Err(errno) => return Err(errno),
-            Ok(_) => {
-                value.truncate(length as usize);
-                return Ok(value);
-            }
+    // Most are a number: each gets as much of the heap as it has, of the many that a dump asks for.
+    let mut value = [0u8; OPTION_SIZE];
+    match ask(fd, level, name, &mut value) {
+        Ok(length) => Ok(value.get(..length).unwrap_or(&value).to_vec()),
+        // SO_PEERGROUPS says how much room it needs.
+        Err((Errno::ERANGE, needed)) if needed > OPTION_SIZE => {
+            let mut value = vec![0u8; needed];
+            let length = ask(fd, level, name, &mut value).map_err(|(errno, _)| errno)?;
+            value.truncate(length);
+            Ok(value)
         }
+        Err((errno, _)) => Err(errno),
     }
+}
+
+/// getsockopt: the length of the value, also where there is no room for it.
+fn ask(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) -> Result<usize, (Errno, usize)> {
+    let mut length = libc::socklen_t::try_from(value.len()).map_err(|_| (Errno::EINVAL, 0))?;
+    // SAFETY: the buffer has the length that is given.
+    let asked = check(unsafe {
+        libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut length)
+    });
+    asked.map(|_| length as usize).map_err(|errno| (errno, length as usize))
 }
 
 /// getsockopt of an option whose value says what is asked about. As much as the kernel gives is changed.
@@ -63,12 +69,7 @@ pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> nix::Result<Vec<u8>>
 /// # Errors
 /// As getsockopt(2).
 pub fn option_about(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) -> nix::Result<()> {
-    let mut length = libc::socklen_t::try_from(value.len()).map_err(|_| Errno::EINVAL)?;
-    // SAFETY: the buffer has the length that is given.
-    check(unsafe {
-        libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut length)
-    })
-    .map(drop)
+    ask(fd, level, name, value).map(drop).map_err(|(errno, _)| errno)
 }
 
 /// The network namespace that a socket belongs to (SIOCGSKNS).
@@ -151,6 +152,15 @@ pub fn attach_filter(fd: BorrowedFd<'_>, program: &[u8]) -> nix::Result<()> {
     .map(drop)
 }
 
+/// SO_DETACH_FILTER.
+///
+/// # Errors
+/// ENOENT without a filter, EPERM for one that is locked.
+pub fn detach_filter(fd: BorrowedFd<'_>) -> nix::Result<()> {
+    const SO_DETACH_FILTER: i32 = 27;
+    set_option(fd, libc::SOL_SOCKET, SO_DETACH_FILTER, &0i32.to_ne_bytes())
+}
+
 /// setsockopt.
 ///
 /// # Errors
@@ -196,6 +206,25 @@ fn unix_address(address: &[u8]) -> nix::Result<(libc::sockaddr_un, libc::socklen
 pub fn bind(fd: BorrowedFd<'_>, address: &[u8]) -> nix::Result<()> {
     let (whole, length) = unix_address(address)?;
     // SAFETY: the address lives and has at least the length that is given.
+    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const whole).cast(), length) }).map(drop)
+}
+
+/// bind(2) of a packet socket, to all interfaces with 0.
+///
+/// # Errors
+/// As bind(2).
+pub fn bind_to_interface(fd: BorrowedFd<'_>, protocol: u16, interface: u32) -> nix::Result<()> {
+    let whole = libc::sockaddr_ll {
+        sll_family: libc::sa_family_t::try_from(libc::AF_PACKET).map_err(|_| Errno::EINVAL)?,
+        sll_protocol: protocol.to_be(),
+        sll_ifindex: interface.cast_signed(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let length = libc::socklen_t::try_from(size_of_val(&whole)).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the address lives and has the length that is given.
     check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const whole).cast(), length) }).map(drop)
 }
 
@@ -262,6 +291,18 @@ fn address_by(ask: impl FnOnce(*mut u8, *mut libc::socklen_t) -> i32) -> nix::Re
     let mut length = libc::socklen_t::try_from(storage.len()).unwrap_or(0);
     check(ask(storage.as_mut_ptr(), &raw mut length))?;
     Ok(storage.get(2..length as usize).unwrap_or_default().to_vec())
+}
+
+/// Whether a byte that was sent out of band is what would be read next (SIOCATMARK).
+///
+/// # Errors
+/// As ioctl(2).
+pub fn at_mark(fd: BorrowedFd<'_>) -> nix::Result<bool> {
+    const SIOCATMARK: libc::c_ulong = 0x8905;
+    let mut answer: libc::c_int = 0;
+    // SAFETY: writes one int.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCATMARK, &raw mut answer) })?;
+    Ok(answer != 0)
 }
 
 /// What poll(2) tells at once of reading, of urgent data, of the end and of errors: POLL*.
@@ -377,6 +418,7 @@ pub fn send(
     bytes: &[u8],
     rights: &[RawFd],
     credentials: Option<[i32; 3]>,
+    flags: i32,
 ) -> nix::Result<usize> {
     let mut control = Vec::new();
     if !rights.is_empty() {
@@ -400,7 +442,8 @@ pub fn send(
     }
     // SAFETY: the header names live buffers with their lengths; sending only reads them.
     let sent = check(unsafe {
-        libc::sendmsg(fd.as_raw_fd(), &raw const header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+        let flags = flags | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        libc::sendmsg(fd.as_raw_fd(), &raw const header, flags)
     })?;
     Ok(sent.unsigned_abs())
 }
@@ -455,7 +498,7 @@ mod tests {
         let pid = i32::try_from(std::process::id()).unwrap();
         let me =
             [pid, nix::unistd::getuid().as_raw().cast_signed(), nix::unistd::getgid().as_raw().cast_signed()];
-        assert_eq!(send(a.as_fd(), None, b"abc", &[a.as_raw_fd(), b.as_raw_fd()], Some(me)), Ok(3));
+        assert_eq!(send(a.as_fd(), None, b"abc", &[a.as_raw_fd(), b.as_raw_fd()], Some(me), 0), Ok(3));
         let mut buffer = [0u8; 8];
         let received = receive(b.as_fd(), &mut buffer, libc::MSG_DONTWAIT).unwrap();
         assert_eq!((received.length, &buffer[..3]), (3, b"abc".as_slice()));

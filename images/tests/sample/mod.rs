@@ -18,6 +18,7 @@ use images::lock::{Lock, LockKind};
 use images::memory::{AreaName, Backing, Guard, HugePage, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
 use images::mqueue::MessageQueue;
 use images::netlink::NetlinkSocket;
+use images::packet::{PacketMembership, PacketSocket};
 use images::pipe::{Buffer, Fifo, Pipe};
 use images::seccomp::{Filter, Seccomp};
 use images::sharing::Shares;
@@ -221,6 +222,7 @@ fn files() -> Files {
             description(Target::Namespace(Namespace::Net), 0o100_000, 0),
             description(Target::MessageQueue(0), 0o4002, 0),
             description(Target::External(3), 0o2, 0),
+            description(Target::PacketSocket(0), 0o2, 0),
         ],
         pipes: vec![
             Pipe { ino: 4242, capacity: 65_536, contents: b"in flight".to_vec(), ..Pipe::default() },
@@ -296,6 +298,24 @@ fn files() -> Files {
         }],
         task_files: vec![TaskFile { procfs: b"/proc".to_vec(), pid: 1100, name: b"mem".to_vec() }],
         message_queues: vec![MessageQueue { name: b"jobs".to_vec(), messages: 10, size: 8192 }],
+        packet_sockets: vec![PacketSocket {
+            ino: 4646,
+            kind: 3,
+            protocol: 0x0800,
+            interface: 2,
+            mode: 0o140_777,
+            uid: 33,
+            gid: 34,
+            options: vec![SocketOption { level: 263, name: 8, value: vec![1, 0, 0, 0] }],
+            filter: vec![6, 0, 0, 0, 255, 255, 0, 0],
+            memberships: vec![PacketMembership {
+                interface: 2,
+                kind: 0,
+                address: vec![1, 0, 0x5e, 0, 0, 1],
+                count: 2,
+            }],
+            fanout: Some(0x0001_0007),
+        }],
     }
 }
 
@@ -356,8 +376,10 @@ fn inet_sockets() -> Vec<InetSocket> {
                 sources: vec![linked.ip],
             }],
             queue: vec![Datagram { sender: linked, destination: linked, bytes: b"who?".to_vec() }],
-            ..unconnected
+            ..unconnected.clone()
         },
+        InetSocket { protocol: InetProtocol::Ping, state: InetState::Closed, ..unconnected.clone() },
+        InetSocket { protocol: InetProtocol::Raw(89), state: InetState::Closed, ..unconnected },
     ]
 }
 
@@ -424,11 +446,13 @@ fn unix_socket(kind: UnixKind, peer: Peer) -> UnixSocket {
         gid: 34,
         peer_credentials: Some(somebody()),
         options: vec![SocketOption { level: 1, name: 7, value: 425_984u32.to_le_bytes().to_vec() }],
+        filter: vec![6, 0, 0, 0, 255, 255, 0, 0],
         queue: vec![Message {
             bytes: b"passed on".to_vec(),
             sender: Vec::new(),
             credentials: Some(Credentials { pid: 100, uid: 33, gid: 34 }),
             descriptions: vec![DescriptionId(4), DescriptionId(1)],
+            out_of_band: false,
         }],
     }
 }

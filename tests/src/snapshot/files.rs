@@ -36,6 +36,7 @@ pub(super) fn add(snapshot: &mut Snapshot, pids: &[i32]) -> crate::Result {
     }
     snapshot.insert("unix sockets".to_owned(), Rule::Equal, unix_sockets(&sockets)?);
     snapshot.insert("internet sockets".to_owned(), Rule::Equal, inet_sockets(&sockets)?);
+    snapshot.insert("packet sockets".to_owned(), Rule::Equal, packet_sockets(&sockets)?);
     snapshot.insert("open file descriptions".to_owned(), Rule::Equal, descriptions(by_target.into_values())?);
     Ok(())
 }
@@ -178,7 +179,7 @@ const TEMPORARY: &str = "/#inode (deleted)";
 /// their queues is the programs' to find out: it moves from one to the other.
 fn inet_sockets(held: &Renumber) -> crate::Result<Vec<String>> {
     let mut lines = Vec::new();
-    for table in ["tcp", "tcp6", "udp", "udp6", "udplite", "udplite6"] {
+    for table in ["tcp", "tcp6", "udp", "udp6", "udplite", "udplite6", "raw", "raw6", "icmp", "icmp6"] {
         let Ok(text) = read(&format!("/proc/net/{table}")) else { continue };
         for line in text.lines().skip(1) {
             let words: Vec<&str> = line.split_whitespace().collect();
@@ -186,6 +187,21 @@ fn inet_sockets(held: &Renumber) -> crate::Result<Vec<String>> {
             if let Some(number) = held.0.get(&format!("socket:[{inode}]")) {
                 lines.push(format!("socket #{number} {table} {local} {peer} state {state} uid {uid}"));
             }
+        }
+    }
+    lines.sort_unstable();
+    Ok(lines)
+}
+
+/// The lines of /proc/net/packet about sockets that the tree holds: type, protocol, interface, whether they hear, owner.
+fn packet_sockets(held: &Renumber) -> crate::Result<Vec<String>> {
+    let mut lines = Vec::new();
+    let Ok(text) = read("/proc/net/packet") else { return Ok(lines) };
+    for line in text.lines().skip(1) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, _, kind, protocol, interface, running, _, uid, inode] = &words[..] else { continue };
+        if let Some(number) = held.0.get(&format!("socket:[{inode}]")) {
+            lines.push(format!("socket #{number} packet {kind} {protocol} {interface} {running} uid {uid}"));
         }
     }
     lines.sort_unstable();

@@ -29,6 +29,8 @@ tests::survives! {
     options => inet("options");
     corked => inet("corked");
     datagrams => inet("datagrams");
+    udp_lite => inet("udp_lite");
+    datagrams_shut_down => inet("datagrams_shut_down");
     multicast => inet("multicast");
     waiting => inet("waiting");
     between_abis => inet("between_abis");

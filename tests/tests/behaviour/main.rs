@@ -29,6 +29,7 @@ mod modes;
 mod mqueues;
 mod names;
 mod packed;
+mod packet_sockets;
 mod packets;
 mod pending;
 mod pidfds;

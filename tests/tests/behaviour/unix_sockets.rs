@@ -17,6 +17,8 @@ tests::survives! {
     descriptors_in_flight => sockets("descriptors_in_flight");
     descriptor_cycles => sockets("descriptor_cycles");
     senders => sockets("senders");
+    out_of_band => sockets("out_of_band");
+    filters => sockets("filters");
     makers => sockets("makers");
     between_abis => sockets("between_abis");
     receiver_waits => sockets("receiver_waits");

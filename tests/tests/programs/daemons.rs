@@ -3,8 +3,10 @@
 use super::servers::{
     Turns, ask_for, beside_rounds, beside_rounds_of, connect, download, large, make_readable, requests,
 };
+use crate::ROUNDS;
 use crate::world::{Running, World};
 use anyhow::{Context, ensure};
+use nix::sys::signal::{Signal, kill};
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -341,4 +343,35 @@ pub(crate) fn mariadb(world: &World) -> Result {
         Ok(())
     };
     beside_rounds_of(Running::round_among_others, world, &program, 3400, &[&writer, &computer])
+}
+
+/// A program that sends an echo request five times a second and tells of each answer: none comes twice, and none is missing but for what
+/// was on its way when it was dumped.
+pub(crate) fn ping(world: &World, host: &str) -> Result {
+    let mut running = world.start(&["/bin/busybox", "ping", "-i", "0.2", host])?;
+    let answered = || -> Result<Vec<u32>> {
+        let log = world.read("log")?;
+        let lines = log.lines().filter(|line| line.contains(" ttl=64 "));
+        let numbers = lines.filter_map(|line| line.split_once(" seq=")?.1.split(' ').next());
+        numbers.map(|number| number.parse().context("a sequence number")).collect()
+    };
+    for _ in 0..ROUNDS {
+        let before = answered()?.len();
+        wait::until(wait::STEP, "two more answers", || {
+            running.still_runs()?;
+            Ok((answered()?.len() >= before + 2).then_some(()))
+        })?;
+        running.round_with(&["--skip-in-flight"])?;
+    }
+    let last = answered()?.len();
+    wait::until(wait::STEP, "an answer after the last restore", || {
+        Ok((answered()?.len() > last).then_some(()))
+    })?;
+    kill(running.root, Signal::SIGINT)?;
+    running.finish()?;
+    let numbers = answered()?;
+    ensure!(numbers.is_sorted_by(|one, next| one < next), "answers {numbers:?}");
+    let missing = numbers.last().map_or(0, |last| *last as usize + 1) - numbers.len();
+    ensure!(missing <= ROUNDS as usize, "{missing} answers are missing of {numbers:?}");
+    Ok(())
 }

@@ -122,6 +122,9 @@ programs! {
     java32_clients in Chroot => daemons::java;
     sshd32_clients in Chroot => daemons::sshd;
     mariadb32_clients in Chroot => daemons::mariadb;
+    /// Echo requests, by a raw socket.
+    busybox32_pings in Chroot => |world| daemons::ping(world, "127.0.0.1");
+    busybox32_pings_by_ipv6 in Chroot => |world| daemons::ping(world, "::1");
     /// Recorded in rounds while it works.
     redis32_in_rounds in Chroot => servers::redis_in_rounds;
     /// Restored with memory that comes later.

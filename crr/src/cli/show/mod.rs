@@ -195,6 +195,10 @@ fn target(checkpoint: &Checkpoint, description: &Description) -> String {
             let socket = &checkpoint.files.netlink_sockets[socket as usize];
             format!("netlink socket of protocol {}, port {}", socket.protocol, socket.port)
         }
+        Target::PacketSocket(socket) => {
+            let socket = &checkpoint.files.packet_sockets[socket as usize];
+            format!("packet socket of protocol {:#06x}, interface {}", socket.protocol, socket.interface)
+        }
         Target::Pty { pty, path: id, .. } => format!("{} (pty#{pty})", path(id.0)),
         Target::External(id) => {
             format!("{} (external)", printable(&checkpoint.files.externals[id as usize].name))

@@ -40,10 +40,13 @@ pub(super) fn unix(sockets: &[UnixSocket]) -> String {
 pub(super) fn inet(sockets: &[InetSocket]) -> String {
     let mut table = Table::new(["SOCKET", "PROTOCOL", "ADDRESS", "PEER", "STATE", "UNREAD", "UNACKED"]);
     for (index, socket) in sockets.iter().enumerate() {
+        let six = if socket.v6 { "6" } else { "" };
         let protocol = match socket.protocol {
-            InetProtocol::Tcp => "tcp",
-            InetProtocol::Udp => "udp",
-            InetProtocol::UdpLite => "udp-lite",
+            InetProtocol::Tcp => format!("tcp{six}"),
+            InetProtocol::Udp => format!("udp{six}"),
+            InetProtocol::UdpLite => format!("udp-lite{six}"),
+            InetProtocol::Ping => format!("ping{six}"),
+            InetProtocol::Raw(number) => format!("raw{six} {number}"),
         };
         let shown = |address: &Option<InetAddress>| {
             address.as_ref().map_or_else(|| "-".to_owned(), |address| Shown(address).to_string())
@@ -62,7 +65,7 @@ pub(super) fn inet(sockets: &[InetSocket]) -> String {
         unread += socket.queue.iter().map(|datagram| datagram.bytes.len()).sum::<usize>();
         table.row([
             format!("inet#{index}"),
-            protocol.to_owned() + if socket.v6 { "6" } else { "" },
+            protocol,
             shown(&socket.local),
             shown(&socket.peer),
             state,

@@ -159,7 +159,7 @@ pub(super) fn collect(
         let ptys =
             tables.files.relate_terminals(&standings, tables.terminal, tables.guarded, &mut refusals)?;
         tree::check_terminals(&standings, shell_job, &ptys, &strangers, &mut refusals);
-        tables.files.check_inet_sockets(options.sockets, &mut refusals)?;
+        tables.files.check_network_sockets(options.sockets, &mut refusals)?;
         if tables.files.has_connections() && !tables.guarded && refusals.is_empty() {
             bail!(Unguarded);
         }

@@ -96,6 +96,7 @@ impl<'f, F: Fn(DescriptionId) -> BorrowedFd<'f>> Restoring<'_, 'f, F> {
             Target::Timerfd(timer) => timer.next_ns != 0,
             Target::Terminal(_)
             | Target::NetlinkSocket(_)
+            | Target::PacketSocket(_)
             | Target::External(_)
             | Target::MessageQueue(_) => true,
             Target::UnixSocket(index) => {

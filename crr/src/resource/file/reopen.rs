@@ -5,7 +5,7 @@ use crate::fault::{self, Point};
 use crate::resource::external::given::Given;
 use crate::resource::unix_socket::bind::Binder;
 use crate::resource::{
-    event, inet, inotify, mqueue, namespace, netlink, pipe::recreate, terminal, unix_socket,
+    event, inet, inotify, mqueue, namespace, netlink, packet, pipe::recreate, terminal, unix_socket,
 };
 use crate::restore::late::Places;
 use crate::sys::int80::LowBuffer;
@@ -34,6 +34,8 @@ pub(crate) struct Reopened {
     pub(crate) controlling: Controlling,
     /// Internet sockets, still silent.
     pub(crate) inet_sockets: inet::recreate::Restored,
+    /// Packet sockets, of which the same is true.
+    pub(crate) packet_sockets: packet::Deaf,
 }
 
 /// Opens every description, or holds its place, but for those that are open already.
@@ -53,6 +55,7 @@ pub(crate) fn open_all(
     let sockets = unix_socket::recreate::create_all(&files.unix_sockets)?;
     let inet_sockets = inet::recreate::create_all(&files.inet_sockets, files.network_hold.as_deref())?;
     let mut ptys = terminal::recreate::create_all(files, &mut ia32)?;
+    let mut packet_sockets = packet::Deaf::default();
     let mut opened = Vec::with_capacity(files.descriptions.len());
     for (index, description) in files.descriptions.iter().enumerate() {
         if let Some(fd) = done.remove(&index) {
@@ -75,6 +78,10 @@ pub(crate) fn open_all(
                 continue;
             }
             Target::NetlinkSocket(index) => netlink::recreate(&files.netlink_sockets[index as usize], flags)?,
+            Target::PacketSocket(index) => {
+                opened.push(packet_sockets.open(&files.packet_sockets[index as usize], flags)?);
+                continue;
+            }
             Target::Pipe(pipe) => pipes[pipe as usize].open(index, flags, &mut ia32)?,
             Target::Eventfd(record) => event::recreate::eventfd(record, flags)?,
             Target::Timerfd(record) => event::recreate::timerfd(record, flags)?,
@@ -89,7 +96,8 @@ pub(crate) fn open_all(
         opened.push(Rc::new(fd));
     }
     let socket_files = sockets.finish(files, &opened)?;
-    Ok(Reopened { descriptions: opened, socket_files, controlling: ptys.controlling, inet_sockets })
+    let controlling = ptys.controlling;
+    Ok(Reopened { descriptions: opened, socket_files, controlling, inet_sockets, packet_sockets })
 }
 
 /// Opens a file by name.

@@ -2,7 +2,8 @@
 
 use super::address::Shown;
 use super::{
-    Ends, Found, Policy, Sockets, TcpPolicy, addresses, diag, inject, is_connected, listens_at, queue, stream,
+    Ends, Found, Policy, Sockets, TcpPolicy, addresses, diag, inject, is_connected, listed, listens_at,
+    queue, stream,
 };
 use crate::refusal::Refusals;
 use crate::resource::Refuse;
@@ -12,6 +13,7 @@ use crate::resource::unix_socket::Holder;
 use crate::sys::{pipe, socket as sys, tcp};
 use anyhow::{Context, Result};
 use images::inet::{InetProtocol, InetState};
+use nix::errno::Errno;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -21,6 +23,8 @@ const ESTABLISHED: &str =
     "use --tcp-established to keep it, or --tcp-close to have the socket come back closed";
 const IN_FLIGHT: &str = "have the program accept them, or use --skip-in-flight to have them reset";
 const READ: &str = "have the program read it before the dump";
+pub(crate) const READ_PACKETS: &str =
+    "have the program read them before the dump, or use --skip-in-flight to lose them";
 
 /// What is known of the connections of a tree.
 #[derive(Default)]
@@ -51,6 +55,7 @@ impl Sockets {
         for index in 0..self.found.len() {
             self.find_waiting(index, &mut connections, &mut known)?;
         }
+        let mut listed = listed::Listed::default();
         let mut queues = Vec::new();
         for index in 0..self.found.len() {
             let found = &self.found[index];
@@ -61,11 +66,18 @@ impl Sockets {
                 refuse.with_hint(&object, "has an error to tell, which asking for it would take away", READ);
                 continue;
             }
-            if found.record.protocol != InetProtocol::Tcp {
-                if self.check_datagrams(index, &mut known, &mut refuse)? {
-                    queues.push(index);
+            match found.record.protocol {
+                InetProtocol::Tcp => {}
+                InetProtocol::Udp | InetProtocol::UdpLite => {
+                    if self.check_datagrams(index, &mut known, &mut refuse)? {
+                        queues.push(index);
+                    }
+                    continue;
                 }
-                continue;
+                InetProtocol::Ping | InetProtocol::Raw(_) => {
+                    self.check_packets(index, policy, &mut listed, &mut refuse)?;
+                    continue;
+                }
             }
             if found.state != tcp::CLOSE && known.of(&found.record)?.signed {
                 let reason = "TCP segments that are signed (TCP_MD5SIG) are not supported";
@@ -208,9 +220,31 @@ impl Sockets {
         if found.record.peer.is_some() {
             found.record.shutdown = known.of(&found.record)?.shutdown;
         }
-        // One that receives nothing more is always readable.
-        let readable = sys::events(found.socket.as_fd()).context("poll")? & libc::POLLIN != 0;
-        Ok(readable && found.record.shutdown & 1 == 0)
+        // One that receives nothing more is always readable, and may have something to be read.
+        Ok(sys::events(found.socket.as_fd()).context("poll")? & libc::POLLIN != 0)
+    }
+
+    /// Refuses a raw socket, or one for ping, with something to be read: only the first packet can be looked at (raw_recvmsg() and ping_recvmsg()
+    /// know no peek offset), and one that is sent again is answered again.
+    fn check_packets(
+        &mut self,
+        index: usize,
+        policy: Policy,
+        listed: &mut listed::Listed,
+        refuse: &mut Refuse<'_>,
+    ) -> Result<()> {
+        let found = &mut self.found[index];
+        let fd = found.socket.as_fd();
+        found.record.peer = listed.peer(fd, &found.record)?;
+        let object = &found.holder.object;
+        if matches!(found.record.peer, Some(peer) if peer.ip.to_canonical() != peer.ip) {
+            refuse.with_hint(object, "is connected to an IPv4 address in IPv6 clothes", CLOSE);
+        }
+        let first = sys::receive(fd, &mut [0], libc::MSG_PEEK | libc::MSG_DONTWAIT);
+        if !matches!(first, Err(Errno::EAGAIN)) && !policy.skip_in_flight {
+            refuse.with_hint(object, "has packets to be read, which cannot be put back", READ_PACKETS);
+        }
+        Ok(())
     }
 
     /// Reads what waits in the queues of these sockets.

@@ -47,6 +47,7 @@ impl Known {
             InetProtocol::Tcp => libc::IPPROTO_TCP,
             InetProtocol::Udp => libc::IPPROTO_UDP,
             InetProtocol::UdpLite => libc::IPPROTO_UDPLITE,
+            InetProtocol::Ping | InetProtocol::Raw(_) => return Ok(Entry::default()),
         };
         let all = self.all(record.v6, protocol)?;
         Ok(all.by_inode.get(&record.ino).copied().unwrap_or_default())

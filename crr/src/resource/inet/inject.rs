@@ -5,6 +5,7 @@ use super::address::on_the_wire;
 use super::hold::MARK;
 use crate::sys::socket as sys;
 use anyhow::{Context, Result};
+use etherparse::checksum::Sum16BitWords;
 use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use images::inet::{Datagram, InetAddress, TcpConnection};
 use nix::sys::socket::{
@@ -35,12 +36,15 @@ pub(super) struct Injector {
 }
 
 impl Injector {
-    /// A datagram that was in a queue.
-    pub(super) fn datagram(&mut self, datagram: &Datagram) -> Result<()> {
+    /// A datagram that was in a queue, of UDP or UDP-Lite.
+    pub(super) fn datagram(&mut self, datagram: &Datagram, lite: bool) -> Result<()> {
         let (from, to) = (on_the_wire(&datagram.sender), on_the_wire(&datagram.destination));
         let builder = ip(from.ip(), to.ip())?.udp(from.port(), to.port());
         let mut packet = Vec::with_capacity(builder.size(datagram.bytes.len()));
         builder.write_to_vec(&mut packet, &datagram.bytes).context("make a packet")?;
+        if lite {
+            make_lite(&mut packet, from.ip(), to.ip()).context("make a packet")?;
+        }
         self.send(&packet, to)
     }
 
@@ -110,6 +114,28 @@ fn ip(from: IpAddr, to: IpAddr) -> Result<PacketBuilderStep<IpHeaders>> {
         )),
         _ => anyhow::bail!("from {from} to {to}"),
     })
+}
+
+/// Makes a packet of UDP one of UDP-Lite, whose checksum covers all of it: another number, 0 in place of the length (RFC 3828), and the
+/// checksum that goes with both.
+fn make_lite(packet: &mut [u8], from: IpAddr, to: IpAddr) -> Option<()> {
+    const UDP_LITE: u8 = 136;
+    let (number_at, header_size) = if to.is_ipv4() { (9, 20) } else { (6, 40) };
+    *packet.get_mut(number_at)? = UDP_LITE;
+    let rest = packet.get_mut(header_size..)?;
+    rest.get_mut(4..8)?.fill(0);
+    let mut pseudo = Vec::new();
+    for ip in [from, to] {
+        match ip {
+            IpAddr::V4(ip) => pseudo.extend(ip.octets()),
+            IpAddr::V6(ip) => pseudo.extend(ip.octets()),
+        }
+    }
+    pseudo.extend(u32::try_from(rest.len()).ok()?.to_be_bytes());
+    pseudo.extend([0, 0, 0, UDP_LITE]);
+    let sum = Sum16BitWords::new().add_slice(&pseudo).add_slice(rest).to_ones_complement_with_no_zero();
+    rest.get_mut(6..8)?.copy_from_slice(&sum.to_ne_bytes());
+    Some(())
 }
 
 /// A raw socket that takes whole packets, marked as crr's.

@@ -1,4 +1,4 @@
-//! Sockets of the internet families: TCP with its connections, UDP.
+//! Sockets of the internet families: TCP with its connections, UDP, ICMP, raw ones.
 //!
 //! What a socket shows while it is in use by nobody is noted with the other files. Connections are looked at last, when nothing
 //! else is in the way of the dump: it takes repair mode, and that what the other ends send is held ([`hold`], [`stream`]).
@@ -8,12 +8,14 @@ mod check;
 mod diag;
 pub(crate) mod hold;
 mod inject;
+mod listed;
 mod multicast;
 mod queue;
 pub(crate) mod recreate;
 mod stream;
 
 pub(crate) use address::Shown;
+pub(crate) use check::READ_PACKETS;
 pub(crate) use diag::are_connected;
 pub use recreate::Wishes;
 pub(crate) use stream::Silenced;
@@ -60,7 +62,7 @@ pub enum NetworkLock {
 pub struct Policy {
     /// Of connections that reach out of the tree.
     pub tcp: TcpPolicy,
-    /// Connections that wait to be accepted are lost, without a refusal (`--skip-in-flight`).
+    /// Connections that wait to be accepted, and packets that cannot be put back, are lost, without a refusal (`--skip-in-flight`).
     pub skip_in_flight: bool,
     /// How traffic is held.
     pub lock: NetworkLock,
@@ -113,11 +115,11 @@ impl Sockets {
             refuse.with_hint(&holder.object, format!("{} sockets are not supported", kind_of(fd)?), CLOSE);
             return Ok(None);
         };
-        if let Some(reason) = obstacle(fd, protocol)? {
+        let v6 = sys::number(fd, libc::SOL_SOCKET, libc::SO_DOMAIN).context("SO_DOMAIN")? == libc::AF_INET6;
+        if let Some(reason) = obstacle(fd, protocol, v6)? {
             refuse.with_hint(&holder.object, reason, CLOSE);
             return Ok(None);
         }
-        let v6 = sys::number(fd, libc::SOL_SOCKET, libc::SO_DOMAIN).context("SO_DOMAIN")? == libc::AF_INET6;
         let info = (protocol == InetProtocol::Tcp).then(|| tcp::info(fd)).transpose().context("TCP_INFO")?;
         let events = sys::events(fd).context("poll")?;
         let state = match info.map_or(tcp::CLOSE, |info| info.state) {
@@ -135,7 +137,15 @@ impl Sockets {
             local: address::local(fd).context("getsockname")?,
             peer: address::peer(fd),
             state,
-            shutdown: u32::from(events & libc::POLLRDHUP != 0),
+            shutdown: match protocol {
+                // datagram_poll() of net/core/datagram.c
+                InetProtocol::Udp | InetProtocol::UdpLite | InetProtocol::Ping | InetProtocol::Raw(_)
+                    if events & libc::POLLHUP != 0 =>
+                {
+                    3
+                }
+                _ => u32::from(events & libc::POLLRDHUP != 0),
+            },
             mode: stat.st_mode,
             uid: stat.st_uid,
             gid: stat.st_gid,
@@ -268,6 +278,8 @@ fn protocol(fd: BorrowedFd<'_>) -> Result<Option<InetProtocol>> {
         (libc::SOCK_STREAM, libc::IPPROTO_TCP) => Some(InetProtocol::Tcp),
         (libc::SOCK_DGRAM, libc::IPPROTO_UDP) => Some(InetProtocol::Udp),
         (libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE) => Some(InetProtocol::UdpLite),
+        (libc::SOCK_DGRAM, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6) => Some(InetProtocol::Ping),
+        (libc::SOCK_RAW, protocol) => Some(InetProtocol::Raw(u16::try_from(protocol)?)),
         _ => None,
     })
 }
@@ -276,8 +288,6 @@ fn protocol(fd: BorrowedFd<'_>) -> Result<Option<InetProtocol>> {
 fn kind_of(fd: BorrowedFd<'_>) -> Result<String> {
     let number = |name| sys::number(fd, libc::SOL_SOCKET, name).context("getsockopt");
     Ok(match (number(libc::SO_TYPE)?, number(libc::SO_PROTOCOL)?) {
-        (libc::SOCK_RAW, _) => "raw".to_owned(),
-        (libc::SOCK_DGRAM, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6) => "ICMP (ping)".to_owned(),
         (_, libc::IPPROTO_SCTP) => "SCTP".to_owned(),
         (_, libc::IPPROTO_MPTCP) => "MPTCP".to_owned(),
         (_, protocol) => format!("inet (protocol {protocol})"),
@@ -301,6 +311,8 @@ fn levels(protocol: InetProtocol, v6: bool, was_connected: bool) -> Vec<option::
         InetProtocol::Tcp => levels.push(option::TCP),
         InetProtocol::Udp => levels.push(option::UDP),
         InetProtocol::UdpLite => levels.extend([option::UDP, option::UDP_LITE]),
+        InetProtocol::Ping => {}
+        InetProtocol::Raw(_) => levels.extend([option::RAW, option::ICMPV6]),
     }
     if protocol == InetProtocol::Tcp && !was_connected {
         levels.push(option::TCP_BEFORE);
@@ -309,9 +321,29 @@ fn levels(protocol: InetProtocol, v6: bool, was_connected: bool) -> Vec<option::
 }
 
 /// What a socket has that cannot be put back.
-fn obstacle(fd: BorrowedFd<'_>, protocol: InetProtocol) -> Result<Option<String>> {
+fn obstacle(fd: BorrowedFd<'_>, protocol: InetProtocol, v6: bool) -> Result<Option<String>> {
     if sys::filter_length(fd).is_err() {
         return Ok(Some("a socket with an eBPF filter (SO_ATTACH_BPF) is not supported".to_owned()));
+    }
+    if let InetProtocol::Raw(protocol) = protocol
+        && may_route_multicast(protocol.into(), v6)?
+    {
+        return Ok(Some("multicast routing (MRT_INIT) may be its doing, and is not supported".to_owned()));
+    }
+    const IPV6_ROUTER_ALERT: i32 = 22;
+    if protocol == InetProtocol::Raw(255)
+        && v6
+        && sys::number(fd, libc::IPPROTO_IPV6, IPV6_ROUTER_ALERT).is_ok_and(|on| on != 0)
+    {
+        return Ok(Some("IPV6_ROUTER_ALERT is on, with a value that the kernel does not show".to_owned()));
+    }
+    // UDP_ENCAP_GTP0 and what follows: include/uapi/linux/udp.h.
+    const UDP_ENCAP: i32 = 100;
+    const ENCAP_BY_KERNEL: i32 = 4;
+    if protocol == InetProtocol::Udp
+        && sys::number(fd, libc::IPPROTO_UDP, UDP_ENCAP).is_ok_and(|kind| kind >= ENCAP_BY_KERNEL)
+    {
+        return Ok(Some("a tunnel of the kernel (UDP_ENCAP) is not supported".to_owned()));
     }
     if protocol != InetProtocol::Tcp {
         return Ok(None);
@@ -330,4 +362,18 @@ fn obstacle(fd: BorrowedFd<'_>, protocol: InetProtocol) -> Result<Option<String>
         return Ok(Some("TCP authentication (TCP-AO) is not supported".to_owned()));
     }
     Ok(None)
+}
+
+/// Whether a raw socket can be the one by which somebody routes multicast packets: the kernel tells only that somebody does.
+fn may_route_multicast(protocol: i32, v6: bool) -> Result<bool> {
+    let family = match (protocol, v6) {
+        (libc::IPPROTO_IGMP, false) => "ipv4",
+        (libc::IPPROTO_ICMPV6, true) => "ipv6",
+        _ => return Ok(false),
+    };
+    let path = format!("/proc/sys/net/{family}/conf/all/mc_forwarding");
+    match std::fs::read_to_string(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        text => Ok(text.context(path)?.trim() != "0"),
+    }
 }

@@ -17,7 +17,8 @@ use images::inet::{
 use images::socket::SocketOption;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{Backlog, MsgFlags, Shutdown, bind, connect, listen, send, shutdown};
+use nix::sys::socket::{Backlog, MsgFlags, Shutdown, bind, connect, listen, recv, send, shutdown};
+use nix::unistd::{Gid, getegid, setegid};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -182,10 +183,17 @@ fn create(record: &InetSocket) -> Result<OwnedFd> {
         InetProtocol::Tcp => (libc::SOCK_STREAM, libc::IPPROTO_TCP),
         InetProtocol::Udp => (libc::SOCK_DGRAM, libc::IPPROTO_UDP),
         InetProtocol::UdpLite => (libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE),
+        InetProtocol::Ping if record.v6 => (libc::SOCK_DGRAM, libc::IPPROTO_ICMPV6),
+        InetProtocol::Ping => (libc::SOCK_DGRAM, libc::IPPROTO_ICMP),
+        InetProtocol::Raw(protocol) => (libc::SOCK_RAW, protocol.into()),
     };
     fault::point(Point::MakeConnection).context("socket")?;
-    let made = sys::open(family, kind, protocol).context("socket")?;
+    let open = || sys::open(family, kind, protocol).context("socket");
+    let made = if record.protocol == InetProtocol::Ping { as_pinger(open)? } else { open()? };
     let fd = made.as_fd();
+    if let InetProtocol::Raw(_) = record.protocol {
+        deafen(fd)?;
+    }
     option::restore(fd, record.options.iter().filter(|option| !is_late(option)))?;
     // Others of the tree are at the same port. What it was is put back in the end.
     sys::set_option(fd, libc::SOL_SOCKET, SO_REUSEADDR, &1i32.to_ne_bytes()).context("SO_REUSEADDR")?;
@@ -206,6 +214,35 @@ fn create(record: &InetSocket) -> Result<OwnedFd> {
     Ok(made)
 }
 
+/// Makes a socket for ping as a member of a group that may have one (net.ipv4.ping_group_range), as its owner was.
+fn as_pinger(open: impl Fn() -> Result<OwnedFd>) -> Result<OwnedFd> {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ping_group_range").context("ping_group_range")?;
+    let mut ends = range.split_whitespace().map(str::parse);
+    let (Some(Ok(first)), Some(Ok(last))) = (ends.next(), ends.next()) else { return open() };
+    let own = getegid();
+    if (first..=last).contains(&own.as_raw()) {
+        return open();
+    }
+    if first > last {
+        bail!("nobody may have a socket for ping here: net.ipv4.ping_group_range");
+    }
+    setegid(Gid::from_raw(first)).context("setegid")?;
+    let made = open();
+    setegid(own).context("setegid")?;
+    made
+}
+
+/// Has a raw socket, which gets packets from the moment it is there, take none until its own filter stands: none that crr sends, and
+/// none before its tree is there.
+fn deafen(fd: BorrowedFd<'_>) -> Result<()> {
+    // BPF_RET: of each packet, nothing.
+    const NOTHING: [u8; 8] = [6, 0, 0, 0, 0, 0, 0, 0];
+    sys::attach_filter(fd, &NOTHING).context("hear nothing")?;
+    let take = || recv(fd.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC);
+    while take().is_ok() {}
+    Ok(())
+}
+
 /// Options that are set when everything else is done.
 fn is_late(option: &SocketOption) -> bool {
     const LATE: [i32; 2] = [SO_REUSEADDR, SO_LOCK_FILTER];
@@ -216,6 +253,8 @@ fn is_late(option: &SocketOption) -> bool {
 fn complete(fd: BorrowedFd<'_>, record: &InetSocket) -> Result<()> {
     if !record.filter.is_empty() {
         sys::attach_filter(fd, &record.filter).context("attach its filter")?;
+    } else if let InetProtocol::Raw(_) = record.protocol {
+        sys::detach_filter(fd).context("hear again")?;
     }
     option::restore(fd, record.options.iter().filter(|option| is_late(option)))
 }
@@ -378,7 +417,7 @@ impl Restored {
                     InetState::Connecting => connect_again(fd, record)?,
                     InetState::Closed | InetState::Listening(_) => {
                         for datagram in &record.queue {
-                            injector.datagram(datagram)?;
+                            injector.datagram(datagram, record.protocol == InetProtocol::UdpLite)?;
                         }
                         shut(fd, record.shutdown)?;
                     }
@@ -507,5 +546,9 @@ fn shut(fd: BorrowedFd<'_>, how: u32) -> Result<()> {
         3 => Shutdown::Both,
         _ => return Ok(()),
     };
-    shutdown(fd.as_raw_fd(), how).context("shut down")
+    match shutdown(fd.as_raw_fd(), how) {
+        // One that is not connected: inet_shutdown() of net/ipv4/af_inet.c says so, and does it all the same.
+        Ok(()) | Err(Errno::ENOTCONN) => Ok(()),
+        Err(errno) => Err(errno).context("shut down"),
+    }
 }

@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result, bail};
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
@@ -15,6 +16,17 @@ const ANSWER_SIZE: usize = 64 << 10;
 /// # Errors
 /// If the kernel knows no diagnostics of this kind.
 pub(crate) fn ask(request: SockDiagMessage, each: impl FnMut(SockDiagMessage)) -> Result<()> {
+    ask_as(request, each)
+}
+
+/// [`ask`], of a kind that brings messages of its own.
+///
+/// # Errors
+/// As there.
+pub(crate) fn ask_as<A: NetlinkDeserializable>(
+    request: impl NetlinkSerializable,
+    each: impl FnMut(A),
+) -> Result<()> {
     read_answers(&send(&encode(request, NLM_F_REQUEST | NLM_F_DUMP))?, each)
 }
 
@@ -27,13 +39,13 @@ pub(crate) fn destroy(one: SockDiagMessage) -> Result<()> {
     let mut bytes = encode(one, NLM_F_REQUEST | NLM_F_ACK);
     // The message is that of a request for the same socket, of another type.
     bytes.get_mut(4..6).context("message")?.copy_from_slice(&SOCK_DESTROY.to_ne_bytes());
-    read_answers(&send(&bytes)?, |_| ())
+    read_answers(&send(&bytes)?, |_: SockDiagMessage| ())
 }
 
-fn encode(request: SockDiagMessage, flags: u16) -> Vec<u8> {
+fn encode(request: impl NetlinkSerializable, flags: u16) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
     header.flags = flags;
-    let mut message = NetlinkMessage::new(header, request.into());
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(request));
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
@@ -48,20 +60,20 @@ fn send(bytes: &[u8]) -> Result<Socket> {
     Ok(socket)
 }
 
-fn read_answers(socket: &Socket, mut each: impl FnMut(SockDiagMessage)) -> Result<()> {
+fn read_answers<A: NetlinkDeserializable>(socket: &Socket, mut each: impl FnMut(A)) -> Result<()> {
     let mut buffer = vec![0u8; ANSWER_SIZE];
     loop {
         let length = socket.recv(&mut &mut buffer[..], 0)?;
         let mut rest = buffer.get(..length).context("answer cut off")?;
         while !rest.is_empty() {
-            let message = <NetlinkMessage<SockDiagMessage>>::deserialize(rest)?;
+            let message = <NetlinkMessage<A>>::deserialize(rest)?;
             match message.payload {
                 NetlinkPayload::InnerMessage(answer) => each(answer),
                 NetlinkPayload::Done(_) => return Ok(()),
                 // An acknowledgement has no code.
                 NetlinkPayload::Error(error) if error.code.is_none() => return Ok(()),
                 NetlinkPayload::Error(error) => return Err(error.to_io().into()),
-                other => bail!("unexpected answer {other:?}"),
+                _ => bail!("unexpected answer {:?}", message.header),
             }
             let whole = (message.header.length as usize).next_multiple_of(4);
             rest = rest.get(whole..).unwrap_or_default();

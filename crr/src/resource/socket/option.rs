@@ -54,6 +54,8 @@ pub(crate) const SOCKET: Level = (
         (45, How::Same), // SO_SELECT_ERR_QUEUE
         (46, How::Same), // SO_BUSY_POLL
         (47, How::Same), // SO_MAX_PACING_RATE
+        (49, How::Same), // SO_INCOMING_CPU
+        (61, How::Same), // SO_TXTIME
         (69, How::Same), // SO_PREFER_BUSY_POLL
         (74, How::Same), // SO_TXREHASH
         (75, How::Same), // SO_RCVMARK
@@ -76,6 +78,7 @@ pub(crate) const IP: Level = (
         (2, How::Same),  // IP_TTL
         (3, How::Same),  // IP_HDRINCL
         (4, How::Same),  // IP_OPTIONS
+        (5, How::Same),  // IP_ROUTER_ALERT
         (6, How::Same),  // IP_RECVOPTS
         (7, How::Same),  // IP_RETOPTS
         (8, How::Same),  // IP_PKTINFO
@@ -103,6 +106,12 @@ pub(crate) const IPV6: Level = (
     libc::IPPROTO_IPV6,
     &[
         (26, How::Same), // IPV6_V6ONLY
+        (2, How::Same),  // IPV6_2292PKTINFO
+        (3, How::Same),  // IPV6_2292HOPOPTS
+        (4, How::Same),  // IPV6_2292DSTOPTS
+        (5, How::Same),  // IPV6_2292RTHDR
+        (8, How::Same),  // IPV6_2292HOPLIMIT
+        (11, How::Same), // IPV6_FLOWINFO
         (16, How::Same), // IPV6_UNICAST_HOPS
         (23, How::Same), // IPV6_MTU_DISCOVER
         (25, How::Same), // IPV6_RECVERR
@@ -128,6 +137,7 @@ pub(crate) const IPV6: Level = (
         (75, How::Same), // IPV6_TRANSPARENT
         (76, How::Same), // IPV6_UNICAST_IF
         (77, How::Same), // IPV6_RECVFRAGSIZE
+        (30, How::Same), // IPV6_ROUTER_ALERT_ISOLATE
         (78, How::Same), // IPV6_FREEBIND
     ],
 );
@@ -196,6 +206,7 @@ pub(crate) const UDP: Level = (
     libc::IPPROTO_UDP,
     &[
         (1, How::Same),   // UDP_CORK
+        (100, How::Same), // UDP_ENCAP
         (101, How::Same), // UDP_NO_CHECK6_TX
         (102, How::Same), // UDP_NO_CHECK6_RX
         (103, How::Same), // UDP_SEGMENT
@@ -209,6 +220,43 @@ pub(crate) const UDP_LITE: Level = (
     &[
         (10, How::Same), // UDPLITE_SEND_CSCOV
         (11, How::Same), // UDPLITE_RECV_CSCOV
+    ],
+);
+
+/// SOL_RAW, by include/uapi/linux/icmp.h and in6.h. For the raw sockets of ICMPv6, the kernel takes IPV6_CHECKSUM at this level only.
+pub(crate) const RAW: Level = (
+    255,
+    &[
+        (1, How::Same),  // ICMP_FILTER
+        (7, How::Same),  // IPV6_CHECKSUM
+        (36, How::Same), // IPV6_HDRINCL
+    ],
+);
+
+/// SOL_ICMPV6, by include/uapi/linux/icmpv6.h.
+pub(crate) const ICMPV6: Level = (
+    libc::IPPROTO_ICMPV6,
+    &[
+        (1, How::Same), // ICMPV6_FILTER
+    ],
+);
+
+/// SOL_PACKET, by include/uapi/linux/if_packet.h. Not PACKET_STATISTICS, which are counted anew whenever somebody asks.
+pub(crate) const PACKET: Level = (
+    263,
+    &[
+        (7, How::Same),  // PACKET_COPY_THRESH
+        (8, How::Same),  // PACKET_AUXDATA
+        (9, How::Same),  // PACKET_ORIGDEV
+        (10, How::Same), // PACKET_VERSION
+        (12, How::Same), // PACKET_RESERVE
+        (14, How::Same), // PACKET_LOSS
+        (15, How::Same), // PACKET_VNET_HDR
+        (24, How::Same), // PACKET_VNET_HDR_SZ
+        (17, How::Same), // PACKET_TIMESTAMP
+        (19, How::Same), // PACKET_TX_HAS_OFF
+        (20, How::Same), // PACKET_QDISC_BYPASS
+        (23, How::Same), // PACKET_IGNORE_OUTGOING
     ],
 );
 
@@ -226,8 +274,21 @@ pub(crate) const NETLINK: Level = (
     ],
 );
 
-const LEVELS: [Level; 10] =
-    [NETLINK, SOCKET, IP, IP_MULTICAST, IPV6, IPV6_MULTICAST, TCP, TCP_BEFORE, UDP, UDP_LITE];
+const LEVELS: [Level; 13] = [
+    NETLINK,
+    PACKET,
+    SOCKET,
+    IP,
+    IP_MULTICAST,
+    IPV6,
+    IPV6_MULTICAST,
+    TCP,
+    TCP_BEFORE,
+    UDP,
+    UDP_LITE,
+    RAW,
+    ICMPV6,
+];
 
 /// SO_REUSEADDR.
 pub(crate) const SO_REUSEADDR: i32 = 2;

@@ -26,6 +26,8 @@ pub(super) struct Waiting {
     pub(super) credentials: Option<Credentials>,
     /// Our own descriptors of what is on its way.
     pub(super) rights: Vec<OwnedFd>,
+    /// It is the one byte that was sent with MSG_OOB.
+    pub(super) out_of_band: bool,
 }
 
 /// Why a queue cannot be read without harm.
@@ -33,7 +35,7 @@ pub(super) struct Waiting {
 pub(super) enum Obstacle {
     /// The error that waits to be told would be lost (`__skb_try_recv_datagram`, net/core/datagram.c).
     Error,
-    /// A byte sent with MSG_OOB.
+    /// A byte sent with MSG_OOB, and several places where it may be.
     OutOfBand,
 }
 
@@ -67,8 +69,13 @@ pub(super) fn read_all(
         Keeper::new(|| before.iter().for_each(Before::put_back)).context("keep the peek offsets")?;
     for index in left {
         let (socket, kind) = sockets[index];
-        let waiting = if kind == UnixKind::Stream { read_stream(socket) } else { read_datagrams(socket) };
-        read[index] = Ok(waiting.context("read its queue")?);
+        let marked = |events: i16| events & libc::POLLPRI != 0;
+        let waiting = match kind {
+            UnixKind::Stream if marked(sys::events(socket).context("poll")?) => read_marked_stream(socket),
+            UnixKind::Stream => read_stream(socket).map(Some),
+            UnixKind::Datagram | UnixKind::Seqpacket => read_datagrams(socket).map(Some),
+        };
+        read[index] = waiting.context("read its queue")?.ok_or(Obstacle::OutOfBand);
     }
     Ok(read)
 }
@@ -95,7 +102,7 @@ fn look(socket: BorrowedFd<'_>, kind: UnixKind) -> Result<Look> {
         return Ok(if ended { Look::All(Vec::new()) } else { Look::Never(Obstacle::Error) });
     }
     if has(libc::POLLPRI) {
-        return Ok(Look::Never(Obstacle::OutOfBand));
+        return Ok(Look::More);
     }
     // Receiving from an empty queue would take the error that waits.
     let bytes = pipe::readable_bytes(socket).context("FIONREAD")?;
@@ -120,9 +127,60 @@ fn credentials(received: &sys::Received) -> Option<Credentials> {
     (pid != 0).then_some(Credentials { pid, uid: uid.cast_unsigned(), gid: gid.cast_unsigned() })
 }
 
+/// A stream in which a byte was sent out of band; `None` if that can be one of several. What manage_oob() of net/unix/af_unix.c does: a look ends before that byte;
+/// one that begins with it passes it over, and counts offsets behind it, unless it is to be read with the others (SO_OOBINLINE).
+fn read_marked_stream(socket: BorrowedFd<'_>) -> Result<Option<Vec<Waiting>>> {
+    let total = pipe::readable_bytes(socket).context("FIONREAD")?;
+    let mut byte = [0];
+    let (inline, credentials) = match sys::receive(socket, &mut byte, PEEK | libc::MSG_OOB) {
+        Err(Errno::EINVAL) => (true, None),
+        told => (false, credentials(&told.context("MSG_OOB")?)),
+    };
+    let at_mark = sys::at_mark(socket).context("SIOCATMARK")?;
+    if at_mark && !inline {
+        let mut waiting =
+            vec![Waiting { bytes: byte.to_vec(), credentials, out_of_band: true, ..Waiting::default() }];
+        waiting.extend(read_bytes(socket, total.saturating_sub(1))?);
+        return Ok(Some(waiting));
+    }
+    let mut waiting = read_bytes(socket, total)?;
+    let mut at = 0;
+    let mut places = Vec::new();
+    for (index, one) in waiting.iter().enumerate() {
+        let possible =
+            if at_mark { at == 0 } else { at > 0 && (inline || one.bytes.first() == Some(&byte[0])) };
+        if possible && is_alone(socket, at)? {
+            places.push(index);
+        }
+        at += one.bytes.len();
+    }
+    let [place] = places[..] else { return Ok(None) };
+    let Some(one) = waiting.get_mut(place).filter(|one| one.rights.is_empty()) else { return Ok(None) };
+    let rest = one.bytes.split_off(1);
+    let credentials = one.credentials;
+    one.out_of_band = true;
+    if !rest.is_empty() {
+        waiting.insert(place + 1, Waiting { bytes: rest, credentials, ..Waiting::default() });
+    }
+    Ok(Some(waiting))
+}
+
+/// Whether the byte at an offset is all of one of the kernel's buffers.
+fn is_alone(socket: BorrowedFd<'_>, at: usize) -> Result<bool> {
+    peek_offset::set(socket, i32::try_from(at)?)?;
+    match sys::whole_buffers(socket, 1, PEEK) {
+        Err(Errno::EFAULT) => Ok(false),
+        whole => Ok(whole? == 1),
+    }
+}
+
 /// A stream, cut where descriptors come along and where the sender changes.
 fn read_stream(socket: BorrowedFd<'_>) -> Result<Vec<Waiting>> {
-    let total = pipe::readable_bytes(socket).context("FIONREAD")?;
+    read_bytes(socket, pipe::readable_bytes(socket).context("FIONREAD")?)
+}
+
+/// As [`read_stream`], so many bytes, which is all.
+fn read_bytes(socket: BorrowedFd<'_>, total: usize) -> Result<Vec<Waiting>> {
     let mut buffer = vec![0u8; total];
     let mut waiting = Vec::new();
     let mut at = 0;
@@ -181,7 +239,7 @@ fn read_datagrams(socket: BorrowedFd<'_>) -> Result<Vec<Waiting>> {
         let bytes = buffer[..received.length].to_vec();
         let sender = super::name(&received.sender);
         let credentials = credentials(&received);
-        waiting.push(Waiting { bytes, sender, credentials, rights: received.rights });
+        waiting.push(Waiting { bytes, sender, credentials, rights: received.rights, out_of_band: false });
     }
 }
 
@@ -200,7 +258,7 @@ mod tests {
     #[test]
     fn a_stream_is_cut_where_descriptors_lie() {
         let (a, b) = UnixStream::pair().unwrap();
-        let send = |bytes: &[u8], rights: &[i32]| sys::send(a.as_fd(), None, bytes, rights, None).unwrap();
+        let send = |bytes: &[u8], rights: &[i32]| sys::send(a.as_fd(), None, bytes, rights, None, 0).unwrap();
         assert!(read(b.as_fd(), UnixKind::Stream).is_empty());
         send(b"abc", &[]);
         send(b"de", &[]);

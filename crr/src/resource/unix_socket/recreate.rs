@@ -158,7 +158,7 @@ impl Restored {
         let socket = &self.sockets[index];
         if let (Peer::Closed { reset: true, .. }, Some(peer)) = (&record.peer, &self.doomed[index]) {
             // Unread when the peer is closed, it is what the error is for: unix_release_sock() in net/unix/af_unix.c.
-            sys::send(socket.as_fd(), None, &[0], &[], None)
+            sys::send(socket.as_fd(), None, &[0], &[], None, 0)
                 .with_context(|| format!("have fd {} closed with data unread", peer.as_raw_fd()))?;
         }
         let closes = matches!(record.peer, Peer::Closed { .. });
@@ -177,9 +177,12 @@ impl Restored {
         Ok(())
     }
 
-    /// Options and owner.
+    /// Filter, options and owner.
     fn complete(&self, index: usize, record: &UnixSocket) -> Result<()> {
         let socket = &self.sockets[index];
+        if !record.filter.is_empty() {
+            sys::attach_filter(socket.as_fd(), &record.filter).context("attach its filter")?;
+        }
         option::restore(socket.as_fd(), &record.options)?;
         restore_owner(socket.as_fd(), record.uid, record.gid, record.mode)
     }
@@ -206,9 +209,10 @@ fn send(
     let mut rights: Vec<_> =
         message.descriptions.iter().map(|id| descriptions[id.0 as usize].as_raw_fd()).collect();
     let credentials = message.credentials.map(|who| [who.pid, who.uid.cast_signed(), who.gid.cast_signed()]);
+    let flags = if message.out_of_band { libc::MSG_OOB } else { 0 };
     let mut rest = message.bytes.as_slice();
     loop {
-        let sent = sys::send(sender, to, rest, &rights, credentials)?;
+        let sent = sys::send(sender, to, rest, &rights, credentials, flags)?;
         rest = &rest[sent..];
         if rest.is_empty() {
             return Ok(());

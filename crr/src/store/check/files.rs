@@ -128,6 +128,11 @@ fn check_description(description: &Description, files: &Files) -> Check {
             ensure!((socket as usize) < sockets, "netlink socket#{socket} of {sockets}");
             Ok(())
         }
+        Target::PacketSocket(socket) => {
+            let sockets = files.packet_sockets.len();
+            ensure!((socket as usize) < sockets, "packet socket#{socket} of {sockets}");
+            Ok(())
+        }
         Target::Pty { pty, path: id, .. } => {
             let ptys = files.ptys.len();
             ensure!((pty as usize) < ptys, "pty#{pty} of {ptys} pseudo terminals");

@@ -1,8 +1,10 @@
-//! Internet and netlink sockets: that connections have both ends, and that every address is of the socket's family.
+//! Internet, netlink and packet sockets: that connections have both ends, and that every address is of the socket's family.
 
 use super::{Check, ensure, inside};
 use images::file::{Files, Target};
 use images::inet::{InetAddress, InetProtocol, InetSocket, InetState};
+use images::packet::PacketSocket;
+use images::socket::SocketOption;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -20,13 +22,19 @@ pub(super) fn check(files: &Files) -> Check {
         let sizes = socket.options.iter().all(|option| option.value.len() <= 256);
         ensure!(sizes, "netlink#{index} has an option of more than 256 bytes");
     }
-    let (mut open, mut netlink) = (BTreeSet::new(), BTreeSet::new());
+    for (index, socket) in files.packet_sockets.iter().enumerate() {
+        check_packet_socket(socket).map_err(inside(format_args!("packet#{index}")))?;
+    }
+    let (mut open, mut netlink, mut packet) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for description in &files.descriptions {
         if let Target::InetSocket(index) = description.target {
             ensure!(open.insert(index), "inet#{index} has two descriptions");
         }
         if let Target::NetlinkSocket(index) = description.target {
             ensure!(netlink.insert(index), "netlink#{index} has two descriptions");
+        }
+        if let Target::PacketSocket(index) = description.target {
+            ensure!(packet.insert(index), "packet#{index} has two descriptions");
         }
     }
     Ok(())
@@ -38,17 +46,15 @@ fn check_socket(index: usize, socket: &InetSocket, files: &Files) -> Check {
     for address in [socket.local, socket.peer].into_iter().flatten().chain(queued) {
         ensure!(is_of(socket, &address), "has the address {}, of another family", address.ip);
     }
-    for option in &socket.options {
-        ensure!(option.value.len() <= 256, "option {} has {} bytes", option.name, option.value.len());
-    }
-    let filter = socket.filter.len();
-    ensure!(filter.is_multiple_of(8) && filter <= 8 * 4096, "has a filter of {filter} bytes");
+    check_options(&socket.options, &socket.filter)?;
     for (number, datagram) in socket.queue.iter().enumerate() {
         let length = datagram.bytes.len();
         ensure!(u16::try_from(length).is_ok(), "datagram {number} has {length} bytes");
     }
     let tcp = socket.protocol == InetProtocol::Tcp;
     ensure!(!tcp || socket.queue.is_empty() && socket.memberships.is_empty(), "has datagrams or groups");
+    let packets = matches!(socket.protocol, InetProtocol::Ping | InetProtocol::Raw(_));
+    ensure!(!packets || socket.queue.is_empty(), "has packets in its queue, which nobody can put there");
     match &socket.state {
         InetState::Closed => {}
         _ if !tcp => ensure!(false, "has a state of TCP"),
@@ -81,6 +87,25 @@ fn check_socket(index: usize, socket: &InetSocket, files: &Files) -> Check {
 
 fn is_of(socket: &InetSocket, address: &InetAddress) -> bool {
     matches!(address.ip, IpAddr::V6(_)) == socket.v6
+}
+
+pub(super) fn check_options(options: &[SocketOption], filter: &[u8]) -> Check {
+    for option in options {
+        ensure!(option.value.len() <= 256, "option {} has {} bytes", option.name, option.value.len());
+    }
+    let filter = filter.len();
+    ensure!(filter.is_multiple_of(8) && filter <= 8 * 4096, "has a filter of {filter} bytes");
+    Ok(())
+}
+
+fn check_packet_socket(socket: &PacketSocket) -> Check {
+    check_options(&socket.options, &socket.filter)?;
+    for membership in &socket.memberships {
+        let length = membership.address.len();
+        ensure!(length <= 32, "has a membership with an address of {length} bytes");
+        ensure!(membership.count > 0, "has a membership that nobody has added");
+    }
+    Ok(())
 }
 
 /// An IPv4 address in IPv6 clothes is one.

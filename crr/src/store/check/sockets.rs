@@ -1,6 +1,6 @@
 //! Unix sockets: that peers have each other, and that messages are what the kernel can deliver.
 
-use super::{Check, ensure, inside};
+use super::{Check, ensure, inet, inside};
 use images::file::{Files, Target};
 use images::socket::{Message, Peer, UnixKind, UnixSocket};
 use std::collections::BTreeSet;
@@ -85,9 +85,9 @@ fn check_socket(index: usize, socket: &UnixSocket, files: &Files) -> Check {
             ensure!(mutual, "is connected to socket#{peer}, which is not connected to it");
         }
     }
-    for option in &socket.options {
-        ensure!(option.value.len() <= 256, "option {} has {} bytes", option.name, option.value.len());
-    }
+    inet::check_options(&socket.options, &socket.filter)?;
+    let out_of_band = socket.queue.iter().filter(|message| message.out_of_band).count();
+    ensure!(out_of_band <= 1, "has {out_of_band} messages that were sent out of band last");
     for (number, message) in socket.queue.iter().enumerate() {
         check_message(socket.kind, message, files).map_err(inside(format_args!("message {number}")))?;
     }
@@ -111,5 +111,7 @@ fn check_message(kind: UnixKind, message: &Message, files: &Files) -> Check {
     }
     check_address(&message.sender).map_err(inside("its sender"))?;
     ensure!(message.credentials.is_none_or(|who| who.pid > 0), "was sent by no process");
+    let one_byte = kind == UnixKind::Stream && message.bytes.len() == 1 && message.descriptions.is_empty();
+    ensure!(!message.out_of_band || one_byte, "was sent out of band, and is no single byte of a stream");
     Ok(())
 }

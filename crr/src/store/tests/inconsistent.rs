@@ -401,6 +401,13 @@ fn unix_sockets() {
     refused("has a file that is no absolute path", |s| s.file.as_mut().unwrap().path = b"a".to_vec());
     refused("message 0: its sender: has an address of 109 bytes", |s| s.queue[0].sender = vec![0; 109]);
     refused("message 0: was sent by no process", |s| s.queue[0].credentials = Some(Credentials::default()));
+    refused("has a filter of 9 bytes", |s| s.filter.push(0));
+    refused("message 0: was sent out of band, and is no single byte of a stream", |s| {
+        s.queue[0].out_of_band = true
+    });
+    refused("has 2 messages that were sent out of band last", |s| {
+        s.queue = vec![Message { bytes: vec![1], out_of_band: true, ..Message::default() }; 2];
+    });
 }
 
 #[test]
@@ -408,11 +415,26 @@ fn inet_sockets() {
     refused("files.img: inet#0 has two descriptions", |s| {
         s.files.descriptions[3].target = Target::InetSocket(0)
     });
-    refused("files.img: description#11: internet socket#6 of 6", |s| {
-        s.files.descriptions[11].target = Target::InetSocket(6);
+    refused("files.img: description#11: internet socket#8 of 8", |s| {
+        s.files.descriptions[11].target = Target::InetSocket(8);
     });
     refused("files.img: description#12: netlink socket#1 of 1", |s| {
         s.files.descriptions[12].target = Target::NetlinkSocket(1);
+    });
+    refused("files.img: description#12: packet socket#1 of 1", |s| {
+        s.files.descriptions[12].target = Target::PacketSocket(1);
+    });
+    refused("files.img: packet#0 has two descriptions", |s| {
+        s.files.descriptions[3].target = Target::PacketSocket(0);
+    });
+    refused("files.img: packet#0: option 8 has 257 bytes", |s| {
+        s.files.packet_sockets[0].options[0].value.resize(257, 0);
+    });
+    refused("files.img: packet#0: has a membership with an address of 33 bytes", |s| {
+        s.files.packet_sockets[0].memberships[0].address.resize(33, 0);
+    });
+    refused("files.img: packet#0: has a membership that nobody has added", |s| {
+        s.files.packet_sockets[0].memberships[0].count = 0;
     });
     refused("files.img: netlink#0 has two descriptions", |s| {
         s.files.descriptions[3].target = Target::NetlinkSocket(0);
@@ -425,7 +447,7 @@ fn inet_sockets() {
             s.files.network_hold = Some(table.to_owned());
         });
     }
-    for other in [0, 2, 3, 6] {
+    for other in [0, 2, 3, 8] {
         let what = format!("is connected to inet#{other}, which is not connected to it");
         refused(&format!("files.img: inet#0: {what}"), |s| {
             let InetState::Connected(connection) = &mut s.files.inet_sockets[0].state else { panic!() };
@@ -450,6 +472,9 @@ fn inet_sockets() {
     refused(4, "has data and no address", |s| s.local = None);
     refused(5, "datagram 0 has 65536 bytes", |s| s.queue[0].bytes.resize(65536, 0));
     refused(5, "has datagrams or groups", |s| s.protocol = InetProtocol::Tcp);
+    refused(5, "has packets in its queue, which nobody can put there", |s| {
+        s.protocol = InetProtocol::Raw(17)
+    });
 }
 
 #[test]
