@@ -151,6 +151,50 @@ static void *read_clock(void *argument)
 	return NULL;
 }
 
+static void start(pthread_t threads[THREADS])
+{
+	for (int i = 0; i < THREADS; i++)
+		MUST0(pthread_create(&threads[i], NULL, read_clock, (void *)&rounds[i]));
+	for (int i = 0; i < THREADS; i++)
+		while (rounds[i] == 0)
+			sched_yield();
+}
+
+/* Threads that are in a function most of the time, with this action for SIGTRAP, whether they block it or not. */
+static void with_traps(void (*handler)(int), int how)
+{
+	pthread_t threads[THREADS];
+	struct sigaction action = { .sa_handler = handler }, found;
+	sigset_t mask;
+	shared = find_all(getauxval(AT_SYSINFO_EHDR));
+	MUST(sigaction(SIGTRAP, &action, NULL));
+	sigemptyset(&mask);
+	sigaddset(&mask, SIGTRAP);
+	MUST0(pthread_sigmask(how, &mask, NULL));
+	start(threads);
+	checkpoint();
+	MUST(sigaction(SIGTRAP, NULL, &found));
+	CHECK(found.sa_handler == handler, "another action for SIGTRAP: %p", (void *)found.sa_handler);
+	stop = 1;
+	for (int i = 0; i < THREADS; i++)
+		MUST0(pthread_join(threads[i], NULL));
+}
+
+CASE(traps)
+{
+	with_traps(tick, SIG_UNBLOCK);
+}
+
+CASE(traps_blocked)
+{
+	with_traps(tick, SIG_BLOCK);
+}
+
+CASE(traps_ignored)
+{
+	with_traps(SIG_IGN, SIG_UNBLOCK);
+}
+
 /* Threads that are in a function most of the time, and take signals there. */
 CASE(threads)
 {
@@ -164,8 +208,7 @@ CASE(threads)
 	sigaddset(&mask, SIGALRM);
 	sigprocmask(SIG_BLOCK, &mask, NULL);
 	MUST(sigaction(SIGALRM, &action, NULL));
-	for (int i = 0; i < THREADS; i++)
-		MUST0(pthread_create(&threads[i], NULL, read_clock, (void *)&rounds[i]));
+	start(threads);
 	MUST(setitimer(ITIMER_REAL, &every, NULL));
 	checkpoint();
 	ticked = ticks;

@@ -17,6 +17,9 @@ tests::survives! {
     sysenter => vdso("sysenter");
     moved => vdso("moved");
     unmapped => vdso("unmapped");
+    traps => vdso("traps").busy();
+    traps_blocked => vdso("traps_blocked").busy();
+    traps_ignored => vdso("traps_ignored").busy();
 }
 
 /// For each `name => workload`, tests of both ABIs that end on another kernel.
@@ -40,6 +43,7 @@ survives_another_kernel! {
     functions => vdso("functions");
     functions_static => Workload::new("vdso-static", "functions");
     threads => vdso("threads").busy();
+    traps_blocked => vdso("traps_blocked").busy();
     frame => vdso("frame");
     sysenter => vdso("sysenter");
     moved => vdso("moved");
