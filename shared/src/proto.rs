@@ -1,7 +1,7 @@
 //! What the coordinator and a restoring task say to each other.
 //!
 //! The task's unix socket carries one [`Start`] with the working fds, and one [`Report`] back; before
-//! that a task with seccomp says [`Stage::Hold`] and gets one byte, and every task of a tree with files that are opened late says
+//! that a task with seccomp says [`Stage::Hold`] and gets one byte, one whose vDSO is in the way says [`Stage::Again`] and gets all that once more, and every task of a tree with files that are opened late says
 //! [`Stage::There`]. The plan itself
 //! lies in the shared-memory tree: one memfd for the whole restore that starts with a [`Control`] page, which
 //! everyone maps read-write, followed by the plan of each task, which everyone maps read-only.
@@ -79,11 +79,38 @@ pub struct Start {
     /// Working fds move to numbers from here on, out of the way of the tasks that the program clones. They stay where
     /// they are if this is 0.
     pub fds_from: u64,
+    /// [`Vdso`]: what becomes of the one that exec made.
+    pub vdso: u64,
+}
+
+/// What becomes of the vDSO that exec made, and of the areas around it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Vdso {
+    /// They are parked in the hole, for the places that the plan has for them.
+    #[default]
+    Moves,
+    /// They stay where they are: this kernel cannot move them.
+    Stays,
+    /// They go, and cannot move either.
+    Goes,
+}
+
+impl Vdso {
+    /// From the number in [`Start`].
+    #[must_use]
+    pub const fn from_number(number: u64) -> Option<Self> {
+        Some(match number {
+            0 => Self::Moves,
+            1 => Self::Stays,
+            2 => Self::Goes,
+            _ => return None,
+        })
+    }
 }
 
 impl Start {
     /// First bytes, with the version of the protocol.
-    pub const MAGIC: u64 = u64::from_le_bytes(*b"crrplan2");
+    pub const MAGIC: u64 = u64::from_le_bytes(*b"crrplan3");
 }
 
 /// Where the forked processes wait for each other before they go on.
@@ -141,6 +168,8 @@ pub enum Stage {
     Child = 5,
     /// No end yet: the task and all of its threads exist. Only told in a tree with files that are opened late.
     There = 6,
+    /// No end yet: the vDSO lies where the task is to have memory, so the program execs once more, and is to be sent everything again.
+    Again = 7,
 }
 
 impl Stage {
@@ -155,6 +184,7 @@ impl Stage {
             4 => Self::Hold,
             5 => Self::Child,
             6 => Self::There,
+            7 => Self::Again,
             _ => return None,
         })
     }

@@ -236,6 +236,10 @@ static void checkpoint_in_handler(int signal)
 CASE(frame)
 {
 	struct kernel_sigaction found, wanted = { .handler = checkpoint_in_handler };
+#ifdef __i386__
+	/* Else there is nothing to return through. */
+	MUST(getauxval(AT_SYSINFO_EHDR) != 0 ? 0 : -1);
+#endif
 #ifdef __x86_64__
 	MUST(syscall(SYS_rt_sigaction, SIGUSR1, NULL, &found, 8));
 	wanted.flags = found.flags;
@@ -394,4 +398,34 @@ CASE(unmapped)
 			MUST(munmap((void *)areas[i].start, areas[i].end - areas[i].start));
 	checkpoint();
 	CHECK(area_of("[vdso]").start == 0, "it has one again");
+}
+
+/* Nearly all is taken where the vDSO of a new program would come to lie. */
+CASE(crowded)
+{
+	enum { LEFT = 32 * PAGE };
+	const uintptr_t span = (uintptr_t)(sizeof(void *) == 8 ? 1ull << 42 : 1ull << 29);
+	struct functions found = find_all(getauxval(AT_SYSINFO_EHDR));
+	uintptr_t end = area_of("[stack]").start - (16 << 20), at = end - span, from[64], to[64];
+	int gaps = 0;
+	char line[256];
+	FILE *maps = fopen("/proc/self/maps", "r");
+	while (maps && fgets(line, sizeof(line), maps) && gaps < 64) {
+		unsigned long start, stop;
+		sscanf(line, "%lx-%lx", &start, &stop);
+		uintptr_t until = start < end ? start : end;
+		if (until > at + LEFT) {
+			from[gaps] = at + LEFT;
+			to[gaps++] = until;
+		}
+		if (stop > at)
+			at = stop;
+	}
+	if (maps)
+		fclose(maps);
+	for (int i = 0; i < gaps; i++)
+		MUST(mmap((void *)from[i], to[i] - from[i], PROT_NONE,
+		          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0));
+	checkpoint();
+	check_functions(&found);
 }
