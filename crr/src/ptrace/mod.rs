@@ -365,9 +365,15 @@ impl Stopped {
     pub fn xstate(&self) -> Result<Vec<u8>, Error> {
         // Room for all components there are, AMX tiles included; the kernel cuts to what it has.
         let mut buffer = vec![0u8; 16384];
-        let len = request::get_regset(self.tid, request::NT_X86_XSTATE, &mut buffer)
-            .map_err(error(self.tid, "read xstate"))?;
-        buffer.truncate(len);
+        let len = match request::get_regset(self.tid, request::NT_X86_XSTATE, &mut buffer) {
+            // No XSAVE: all there is lies in the first part of such an area.
+            Err(Errno::ENODEV) => request::get_fxsave(self.tid).map(|area| {
+                buffer[..area.len()].copy_from_slice(&area);
+                area.len()
+            }),
+            read => read,
+        };
+        buffer.truncate(len.map_err(error(self.tid, "read xstate"))?);
         buffer.shrink_to_fit();
         Ok(buffer)
     }
@@ -385,12 +391,18 @@ impl Stopped {
         Ok(buffer)
     }
 
-    /// Sets the whole XSAVE area.
+    /// Sets the whole XSAVE area; on a processor without XSAVE, what that one has of it.
     ///
     /// # Errors
     /// Everything of [`Error`].
     pub fn set_xstate(&self, xstate: &[u8]) -> Result<(), Error> {
-        request::set_regset(self.tid, request::NT_X86_XSTATE, xstate).map_err(error(self.tid, "write xstate"))
+        let set = match request::set_regset(self.tid, request::NT_X86_XSTATE, xstate) {
+            Err(Errno::ENODEV) => {
+                xstate.first_chunk().map_or(Err(Errno::EINVAL), |area| request::set_fxsave(self.tid, area))
+            }
+            set => set,
+        };
+        set.map_err(error(self.tid, "write xstate"))
     }
 
     /// Blocked signals; inside `sigsuspend` and its kin those that will be blocked afterwards.

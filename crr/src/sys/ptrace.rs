@@ -213,6 +213,28 @@ pub fn set_regset(tid: Pid, note: c_int, contents: &[u8]) -> nix::Result<()> {
     by_pointer(libc::PTRACE_SETREGSET, tid, usize::try_from(note).unwrap_or(0), &raw mut iov).map(drop)
 }
 
+/// Bytes of the FXSAVE area.
+pub const FXSAVE_SIZE: usize = 512;
+
+/// PTRACE_GETFPREGS: the FXSAVE area of a thread in any mode, which is all of the extended state on a processor without XSAVE.
+///
+/// # Errors
+/// ESRCH when gone.
+pub fn get_fxsave(tid: Pid) -> nix::Result<[u8; FXSAVE_SIZE]> {
+    let mut area = [0u8; FXSAVE_SIZE];
+    by_pointer(libc::PTRACE_GETFPREGS, tid, 0, &raw mut area)?;
+    Ok(area)
+}
+
+/// PTRACE_SETFPREGS.
+///
+/// # Errors
+/// ESRCH when gone.
+pub fn set_fxsave(tid: Pid, area: &[u8; FXSAVE_SIZE]) -> nix::Result<()> {
+    let mut area = *area;
+    by_pointer(libc::PTRACE_SETFPREGS, tid, 0, &raw mut area).map(drop)
+}
+
 /// PTRACE_GETSIGMASK. Inside `sigsuspend` and its kin this is the mask that will be put back.
 ///
 /// # Errors
