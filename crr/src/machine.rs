@@ -3,7 +3,9 @@
 //! Never assumed: a program of that ABI is started and looked at.
 
 use crate::blob::Blob;
+use crate::fault::{self, Point};
 use crate::restore::plain::as_bytes;
+use crate::sys::process;
 use anyhow::{Context, Result, bail};
 use images::Abi;
 use shared::proto::{ProbeReport, ProbeRequest, SpecialArea};
@@ -19,6 +21,8 @@ pub struct Live {
     pub special: [SpecialArea; 3],
     /// Its code.
     pub image: Vec<u8>,
+    /// Whether a task can move all this, and lives on. What is not there can be moved.
+    pub moves: bool,
 }
 
 /// Names of the special areas in `/proc/PID/maps`, in the order of [`Live::special`].
@@ -29,14 +33,29 @@ pub const SPECIAL_NAMES: [&str; 3] = ["[vvar]", "[vvar_vclock]", "[vdso]"];
 /// # Errors
 /// If a program of that ABI cannot be run.
 pub fn live(abi: Abi) -> Result<Live> {
-    if abi == Abi::X86_64 {
-        let maps = fs::read_to_string("/proc/self/maps").context("/proc/self/maps")?;
-        return look(&maps, i32::try_from(std::process::id())?);
-    }
-    let fresh = Fresh::start(abi)?;
-    let live = fresh.live.clone();
-    fresh.end()?;
+    let mut live = match abi {
+        Abi::X86_64 => own()?,
+        Abi::Ia32 => {
+            let (live, report, survived) = probe()?;
+            let moves = survived && report.move_each >= 0;
+            Live { moves: moves || live.image.is_empty(), ..live }
+        }
+    };
+    live.moves &= live.image.is_empty() || !fault::is_set(Point::VdsoImmovable);
     Ok(live)
+}
+
+/// What this process has.
+fn own() -> Result<Live> {
+    let maps = fs::read_to_string("/proc/self/maps").context("/proc/self/maps")?;
+    let live = look(&maps, i32::try_from(std::process::id())?)?;
+    let Some((vdso, _)) = maps.lines().find_map(|line| range_of(line, SPECIAL_NAMES[2])) else {
+        return Ok(live);
+    };
+    let areas = live.special.iter().filter(|area| area.len != 0);
+    let areas: Vec<_> = areas.map(|area| (vdso.wrapping_add_signed(area.offset), area.len)).collect();
+    let moves = process::child_moves(&areas).context("try to move the vDSO")?;
+    Ok(Live { moves, ..live })
 }
 
 /// Has a fresh ia32 task try what a restore needs. `None` in the second place: it died after the first answers,
@@ -118,9 +137,12 @@ impl Fresh {
 
 fn look(maps: &str, pid: i32) -> Result<Live> {
     let ranges = SPECIAL_NAMES.map(|name| maps.lines().find_map(|line| range_of(line, name)));
-    let Some((vdso, end)) = ranges[2] else { return Ok(Live::default()) };
-    let mut live =
-        Live { special: [SpecialArea::default(); 3], image: vec![0; usize::try_from(end - vdso)?] };
+    let Some((vdso, end)) = ranges[2] else { return Ok(Live { moves: true, ..Live::default() }) };
+    let mut live = Live {
+        special: [SpecialArea::default(); 3],
+        image: vec![0; usize::try_from(end - vdso)?],
+        moves: true,
+    };
     for (area, range) in live.special.iter_mut().zip(ranges) {
         if let Some((start, end)) = range {
             *area = SpecialArea { offset: i64::try_from(start)? - i64::try_from(vdso)?, len: end - start };
@@ -158,6 +180,7 @@ mod tests {
             let live = live(abi).unwrap();
             assert!(live.image.starts_with(b"\x7fELF"), "{abi}");
             assert!(live.special[0].len > 0 && live.special[0].offset < 0, "{abi}: {:?}", live.special);
+            assert!(live.moves, "{abi}");
         }
     }
 }

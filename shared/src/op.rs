@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 /// Which of the working fds an op means: an index into those sent with the plan.
 pub type Slot = u32;
 
+/// Bytes of a jump of [`Op::Ways`], with what separates it from the next.
+pub const WAY_LEN: u64 = 16;
+
 /// The kernel-provided areas around the vDSO.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Special {
@@ -160,6 +163,24 @@ pub enum Op<'a> {
         prot: u32,
         /// Whole pages.
         bytes: &'a [u8],
+    },
+    /// The first of a program's ops where the vDSO stays: if that lies in one of these ranges, exec once more.
+    Settle {
+        /// The program.
+        program: Slot,
+        /// The personality that the task is to have.
+        personality: u32,
+        /// First address and the one after the last of each: 64-bit words, little endian.
+        taken: &'a [u8],
+    },
+    /// Write a jump of [`WAY_LEN`] bytes to each function of the vDSO, which stayed where it was, and have it executed.
+    Ways {
+        /// Address of the first.
+        addr: u64,
+        /// Bytes of the area.
+        len: u64,
+        /// Offsets of the functions: 64-bit words, little endian.
+        functions: &'a [u8],
     },
     /// PR_SET_MM_MAP: eleven addresses in the order of `struct prctl_mm_map`.
     Layout {

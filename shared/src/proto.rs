@@ -1,8 +1,9 @@
 //! What the coordinator and a restoring task say to each other.
 //!
 //! The task's unix socket carries one [`Start`] with the working fds, and one [`Report`] back; before
-//! that a task with seccomp says [`Stage::Hold`] and gets one byte, every task of a tree with files that are opened late says
-//! [`Stage::There`], and one whose pages come later says [`Stage::Lazy`], with a descriptor. The plan itself
+//! that a task with seccomp says [`Stage::Hold`] and gets one byte, one whose vDSO is in the way says [`Stage::Again`] and gets all that
+//! once more, every task of a tree with files that are opened late says [`Stage::There`], and one whose pages come later says
+//! [`Stage::Lazy`], with a descriptor. The plan itself
 //! lies in the shared-memory tree: one memfd for the whole restore that starts with a [`Control`] page, which
 //! everyone maps read-write, followed by the plan of each task, which everyone maps read-only.
 
@@ -79,11 +80,38 @@ pub struct Start {
     /// Working fds move to numbers from here on, out of the way of the tasks that the program clones. They stay where
     /// they are if this is 0.
     pub fds_from: u64,
+    /// [`Vdso`]: what becomes of the one that exec made.
+    pub vdso: u64,
+}
+
+/// What becomes of the vDSO that exec made, and of the areas around it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Vdso {
+    /// They are parked in the hole, for the places that the plan has for them.
+    #[default]
+    Moves,
+    /// They stay where they are: this kernel cannot move them.
+    Stays,
+    /// They go, and cannot move either.
+    Goes,
+}
+
+impl Vdso {
+    /// From the number in [`Start`].
+    #[must_use]
+    pub const fn from_number(number: u64) -> Option<Self> {
+        Some(match number {
+            0 => Self::Moves,
+            1 => Self::Stays,
+            2 => Self::Goes,
+            _ => return None,
+        })
+    }
 }
 
 impl Start {
     /// First bytes, with the version of the protocol.
-    pub const MAGIC: u64 = u64::from_le_bytes(*b"crrplan2");
+    pub const MAGIC: u64 = u64::from_le_bytes(*b"crrplan3");
 }
 
 /// Where the forked processes wait for each other before they go on.
@@ -143,6 +171,8 @@ pub enum Stage {
     There = 6,
     /// No end yet: pages of the task come later. The report carries the userfaultfd.
     Lazy = 7,
+    /// No end yet: the vDSO lies where the task is to have memory, so the program execs once more, and is to be sent everything again.
+    Again = 8,
 }
 
 impl Stage {
@@ -158,6 +188,7 @@ impl Stage {
             5 => Self::Child,
             6 => Self::There,
             7 => Self::Lazy,
+            8 => Self::Again,
             _ => return None,
         })
     }

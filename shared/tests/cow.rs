@@ -218,6 +218,7 @@ fn machine() -> Machine {
         task_attributes: Default::default(),
         thread_attributes: Default::default(),
         special: [SpecialArea { offset: 0, len: 0x2000 }; 3],
+        vdso_moves: true,
         creds: records::creds(0),
         rlimits: Vec::new(),
         timer_slack_ns: 0,

@@ -22,6 +22,7 @@ fn ops(late: &[u32]) -> Vec<u8> {
         task_attributes: Default::default(),
         thread_attributes: Default::default(),
         special: [SpecialArea::default(); 3],
+        vdso_moves: true,
         creds: creds(0),
         rlimits: Vec::new(),
         timer_slack_ns: 0,

@@ -9,7 +9,7 @@ use images::{Addr, PathId, SharedId};
 use proptest::prelude::*;
 use shared::op::{self, Op};
 use shared::plan::{Need, Slots, creds, hole, memory};
-use shared::proto::{SLOT_FILES, SpecialArea};
+use shared::proto::{SLOT_FILES, SpecialArea, Vdso};
 use std::collections::BTreeMap;
 
 /// One page of a modelled address space.
@@ -153,7 +153,8 @@ proptest! {
     ) {
         let area = |offset, len| SpecialArea { offset, len };
         let special = [area(-0x6000, 0x4000), area(-0x2000, 0x2000), area(0, 0x2000)];
-        let contents = hole::Contents { program, fds, special, stacks, words, fds_from: 0, fillers: [9, 8, 0], plan };
+        let vdso = Vdso::Moves;
+        let contents = hole::Contents { program, fds, special, stacks, words, fds_from: 0, fillers: [9, 8, 0], plan, vdso };
         let start = contents.start(0xffff_e000, 0x40_0000, 0x1000);
         let ends = [
             (start.hole_start, start.hole_start + program),

@@ -61,6 +61,7 @@ fn room(task: Task, space: Space, filters: Vec<Filter>) -> (u64, u64) {
         task_attributes: Default::default(),
         thread_attributes: Default::default(),
         special: [SpecialArea { offset: 0, len: 0x8000 }; 3],
+        vdso_moves: true,
         creds: Creds { cap_bounding: u64::MAX, ..creds(0) },
         rlimits: vec![(0, 0); 16],
         timer_slack_ns: 0,
@@ -78,6 +79,7 @@ fn room(task: Task, space: Space, filters: Vec<Filter>) -> (u64, u64) {
         fds_from: 0,
         fillers: [9; MAX_FILLERS],
         plan: plan.ops.len() as u64,
+        vdso: plan.vdso,
     };
     (contents.len(), hole::bound(&tree, &spaces, &[0], PROGRAM))
 }

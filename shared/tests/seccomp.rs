@@ -21,6 +21,7 @@ fn ops(threads: Vec<Thread>, filters: &[Filter]) -> Vec<u8> {
         task_attributes: Default::default(),
         thread_attributes: Default::default(),
         special: [SpecialArea::default(); 3],
+        vdso_moves: true,
         creds: creds(0),
         rlimits: Vec::new(),
         timer_slack_ns: 0,

@@ -151,6 +151,50 @@ static void *read_clock(void *argument)
 	return NULL;
 }
 
+static void start(pthread_t threads[THREADS])
+{
+	for (int i = 0; i < THREADS; i++)
+		MUST0(pthread_create(&threads[i], NULL, read_clock, (void *)&rounds[i]));
+	for (int i = 0; i < THREADS; i++)
+		while (rounds[i] == 0)
+			sched_yield();
+}
+
+/* Threads that are in a function most of the time, with this action for SIGTRAP, whether they block it or not. */
+static void with_traps(void (*handler)(int), int how)
+{
+	pthread_t threads[THREADS];
+	struct sigaction action = { .sa_handler = handler }, found;
+	sigset_t mask;
+	shared = find_all(getauxval(AT_SYSINFO_EHDR));
+	MUST(sigaction(SIGTRAP, &action, NULL));
+	sigemptyset(&mask);
+	sigaddset(&mask, SIGTRAP);
+	MUST0(pthread_sigmask(how, &mask, NULL));
+	start(threads);
+	checkpoint();
+	MUST(sigaction(SIGTRAP, NULL, &found));
+	CHECK(found.sa_handler == handler, "another action for SIGTRAP: %p", (void *)found.sa_handler);
+	stop = 1;
+	for (int i = 0; i < THREADS; i++)
+		MUST0(pthread_join(threads[i], NULL));
+}
+
+CASE(traps)
+{
+	with_traps(tick, SIG_UNBLOCK);
+}
+
+CASE(traps_blocked)
+{
+	with_traps(tick, SIG_BLOCK);
+}
+
+CASE(traps_ignored)
+{
+	with_traps(SIG_IGN, SIG_UNBLOCK);
+}
+
 /* Threads that are in a function most of the time, and take signals there. */
 CASE(threads)
 {
@@ -164,8 +208,7 @@ CASE(threads)
 	sigaddset(&mask, SIGALRM);
 	sigprocmask(SIG_BLOCK, &mask, NULL);
 	MUST(sigaction(SIGALRM, &action, NULL));
-	for (int i = 0; i < THREADS; i++)
-		MUST0(pthread_create(&threads[i], NULL, read_clock, (void *)&rounds[i]));
+	start(threads);
 	MUST(setitimer(ITIMER_REAL, &every, NULL));
 	checkpoint();
 	ticked = ticks;
@@ -193,6 +236,10 @@ static void checkpoint_in_handler(int signal)
 CASE(frame)
 {
 	struct kernel_sigaction found, wanted = { .handler = checkpoint_in_handler };
+#ifdef __i386__
+	/* Else there is nothing to return through. */
+	MUST(getauxval(AT_SYSINFO_EHDR) != 0 ? 0 : -1);
+#endif
 #ifdef __x86_64__
 	MUST(syscall(SYS_rt_sigaction, SIGUSR1, NULL, &found, 8));
 	wanted.flags = found.flags;
@@ -351,4 +398,34 @@ CASE(unmapped)
 			MUST(munmap((void *)areas[i].start, areas[i].end - areas[i].start));
 	checkpoint();
 	CHECK(area_of("[vdso]").start == 0, "it has one again");
+}
+
+/* Nearly all is taken where the vDSO of a new program would come to lie. */
+CASE(crowded)
+{
+	enum { LEFT = 32 * PAGE };
+	const uintptr_t span = (uintptr_t)(sizeof(void *) == 8 ? 1ull << 42 : 1ull << 29);
+	struct functions found = find_all(getauxval(AT_SYSINFO_EHDR));
+	uintptr_t end = area_of("[stack]").start - (16 << 20), at = end - span, from[64], to[64];
+	int gaps = 0;
+	char line[256];
+	FILE *maps = fopen("/proc/self/maps", "r");
+	while (maps && fgets(line, sizeof(line), maps) && gaps < 64) {
+		unsigned long start, stop;
+		sscanf(line, "%lx-%lx", &start, &stop);
+		uintptr_t until = start < end ? start : end;
+		if (until > at + LEFT) {
+			from[gaps] = at + LEFT;
+			to[gaps++] = until;
+		}
+		if (stop > at)
+			at = stop;
+	}
+	if (maps)
+		fclose(maps);
+	for (int i = 0; i < gaps; i++)
+		MUST(mmap((void *)from[i], to[i] - from[i], PROT_NONE,
+		          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0));
+	checkpoint();
+	check_functions(&found);
 }

@@ -48,8 +48,12 @@ fn features(live: &Live, report: &ProbeReport, survived: bool) -> Vec<Feature> {
     vec![
         feature("ia32", Ok("helper32 ran".to_owned()), "ia32 tasks cannot be dumped or restored"),
         feature("ia32-vdso", vdso, "ia32 tasks dumped with a vDSO cannot be restored"),
-        feature("ia32-vdso-move", moved, "ia32 tasks with a vDSO cannot be restored"),
-        feature("ia32-vdso-entry", entry, "system calls through a moved vDSO would kill the task"),
+        feature(
+            "ia32-vdso-move",
+            moved,
+            "code that stands in leads ia32 tasks to the vDSO where exec put it",
+        ),
+        feature("ia32-vdso-entry", entry, "the same: system calls through a moved vDSO would kill the task"),
         feature("ia32-vdso-move-whole", whole, "nothing: it is moved area by area"),
         feature(
             "ia32-mmap-low",

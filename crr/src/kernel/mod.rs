@@ -168,6 +168,11 @@ pub fn probe() -> Result<Report> {
     })
 }
 
+/// Whether new processes and threads can be given their ids, or why not.
+pub(crate) fn can_choose_pids() -> Result<(), String> {
+    probe::clone3_set_tid().map(drop)
+}
+
 fn run(entry: &Entry) -> Feature {
     let disabled = disabled::is_named(entry.name).then(|| Err("disabled by --disable-feature".to_owned()));
     let found = disabled.unwrap_or_else(entry.probe);

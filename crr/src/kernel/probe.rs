@@ -113,6 +113,8 @@ pub(super) fn clone3_set_tid() -> Found {
     match Errno::result(result) {
         Err(Errno::EEXIST) => Ok("pids can be chosen".to_owned()),
         Err(Errno::EPERM) => Err("not permitted: CAP_CHECKPOINT_RESTORE is missing".to_owned()),
+        Err(Errno::ENOSYS) => Err("there is no clone3 (Linux 5.3, or a filter of a container)".to_owned()),
+        Err(Errno::E2BIG) => Err("clone3 does not know set_tid (Linux 5.5)".to_owned()),
         Err(errno) => Err(format!("clone3: {errno}")),
         // SAFETY: a child that must not be: it leaves without running any of this process's exit handlers.
         Ok(0) => unsafe { libc::_exit(0) },

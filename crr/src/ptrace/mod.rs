@@ -365,9 +365,15 @@ impl Stopped {
     pub fn xstate(&self) -> Result<Vec<u8>, Error> {
         // Room for all components there are, AMX tiles included; the kernel cuts to what it has.
         let mut buffer = vec![0u8; 16384];
-        let len = request::get_regset(self.tid, request::NT_X86_XSTATE, &mut buffer)
-            .map_err(error(self.tid, "read xstate"))?;
-        buffer.truncate(len);
+        let len = match request::get_regset(self.tid, request::NT_X86_XSTATE, &mut buffer) {
+            // No XSAVE: all there is lies in the first part of such an area.
+            Err(Errno::ENODEV) => request::get_fxsave(self.tid).map(|area| {
+                buffer[..area.len()].copy_from_slice(&area);
+                area.len()
+            }),
+            read => read,
+        };
+        buffer.truncate(len.map_err(error(self.tid, "read xstate"))?);
         buffer.shrink_to_fit();
         Ok(buffer)
     }
@@ -385,12 +391,18 @@ impl Stopped {
         Ok(buffer)
     }
 
-    /// Sets the whole XSAVE area.
+    /// Sets the whole XSAVE area; on a processor without XSAVE, what that one has of it.
     ///
     /// # Errors
     /// Everything of [`Error`].
     pub fn set_xstate(&self, xstate: &[u8]) -> Result<(), Error> {
-        request::set_regset(self.tid, request::NT_X86_XSTATE, xstate).map_err(error(self.tid, "write xstate"))
+        let set = match request::set_regset(self.tid, request::NT_X86_XSTATE, xstate) {
+            Err(Errno::ENODEV) => {
+                xstate.first_chunk().map_or(Err(Errno::EINVAL), |area| request::set_fxsave(self.tid, area))
+            }
+            set => set,
+        };
+        set.map_err(error(self.tid, "write xstate"))
     }
 
     /// Blocked signals; inside `sigsuspend` and its kin those that will be blocked afterwards.
@@ -603,15 +615,47 @@ impl Stopped {
                 break;
             }
         }
+        self.drop_trap(patience)?;
+        Ok(found)
+    }
+
+    /// Lets it run until it comes to one of up to four places ([`request::BREAKPOINTS`]), which is told, or a signal is about to be delivered,
+    /// which stays on its queue. It then stands in an interrupt-stop. As long as it runs it would die by a kill of this process.
+    ///
+    /// # Errors
+    /// Everything of [`Error`]. If it does not come there in time, it stands in a stop elsewhere.
+    pub fn run_to(&mut self, places: &[Addr], patience: &Patience) -> Result<bool, Error> {
+        if places.is_empty() {
+            return Ok(false);
+        }
+        let failed = error(self.tid, "set breakpoints");
+        request::set_breakpoints(self.tid, places).map_err(&failed)?;
+        let ran = self.advance(request::Resume::Cont, 0, patience);
+        if let Err(Error::TimedOut(_)) = ran {
+            self.interrupt()?;
+            self.stop = Seized { tid: self.tid }.wait_stop(&Patience::endless())?.stop;
+        }
+        request::set_breakpoints(self.tid, &[]).map_err(failed)?;
+        if ran? == Stop::Signal(libc::SIGTRAP) && self.was_stepped()? {
+            self.drop_trap(patience)?;
+            return Ok(true);
+        }
+        let this = Self { tid: self.tid, stop: self.stop };
+        self.stop = this.settle(patience)?.stop;
+        Ok(false)
+    }
+
+    /// From the stop for a trap to an interrupt-stop, without that signal.
+    fn drop_trap(&mut self, patience: &Patience) -> Result<(), Error> {
         self.interrupt()?;
         while !self.stop.is_asked_for() {
             self.advance(request::Resume::Cont, 0, patience)?;
         }
-        Ok(found)
+        Ok(())
     }
 
     /// Whether the kernel made the signal that it stopped for: a step tells of itself by TRAP_TRACE or, behind a system call, by TRAP_BRKPT
-    /// (user_single_step_report() of arch/x86/kernel/ptrace.c).
+    /// (user_single_step_report() of arch/x86/kernel/ptrace.c), a breakpoint by TRAP_HWBKPT.
     fn was_stepped(&self) -> Result<bool, Error> {
         let info = nix::sys::ptrace::getsiginfo(nix::unistd::Pid::from_raw(self.tid));
         Ok(info.map_err(error(self.tid, "read its signal"))?.si_code > 0)

@@ -5,6 +5,10 @@
 //! ([`redirect`]), which is *parked* where the task had nothing ([`adapt`]). A dump knows such memory again ([`proxy`]) and records what the
 //! task had before. So there is one proxy however many kernels a task has been on, and none any more on the first.
 //!
+//! A kernel that cannot move its vDSO (before Linux 4.8 for ia32, or with these mappings sealed) is another one to every task. Its vDSO stays
+//! where exec put it, which is known last: so proxies lead to a table of *ways* beside their ledger, which the restoring task
+//! itself writes.
+//!
 //! What was parked can have left its mark: the kernel lets a signal handler without a restorer return there. As long as anything points
 //! into it, it comes back as well, as a proxy of its own.
 

@@ -3,6 +3,7 @@
 use super::environment::Environment;
 use super::{Options, numbers, unchanged};
 use crate::dump::room;
+use crate::kernel;
 use crate::refusal::{Refusal, Refusals};
 use crate::resource::external::given::Given;
 use crate::resource::terminal::recreate;
@@ -65,6 +66,10 @@ fn pids(refusals: &mut Refusals, checkpoint: &Checkpoint, schedule: &Schedule) {
     let limit =
         fs::read_to_string("/proc/sys/kernel/pid_max").ok().and_then(|text| text.trim().parse::<Pid>().ok());
     let hint = Some("end it, or restore with --new-pidns");
+    if let Err(reason) = kernel::can_choose_pids() {
+        let reason = format!("no process or thread can be given its id: {reason}");
+        refuse(refusals, "this kernel".to_owned(), reason, Some("crr check tells what it lacks"));
+    }
     let threads = checkpoint.tree.tasks.iter().flat_map(|task| &task.threads).map(|thread| thread.tid);
     let zombies = checkpoint.tree.zombies.iter().map(|zombie| zombie.pid);
     for tid in threads.chain(zombies).chain(schedule.dead_leaders()) {

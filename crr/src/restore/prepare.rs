@@ -179,6 +179,7 @@ pub(super) fn prepare(
     for (&abi, live) in lives {
         let machine = Machine {
             special: live.special,
+            vdso_moves: live.moves,
             creds: environment.creds.clone(),
             rlimits: rlimits.clone(),
             timer_slack_ns,
@@ -227,6 +228,7 @@ pub(super) fn prepare(
             fds_from: if forest.clones(index).is_empty() { 0 } else { numbers.free(fds)? },
             fillers: free_ids.fillers(plan.members.iter().map(|&member| &spaces[member])),
             plan: plan.ops.len() as u64,
+            vdso: plan.vdso,
         };
         rooms.insert(index, Room { abi, contents, members: plan.members.clone() });
     }

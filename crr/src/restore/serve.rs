@@ -41,6 +41,8 @@ struct Peer {
     to_hold: usize,
     /// Tasks that are held and wait for the others.
     holding: usize,
+    /// How often its vDSO was in the way.
+    again: u32,
 }
 
 impl Peer {
@@ -49,7 +51,7 @@ impl Peer {
         let members = program.map_or(&[][..], |program| &program.members);
         let tasks = &restore.checkpoint.tree.tasks;
         let to_hold = members.iter().filter(|&&member| seccomp::is_held(&tasks[member])).count();
-        Self { pid, task, socket, left: members.len(), to_hold, holding: 0 }
+        Self { pid, task, socket, left: members.len(), to_hold, holding: 0, again: 0 }
     }
 
     /// One more task is held. They go on together, so that it does not matter which byte each reads.
@@ -63,6 +65,9 @@ impl Peer {
         Ok(())
     }
 }
+
+/// How often a program may exec because of where its vDSO lies.
+const TRIES: u32 = 32;
 
 /// The far ends of sockets that programs give to the tasks which they clone and which then exec.
 type Given = BTreeMap<usize, OwnedFd>;
@@ -133,7 +138,7 @@ pub(super) fn serve(restore: &Restore<'_>, listener: &Listener, deadline: Instan
                 continue;
             };
             let Some(peer) = slot else { continue };
-            match progress.answer(restore, peer) {
+            match progress.answer(restore, peer, &mut given) {
                 Ok(false) => {}
                 Ok(true) => {
                     open -= usize::from(peer.task.is_some());
@@ -259,7 +264,10 @@ fn heard(socket: &OwnedFd) -> Heard {
             Ok(length) if length == bytes.len() => {
                 let report = decode(&bytes);
                 let stage = Stage::from_number(report.stage);
-                if !matches!(stage, Some(Stage::Parked | Stage::Hold | Stage::There | Stage::Lazy)) {
+                if !matches!(
+                    stage,
+                    Some(Stage::Parked | Stage::Hold | Stage::There | Stage::Lazy | Stage::Again)
+                ) {
                     return Heard::Failure(report);
                 }
             }
@@ -330,7 +338,7 @@ struct Progress {
 impl Progress {
     /// Reads one answer, or notices that the socket is closed. Whether that was the end of it: a task is not to be caught
     /// with its socket still open.
-    fn answer(&mut self, restore: &Restore<'_>, peer: &mut Peer) -> Result<bool> {
+    fn answer(&mut self, restore: &Restore<'_>, peer: &mut Peer, given: &mut Given) -> Result<bool> {
         let tasks = &restore.checkpoint.tree.tasks;
         let mut bytes = [0u8; size_of::<Report>()];
         let (mut have, mut descriptor) = (0, None);
@@ -372,6 +380,17 @@ impl Progress {
             };
             let descriptor = under().with_context(|| format!("task {}: userfaultfd", tasks[member].pid))?;
             self.lazy.insert(member, descriptor);
+            return Ok(false);
+        }
+        if report.stage == Stage::Again as u32 {
+            peer.again += 1;
+            log::info!("{}: its vDSO is in the way: once more", who(restore, peer.pid, peer.task));
+            ensure!(
+                peer.again < TRIES,
+                "{}: this kernel cannot move its vDSO, and puts it where the task has memory",
+                who(restore, peer.pid, peer.task),
+            );
+            send(restore, peer, given)?;
             return Ok(false);
         }
         if report.stage != Stage::Parked as u32 {

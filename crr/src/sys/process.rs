@@ -8,6 +8,7 @@ use crate::fault::{self, Point};
 use crate::kernel::disabled::{Switch, is_disabled};
 use images::Pid;
 use nix::errno::Errno;
+use nix::sys::wait::{WaitStatus, waitpid};
 use shared::abi::common::CloneArgs;
 use std::os::fd::{FromRawFd, OwnedFd};
 
@@ -22,6 +23,11 @@ pub const CLONE_PARENT: u64 = 0x8000;
 /// EEXIST if the id is taken; as clone3(2).
 pub fn fork(pid: Option<Pid>, flags: u64) -> nix::Result<Option<Pid>> {
     fault::point(Point::Fork)?;
+    clone(pid, flags)
+}
+
+/// As [`fork`], without its faults.
+fn clone(pid: Option<Pid>, flags: u64) -> nix::Result<Option<Pid>> {
     let set_tid = pid.unwrap_or(0);
     let args = CloneArgs {
         flags,
@@ -33,11 +39,42 @@ pub fn fork(pid: Option<Pid>, flags: u64) -> nix::Result<Option<Pid>> {
     };
     // SAFETY: no shared memory, no stack: a fork.
     let ret = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
-    match ret {
-        -1 => Err(Errno::last()),
-        0 => Ok(None),
-        pid => Ok(Pid::try_from(pid).ok()),
-    }
+    let ret = match Errno::result(ret) {
+        // Before Linux 5.3, and under filters of containers that know no flags of clone3.
+        Err(Errno::ENOSYS) if pid.is_none() => {
+            // SAFETY: as above; the exit signal is in the low byte of the flags.
+            Errno::result(unsafe { libc::syscall(libc::SYS_clone, flags | args.exit_signal, 0, 0, 0, 0) })
+        }
+        ret => ret,
+    };
+    ret.map(|pid| Pid::try_from(pid).ok().filter(|&pid| pid != 0))
+}
+
+/// Whether a child can move mappings of this process, by address and length, away from where they are.
+///
+/// # Errors
+/// As fork(2) and waitpid(2).
+pub fn child_moves(areas: &[(u64, u64)]) -> nix::Result<bool> {
+    const FLAGS: i32 = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    let whole: usize = areas.iter().filter_map(|(_, len)| usize::try_from(*len).ok()).sum();
+    let Some(child) = clone(None, 0)? else {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a fresh mapping where the kernel likes.
+        let room =
+            unsafe { libc::syscall(libc::SYS_mmap, 0usize, whole, libc::PROT_NONE, flags, -1, 0usize) };
+        let mut to = room.cast_unsigned();
+        for &(at, len) in areas {
+            // SAFETY: to memory that nothing uses; what had been there is not used either, since nothing here but bare system calls is run.
+            let moved = unsafe { libc::syscall(libc::SYS_mremap, at, len, len, FLAGS, to) };
+            if room < 0 || moved != to.cast_signed() {
+                exit(1);
+            }
+            to += len;
+        }
+        exit(0);
+    };
+    let child = nix::unistd::Pid::from_raw(child);
+    Ok(waitpid(child, None)? == WaitStatus::Exited(child, 0))
 }
 
 /// Whether a process or thread has this id.

@@ -80,8 +80,35 @@ pub fn interrupt(tid: Pid) -> nix::Result<()> {
     by_value(libc::PTRACE_INTERRUPT, tid, 0, 0)
 }
 
-/// Debug register 6 in `struct user`, where PTRACE_PEEKUSER finds it.
-const DEBUG_STATUS: usize = std::mem::offset_of!(libc::user, u_debugreg) + 6 * size_of::<u64>();
+/// A debug register in `struct user`, where PTRACE_PEEKUSER finds it.
+const fn debug_register(number: usize) -> usize {
+    std::mem::offset_of!(libc::user, u_debugreg) + number * size_of::<u64>()
+}
+
+const DEBUG_STATUS: usize = debug_register(6);
+const DEBUG_CONTROL: usize = debug_register(7);
+
+/// How many places [`set_breakpoints`] takes.
+pub const BREAKPOINTS: usize = 4;
+
+/// PTRACE_POKEUSER of the debug registers: from now on the thread gets SIGTRAP before it runs an instruction at one of these places.
+/// Without any, all is off.
+///
+/// # Errors
+/// ESRCH when gone, EINVAL for a place that no task has, ENOSPC where all registers are in use. All is off then.
+pub fn set_breakpoints(tid: Pid, places: &[Addr]) -> nix::Result<()> {
+    let poke = |register, word: u64| {
+        by_value(libc::PTRACE_POKEUSER, tid, register, usize::try_from(word).map_err(|_| Errno::EINVAL)?)
+    };
+    poke(DEBUG_CONTROL, 0)?;
+    let mut control = 0;
+    for (number, place) in places.iter().enumerate().take(BREAKPOINTS) {
+        poke(debug_register(number), place.0)?;
+        // Its bit for this task; the kind 0 is that of instructions.
+        control |= 1 << (2 * number);
+    }
+    if control == 0 { Ok(()) } else { poke(DEBUG_CONTROL, control) }
+}
 
 /// PTRACE_PEEKUSER of debug register 6.
 ///
@@ -184,6 +211,28 @@ pub fn get_regset(tid: Pid, note: c_int, buffer: &mut [u8]) -> nix::Result<usize
 pub fn set_regset(tid: Pid, note: c_int, contents: &[u8]) -> nix::Result<()> {
     let mut iov = libc::iovec { iov_base: contents.as_ptr().cast_mut().cast(), iov_len: contents.len() };
     by_pointer(libc::PTRACE_SETREGSET, tid, usize::try_from(note).unwrap_or(0), &raw mut iov).map(drop)
+}
+
+/// Bytes of the FXSAVE area.
+pub const FXSAVE_SIZE: usize = 512;
+
+/// PTRACE_GETFPREGS: the FXSAVE area of a thread in any mode, which is all of the extended state on a processor without XSAVE.
+///
+/// # Errors
+/// ESRCH when gone.
+pub fn get_fxsave(tid: Pid) -> nix::Result<[u8; FXSAVE_SIZE]> {
+    let mut area = [0u8; FXSAVE_SIZE];
+    by_pointer(libc::PTRACE_GETFPREGS, tid, 0, &raw mut area)?;
+    Ok(area)
+}
+
+/// PTRACE_SETFPREGS.
+///
+/// # Errors
+/// ESRCH when gone.
+pub fn set_fxsave(tid: Pid, area: &[u8; FXSAVE_SIZE]) -> nix::Result<()> {
+    let mut area = *area;
+    by_pointer(libc::PTRACE_SETFPREGS, tid, 0, &raw mut area).map(drop)
 }
 
 /// PTRACE_GETSIGMASK. Inside `sigsuspend` and its kin this is the mask that will be put back.

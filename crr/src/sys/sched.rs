@@ -101,14 +101,20 @@ pub fn set_nice(tid: Pid, nice: i32) -> nix::Result<()> {
 
 const IOPRIO_WHO_PROCESS: i32 = 1;
 
-/// ioprio_get of a thread: class and level, raw.
+/// ioprio_get of a thread: class and level, raw; 0 if it has none.
 ///
 /// # Errors
 /// ESRCH when gone.
 pub fn get_io_priority(tid: Pid) -> nix::Result<u32> {
     // SAFETY: no pointers.
     let value = check(unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid) })?;
-    Ok(u32::try_from(value).unwrap_or(0))
+    Ok(u32::try_from(value).map_or(0, known_io_priority))
+}
+
+/// Without a class there is no level: kernels before 5.18 tell one all the same (get_task_ioprio() of block/ioprio.c), and none takes it.
+fn known_io_priority(value: u32) -> u32 {
+    const CLASS_SHIFT: u32 = 13;
+    if value >> CLASS_SHIFT == 0 { 0 } else { value }
 }
 
 /// ioprio_set of a thread.
@@ -118,4 +124,14 @@ pub fn get_io_priority(tid: Pid) -> nix::Result<u32> {
 pub fn set_io_priority(tid: Pid, value: u32) -> nix::Result<()> {
     // SAFETY: no pointers.
     check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, tid, value) }).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_class_there_is_no_io_priority() {
+        assert_eq!([0, 4, 2 << 13, 2 << 13 | 4].map(known_io_priority), [0, 0, 2 << 13, 2 << 13 | 4]);
+    }
 }

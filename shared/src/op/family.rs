@@ -64,7 +64,7 @@ impl Op<'_> {
             | Self::NameArea { .. } => Family::Protect,
             Self::Lock { .. } | Self::LockFuture(_) => Family::Lock,
             Self::MemoryPolicy { .. } | Self::Membarrier(_) => Family::Policy,
-            Self::Place { .. } => Family::Place,
+            Self::Place { .. } | Self::Settle { .. } | Self::Ways { .. } => Family::Place,
             Self::Layout { .. } => Family::Layout,
             Self::Action { .. } => Family::Action,
             Self::Thread { .. } => Family::Thread,

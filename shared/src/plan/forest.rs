@@ -17,13 +17,25 @@ use images::task::{ShellJob, Task, Tree};
 
 /// Memory whose contents the images do not have.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Written {
-    /// Where in a private area of the space, page-aligned.
-    pub at: u64,
-    /// PROT_*.
-    pub prot: u32,
-    /// Whole pages.
-    pub bytes: Vec<u8>,
+pub enum Written {
+    /// Bytes.
+    Bytes {
+        /// Where in a private area of the space, page-aligned.
+        at: u64,
+        /// PROT_*.
+        prot: u32,
+        /// Whole pages.
+        bytes: Vec<u8>,
+    },
+    /// Jumps to the functions of a vDSO that stays where exec put it, [`crate::op::WAY_LEN`] bytes each.
+    Ways {
+        /// Where in a private area of the space, page-aligned.
+        at: u64,
+        /// Bytes of that area.
+        len: u64,
+        /// Offsets of the functions in the vDSO.
+        functions: Vec<u64>,
+    },
 }
 
 /// All tasks. The lists have an entry for each, in the order of the tree.

@@ -6,7 +6,7 @@
 //! | code | data, stack | control | fd table | parked vvar, vclock, vdso | words | thread, filler stacks | plan |
 //! ```
 
-use crate::proto::{Control, MAX_FILLERS, SLOT_FILES, SpecialArea, Start, THREAD_STACK};
+use crate::proto::{Control, MAX_FILLERS, SLOT_FILES, SpecialArea, Start, THREAD_STACK, Vdso};
 use crate::range::{Range, find_gap, page_align};
 use alloc::vec::Vec;
 use images::Abi;
@@ -37,6 +37,8 @@ pub struct Contents {
     pub fillers: [u64; MAX_FILLERS],
     /// Bytes of the plan.
     pub plan: u64,
+    /// What becomes of the special areas that exec makes.
+    pub vdso: Vdso,
 }
 
 impl Contents {
@@ -49,7 +51,10 @@ impl Contents {
     }
 
     fn parking(&self) -> u64 {
-        self.special.iter().map(|area| area.len).sum()
+        match self.vdso {
+            Vdso::Moves => self.special.iter().map(|area| area.len).sum(),
+            Vdso::Stays | Vdso::Goes => 0,
+        }
     }
 
     fn stacks(&self) -> u64 {
@@ -103,6 +108,7 @@ impl Contents {
             pages_once: 0,
             words_addr: if self.words == 0 { 0 } else { words_addr },
             fds_from: self.fds_from,
+            vdso: self.vdso as u64,
         }
     }
 }
@@ -163,7 +169,8 @@ pub fn bound(tree: &Tree, spaces: &[Space], members: &[usize], program: u64) -> 
     let special = [SpecialArea { offset: 0, len: SPECIAL }, SpecialArea::default(), SpecialArea::default()];
     let words = 8 * members.len() as u64;
     let fillers = [0; MAX_FILLERS];
-    Contents { program, fds, special, stacks, words, fds_from: 0, fillers, plan }.len()
+    let vdso = Vdso::Moves;
+    Contents { program, fds, special, stacks, words, fds_from: 0, fillers, plan, vdso }.len()
 }
 
 /// Areas that a task may have (vm.max_map_count) beyond its own while it is restored: those of the hole, and one that is about to move.

@@ -23,10 +23,11 @@ pub mod signal;
 pub mod thread;
 pub mod timer;
 pub mod tree;
+mod vdso;
 
 use crate::op::birth::Birth;
 use crate::op::{self, Op, Slot};
-use crate::proto::{SLOT_FILES, SpecialArea};
+use crate::proto::{SLOT_FILES, SpecialArea, Vdso};
 use alloc::vec::Vec;
 use birth::Stacks;
 use cow::Base;
@@ -53,6 +54,8 @@ const XFEATURE_XTILEDATA: u32 = 18;
 pub struct Machine {
     /// Special areas of this kernel for the ABI of the task: vvar, vvar_vclock, vdso.
     pub special: [SpecialArea; 3],
+    /// Whether these can be moved.
+    pub vdso_moves: bool,
     /// What a task has after the coordinator's fork and exec.
     pub creds: Creds,
     /// Its limits then, in the order of `RLIMIT_*`.
@@ -126,6 +129,8 @@ pub struct ProgramPlan {
     pub words: u32,
     /// The tasks that it restores, by index: the one that execs it first.
     pub members: Vec<usize>,
+    /// What becomes of the vDSO that exec makes.
+    pub vdso: Vdso,
 }
 
 /// Plans the program that a task execs.
@@ -141,8 +146,14 @@ pub fn program(machine: &Machine, forest: &Forest<'_>, index: usize) -> ProgramP
     };
     let mut ops = Vec::new();
     planner.task(&mut ops, index, &mut Stacks::default(), &Base::empty(machine));
+    let vdso = vdso::becomes(machine, forest, &planner.members);
+    if vdso == Vdso::Stays {
+        let program = planner.slots.slot(Need::Program(index));
+        ops.splice(0..0, vdso::settle(forest, &planner.members, program));
+    }
     ProgramPlan {
         ops,
+        vdso,
         needs: planner.slots.into_needs(),
         stacks: planner.stacks,
         words: u32::try_from(planner.words.len()).unwrap_or(u32::MAX),
@@ -247,8 +258,8 @@ impl Planner<'_> {
             } else {
                 self.related_memory(ops, index, stacks, base.clone());
             }
-            for Written { at, prot, bytes } in self.forest.written(index) {
-                op::push(ops, &Op::Write { addr: *at, prot: *prot, bytes });
+            for written in self.forest.written(index) {
+                vdso::write(ops, written);
             }
             if let Some(flags) = self.forest.lazy_flags(index) {
                 op::push(ops, &Op::Lazy { flags });

@@ -4,7 +4,7 @@
 //! See the parent module: the plan decides what is touched, and it never names the hole.
 
 use super::receive::size;
-use super::{Failure, Session, late, lazy, ldt, mempolicy, seccomp, sysv, timer};
+use super::{Failure, Session, late, lazy, ldt, mempolicy, seccomp, sysv, timer, vdso};
 use crate::abi::common::{CapData, CapHeader, PrctlMmMap, Rlimit64};
 use crate::abi::native::{ITimerVal, SigAction, SigEvent, Stack, TimeVal, Word};
 use crate::op::{Op, Special};
@@ -14,6 +14,9 @@ use core::ffi::c_int;
 
 const MAP_FIXED: u32 = 0x10;
 const ENOMEM: u32 = 12;
+const EINVAL: u32 = 22;
+/// MADV_HUGEPAGE and MADV_NOHUGEPAGE.
+const HUGE_PAGES: [u32; 2] = [14, 15];
 const MADV_DONTNEED: usize = 4;
 const MADV_POPULATE_WRITE: usize = 23;
 /// `__NR_set_robust_list` in the table of the other ABI.
@@ -46,7 +49,11 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
             plain(nr::__NR_mprotect, addr, &[size(addr)?, size(len)?, prot as usize])
         }
         Op::Advise { addr, len, advice } => {
-            plain(nr::__NR_madvise, addr, &[size(addr)?, size(len)?, advice as usize])
+            match plain(nr::__NR_madvise, addr, &[size(addr)?, size(len)?, advice as usize]) {
+                // A kernel without huge pages does not know it, and needs no advice.
+                Err(Failure { errno: EINVAL, .. }) if HUGE_PAGES.contains(&advice) => Ok(()),
+                other => other,
+            }
         }
         Op::Lock { addr, len, flags } => {
             // ENOMEM: locked, but some of it could not be populated (PROT_NONE, beyond the end of a file), as before.
@@ -74,6 +81,8 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
             Ok(())
         }
         Op::Place { area, addr } => place(session, area, addr),
+        Op::Settle { program, personality, taken } => vdso::settle(session, program, personality, taken),
+        Op::Ways { addr, len, functions } => vdso::write_ways(session, addr, len, functions),
         Op::Write { addr, prot, bytes } => write(addr, prot, bytes),
         Op::Layout { addresses, auxv, exe } => layout(session, &addresses, auxv, exe),
         Op::Action { signal, handler, flags, restorer, mask } => {

@@ -1,11 +1,13 @@
-//! Making room: of the address space that exec made, only the hole and the parked vDSO stay.
+//! Making room: of the address space that exec made, only the hole and the parked vDSO stay, or the vDSO where it is.
 //!
 //! # Safety
 //! Everything outside of the hole is unmapped, the initial stack included; the program runs on a stack inside.
 
 use super::receive::size;
+use super::vdso::extent;
 use super::{Failure, Program, Segment};
-use crate::proto::Start;
+use crate::proto::{Start, Vdso};
+use crate::range::Range;
 use crate::sys;
 
 const PROT_READ: u32 = 1;
@@ -14,9 +16,18 @@ const MAP_PRIVATE: u32 = 2;
 const MAP_ANONYMOUS: u32 = 0x20;
 
 pub(super) fn clear(program: &Program, start: &Start, vdso: usize, sysinfo: usize) -> Result<(), Failure> {
-    park(start, vdso, sysinfo)?;
-    unmap(0, start.hole_start)?;
-    unmap(start.hole_end, start.task_size)?;
+    let kept = match Vdso::from_number(start.vdso).ok_or(Failure::wrong(start.vdso))? {
+        Vdso::Moves => {
+            park(start, vdso, sysinfo)?;
+            Range::new(0, 0)
+        }
+        Vdso::Stays => extent(vdso, &start.special),
+        Vdso::Goes => Range::new(0, 0),
+    };
+    for (from, to) in [(0, start.hole_start), (start.hole_end, start.task_size)] {
+        unmap(from, to.min(kept.start))?;
+        unmap(from.max(kept.end), to)?;
+    }
     for segment in program.segments {
         detach(segment)?;
     }

@@ -20,8 +20,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 const CLONE_VM: u64 = 0x100;
 const CLONE_PARENT: u64 = 0x8000;
-const F_SETFD: usize = 2;
-const FD_CLOEXEC: usize = 1;
+pub(super) const F_SETFD: usize = 2;
+pub(super) const FD_CLOEXEC: usize = 1;
 
 /// What a new task is told: lies at the bottom of its own stack.
 #[repr(C)]
@@ -93,7 +93,7 @@ pub(super) fn step(session: &Session, leader: &mut Leader<'_, '_>, birth: &Birth
             await_word(word, |value| value & MAPPED != 0);
             Ok(())
         }
-        Birth::Exec { program, socket } => exec(session, program, socket),
+        Birth::Exec { program, socket } => exec(working_fd(session, program)?, working_fd(session, socket)?),
     }
 }
 
@@ -116,12 +116,12 @@ pub(super) fn leaves_last(session: &Session, table: Option<(u32, u32)>) -> bool 
     shared_word(session, word).is_ok_and(|word| word.fetch_add(1, Ordering::AcqRel) + 1 == users)
 }
 
-fn call(nr: u32, value: u64, args: &[usize]) -> Result<(), Failure> {
+pub(super) fn call(nr: u32, value: u64, args: &[usize]) -> Result<(), Failure> {
     // SAFETY: numbers and strings of this program; no memory of the task is touched.
     unsafe { sys::call(nr, args) }.map(drop).map_err(|errno| Failure::new(errno, value))
 }
 
-fn working_fd(session: &Session, slot: u32) -> Result<usize, Failure> {
+pub(super) fn working_fd(session: &Session, slot: u32) -> Result<usize, Failure> {
     session.fds.get(slot as usize).map(|&fd| fd as usize).ok_or(Failure::wrong(u64::from(slot)))
 }
 
@@ -163,7 +163,7 @@ extern "C" fn enter(born: usize) -> ! {
     // SAFETY: written by the task that cloned this one, before it did.
     let born = unsafe { &*(born as *const Born<'_>) };
     let from = born.session;
-    let session = Session::new(from.socket, from.start, from.fds, born.pid as u32);
+    let session = Session::new(from.socket, from.start, from.fds, born.pid as u32, from.vdso);
     if let Err(failure) = tie(born.parent) {
         session.fail(Stage::Ops, 0, 0, failure);
     }
@@ -199,9 +199,8 @@ fn join_group(session: &Session, pgid: i32, led: u32, cloned: u32) -> Result<(),
 }
 
 /// All working files close on exec but the socket, which the program is told as its argument.
-fn exec(session: &Session, program: u32, socket: u32) -> Result<(), Failure> {
+pub(super) fn exec(program: usize, socket: usize) -> Result<(), Failure> {
     const AT_EMPTY_PATH: usize = 0x1000;
-    let (program, socket) = (working_fd(session, program)?, working_fd(session, socket)?);
     call(nr::__NR_fcntl, socket as u64, &[socket, F_SETFD, 0])?;
     let mut text = [0u8; 12];
     let number = decimal(socket, &mut text);

@@ -28,6 +28,7 @@ mod run;
 mod seccomp;
 mod sysv;
 mod timer;
+mod vdso;
 
 use crate::proto::{Control, Report, Stage, Start};
 use crate::sys::{self, Errno, nr};
@@ -66,12 +67,20 @@ pub(crate) struct Session {
     pub(crate) held: AtomicU32,
     /// Address of the programs of seccomp.
     pub(crate) programs: AtomicUsize,
+    /// Where exec put the vDSO; 0 if there was none.
+    pub(crate) vdso: usize,
 }
 
 impl Session {
-    pub(crate) const fn new(socket: c_int, start: Start, fds: &'static [c_int], pid: u32) -> Self {
+    pub(crate) const fn new(
+        socket: c_int,
+        start: Start,
+        fds: &'static [c_int],
+        pid: u32,
+        vdso: usize,
+    ) -> Self {
         let (ready, held, programs) = (AtomicU32::new(0), AtomicU32::new(0), AtomicUsize::new(0));
-        Self { socket, start, fds, pid, ready, held, programs }
+        Self { socket, start, fds, pid, ready, held, programs, vdso }
     }
 
     /// The page that all tasks of the restore share.
@@ -126,7 +135,7 @@ pub fn main(program: &Program) -> ! {
     if let Err(failure) = clear::clear(program, &start, vdso, sysinfo) {
         fail_early(socket, Stage::Clear, failure);
     }
-    run::program(&Session::new(socket, start, fds, 0))
+    run::program(&Session::new(socket, start, fds, 0, vdso))
 }
 
 /// The first argument.

@@ -3,7 +3,7 @@
 use tests::abi::Abi;
 use tests::case::Workload;
 use tests::isolate::{isolated, isolated_for_both};
-use tests::modes::{between_kernels, on_another_kernel};
+use tests::modes::{Kernel, between_kernels, by_turns, on_another_kernel, on_another_kernel_and_back};
 use tests::{here, require_ia32, require_root};
 
 const fn vdso(case: &'static str) -> Workload {
@@ -17,19 +17,29 @@ tests::survives! {
     sysenter => vdso("sysenter");
     moved => vdso("moved");
     unmapped => vdso("unmapped");
+    crowded => vdso("crowded");
+    traps => vdso("traps").busy();
+    traps_blocked => vdso("traps_blocked").busy();
+    traps_ignored => vdso("traps_ignored").busy();
 }
 
-/// For each `name => workload`, tests of both ABIs that end on another kernel.
+/// For each `name => workload`, tests of both ABIs that end on another kernel, and on one that cannot move its vDSO.
 macro_rules! survives_another_kernel {
     ($($name:ident => $workload:expr;)*) => {
-        mod another_kernel {
+        survives_another_kernel!(@kernel another_kernel, Other, $($name => $workload;)*);
+        survives_another_kernel!(@kernel immovable, Immovable, $($name => $workload;)*);
+    };
+    (@kernel $module:ident, $kernel:ident, $($name:ident => $workload:expr;)*) => {
+        mod $module {
             use super::*;
             $(
                 #[test]
                 fn $name() {
                     require_root!();
                     require_ia32!();
-                    isolated_for_both(&here!(), |dir, abi| on_another_kernel(dir, &$workload, abi));
+                    isolated_for_both(&here!(), |dir, abi| {
+                        on_another_kernel(dir, &$workload, abi, Kernel::$kernel)
+                    });
                 }
             )*
         }
@@ -40,15 +50,37 @@ survives_another_kernel! {
     functions => vdso("functions");
     functions_static => Workload::new("vdso-static", "functions");
     threads => vdso("threads").busy();
+    traps_blocked => vdso("traps_blocked").busy();
     frame => vdso("frame");
     sysenter => vdso("sysenter");
     moved => vdso("moved");
     unmapped => vdso("unmapped");
+    crowded => vdso("crowded");
     restorerless => Workload::new("signals", "without_restorer");
     heap => Workload::new("memory", "heap");
     heap_static => Workload::new("memory-static", "heap");
     mixed_tree => Workload::new("tree", "mixed");
     shared_memory => Workload::new("families", "memory");
+}
+
+/// From a kernel that cannot move its vDSO to one that can.
+#[test]
+fn from_immovable_back() {
+    require_root!();
+    require_ia32!();
+    for (number, case) in ["functions", "frame", "crowded"].into_iter().enumerate() {
+        isolated_for_both(&here!(), |dir, abi| {
+            on_another_kernel_and_back(&dir.join(number.to_string()), &vdso(case), abi, Kernel::Immovable)
+        });
+    }
+}
+
+/// A hundred dumps and restores, on another kernel and on the first by turns, of threads that are in the vDSO all the time and take signals there.
+#[test]
+fn a_hundred_kernels() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| by_turns(dir, &vdso("threads").busy(), abi, 100));
 }
 
 /// Twenty times, each on another kernel than the last one: what a task had on the first it has there again.

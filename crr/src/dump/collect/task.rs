@@ -61,9 +61,9 @@ pub(super) fn collect_task(
 
     let mut records = Vec::with_capacity(threads.len());
     let (mut may_run, mut rseq_untold) = (true, false);
-    for thread in threads.iter_mut() {
-        // A mask that is narrowed for the time must not be left like that.
-        let out = vdso::step_out(thread, &vmas, &tables.vdsos, tables.guarded, patience)?;
+    for (thread, status) in threads.iter_mut().zip(&statuses) {
+        // A mask that is another one for the time must not be left like that.
+        let out = vdso::step_out(thread, status.ignored, &vmas, &tables.vdsos, tables.guarded, patience)?;
         if !out && !tables.late {
             bail!(Unguarded);
         }

@@ -3,7 +3,7 @@
 use super::proxy::{Ledger, Proxy, mark, record};
 use super::redirect::{REACH, Target, redirect};
 use super::step_out::is_inside;
-use super::symbols::{Functions, functions};
+use super::symbols::{Function, Functions, functions};
 use super::{Piece, is_from_kernel, place};
 use crate::fault::{self, Point};
 use crate::machine::Live;
@@ -16,8 +16,9 @@ use images::id::PAGE_SIZE;
 use images::memory::{Backing, Space, Vdso, Vma, vm as flag};
 use images::task::Task;
 use images::thread::Thread;
+use shared::op::WAY_LEN;
 use shared::plan::{Written, hole};
-use shared::range::Range;
+use shared::range::{Range, page_align};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -107,6 +108,10 @@ impl One<'_> {
         if groups.is_empty() {
             return Ok(Ok(Vec::new()));
         }
+        // The kernel has handlers without a restorer return through it, and a C library that has found one makes such handlers.
+        if self.task.abi == Abi::Ia32 && self.live.image.is_empty() {
+            return Ok(Err("this one has none (vdso32=0), by which signal handlers would return".to_owned()));
+        }
         let mut proxied = Vec::with_capacity(groups.len());
         for group in groups {
             let range = group.code.map(|code| Range::new(code.start, code.len));
@@ -144,7 +149,7 @@ impl One<'_> {
             let index = if piece.backing == Backing::Vvar { 0 } else { 1 };
             self.live.special[index].len == piece.len
         };
-        same && !self.differs && group.beside.iter().all(fits)
+        same && !self.differs && self.live.moves && group.beside.iter().all(fits)
     }
 
     /// Puts proxies into the areas, and the running kernel's vDSO if it has no place yet.
@@ -157,12 +162,12 @@ impl One<'_> {
         vmas: &mut Vec<Vma>,
     ) -> Result<Result<Vec<Written>, String>> {
         let abi = self.task.abi;
-        let to_park = if own.is_some() { Vec::new() } else { self.live_pieces(vdsos)? };
+        let to_park = if own.is_some() || !self.live.moves { Vec::new() } else { self.live_pieces(vdsos)? };
         let low = to_park.iter().map(|piece| piece.start).min().unwrap_or(0);
         let high = to_park.iter().map(|piece| piece.start + piece.len).max().unwrap_or(0);
         // One that is parked already stays so, for the kernel after this one.
-        let parked = !to_park.is_empty() || own.is_some_and(|own| own.parked);
-        let mut ledger = Ledger { proxies: Vec::new(), parked };
+        let parked = !to_park.is_empty() || !self.live.moves || own.is_some_and(|own| own.parked);
+        let mut ledger = Ledger { proxies: Vec::new(), parked, ways: 0 };
         for group in proxied {
             let Some(code) = group.code else { continue };
             let Backing::Vdso(id) = code.backing else { continue };
@@ -180,19 +185,30 @@ impl One<'_> {
         if ledger.proxies.is_empty() {
             return Ok(Ok(Vec::new()));
         }
+        let mut functions =
+            if self.live.image.is_empty() { Functions::new() } else { functions(&self.live.image)? };
+        let ways: Vec<u64> = if !self.live.moves { lay_out_ways(&mut functions) } else { Vec::new() };
+        ledger.ways = page_align(ways.len() as u64 * WAY_LEN);
         let ledger_len = ledger.encode()?.len() as u64;
         let within = self.within(&ledger.proxies);
-        let Some(ledger_at) = place::choose(space, within, ledger_len + (high - low)) else {
+        let Some(ledger_at) = place::choose(space, within, ledger_len + ledger.ways + (high - low)) else {
             return Ok(Err("its address space has no room for this one".to_owned()));
         };
-        let moved = |piece: &Piece| Piece { start: piece.start - low + ledger_at + ledger_len, ..*piece };
+        let ways_at = ledger_at + ledger_len;
+        let moved = |piece: &Piece| Piece { start: piece.start - low + ways_at + ledger.ways, ..*piece };
         let parked: Vec<Piece> = to_park.iter().map(moved).collect();
         let code_of =
             |pieces: &[Piece]| pieces.iter().find(|piece| matches!(piece.backing, Backing::Vdso(_))).copied();
-        let live_at = own.map_or_else(|| code_of(&parked), |own| own.code);
-        let functions = if live_at.is_some() { functions(&self.live.image)? } else { Functions::new() };
-        let target = live_at.map(|code| Target { functions: &functions, at: code.start });
-        let mut written = Vec::with_capacity(ledger.proxies.len() + 1);
+        let own_at = own.map_or_else(|| code_of(&parked), |own| own.code).map(|code| code.start);
+        let live_at = own_at.or_else(|| (ledger.ways > 0).then_some(ways_at));
+        let target = live_at.map(|at| Target { functions: &functions, at });
+        let mut written = Vec::with_capacity(ledger.proxies.len() + 2);
+        if ledger.ways > 0 {
+            let prot = PROT_READ | PROT_EXEC;
+            let area = Piece { start: ways_at, len: ledger.ways, prot, backing: Backing::Anonymous };
+            vmas.push(area.vma(0));
+            written.push(Written::Ways { at: area.start, len: area.len, functions: ways });
+        }
         for proxy in &mut ledger.proxies {
             if let Some(tid) = self.inside(proxy)? {
                 return Ok(Err(format!("thread {tid} stands in the middle of its code")));
@@ -206,13 +222,13 @@ impl One<'_> {
             let prot = PROT_READ | PROT_EXEC;
             let code = Piece { start: proxy.at, len: bytes.len() as u64, prot, backing: Backing::Anonymous };
             vmas.push(code.vma(0));
-            written.push(Written { at: proxy.at, prot, bytes });
+            written.push(Written::Bytes { at: proxy.at, prot, bytes });
         }
         let bytes = ledger.encode()?;
         let area = Piece { start: ledger_at, len: ledger_len, prot: PROT_READ, backing: Backing::Anonymous };
         vmas.push(area.vma(0));
         vmas.extend(parked.iter().map(|piece| piece.vma(0)));
-        written.push(Written { at: ledger_at, prot: PROT_READ, bytes });
+        written.push(Written::Bytes { at: ledger_at, prot: PROT_READ, bytes });
         Ok(Ok(written))
     }
 
@@ -282,6 +298,19 @@ impl One<'_> {
         }
         Ok(false)
     }
+}
+
+/// Gives each function of the running kernel a place in a table of ways, and says where it is.
+fn lay_out_ways(functions: &mut Functions) -> Vec<u64> {
+    let mut ways: Vec<u64> = functions.values().map(|function| function.offset).collect();
+    ways.sort_unstable();
+    ways.dedup();
+    for function in functions.values_mut() {
+        // INVARIANT: it is one of those that the table was made of.
+        let number = ways.iter().position(|&offset| offset == function.offset).unwrap_or(0);
+        *function = Function { offset: number as u64 * WAY_LEN, size: WAY_LEN };
+    }
+    ways
 }
 
 /// Where the running kernel's vDSO is taken to lie until it has its place.

@@ -18,7 +18,7 @@ const PAD_LEN: usize = 7;
 /// Its first bytes in a proxy; the other four are the distance to the ledger in pages, a signed number.
 const MARK: [u8; 3] = *b"crr";
 /// How a ledger begins, with the version of what follows.
-const MAGIC: [u8; 8] = *b"crrvdso1";
+const MAGIC: [u8; 8] = *b"crrvdso2";
 /// Magic, length and checksum of what follows.
 const HEAD: usize = 16;
 
@@ -32,6 +32,8 @@ pub(super) struct Ledger {
     pub(super) proxies: Vec<Proxy>,
     /// The running kernel's vDSO was put where the task had nothing.
     pub(super) parked: bool,
+    /// Bytes of the ways right behind this area, by which proxies lead to a vDSO that stayed where exec put it; 0 if there are none.
+    pub(super) ways: u64,
 }
 
 /// One proxy.
@@ -129,7 +131,10 @@ pub(crate) fn recognise(pid: Pid, abi: Abi, vmas: &mut Vec<Vma>, vdsos: &mut Vec
             }
         }
     }
-    if !replace(&mut wanted, Range::new(at, len), PROT_READ) {
+    let ways = Range::new(at + len, ledger.ways);
+    if !replace(&mut wanted, Range::new(at, len), PROT_READ)
+        || !ways.is_empty() && !replace(&mut wanted, ways, PROT_READ | PROT_EXEC)
+    {
         return Ok(());
     }
     wanted.sort_by_key(|vma| vma.start);
@@ -219,7 +224,7 @@ mod tests {
     fn a_ledger_is_read_as_it_was_written() {
         let beside = vec![Piece { start: 0xe000, len: 0x1000, backing: Backing::Vvar, prot: 1 }];
         let proxy = Proxy { at: 0xf000, checksum: [7; 4], image: vec![1; 0x1000], beside, parked: false };
-        let ledger = Ledger { proxies: vec![proxy], parked: true };
+        let ledger = Ledger { proxies: vec![proxy], parked: true, ways: 0x1000 };
         let mut bytes = ledger.encode().unwrap();
         assert_eq!(bytes.len() % 4096, 0);
         assert_eq!(Ledger::decode(&bytes), Some((ledger, bytes.len() as u64)));

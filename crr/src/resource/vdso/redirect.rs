@@ -115,7 +115,7 @@ fn entries(abi: Abi, image: &[u8], functions: &Functions, live: Option<Target<'_
     for (&offset, (size, names)) in &places {
         let end = next.next().unwrap_or(image.len() as u64);
         let mut room = if *size == 0 { end - offset } else { (offset + size).min(end) - offset };
-        let mut way = way_of(abi, names, live);
+        let way = way_of(abi, names, live);
         if names.contains(&KERNEL_VSYSCALL) {
             let code = usize::try_from(offset)
                 .ok()
@@ -124,9 +124,6 @@ fn entries(abi: Abi, image: &[u8], functions: &Functions, live: Option<Target<'_
             let call = code.windows(2).position(|bytes| bytes == INT_80).context("no int 0x80")?;
             // Whoever is in a call finds its way back behind it.
             room = room.min(call as u64);
-            if live.is_none() {
-                way = Way::Code([&INT_80[..], &[0xc3]].concat());
-            }
         }
         entries.push(Entry { offset, room, way });
     }
@@ -280,8 +277,6 @@ mod tests {
             let time = call(abi, if abi == Abi::X86_64 { 201 } else { 13 });
             assert_eq!(bytes(&out, "__vdso_time", time.len()), time);
             if abi == Abi::Ia32 {
-                let out = redirect(abi, &image, AT, None).unwrap();
-                assert_eq!(bytes(&out, KERNEL_VSYSCALL, 3), [0xcd, 0x80, 0xc3]);
                 let sigreturn = "__kernel_rt_sigreturn";
                 assert_eq!(bytes(&out, sigreturn, 7), bytes(&image, sigreturn, 7));
             }

@@ -2,18 +2,20 @@
 //!
 //! Another kernel has no data for the functions of this one, so no thread may stand in the middle of one: it takes the few steps to its end. A
 //! system call is none of these, it may take long; but who is in one, or about to make one through `__kernel_vsyscall`, needs no data.
+//! Where steps come to no end, it runs there.
 
 use super::symbols::{Functions, functions};
 use crate::ptrace::regs::{self, Field};
-use crate::ptrace::{Patience, Stopped};
+use crate::ptrace::{self, Patience, Stopped, signal_bit};
+use crate::sys::ptrace::BREAKPOINTS;
 use crate::sys::vm;
 use anyhow::{Context, Result};
 use images::memory::{Backing, Vdso, Vma};
 use images::thread::Regs;
 use images::{Abi, Addr, Pid};
 
-/// More than any function takes but one that makes kilobytes of random numbers.
-const STEPS: u32 = 20_000;
+/// More than any function takes but one that makes random numbers.
+const STEPS: u32 = 2_000;
 
 /// The vDSO that an address lies in, and where that begins.
 fn around<'a>(vmas: &[Vma], vdsos: &'a [Vdso], at: Addr) -> Option<(&'a Vdso, u64)> {
@@ -35,23 +37,28 @@ pub(super) fn is_inside(regs: &Regs, image_len: u64, functions: &Functions, star
     offset < image_len && !in_call && !plain
 }
 
-/// Takes a thread to the end of the function of a vDSO that it is in the middle of, if it gets there soon. Where a signal is in the
-/// way, that waits meanwhile if `may_block`; else false is returned, and the thread stays in the function.
+/// Takes a thread to the end of the function of a vDSO that it is in the middle of, if it gets there soon; `ignored` are the signals that its task
+/// ignores. Where signals are in the way, they wait meanwhile if `may_block`; else false is returned, and the thread stays in the function.
+///
+/// A step tells of itself by SIGTRAP, and where that is blocked or ignored, the kernel unblocks it and takes what the task had set for it away
+/// (force_sig_info_to_task() of kernel/signal.c). So it is not blocked meanwhile, and a thread whose task ignores it stays where it is.
 ///
 /// # Errors
 /// When it is gone.
 pub(crate) fn step_out(
     thread: &mut Stopped,
+    ignored: u64,
     vmas: &[Vma],
     vdsos: &[Vdso],
     may_block: bool,
     patience: &Patience,
 ) -> Result<bool> {
+    let trap = signal_bit(libc::SIGTRAP);
     let regs = thread.regs()?;
     let Some((vdso, start)) = around(vmas, vdsos, regs::ip(&regs)) else { return Ok(true) };
     let functions = functions(&vdso.image).context("the vDSO")?;
     let len = vdso.image.len() as u64;
-    if !is_inside(&regs, len, &functions, start) {
+    if !is_inside(&regs, len, &functions, start) || ignored & trap != 0 {
         return Ok(true);
     }
     // A function can go on in the other vDSO, of which this one is a proxy.
@@ -60,17 +67,46 @@ pub(crate) fn step_out(
             && around(vmas, vdsos, regs::ip(regs)).is_none_or(|(_, other)| other == start)
     };
     let patience = &patience.uninterrupted();
-    if thread.step_until(STEPS, patience, out)? {
+    let mask = thread.sigmask()?;
+    if mask & trap == 0 && thread.step_until(STEPS, patience, out)? {
         return Ok(true);
     }
     if may_block {
-        let mask = thread.sigmask()?;
-        thread.set_sigmask(u64::MAX)?;
-        let stepped = thread.step_until(STEPS, patience, out);
+        thread.set_sigmask(!trap)?;
+        let ran = thread.step_until(STEPS, patience, out).and_then(|out| match out {
+            true => Ok(true),
+            false => thread.run_to(&ways_out(thread, vmas)?, patience),
+        });
         thread.set_sigmask(mask)?;
-        stepped?;
+        ran?;
     }
     Ok(may_block)
+}
+
+/// Where a thread may come to when it leaves a function of a vDSO: addresses on its stack of code elsewhere. The kernel's data changes
+/// with every tick, and who reads them step by step on a busy machine never gets to see them unchanged; at full speed it does.
+fn ways_out(thread: &Stopped, vmas: &[Vma]) -> Result<Vec<Addr>, ptrace::Error> {
+    /// More than any function has on the stack.
+    const DEPTH: usize = 1024;
+    const PROT_EXEC: u32 = 4;
+    let regs = thread.regs()?;
+    let sp = regs::sp(&regs);
+    let room = vmas.iter().find(|vma| (vma.start..vma.end).contains(&sp)).map_or(0, |vma| vma.end.0 - sp.0);
+    let mut stack = [0; DEPTH];
+    let stack = &mut stack[..usize::try_from(room).map_or(DEPTH, |room| room.min(DEPTH))];
+    if vm::read_exact(thread.tid(), sp, stack).is_err() {
+        return Ok(Vec::new());
+    }
+    let words: Vec<u64> = if regs::is_flat_32(&regs) {
+        stack.as_chunks().0.iter().map(|&word| u32::from_le_bytes(word).into()).collect()
+    } else {
+        stack.as_chunks().0.iter().map(|&word| u64::from_le_bytes(word)).collect()
+    };
+    let is_way_out = |at: &Addr| {
+        let code = vmas.iter().find(|vma| (vma.start..vma.end).contains(at));
+        code.is_some_and(|vma| vma.prot & PROT_EXEC != 0 && !matches!(vma.backing, Backing::Vdso(_)))
+    };
+    Ok(words.into_iter().map(Addr).filter(is_way_out).take(BREAKPOINTS).collect())
 }
 
 /// Takes the record of a thread that is about to make a call by `__kernel_vsyscall` back to its beginning: what is there depends on
