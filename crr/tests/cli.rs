@@ -38,7 +38,7 @@ fn corrupt(name: &str) -> TempDir {
 
 #[test]
 fn mistakes_on_the_command_line_exit_with_2() {
-    let mistakes: [&[&str]; 14] = [
+    let mistakes: [&[&str]; 17] = [
         &[],
         &["undump"],
         &["dump"],
@@ -48,6 +48,9 @@ fn mistakes_on_the_command_line_exit_with_2() {
         &["dump", "-t", "init"],
         &["dump", "-t", "1", "--leave-running", "--leave-stopped"],
         &["dump", "-t", "1", "--timeout", "soon"],
+        &["dump", "-t", "1", "-D", "-", "--prev-images-dir", "a", "--auto-dedup"],
+        &["pre-dump", "-t", "1", "-D", "-", "--prev-images-dir", "a", "--auto-dedup"],
+        &["restore", "-D", "-", "--inherit-fd", "fd[0]:pipe:[1]"],
         &["restore", "--restore-sibling"],
         &["restore", "surplus"],
         &["show", "a", "b"],
@@ -60,6 +63,37 @@ fn mistakes_on_the_command_line_exit_with_2() {
         assert_eq!(stdout(&output), "", "{arguments:?}");
         assert!(!stderr(&output).is_empty(), "{arguments:?}");
     }
+}
+
+/// What is for a pipe or a file makes no sense of a terminal.
+#[test]
+fn a_stream_does_not_come_from_a_terminal_or_go_to_one() {
+    let pair = nix::pty::openpty(None, None).unwrap();
+    for arguments in [&["dump", "-t", "1", "-D", "-"][..], &["restore", "-D", "-"], &["show", "-"]] {
+        let [input, output] = [(); 2].map(|()| Stdio::from(pair.slave.try_clone().unwrap()));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_crr"));
+        let run = command.args(arguments).stdin(input).stdout(output).stderr(Stdio::piped());
+        let output = run.spawn().unwrap().wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(stderr(&output).contains("terminal"), "{}", stderr(&output));
+        assert!(stderr(&output).contains("hint: "), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_stream_is_shown() {
+    let archive = tempfile::tempfile().unwrap();
+    let tar = Command::new("tar")
+        .args(["c", "-C"])
+        .arg(golden())
+        .arg(".")
+        .stdout(archive.try_clone().unwrap())
+        .status();
+    assert!(tar.unwrap().success());
+    std::io::Seek::rewind(&mut &archive).unwrap();
+    let shown = Command::new(env!("CARGO_BIN_EXE_crr")).args(["show", "-"]).stdin(archive).output().unwrap();
+    let dir = golden();
+    assert_eq!(stdout(&shown), stdout(&crr(&["show", dir.to_str().unwrap()])), "{}", stderr(&shown));
 }
 
 #[test]

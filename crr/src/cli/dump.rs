@@ -22,6 +22,8 @@ Examples:
                                       leave a pipe to another program outside
   crr dump -t 1234 -D ckpt --compress=zstd:3
                                       make the images smaller
+  crr dump -t 1234 -D - | ssh host crr restore -D - -d
+                                      move it to another machine; or | tar x -C ckpt
   crr dump -t 1234 -D ckpt -v4 -o dump.log
 
 Whatever cannot be restored is refused before anything is written, all of it at once, and the tree runs on.
@@ -118,8 +120,10 @@ enum Lock {
 impl Dump {
     pub(super) fn run(&self, level: u8) -> Outcome {
         self.dirs.start(level)?;
-        let report = dump(&self.options(level))?;
-        self.rounds.dedup(&self.dirs.images_dir);
+        let options = self.options(level);
+        self.rounds.check(&options.destination)?;
+        let report = dump(&options)?;
+        self.rounds.dedup(&options.destination);
         log::info!(
             "dumped {} tasks with {} threads: {} in {:.3} s, frozen for {:.3} s",
             report.tasks,
@@ -143,7 +147,7 @@ impl Dump {
         let named = self.ext_unix_sk.iter().filter(|&&ino| ino != 0).map(|&ino| Key::UnixSocket(ino));
         Options {
             root: self.tree,
-            images_dir: self.dirs.images_dir.clone(),
+            destination: self.dirs.destination(),
             after: match (self.leave_running, self.leave_stopped) {
                 (true, _) => After::Run,
                 (false, true) => After::Stop,

@@ -42,15 +42,17 @@ pub(super) struct PreDump {
 impl PreDump {
     pub(super) fn run(&self, level: u8) -> Outcome {
         self.dirs.start(level)?;
+        let destination = self.dirs.destination();
+        self.rounds.check(&destination)?;
         let report = pre_dump(&Options {
             root: self.tree,
-            images_dir: self.dirs.images_dir.clone(),
+            destination: destination.clone(),
             previous: self.rounds.prev_images_dir.clone(),
             compression: self.rounds.compress,
             timeout: self.timeout,
             progress: level > 0,
         })?;
-        self.rounds.dedup(&self.dirs.images_dir);
+        self.rounds.dedup(&destination);
         log::info!(
             "recorded {} of {} tasks in {:.3} s, frozen for {:.3} s",
             bytes(report.bytes),

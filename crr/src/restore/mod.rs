@@ -29,7 +29,7 @@ use crate::resource;
 use crate::resource::external::given::Given;
 use crate::resource::inet::Wishes;
 use crate::resource::vdso;
-use crate::store::Checkpoint;
+use crate::store::{Checkpoint, Source};
 use crate::sys::{limits, process};
 use anyhow::{Context, Result, bail};
 use environment::Environment;
@@ -54,10 +54,10 @@ use std::time::{Duration, Instant};
 pub use unchanged::Validation;
 
 /// Options of `crr restore`.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Options {
     /// Where the images are.
-    pub images_dir: PathBuf,
+    pub source: Source,
     /// Exit once the tree runs (`-d`).
     pub detached: bool,
     /// Make the root a child of crr's parent (`-S`).
@@ -169,7 +169,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     let deadline = began + options.timeout;
     limits::raise_open_files()?;
     limits::raise_pending_signals()?;
-    let mut checkpoint = Checkpoint::read_showing(&options.images_dir, options.progress)?;
+    let mut checkpoint = Checkpoint::read_showing(&options.source, options.progress)?;
     fault::point(Point::KilledReading)?;
     if let Some(root) = &options.root {
         nix::unistd::chroot(root).with_context(|| format!("{}: change root", root.display()))?;

@@ -41,6 +41,7 @@ mod rounds;
 mod seccomp;
 mod signals;
 mod stops;
+mod streams;
 mod syscalls;
 mod sysv;
 mod task_files;
