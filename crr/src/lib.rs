@@ -12,6 +12,7 @@ mod keeper;
 pub mod kernel;
 pub mod log;
 pub mod machine;
+pub mod page_server;
 pub mod proc;
 pub mod progress;
 pub mod ptrace;

@@ -38,7 +38,7 @@ fn corrupt(name: &str) -> TempDir {
 
 #[test]
 fn mistakes_on_the_command_line_exit_with_2() {
-    let mistakes: [&[&str]; 17] = [
+    let mistakes: [&[&str]; 23] = [
         &[],
         &["undump"],
         &["dump"],
@@ -50,6 +50,12 @@ fn mistakes_on_the_command_line_exit_with_2() {
         &["dump", "-t", "1", "--timeout", "soon"],
         &["dump", "-t", "1", "-D", "-", "--prev-images-dir", "a", "--auto-dedup"],
         &["pre-dump", "-t", "1", "-D", "-", "--prev-images-dir", "a", "--auto-dedup"],
+        &["dump", "-t", "1", "--page-server", "host"],
+        &["dump", "-t", "1", "--page-server", "host:0x1"],
+        &["dump", "-t", "1", "-D", "-", "--page-server", "host:1"],
+        &["dump", "-t", "1", "--page-server", "host:1", "--tls"],
+        &["page-server", "--tls", "--insecure"],
+        &["page-server", "-D", "-"],
         &["restore", "-D", "-", "--inherit-fd", "fd[0]:pipe:[1]"],
         &["restore", "--restore-sibling"],
         &["restore", "surplus"],
@@ -77,6 +83,17 @@ fn a_stream_does_not_come_from_a_terminal_or_go_to_one() {
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
         assert!(stderr(&output).contains("terminal"), "{}", stderr(&output));
         assert!(stderr(&output).contains("hint: "), "{}", stderr(&output));
+    }
+}
+
+/// What tasks have in memory is nobody else's business, unless that is said.
+#[test]
+fn a_page_server_is_for_this_machine_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    for address in ["0.0.0.0", "::", "192.0.2.1"] {
+        let output = crr(&["page-server", "-D", dir.path().to_str().unwrap(), "--address", address]);
+        assert_eq!((output.status.code(), stdout(&output)), (Some(1), ""), "{address}");
+        assert!(stderr(&output).contains("\n  hint: use --tls"), "{}", stderr(&output));
     }
 }
 

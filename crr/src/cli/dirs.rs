@@ -50,6 +50,10 @@ impl Dirs {
         self.images_dir == Path::new(STREAM)
     }
 
+    pub(super) fn images_dir(&self) -> &Path {
+        &self.images_dir
+    }
+
     /// Where a dump writes to.
     pub(super) fn destination(&self) -> Destination {
         self.images_dir.as_path().into()

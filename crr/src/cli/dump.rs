@@ -1,6 +1,7 @@
 //! `crr dump`.
 
 use super::dirs::Dirs;
+use super::network::Pages;
 use super::rounds::Rounds;
 use super::{Outcome, seconds, size};
 use crate::dump::{After, Options, dump};
@@ -8,6 +9,7 @@ use crate::progress::bytes;
 use crate::resource::external::Key;
 use crate::resource::inet::{NetworkLock, Policy, TcpPolicy};
 use crate::resource::unix_socket::half::HalfPolicy;
+use crate::store::Destination;
 use clap::{Args, ValueEnum};
 use images::Pid;
 use std::process::ExitCode;
@@ -105,6 +107,9 @@ pub(super) struct Dump {
     #[command(flatten)]
     rounds: Rounds,
 
+    #[command(flatten)]
+    pages: Pages,
+
     /// How long stopping the tree may take.
     #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds)]
     timeout: Duration,
@@ -120,7 +125,7 @@ enum Lock {
 impl Dump {
     pub(super) fn run(&self, level: u8) -> Outcome {
         self.dirs.start(level)?;
-        let options = self.options(level);
+        let options = self.options(level, self.pages.destination(&self.dirs)?);
         self.rounds.check(&options.destination)?;
         let report = dump(&options)?;
         self.rounds.dedup(&options.destination);
@@ -143,11 +148,11 @@ impl Dump {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn options(&self, level: u8) -> Options {
+    fn options(&self, level: u8, destination: Destination) -> Options {
         let named = self.ext_unix_sk.iter().filter(|&&ino| ino != 0).map(|&ino| Key::UnixSocket(ino));
         Options {
             root: self.tree,
-            destination: self.dirs.destination(),
+            destination,
             after: match (self.leave_running, self.leave_stopped) {
                 (true, _) => After::Run,
                 (false, true) => After::Stop,

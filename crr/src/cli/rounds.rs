@@ -30,8 +30,8 @@ pub(super) struct Rounds {
 impl Rounds {
     /// Looks that what is asked for can be had of such images.
     pub(super) fn check(&self, destination: &Destination) -> Result<()> {
-        if self.auto_dedup && *destination == Destination::Stream {
-            return Err(Usage("--auto-dedup needs the images in a directory, not -D -\n  hint: use crr dedup where they are unpacked".to_owned()).into());
+        if self.auto_dedup && !matches!(destination, Destination::Dir(_)) {
+            return Err(Usage("--auto-dedup needs all images in a directory\n  hint: use crr dedup where they are put together".to_owned()).into());
         }
         Ok(())
     }

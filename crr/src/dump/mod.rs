@@ -119,7 +119,7 @@ pub fn dump(options: &Options) -> Result<Report> {
     limits::raise_open_files()?;
     let patience = Patience::new(options.timeout);
     let writer = Writer::create(&options.destination)?;
-    let open = |dir: &PathBuf| Previous::open(options.destination.dir(), dir);
+    let open = |dir: &PathBuf| Previous::open(&options.destination, dir);
     let previous = options.previous.as_ref().map(open).transpose()?;
     let output = (options.destination == Destination::Stream).then(Object::standard_output).flatten();
     let mut holders = Holders::scan(&freeze::list(options.root)?, output)?;

@@ -79,7 +79,7 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
     // For a moment a task has a descriptor that is not its own.
     guard::enter()?;
     let writer = Writer::create(&options.destination)?;
-    let open = |dir: &PathBuf| Previous::open(options.destination.dir(), dir);
+    let open = |dir: &PathBuf| Previous::open(&options.destination, dir);
     let mut previous = options.previous.as_ref().map(open).transpose()?;
     let first_page = previous.as_ref().map_or(0, |previous| previous.first_page);
     let mut contents = Contents::of_running(first_page);

@@ -1,6 +1,7 @@
 //! Where images are written to and read from: a directory, or one stream. `-D -` means the stream.
 
 use super::spool::Spool;
+use crate::page_server::client::Server;
 use anyhow::Result;
 use images::container::Kind;
 use std::fs::{File, OpenOptions};
@@ -17,6 +18,8 @@ pub enum Destination {
     Dir(PathBuf),
     /// The standard output.
     Stream,
+    /// A directory, but for the pages, which go to a server.
+    Server(PathBuf, Server),
 }
 
 impl From<&Path> for Destination {
@@ -30,7 +33,7 @@ impl Destination {
     #[must_use]
     pub fn dir(&self) -> &Path {
         match self {
-            Self::Dir(dir) => dir,
+            Self::Dir(dir) | Self::Server(dir, _) => dir,
             Self::Stream => Path::new("."),
         }
     }

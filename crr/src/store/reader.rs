@@ -187,7 +187,13 @@ pub(super) fn open_pages(source: &Source, entry: &FileEntry) -> Result<File> {
 
 /// Opens a file that must be there.
 fn open_existing(source: &Source, kind: Kind) -> Result<(File, u64)> {
-    open_regular(source, kind).map_err(|error| if is_missing(&error) { anyhow!("is missing") } else { error })
+    open_regular(source, kind).map_err(|error| match kind {
+        _ if !is_missing(&error) => error,
+        Kind::Pages => {
+            anyhow!("is missing\n  hint: after a dump with --page-server, it is where the server put it")
+        }
+        _ => anyhow!("is missing"),
+    })
 }
 
 /// Compares the size of a file with what the inventory says.

@@ -2,6 +2,7 @@
 
 use super::stream::Stream;
 use crate::fault::io::Faulty;
+use crate::page_server::client::Client;
 use anyhow::{Context, Result, bail};
 use images::container::Kind;
 use std::fs::File;
@@ -16,6 +17,8 @@ pub enum Sink {
     File(PageFile),
     /// A stream, in which pages that are not packed have to come in order.
     Stream(Arc<Stream>),
+    /// The file of a page server.
+    Server(Client),
 }
 
 /// A page file being written.
@@ -57,6 +60,7 @@ impl Sink {
         match self {
             Self::File(pages) => Ok(Faulty(&pages.file).write_all_at(bytes, place)?),
             Self::Stream(stream) => stream.put(bytes, place),
+            Self::Server(client) => client.put(bytes, place),
         }
     }
 
@@ -72,6 +76,7 @@ impl Sink {
                 Ok(place)
             }
             Self::Stream(stream) => stream.append(bytes),
+            Self::Server(client) => client.append(bytes),
         }
     }
 
@@ -90,6 +95,7 @@ impl Sink {
                 written if written == size => Ok(()),
                 written => bail!("{written} bytes of pages instead of {size}"),
             },
+            Self::Server(client) => client.finish(size),
         }
     }
 }

@@ -10,6 +10,7 @@ use super::sink::{PageFile, Sink};
 use super::stream::Stream;
 use crate::fault::io::Faulty;
 use crate::fault::{self, Point};
+use crate::page_server::client::Client;
 use anyhow::{Context, Result, bail};
 use images::container::{Kind, TRAILER_SIZE, encode};
 use images::file::Files;
@@ -55,6 +56,10 @@ impl Writer {
                 Ok(Self { place: Place::Dir(directory), pages: Sink::File(PageFile::new(pages)) })
             }
             Destination::Stream => Ok(Self::stream(Stream::stdout()?)),
+            Destination::Server(dir, server) => {
+                let directory = Directory { dir: dir.clone(), _lock: lock(dir)?, published: false };
+                Ok(Self { place: Place::Dir(directory), pages: Sink::Server(Client::connect(server)?) })
+            }
         }
     }
 
@@ -113,7 +118,7 @@ impl Writer {
     fn finish_inventory(&mut self, inventory: &Inventory) -> Result<u64> {
         let size = self.write(Kind::Inventory, inventory)?.size;
         match &mut self.place {
-            Place::Dir(directory) => directory.publish(inventory)?,
+            Place::Dir(directory) => directory.publish(inventory, &self.pages)?,
             Place::Stream(stream) => stream.finish()?,
         }
         Ok(inventory.files.iter().map(|entry| entry.size).sum::<u64>() + size)
@@ -151,9 +156,9 @@ impl Directory {
     }
 
     /// Takes the old checkpoint away by its inventory, then renames everything, the new inventory last.
-    fn publish(&mut self, inventory: &Inventory) -> Result<()> {
+    fn publish(&mut self, inventory: &Inventory, pages: &Sink) -> Result<()> {
         remove(&self.dir.join(Kind::Inventory.file_name()))?;
-        let renamed = self.rename_all(inventory);
+        let renamed = self.rename_all(inventory, pages);
         if renamed.is_err() {
             // Without an inventory none of them is of any use, whichever checkpoint it is from.
             for kind in Kind::ALL {
@@ -165,11 +170,19 @@ impl Directory {
         Ok(())
     }
 
-    fn rename_all(&self, inventory: &Inventory) -> Result<()> {
+    fn rename_all(&self, inventory: &Inventory, pages: &Sink) -> Result<()> {
         for kind in Kind::ALL.into_iter().rev() {
             let name = self.dir.join(kind.file_name());
             if kind != Kind::Inventory && !inventory.files.iter().any(|entry| entry.kind == kind) {
                 remove(&name)?;
+                continue;
+            }
+            if kind == Kind::Pages
+                && let Sink::Server(client) = pages
+            {
+                // Those of an older checkpoint; the server may have the same directory.
+                remove(&name)?;
+                client.commit()?;
                 continue;
             }
             fault::point(Point::KilledPublishing)?;

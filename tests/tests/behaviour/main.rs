@@ -28,6 +28,7 @@ mod mqueues;
 mod names;
 mod packed;
 mod packets;
+mod page_servers;
 mod pending;
 mod pidfds;
 mod pipes;
