@@ -67,9 +67,9 @@ impl Kind {
     pub const fn version(self) -> u16 {
         match self {
             Self::Tree => 4,
-            Self::Files => 5,
+            Self::Files => 6,
             Self::Inventory => 3,
-            Self::Memory => 3,
+            Self::Memory => 4,
             Self::Pages => 2,
         }
     }

@@ -6,7 +6,7 @@ use crate::id::{DescriptionId, PathId, TaskFd};
 use crate::inet::InetSocket;
 use crate::inotify::Inotify;
 use crate::late::{Process, TaskFile};
-use crate::memory::Run;
+use crate::memory::{HugePage, Run};
 use crate::mqueue::MessageQueue;
 use crate::netlink::NetlinkSocket;
 use crate::pipe::Pipe;
@@ -115,6 +115,8 @@ pub struct Deleted {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// F_GET_SEALS of a memfd.
     pub seals: Option<u32>,
+    /// The pages of a memfd, if they are huge (MFD_HUGETLB).
+    pub huge: Option<HugePage>,
     /// Contents of a file, by rising offset; what lies between is holes.
     pub runs: Vec<Run>,
 }

@@ -72,6 +72,8 @@ pub struct Space {
     pub policies: Vec<AreaPolicy>,
     /// Guard pages (MADV_GUARD_INSTALL), by rising address, not overlapping.
     pub guards: Vec<Guard>,
+    /// Names of areas (PR_SET_VMA_ANON_NAME), by rising address, not overlapping.
+    pub names: Vec<AreaName>,
     /// What `/proc/PID/stat` and brk(2) tell of the layout.
     pub layout: Layout,
     /// `/proc/PID/auxv`, as bytes in the layout of the task's ABI.
@@ -138,13 +140,61 @@ pub enum Backing {
     Vvar,
     /// The kernel's paravirtual clock pages beside it (6.13 and later).
     VvarVclock,
+    /// MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB memory, from a byte offset of what was mapped by one call.
+    HugePages(u64),
+}
+
+/// Pages of the hugetlb pools, of the sizes that the processor has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum HugePage {
+    /// 2 MiB.
+    Mib2,
+    /// 1 GiB.
+    Gib1,
+}
+
+impl HugePage {
+    /// All sizes.
+    pub const ALL: [Self; 2] = [Self::Mib2, Self::Gib1];
+
+    /// Its size is two to the power of this.
+    #[must_use]
+    pub const fn shift(self) -> u32 {
+        match self {
+            Self::Mib2 => 21,
+            Self::Gib1 => 30,
+        }
+    }
+
+    /// Its size in bytes.
+    #[must_use]
+    pub const fn size(self) -> u64 {
+        1 << self.shift()
+    }
+
+    /// The bit of [`Vma::flags`].
+    #[must_use]
+    pub const fn bit(self) -> u32 {
+        match self {
+            Self::Mib2 => vm::HUGE_2_MIB,
+            Self::Gib1 => vm::HUGE_1_GIB,
+        }
+    }
+}
+
+impl Vma {
+    /// The pages that private memory is made of, if they are huge.
+    #[must_use]
+    pub fn huge(&self) -> Option<HugePage> {
+        HugePage::ALL.into_iter().find(|page| self.flags & page.bit() != 0)
+    }
 }
 
 impl Backing {
-    /// Whether it is memory of the task's own: anonymous, or a private mapping of a file.
+    /// Whether it is memory of the task's own: anonymous, of huge pages or not, or a private mapping of a file.
     #[must_use]
     pub const fn is_private(self) -> bool {
-        matches!(self, Self::Anonymous | Self::PrivateFile(..))
+        matches!(self, Self::Anonymous | Self::PrivateFile(..) | Self::HugePages(_))
     }
 }
 
@@ -182,6 +232,10 @@ pub mod vm {
     pub const SEALED: u32 = 1 << 14;
     /// `dp`: MAP_DROPPABLE.
     pub const DROPPABLE: u32 = 1 << 15;
+    /// `ht`: private memory of huge pages (MAP_HUGETLB), of 2 MiB.
+    pub const HUGE_2_MIB: u32 = 1 << 17;
+    /// The same, of 1 GiB.
+    pub const HUGE_1_GIB: u32 = 1 << 18;
     /// No code of smaps: of the vDSO and the areas around it, put there by a restore on another kernel than that of the
     /// dump, beside those that the task had.
     pub const PARKED: u32 = 1 << 16;
@@ -215,6 +269,21 @@ pub struct Guard {
     pub end: Addr,
 }
 
+/// The name that a task gave to a VMA without a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AreaName {
+    /// First byte.
+    pub start: Addr,
+    /// One past the last byte.
+    pub end: Addr,
+    /// At most [`AREA_NAME_MAX`] bytes, printable ASCII.
+    #[serde(serialize_with = "crate::readable::text")]
+    pub name: Vec<u8>,
+}
+
+/// ANON_VMA_NAME_MAX_LEN of mm/madvise.c, without the zero at the end.
+pub const AREA_NAME_MAX: usize = 79;
+
 /// An object of shared memory without a file: anonymous, or a segment of System V.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shared {
@@ -224,6 +293,8 @@ pub struct Shared {
     pub ino: u64,
     /// Its contents; what lies between was never touched.
     pub runs: Vec<Run>,
+    /// The pages that it is made of, if they are huge.
+    pub huge: Option<HugePage>,
     /// What it is as a segment of System V, if it is one.
     pub segment: Option<Segment>,
 }

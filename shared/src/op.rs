@@ -118,6 +118,15 @@ pub enum Op<'a> {
         /// Bytes.
         len: u64,
     },
+    /// PR_SET_VMA_ANON_NAME.
+    NameArea {
+        /// Address.
+        addr: u64,
+        /// Bytes.
+        len: u64,
+        /// With a zero at its end.
+        name: &'a [u8],
+    },
     /// mlockall: how mappings to come are locked.
     LockFuture(u32),
     /// set_mempolicy, or mbind of a range.

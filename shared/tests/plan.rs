@@ -55,6 +55,7 @@ fn follow(list: &[u8], needs: &[Need]) -> BTreeMap<u64, Page> {
             Op::Populate { .. }
             | Op::Lock { .. }
             | Op::Seal { .. }
+            | Op::NameArea { .. }
             | Op::Place { .. }
             | Op::Layout { .. } => {}
             other => panic!("not a memory op: {other:?}"),
@@ -91,7 +92,7 @@ prop_compose! {
                 }
             }
         }
-        Space { vmas, runs, policies: Vec::new(), guards: Vec::new(), layout: Layout::default(), auxv: vec![1, 2, 3] }
+        Space { vmas, runs, policies: Vec::new(), guards: Vec::new(), names: Vec::new(), layout: Layout::default(), auxv: vec![1, 2, 3] }
     }
 }
 

@@ -23,7 +23,15 @@ const PROGRAM: u64 = 0x2_0000;
 
 fn space() -> Space {
     let (vmas, runs, policies) = (Vec::new(), Vec::new(), Vec::new());
-    Space { vmas, runs, policies, guards: Vec::new(), layout: Layout::default(), auxv: vec![0xff; 400] }
+    Space {
+        vmas,
+        runs,
+        policies,
+        guards: Vec::new(),
+        names: Vec::new(),
+        layout: Layout::default(),
+        auxv: vec![0xff; 400],
+    }
 }
 
 /// A thread of which everything has to be told, in numbers as long as they get.

@@ -359,6 +359,47 @@ CASE(guard_pages)
 	CHECK(private[PAGE] == private_byte && shared[4 * PAGE] == shared_byte, "contents");
 }
 
+/* How often the kernel shows a name. */
+static int shown(const char *name)
+{
+	FILE *maps = fopen("/proc/self/maps", "r");
+	CHECK(maps != NULL, "maps");
+	char line[512];
+	int count = 0;
+	while (fgets(line, sizeof line, maps) != NULL)
+		count += strstr(line, name) != NULL;
+	fclose(maps);
+	return count;
+}
+
+static int name_memory(char *at, size_t len, const char *name)
+{
+	return prctl(0x53564d41 /* PR_SET_VMA */, 0 /* PR_SET_VMA_ANON_NAME */, at, len, name);
+}
+
+/* Neighbours with equal and with different names, with and without right to write, without pages; shared memory; what a child has. */
+CASE(area_names)
+{
+	char *memory = map_anonymous(12 * PAGE);
+	fill(memory, 8 * PAGE, 1);
+	MUST(mprotect(memory + 2 * PAGE, 2 * PAGE, PROT_READ));
+	char *shared = MUST((char *)mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	fill(shared, 4 * PAGE, 2);
+	bool here = has(name_memory(memory, 4 * PAGE, "Go: heap"), "names of areas");
+	bool of_shared = false;
+	if (here) {
+		MUST(name_memory(memory + 4 * PAGE, 2 * PAGE, "another"));
+		MUST(name_memory(memory + 9 * PAGE, PAGE, "a name that is as long as the kernel lets a name be, with odd characters: !@#%^"));
+		of_shared = has(name_memory(shared + PAGE, PAGE, "of shared memory"), "names of shared areas");
+	}
+	checkpoint();
+	CHECK(shown("[anon:Go: heap]") == (here ? 2 : 0), "%d", shown("[anon:Go: heap]"));
+	CHECK(shown("[anon:another]") == here && shown("let a name be") == here, "names");
+	CHECK(shown("[anon_shmem:of shared memory]") == of_shared, "of shared memory");
+	CHECK_FILL(memory, 8 * PAGE, 1);
+	CHECK_FILL(shared, 4 * PAGE, 2);
+}
+
 /* Of every kind of memory, with and without right to write, next to what is not sealed. */
 CASE(sealed)
 {

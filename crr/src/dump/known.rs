@@ -1,13 +1,14 @@
 //! What is known of a task before it is looked at, because another one that was looked at shares it.
 
+use super::collect::task::Areas;
 use super::freeze::FrozenTask;
 use crate::resource::sharing::holder;
 use anyhow::Result;
-use images::memory::{Space, Vma};
+use images::memory::Space;
 use images::sharing::Shares;
 use images::task::Task;
 use images::thread::Regs;
-use images::{Abi, Addr, Pid};
+use images::{Addr, Pid};
 use std::collections::BTreeMap;
 
 /// What came of the address space of a task that others are in too.
@@ -68,11 +69,16 @@ pub(super) struct Known<'a> {
 }
 
 impl Known<'_> {
-    /// The ABI and areas of a task's address space and its leftovers, if another task is in it.
-    pub(super) fn areas(&self, mates: &Mates) -> Option<(Option<Abi>, Vec<Vma>, Vec<Addr>)> {
+    /// The ABI and areas of a task's address space and its leftovers, if another task is in it. The names are that one's.
+    pub(super) fn areas(&self, mates: &Mates) -> Option<Areas> {
         let (task, space) = holder(self.tasks, self.spaces, self.shares.memory)?;
         let leftovers = mates.outcomes.get(&task.pid).map(|outcome| outcome.leftovers.clone());
-        Some((Some(task.abi), space.vmas.clone(), leftovers.unwrap_or_default()))
+        Some(Areas {
+            abi: Some(task.abi),
+            vmas: space.vmas.clone(),
+            names: Vec::new(),
+            leftovers: leftovers.unwrap_or_default(),
+        })
     }
 
     /// The task whose current and root directory a task has.

@@ -8,6 +8,7 @@ use super::frames::{Frames, Stretch};
 use crate::fault::{self, Point};
 use crate::progress::Progress;
 use crate::ptrace;
+use crate::resource::hugetlb;
 use crate::resource::memory::SharedObject;
 use crate::store::{Compression, GivenUp, PAGE, Packer, Sink};
 use crate::sys::pagemap;
@@ -159,8 +160,9 @@ impl Contents {
         let SharedObject { ino, file, segment, .. } = object;
         let size = file.metadata().context("fstat")?.len();
         let runs = self.find_data(&file, size)?;
+        let huge = hugetlb::of_file(&file).context("fstatfs")?;
         self.sources.push(Source::File(file, format!("shared memory {ino}")));
-        Ok(Shared { size, ino, runs, segment })
+        Ok(Shared { size, ino, runs, huge, segment })
     }
 
     /// What was written to a deleted file.
@@ -174,6 +176,10 @@ impl Contents {
     /// The data of a file that is about to become a source.
     fn find_data(&mut self, file: &File, size: u64) -> Result<Vec<Run>> {
         let source = self.sources.len();
+        if let Some(page) = hugetlb::of_file(file).context("fstatfs")? {
+            let found = hugetlb::find_data(file, page)?;
+            return Ok(found.into_iter().map(|(start, end)| self.push(source, start, end, false)).collect());
+        }
         let mut runs = Vec::new();
         let mut at = 0;
         while at < size {

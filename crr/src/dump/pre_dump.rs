@@ -18,7 +18,7 @@ use crate::proc::smaps;
 use crate::ptrace::{self, Patience, Stopped};
 use crate::refusal::Refusals;
 use crate::remote::{Arg, Cache, Call, CodeArea, Executor, Gadget, Target, is_leftover};
-use crate::resource::{Refuse, rseq, seccomp};
+use crate::resource::{Refuse, memory, rseq, seccomp};
 use crate::store::{Compression, Destination, Writer};
 use crate::sys::{limits, pidfd, userfaultfd};
 use crate::track::{Previous, instance, keeper};
@@ -202,7 +202,7 @@ impl Areas {
             }
             let backing = match area.name {
                 b"[vdso]" => Backing::Vdso(VdsoId::default()),
-                b"" | b"[heap]" | b"[stack]" if area.ino == 0 && !area.shared => Backing::Anonymous,
+                _ if memory::is_anonymous(&area) => Backing::Anonymous,
                 _ => Backing::SharedFile(PathId(0), 0),
             };
             let (start, end) = (Addr(area.start), Addr(area.end));

@@ -83,7 +83,7 @@ const fn entry(name: &'static str, required: bool, probe: fn() -> Found, cost: &
 }
 
 #[rustfmt::skip]
-const FEATURES: [Entry; 23] = [
+const FEATURES: [Entry; 25] = [
     entry("ptrace", REQUIRED, probe::ptrace, "no task can be dumped or restored"),
     entry("clone3-set-tid", REQUIRED, probe::clone3_set_tid, "tasks cannot get their pids and tids back"),
     entry("pidfd-open", REQUIRED, probe::pidfd_open, "tasks cannot be held by a handle that survives pid reuse"),
@@ -104,6 +104,8 @@ const FEATURES: [Entry; 23] = [
     entry("map-files", REQUIRED, probe::map_files, "mapped files cannot be told from others of their name"),
     entry("timer-restore-ids", OPTIONAL, probe::timer_restore_ids, "the numbers of POSIX timers take many tries"),
     entry("mseal", OPTIONAL, probe::mseal, "tasks with sealed memory cannot be restored"),
+    entry("area-names", OPTIONAL, probe::area_names, "memory that has a name (PR_SET_VMA_ANON_NAME) is restored without it"),
+    entry("shared-area-names", OPTIONAL, probe::shared_area_names, "the same of shared memory without a file"),
     entry("userfaultfd", OPTIONAL, probe::userfaultfd, "memory cannot be recorded while a tree runs (crr pre-dump)"),
     entry("uffd-wp-async", OPTIONAL, probe::uffd_wp_async, "memory cannot be recorded while a tree runs (crr pre-dump)"),
     entry("soft-dirty", OPTIONAL, probe::soft_dirty, "nothing yet: this version does not use it"),
@@ -128,6 +130,12 @@ const CAPABILITIES: [(&str, u8, &str); 15] = [
     ("SYS_CHROOT", 18, "tasks with another root directory cannot be restored"),
     ("NET_ADMIN", 12, "network settings of sockets and namespaces cannot be restored"),
 ];
+
+/// Whether areas of private memory, and of shared, can have names.
+#[must_use]
+pub fn area_names() -> [bool; 2] {
+    [probe::area_names().is_ok(), probe::shared_area_names().is_ok()]
+}
 
 /// Probes everything.
 ///

@@ -12,7 +12,8 @@ use linux_raw_sys::general::{
 };
 use linux_raw_sys::ioctl::UFFDIO_API;
 use linux_raw_sys::prctl::{
-    PR_SET_MM, PR_SET_MM_MAP_SIZE, PR_TIMER_CREATE_RESTORE_IDS, PR_TIMER_CREATE_RESTORE_IDS_GET,
+    PR_SET_MM, PR_SET_MM_MAP_SIZE, PR_SET_VMA, PR_SET_VMA_ANON_NAME, PR_TIMER_CREATE_RESTORE_IDS,
+    PR_TIMER_CREATE_RESTORE_IDS_GET,
 };
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
@@ -315,6 +316,29 @@ pub(super) fn mseal() -> Found {
     // SAFETY: an empty range is not accessed.
     unsafe { call("mseal", libc::SYS_mseal, [0; 5]) }?;
     Ok("known".to_owned())
+}
+
+pub(super) fn area_names() -> Found {
+    name_a_page(MapFlags::MAP_PRIVATE)
+}
+
+pub(super) fn shared_area_names() -> Found {
+    name_a_page(MapFlags::MAP_SHARED)
+}
+
+/// Gives a page of memory a name.
+fn name_a_page(flags: MapFlags) -> Found {
+    let size = NonZeroUsize::new(4096).ok_or("a page has bytes")?;
+    // SAFETY: a new mapping at a place of the kernel's choice, which nothing else knows.
+    let page = unsafe { mmap_anonymous(None, size, ProtFlags::PROT_READ, flags) };
+    let page = page.map_err(|errno| format!("mmap: {errno}"))?;
+    let at = page.as_ptr().addr() as u64;
+    let arguments = [PR_SET_VMA.into(), PR_SET_VMA_ANON_NAME.into(), at, PAGE, address_of(c"crr")];
+    // SAFETY: the kernel copies the name, a constant.
+    let named = unsafe { call("PR_SET_VMA", libc::SYS_prctl, arguments) };
+    // SAFETY: the mapping made above, to which no reference exists.
+    unsafe { munmap(page, size.get()) }.map_err(|errno| format!("munmap: {errno}"))?;
+    named.map(|_| "known".to_owned())
 }
 
 /// Opens a userfaultfd and asks for features; the answer is all that there are.

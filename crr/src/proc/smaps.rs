@@ -28,6 +28,8 @@ pub struct Area<'a> {
     pub flags: &'a [u8],
     /// Protection key; 0 where the processor has none.
     pub pkey: u32,
+    /// Bytes of a page that the kernel would use here.
+    pub page_size: u64,
 }
 
 /// Calls `each` for every area, by rising address.
@@ -49,6 +51,12 @@ pub fn parse<'a, E: From<Malformed>>(
             Some(b'V') => {
                 if let (Some(flags), Some(area)) = (line.strip_prefix(b"VmFlags: "), &mut area) {
                     area.flags = flags.trim_ascii();
+                }
+            }
+            Some(b'K') => {
+                if let (Some(size), Some(area)) = (line.strip_prefix(b"KernelPageSize:"), &mut area) {
+                    let size = size.strip_suffix(b" kB").and_then(super::decimal::<u64>);
+                    area.page_size = size.ok_or(bad("KernelPageSize"))? << 10;
                 }
             }
             Some(b'P') => {
@@ -103,7 +111,19 @@ fn header(line: &[u8]) -> Result<Area<'_>, Malformed> {
     let ino = super::decimal(word(b' ')).ok_or(bad("inode"))?;
     let prot = u32::from(r == b'r') | u32::from(w == b'w') << 1 | u32::from(x == b'x') << 2;
     let name = rest.trim_ascii_start();
-    Ok(Area { start, end, prot, shared: s == b's', offset, dev, ino, name, flags: b"", pkey: 0 })
+    Ok(Area {
+        start,
+        end,
+        prot,
+        shared: s == b's',
+        offset,
+        dev,
+        ino,
+        name,
+        flags: b"",
+        pkey: 0,
+        page_size: 4096,
+    })
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 pub(crate) mod recreate;
 
+use super::hugetlb;
 use super::path::Lost;
 use crate::proc::Dir;
 use crate::proc::tasks::outside;
@@ -65,7 +66,6 @@ impl Table {
         path: PathId,
         reopen: impl FnOnce() -> std::io::Result<File>,
     ) -> Result<(Vec<u8>, Deleted), Lost> {
-        const HUGETLBFS: i64 = 0x9584_58f6;
         let kind = SFlag::from_bits_truncate(open.st_mode) & SFlag::S_IFMT;
         let name = link.strip_suffix(MARK).filter(|name| !name.is_empty()).ok_or(Lost::Deleted)?;
         if ![SFlag::S_IFREG, SFlag::S_IFDIR, SFlag::S_IFIFO].contains(&kind) {
@@ -77,8 +77,11 @@ impl Table {
             let _ = fcntl(&file, FcntlArg::F_SETFL(OFlag::O_NOATIME));
         }
         let home = fstatfs(&file).map_err(|_| Lost::Unreadable)?;
-        if home.filesystem_type().0 == HUGETLBFS {
-            return Err(Lost::Kernel("files of hugetlbfs are not supported"));
+        let huge = hugetlb::of_file(&file).map_err(|_| Lost::Unreadable)?;
+        if huge.is_some() && !name.starts_with(MEMFD) {
+            return Err(Lost::Kernel(
+                "deleted files of hugetlbfs, and segments of System V with huge pages, are not supported",
+            ));
         }
         let seals = if name.starts_with(MEMFD) {
             if std::str::from_utf8(name).is_err() {
@@ -103,6 +106,7 @@ impl Table {
             atime: (open.st_atime, u32::try_from(open.st_atime_nsec).unwrap_or(0)),
             xattrs: xattrs(&file).map_err(|_| Lost::Unreadable)?,
             seals,
+            huge,
             runs: Vec::new(),
         };
         let key = (open.st_dev, open.st_ino);

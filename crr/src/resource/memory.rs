@@ -2,16 +2,18 @@
 
 use super::Refuse;
 use super::file::kinds;
+use super::hugetlb;
 use super::path::{Lost, Paths, UNMAP, file_type, link_of};
 use super::sysv;
 use super::view::Use;
-use crate::proc::smaps::Area;
+use crate::kernel;
+use crate::proc::smaps::{Area, parse_maps};
 use crate::proc::tasks::outside;
-use crate::proc::{Dir, decimal};
+use crate::proc::{Dir, Malformed};
 use crate::refusal::{Refusal, Refusals};
 use crate::remote::CodeArea;
 use anyhow::{Context, Result};
-use images::memory::{Backing, Vma, vm};
+use images::memory::{AreaName, Backing, Memory, Space, Vma, vm};
 use images::sysv::Segment;
 use images::{Addr, PathId, Pid, SharedId, VdsoId};
 use nix::sys::stat::{FileStat, SFlag, major, minor};
@@ -78,6 +80,8 @@ fn flag(code: [u8; 2]) -> Flag {
         b"rd" | b"wr" | b"ex" | b"sh" | b"mr" | b"me" | b"ms" | b"sd" => Flag::Implied,
         // Until 5.14: of programs, by exec. No mapping that a task asks for gets it.
         b"dw" => Flag::Implied,
+        // Of which size, the size of its pages tells.
+        b"ht" => Flag::Implied,
         // It may have guard pages, which the page map tells.
         b"gu" => Flag::Implied,
         b"gd" => Flag::Kept(vm::GROWS_DOWN),
@@ -98,7 +102,6 @@ fn flag(code: [u8; 2]) -> Flag {
         b"dp" => Flag::Kept(vm::DROPPABLE),
         b"io" | b"pf" | b"de" | b"mm" => Flag::Special,
         b"um" | b"uw" | b"ui" => Flag::Refused(WATCHED),
-        b"ht" => Flag::Refused("huge TLB pages (MAP_HUGETLB)"),
         b"ss" => Flag::Refused("a user shadow stack"),
         b"sf" => Flag::Refused("synchronous (MAP_SYNC)"),
         _ => Flag::Refused("has a flag that crr does not know"),
@@ -108,9 +111,12 @@ fn flag(code: [u8; 2]) -> Flag {
 /// The [`vm`] bits of an area; what is not restored goes to `refused`.
 fn flags(codes: &[u8], special: bool, mut refused: impl FnMut(&'static str, [u8; 2])) -> u32 {
     let mut bits = 0;
+    let huge = is_huge(codes);
     for code in codes.split(|&b| b == b' ') {
         let &[a, b] = code else { continue };
         match flag([a, b]) {
+            // hugetlbfs_file_mmap() of fs/hugetlbfs/inode.c.
+            Flag::Special if huge && code == b"de" => {}
             // A kernel that seals them would not let them move to their places.
             Flag::Kept(vm::SEALED) if special => refused("sealed (mseal)", [a, b]),
             Flag::Implied => {}
@@ -123,6 +129,11 @@ fn flags(codes: &[u8], special: bool, mut refused: impl FnMut(&'static str, [u8;
     bits
 }
 
+/// Whether an area is made of huge pages.
+fn is_huge(codes: &[u8]) -> bool {
+    codes.split(|&b| b == b' ').any(|code| code == b"ht")
+}
+
 /// The areas of one task that the kernel provides.
 fn special(name: &[u8]) -> Option<Backing> {
     match name {
@@ -131,6 +142,59 @@ fn special(name: &[u8]) -> Option<Backing> {
         b"[vvar]" => Some(Backing::Vvar),
         b"[vvar_vclock]" => Some(Backing::VvarVclock),
         _ => None,
+    }
+}
+
+/// Whether an area is private memory without a file.
+pub(crate) fn is_anonymous(area: &Area<'_>) -> bool {
+    let name = matches!(area.name, b"" | b"[heap]" | b"[stack]") || name_of_private(area.name).is_some();
+    area.ino == 0 && name && !area.shared
+}
+
+/// Whether it is shared memory without a file, if it is one at all: its file has the name that a task could have made for itself.
+fn is_shared_anonymous(name: &[u8]) -> bool {
+    name == b"/dev/zero (deleted)" || name == HUGE || name_of_shared(name).is_some()
+}
+
+/// What memory of huge pages without a file shows (hugetlb_file_setup() of fs/hugetlbfs/inode.c).
+const HUGE: &[u8] = b"/anon_hugepage (deleted)";
+
+/// The name that a task has given to an area, which is shown unless it is that of the heap or the stack
+/// (get_vma_name() of fs/proc/task_mmu.c).
+fn name_of_private(shown: &[u8]) -> Option<&[u8]> {
+    shown.strip_prefix(b"[anon:")?.strip_suffix(b"]")
+}
+
+/// The same of shared memory without a file (Linux 6.2).
+fn name_of_shared(shown: &[u8]) -> Option<&[u8]> {
+    shown.strip_prefix(b"[anon_shmem:")?.strip_suffix(b"]")
+}
+
+/// The record of an area's name. An empty one says nothing more than none.
+pub(crate) fn dump_name(area: &Area<'_>) -> Option<AreaName> {
+    let name =
+        name_of_private(area.name).or_else(|| name_of_shared(area.name)).filter(|name| !name.is_empty())?;
+    Some(AreaName { start: Addr(area.start), end: Addr(area.end), name: name.to_vec() })
+}
+
+/// Areas whose names this kernel cannot give are restored without, which no program can tell but by /proc.
+pub(crate) fn take_names_off(memory: &mut Memory) {
+    let count = |memory: &Memory| memory.spaces.iter().map(|space| space.names.len()).sum::<usize>();
+    let before = count(memory);
+    if before == 0 {
+        return;
+    }
+    let [private, shared] = kernel::area_names();
+    for Space { vmas, names, .. } in &mut memory.spaces {
+        names.retain(|name| {
+            let at = vmas.partition_point(|vma| vma.end <= name.start);
+            let is_private = vmas.get(at).is_some_and(|vma| vma.backing == Backing::Anonymous);
+            if is_private { private } else { shared }
+        });
+    }
+    let lost = before - count(memory);
+    if lost > 0 {
+        log::warn!("{lost} areas of memory lose their names: this kernel has none (CONFIG_ANON_VMA_NAME)");
     }
 }
 
@@ -184,7 +248,14 @@ impl Backings {
             let hint = "have the program give it key 0 (pkey_mprotect) before the dump";
             refuse.with_hint(describe(area), format!("has protection key {}", area.pkey), hint);
         }
-        Ok(Some(Vma { start: Addr(area.start), end: Addr(area.end), prot: area.prot, flags: bits, backing }))
+        let huge = if backing.is_private() && is_huge(area.flags) {
+            let page = hugetlb::of_size(area.page_size).context("huge pages of an unknown size")?;
+            page.bit()
+        } else {
+            0
+        };
+        let flags = bits | huge;
+        Ok(Some(Vma { start: Addr(area.start), end: Addr(area.end), prot: area.prot, flags, backing }))
     }
 
     fn backing(
@@ -193,16 +264,14 @@ impl Backings {
         dir: &Dir,
         paths: &mut Paths,
     ) -> Result<Result<Backing, Unmappable>> {
-        let anonymous = matches!(area.name, b"" | b"[heap]" | b"[stack]");
-        if area.ino == 0 && anonymous && !area.shared {
+        if area.name == HUGE && !area.shared {
+            return Ok(Ok(Backing::HugePages(area.offset)));
+        }
+        if is_anonymous(area) {
             return Ok(Ok(Backing::Anonymous));
         }
-        if !area.name.starts_with(b"/") {
+        if !area.name.starts_with(b"/") && name_of_shared(area.name).is_none() {
             let unmappable = match area.name {
-                name if name.starts_with(b"[anon") => (
-                    "named memory (PR_SET_VMA_ANON_NAME) is not supported",
-                    "have the program take the name off it",
-                ),
                 b"anon_inode:[io_uring]" => ("io_uring is not supported", kinds::WITHOUT_RING),
                 b"anon_inode:[perf_event]" => ("performance counters are not supported", UNMAP),
                 name if name.starts_with(b"anon_inode:bpf") => ("BPF is not supported", UNMAP),
@@ -236,8 +305,8 @@ impl Backings {
         let link = format!("map_files/{:x}-{:x}", area.start, area.end);
         let open = dir.stat(&link).with_context(|| format!("stat {link}"))?;
         let segment = self.segments.key(area.name, &open)?;
-        let is_anonymous = area.name == b"/dev/zero (deleted)" && file_type(open.st_mode) == SFlag::S_IFREG;
-        if segment.is_some() || is_anonymous {
+        let is_regular = file_type(open.st_mode) == SFlag::S_IFREG;
+        if segment.is_some() || (is_shared_anonymous(area.name) && is_regular) {
             let key = (open.st_dev, open.st_ino);
             if let Some(&id) = self.shared_ids.get(&key) {
                 return Ok(Ok(Mapped::Shared(id)));
@@ -291,10 +360,12 @@ fn is_zero_device(open: &FileStat) -> bool {
 
 /// Whether a maps file shows an object of anonymous shared memory.
 fn maps_object(maps: &[u8], ino: u64) -> bool {
-    maps.split(|&b| b == b'\n').filter(|line| line.ends_with(b"/dev/zero (deleted)")).any(|line| {
-        let mut words = line.split(|&b| b == b' ').filter(|word| !word.is_empty());
-        words.nth(4).and_then(decimal::<u64>) == Some(ino)
-    })
+    let mut found = false;
+    let looked = parse_maps(maps, |area| -> Result<(), Malformed> {
+        found |= area.shared && area.ino == ino && is_shared_anonymous(area.name);
+        Ok(())
+    });
+    looked.is_ok() && found
 }
 
 /// Why something that is mapped cannot be mapped again, and the way out.
@@ -304,8 +375,6 @@ fn unmappable(name: &[u8], lost: Lost) -> Unmappable {
     let kind = |prefix: &[u8]| name.starts_with(prefix);
     let (reason, hint) = if kind(b"/secretmem") {
         ("secret memory (memfd_secret) is for the eyes of the task alone", UNMAP)
-    } else if kind(b"/anon_hugepage") {
-        ("huge TLB pages (MAP_HUGETLB) are not supported", UNMAP)
     } else if kind(b"/[aio]") {
         (
             "an AIO context (io_setup): whether requests are on their way is not to be seen",
@@ -372,6 +441,62 @@ mod tests {
     }
 
     #[test]
+    fn names_are_told_from_kinds() {
+        let area = |name, shared, ino| Area {
+            start: 0x1000,
+            end: 0x2000,
+            prot: 3,
+            shared,
+            offset: 0,
+            dev: b"00:00",
+            ino,
+            name,
+            flags: b"rd",
+            pkey: 0,
+            page_size: 4096,
+        };
+        let name = |area: &Area<'_>| dump_name(area).map(|name| name.name);
+        let private = area(b"[anon:Go: heap]", false, 0);
+        assert!(is_anonymous(&private));
+        assert_eq!(name(&private).as_deref(), Some(&b"Go: heap"[..]));
+        let shared = area(b"[anon_shmem:a name]", true, 77);
+        assert!(!is_anonymous(&shared) && is_shared_anonymous(shared.name));
+        assert_eq!(name(&shared).as_deref(), Some(&b"a name"[..]));
+        for (unnamed, anonymous) in
+            [(&b"[heap]"[..], true), (b"", true), (b"/[anon:x]", false), (b"[vdso]", false)]
+        {
+            let area = area(unnamed, false, 0);
+            assert_eq!((name(&area), is_anonymous(&area)), (None, anonymous));
+        }
+        let maps = b"f7e00000-f7f00000 rw-s 00000000 00:01 77                 [anon_shmem:x]\n";
+        assert!(maps_object(maps, 77));
+    }
+
+    #[test]
+    fn a_kernel_without_names_takes_them_off() {
+        let vma = |start: u64, backing| Vma {
+            start: Addr(start),
+            end: Addr(start + 0x1000),
+            prot: 3,
+            flags: 0,
+            backing,
+        };
+        let name =
+            |start: u64| AreaName { start: Addr(start), end: Addr(start + 0x1000), name: b"x".to_vec() };
+        let space = Space {
+            vmas: vec![vma(0x1000, Backing::Anonymous), vma(0x3000, Backing::Shared(SharedId(0), 0))],
+            names: vec![name(0x1000), name(0x3000)],
+            ..Space::default()
+        };
+        let mut memory = Memory { spaces: vec![space], ..Memory::default() };
+        take_names_off(&mut memory);
+        let [private, shared] = kernel::area_names();
+        let left: Vec<u64> = memory.spaces[0].names.iter().map(|name| name.start.0).collect();
+        let expected = [(private, 0x1000), (shared, 0x3000)];
+        assert_eq!(left, expected.into_iter().filter_map(|(has, at)| has.then_some(at)).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn known_flags_become_bits() {
         let bits = flags(b"rd wr mr mw me gd ac lo lf", false, |reason, _| panic!("{reason}"));
         assert_eq!(bits, vm::MAY_WRITE | vm::GROWS_DOWN | vm::ACCOUNTED | vm::LOCKED | vm::LOCK_ON_FAULT);
@@ -379,7 +504,8 @@ mod tests {
 
     #[test]
     fn what_is_not_restored_is_named() {
-        assert_eq!(refused(b"rd ht", false), ["huge TLB pages (MAP_HUGETLB)"]);
+        assert_eq!(refused(b"rd de", false), ["a device or another special mapping"]);
+        assert_eq!(refused(b"rd de ht", false), [""; 0]);
         assert_eq!(refused(b"rd um zz", false).len(), 2);
         assert_eq!(refused(b"rd io pf de dd", false).len(), 3);
         assert_eq!(refused(b"rd mr pf io de dd sd", true), [""; 0]);

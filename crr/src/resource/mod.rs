@@ -10,6 +10,7 @@ pub(crate) mod event;
 pub mod external;
 pub mod file;
 pub(crate) mod group_stop;
+pub(crate) mod hugetlb;
 pub mod inet;
 pub(crate) mod inotify;
 pub mod keyring;

@@ -81,6 +81,7 @@ pub(crate) fn copy(file: &File) -> Result<Deleted> {
         atime: (found.st_atime, u32::try_from(found.st_atime_nsec).unwrap_or(0)),
         xattrs: deleted::xattrs(file).context("extended attributes")?,
         seals: None,
+        huge: None,
         runs: Vec::new(),
     })
 }

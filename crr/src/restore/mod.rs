@@ -28,7 +28,7 @@ use crate::refusal::Refusals;
 use crate::resource;
 use crate::resource::external::given::Given;
 use crate::resource::inet::Wishes;
-use crate::resource::vdso;
+use crate::resource::{memory, vdso};
 use crate::store::{Checkpoint, Source};
 use crate::sys::{limits, process};
 use anyhow::{Context, Result, bail};
@@ -176,6 +176,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
         nix::unistd::chdir("/").context("/")?;
     }
     unchanged::use_copies(&mut checkpoint, &given, options.validation);
+    memory::take_names_off(&mut checkpoint.memory);
     let mut lives = BTreeMap::new();
     for abi in preflight::abis(&checkpoint) {
         lives.insert(abi, machine::live(abi)?);

@@ -7,7 +7,7 @@ use crate::refusal::{Refusal, Refusals};
 use crate::resource::external::given::Given;
 use crate::resource::terminal::recreate;
 use crate::resource::unix_socket::bind;
-use crate::resource::{attribute, mqueue, pipe, seccomp, sysv, task_file, xstate};
+use crate::resource::{attribute, hugetlb, mqueue, pipe, seccomp, sysv, task_file, xstate};
 use crate::store::Checkpoint;
 use crate::sys::process;
 use anyhow::Result;
@@ -40,6 +40,7 @@ pub(super) fn preflight(
     mqueue::preflight(&mut refusals, &checkpoint.files);
     room::too_many_areas(&checkpoint.tree, &checkpoint.memory.spaces, &mut refusals)?;
     task_file::preflight(&mut refusals, &checkpoint.files);
+    hugetlb::preflight(&checkpoint.memory, &checkpoint.files, &mut refusals)?;
     sysv::recreate::preflight(&mut refusals, &checkpoint.memory)?;
     numbers::check(&mut refusals, &checkpoint.tree, &checkpoint.files, &checkpoint.memory);
     Ok(refusals)

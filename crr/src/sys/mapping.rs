@@ -1,30 +1,47 @@
-//! A shared anonymous mapping of our own.
+//! A shared mapping of our own.
 //!
 //! # Safety
-//! The mapping is private to this value until a file is opened on it.
+//! The mapping, and what is mapped, is private to this value until a file is opened on it, or given to others.
 #![allow(unsafe_code)]
 
+use images::memory::HugePage;
 use nix::errno::Errno;
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
 /// The mapping; unmapped when dropped.
 #[derive(Debug)]
-pub struct SharedAnonymous {
+pub struct SharedMapping {
     base: NonNull<u8>,
     len: usize,
 }
 
-impl SharedAnonymous {
-    /// Maps `len` bytes, which cost nothing until touched.
+impl SharedMapping {
+    /// Maps `len` bytes of new memory, of huge pages if so, which cost nothing until touched.
     ///
     /// # Errors
     /// As mmap(2).
-    pub fn map(len: u64) -> nix::Result<Self> {
+    pub fn anonymous(len: u64, huge: Option<HugePage>) -> nix::Result<Self> {
+        let huge =
+            huge.map_or(0, |page| libc::MAP_HUGETLB | (page.shift() << libc::MAP_HUGE_SHIFT).cast_signed());
+        Self::map(len, libc::MAP_ANONYMOUS | huge, -1)
+    }
+
+    /// Maps the first `len` bytes of a file.
+    ///
+    /// # Errors
+    /// As mmap(2).
+    pub fn of_file(file: &File, len: u64) -> nix::Result<Self> {
+        Self::map(len, 0, file.as_raw_fd())
+    }
+
+    fn map(len: u64, flags: i32, fd: i32) -> nix::Result<Self> {
         let len = usize::try_from(len).map_err(|_| Errno::ENOMEM)?;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let flags = flags | libc::MAP_SHARED | libc::MAP_NORESERVE;
         // SAFETY: a new mapping where the kernel likes.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, -1, 0) };
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, fd, 0) };
         if at == libc::MAP_FAILED {
             return Err(Errno::last());
         }
@@ -52,7 +69,7 @@ impl SharedAnonymous {
     }
 }
 
-impl Drop for SharedAnonymous {
+impl Drop for SharedMapping {
     fn drop(&mut self) {
         // SAFETY: our own mapping, to which no reference is left.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };

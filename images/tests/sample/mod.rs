@@ -15,7 +15,7 @@ use images::inotify::{FileWatch, Inotify};
 use images::inventory::{FileEntry, Inventory, StateComponent};
 use images::late::{Process, TaskFile};
 use images::lock::{Lock, LockKind};
-use images::memory::{Backing, Guard, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
+use images::memory::{AreaName, Backing, Guard, HugePage, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
 use images::mqueue::MessageQueue;
 use images::netlink::NetlinkSocket;
 use images::pipe::{Buffer, Fifo, Pipe};
@@ -115,6 +115,7 @@ fn memory() -> Memory {
             size: 0x4000,
             ino: 9,
             runs: vec![Run { start: Addr(0x1000), pages: 1, first_page: 5 }],
+            huge: None,
             segment: Some(Segment {
                 id: 32_769,
                 key: 0x1234,
@@ -165,6 +166,7 @@ fn files() -> Files {
                     atime: (1_700_000_002, 7),
                     xattrs: Vec::new(),
                     seals: None,
+                    huge: None,
                     runs: vec![Run { start: Addr(0), pages: 2, first_page: 0 }],
                 }),
                 ..path("/bin/sh", 0o100_755, 125_688, 0)
@@ -184,6 +186,7 @@ fn files() -> Files {
                     atime: (1_700_000_001, 6),
                     xattrs: vec![(b"user.a".to_vec(), b"b".to_vec())],
                     seals: Some(7),
+                    huge: Some(HugePage::Mib2),
                     runs: vec![Run { start: Addr(0x1000), pages: 1, first_page: 5 }],
                 }),
                 ..path("/memfd:buffer", 0o100_777, 5000, 0)
@@ -596,6 +599,7 @@ fn space(abi: Abi, first_page: u64) -> Space {
             vma(0x0900_0000, 200, 3, Backing::Anonymous),
             vma(0x0a00_0000, 4, 3, Backing::Shared(SharedId(0), 0)),
             Vma { flags: vm::SEALED, ..vma(0x0b00_0000, 1, 1, Backing::SharedFile(PathId(4), 0)) },
+            Vma { flags: vm::HUGE_2_MIB, ..vma(0x0c00_0000, 512, 3, Backing::HugePages(1 << 21)) },
             vma(top, 4, 1, Backing::Vvar),
             vma(top + 0x4000, 2, 1, Backing::VvarVclock),
             vma(top + 0x6000, 1, 5, Backing::Vdso(vdso)),
@@ -613,6 +617,7 @@ fn space(abi: Abi, first_page: u64) -> Space {
             policy: MemoryPolicy { mode: 3, nodes: vec![1, 1 << 63] },
         }],
         guards: vec![Guard { start: Addr(0x0900_2000), end: Addr(0x0900_4000) }],
+        names: vec![AreaName { start: Addr(0x0900_0000), end: Addr(0x090c_8000), name: b"Go: heap".into() }],
         layout: Layout { start_brk: Addr(0x0900_0000), brk: Addr(0x0900_1234), ..Layout::default() },
         auxv: vec![0; 2 * usize::try_from(abi.word()).unwrap()],
     }

@@ -57,9 +57,11 @@ impl Op<'_> {
                 Family::Map
             }
             Self::Fill { .. } | Self::Write { .. } => Family::Fill,
-            Self::Protect { .. } | Self::Advise { .. } | Self::Populate { .. } | Self::Seal { .. } => {
-                Family::Protect
-            }
+            Self::Protect { .. }
+            | Self::Advise { .. }
+            | Self::Populate { .. }
+            | Self::Seal { .. }
+            | Self::NameArea { .. } => Family::Protect,
             Self::Lock { .. } | Self::LockFuture(_) => Family::Lock,
             Self::MemoryPolicy { .. } | Self::Membarrier(_) => Family::Policy,
             Self::Place { .. } => Family::Place,

@@ -115,6 +115,7 @@ impl Planner<'_> {
             op::push(ops, &Op::Advise { addr: range.start, len: range.len(), advice: MADV_DONTNEED });
         }
         base.fill(ops, &own);
+        memory::names(ops, space);
         for (vma, &prot) in space.vmas.iter().zip(&prots) {
             if loses_account(vma, prot) && !own.meets(range_of(vma)) {
                 op::push(ops, &Op::Populate { addr: vma.start.0, len: PAGE_SIZE });

@@ -11,7 +11,7 @@ use crate::range::{Range, find_gap, page_align};
 use alloc::vec::Vec;
 use images::Abi;
 use images::id::PAGE_SIZE;
-use images::memory::{Backing, Space};
+use images::memory::{AREA_NAME_MAX, Backing, Space};
 use images::seccomp::Seccomp;
 use images::task::{Task, Tree};
 
@@ -130,6 +130,7 @@ pub fn bound(tree: &Tree, spaces: &[Space], members: &[usize], program: u64) -> 
     const RUN: u64 = 48;
     const POLICY: u64 = 256;
     const GUARD: u64 = 32;
+    const NAME: u64 = 32 + AREA_NAME_MAX as u64;
     const THREAD: u64 = 8192;
     const TASK: u64 = 16384;
     /// A pending signal, a timer; a descriptor of the task or of the LDT, a filter of a thread.
@@ -146,7 +147,7 @@ pub fn bound(tree: &Tree, spaces: &[Space], members: &[usize], program: u64) -> 
         let vdsos = space.vmas.iter().filter(|vma| matches!(vma.backing, Backing::Vdso(_)));
         plan += vdsos.map(|vma| 2 * (vma.end.0 - vma.start.0) + PAGE_SIZE).sum::<u64>();
         plan += count(space.runs.len(), RUN) + count(space.policies.len(), POLICY);
-        plan += count(space.guards.len(), GUARD);
+        plan += count(space.guards.len(), GUARD) + count(space.names.len(), NAME);
         plan += count(task.pending.len(), SIGNAL) + count(task.timers.len(), TIMER);
         // A descriptor that a cloned task does not have is closed: it is another task's.
         plan += count(task.fds.len(), DESCRIPTOR) * members.len() as u64 + count(task.ldt.len(), DESCRIPTOR);

@@ -186,12 +186,12 @@ impl<'a> Kin<'a> {
 }
 
 /// Whether an address space has nothing that is set up in an order of its own: where pages lie is no matter of policy, all of them
-/// can be touched, no area is sealed or goes without notice, and no segment of System V is attached.
+/// can be touched and come one by one, no area is sealed or goes without notice, and no segment of System V is attached.
 pub(super) fn is_plain(space: &Space, shared: &[Shared]) -> bool {
     let is_segment = |id: SharedId| shared.get(id.0 as usize).is_some_and(|object| object.segment.is_some());
     let plain = |vma: &Vma| {
         let odd = matches!(vma.backing, Backing::Shared(id, _) if is_segment(id));
-        vma.flags & (vm::SEALED | vm::DROPPABLE) == 0 && !odd
+        vma.flags & (vm::SEALED | vm::DROPPABLE) == 0 && vma.huge().is_none() && !odd
     };
     space.policies.is_empty() && space.guards.is_empty() && space.vmas.iter().all(plain)
 }

@@ -98,9 +98,10 @@ impl<'a> Lender<'a> {
         let touched = self.space.runs.get(next).is_some_and(|run| overlaps(run.start, run.end()));
         let has_policy = self.space.policies.iter().any(|area| overlaps(area.start, area.end.0));
         let guarded = self.space.guards.iter().any(|guard| overlaps(guard.start, guard.end.0));
+        let named = self.space.names.iter().any(|area| overlaps(area.start, area.end.0));
         let next = self.pointers.partition_point(|&pointer| pointer < range.start);
         let pointed_to = self.pointers.get(next).is_some_and(|&pointer| pointer < range.end);
-        !touched && !has_policy && !guarded && !pointed_to
+        !touched && !has_policy && !guarded && !named && !pointed_to
     }
 }
 

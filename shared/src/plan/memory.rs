@@ -17,6 +17,8 @@ const MAP_DROPPABLE: u32 = 0x08;
 const MAP_ANONYMOUS: u32 = 0x20;
 const MAP_GROWSDOWN: u32 = 0x100;
 const MAP_NORESERVE: u32 = 0x4000;
+const MAP_HUGETLB: u32 = 0x4_0000;
+const MAP_HUGE_SHIFT: u32 = 26;
 const MLOCK_ONFAULT: u32 = 1;
 const MADV_GUARD_INSTALL: u32 = 102;
 
@@ -63,6 +65,7 @@ pub fn ops(list: &mut Vec<u8>, slots: &mut Slots, exe: PathId, space: &Space, sh
         let (addr, len) = (guard.start.0, guard.end.0 - guard.start.0);
         op::push(list, &Op::Advise { addr, len, advice: MADV_GUARD_INSTALL });
     }
+    names(list, space);
     for (vma, &prot) in space.vmas.iter().zip(&opened) {
         finish(list, vma, prot);
     }
@@ -88,15 +91,16 @@ fn length(vma: &Vma) -> u64 {
 }
 
 /// Areas that can be mapped by one call: neighbours that differ in protection alone, which is set afterwards. Only
-/// memory that counts against the commit limit anyway: it does from the moment it is writable.
+/// memory that counts against the commit limit anyway: it does from the moment it is writable; or huge pages, which never do.
 pub(super) fn groups(vmas: &[Vma]) -> impl Iterator<Item = core::ops::Range<usize>> {
     let joins = |left: &Vma, right: &Vma| {
-        let plain = |vma: &Vma| {
-            vma.backing == Backing::Anonymous
-                && vma.flags & vm::ACCOUNTED != 0
-                && vma.flags & vm::GROWS_DOWN == 0
+        let plain = |vma: &Vma| vma.flags & vm::ACCOUNTED != 0 && vma.flags & vm::GROWS_DOWN == 0;
+        let alike = match (left.backing, right.backing) {
+            (Backing::Anonymous, Backing::Anonymous) => plain(left) && plain(right),
+            (Backing::HugePages(from), Backing::HugePages(to)) => to.checked_sub(from) == Some(length(left)),
+            _ => false,
         };
-        plain(left) && plain(right) && left.flags == right.flags && left.end == right.start
+        alike && left.flags == right.flags && left.end == right.start
     };
     let mut from = 0;
     core::iter::from_fn(move || {
@@ -130,6 +134,7 @@ pub(super) fn map(list: &mut Vec<u8>, slots: &mut Slots, group: &[Vma], prot: u3
     let (mut flags, fd, offset) = match vma.backing {
         Backing::Anonymous if has(vm::DROPPABLE) => (MAP_DROPPABLE | MAP_ANONYMOUS, None, 0),
         Backing::Anonymous => (MAP_PRIVATE | MAP_ANONYMOUS, None, 0),
+        Backing::HugePages(_) => (MAP_PRIVATE | MAP_ANONYMOUS | huge_pages(vma), None, 0),
         Backing::PrivateFile(file, offset) => (MAP_PRIVATE, Some(path(file, false)), offset),
         Backing::SharedFile(file, offset) => (MAP_SHARED, Some(path(file, true)), offset),
         Backing::Shared(object, offset) => (MAP_SHARED, Some(slots.slot(Need::Shared(object))), offset),
@@ -143,11 +148,16 @@ pub(super) fn map(list: &mut Vec<u8>, slots: &mut Slots, group: &[Vma], prot: u3
     }
     let (addr, len) = (vma.start.0, group[group.len() - 1].end.0 - vma.start.0);
     op::push(list, &Op::Map { addr, len, prot, flags, fd, offset });
-    if !has_contents && group.iter().any(|vma| vma.prot != prot) {
+    if !has_contents && vma.huge().is_none() && group.iter().any(|vma| vma.prot != prot) {
         // mprotect takes the accounting back from an area that never had a page (mprotect_fixup, mm/mprotect.c).
         op::push(list, &Op::Populate { addr, len: PAGE_SIZE });
     }
     advise_before(list, addr, len, vma.flags);
+}
+
+/// What asks mmap for huge pages, if an area has them.
+fn huge_pages(vma: &Vma) -> u32 {
+    vma.huge().map_or(0, |page| MAP_HUGETLB | page.shift() << MAP_HUGE_SHIFT)
 }
 
 fn advise_before(list: &mut Vec<u8>, addr: u64, len: u64, flags: u32) {
@@ -162,6 +172,14 @@ fn advise_before(list: &mut Vec<u8>, addr: u64, len: u64, flags: u32) {
 fn keep_free(list: &mut Vec<u8>, vma: &Vma) {
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     op::push(list, &Op::Map { addr: vma.start.0, len: length(vma), prot: 0, flags, fd: None, offset: 0 });
+}
+
+/// Gives areas their names. A fork passes them on, so a task that is cloned finds none, since this comes after that.
+pub(super) fn names(list: &mut Vec<u8>, space: &Space) {
+    for area in &space.names {
+        let name = [&area.name[..], b"\0"].concat();
+        op::push(list, &Op::NameArea { addr: area.start.0, len: area.end.0 - area.start.0, name: &name });
+    }
 }
 
 /// What has to wait for the contents; `prot` is the protection until now.

@@ -56,6 +56,12 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
             }
         }
         Op::Seal { addr, len } => plain(nr::__NR_mseal, addr, &[size(addr)?, size(len)?, 0]),
+        Op::NameArea { addr, len, name } => {
+            const PR_SET_VMA: usize = 0x5356_4d41;
+            const PR_SET_VMA_ANON_NAME: usize = 0;
+            let args = [PR_SET_VMA, PR_SET_VMA_ANON_NAME, size(addr)?, size(len)?, name.as_ptr().addr()];
+            plain(nr::__NR_prctl, addr, &args)
+        }
         Op::LockFuture(flags) => plain(nr::__NR_mlockall, 0, &[flags as usize]),
         Op::MemoryPolicy { range, mode, nodes } => mempolicy::set(range, mode, nodes),
         Op::Membarrier(command) => plain(nr::__NR_membarrier, u64::from(command), &[command as usize, 0, 0]),

@@ -20,7 +20,7 @@ const LINKS: [&str; 9] =
     ["cwd", "exe", "root", "ns/cgroup", "ns/ipc", "ns/mnt", "ns/pid", "ns/user", "ns/uts"];
 
 /// Lines of /proc/PID/status that tell of the past, of statistics or of resident pages.
-const STATUS_VOLATILE: [&str; 12] = [
+const STATUS_VOLATILE: [&str; 13] = [
     "FDSize",
     "SigQ",
     "VmHWM",
@@ -31,6 +31,7 @@ const STATUS_VOLATILE: [&str; 12] = [
     "RssAnon",
     "RssFile",
     "RssShmem",
+    "HugetlbPages",
     "nonvoluntary_ctxt_switches",
     "voluntary_ctxt_switches",
 ];

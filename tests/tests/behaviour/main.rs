@@ -16,6 +16,7 @@ mod faults;
 mod fifos;
 mod files;
 mod harness;
+mod hugetlb;
 mod identity;
 mod inet;
 mod inotify;

@@ -2,7 +2,7 @@
 
 use tests::abi::Abi;
 use tests::case::Workload;
-use tests::isolate::isolated;
+use tests::isolate::{isolated, isolated_for_both};
 use tests::{here, require_ia32, require_root};
 
 const fn memory(case: &'static str) -> Workload {
@@ -68,5 +68,17 @@ fn as_many_areas_as_there_may_be() {
             running.verify()?;
         }
         Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs a kernel with CONFIG_ANON_VMA_NAME, which those of Debian are not"]
+fn area_names() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = memory("area_names").start(dir, abi)?;
+        running.dump(&[])?.success()?;
+        running.comes_back()
     });
 }

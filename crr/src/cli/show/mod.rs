@@ -271,6 +271,7 @@ fn backing(checkpoint: &Checkpoint, backing: Backing) -> String {
     };
     match backing {
         Backing::Anonymous => "anonymous".to_owned(),
+        Backing::HugePages(_) => "huge pages".to_owned(),
         Backing::PrivateFile(id, offset) => file(id, offset),
         Backing::SharedFile(id, offset) => format!("{} shared", file(id, offset)),
         Backing::Shared(id, offset) => format!("{id} +{offset:#x}"),

@@ -13,11 +13,11 @@ use crate::remote::{Target, in_leftover, is_leftover};
 use crate::resource::namespace::Namespaces;
 use crate::resource::task as properties;
 use crate::resource::{
-    Refuse, dispatch, file, group_stop, limits, robust, rseq, seccomp, signal, thread, timer, vdso,
+    Refuse, dispatch, file, group_stop, limits, memory, robust, rseq, seccomp, signal, thread, timer, vdso,
 };
 use anyhow::{Context, Result, bail};
 use images::attribute::TaskAttributes;
-use images::memory::{Space, Vma};
+use images::memory::{AreaName, Space, Vma};
 use images::task::Task;
 use images::thread::{Regs, Thread};
 use images::{Abi, Addr, Pid};
@@ -39,7 +39,7 @@ pub(super) fn collect_task(
     let namespaces = Namespaces::of(dir)?;
     namespaces.refuse_others(&tables.own_namespaces, refuse);
     namespaces.refuse_threads(dir, threads, refuse)?;
-    let (abi, vmas, leftovers) = match known.areas(&tables.mates) {
+    let Areas { abi, vmas, names, leftovers } = match known.areas(&tables.mates) {
         Some(areas) => areas,
         None => dump_areas(deputy, dir, tables, refuse)?,
     };
@@ -152,7 +152,7 @@ pub(super) fn collect_task(
     }
     dir.read("auxv", &mut tables.buffer).context("read auxv")?;
     let auxv = cut_auxv(&tables.buffer, abi).to_vec();
-    Ok(Some((record, Space { vmas, runs: Vec::new(), policies, guards: Vec::new(), layout, auxv })))
+    Ok(Some((record, Space { vmas, runs: Vec::new(), policies, guards: Vec::new(), names, layout, auxv })))
 }
 
 pub(in crate::dump) fn read_statuses(
@@ -170,26 +170,32 @@ pub(in crate::dump) fn read_statuses(
     Ok(statuses)
 }
 
-/// The ABI and the areas of a task, and where those lie that dumps have left in it that were killed.
-fn dump_areas(
-    pid: Pid,
-    dir: &Dir,
-    tables: &mut Tables,
-    refuse: &mut Refuse<'_>,
-) -> Result<(Option<Abi>, Vec<Vma>, Vec<Addr>)> {
+/// What an address space is made of.
+#[derive(Default)]
+pub(in crate::dump) struct Areas {
+    /// None if that was refused.
+    pub(in crate::dump) abi: Option<Abi>,
+    pub(in crate::dump) vmas: Vec<Vma>,
+    pub(in crate::dump) names: Vec<AreaName>,
+    /// Where those lie that dumps have left in it that were killed.
+    pub(in crate::dump) leftovers: Vec<Addr>,
+}
+
+fn dump_areas(pid: Pid, dir: &Dir, tables: &mut Tables, refuse: &mut Refuse<'_>) -> Result<Areas> {
     dir.read("smaps", &mut tables.buffer).context("read smaps")?;
-    let (mut vmas, mut leftovers) = (Vec::new(), Vec::new());
+    let mut areas = Areas::default();
     let Tables { buffer, backings, paths, .. } = tables;
     smaps::parse(buffer, |area| -> Result<()> {
         if is_leftover(pid, &area) {
-            leftovers.push(Addr(area.start));
+            areas.leftovers.push(Addr(area.start));
         } else {
-            vmas.extend(backings.dump_area(&area, dir, paths, refuse)?);
+            areas.vmas.extend(backings.dump_area(&area, dir, paths, refuse)?);
+            areas.names.extend(memory::dump_name(&area));
         }
         Ok(())
     })?;
-    let abi = dump_vdso(pid, dir, &mut vmas, &mut tables.vdsos, refuse)?;
-    Ok((abi, vmas, leftovers))
+    areas.abi = dump_vdso(pid, dir, &mut areas.vmas, &mut tables.vdsos, refuse)?;
+    Ok(areas)
 }
 
 /// Whether a thread has not yet found its way out of the code of a dump that was just killed.

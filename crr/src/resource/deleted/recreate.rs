@@ -6,13 +6,15 @@
 use super::MEMFD;
 use crate::fault::{self, Point};
 use crate::resource::file::{O_ASYNC, reopen};
+use crate::resource::shared_memory;
 use crate::restore::open::Raiser;
+use crate::sys::mapping::SharedMapping;
 use anyhow::{Context, Result, bail};
 use images::PathId;
 use images::file::{Deleted, Description, Files, OtherName, Path, Target};
 use images::id::PAGE_SIZE;
-use images::memory::Run;
-use memfd::MemfdOptions;
+use images::memory::{HugePage, Run};
+use memfd::{HugetlbSize, MemfdOptions};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::stat::{Mode, fchmod, futimens};
@@ -135,9 +137,21 @@ fn by_fd(fd: &OwnedFd) -> String {
 fn memfd(path: &Path, deleted: &Deleted, pages: &File) -> Result<OwnedFd> {
     let name = path.path.strip_prefix(MEMFD).context("not a memfd")?;
     let name = std::str::from_utf8(name).context("its name is no text")?;
-    let options = MemfdOptions::default().close_on_exec(true).allow_sealing(true);
+    let size = deleted.huge.map(|page| match page {
+        HugePage::Mib2 => HugetlbSize::Huge2MB,
+        HugePage::Gib1 => HugetlbSize::Huge1GB,
+    });
+    let options = MemfdOptions::default().close_on_exec(true).allow_sealing(true).hugetlb(size);
     let file = options.create(name).context("memfd_create")?.into_file();
-    fill(&file, path, deleted, pages)?;
+    if size.is_some() {
+        // hugetlbfs has no write.
+        file.set_len(path.size).context("size")?;
+        let mut mapping = SharedMapping::of_file(&file, path.size).context("map huge pages")?;
+        shared_memory::fill(&mut mapping, &deleted.runs, pages)?;
+        own(&file, path, deleted)?;
+    } else {
+        fill(&file, path, deleted, pages)?;
+    }
     path_only(&file)
 }
 

@@ -11,7 +11,7 @@ use crate::proc::hex;
 use crate::proc::sysvipc::{self, Row};
 use crate::refusal::{Refusal, Refusals};
 use crate::resource::memory::SharedObject;
-use crate::sys::mapping::SharedAnonymous;
+use crate::sys::mapping::SharedMapping;
 use anyhow::{Context, Result};
 use images::sysv::Segment;
 use nix::sys::stat::FileStat;
@@ -32,7 +32,7 @@ impl Kind {
         let device = match self.device.get() {
             Some(&device) => device,
             None => {
-                let own = SharedAnonymous::map(1).context("map a page")?;
+                let own = SharedMapping::anonymous(1, None).context("map a page")?;
                 let path = own.path();
                 let stat = nix::sys::stat::stat(path.as_str()).with_context(|| path.clone())?;
                 *self.device.get_or_init(|| stat.st_dev)

@@ -4,13 +4,14 @@ use super::{Check, attribute, ensure, inside, path};
 use images::file::Files;
 use images::id::PAGE_SIZE;
 use images::memory::{
-    BLOCK_PAGES, Backing, CHUNK_PAGES, Guard, Memory, Packing, Run, Shared, Space, Vma, vm,
+    AREA_NAME_MAX, AreaName, BLOCK_PAGES, Backing, CHUNK_PAGES, Guard, HugePage, Memory, Packing, Run,
+    Shared, Space, Vma, vm,
 };
 use images::task::{Task, Tree};
 use images::{Abi, Addr};
 
 /// All bits that [`images::memory::vm`] names.
-const VM_FLAGS: u32 = (1 << 17) - 1;
+const VM_FLAGS: u32 = (1 << 19) - 1;
 /// PROT_READ, PROT_WRITE, PROT_EXEC.
 const PROTECTION: u32 = 7;
 
@@ -132,7 +133,20 @@ fn check_space(space: &Space, task: &Task, memory: &Memory, files: &Files) -> Ch
             "contents at {from}: no private memory of that extent"
         );
     }
-    check_guards(space)
+    check_guards(space)?;
+    check_names(space)
+}
+
+fn check_names(space: &Space) -> Check {
+    let mut vmas = space.vmas.iter();
+    for AreaName { start, end, name } in &space.names {
+        let vma = vmas.find(|vma| (vma.start, vma.end) == (*start, *end));
+        let can_have = vma.is_some_and(|vma| matches!(vma.backing, Backing::Anonymous | Backing::Shared(..)));
+        ensure!(can_have, "name of {start}-{end}: no area without a file, or out of order");
+        let printable = name.iter().all(|byte| (b' '..=b'~').contains(byte));
+        ensure!(printable && (1..=AREA_NAME_MAX).contains(&name.len()), "name of {start}-{end}: is none");
+    }
+    Ok(())
 }
 
 fn check_guards(space: &Space) -> Check {
@@ -163,6 +177,13 @@ fn check_vma(vma: &Vma, abi: Abi, memory: &Memory, files: &Files) -> Check {
     ensure!(vma.flags & !VM_FLAGS == 0, "flags {:#x}", vma.flags);
     let from_kernel = matches!(vma.backing, Backing::Vdso(_) | Backing::Vvar | Backing::VvarVclock);
     ensure!(from_kernel || vma.flags & vm::PARKED == 0, "flags {:#x} of what is no vDSO", vma.flags);
+    let huge = vma.flags & (vm::HUGE_2_MIB | vm::HUGE_1_GIB) != 0;
+    ensure!(huge || !matches!(vma.backing, Backing::HugePages(_)), "has huge pages of no size");
+    if huge {
+        ensure!(vma.backing.is_private(), "flags {:#x} of memory that is not private", vma.flags);
+        let fits = |page: HugePage| start % page.size() == 0 && end % page.size() == 0;
+        ensure!(vma.huge().is_some_and(fits), "is not made of huge pages");
+    }
     match vma.backing {
         Backing::Anonymous | Backing::Vvar | Backing::VvarVclock => Ok(()),
         Backing::PrivateFile(id, offset) | Backing::SharedFile(id, offset) => {
@@ -177,6 +198,7 @@ fn check_vma(vma: &Vma, abi: Abi, memory: &Memory, files: &Files) -> Check {
             ensure!((id.0 as usize) < known, "{id} of {known} shared objects");
             check_offset(offset, end - start)
         }
+        Backing::HugePages(offset) => check_offset(offset, end - start),
         Backing::Vdso(id) => {
             let known = memory.vdsos.len();
             let vdso = memory.vdsos.get(id.0 as usize).ok_or_else(|| format!("{id} of {known} vDSOs"))?;

@@ -121,6 +121,7 @@ fn sharing() {
         s.memory.spaces[1].runs.clear();
         s.memory.spaces[1].policies.clear();
         s.memory.spaces[1].guards.clear();
+        s.memory.spaces[1].names.clear();
         s.memory.spaces[1].auxv = vec![0; 16];
     });
     refused("tree.img: task 101: is dumpable unlike the memory of 100", |s| {
@@ -651,7 +652,16 @@ fn areas() {
         vma(s, |vma| vma.end = Addr(0x0900_1000));
     });
     refused(&format!("{task} 0x8048000-0x8058000: protection 0xf"), |s| vma(s, |vma| vma.prot = 15));
-    refused(&format!("{task} 0x8048000-0x8058000: flags 0x20000"), |s| vma(s, |vma| vma.flags = 1 << 17));
+    refused(&format!("{task} 0x8048000-0x8058000: flags 0x80000"), |s| vma(s, |vma| vma.flags = 1 << 19));
+    refused(&format!("{task} 0x8048000-0x8058000: is not made of huge pages"), |s| {
+        vma(s, |vma| vma.flags = vm::HUGE_2_MIB);
+    });
+    refused(&format!("{task} 0x8048000-0x8058000: has huge pages of no size"), |s| {
+        vma(s, |vma| vma.backing = Backing::HugePages(0));
+    });
+    refused(&format!("{task} 0x8048000-0x8058000: flags 0x20000 of memory that is not private"), |s| {
+        vma(s, |vma| (vma.flags, vma.backing) = (vm::HUGE_2_MIB, Backing::SharedFile(PathId(1), 0)));
+    });
     refused(&format!("{task} 0x8048000-0x8058000: path#9 of 9 paths"), |s| {
         vma(s, |vma| vma.backing = Backing::SharedFile(PathId(9), 0));
     });
@@ -681,6 +691,24 @@ fn guard_pages() {
         guard(s, 0x090c_7000, 0x090c_9000)
     });
     refused(&format!("{wrong} 0x9000000-0x9001000: has contents"), |s| guard(s, 0x0900_0000, 0x0900_1000));
+}
+
+#[test]
+fn area_names() {
+    let wrong = "memory.img: task 100: name of 0x9000000";
+    refused(&format!("{wrong}-0x90c7000: no area without a file, or out of order"), |s| {
+        s.memory.spaces[0].names[0].end = Addr(0x090c_7000);
+    });
+    refused(
+        "memory.img: task 100: name of 0x8048000-0x8058000: no area without a file, or out of order",
+        |s| {
+            let name = &mut s.memory.spaces[0].names[0];
+            (name.start, name.end) = (Addr(0x0804_8000), Addr(0x0805_8000));
+        },
+    );
+    refused(&format!("{wrong}-0x90c8000: is none"), |s| s.memory.spaces[0].names[0].name.clear());
+    refused(&format!("{wrong}-0x90c8000: is none"), |s| s.memory.spaces[0].names[0].name = vec![b'a'; 80]);
+    refused(&format!("{wrong}-0x90c8000: is none"), |s| s.memory.spaces[0].names[0].name = b"a\0b".to_vec());
 }
 
 #[test]

@@ -1,0 +1,67 @@
+//! Memory of huge pages (hugetlbfs, MAP_HUGETLB).
+
+use anyhow::Context;
+use std::fs;
+use tests::abi::Abi;
+use tests::case::{Workload, nothing_left};
+use tests::isolate::isolated_for_both;
+use tests::{Result, here, require_ia32, require_root};
+
+/// How many huge pages the kernel makes on demand; as before when dropped. It is the same for the whole machine, so one test at a time.
+struct Overcommit(String);
+
+const OVERCOMMIT: &str = "/proc/sys/vm/nr_overcommit_hugepages";
+
+impl Overcommit {
+    fn raise(pages: u32) -> Result<Self> {
+        let before = fs::read_to_string(OVERCOMMIT)?;
+        let this = Self(before);
+        this.set(pages)?;
+        Ok(this)
+    }
+
+    fn set(&self, pages: u32) -> Result {
+        let before: u32 = self.0.trim().parse()?;
+        fs::write(OVERCOMMIT, (before + pages).to_string()).context(OVERCOMMIT)
+    }
+}
+
+impl Drop for Overcommit {
+    fn drop(&mut self) {
+        let _ = fs::write(OVERCOMMIT, &self.0);
+    }
+}
+
+/// Private, shared, of files; dumped, also while it runs on, and restored. Where there are too few huge pages a restore says so.
+#[test]
+fn all() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let huge_pages = Overcommit::raise(64)?;
+        for case in ["private", "shared", "files"] {
+            survives(&dir.join(case), abi, case, &huge_pages).context(case)?;
+        }
+        Ok(())
+    });
+}
+
+fn survives(dir: &std::path::Path, abi: Abi, case: &'static str, huge_pages: &Overcommit) -> Result {
+    Workload::new("hugetlb", case).start(&dir.join("control"), abi)?.verify()?;
+    let mut running = Workload::new("hugetlb", case).start(&dir.join("running"), abi)?;
+    running.dump(&["--leave-running"])?.success()?;
+    running.verify()?;
+    let mut running = Workload::new("hugetlb", case).start(&dir.join("restored"), abi)?;
+    let before = running.snapshot()?;
+    running.dump(&[])?.success()?;
+    nothing_left()?;
+    // What lies in a file of hugetlbfs is there still.
+    if case != "files" {
+        huge_pages.set(0)?;
+        running.restore(&["-d"])?.code(1)?.says_with_hint("huge pages of 2.0 MiB")?;
+        huge_pages.set(64)?;
+    }
+    running.restore(&["-d"])?.success()?;
+    running.looks_like(&before)?;
+    running.verify()
+}
