@@ -13,6 +13,7 @@ pub mod kernel;
 mod lazy;
 pub mod log;
 pub mod machine;
+pub mod page_server;
 mod parallel;
 pub mod proc;
 pub mod progress;

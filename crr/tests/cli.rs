@@ -38,7 +38,7 @@ fn corrupt(name: &str) -> TempDir {
 
 #[test]
 fn mistakes_on_the_command_line_exit_with_2() {
-    let mistakes: [&[&str]; 14] = [
+    let mistakes: [&[&str]; 23] = [
         &[],
         &["undump"],
         &["dump"],
@@ -48,6 +48,15 @@ fn mistakes_on_the_command_line_exit_with_2() {
         &["dump", "-t", "init"],
         &["dump", "-t", "1", "--leave-running", "--leave-stopped"],
         &["dump", "-t", "1", "--timeout", "soon"],
+        &["dump", "-t", "1", "-D", "-", "--prev-images-dir", "a", "--auto-dedup"],
+        &["pre-dump", "-t", "1", "-D", "-", "--prev-images-dir", "a", "--auto-dedup"],
+        &["dump", "-t", "1", "--page-server", "host"],
+        &["dump", "-t", "1", "--page-server", "host:0x1"],
+        &["dump", "-t", "1", "-D", "-", "--page-server", "host:1"],
+        &["dump", "-t", "1", "--page-server", "host:1", "--tls"],
+        &["page-server", "--tls", "--insecure"],
+        &["page-server", "-D", "-"],
+        &["restore", "-D", "-", "--inherit-fd", "fd[0]:pipe:[1]"],
         &["restore", "--restore-sibling"],
         &["restore", "surplus"],
         &["show", "a", "b"],
@@ -60,6 +69,48 @@ fn mistakes_on_the_command_line_exit_with_2() {
         assert_eq!(stdout(&output), "", "{arguments:?}");
         assert!(!stderr(&output).is_empty(), "{arguments:?}");
     }
+}
+
+/// What is for a pipe or a file makes no sense of a terminal.
+#[test]
+fn a_stream_does_not_come_from_a_terminal_or_go_to_one() {
+    let pair = nix::pty::openpty(None, None).unwrap();
+    for arguments in [&["dump", "-t", "1", "-D", "-"][..], &["restore", "-D", "-"], &["show", "-"]] {
+        let [input, output] = [(); 2].map(|()| Stdio::from(pair.slave.try_clone().unwrap()));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_crr"));
+        let run = command.args(arguments).stdin(input).stdout(output).stderr(Stdio::piped());
+        let output = run.spawn().unwrap().wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(stderr(&output).contains("terminal"), "{}", stderr(&output));
+        assert!(stderr(&output).contains("hint: "), "{}", stderr(&output));
+    }
+}
+
+/// What tasks have in memory is nobody else's business, unless that is said.
+#[test]
+fn a_page_server_is_for_this_machine_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    for address in ["0.0.0.0", "::", "192.0.2.1"] {
+        let output = crr(&["page-server", "-D", dir.path().to_str().unwrap(), "--address", address]);
+        assert_eq!((output.status.code(), stdout(&output)), (Some(1), ""), "{address}");
+        assert!(stderr(&output).contains("\n  hint: use --tls"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_stream_is_shown() {
+    let archive = tempfile::tempfile().unwrap();
+    let tar = Command::new("tar")
+        .args(["c", "-C"])
+        .arg(golden())
+        .arg(".")
+        .stdout(archive.try_clone().unwrap())
+        .status();
+    assert!(tar.unwrap().success());
+    std::io::Seek::rewind(&mut &archive).unwrap();
+    let shown = Command::new(env!("CARGO_BIN_EXE_crr")).args(["show", "-"]).stdin(archive).output().unwrap();
+    let dir = golden();
+    assert_eq!(stdout(&shown), stdout(&crr(&["show", dir.to_str().unwrap()])), "{}", stderr(&shown));
 }
 
 #[test]

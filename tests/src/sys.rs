@@ -1,11 +1,11 @@
 //! The system calls that no crate here wraps.
 //!
 //! # Safety
-//! kcmp(2) and those about pidfds take numbers only, landlock_create_ruleset(2) as used here a null pointer; none writes.
+//! kcmp(2) and those about pidfds take numbers only, landlock_create_ruleset(2) as used here a null pointer; only FIONREAD writes, to an int of ours.
 #![allow(unsafe_code)]
 
 use std::cmp::Ordering;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// `KCMP_FILE` of `linux/kcmp.h`.
 const KCMP_FILE: libc::c_long = 0;
@@ -53,6 +53,19 @@ pub fn descriptor_of(pid: i32, fd: i32) -> std::io::Result<OwnedFd> {
     let pidfd = own(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
     // SAFETY: numbers only.
     own(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
+}
+
+/// Bytes that a read of a pipe would find.
+///
+/// # Errors
+/// ioctl(2) failed.
+pub fn readable(pipe: BorrowedFd<'_>) -> std::io::Result<i32> {
+    let mut bytes = 0;
+    // SAFETY: FIONREAD writes one int.
+    match unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut bytes) } {
+        0 => Ok(bytes),
+        _ => Err(std::io::Error::last_os_error()),
+    }
 }
 
 /// Whether the kernel has Landlock and uses it: it tells the version of its interface.

@@ -1,6 +1,7 @@
 //! `crr dump`.
 
 use super::dirs::Dirs;
+use super::network::Pages;
 use super::rounds::Rounds;
 use super::{Outcome, seconds, size};
 use crate::dump::{After, Options, dump};
@@ -8,6 +9,7 @@ use crate::progress::bytes;
 use crate::resource::external::Key;
 use crate::resource::inet::{NetworkLock, Policy, TcpPolicy};
 use crate::resource::unix_socket::half::HalfPolicy;
+use crate::store::Destination;
 use clap::{Args, ValueEnum};
 use images::Pid;
 use std::process::ExitCode;
@@ -22,6 +24,8 @@ Examples:
                                       leave a pipe to another program outside
   crr dump -t 1234 -D ckpt --compress=zstd:3
                                       make the images smaller
+  crr dump -t 1234 -D - | ssh host crr restore -D - -d
+                                      move it to another machine; or | tar x -C ckpt
   crr dump -t 1234 -D ckpt -v4 -o dump.log
 
 Whatever cannot be restored is refused before anything is written, all of it at once, and the tree runs on.
@@ -104,6 +108,9 @@ pub(super) struct Dump {
     #[command(flatten)]
     rounds: Rounds,
 
+    #[command(flatten)]
+    pages: Pages,
+
     /// How long stopping the tree may take.
     #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds)]
     timeout: Duration,
@@ -119,8 +126,10 @@ enum Lock {
 impl Dump {
     pub(super) fn run(&self, level: u8) -> Outcome {
         self.dirs.start(level)?;
-        let report = dump(&self.options(level))?;
-        self.rounds.dedup(&self.dirs.images_dir);
+        let options = self.options(level, self.pages.destination(&self.dirs)?);
+        self.rounds.check(&options.destination)?;
+        let report = dump(&options)?;
+        self.rounds.dedup(&options.destination);
         log::info!(
             "dumped {} tasks with {} threads: {} in {:.3} s, frozen for {:.3} s",
             report.tasks,
@@ -140,11 +149,11 @@ impl Dump {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn options(&self, level: u8) -> Options {
+    fn options(&self, level: u8, destination: Destination) -> Options {
         let named = self.ext_unix_sk.iter().filter(|&&ino| ino != 0).map(|&ino| Key::UnixSocket(ino));
         Options {
             root: self.tree,
-            images_dir: self.dirs.images_dir.clone(),
+            destination,
             after: match (self.leave_running, self.leave_stopped) {
                 (true, _) => After::Run,
                 (false, true) => After::Stop,

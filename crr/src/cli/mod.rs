@@ -10,6 +10,8 @@ mod dump;
 mod generate;
 pub(crate) mod keep_track;
 pub(crate) mod lazy_pages;
+mod network;
+mod page_server;
 mod pre_dump;
 mod restore;
 mod rounds;
@@ -62,6 +64,7 @@ enum Command {
     Dump(dump::Dump),
     PreDump(pre_dump::PreDump),
     Restore(restore::Restore),
+    PageServer(page_server::PageServer),
     Check(check::Check),
     Show(show::Show),
     Dedup(dedup::Dedup),
@@ -104,6 +107,7 @@ fn run(cli: Cli) -> Outcome {
         Command::Dump(command) => command.run(level),
         Command::PreDump(command) => command.run(level),
         Command::Restore(command) => command.run(level),
+        Command::PageServer(command) => command.run(level),
         Command::Check(command) => command.run(level),
         Command::Show(command) => command.run(level),
         Command::Dedup(command) => command.run(level),

@@ -1,6 +1,7 @@
 //! `crr pre-dump`.
 
 use super::dirs::Dirs;
+use super::network::Pages;
 use super::rounds::Rounds;
 use super::{Outcome, seconds};
 use crate::dump::pre_dump::{Options, pre_dump};
@@ -34,6 +35,9 @@ pub(super) struct PreDump {
     #[command(flatten)]
     rounds: Rounds,
 
+    #[command(flatten)]
+    pages: Pages,
+
     /// How long stopping the tree may take.
     #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds)]
     timeout: Duration,
@@ -42,15 +46,17 @@ pub(super) struct PreDump {
 impl PreDump {
     pub(super) fn run(&self, level: u8) -> Outcome {
         self.dirs.start(level)?;
+        let destination = self.pages.destination(&self.dirs)?;
+        self.rounds.check(&destination)?;
         let report = pre_dump(&Options {
             root: self.tree,
-            images_dir: self.dirs.images_dir.clone(),
+            destination: destination.clone(),
             previous: self.rounds.prev_images_dir.clone(),
             compression: self.rounds.compress,
             timeout: self.timeout,
             progress: level > 0,
         })?;
-        self.rounds.dedup(&self.dirs.images_dir);
+        self.rounds.dedup(&destination);
         log::info!(
             "recorded {} of {} tasks in {:.3} s, frozen for {:.3} s",
             bytes(report.bytes),

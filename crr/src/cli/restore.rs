@@ -1,10 +1,11 @@
 //! `crr restore`.
 
 use super::dirs::Dirs;
-use super::{Outcome, seconds};
+use super::{Outcome, Usage, seconds};
 use crate::resource::external::given;
 use crate::resource::inet::Wishes;
 use crate::restore::{Options, Validation, restore};
+use crate::store::Source;
 use clap::Args;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -16,6 +17,8 @@ Examples:
   crr restore -D ckpt                 restore, pass signals on, end with the exit code of the root
   crr restore -D ckpt -d              restore and leave the tree to itself
   crr restore -D ckpt -d --pidfile p  and write the pid of its root to ckpt/p
+  ssh host cat ckpt.tar | crr restore -D - -d
+                                      restore what comes as one stream
   crr restore -D ckpt -j              restore a shell job onto this terminal
   crr restore -D ckpt -d --inherit-fd 'fd[3]:pipe:[77]' 3>log
                                       and give it the file or pipe that it has to have
@@ -102,13 +105,19 @@ impl Restore {
         // Before anything gets a number that was not open.
         let given = given::Given::take(&self.inherit_fd);
         self.dirs.start(level)?;
-        let (_, status) = restore(&self.options(level), given)?;
+        if self.dirs.is_stream() && self.inherit_fd.iter().any(|one| one.number == libc::STDIN_FILENO) {
+            return Err(
+                Usage("--inherit-fd fd[0]: the standard input has the images, by -D -".to_owned()).into()
+            );
+        }
+        let options = self.options(level, self.dirs.source()?);
+        let (_, status) = restore(&options, given)?;
         Ok(status.map_or(ExitCode::SUCCESS, ExitCode::from))
     }
 
-    fn options(&self, level: u8) -> Options {
+    fn options(&self, level: u8, source: Source) -> Options {
         Options {
-            images_dir: self.dirs.images_dir.clone(),
+            source,
             detached: self.restore_detached,
             sibling: self.restore_sibling,
             shell_job: self.shell_job,

@@ -1,9 +1,11 @@
 //! What a pre-dump and a dump are told of the pre-dumps before them, and of how page contents are stored.
 
+use super::Usage;
 use crate::progress::bytes;
-use crate::store::{self, Compression};
+use crate::store::{self, Compression, Destination};
+use anyhow::Result;
 use clap::Args;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The flags.
 #[derive(Debug, Args)]
@@ -26,12 +28,20 @@ pub(super) struct Rounds {
 }
 
 impl Rounds {
+    /// Looks that what is asked for can be had of such images.
+    pub(super) fn check(&self, destination: &Destination) -> Result<()> {
+        if self.auto_dedup && !matches!(destination, Destination::Dir(_)) {
+            return Err(Usage("--auto-dedup needs all images in a directory\n  hint: use crr dedup where they are put together".to_owned()).into());
+        }
+        Ok(())
+    }
+
     /// What follows the images. These are whole already, so what fails is no failure of the dump.
-    pub(super) fn dedup(&self, images_dir: &Path) {
+    pub(super) fn dedup(&self, destination: &Destination) {
         if !self.auto_dedup {
             return;
         }
-        match store::dedup(images_dir) {
+        match store::dedup(destination.dir()) {
             Ok(freed) => log::info!("gave back {}", bytes(freed)),
             Err(error) => log::warn!("--auto-dedup: {error:#}"),
         }

@@ -18,10 +18,10 @@ use crate::ptrace::{self, Patience};
 use crate::refusal::{Refusals, Refused};
 use crate::resource::external::{self, Key};
 use crate::resource::inet::{self, Policy};
-use crate::resource::pipe::Holders;
+use crate::resource::pipe::{Holders, Object};
 use crate::resource::unix_socket::half::HalfPolicy;
 use crate::resource::{memory, robust, xstate};
-use crate::store::{Compression, Writer};
+use crate::store::{Compression, Destination, Writer};
 use crate::sys::int80::LowBuffer;
 use crate::sys::limits;
 use crate::sys::{process, xsave};
@@ -57,8 +57,8 @@ pub enum After {
 pub struct Options {
     /// Root of the tree.
     pub root: Pid,
-    /// Where the images go; must exist.
-    pub images_dir: PathBuf,
+    /// Where the images go.
+    pub destination: Destination,
     /// What becomes of the tree.
     pub after: After,
     /// Accept a session, process group and terminal from outside of the tree.
@@ -118,10 +118,11 @@ pub fn dump(options: &Options) -> Result<Report> {
     rights::check()?;
     limits::raise_open_files()?;
     let patience = Patience::new(options.timeout);
-    let writer = Writer::create(&options.images_dir)?;
-    let open = |dir: &PathBuf| Previous::open(&options.images_dir, dir);
+    let writer = Writer::create(&options.destination)?;
+    let open = |dir: &PathBuf| Previous::open(&options.destination, dir);
     let previous = options.previous.as_ref().map(open).transpose()?;
-    let mut holders = Holders::scan(&freeze::list(options.root)?)?;
+    let output = (options.destination == Destination::Stream).then(Object::standard_output).flatten();
+    let mut holders = Holders::scan(&freeze::list(options.root)?, output)?;
     fault::point(Point::KilledStarting)?;
     let (frozen, mut collected) = seize_and_collect(options, previous, &mut holders, &patience)?;
     fault::point(Point::KilledCollected)?;

@@ -5,13 +5,12 @@
 //! write the block. So nothing is copied more than once in memory, and no order has to be kept.
 
 use super::frames::{Frames, Stretch};
-use crate::fault::io::Faulty;
 use crate::fault::{self, Point};
 use crate::progress::Progress;
 use crate::ptrace;
 use crate::resource::hugetlb;
 use crate::resource::memory::SharedObject;
-use crate::store::{Compression, PAGE, Packer};
+use crate::store::{Compression, GivenUp, PAGE, Packer, Sink};
 use crate::sys::pagemap;
 use crate::sys::vm::{self, Remote};
 use crate::track;
@@ -52,14 +51,6 @@ pub(super) struct Form {
     pub(super) compression: Option<Compression>,
 }
 
-/// What pages are written to.
-struct Output<'a> {
-    pages: &'a File,
-    form: Form,
-    /// Where the next chunk goes, of pages that are packed.
-    end: AtomicU64,
-}
-
 /// What the records say of pages that were written.
 #[derive(Debug)]
 pub(super) struct Written {
@@ -75,6 +66,18 @@ struct Block {
     crcs: Vec<u32>,
     chunks: Vec<Chunk>,
     lost: Vec<u64>,
+}
+
+/// One of the threads that write blocks, with room of its own.
+struct Worker<'a> {
+    contents: &'a Contents,
+    sink: &'a Sink,
+    form: Form,
+    packer: Option<Packer>,
+    /// Pages of a chunk.
+    step: Vec<u8>,
+    /// What of a block waits to be written at once, if the sink takes blocks.
+    block: Vec<u8>,
 }
 
 /// All page contents of a tree, in the order of the page file.
@@ -192,29 +195,29 @@ impl Contents {
     }
 
     /// Writes everything to the page file. Progress is shown if `show` and stderr is a terminal.
-    pub(super) fn write(&self, pages: &File, form: Form, show: bool) -> Result<Written> {
+    pub(super) fn write(&self, sink: &Sink, form: Form, show: bool) -> Result<Written> {
         let progress = Progress::new(show, self.pages * PAGE_SIZE, "writing pages");
         let blocks = usize::try_from(self.pages.div_ceil(BLOCK_PAGES)).context("too many pages")?;
         let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 8).min(blocks);
         let next = AtomicU64::new(0);
         let failed = AtomicBool::new(false);
-        let output = Output { pages, form, end: AtomicU64::new(0) };
+        sink.begin(form.compression.is_none().then_some(self.pages * PAGE_SIZE))?;
         let work = || -> Result<Vec<(u64, Block)>> {
-            let mut buffer = vec![0u8; usize::try_from(CHUNK_PAGES * PAGE_SIZE)?];
-            let mut packer = form.compression.map(Packer::new).transpose()?;
+            let mut worker = Worker::new(self, sink, form)?;
             let mut done = Vec::new();
             loop {
                 let block = next.fetch_add(1, Ordering::Relaxed);
                 if block >= blocks as u64 || failed.load(Ordering::Relaxed) {
                     return Ok(done);
                 }
-                let written = ptrace::check_interrupted()
-                    .map_err(Into::into)
-                    .and_then(|()| self.write_block(block, &mut buffer, packer.as_mut(), &output));
+                let written =
+                    ptrace::check_interrupted().map_err(Into::into).and_then(|()| worker.write_block(block));
                 match written {
                     Ok(written) => done.push((block, written)),
+                    Err(e) if e.is::<GivenUp>() => return Ok(done),
                     Err(e) => {
                         failed.store(true, Ordering::Relaxed);
+                        sink.give_up();
                         return Err(e);
                     }
                 }
@@ -240,46 +243,6 @@ impl Contents {
             let packing = form.compression.map(|how| Packing { method: how.method, chunks });
             Ok(Written { block_crcs: crcs, packing, lost })
         })
-    }
-
-    /// One block, in steps that stay in the cache between being gathered, summed, packed and written.
-    fn write_block(
-        &self,
-        block: u64,
-        buffer: &mut [u8],
-        mut packer: Option<&mut Packer>,
-        output: &Output<'_>,
-    ) -> Result<Block> {
-        let (mut first, last) = (block * BLOCK_PAGES, ((block + 1) * BLOCK_PAGES).min(self.pages));
-        let mut written = Block::default();
-        let mut crc = 0;
-        while first < last {
-            let end = (first + CHUNK_PAGES).min(last);
-            let step = &mut buffer[..usize::try_from((end - first) * PAGE_SIZE)?];
-            self.gather(first, end, step, &mut written.lost)?;
-            if output.form.block_pages == 1 {
-                written.crcs.extend(step.chunks_exact(PAGE).map(crc32c::crc32c));
-            } else {
-                crc = crc32c::crc32c_append(crc, step);
-            }
-            let pages = Faulty(output.pages);
-            let stored = match &mut packer {
-                None => pages.write_all_at(step, first * PAGE_SIZE),
-                Some(packer) => {
-                    let packed = packer.pack(step)?;
-                    let place = output.end.fetch_add(packed.len() as u64, Ordering::Relaxed);
-                    written.chunks.push(Chunk { place, size: u32::try_from(packed.len())? });
-                    pages.write_all_at(packed, place)
-                }
-            };
-            stored.context("write pages")?;
-            fault::point(Point::KilledCopying)?;
-            first = end;
-        }
-        if output.form.block_pages != 1 {
-            written.crcs.push(crc);
-        }
-        Ok(written)
     }
 
     /// Fills a buffer with the pages `first..last` of the page file.
@@ -315,6 +278,70 @@ impl Contents {
             }
             rest = later;
         }
+        Ok(())
+    }
+}
+
+impl<'a> Worker<'a> {
+    fn new(contents: &'a Contents, sink: &'a Sink, form: Form) -> Result<Self> {
+        let step = vec![0u8; usize::try_from(CHUNK_PAGES * PAGE_SIZE)?];
+        let packer = form.compression.map(Packer::new).transpose()?;
+        Ok(Self { contents, sink, form, packer, step, block: Vec::new() })
+    }
+
+    /// One block, in steps that stay in the cache between being gathered, summed, packed and written.
+    fn write_block(&mut self, block: u64) -> Result<Block> {
+        let start = block * BLOCK_PAGES;
+        let (mut first, last) = (start, (start + BLOCK_PAGES).min(self.contents.pages));
+        let mut written = Block::default();
+        let mut crc = 0;
+        self.block.clear();
+        while first < last {
+            let end = (first + CHUNK_PAGES).min(last);
+            let step = &mut self.step[..usize::try_from((end - first) * PAGE_SIZE)?];
+            self.contents.gather(first, end, step, &mut written.lost)?;
+            if self.form.block_pages == 1 {
+                written.crcs.extend(step.chunks_exact(PAGE).map(crc32c::crc32c));
+            } else {
+                crc = crc32c::crc32c_append(crc, step);
+            }
+            let bytes = match &mut self.packer {
+                Some(packer) => packer.pack(step)?,
+                None => step,
+            };
+            let place = match (self.sink.takes_blocks(), &self.form.compression) {
+                (true, _) => {
+                    self.block.extend_from_slice(bytes);
+                    (self.block.len() - bytes.len()) as u64
+                }
+                (false, None) => {
+                    self.sink.put(bytes, first * PAGE_SIZE).context("write pages")?;
+                    first * PAGE_SIZE
+                }
+                (false, Some(_)) => self.sink.append(bytes).context("write pages")?,
+            };
+            if self.form.compression.is_some() {
+                written.chunks.push(Chunk { place, size: u32::try_from(bytes.len())? });
+            }
+            fault::point(Point::KilledCopying)?;
+            first = end;
+        }
+        if self.sink.takes_blocks() {
+            self.write_whole(start, &mut written.chunks).context("write pages")?;
+        }
+        if self.form.block_pages != 1 {
+            written.crcs.push(crc);
+        }
+        Ok(written)
+    }
+
+    /// Writes a block at once; its chunks are told where they are.
+    fn write_whole(&self, start: u64, chunks: &mut [Chunk]) -> Result<()> {
+        if self.form.compression.is_none() {
+            return self.sink.put(&self.block, start * PAGE_SIZE);
+        }
+        let place = self.sink.append(&self.block)?;
+        chunks.iter_mut().for_each(|chunk| chunk.place += place);
         Ok(())
     }
 }

@@ -20,7 +20,7 @@ use crate::ptrace::{self, Patience, Stopped};
 use crate::refusal::Refusals;
 use crate::remote::{Arg, Cache, Call, CodeArea, Executor, Gadget, Target, is_leftover};
 use crate::resource::{Refuse, memory, rseq, seccomp};
-use crate::store::{Compression, Writer};
+use crate::store::{Compression, Destination, Writer};
 use crate::sys::{limits, pidfd, userfaultfd};
 use crate::track::{Previous, instance, keeper};
 use anyhow::{Context, Result, bail};
@@ -42,8 +42,8 @@ use std::time::{Duration, Instant};
 pub struct Options {
     /// Root of the tree.
     pub root: Pid,
-    /// Where the images go; must exist.
-    pub images_dir: PathBuf,
+    /// Where the images go.
+    pub destination: Destination,
     /// The pre-dump before this one, as seen from there.
     pub previous: Option<PathBuf>,
     /// Pack page contents.
@@ -79,8 +79,8 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
     let patience = Patience::new(options.timeout);
     // For a moment a task has a descriptor that is not its own.
     guard::enter()?;
-    let writer = Writer::create(&options.images_dir)?;
-    let open = |dir: &PathBuf| Previous::open(&options.images_dir, dir);
+    let writer = Writer::create(&options.destination)?;
+    let open = |dir: &PathBuf| Previous::open(&options.destination, dir);
     let mut previous = options.previous.as_ref().map(open).transpose()?;
     let first_page = previous.as_ref().map_or(0, |previous| previous.first_page);
     let mut contents = Contents::of_running(first_page);

@@ -24,7 +24,11 @@ fn interrupted() -> Result<()> {
     Ok(())
 }
 
-fn before_write(len: usize) -> Result<usize> {
+/// What is to happen before a write of `len` bytes; how many are to be written.
+///
+/// # Errors
+/// As the write is to fail.
+pub(crate) fn before_write(len: usize) -> Result<usize> {
     point(Point::ImageWrite)?;
     point(Point::ImageFull)?;
     interrupted()?;

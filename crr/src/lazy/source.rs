@@ -40,7 +40,7 @@ impl Source {
 pub(crate) fn later(checkpoint: &Checkpoint, lazy: &[Lazy]) -> Unchecked {
     let memory = &checkpoint.memory;
     let mut late: BTreeMap<u64, u64> = BTreeMap::new();
-    if checkpoint.in_memory {
+    if !checkpoint.has_plain_pages() {
         return Unchecked::new();
     }
     for run in lazy.iter().flat_map(|lazy| &lazy.runs) {

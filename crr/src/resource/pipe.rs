@@ -51,6 +51,18 @@ pub(crate) struct Ours<'a> {
 }
 
 impl Object {
+    /// What crr's standard output is an end of.
+    pub(crate) fn standard_output() -> Option<Self> {
+        let link = std::fs::read_link("/proc/self/fd/1").ok()?;
+        let link = link.as_os_str().as_bytes();
+        let stat = nix::sys::stat::fstat(std::io::stdout()).ok()?;
+        match file_type(stat.st_mode) {
+            SFlag::S_IFIFO if inode(link).is_some() => Some(Self::Pipe(stat.st_ino)),
+            SFlag::S_IFIFO => Some(Self::Fifo(stat.st_dev, stat.st_ino)),
+            _ => None,
+        }
+    }
+
     /// A named pipe, by device and inode.
     fn fifo(self) -> Option<(u64, u64)> {
         match self {
@@ -86,13 +98,16 @@ pub(crate) struct Holders {
     sockets: HashSet<u64>,
     /// Masters of whatever else: task and descriptor.
     other_masters: Vec<(Pid, u32)>,
+    /// What crr writes images to.
+    output: Option<Object>,
     scanned: bool,
 }
 
 impl Holders {
-    /// Looks before the tree is stopped, if any task of it has such files: this takes longer than the rest.
-    pub(crate) fn scan(tree: &[Pid]) -> Result<Self> {
-        let mut holders = Self { tree: tree.iter().copied().collect(), ..Self::default() };
+    /// Looks before the tree is stopped, if any task of it has such files: this takes longer than the rest. `output` is a pipe that crr
+    /// writes images to: whoever reads it must not be stopped.
+    pub(crate) fn scan(tree: &[Pid], output: Option<Object>) -> Result<Self> {
+        let mut holders = Self { tree: tree.iter().copied().collect(), output, ..Self::default() };
         let mut has_any = false;
         for &pid in tree {
             let Ok(dir) = Dir::living(pid) else { continue };
@@ -146,6 +161,9 @@ impl Holders {
                     self.by_object.entry(object).or_default().insert(pid, ());
                 }
             });
+        }
+        if let Some(output) = self.output {
+            self.by_object.entry(output).or_default().insert(nix::unistd::getpid().as_raw(), ());
         }
         Ok(())
     }

@@ -33,7 +33,7 @@ use crate::resource;
 use crate::resource::external::given::Given;
 use crate::resource::inet::Wishes;
 use crate::resource::{memory, vdso};
-use crate::store::Checkpoint;
+use crate::store::{Checkpoint, Source};
 use crate::sys::{limits, process};
 use anyhow::{Context, Result, bail};
 use environment::Environment;
@@ -58,10 +58,10 @@ use std::time::{Duration, Instant};
 pub use unchanged::Validation;
 
 /// Options of `crr restore`.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Options {
     /// Where the images are.
-    pub images_dir: PathBuf,
+    pub source: Source,
     /// Exit once the tree runs (`-d`).
     pub detached: bool,
     /// Make the root a child of crr's parent (`-S`).
@@ -176,7 +176,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     limits::raise_open_files()?;
     limits::raise_pending_signals()?;
     let starter = options.lazy_pages.then(lazy::Starter::new).transpose()?;
-    let mut checkpoint = Checkpoint::read_but_for_pages(&options.images_dir, options.progress)?;
+    let mut checkpoint = Checkpoint::read_but_for_pages(&options.source, options.progress)?;
     fault::point(Point::KilledReading)?;
     if let Some(root) = &options.root {
         nix::unistd::chroot(root).with_context(|| format!("{}: change root", root.display()))?;
@@ -219,7 +219,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     };
     let later = lazy::later(&checkpoint, &preparation.lazy);
     let at_once = |block| !later.contains_key(&block);
-    checkpoint.check_pages(&options.images_dir, options.progress, at_once)?;
+    checkpoint.check_pages(&options.source, options.progress, at_once)?;
     let fill = (!options.lazy_pages).then(|| Fill::of(&preparation, later));
     fault::point(Point::KilledPlanned)?;
     let programs = preparation.tasks.iter().filter_map(|task| task.program.as_ref());

@@ -76,9 +76,10 @@ pub(super) fn assemble(
             let (first, count) = (round.memory.first_page, round.memory.page_count);
             let spans =
                 within(&used, first, first + count).map(|span| (span.0 - first, span.1 - first)).collect();
-            Part { dir: &round.dir, file: &round.pages, memory: &round.memory, spans }
+            let file = round.pages.as_ref().context("its pages are elsewhere")?;
+            Ok(Part { dir: &round.dir, file, memory: &round.memory, spans })
         })
-        .collect();
+        .collect::<Result<_>>()?;
     let spans = if memory.page_count > 0 { vec![(0, memory.page_count)] } else { Vec::new() };
     parts.push(Part { dir, file: pages, memory, spans });
     let made =

@@ -1,6 +1,7 @@
 //! The checkpoints that one builds on, of which it uses pages.
 
 use super::check;
+use super::place::{Destination, Source};
 use super::reader::{open_pages, place, read_inventory, read_listed};
 use anyhow::{Context, Result, anyhow, bail};
 use images::container::Kind;
@@ -18,14 +19,14 @@ const MAX_LENGTH: usize = 4096;
 /// What was saved of a tree while it ran (`crr pre-dump`).
 #[derive(Debug)]
 pub struct Round {
-    /// Where it is.
+    /// Where it is, or where it is to be unpacked if it came as a stream.
     pub dir: PathBuf,
     /// See [`Inventory`]; it has a `pre_dump`.
     pub inventory: Inventory,
     /// See [`Memory`]: of the spaces there are only runs.
     pub memory: Memory,
-    /// The page file, open for reading.
-    pub pages: File,
+    /// The page file, open for reading, if contents are wanted.
+    pub pages: Option<File>,
     /// The checksum by which another one names this.
     pub crc: u32,
 }
@@ -35,42 +36,54 @@ impl Round {
     ///
     /// # Errors
     /// Names the file and what is wrong with it.
-    pub fn open(dir: &Path) -> Result<Self> {
-        Self::open_files(dir).with_context(|| place(dir))
+    pub fn open(source: &Source) -> Result<Self> {
+        Self::open_files(source, true).with_context(|| place(source))
     }
 
     /// Reads one if it is there, and no checkpoint is.
     ///
     /// # Errors
     /// As [`Round::open`].
-    pub fn open_if(dir: &Path) -> Result<Option<Self>> {
-        let is_one = read_inventory(dir).is_ok_and(|(inventory, _)| inventory.pre_dump.is_some());
-        is_one.then(|| Self::open(dir)).transpose()
+    pub fn open_if(source: &Source) -> Result<Option<Self>> {
+        let is_one = read_inventory(source).is_ok_and(|(inventory, _)| inventory.pre_dump.is_some());
+        is_one.then(|| Self::open(source)).transpose()
     }
 
-    fn open_files(dir: &Path) -> Result<Self> {
-        let (inventory, crc) = read_inventory(dir)?;
+    /// Reads one as far as it says what it has: the pages may be elsewhere.
+    ///
+    /// # Errors
+    /// As [`Round::open`].
+    pub fn open_records(source: &Source) -> Result<Self> {
+        Self::open_files(source, false).with_context(|| place(source))
+    }
+
+    fn open_files(source: &Source, contents: bool) -> Result<Self> {
+        let (inventory, crc) = read_inventory(source)?;
         if inventory.pre_dump.is_none() {
             bail!("is no pre-dump: only those keep track of what is written afterwards");
         }
         let [memory, pages] = check::round_entries(&inventory)
             .context(Kind::Inventory.file_name())
             .map(|found| found.map(Clone::clone))?;
-        let memory = read_listed(dir, &memory)?;
-        let pages = open_pages(dir, &pages).context(Kind::Pages.file_name())?;
+        let memory = read_listed(source, &memory)?;
+        let pages =
+            contents.then(|| open_pages(source, &pages).context(Kind::Pages.file_name())).transpose()?;
         check::round(&inventory, &memory)?;
-        Ok(Self { dir: dir.to_owned(), inventory, memory, pages, crc })
+        Ok(Self { dir: source.dir().to_owned(), inventory, memory, pages, crc })
     }
 
-    /// Reads one that images in another directory are to build on, and looks that all is there which these will need.
+    /// Reads one that images in another directory are to build on, and looks that all is there which these will need; the pages too, if these
+    /// go there as well.
     ///
     /// # Errors
     /// Names the one that is missing or another, or that these images would take the place of.
-    pub fn open_for(images_dir: &Path, dir: &Path) -> Result<Self> {
-        let round = Self::open(&images_dir.join(dir))?;
+    pub fn open_for(destination: &Destination, dir: &Path) -> Result<Self> {
+        let images_dir = destination.dir();
+        let open = if matches!(destination, Destination::Dir(_)) { Self::open } else { Self::open_records };
+        let round = open(&Source::Dir(images_dir.join(dir)))?;
         let identity = |dir: &Path| std::fs::metadata(dir).map(|dir| (dir.dev(), dir.ino()));
         let own = identity(images_dir).with_context(|| images_dir.display().to_string())?;
-        let chain = ancestors(&round.dir, &round.inventory, &round.memory)?;
+        let chain = ancestors_by(open, &round.dir, &round.inventory, &round.memory)?;
         for dir in chain.iter().chain([&round]).map(|round| &round.dir) {
             if identity(dir).with_context(|| dir.display().to_string())? == own {
                 let dir = dir.display();
@@ -101,6 +114,15 @@ fn directory(child: &Path, parent: &Parent) -> PathBuf {
 /// # Errors
 /// Names the one that is missing, damaged or another.
 pub(super) fn ancestors(dir: &Path, inventory: &Inventory, memory: &Memory) -> Result<Vec<Round>> {
+    ancestors_by(Round::open, dir, inventory, memory)
+}
+
+fn ancestors_by(
+    open: impl Fn(&Source) -> Result<Round>,
+    dir: &Path,
+    inventory: &Inventory,
+    memory: &Memory,
+) -> Result<Vec<Round>> {
     let mut found: Vec<Round> = Vec::new();
     let mut next = inventory.parent.as_ref().map(|parent| (directory(dir, parent), parent.crc));
     let mut first_page = memory.first_page;
@@ -108,15 +130,16 @@ pub(super) fn ancestors(dir: &Path, inventory: &Inventory, memory: &Memory) -> R
         if found.len() == MAX_LENGTH {
             bail!("builds on more than {MAX_LENGTH} others");
         }
-        let round = Round::open(&dir).context("builds on others, which have to be there")?;
+        let source = Source::Dir(dir);
+        let round = open(&source).context("builds on others, which have to be there")?;
         let end = round.memory.first_page.checked_add(round.memory.page_count);
         if round.crc != crc || end != Some(first_page) {
             let (is, was) = (round.crc, crc);
             return Err(anyhow!("its inventory has checksum {is:08x}, that of the dump {was:08x}"))
-                .with_context(|| format!("{} is another one by now", place(&dir)));
+                .with_context(|| format!("{} is another one by now", place(&source)));
         }
         first_page = round.memory.first_page;
-        next = round.inventory.parent.as_ref().map(|parent| (directory(&dir, parent), parent.crc));
+        next = round.inventory.parent.as_ref().map(|parent| (directory(&round.dir, parent), parent.crc));
         found.push(round);
     }
     if first_page != 0 {

@@ -23,13 +23,14 @@ const BLOCK: u64 = 512;
 /// # Errors
 /// Names the file that cannot be read or changed.
 pub fn dedup(dir: &Path) -> Result<u64> {
-    let (used, rounds) = match Round::open_if(dir)? {
+    let source = dir.into();
+    let (used, rounds) = match Round::open_if(&source)? {
         Some(round) => {
             let rounds = ancestors(dir, &round.inventory, &round.memory)?;
             (used(&Files::default(), &round.memory), rounds)
         }
         None => {
-            let Checkpoint { files, memory, ancestors, .. } = Checkpoint::open(dir)?;
+            let Checkpoint { files, memory, ancestors, .. } = Checkpoint::open(&source)?;
             (used(&files, &memory), ancestors)
         }
     };

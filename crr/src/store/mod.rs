@@ -1,4 +1,4 @@
-//! The image directory: writing a checkpoint so that it is whole or absent, reading it trusting nothing.
+//! The image directory, or stream: writing a checkpoint so that it is whole or absent, reading it trusting nothing.
 //!
 //! [`Writer`] is used by dump, [`Checkpoint`] by restore and show. Both run the same cross checks ([`check`]):
 //! what restore would refuse to read, dump refuses to write.
@@ -9,7 +9,11 @@ pub mod check;
 mod dedup;
 mod packing;
 mod pages;
+mod place;
 mod reader;
+mod sink;
+mod spool;
+mod stream;
 mod writer;
 
 pub use chain::Round;
@@ -18,7 +22,11 @@ pub use packing::Compression;
 pub(crate) use packing::Packer;
 pub use pages::block_crcs;
 pub(crate) use pages::{verify_block, verify_bytes};
+pub use place::{Destination, STREAM, Source};
 pub use reader::Checkpoint;
+pub use sink::Sink;
+pub use spool::Spool;
+pub(crate) use stream::GivenUp;
 pub use writer::Writer;
 
 /// Bytes of a page, as a length in memory.

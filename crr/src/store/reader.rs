@@ -1,6 +1,7 @@
 //! Reading a checkpoint: sizes and checksums before records, records before pages.
 
 use super::chain::{Round, ancestors};
+use super::place::Source;
 use super::{assemble, check, pages};
 use crate::fault::io::Faulty;
 use crate::fault::{self, Point};
@@ -14,9 +15,9 @@ use images::inventory::{FileEntry, Inventory};
 use images::memory::{BLOCK_PAGES, Memory, Space};
 use images::task::Tree;
 use serde::de::DeserializeOwned;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// An inventory lists four files: more than this is none.
@@ -37,7 +38,7 @@ pub struct Checkpoint {
     pub memory: Memory,
     /// Page contents, open for reading: when they have been checked, page n lies at byte 4096 n.
     pub pages: File,
-    /// These contents lie in memory.
+    /// These contents lie in memory, and nobody else needs them.
     pub in_memory: bool,
     /// Those that this one builds on, the oldest first.
     pub ancestors: Vec<Round>,
@@ -50,16 +51,16 @@ impl Checkpoint {
     /// # Errors
     /// Names the file and what is wrong with it.
     pub fn read(dir: &Path) -> Result<Self> {
-        Self::read_showing(dir, false)
+        Self::read_showing(&dir.into(), false)
     }
 
     /// As [`Self::read`], with progress on stderr while the pages are checked.
     ///
     /// # Errors
     /// As [`Self::read`].
-    pub fn read_showing(dir: &Path, progress: bool) -> Result<Self> {
-        let checkpoint = Self::read_but_for_pages(dir, progress)?;
-        checkpoint.check_pages(dir, progress, |_| true)?;
+    pub fn read_showing(source: &Source, progress: bool) -> Result<Self> {
+        let checkpoint = Self::read_but_for_pages(source, progress)?;
+        checkpoint.check_pages(source, progress, |_| true)?;
         Ok(checkpoint)
     }
 
@@ -67,17 +68,23 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`Self::read`].
-    pub(crate) fn read_but_for_pages(dir: &Path, progress: bool) -> Result<Self> {
-        let mut checkpoint = Self::open(dir)?;
-        let Self { pages: file, memory, files, ancestors, .. } = &checkpoint;
-        if memory.packing.is_some() || !ancestors.is_empty() || memory.block_pages != BLOCK_PAGES {
+    pub(crate) fn read_but_for_pages(source: &Source, progress: bool) -> Result<Self> {
+        let mut checkpoint = Self::open(source)?;
+        if !checkpoint.has_plain_pages() {
+            let Self { pages: file, memory, files, ancestors, .. } = &checkpoint;
             let progress = Progress::new(progress, memory.page_count * PAGE_SIZE, "checking pages");
             let seen = |bytes| progress.add(bytes);
-            let pages = assemble::assemble((dir, file), ancestors, files, memory, &seen);
+            let pages = assemble::assemble((source.name(), file), ancestors, files, memory, &seen);
             checkpoint.pages = pages.context("checkpoint")?;
             checkpoint.in_memory = true;
         }
         Ok(checkpoint)
+    }
+
+    /// Whether pages lie in `pages.img` as they are to be read: that alone has not checked them.
+    pub(crate) fn has_plain_pages(&self) -> bool {
+        let Self { memory, ancestors, .. } = self;
+        memory.packing.is_none() && ancestors.is_empty() && memory.block_pages == BLOCK_PAGES
     }
 
     /// Checks the blocks of [`BLOCK_PAGES`] pages that are `wanted`, by number, if they have not been.
@@ -86,23 +93,24 @@ impl Checkpoint {
     /// Names the first block found corrupt.
     pub(crate) fn check_pages(
         &self,
-        dir: &Path,
+        source: &Source,
         progress: bool,
         wanted: impl Fn(u64) -> bool + Sync,
     ) -> Result<()> {
-        if self.in_memory {
+        if !self.has_plain_pages() {
             return Ok(());
         }
         let progress = Progress::new(progress, self.memory.page_count * PAGE_SIZE, "checking pages");
-        pages::verify(&self.pages, &self.memory, &wanted, &|bytes| progress.add(bytes)).context(place(dir))
+        let checked = pages::verify(&self.pages, &self.memory, &wanted, &|bytes| progress.add(bytes));
+        checked.context(place(source))
     }
 
     /// As [`Self::read`], without looking into the pages: enough to show what is there.
     ///
     /// # Errors
     /// As [`Self::read`].
-    pub fn open(dir: &Path) -> Result<Self> {
-        Self::open_files(dir).with_context(|| place(dir))
+    pub fn open(source: &Source) -> Result<Self> {
+        Self::open_files(source).with_context(|| place(source))
     }
 
     /// What private memory of an address space holds from an address on; zeros where it holds nothing. The pages have been read.
@@ -122,8 +130,8 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn open_files(dir: &Path) -> Result<Self> {
-        let (inventory, _) = read_inventory(dir)?;
+    fn open_files(source: &Source) -> Result<Self> {
+        let (inventory, _) = read_inventory(source)?;
         if inventory.pre_dump.is_some() {
             bail!("is a pre-dump: pages of a tree that ran on\n  hint: restore the dump that builds on it");
         }
@@ -131,31 +139,31 @@ impl Checkpoint {
             .context(Kind::Inventory.file_name())
             .map(|found| found.map(Clone::clone))?;
         let mut checkpoint = Self {
-            tree: read_listed(dir, &tree)?,
-            files: read_listed(dir, &files)?,
-            memory: read_listed(dir, &memory)?,
-            pages: open_pages(dir, &pages).context(Kind::Pages.file_name())?,
+            tree: read_listed(source, &tree)?,
+            files: read_listed(source, &files)?,
+            memory: read_listed(source, &memory)?,
+            pages: open_pages(source, &pages).context(Kind::Pages.file_name())?,
             inventory,
-            in_memory: false,
+            in_memory: source.is_in_memory(),
             ancestors: Vec::new(),
         };
         check::records(&checkpoint.inventory, &checkpoint.tree, &checkpoint.files, &checkpoint.memory)?;
-        checkpoint.ancestors = ancestors(dir, &checkpoint.inventory, &checkpoint.memory)?;
+        checkpoint.ancestors = ancestors(source.dir(), &checkpoint.inventory, &checkpoint.memory)?;
         Ok(checkpoint)
     }
 }
 
 /// The context of every error: which checkpoint.
-pub(super) fn place(dir: &Path) -> String {
-    format!("checkpoint {}", dir.display())
+pub(super) fn place(source: &Source) -> String {
+    format!("checkpoint {}", source.name().display())
 }
 
 /// Reads the inventory, or says what the directory holds instead of a checkpoint. Also returns its checksum.
-pub(super) fn read_inventory(dir: &Path) -> Result<(Inventory, u32)> {
+pub(super) fn read_inventory(source: &Source) -> Result<(Inventory, u32)> {
     let name = Kind::Inventory.file_name();
-    let (mut file, size) = match open_regular(&dir.join(name)) {
+    let (mut file, size) = match open_regular(source, Kind::Inventory) {
         Ok(found) => found,
-        Err(error) if is_missing(&error) => return Err(without_inventory(dir)),
+        Err(error) if is_missing(&error) => return Err(without_inventory(source)),
         Err(error) => return Err(error.context(name)),
     };
     let mut read = || {
@@ -182,7 +190,12 @@ fn starts_like_criu(file: &File) -> Result<bool> {
 }
 
 /// Why there is no inventory.
-fn without_inventory(dir: &Path) -> anyhow::Error {
+fn without_inventory(source: &Source) -> anyhow::Error {
+    let dir = match source {
+        Source::Dir(dir) => dir,
+        Source::Stream(spool) if spool.is_empty() => return anyhow!("there are no images in it"),
+        Source::Stream(_) => return anyhow!("there is no inventory.img: the dump did not finish"),
+    };
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) => return anyhow!(error),
@@ -201,9 +214,9 @@ fn without_inventory(dir: &Path) -> anyhow::Error {
 }
 
 /// Reads a metadata file that the inventory lists.
-pub(super) fn read_listed<T: DeserializeOwned>(dir: &Path, entry: &FileEntry) -> Result<T> {
+pub(super) fn read_listed<T: DeserializeOwned>(source: &Source, entry: &FileEntry) -> Result<T> {
     let read = || {
-        let (mut file, size) = open_existing(dir, entry.kind)?;
+        let (mut file, size) = open_existing(source, entry.kind)?;
         let start = read_header(&mut file, entry.kind)?;
         check_size(size, entry.size)?;
         let (record, crc) = read_records(file, start, size, entry.kind)?;
@@ -216,16 +229,21 @@ pub(super) fn read_listed<T: DeserializeOwned>(dir: &Path, entry: &FileEntry) ->
 }
 
 /// Opens the page file that the inventory lists.
-pub(super) fn open_pages(dir: &Path, entry: &FileEntry) -> Result<File> {
-    let (file, size) = open_existing(dir, entry.kind)?;
+pub(super) fn open_pages(source: &Source, entry: &FileEntry) -> Result<File> {
+    let (file, size) = open_existing(source, entry.kind)?;
     check_size(size, entry.size)?;
     Ok(file)
 }
 
 /// Opens a file that must be there.
-fn open_existing(dir: &Path, kind: Kind) -> Result<(File, u64)> {
-    open_regular(&dir.join(kind.file_name()))
-        .map_err(|error| if is_missing(&error) { anyhow!("is missing") } else { error })
+fn open_existing(source: &Source, kind: Kind) -> Result<(File, u64)> {
+    open_regular(source, kind).map_err(|error| match kind {
+        _ if !is_missing(&error) => error,
+        Kind::Pages => {
+            anyhow!("is missing\n  hint: after a dump with --page-server, it is where the server put it")
+        }
+        _ => anyhow!("is missing"),
+    })
 }
 
 /// Compares the size of a file with what the inventory says.
@@ -257,10 +275,10 @@ fn read_records<T: DeserializeOwned>(file: File, start: Vec<u8>, size: u64, kind
     Ok((record, crc))
 }
 
-/// Opens a regular file, and nothing else: opening a FIFO would wait for its writer.
-fn open_regular(path: &Path) -> Result<(File, u64)> {
+/// Opens a regular file, and nothing else.
+fn open_regular(source: &Source, kind: Kind) -> Result<(File, u64)> {
     fault::point(Point::ImageOpen)?;
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    let file = source.open(kind)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
         bail!("is not a regular file");

@@ -5,8 +5,12 @@
 //! power cut, the sizes and checksums in the inventory tell whether all of it got there.
 
 use super::check;
+use super::place::Destination;
+use super::sink::{PageFile, Sink};
+use super::stream::Stream;
 use crate::fault::io::Faulty;
 use crate::fault::{self, Point};
+use crate::page_server::client::Client;
 use anyhow::{Context, Result, bail};
 use images::container::{Kind, TRAILER_SIZE, encode};
 use images::file::Files;
@@ -20,6 +24,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Before why records cannot be written.
 const UNUSABLE: &str = "what was collected cannot be restored";
@@ -27,28 +32,45 @@ const UNUSABLE: &str = "what was collected cannot be restored";
 /// A checkpoint being written. Dropped before [`Writer::finish`], it leaves nothing behind.
 #[derive(Debug)]
 pub struct Writer {
-    dir: PathBuf,
-    pages: File,
-    /// Held for the life of the writer, so that the temporary names are its own.
-    _lock: Option<Flock<File>>,
-    /// Set once no temporary name is left.
-    published: bool,
+    place: Place,
+    pages: Sink,
+}
+
+/// Where the files go.
+#[derive(Debug)]
+enum Place {
+    Dir(Directory),
+    Stream(Arc<Stream>),
 }
 
 impl Writer {
-    /// Starts a checkpoint in an existing directory. A checkpoint that is already there stays until `finish`.
+    /// Starts a checkpoint in an existing directory, or a stream. A checkpoint that is already in the directory stays until `finish`.
     ///
     /// # Errors
     /// If the directory cannot be written, or another dump writes to it.
-    pub fn create(dir: &Path) -> Result<Self> {
-        let lock = lock(dir)?;
-        let pages = create_temporary(dir, Kind::Pages)?;
-        Ok(Self { dir: dir.to_owned(), pages, _lock: lock, published: false })
+    pub fn create(destination: &Destination) -> Result<Self> {
+        match destination {
+            Destination::Dir(dir) => {
+                let directory = Directory { dir: dir.clone(), _lock: lock(dir)?, published: false };
+                let pages = create_temporary(dir, Kind::Pages)?;
+                Ok(Self { place: Place::Dir(directory), pages: Sink::File(PageFile::new(pages)) })
+            }
+            Destination::Stream => Ok(Self::stream(Stream::stdout()?)),
+            Destination::Server(dir, server) => {
+                let directory = Directory { dir: dir.clone(), _lock: lock(dir)?, published: false };
+                Ok(Self { place: Place::Dir(directory), pages: Sink::Server(Client::connect(server)?) })
+            }
+        }
     }
 
-    /// The page file, for positional writes from any thread.
+    pub(super) fn stream(stream: Stream) -> Self {
+        let stream = Arc::new(stream);
+        Self { place: Place::Stream(Arc::clone(&stream)), pages: Sink::Stream(stream) }
+    }
+
+    /// Where the pages go.
     #[must_use]
-    pub fn pages(&self) -> &File {
+    pub fn pages(&self) -> &Sink {
         &self.pages
     }
 
@@ -89,32 +111,54 @@ impl Writer {
 
     fn finish_pages(&self, memory: &Memory) -> Result<FileEntry> {
         let size = check::pages_size(memory).context(UNUSABLE)?;
-        self.pages.set_len(size).context(Kind::Pages.file_name())?;
+        self.pages.finish(size)?;
         Ok(FileEntry { kind: Kind::Pages, size, crc: 0 })
     }
 
     fn finish_inventory(&mut self, inventory: &Inventory) -> Result<u64> {
         let size = self.write(Kind::Inventory, inventory)?.size;
-        self.publish(inventory)?;
+        match &mut self.place {
+            Place::Dir(directory) => directory.publish(inventory, &self.pages)?,
+            Place::Stream(stream) => stream.finish()?,
+        }
         Ok(inventory.files.iter().map(|entry| entry.size).sum::<u64>() + size)
     }
 
-    /// Writes one metadata file under its temporary name.
+    /// Writes one metadata file, in a directory under its temporary name.
     fn write<T: Serialize>(&self, kind: Kind, record: &T) -> Result<FileEntry> {
         let bytes = encode(kind, record).context(kind.file_name())?;
-        let file = create_temporary(&self.dir, kind)?;
-        Faulty(&file)
-            .write_all(&bytes)
-            .with_context(|| format!("write {}", temporary(&self.dir, kind).display()))?;
+        match &self.place {
+            Place::Dir(directory) => directory.write(kind, &bytes)?,
+            Place::Stream(stream) => stream.member(kind.file_name(), &bytes).context(kind.file_name())?,
+        }
         let (_, trailer) = bytes.split_at(bytes.len() - TRAILER_SIZE);
         let crc = u32::from_le_bytes(trailer.try_into().context("an image has a trailer")?);
         Ok(FileEntry { kind, size: bytes.len() as u64, crc })
     }
+}
+
+/// A directory that is written to.
+#[derive(Debug)]
+struct Directory {
+    dir: PathBuf,
+    /// Held for the life of the writer, so that the temporary names are its own.
+    _lock: Option<Flock<File>>,
+    /// Set once no temporary name is left.
+    published: bool,
+}
+
+impl Directory {
+    fn write(&self, kind: Kind, bytes: &[u8]) -> Result<()> {
+        let file = create_temporary(&self.dir, kind)?;
+        Faulty(&file)
+            .write_all(bytes)
+            .with_context(|| format!("write {}", temporary(&self.dir, kind).display()))
+    }
 
     /// Takes the old checkpoint away by its inventory, then renames everything, the new inventory last.
-    fn publish(&mut self, inventory: &Inventory) -> Result<()> {
+    fn publish(&mut self, inventory: &Inventory, pages: &Sink) -> Result<()> {
         remove(&self.dir.join(Kind::Inventory.file_name()))?;
-        let renamed = self.rename_all(inventory);
+        let renamed = self.rename_all(inventory, pages);
         if renamed.is_err() {
             // Without an inventory none of them is of any use, whichever checkpoint it is from.
             for kind in Kind::ALL {
@@ -126,11 +170,19 @@ impl Writer {
         Ok(())
     }
 
-    fn rename_all(&self, inventory: &Inventory) -> Result<()> {
+    fn rename_all(&self, inventory: &Inventory, pages: &Sink) -> Result<()> {
         for kind in Kind::ALL.into_iter().rev() {
             let name = self.dir.join(kind.file_name());
             if kind != Kind::Inventory && !inventory.files.iter().any(|entry| entry.kind == kind) {
                 remove(&name)?;
+                continue;
+            }
+            if kind == Kind::Pages
+                && let Sink::Server(client) = pages
+            {
+                // Those of an older checkpoint; the server may have the same directory.
+                remove(&name)?;
+                client.commit()?;
                 continue;
             }
             fault::point(Point::KilledPublishing)?;
@@ -142,7 +194,7 @@ impl Writer {
     }
 }
 
-impl Drop for Writer {
+impl Drop for Directory {
     fn drop(&mut self) {
         if self.published {
             return;

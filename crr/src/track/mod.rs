@@ -11,7 +11,7 @@
 pub mod keeper;
 
 use crate::proc::{self, stat};
-use crate::store::Round;
+use crate::store::{Destination, Round};
 use crate::sys::pagemap;
 use anyhow::{Context, Result};
 use images::Pid;
@@ -55,9 +55,9 @@ impl Previous {
     ///
     /// # Errors
     /// If it is none.
-    pub(crate) fn open(images_dir: &Path, dir: &Path) -> Result<Self> {
-        let round = Round::open_for(images_dir, dir).with_context(|| {
-            format!("--prev-images-dir {}, as seen from {}", dir.display(), images_dir.display())
+    pub(crate) fn open(destination: &Destination, dir: &Path) -> Result<Self> {
+        let round = Round::open_for(destination, dir).with_context(|| {
+            format!("--prev-images-dir {}, as seen from {}", dir.display(), destination.dir().display())
         })?;
         let pre_dump = round.pre_dump()?;
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();

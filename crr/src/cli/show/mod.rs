@@ -6,7 +6,7 @@ mod table;
 mod terminals;
 mod tree;
 
-use super::{Format, Outcome, print, verbosity};
+use super::{Format, Outcome, dirs, print, verbosity};
 use crate::progress::bytes;
 use crate::resource::external;
 use crate::resource::namespace;
@@ -28,6 +28,7 @@ const EXAMPLES: &str = "\
 Examples:
   crr show ckpt                       the tree, its files and pipes
   crr show -v ckpt                    and every thread and memory area
+  crr show - < ckpt.tar               one that is a stream
   crr show --json ckpt | jq '.tree.tasks[].pid'";
 
 /// Show what is in a checkpoint.
@@ -36,7 +37,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Show {
-    /// Directory of the images.
+    /// Directory of the images, or "-" for one stream from the standard input.
     #[arg(value_name = "DIR", default_value = ".")]
     images_dir: PathBuf,
 
@@ -47,10 +48,11 @@ pub(super) struct Show {
 impl Show {
     pub(super) fn run(&self, level: u8) -> Outcome {
         crate::log::start(None, level)?;
-        if let Some(round) = Round::open_if(&self.images_dir)? {
+        let source = dirs::source(&self.images_dir)?;
+        if let Some(round) = Round::open_if(&source)? {
             return print(&rounds::round(&round, self.format.json)?);
         }
-        let checkpoint = Checkpoint::open(&self.images_dir)?;
+        let checkpoint = Checkpoint::open(&source)?;
         if self.format.json {
             return print(&(json(&checkpoint)? + "\n"));
         }

@@ -82,8 +82,8 @@ impl Chain {
             chain.number(&mut round, first, 1);
             fs::create_dir(chain.of(name)).unwrap();
             let round = if name == "1" { packed(round, "lz4") } else { round };
-            let writer = Writer::create(&chain.of(name)).unwrap();
-            writer.pages().write_all_at(&round.pages, 0).unwrap();
+            let writer = Writer::create(&chain.of(name).as_path().into()).unwrap();
+            writer.pages().put(&round.pages, 0).unwrap();
             writer.finish_round(round.inventory, &round.memory).unwrap();
         }
         let mut last = golden;

@@ -5,4 +5,5 @@ mod damaged;
 mod inconsistent;
 mod random;
 mod sample;
+mod stream;
 mod write;

@@ -47,8 +47,8 @@ impl Sample {
 
     /// Writes it as a dump would.
     pub(super) fn write(&self, dir: &Path) -> anyhow::Result<u64> {
-        let writer = Writer::create(dir)?;
-        writer.pages().write_all_at(&self.pages, 0)?;
+        let writer = Writer::create(&dir.into())?;
+        writer.pages().put(&self.pages, 0)?;
         writer.finish(self.inventory.clone(), &self.tree, &self.files, &self.memory)
     }
 

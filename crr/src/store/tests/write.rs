@@ -67,8 +67,8 @@ fn files_are_for_their_owner_only() {
 #[test]
 fn an_abandoned_writer_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
-    let writer = Writer::create(dir.path()).unwrap();
-    writer.pages().write_all_at(b"half a page", 0).unwrap();
+    let writer = Writer::create(&dir.path().into()).unwrap();
+    writer.pages().put(b"half a page", 0).unwrap();
     drop(writer);
     assert_eq!(names(dir.path()), [""; 0]);
 }
@@ -77,8 +77,8 @@ fn an_abandoned_writer_leaves_nothing_behind() {
 fn an_older_checkpoint_stays_until_the_new_one_is_whole() {
     let old = Sample::golden();
     let dir = old.written();
-    let writer = Writer::create(dir.path()).unwrap();
-    writer.pages().write_all_at(b"half a page", 0).unwrap();
+    let writer = Writer::create(&dir.path().into()).unwrap();
+    writer.pages().put(b"half a page", 0).unwrap();
     Checkpoint::read(dir.path()).unwrap();
     drop(writer);
     Checkpoint::read(dir.path()).unwrap();
@@ -105,11 +105,11 @@ fn what_could_not_be_restored_is_not_written() {
 #[test]
 fn two_dumps_do_not_share_a_directory() {
     let dir = tempfile::tempdir().unwrap();
-    let first = Writer::create(dir.path()).unwrap();
-    let error = format!("{:#}", Writer::create(dir.path()).unwrap_err());
+    let first = Writer::create(&dir.path().into()).unwrap();
+    let error = format!("{:#}", Writer::create(&dir.path().into()).unwrap_err());
     assert!(error.contains("another crr dump is writing to it"), "{error}");
     drop(first);
-    Writer::create(dir.path()).unwrap();
+    Writer::create(&dir.path().into()).unwrap();
 }
 
 #[test]

@@ -1,0 +1,116 @@
+//! `crr page-server`.
+
+use super::dirs::Dirs;
+use super::network::Security;
+use super::{Outcome, Usage, print};
+use crate::page_server::{check_exposed, server};
+use crate::progress::bytes;
+use crate::sys::process;
+use anyhow::{Context, Result};
+use clap::Args;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::net::{IpAddr, TcpListener};
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const EXAMPLES: &str = "\
+Example: pages go straight to the machine that is to restore
+  there$ crr page-server -D ckpt --address 10.0.0.2 --port 9876 --tls --tls-cacert ca --tls-cert cert --tls-key key
+  here$  crr dump -t 1234 -D ckpt --page-server 10.0.0.2:9876 --tls --tls-cacert ca --tls-cert cert --tls-key key
+  here$  scp ckpt/*.img there:ckpt
+  there$ crr restore -D ckpt";
+
+/// Take the page contents of one dump over the network.
+///
+/// Prints the address that it listens on. Ends with 0 when the dump has come to its end and its pages are in the directory, as pages.img.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct PageServer {
+    #[command(flatten)]
+    dirs: Dirs,
+
+    /// Address to listen on.
+    #[arg(long, default_value = "127.0.0.1")]
+    address: IpAddr,
+
+    /// Port to listen on; 0: one that is free.
+    #[arg(long, default_value = "0")]
+    port: u16,
+
+    #[command(flatten)]
+    security: Security,
+
+    /// Go to the background once it listens.
+    #[arg(short = 'd', long)]
+    daemon: bool,
+
+    /// Write a byte 0 to this descriptor once it listens.
+    #[arg(long, value_name = "FD")]
+    status_fd: Option<u32>,
+
+    /// Write the pid of the server to this file.
+    #[arg(long, value_name = "FILE")]
+    pidfile: Option<PathBuf>,
+}
+
+impl PageServer {
+    pub(super) fn run(&self, level: u8) -> Outcome {
+        self.dirs.start(level)?;
+        if self.dirs.is_stream() {
+            return Err(Usage("a page server needs a directory, not -D -".to_owned()).into());
+        }
+        let tls = self.security.tls();
+        check_exposed(self.address, tls.is_some(), self.security.insecure)?;
+        let tls = tls.map(|files| files.server()).transpose()?;
+        // Names are seen from here, the background is elsewhere.
+        let dir = std::fs::canonicalize(self.dirs.images_dir()).context("images directory")?;
+        let pidfile = self.pidfile.as_deref().map(|file| self.dirs.in_work_dir(file));
+        let listener = TcpListener::bind((self.address, self.port))
+            .with_context(|| format!("listen on {} port {}", self.address, self.port))?;
+        let address = listener.local_addr().context("getsockname")?;
+        if self.daemon
+            && let Some(pid) = process::fork(None, 0).context("fork")?
+        {
+            if let Some(file) = pidfile {
+                std::fs::write(&file, pid.to_string()).with_context(|| file.display().to_string())?;
+            }
+            self.tell()?;
+            return print(&format!("{address}\n"));
+        }
+        if self.daemon {
+            into_background()?;
+        } else {
+            if let Some(file) = pidfile {
+                std::fs::write(&file, std::process::id().to_string())
+                    .with_context(|| file.display().to_string())?;
+            }
+            self.tell()?;
+            print(&format!("{address}\n"))?;
+        }
+        let size = server::serve(&listener, &dir, tls.as_ref())?;
+        log::info!("took {} of pages", bytes(size));
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Tells who waits for it that it listens.
+    fn tell(&self) -> Result<()> {
+        let Some(fd) = self.status_fd else { return Ok(()) };
+        let tell = || OpenOptions::new().write(true).open(format!("/proc/self/fd/{fd}"))?.write_all(&[0]);
+        tell().with_context(|| format!("--status-fd {fd}"))
+    }
+}
+
+/// Nothing is shared any more with who has started this.
+fn into_background() -> Result<()> {
+    nix::unistd::setsid().context("setsid")?;
+    nix::unistd::chdir("/").context("/")?;
+    let null = nix::fcntl::open("/dev/null", OFlag::O_RDWR, Mode::empty()).context("/dev/null")?;
+    for standard in 0..3 {
+        process::place_fd(null.as_raw_fd(), standard).context("dup2")?;
+    }
+    Ok(())
+}

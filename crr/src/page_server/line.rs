@@ -1,0 +1,112 @@
+//! A connection, by TCP alone or with TLS.
+
+use crate::ptrace;
+use anyhow::{Context, Result};
+use nix::sys::socket::{setsockopt, sockopt::KeepAlive};
+use rustls::{ClientConnection, ServerConnection, StreamOwned};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+/// After so long without progress it is looked whether crr is to end.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A connection by TCP that is waited for until a time, or for ever; signals that are held back end it too.
+#[derive(Debug)]
+pub struct Patient {
+    tcp: TcpStream,
+    pub(super) until: Option<Instant>,
+}
+
+impl Patient {
+    /// # Errors
+    /// If the connection is gone already.
+    pub(super) fn new(tcp: TcpStream, until: Option<Instant>) -> Result<Self> {
+        tcp.set_nodelay(true).context("TCP_NODELAY")?;
+        tcp.set_read_timeout(Some(LOOK)).context("SO_RCVTIMEO")?;
+        tcp.set_write_timeout(Some(LOOK)).context("SO_SNDTIMEO")?;
+        // A machine that is gone says nothing any more.
+        setsockopt(&tcp, KeepAlive, &true).context("SO_KEEPALIVE")?;
+        Ok(Self { tcp, until })
+    }
+
+    fn wait<T>(&mut self, mut work: impl FnMut(&mut TcpStream) -> io::Result<T>) -> io::Result<T> {
+        loop {
+            match work(&mut self.tcp) {
+                Err(e) if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&e.kind()) => {
+                    ptrace::check_interrupted().map_err(io::Error::other)?;
+                    if self.until.is_some_and(|until| Instant::now() >= until) {
+                        return Err(ErrorKind::TimedOut.into());
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+impl Read for Patient {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.wait(|tcp| tcp.read(buffer))
+    }
+}
+
+impl Write for Patient {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.wait(|tcp| tcp.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What is said goes over this.
+#[derive(Debug)]
+pub enum Line {
+    /// For everybody to read.
+    Plain(Patient),
+    /// The dump's end.
+    Client(Box<StreamOwned<ClientConnection, Patient>>),
+    /// The server's end.
+    Server(Box<StreamOwned<ServerConnection, Patient>>),
+}
+
+impl Line {
+    /// From now on it is waited for until then, or for ever.
+    pub(super) fn wait_until(&mut self, until: Option<Instant>) {
+        match self {
+            Self::Plain(patient) => patient.until = until,
+            Self::Client(tls) => tls.sock.until = until,
+            Self::Server(tls) => tls.sock.until = until,
+        }
+    }
+}
+
+impl Read for Line {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(patient) => patient.read(buffer),
+            Self::Client(tls) => tls.read(buffer),
+            Self::Server(tls) => tls.read(buffer),
+        }
+    }
+}
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(patient) => patient.write(bytes),
+            Self::Client(tls) => tls.write(bytes),
+            Self::Server(tls) => tls.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(patient) => patient.flush(),
+            Self::Client(tls) => tls.flush(),
+            Self::Server(tls) => tls.flush(),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! A dump and a server that speak with each other.
+
+use super::client::{Client, Server};
+use super::tls::Files;
+use super::{Frame, PAGES, check_exposed, server};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use tempfile::TempDir;
+
+/// A server for what `talk` does with it; what it ended with, and its directory.
+fn serve(tls: Option<&Files>, talk: impl FnOnce(u16)) -> (anyhow::Result<u64>, TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let config = tls.map(|files| files.server().unwrap());
+    let path = dir.path().to_owned();
+    let server = thread::spawn(move || server::serve(&listener, &path, config.as_ref()));
+    talk(port);
+    (server.join().unwrap(), dir)
+}
+
+fn at(port: u16, tls: Option<&Files>) -> Server {
+    Server { host: "127.0.0.1".to_owned(), port, tls: tls.cloned(), insecure: false }
+}
+
+fn pages(number: u8) -> Vec<u8> {
+    vec![number; 1 << 20]
+}
+
+fn send_all(client: &Client) {
+    client.put(&pages(2), 1 << 20).unwrap();
+    client.put(&pages(1), 0).unwrap();
+    client.finish(2 << 20).unwrap();
+    client.commit().unwrap();
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn pages_arrive_in_any_order() {
+    let (served, dir) = serve(None, |port| send_all(&Client::connect(&at(port, None)).unwrap()));
+    assert_eq!(served.unwrap(), 2 << 20);
+    assert!(fs::read(dir.path().join("pages.img")).unwrap() == [pages(1), pages(2)].concat());
+    assert_eq!(names(dir.path()), ["pages.img"]);
+}
+
+/// The file gets its name only if the dump says so.
+#[test]
+fn a_dump_that_goes_away_leaves_nothing() {
+    let (served, dir) = serve(None, |port| {
+        let client = Client::connect(&at(port, None)).unwrap();
+        client.put(&pages(1), 0).unwrap();
+        client.finish(1 << 20).unwrap();
+    });
+    assert!(format!("{:#}", served.unwrap_err()).contains("the dump did not finish"));
+    assert_eq!(names(dir.path()), [""; 0]);
+}
+
+#[test]
+fn what_is_missing_is_noticed() {
+    let (served, dir) = serve(None, |port| {
+        let client = Client::connect(&at(port, None)).unwrap();
+        client.put(&pages(1), 0).unwrap();
+        let error = format!("{:#}", client.finish(2 << 20).unwrap_err());
+        assert!(error.contains("it says: 1048576 bytes of pages came, 2097152 were sent"), "{error}");
+    });
+    assert!(served.is_err());
+    assert_eq!(names(dir.path()), [""; 0]);
+}
+
+#[test]
+fn a_byte_that_changed_on_the_way_is_noticed() {
+    let bytes = pages(5);
+    let frame = Frame { what: PAGES, len: 1 << 20, place: 4096 };
+    let whole = [&frame.encode(&bytes)[..], &bytes].concat();
+    assert_eq!(Frame::read(&mut &whole[..], &mut Vec::new()).unwrap(), frame);
+    for at in [0, 9, 17, 20, 5000, whole.len() - 1] {
+        let mut changed = whole.clone();
+        changed[at] ^= 1;
+        assert!(Frame::read(&mut &changed[..], &mut Vec::new()).is_err(), "{at}");
+    }
+}
+
+/// A server that cannot write tells the dump why, while that is still sending.
+#[test]
+fn a_server_that_fails_says_why() {
+    let (served, _dir) = serve(None, |port| {
+        let client = Client::connect(&at(port, None)).unwrap();
+        let error = loop {
+            if let Err(error) = client.put(&pages(1), i64::MAX as u64) {
+                break format!("{error:#}");
+            }
+        };
+        assert!(error.contains("it says: write ") && error.contains("pages.img.received"), "{error}");
+    });
+    assert!(served.is_err());
+}
+
+/// Whoever else connects does not keep the dump from it.
+#[test]
+fn strangers_are_sent_away() {
+    let (served, _dir) = serve(None, |port| {
+        let mut stranger = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        assert!(matches!(stranger.read(&mut [0; 10]), Ok(0) | Err(_)));
+        drop(TcpStream::connect(("127.0.0.1", port)).unwrap());
+        send_all(&Client::connect(&at(port, None)).unwrap());
+    });
+    served.unwrap();
+}
+
+#[test]
+fn a_server_that_is_gone_is_noticed() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = at(listener.local_addr().unwrap().port(), None);
+    let accepting = thread::spawn(move || {
+        let (mut tcp, _) = listener.accept().unwrap();
+        tcp.read_exact(&mut [0; 12]).unwrap();
+        super::answer(&mut tcp, None).unwrap();
+    });
+    let client = Client::connect(&server).unwrap();
+    accepting.join().unwrap();
+    assert!((0..100).any(|_| client.put(&pages(0), 0).is_err()));
+    assert!(Client::connect(&server).is_err());
+}
+
+#[test]
+fn nothing_goes_over_a_network_in_the_open() {
+    let address = |text: &str| text.parse().unwrap();
+    for own in ["127.0.0.1", "127.3.0.1", "::1", "::ffff:127.0.0.1"] {
+        check_exposed(address(own), false, false).unwrap();
+    }
+    for other in ["0.0.0.0", "::", "10.0.0.1", "2001:db8::1"] {
+        assert!(check_exposed(address(other), false, false).is_err(), "{other}");
+        check_exposed(address(other), true, false).unwrap();
+        check_exposed(address(other), false, true).unwrap();
+    }
+    let server = Server { host: "192.0.2.1".to_owned(), port: 1, tls: None, insecure: false };
+    assert!(format!("{:#}", Client::connect(&server).unwrap_err()).contains("--insecure"));
+}
+
+/// An authority, and a certificate of it for 127.0.0.1.
+fn certified(dir: &Path, name: &str) -> Files {
+    let file = |what: &str| dir.join(format!("{name}-{what}.pem"));
+    let text = |what: &str| file(what).display().to_string();
+    let openssl = |arguments: &str| {
+        let output = Command::new("openssl").args(arguments.split(' ')).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
+    openssl(&format!("req -x509 {key} -subj /CN=authority -keyout {} -out {}", text("ca-key"), text("ca")));
+    openssl(&format!(
+        "req -x509 {key} -subj /CN=peer -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE -CA {} -CAkey {} -keyout {} \
+         -out {}",
+        text("ca"),
+        text("ca-key"),
+        text("key"),
+        text("cert")
+    ));
+    Files { authority: file("ca"), certificate: file("cert"), key: file("key") }
+}
+
+#[test]
+fn tls_asks_both_for_a_certificate() {
+    let files = tempfile::tempdir().unwrap();
+    let (own, other) = (certified(files.path(), "own"), certified(files.path(), "other"));
+    // A dump with the certificate of another authority, one that trusts another, one without TLS.
+    let stranger = Files { authority: own.authority.clone(), ..other.clone() };
+    let distrustful = Files { authority: other.authority.clone(), ..own.clone() };
+    let (served, dir) = serve(Some(&own), |port| {
+        for wrong in [Some(&stranger), Some(&distrustful), None] {
+            assert!(Client::connect(&at(port, wrong)).is_err());
+        }
+        send_all(&Client::connect(&at(port, Some(&own))).unwrap());
+    });
+    served.unwrap();
+    assert!(fs::read(dir.path().join("pages.img")).unwrap() == [pages(1), pages(2)].concat());
+}
