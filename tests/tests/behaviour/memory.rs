@@ -1,7 +1,8 @@
 //! Private memory.
 
+use std::fs;
 use tests::abi::Abi;
-use tests::case::Workload;
+use tests::case::{Workload, nothing_left};
 use tests::isolate::{isolated, isolated_for_both};
 use tests::{here, require_ia32, require_root};
 
@@ -79,6 +80,29 @@ fn area_names() {
     isolated_for_both(&here!(), |dir, abi| {
         let mut running = memory("area_names").start(dir, abi)?;
         running.dump(&[])?.success()?;
+        running.comes_back()
+    });
+}
+
+/// Wherever a wrong byte lies in the pages, in those that a task reads or in those that are put there, no task runs, and none is left.
+#[test]
+fn corrupt_pages() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = memory("anonymous").start(dir, abi)?;
+        running.dump(&[])?.success()?;
+        nothing_left()?;
+        let pages = running.images().join("pages.img");
+        let whole = fs::read(&pages)?;
+        for at in [0, whole.len() / 2, whole.len() - 1] {
+            let mut changed = whole.clone();
+            changed[at] ^= 1;
+            fs::write(&pages, changed)?;
+            running.restore(&["-d"])?.code(1)?.says("pages.img: is corrupt: bytes from")?;
+            nothing_left()?;
+        }
+        fs::write(&pages, whole)?;
         running.comes_back()
     });
 }
