@@ -34,14 +34,18 @@ impl Spool {
         let mut receiver = Receiver { dir, files: BTreeMap::new(), parts: 0, buffer: vec![0; STEP] };
         let mut archive = Archive::new(stream);
         let read = receiver.read(&mut archive);
-        let rest = std::io::copy(&mut archive.into_inner(), &mut std::io::sink())?;
+        let mut stream = archive.into_inner();
+        // A dump that has got rid of everything kills the tree: of what fails here, no more is taken.
         match read {
-            Err(Failure::Stream(_)) if rest == 0 => bail!("is cut off"),
-            Err(Failure::Stream(e)) => Err(anyhow!(e).context("is none of crr's, or damaged")),
-            Err(Failure::Other(e)) => Err(e),
-            Ok(()) if rest < END => bail!("is cut off: the dump did not finish"),
-            Ok(()) => Ok(Self { files: receiver.files }),
+            Err(Failure::Other(e)) => return Err(e),
+            Err(Failure::Stream(_)) if has_ended(&mut stream) => bail!("is cut off"),
+            Err(Failure::Stream(e)) => return Err(anyhow!(e).context("is none of crr's, or damaged")),
+            Ok(()) => {}
         }
+        if std::io::copy(&mut stream, &mut std::io::sink())? < END {
+            bail!("is cut off: the dump did not finish");
+        }
+        Ok(Self { files: receiver.files })
     }
 
     /// One of the files, to be read from its start.
@@ -62,6 +66,11 @@ impl Spool {
     pub(super) fn is_empty(&self) -> bool {
         self.files.is_empty()
     }
+}
+
+/// Whether nothing comes any more.
+fn has_ended(stream: &mut impl Read) -> bool {
+    stream.read_exact(&mut [0]).is_err_and(|e| e.kind() == ErrorKind::UnexpectedEof)
 }
 
 /// Sorts members into files.
