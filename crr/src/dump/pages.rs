@@ -201,7 +201,9 @@ impl Contents {
         let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 8).min(blocks);
         let next = AtomicU64::new(0);
         let failed = AtomicBool::new(false);
-        sink.begin(form.compression.is_none().then_some(self.pages * PAGE_SIZE))?;
+        // Without pages there is no part of packed ones either, and the file is to be there.
+        let is_plain = form.compression.is_none() || self.pages == 0;
+        sink.begin(is_plain.then_some(self.pages * PAGE_SIZE))?;
         let work = || -> Result<Vec<(u64, Block)>> {
             let mut worker = Worker::new(self, sink, form)?;
             let mut done = Vec::new();
