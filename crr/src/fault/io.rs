@@ -28,7 +28,7 @@ fn interrupted() -> Result<()> {
 ///
 /// # Errors
 /// As the write is to fail.
-pub(crate) fn before_write(len: usize) -> Result<usize> {
+fn before_write(len: usize) -> Result<usize> {
     point(Point::ImageWrite)?;
     point(Point::ImageFull)?;
     interrupted()?;

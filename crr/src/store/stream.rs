@@ -7,7 +7,7 @@
 //! reader has taken the inventory. That is what the filling before them is for, a comment as large as the pipe: it can only be
 //! in there when all before it is not any more.
 
-use crate::fault::io::before_write;
+use crate::fault::io::Faulty;
 use crate::ptrace;
 use crate::resource::path::file_type;
 use crate::sys::pipe;
@@ -18,8 +18,9 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use std::fs::File;
-use std::io::IsTerminal;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tar::{EntryType, Header};
@@ -27,6 +28,7 @@ use tar::{EntryType, Header};
 /// Members are padded to this, and the end is two of zeros.
 const BLOCK: usize = 512;
 const NO_READER: &str = "whoever reads the stream has gone away";
+const PLACES: &str = "hint: -D - is for a pipe or a file";
 /// After so many milliseconds of waiting for the reader it is looked whether crr is to end.
 const LOOK: u16 = 100;
 
@@ -50,9 +52,13 @@ pub(crate) struct GivenUp;
 #[derive(Debug)]
 pub struct Stream {
     out: File,
+    /// A pipe, by a description that is crr's own, with O_NONBLOCK. Else it is a file or a disk, where no write waits for anybody.
+    is_pipe: bool,
     state: Mutex<State>,
     /// Tells that a block was written, or that none will be any more.
     turn: Condvar,
+    /// Set without the lock, which a write holds that waits for the reader.
+    given_up: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -60,31 +66,36 @@ struct State {
     /// Bytes of pages so far.
     place: u64,
     parts: u32,
-    given_up: bool,
 }
 
 impl Stream {
     /// The standard output.
     ///
     /// # Errors
-    /// If that is a terminal.
+    /// If that is none of what [`Self::to`] takes.
     pub fn stdout() -> Result<Self> {
-        let stdout = std::io::stdout();
-        if stdout.is_terminal() {
-            bail!("a terminal is no place for images\n  hint: -D - is for a pipe or a file");
-        }
-        let own = stdout.as_fd().try_clone_to_owned().context("standard output")?;
-        let out = match file_type(fstat(&own).context("standard output")?.st_mode) {
-            // A description of crr's own, whose flags are nobody else's.
-            SFlag::S_IFIFO => reopen(&own),
-            _ => Ok(own),
-        };
-        Ok(Self::to(out?.into()))
+        let own = std::io::stdout().as_fd().try_clone_to_owned();
+        own.map_err(Into::into).and_then(Self::to).context("standard output")
     }
 
-    /// A stream to a pipe, a socket or a file.
-    pub(super) fn to(out: File) -> Self {
-        Self { out, state: Mutex::default(), turn: Condvar::new() }
+    /// A stream to a pipe, a file or a disk: what has been written to any other is gone without anybody having taken it.
+    pub(super) fn to(out: OwnedFd) -> Result<Self> {
+        let (out, is_pipe) = match file_type(fstat(&out)?.st_mode) {
+            SFlag::S_IFREG | SFlag::S_IFBLK => (out, false),
+            SFlag::S_IFIFO => (reopen(&out)?, true),
+            SFlag::S_IFSOCK => bail!(
+                "is a socket, which does not tell whether images were taken from it\n  hint: put a pipe before it: crr dump -D - | cat"
+            ),
+            _ if out.is_terminal() => bail!("is a terminal, which is no place for images\n  {PLACES}"),
+            _ => bail!("is a device as /dev/null, or closed: no images would be left\n  {PLACES}"),
+        };
+        Ok(Self {
+            out: out.into(),
+            is_pipe,
+            state: Mutex::default(),
+            turn: Condvar::new(),
+            given_up: AtomicBool::new(false),
+        })
     }
 
     /// Begins with pages that are not packed, of which there will be so many bytes.
@@ -95,12 +106,10 @@ impl Stream {
     /// Writes pages when it is their turn.
     pub(super) fn put(&self, bytes: &[u8], place: u64) -> Result<()> {
         let mut state = self.lock();
-        while state.place != place && !state.given_up {
+        while state.place != place && !self.is_given_up() {
             state = self.turn.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        if state.given_up {
-            return Err(GivenUp.into());
-        }
+        self.check_given_up()?;
         self.write(bytes)?;
         state.place += bytes.len() as u64;
         self.turn.notify_all();
@@ -110,6 +119,7 @@ impl Stream {
     /// Writes packed pages behind those that are there. Returns where.
     pub(super) fn append(&self, bytes: &[u8]) -> Result<u64> {
         let mut state = self.lock();
+        self.check_given_up()?;
         self.member(&part_name(state.parts), bytes)?;
         state.parts += 1;
         let place = state.place;
@@ -117,10 +127,20 @@ impl Stream {
         Ok(place)
     }
 
-    /// Nobody is to wait for a turn any more.
+    /// Nobody is to wait for a turn, or for the reader, any more.
     pub(super) fn give_up(&self) {
-        self.lock().given_up = true;
+        self.given_up.store(true, Ordering::Relaxed);
+        // Whoever has looked before that waits for the turn by now.
+        drop(self.lock());
         self.turn.notify_all();
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
+    }
+
+    fn check_given_up(&self) -> Result<(), GivenUp> {
+        if self.is_given_up() { Err(GivenUp) } else { Ok(()) }
     }
 
     /// Bytes of pages that were written.
@@ -137,7 +157,8 @@ impl Stream {
 
     /// Ends the archive, when the reader has taken all of it.
     pub(super) fn finish(&self) -> Result<()> {
-        if let Ok(capacity) = pipe::capacity(self.out.as_fd()) {
+        if self.is_pipe {
+            let capacity = pipe::capacity(self.out.as_fd()).context("F_GETPIPE_SZ")?;
             let comment = comment(usize::try_from(capacity)?);
             let header = header(EntryType::XGlobalHeader, "filling", comment.len() as u64)?;
             self.write(header.as_bytes())?;
@@ -149,16 +170,25 @@ impl Stream {
     fn write(&self, bytes: &[u8]) -> Result<()> {
         let mut left = bytes;
         while !left.is_empty() {
-            let wrote = before_write(left.len()).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)));
-            match wrote.and_then(|len| pipe::write_now(self.out.as_fd(), &left[..len])) {
+            match Faulty(&self.out).write(left) {
                 Ok(wrote) => left = &left[wrote..],
-                Err(Errno::EAGAIN) => wait_for_room(self.out.as_fd())?,
-                Err(Errno::EINTR) => {}
-                Err(Errno::EPIPE) => bail!(NO_READER),
-                Err(errno) => return Err(errno).context("write to the stream"),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => self.wait_for_room()?,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::BrokenPipe => bail!(NO_READER),
+                Err(e) => return Err(e).context("write to the stream"),
             }
         }
         Ok(())
+    }
+
+    /// Waits until something can be written; fails when crr is to end, or another thread has failed.
+    fn wait_for_room(&self) -> Result<()> {
+        ptrace::check_interrupted()?;
+        self.check_given_up()?;
+        match poll(&mut [PollFd::new(self.out.as_fd(), PollFlags::POLLOUT)], PollTimeout::from(LOOK)) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(anyhow!(errno).context("wait for the reader of the stream")),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -172,16 +202,7 @@ fn reopen(pipe: &OwnedFd) -> Result<OwnedFd> {
     let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     match nix::fcntl::open(path.as_str(), flags, Mode::empty()) {
         Err(Errno::ENXIO) => bail!(NO_READER),
-        opened => opened.context("standard output: open it again"),
-    }
-}
-
-/// Waits until something can be written; fails when crr is to end.
-fn wait_for_room(out: BorrowedFd<'_>) -> Result<()> {
-    ptrace::check_interrupted()?;
-    match poll(&mut [PollFd::new(out, PollFlags::POLLOUT)], PollTimeout::from(LOOK)) {
-        Ok(_) | Err(Errno::EINTR) => Ok(()),
-        Err(errno) => Err(anyhow!(errno).context("wait for the reader of the stream")),
+        opened => opened.context("open it again"),
     }
 }
 

@@ -5,7 +5,6 @@
 #![allow(unsafe_code)]
 
 use super::check;
-use nix::errno::Errno;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// `fcntl` with a number.
@@ -39,24 +38,6 @@ pub fn readable_bytes(fd: BorrowedFd<'_>) -> nix::Result<usize> {
     // SAFETY: FIONREAD writes one int.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
     Ok(usize::try_from(bytes).unwrap_or(0))
-}
-
-/// Writes to the end, as far as there is room now. What knows no RWF_NOWAIT (a named pipe, some file systems) is waited for, unless it has
-/// O_NONBLOCK.
-///
-/// # Errors
-/// EAGAIN when there is no room, else as write(2).
-pub fn write_now(fd: BorrowedFd<'_>, bytes: &[u8]) -> nix::Result<usize> {
-    let vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    let write = |flags| {
-        // SAFETY: the vector leads to bytes that outlive the call and are only read; offset -1 is the file's own.
-        check(unsafe { libc::pwritev2(fd.as_raw_fd(), &raw const vector, 1, -1, flags) })
-    };
-    let wrote = match write(libc::RWF_NOWAIT) {
-        Err(Errno::EOPNOTSUPP) => write(0),
-        wrote => wrote,
-    }?;
-    Ok(usize::try_from(wrote).unwrap_or(0))
 }
 
 /// tee(2) without blocking: copies what is in one pipe to another.

@@ -80,7 +80,7 @@ fn a_file_that_any_tool_unpacks() {
         nothing_left()?;
         restore(&running, "b.tar")?.success()?;
         running.looks_like(&before)?;
-        dump(&running, "> /dev/null", &[])?.success()?;
+        dump(&running, "| cat > /dev/null", &[])?.success()?;
         nothing_left()?;
         running.restore(&["-d"])?.success()?;
         running.looks_like(&before)?;
@@ -104,8 +104,6 @@ fn a_reader_that_goes_away() {
                 restore(&running, "part")?.code(1)?.says("the stream: is cut off")?;
             }
         }
-        dump(&running, "> /dev/full", &[])?.code(1)?.says("No space left on device")?;
-        running.looks_like(&before)?;
         running.verify()
     });
 }

@@ -1,12 +1,14 @@
 //! A checkpoint as one stream.
 
 use super::sample::{Sample, golden_dir};
-use crate::store::stream::Stream;
+use crate::store::stream::{GivenUp, Stream};
 use crate::store::{Checkpoint, Source, Spool, Writer};
 use images::id::PAGE_SIZE;
 use images::memory::{Chunk, Method, Packing};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::{self, File};
 use std::io::{Read, Seek};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -23,7 +25,7 @@ impl Sample {
     }
 
     fn write_to(&self, out: File, blocks: &[u64]) -> anyhow::Result<u64> {
-        let writer = Writer::stream(Stream::to(out));
+        let writer = Writer::stream(Stream::to(out.into())?);
         writer.pages().begin(Some(self.pages.len() as u64))?;
         // Each by a thread of its own: a later one waits for its turn.
         thread::scope(|scope| {
@@ -62,7 +64,7 @@ fn what_is_written_is_read() {
 fn parts_are_put_together() {
     let mut sample = Sample::golden().with_pages(40);
     let out = tempfile::tempfile().unwrap();
-    let writer = Writer::stream(Stream::to(out.try_clone().unwrap()));
+    let writer = Writer::stream(Stream::to(out.try_clone().unwrap().into()).unwrap());
     writer.pages().begin(None).unwrap();
     let (first, second) = sample.pages.split_at(32 * 4096);
     let chunk = |bytes: &[u8]| Chunk {
@@ -170,4 +172,24 @@ fn a_reader_that_goes_away_is_noticed() {
     output.read_to_end(&mut bytes).unwrap();
     assert!(writer.join().unwrap().is_ok() && cat.wait().unwrap().success());
     received(&bytes).unwrap();
+}
+
+/// When another thread fails, a write that waits for the reader ends, and so does one that waits for its turn.
+#[test]
+fn nobody_waits_when_another_has_failed() {
+    let (reader, pipe) = nix::unistd::pipe().unwrap();
+    let stream = Stream::to(pipe).unwrap();
+    thread::scope(|scope| {
+        let writers = [0, 2 << 20].map(|place| {
+            let stream = &stream;
+            scope.spawn(move || stream.put(&[0; 1 << 20], place))
+        });
+        // As much as there is room for: the first is about to wait, with the lock.
+        while poll(&mut [PollFd::new(reader.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) != Ok(1) {}
+        stream.give_up();
+        for writer in writers {
+            assert!(writer.join().unwrap().unwrap_err().is::<GivenUp>());
+        }
+    });
+    assert!(stream.append(&[1]).unwrap_err().is::<GivenUp>());
 }
