@@ -18,7 +18,7 @@ use crate::ptrace::{self, Patience};
 use crate::refusal::{Refusals, Refused};
 use crate::resource::external::{self, Key};
 use crate::resource::inet::{self, Policy};
-use crate::resource::pipe::{Holders, Object};
+use crate::resource::pipe::Holders;
 use crate::resource::unix_socket::half::HalfPolicy;
 use crate::resource::{memory, robust, xstate};
 use crate::store::{Compression, Destination, Writer};
@@ -121,8 +121,7 @@ pub fn dump(options: &Options) -> Result<Report> {
     let writer = Writer::create(&options.destination)?;
     let open = |dir: &PathBuf| Previous::open(&options.destination, dir);
     let previous = options.previous.as_ref().map(open).transpose()?;
-    let output = (options.destination == Destination::Stream).then(Object::standard_output).flatten();
-    let mut holders = Holders::scan(&freeze::list(options.root)?, output)?;
+    let mut holders = Holders::scan(&freeze::list(options.root)?)?;
     fault::point(Point::KilledStarting)?;
     let (frozen, mut collected) = seize_and_collect(options, previous, &mut holders, &patience)?;
     fault::point(Point::KilledCollected)?;

@@ -42,6 +42,7 @@ pub(crate) const O_ASYNC: u32 = 0o20_000;
 
 /// Ways out.
 const START_AGAIN: &str = "start the program again from the present file";
+const READ_ELSEWHERE: &str = "have a program outside of the tree read the images";
 const LEAVE: &str = "have the program change to another directory before the dump";
 
 /// A description found so far, with one descriptor that leads to it.
@@ -62,6 +63,8 @@ pub(crate) struct Table {
     alike: HashMap<Likeness, Vec<Known>>,
     pipes: Pipes,
     externals: Externals,
+    /// What images are written to: whoever reads it must not be stopped.
+    output: Option<pipe::Object>,
     sockets: Sockets,
     inet: inet::Sockets,
     netlink: Vec<(NetlinkSocket, Holder)>,
@@ -126,9 +129,9 @@ impl Open {
 }
 
 impl Table {
-    /// An empty one. Files with these keys stay outside.
-    pub(crate) fn new(external: &[Key]) -> Self {
-        Self { externals: Externals::new(external), ..Self::default() }
+    /// An empty one. Files with these keys stay outside; `output` is the pipe, if it is one, that images are written to.
+    pub(crate) fn new(external: &[Key], output: Option<pipe::Object>) -> Self {
+        Self { externals: Externals::new(external), output, ..Self::default() }
     }
 
     /// Collects the descriptors of one task, by a living thread of it.
@@ -305,6 +308,11 @@ impl Table {
                 return Ok(None);
             }
             return Ok(named(open, copy, paths, refuse).map(Target::Path));
+        }
+        if self.output.is_some() && pipe::Object::pipe(&open.link, &open.stat) == self.output {
+            let reason = "crr writes the images to it, and its reader must not be stopped with the tree";
+            refuse.with_hint(open.describe(), reason, READ_ELSEWHERE);
+            return Ok(None);
         }
         if let Some(id) = self.externals.find(&open.link, &open.stat, open.info.mount)? {
             return Ok(Some(Target::External(id)));

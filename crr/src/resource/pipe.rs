@@ -17,7 +17,7 @@ use crate::sys::kcmp::{Kind, kcmp};
 use anyhow::Result;
 use images::Pid;
 use images::file::Files;
-use nix::sys::stat::{SFlag, stat};
+use nix::sys::stat::{FileStat, SFlag, stat};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
@@ -54,8 +54,11 @@ impl Object {
     /// What crr's standard output is an end of.
     pub(crate) fn standard_output() -> Option<Self> {
         let link = std::fs::read_link("/proc/self/fd/1").ok()?;
-        let link = link.as_os_str().as_bytes();
-        let stat = nix::sys::stat::fstat(std::io::stdout()).ok()?;
+        Self::pipe(link.as_os_str().as_bytes(), &nix::sys::stat::fstat(std::io::stdout()).ok()?)
+    }
+
+    /// What a descriptor is an end of, by its link in `/proc/PID/fd`.
+    pub(crate) fn pipe(link: &[u8], stat: &FileStat) -> Option<Self> {
         match file_type(stat.st_mode) {
             SFlag::S_IFIFO if inode(link).is_some() => Some(Self::Pipe(stat.st_ino)),
             SFlag::S_IFIFO => Some(Self::Fifo(stat.st_dev, stat.st_ino)),
@@ -98,16 +101,13 @@ pub(crate) struct Holders {
     sockets: HashSet<u64>,
     /// Masters of whatever else: task and descriptor.
     other_masters: Vec<(Pid, u32)>,
-    /// What crr writes images to.
-    output: Option<Object>,
     scanned: bool,
 }
 
 impl Holders {
-    /// Looks before the tree is stopped, if any task of it has such files: this takes longer than the rest. `output` is a pipe that crr
-    /// writes images to: whoever reads it must not be stopped.
-    pub(crate) fn scan(tree: &[Pid], output: Option<Object>) -> Result<Self> {
-        let mut holders = Self { tree: tree.iter().copied().collect(), output, ..Self::default() };
+    /// Looks before the tree is stopped, if any task of it has such files: this takes longer than the rest.
+    pub(crate) fn scan(tree: &[Pid]) -> Result<Self> {
+        let mut holders = Self { tree: tree.iter().copied().collect(), ..Self::default() };
         let mut has_any = false;
         for &pid in tree {
             let Ok(dir) = Dir::living(pid) else { continue };
@@ -161,9 +161,6 @@ impl Holders {
                     self.by_object.entry(object).or_default().insert(pid, ());
                 }
             });
-        }
-        if let Some(output) = self.output {
-            self.by_object.entry(output).or_default().insert(nix::unistd::getpid().as_raw(), ());
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
+use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -108,6 +109,51 @@ fn a_reader_that_goes_away() {
     });
 }
 
+/// A reader or a disk without room for all: the dump fails, and the tree runs on.
+#[test]
+fn without_room() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let running = Workload::new("memory", "anonymous").start(dir, abi)?;
+        let before = running.snapshot()?;
+        fs::create_dir(dir.join("small"))?;
+        let mount = ["-t", "tmpfs", "-o", "size=64k", "tmpfs", "small"];
+        let status = Command::new("mount").current_dir(dir).args(mount).status()?;
+        ensure!(status.success(), "mount: {status}");
+        let reader = "| { TMPDIR=small \"$CRR_BIN\" restore -D - -d; true; }";
+        let output = dump(&running, reader, &[])?.code(1)?;
+        output.says("small: write pages.img: No space left on device")?;
+        output.says("whoever reads the stream has gone away")?;
+        running.looks_like(&before)?;
+        dump(&running, "> small/a.tar", &[])?.code(1)?.says("No space left on device")?;
+        running.looks_like(&before)?;
+        running.verify()
+    });
+}
+
+/// What does not show whether anybody has taken the images is no place for them.
+#[test]
+fn where_a_stream_may_go() {
+    require_root!();
+    isolated(&here!(), |dir| {
+        let running = Workload::new("memory", "heap").start(dir, Abi::X86_64)?;
+        let before = running.snapshot()?;
+        let socket = TcpListener::bind("127.0.0.1:0")?;
+        let to_socket = format!("> /dev/tcp/127.0.0.1/{}", socket.local_addr()?.port());
+        for (how, reason) in [
+            ("> /dev/null", "standard output: is a device"),
+            ("> /dev/full", "standard output: is a device"),
+            (">&-", "standard output: is a device as /dev/null, or closed"),
+            (&to_socket, "standard output: is a socket"),
+        ] {
+            dump(&running, how, &[])?.code(1)?.says_with_hint(reason)?;
+            running.looks_like(&before)?;
+        }
+        running.verify()
+    });
+}
+
 /// A reader that does not read holds the tree up until crr is told to end.
 #[test]
 fn a_reader_that_sleeps() {
@@ -143,19 +189,21 @@ fn a_reader_that_sleeps() {
     });
 }
 
-/// A reader that would be stopped with the tree is none.
+/// A reader that would be stopped with the tree is none, whether its end is to stay outside or not.
 #[test]
 fn a_reader_in_the_tree() {
     require_root!();
     isolated(&here!(), |dir| {
         // One by its name, the other as a shell makes it; nobody else has the end to read.
-        for reader in
-            ["mkfifo fifo; setsid sleep 1000 <> fifo & exec > fifo", "exec > >(exec setsid sleep 1000)"]
-        {
-            let script = format!("{reader}; \"$@\" -t $!; status=$?; kill $!; exit $status");
+        for (reader, options) in [
+            ("mkfifo fifo; setsid sleep 1000 <> fifo & exec > fifo", ""),
+            ("exec > >(exec setsid sleep 1000)", ""),
+            ("exec > >(exec setsid sleep 1000)", "--external $(readlink /proc/$$/fd/1)"),
+        ] {
+            let script = format!("{reader}; \"$@\" -t $! {options}; status=$?; kill $!; exit $status");
             let under = ["bash", "-c", &script, "bash"];
             let output = command::crr_under(&under, dir, &["dump", "-D", "-"])?.code(1)?;
-            output.says("(crr), outside of the tree")?;
+            output.says_with_hint("crr writes the images to it")?;
         }
         Ok(())
     });
@@ -190,6 +238,27 @@ fn a_stream_that_is_damaged() {
     });
 }
 
+/// A round, or a dump, as a stream that is unpacked into a directory of its own, beside those before.
+fn round(running: &Running, dir: &Path, number: u32, command: &str, options: &[&str]) -> Result {
+    let here = dir.join(number.to_string());
+    fs::create_dir(&here)?;
+    let (root, previous) = (running.root.to_string(), format!("../{}", number - 1));
+    let previous = ["--prev-images-dir", &previous];
+    let previous = if number > 1 { &previous[..] } else { &[] };
+    let args = [&[command, "-t", &root, "-D", "-"], previous, options].concat();
+    let script = "set -o pipefail; shopt -s nullglob; \"$@\" | tar x || exit
+        for part in pages.img.*; do cat $part >> pages.img && rm $part; done";
+    command::crr_under(&["bash", "-c", script, "bash"], &here, &args)?.success().map(drop)
+}
+
+/// Restores a dump that builds on others, as one stream.
+fn restore_round(dir: &Path, number: u32) -> Result {
+    let under = ["bash", "-c", "tar c . | \"$@\"", "bash"];
+    command::crr_under(&under, &dir.join(number.to_string()), &["restore", "-D", "-", "-d"])?
+        .success()
+        .map(drop)
+}
+
 /// Rounds that are streams, too, each unpacked where the next one looks for it.
 #[test]
 fn rounds() {
@@ -201,25 +270,40 @@ fn rounds() {
             running.signal(Signal::SIGUSR2)?;
             running.wait_for(&format!("STEP {number}"))
         };
-        let round = |command: &str, number: u32, options: &[&str]| -> Result {
-            let here = dir.join(number.to_string());
-            fs::create_dir(&here)?;
-            let root = running.root.to_string();
-            let args = [&[command, "-t", &root, "-D", "-"], options].concat();
-            let script = "set -o pipefail; \"$@\" | tar x";
-            command::crr_under(&["bash", "-c", script, "bash"], &here, &args)?.success().map(drop)
-        };
-        round("pre-dump", 1, &[])?;
+        round(&running, dir, 1, "pre-dump", &[])?;
         step(1)?;
-        round("pre-dump", 2, &["--prev-images-dir", "../1"])?;
+        round(&running, dir, 2, "pre-dump", &[])?;
         step(2)?;
-        round("dump", 3, &["--prev-images-dir", "../2"])?;
+        round(&running, dir, 3, "dump", &[])?;
         nothing_left()?;
         let size = |number: u32| -> Result<u64> { Ok(fs::metadata(pages(dir, number))?.len()) };
         ensure!(size(3)? < size(1)?, "{} bytes after {}", size(3)?, size(1)?);
-        let script = "tar c . | \"$@\"";
-        command::crr_under(&["bash", "-c", script, "bash"], &dir.join("3"), &["restore", "-D", "-", "-d"])?
-            .success()?;
+        restore_round(dir, 3)?;
+        running.verify()
+    });
+}
+
+/// Nothing is written since the round before: there are no parts of packed pages, and there is a file of pages.
+#[test]
+fn a_round_without_pages() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let running = Workload::new("memory", "heap").start(dir, abi)?;
+        // One that runs on has something written by the kernel itself (rseq(2)).
+        running.signal(Signal::SIGSTOP)?;
+        let stat = format!("/proc/{}/stat", running.root);
+        wait::until(wait::STEP, "it is stopped", || {
+            Ok(fs::read_to_string(&stat)?.contains(") T ").then_some(()))
+        })?;
+        for number in [1, 2] {
+            round(&running, dir, number, "pre-dump", &["--compress"])?;
+        }
+        ensure!(fs::metadata(pages(dir, 2))?.len() == 0, "something was written");
+        running.signal(Signal::SIGCONT)?;
+        round(&running, dir, 3, "dump", &["--compress"])?;
+        nothing_left()?;
+        restore_round(dir, 3)?;
         running.verify()
     });
 }

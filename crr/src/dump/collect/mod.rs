@@ -23,10 +23,11 @@ use crate::resource::landlock::Bystanders;
 use crate::resource::namespace::Namespaces;
 use crate::resource::other_name::Helpers;
 use crate::resource::path::{Paths, file_type};
-use crate::resource::pipe::Holders;
+use crate::resource::pipe::{Holders, Object};
 use crate::resource::tree::{self, Standing, Strangers};
 use crate::resource::{Refuse, deleted, memory, program, seccomp, sharing, sysv, zombie};
 use crate::restore::numbers;
+use crate::store::Destination;
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result, bail};
 use images::file::Files;
@@ -89,11 +90,12 @@ pub(super) fn collect(
     patience: &Patience,
     base: Base,
 ) -> Result<Collected> {
+    let output = (options.destination == Destination::Stream).then(Object::standard_output).flatten();
     let mut tables = Tables {
         own_namespaces: Namespaces::of(&Dir::task(nix::unistd::getpid().as_raw())?)?,
         low,
         paths: Paths::new(options.ghost_limit, options.link_remap),
-        files: file::Table::new(&options.external),
+        files: file::Table::new(&options.external, output),
         backings: memory::Backings::new(base.parent.is_some()),
         vdsos: Vec::new(),
         gadgets: Cache::default(),
