@@ -2,7 +2,8 @@
 
 use crate::ptrace;
 use anyhow::{Context, Result};
-use nix::sys::socket::{setsockopt, sockopt::KeepAlive};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{KeepAlive, TcpKeepCount, TcpKeepIdle, TcpKeepInterval, TcpUserTimeout};
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -10,6 +11,9 @@ use std::time::{Duration, Instant};
 
 /// After so long without progress it is looked whether crr is to end.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// After so many milliseconds in which the other end has taken nothing of what was sent, it is gone.
+const SILENCE: u32 = 30_000;
 
 /// A connection by TCP that is waited for until a time, or for ever; signals that are held back end it too.
 #[derive(Debug)]
@@ -25,8 +29,7 @@ impl Patient {
         tcp.set_nodelay(true).context("TCP_NODELAY")?;
         tcp.set_read_timeout(Some(LOOK)).context("SO_RCVTIMEO")?;
         tcp.set_write_timeout(Some(LOOK)).context("SO_SNDTIMEO")?;
-        // A machine that is gone says nothing any more.
-        setsockopt(&tcp, KeepAlive, &true).context("SO_KEEPALIVE")?;
+        notice_death(&tcp)?;
         Ok(Self { tcp, until })
     }
 
@@ -43,6 +46,16 @@ impl Patient {
             }
         }
     }
+}
+
+/// A machine that is gone says nothing any more: without these, a tree would stand still for hours (tcp(7)). The first three are for an end
+/// that waits, the last for one that has sent something.
+fn notice_death(tcp: &TcpStream) -> Result<()> {
+    setsockopt(tcp, TcpKeepIdle, &10).context("TCP_KEEPIDLE")?;
+    setsockopt(tcp, TcpKeepInterval, &5).context("TCP_KEEPINTVL")?;
+    setsockopt(tcp, TcpKeepCount, &3).context("TCP_KEEPCNT")?;
+    setsockopt(tcp, KeepAlive, &true).context("SO_KEEPALIVE")?;
+    setsockopt(tcp, TcpUserTimeout, &SILENCE).context("TCP_USER_TIMEOUT")
 }
 
 impl Read for Patient {
