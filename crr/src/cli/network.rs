@@ -17,15 +17,15 @@ pub(super) struct Security {
     tls: bool,
 
     /// Certificates of the authority that the other side's is from (PEM).
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "tls")]
     tls_cacert: Option<PathBuf>,
 
     /// The own certificate (PEM).
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "tls")]
     tls_cert: Option<PathBuf>,
 
     /// Its key (PEM).
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "tls")]
     tls_key: Option<PathBuf>,
 
     /// Without TLS over other networks than that of this machine alone: whoever is on the way can read and change page contents.
@@ -69,7 +69,12 @@ pub(super) struct Pages {
 impl Pages {
     /// Where a dump writes to.
     pub(super) fn destination(&self, dirs: &Dirs) -> Result<Destination> {
-        let Some(spelled) = &self.page_server else { return Ok(dirs.destination()) };
+        let Some(spelled) = &self.page_server else {
+            if self.security.tls || self.security.insecure {
+                return Err(Usage("--tls and --insecure are for a --page-server".to_owned()).into());
+            }
+            return Ok(dirs.destination());
+        };
         let wrong = |what: &str| Usage(format!("--page-server: {what}\n  hint: as in 10.0.0.2:9876"));
         let (host, port) = match (spelled.rsplit_once(':'), &self.address, self.port) {
             (Some((host, port)), None, None) => {
