@@ -1,9 +1,15 @@
 //! The command line from outside: exit codes, what goes to which stream, and the words people read.
 #![allow(clippy::unwrap_used)] // A failed step is a failed test.
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 fn crr(arguments: &[&str]) -> Output {
@@ -38,7 +44,7 @@ fn corrupt(name: &str) -> TempDir {
 
 #[test]
 fn mistakes_on_the_command_line_exit_with_2() {
-    let mistakes: [&[&str]; 23] = [
+    let mistakes: [&[&str]; 27] = [
         &[],
         &["undump"],
         &["dump"],
@@ -54,7 +60,23 @@ fn mistakes_on_the_command_line_exit_with_2() {
         &["dump", "-t", "1", "--page-server", "host:0x1"],
         &["dump", "-t", "1", "-D", "-", "--page-server", "host:1"],
         &["dump", "-t", "1", "--page-server", "host:1", "--tls"],
+        &[
+            "dump",
+            "-t",
+            "1",
+            "--page-server",
+            "host:1",
+            "--tls-cacert",
+            "a",
+            "--tls-cert",
+            "b",
+            "--tls-key",
+            "c",
+        ],
+        &["dump", "-t", "1", "--tls", "--tls-cacert", "a", "--tls-cert", "b", "--tls-key", "c"],
+        &["pre-dump", "-t", "1", "--insecure"],
         &["page-server", "--tls", "--insecure"],
+        &["page-server", "--tls-key", "a"],
         &["page-server", "-D", "-"],
         &["restore", "-D", "-", "--inherit-fd", "fd[0]:pipe:[1]"],
         &["restore", "--restore-sibling"],
@@ -95,6 +117,42 @@ fn a_page_server_is_for_this_machine_alone() {
         assert_eq!((output.status.code(), stdout(&output)), (Some(1), ""), "{address}");
         assert!(stderr(&output).contains("\n  hint: use --tls"), "{}", stderr(&output));
     }
+}
+
+/// A server of which nobody can be told does not stay.
+#[test]
+fn a_page_server_that_cannot_tell_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = dir.path().to_str().unwrap();
+    for wrong in [["--pidfile", "missing/pid"], ["--status-fd", "77"]] {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let port = free.port().to_string();
+        let output = crr(&[&["page-server", "-D", images, "-d", "--port", &port], &wrong[..]].concat());
+        assert_eq!((output.status.code(), stdout(&output)), (Some(1), ""), "{wrong:?}");
+        let started = Instant::now();
+        while TcpStream::connect(free).is_ok() {
+            assert!(started.elapsed() < Duration::from_secs(60), "{wrong:?}");
+        }
+    }
+}
+
+/// One in the background has nothing of its starter: whoever waits for the end of a pipe of that sees it.
+#[test]
+fn a_page_server_in_the_background_keeps_nothing_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "\"$0\" page-server -D \"$1\" -d --pidfile pid 3>&1 >/dev/null";
+    let bash = Command::new("bash")
+        .args(["-c", script, env!("CARGO_BIN_EXE_crr")])
+        .arg(dir.path())
+        .stdout(Stdio::piped())
+        .spawn();
+    let mut bash = bash.unwrap();
+    assert!(bash.wait().unwrap().success());
+    let pipe = bash.stdout.unwrap();
+    let ended = poll(&mut [PollFd::new(pipe.as_fd(), PollFlags::empty())], PollTimeout::from(60_000_u16));
+    let pid = fs::read_to_string(dir.path().join("pid")).unwrap();
+    kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGTERM).unwrap();
+    assert_eq!(ended, Ok(1));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::progress::bytes;
 use crate::sys::process;
 use anyhow::{Context, Result};
 use clap::Args;
+use images::Pid;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use std::fs::OpenOptions;
@@ -59,6 +60,8 @@ pub(super) struct PageServer {
 
 impl PageServer {
     pub(super) fn run(&self, level: u8) -> Outcome {
+        // Before anything gets a number that was not open.
+        let inherited = inherited()?;
         self.dirs.start(level)?;
         if self.dirs.is_stream() {
             return Err(Usage("a page server needs a directory, not -D -".to_owned()).into());
@@ -68,27 +71,25 @@ impl PageServer {
         let tls = tls.map(|files| files.server()).transpose()?;
         // Names are seen from here, the background is elsewhere.
         let dir = std::fs::canonicalize(self.dirs.images_dir()).context("images directory")?;
-        let pidfile = self.pidfile.as_deref().map(|file| self.dirs.in_work_dir(file));
         let listener = TcpListener::bind((self.address, self.port))
             .with_context(|| format!("listen on {} port {}", self.address, self.port))?;
         let address = listener.local_addr().context("getsockname")?;
-        if self.daemon
-            && let Some(pid) = process::fork(None, 0).context("fork")?
-        {
-            if let Some(file) = pidfile {
-                std::fs::write(&file, pid.to_string()).with_context(|| file.display().to_string())?;
-            }
-            self.tell()?;
-            return print(&format!("{address}\n"));
-        }
         if self.daemon {
-            into_background()?;
-        } else {
-            if let Some(file) = pidfile {
-                std::fs::write(&file, std::process::id().to_string())
-                    .with_context(|| file.display().to_string())?;
+            let (go, say_go) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("pipe")?;
+            if let Some(pid) = process::fork(None, 0).context("fork")? {
+                drop(go);
+                self.tell(pid)?;
+                nix::unistd::write(&say_go, &[0]).context("the server has ended")?;
+                return print(&format!("{address}\n"));
             }
-            self.tell()?;
+            drop(say_go);
+            into_background(&inherited)?;
+            // Nobody knows of a server that its starter could not tell of.
+            if nix::unistd::read(&go, &mut [0]) != Ok(1) {
+                process::exit(1);
+            }
+        } else {
+            self.tell(nix::unistd::getpid().as_raw())?;
             print(&format!("{address}\n"))?;
         }
         let size = server::serve(&listener, &dir, tls.as_ref())?;
@@ -96,16 +97,32 @@ impl PageServer {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Tells who waits for it that it listens.
-    fn tell(&self) -> Result<()> {
+    /// Tells who waits for it that it listens, and which process that is.
+    fn tell(&self, pid: Pid) -> Result<()> {
+        if let Some(file) = self.pidfile.as_deref().map(|file| self.dirs.in_work_dir(file)) {
+            std::fs::write(&file, pid.to_string()).with_context(|| file.display().to_string())?;
+        }
         let Some(fd) = self.status_fd else { return Ok(()) };
         let tell = || OpenOptions::new().write(true).open(format!("/proc/self/fd/{fd}"))?.write_all(&[0]);
         tell().with_context(|| format!("--status-fd {fd}"))
     }
 }
 
+/// The descriptors that this was started with, but for the standard ones.
+fn inherited() -> Result<Vec<i32>> {
+    const OWN: &str = "/proc/self/fd";
+    let mut open = Vec::new();
+    for entry in std::fs::read_dir(OWN).context(OWN)? {
+        open.extend(entry.context(OWN)?.file_name().to_str().and_then(|fd| fd.parse::<i32>().ok()));
+    }
+    // The one that the directory was read by is not there any more.
+    open.retain(|&fd| fd > libc::STDERR_FILENO && std::fs::symlink_metadata(format!("{OWN}/{fd}")).is_ok());
+    Ok(open)
+}
+
 /// Nothing is shared any more with who has started this.
-fn into_background() -> Result<()> {
+fn into_background(inherited: &[i32]) -> Result<()> {
+    inherited.iter().for_each(|&fd| process::close_fd(fd));
     nix::unistd::setsid().context("setsid")?;
     nix::unistd::chdir("/").context("/")?;
     let null = nix::fcntl::open("/dev/null", OFlag::O_RDWR, Mode::empty()).context("/dev/null")?;
