@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use rustls::ServerConfig;
 use std::fs::{self, File, OpenOptions};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -80,30 +80,18 @@ struct PageFile {
 }
 
 impl PageFile {
-    /// What a killed server has left under the name is used again, nobody else's. (The directory itself is locked by a dump that has it, too.)
+    /// What a killed server has left under the name is removed, never followed or used again: it may be anything, with other names and rights.
+    /// (The directory itself cannot say whether there is another server: it is locked by a dump that has it, too.)
     fn create(dir: &Path) -> Result<Self> {
         let path = dir.join(Kind::Pages.file_name());
         let temporary = dir.join(format!("{}.received", Kind::Pages.file_name()));
-        let place = || format!("create {}", temporary.display());
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&temporary)
-            .with_context(place)?;
-        let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => file,
-            Err((_, Errno::EWOULDBLOCK)) => bail!("{}: another page server writes to it", dir.display()),
-            Err((_, errno)) => return Err(errno).with_context(place),
+        let create = || -> Result<Flock<File>> {
+            // Locked until there is a new one that is: of two servers that find it, one removes it.
+            let _left = remove_left(&temporary)?;
+            let new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+            lock(new, &temporary)
         };
-        let named = fs::symlink_metadata(&temporary).with_context(place)?;
-        let own = file.metadata().with_context(place)?;
-        if (named.dev(), named.ino()) != (own.dev(), own.ino()) || !own.is_file() {
-            bail!("{}: another page server writes to it", dir.display());
-        }
-        file.set_len(0).with_context(place)?;
+        let file = create().with_context(|| format!("create {}", temporary.display()))?;
         Ok(Self { path, temporary, file, named: false })
     }
 
@@ -144,4 +132,33 @@ impl Drop for PageFile {
             let _ = fs::remove_file(&self.temporary);
         }
     }
+}
+
+/// Removes what a server has left that does not run any more; if that is a file, it is returned, locked.
+fn remove_left(path: &Path) -> Result<Option<Flock<File>>> {
+    let left = match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Ok(left) if !left.is_file() => None,
+        _ => {
+            let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+            Some(lock(OpenOptions::new().write(true).custom_flags(flags).open(path)?, path)?)
+        }
+    };
+    fs::remove_file(path)?;
+    Ok(left)
+}
+
+/// Locks a file as long as the name leads to it.
+fn lock(file: File, path: &Path) -> Result<Flock<File>> {
+    const OTHER: &str = "another page server writes to it";
+    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(file) => file,
+        Err((_, Errno::EWOULDBLOCK)) => bail!(OTHER),
+        Err((_, errno)) => return Err(errno.into()),
+    };
+    let (named, own) = (fs::symlink_metadata(path)?, file.metadata()?);
+    if (named.dev(), named.ino()) != (own.dev(), own.ino()) {
+        bail!(OTHER);
+    }
+    Ok(file)
 }

@@ -3,9 +3,13 @@
 use super::client::{Client, Server};
 use super::tls::Files;
 use super::{Frame, PAGES, check_exposed, server};
-use std::fs;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -13,13 +17,18 @@ use tempfile::TempDir;
 
 /// A server for what `talk` does with it; what it ended with, and its directory.
 fn serve(tls: Option<&Files>, talk: impl FnOnce(u16)) -> (anyhow::Result<u64>, TempDir) {
+    serve_in(tls, |port, _| talk(port))
+}
+
+/// [`serve`] for who wants to see the directory meanwhile.
+fn serve_in(tls: Option<&Files>, talk: impl FnOnce(u16, &Path)) -> (anyhow::Result<u64>, TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let config = tls.map(|files| files.server().unwrap());
     let path = dir.path().to_owned();
     let server = thread::spawn(move || server::serve(&listener, &path, config.as_ref()));
-    talk(port);
+    talk(port, dir.path());
     (server.join().unwrap(), dir)
 }
 
@@ -113,6 +122,37 @@ fn strangers_are_sent_away() {
         send_all(&Client::connect(&at(port, None)).unwrap());
     });
     served.unwrap();
+}
+
+/// What is there under the name that pages are received by is never written to; only a server that runs keeps another one out.
+#[test]
+fn what_a_killed_server_left_is_replaced() {
+    let kept = tempfile::tempdir().unwrap();
+    let secret = kept.path().join("secret");
+    fs::write(&secret, "secret").unwrap();
+    let ways: [fn(&Path, &Path) -> std::io::Result<()>; 3] = [
+        |from, to| symlink(from, to),
+        |from, to| fs::hard_link(from, to),
+        |_, to| Ok(mkfifo(to, Mode::S_IRWXU)?),
+    ];
+    for put in ways {
+        let (served, dir) = serve_in(None, |port, dir| {
+            put(&secret, &dir.join("pages.img.received")).unwrap();
+            send_all(&Client::connect(&at(port, None)).unwrap());
+        });
+        assert_eq!(served.unwrap(), 2 << 20);
+        let pages = fs::metadata(dir.path().join("pages.img")).unwrap();
+        assert_eq!((pages.len(), pages.mode() & 0o777, pages.nlink()), (2 << 20, 0o600, 1));
+        assert_eq!(fs::read(&secret).unwrap(), b"secret");
+    }
+    let (served, dir) = serve_in(None, |port, dir| {
+        let left = File::create(dir.join("pages.img.received")).unwrap();
+        let _other = Flock::lock(left, FlockArg::LockExclusive).unwrap();
+        let error = Client::connect(&at(port, None)).unwrap_err();
+        assert!(format!("{error:#}").contains("another page server writes to it"), "{error:#}");
+    });
+    assert!(served.is_err());
+    assert_eq!(names(dir.path()), ["pages.img.received"]);
 }
 
 #[test]
