@@ -2,7 +2,7 @@
 
 use super::check;
 use super::place::{Destination, Source};
-use super::reader::{open_pages, place, read_inventory, read_listed};
+use super::reader::{open_pages, open_pages_if, place, read_inventory, read_listed};
 use anyhow::{Context, Result, anyhow, bail};
 use images::container::Kind;
 use images::inventory::{Inventory, Parent, PreDump};
@@ -25,7 +25,7 @@ pub struct Round {
     pub inventory: Inventory,
     /// See [`Memory`]: of the spaces there are only runs.
     pub memory: Memory,
-    /// The page file, open for reading, if contents are wanted.
+    /// The page file, open for reading; there may be none if contents are not wanted.
     pub pages: Option<File>,
     /// The checksum by which another one names this.
     pub crc: u32,
@@ -49,7 +49,7 @@ impl Round {
         is_one.then(|| Self::open(source)).transpose()
     }
 
-    /// Reads one as far as it says what it has: the pages may be elsewhere.
+    /// Reads one as far as it says what it has: the pages may be elsewhere, but those that are there have to be whole.
     ///
     /// # Errors
     /// As [`Round::open`].
@@ -67,7 +67,8 @@ impl Round {
             .map(|found| found.map(Clone::clone))?;
         let memory = read_listed(source, &memory)?;
         let pages =
-            contents.then(|| open_pages(source, &pages).context(Kind::Pages.file_name())).transpose()?;
+            if contents { open_pages(source, &pages).map(Some) } else { open_pages_if(source, &pages) };
+        let pages = pages.context(Kind::Pages.file_name())?;
         check::round(&inventory, &memory)?;
         Ok(Self { dir: source.dir().to_owned(), inventory, memory, pages, crc })
     }

@@ -235,6 +235,18 @@ pub(super) fn open_pages(source: &Source, entry: &FileEntry) -> Result<File> {
     Ok(file)
 }
 
+/// As [`open_pages`]; `None` if they are elsewhere.
+pub(super) fn open_pages_if(source: &Source, entry: &FileEntry) -> Result<Option<File>> {
+    match open_regular(source, entry.kind) {
+        Err(error) if is_missing(&error) => Ok(None),
+        opened => {
+            let (file, size) = opened?;
+            check_size(size, entry.size)?;
+            Ok(Some(file))
+        }
+    }
+}
+
 /// Opens a file that must be there.
 fn open_existing(source: &Source, kind: Kind) -> Result<(File, u64)> {
     open_regular(source, kind).map_err(|error| match kind {

@@ -1,7 +1,8 @@
 //! Pages that are packed, and pages of other checkpoints.
 
 use super::sample::{Sample, damage, error};
-use crate::store::{Checkpoint, Compression, PAGE, Packer, Writer, dedup};
+use crate::page_server::client::Server;
+use crate::store::{Checkpoint, Compression, Destination, PAGE, Packer, Round, Writer, dedup};
 use images::container::{Kind, TRAILER_SIZE};
 use images::id::PAGE_SIZE;
 use images::inventory::{Instance, Parent, PreDump};
@@ -118,6 +119,29 @@ impl Chain {
     fn error(&self) -> String {
         error(&self.of("3"))
     }
+}
+
+/// Where the next one's pages go elsewhere, those of a round may be elsewhere, too; what is there has to be whole.
+#[test]
+fn pages_that_are_elsewhere_are_not_missed() {
+    let chain = Chain::write();
+    let open = |destination: Destination| Round::open_for(&destination, Path::new("../2"));
+    let dir = chain.of("3");
+    let server = Server { host: String::new(), port: 0, tls: None, insecure: false };
+    let to_server = || Destination::Server(dir.clone(), server.clone());
+    for round in ["1", "2"] {
+        let pages = chain.of(round).join("pages.img");
+        let whole = fs::read(&pages).unwrap();
+        fs::write(&pages, &whole[1..]).unwrap();
+        let error = format!("{:#}", open(to_server()).unwrap_err());
+        assert!(error.contains("pages.img: is cut off"), "{error}");
+        fs::remove_file(&pages).unwrap();
+        open(to_server()).unwrap();
+        let error = format!("{:#}", open(Destination::Dir(dir.clone())).unwrap_err());
+        assert!(error.contains("pages.img: is missing"), "{error}");
+        fs::write(&pages, whole).unwrap();
+    }
+    open(Destination::Dir(dir.clone())).unwrap();
 }
 
 #[test]
