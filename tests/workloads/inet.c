@@ -479,7 +479,7 @@ static const struct {
 	{ IPPROTO_IPV6, IPV6_2292HOPLIMIT, 1 },
 	{ IPPROTO_IPV6, IPV6_FLOWINFO, 1 },
 	{ IPPROTO_IPV6, IPV6_ROUTER_ALERT_ISOLATE, 1 },
-	{ IPPROTO_UDP, UDP_ENCAP, UDP_ENCAP_L2TPINUDP },
+	{ IPPROTO_UDP, UDP_ENCAP, UDP_ENCAP_ESPINUDP },
 };
 
 /* What getsockopt shows, whether it was set or not, of sockets that are connected, listen, or neither. */

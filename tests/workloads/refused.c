@@ -803,7 +803,7 @@ CASE(waiting_for_a_signal)
 	pthread_t thread;
 	sigset_t set;
 	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
-	name_fd(MUST(socket(AF_PACKET, SOCK_RAW, 0)));
+	name_fd(MUST(socket(AF_PACKET, SOCK_PACKET, 0)));
 	sigemptyset(&set);
 	sigaddset(&set, SIGRTMIN + 4);
 	sigprocmask(SIG_BLOCK, &set, NULL);

@@ -25,7 +25,7 @@ static void name(const char *format, ...)
 /* Something else in the way, so that all of it is to be named. */
 static void open_unsupported(void)
 {
-	name("fd %d ", MUST(socket(AF_PACKET, SOCK_RAW, 0)));
+	name("fd %d ", MUST(socket(AF_PACKET, SOCK_PACKET, 0)));
 }
 
 enum { PARENTS = 3 };

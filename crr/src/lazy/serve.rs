@@ -35,6 +35,9 @@ struct Space {
     cursor: u64,
     /// Its areas are changing: something is to be read first.
     changing: bool,
+    /// Ranges that areas have been moved away from, until it is told that they are unmapped: by then somebody else may have moved another one there
+    /// (mremap_userfaultfd_complete() comes before userfaultfd_unmap_complete(), both without the lock).
+    left: Vec<(u64, u64)>,
     /// Since when nothing could be put, and nothing was to be read.
     stuck_since: Option<Instant>,
 }
@@ -96,8 +99,15 @@ struct Server {
 impl Server {
     fn add(&mut self, fd: OwnedFd, pending: Pending) -> Result<()> {
         self.epoll.add(&fd, EpollEvent::new(EpollFlags::EPOLLIN, self.next)).context("epoll")?;
-        let space =
-            Space { fd, pending, wanted: BTreeSet::new(), cursor: 0, changing: false, stuck_since: None };
+        let space = Space {
+            fd,
+            pending,
+            wanted: BTreeSet::new(),
+            cursor: 0,
+            changing: false,
+            left: Vec::new(),
+            stuck_since: None,
+        };
         self.spaces.insert(self.next, space);
         self.next += 1;
         Ok(())
@@ -139,8 +149,17 @@ impl Server {
                     Some(Message::Fault { address, .. }) => {
                         space.wanted.insert(address & !(PAGE_SIZE - 1));
                     }
-                    Some(Message::Moved { from, to, len }) => space.pending.remap(from, to, len),
+                    Some(Message::Moved { from, to, len }) => {
+                        space.pending.remap(from, to, len);
+                        space.left.push((from, from + len));
+                    }
                     Some(Message::Gone { start, end }) => space.pending.remove(start, end),
+                    Some(Message::Unmapped { start, end }) => {
+                        match space.left.iter().position(|&left| left == (start, end)) {
+                            Some(at) => drop(space.left.swap_remove(at)),
+                            None => space.pending.remove(start, end),
+                        }
+                    }
                     Some(Message::Fork(fd)) => {
                         let pending = space.pending.clone();
                         self.add(fd, pending)?;

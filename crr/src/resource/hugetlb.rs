@@ -4,7 +4,7 @@ use crate::refusal::{Refusal, Refusals};
 use anyhow::{Context, Result};
 use images::file::Files;
 use images::id::PAGE_SIZE;
-use images::memory::{HugePage, Memory, vm};
+use images::memory::{Backing, HugePage, Memory, Run, vm};
 use nix::sys::statfs::fstatfs;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -36,10 +36,11 @@ pub(crate) fn of_file(file: &File) -> nix::Result<Option<HugePage>> {
 pub(crate) fn find_data(file: &File, page: HugePage) -> Result<Vec<(u64, u64)>> {
     const STEP: usize = 1 << 20;
     let metadata = file.metadata().context("fstat")?;
-    if metadata.blocks() * 512 >= metadata.len() {
-        return Ok(vec![(0, metadata.len())]);
-    }
     let mut found: Vec<(u64, u64)> = Vec::new();
+    if metadata.blocks() * 512 >= metadata.len() {
+        found.extend((metadata.len() > 0).then_some((0, metadata.len())));
+        return Ok(found);
+    }
     let mut buffer = vec![0; STEP];
     for start in (0..metadata.len()).step_by(usize::try_from(page.size())?) {
         for at in (start..start + page.size()).step_by(STEP) {
@@ -76,34 +77,73 @@ pub(crate) fn preflight(memory: &Memory, files: &Files, refusals: &mut Refusals)
 
 /// How many huge pages a checkpoint takes: those that are reserved by mapping, else those that have contents.
 fn wanted(memory: &Memory, files: &Files) -> BTreeMap<HugePage, u64> {
-    let mut wanted = BTreeMap::new();
-    let mut add = |page: HugePage, bytes: u64| {
-        *wanted.entry(page).or_default() += bytes.div_ceil(page.size());
-    };
+    let objects = memory.shared.iter().map(|object| (object.huge, &object.runs));
+    let mut all: Vec<Ranges> = objects.map(|(huge, runs)| Ranges::of(huge, runs)).collect();
+    let memfds = files.paths.iter().map(|path| path.deleted.as_ref());
+    let mut mapped: Vec<Ranges> = memfds
+        .map(|deleted| {
+            deleted.map_or_else(Ranges::default, |deleted| Ranges::of(deleted.huge, &deleted.runs))
+        })
+        .collect();
     for space in &memory.spaces {
         for vma in &space.vmas {
-            let Some(page) = vma.huge() else { continue };
-            if vma.flags & vm::NO_RESERVE == 0 {
-                add(page, vma.end.0 - vma.start.0);
-            } else {
-                let runs = space.runs.iter().filter(|run| vma.start <= run.start && run.start < vma.end);
-                let mut pages: Vec<u64> = runs
-                    .flat_map(|run| run.start.0 >> page.shift()..=(run.end() - 1) >> page.shift())
-                    .collect();
-                pages.dedup();
-                add(page, pages.len() as u64 * page.size());
+            let len = vma.end.0 - vma.start.0;
+            let reserved = vma.flags & vm::NO_RESERVE == 0;
+            match vma.backing {
+                Backing::Shared(id, offset) if reserved => all[id.0 as usize].add(offset, len),
+                Backing::SharedFile(path, offset) if reserved => mapped[path.0 as usize].add(offset, len),
+                _ => {}
             }
+            let Some(page) = vma.huge() else { continue };
+            let mut own = Ranges { page: Some(page), ..Ranges::default() };
+            if reserved {
+                own.add(0, len);
+            } else {
+                let first = space.runs.partition_point(|run| run.end() <= vma.start.0);
+                let inside = space.runs[first..].iter().take_while(|run| run.start < vma.end);
+                inside.for_each(|run| own.add(run.start.0, run.pages * PAGE_SIZE));
+            }
+            all.push(own);
         }
     }
-    for object in &memory.shared {
-        let bytes = object.runs.iter().map(|run| run.pages * PAGE_SIZE).sum();
-        object.huge.into_iter().for_each(|page| add(page, bytes));
-    }
-    for deleted in files.paths.iter().filter_map(|path| path.deleted.as_ref()) {
-        let bytes = deleted.runs.iter().map(|run| run.pages * PAGE_SIZE).sum();
-        deleted.huge.into_iter().for_each(|page| add(page, bytes));
+    let mut wanted = BTreeMap::new();
+    for ranges in all.into_iter().chain(mapped) {
+        if let Some(page) = ranges.page {
+            *wanted.entry(page).or_default() += ranges.pages();
+        }
     }
     wanted
+}
+
+/// Parts of something that is made of huge pages, if it is: from, to.
+#[derive(Default)]
+struct Ranges {
+    page: Option<HugePage>,
+    parts: Vec<(u64, u64)>,
+}
+
+impl Ranges {
+    fn of(page: Option<HugePage>, runs: &[Run]) -> Self {
+        let parts = runs.iter().map(|run| (run.start.0, run.end())).collect();
+        Self { page, parts }
+    }
+
+    fn add(&mut self, start: u64, len: u64) {
+        self.parts.push((start, start + len));
+    }
+
+    /// How many pages they touch.
+    fn pages(mut self) -> u64 {
+        let shift = self.page.map_or(0, HugePage::shift);
+        self.parts.sort_unstable();
+        let (mut count, mut next) = (0, 0);
+        for (start, end) in self.parts {
+            let (first, last) = ((start >> shift).max(next), end.div_ceil(1 << shift));
+            count += last.saturating_sub(first);
+            next = next.max(last);
+        }
+        count
+    }
 }
 
 /// What there is of huge pages of one size.
@@ -132,5 +172,19 @@ impl Pool {
             reserved: number("resv_hugepages")?,
             may_come: number("nr_overcommit_hugepages")?.saturating_sub(surplus),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_counted_once() {
+        let of = |parts: &[(u64, u64)]| Ranges { page: Some(HugePage::Mib2), parts: parts.to_vec() }.pages();
+        let page = HugePage::Mib2.size();
+        assert_eq!(of(&[]), 0);
+        assert_eq!(of(&[(0, 1), (4096, 8192), (page - 1, page + 1)]), 2);
+        assert_eq!(of(&[(3 * page, 4 * page), (0, 2 * page), (page, 3 * page + 1)]), 4);
     }
 }

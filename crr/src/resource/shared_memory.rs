@@ -18,6 +18,14 @@ pub(super) fn fill(mapping: &mut SharedMapping, runs: &[Run], pages: &File) -> R
     Ok(())
 }
 
+/// As [`fill`], of memory of huge pages, which there may be too few of.
+pub(super) fn fill_huge(mapping: &mut SharedMapping, runs: &[Run], pages: &File) -> Result<()> {
+    for run in runs {
+        mapping.populate(run.start.0, run.pages * PAGE_SIZE).context("take huge pages")?;
+    }
+    fill(mapping, runs, pages)
+}
+
 /// The object with its contents, open for reading and writing.
 ///
 /// It is made by MAP_SHARED | MAP_ANONYMOUS and opened through `/proc/self/map_files`, so that it is the same kind of
@@ -28,7 +36,10 @@ pub(super) fn fill(mapping: &mut SharedMapping, runs: &[Run], pages: &File) -> R
 pub(crate) fn create(object: &Shared, pages: &File) -> Result<OwnedFd> {
     let mapping = SharedMapping::anonymous(object.size, object.huge);
     let mut mapping = mapping.with_context(|| format!("map {} bytes", object.size))?;
-    fill(&mut mapping, &object.runs, pages)?;
+    match object.huge {
+        Some(_) => fill_huge(&mut mapping, &object.runs, pages)?,
+        None => fill(&mut mapping, &object.runs, pages)?,
+    }
     let path = mapping.path();
     let file = OpenOptions::new()
         .read(true)

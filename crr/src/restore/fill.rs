@@ -10,10 +10,11 @@ use crate::fault::{self, Point};
 use crate::kernel;
 use crate::lazy::Unchecked;
 use crate::parallel::in_parallel;
+use crate::ptrace::check_interrupted;
 use crate::store::verify_bytes;
 use crate::sys::window::Window;
 use crate::sys::{userfaultfd, vm};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use images::id::PAGE_SIZE;
 use images::memory::{BLOCK_PAGES, HugePage, Run, Vma, vm as flag};
 use images::{Addr, Pid};
@@ -22,6 +23,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 /// Pages from which on an area is worth it.
 pub(super) const LEAST_PAGES: u64 = 64;
@@ -88,13 +90,19 @@ impl Fill {
         Self { blocks: blocks.into_iter().collect(), unchecked }
     }
 
-    /// Puts everything in place, by the descriptors of the tasks, which are closed then.
+    /// Puts everything in place, by the descriptors of the tasks, and closes these: as long as there is one, the kernel itself cannot touch what is
+    /// missing on behalf of a task.
     ///
     /// # Errors
-    /// Names the task; or the part of the images that is corrupt.
-    pub(super) fn run(&self, restore: &Restore<'_>, descriptors: &BTreeMap<usize, OwnedFd>) -> Result<()> {
+    /// Names the task; or the part of the images that is corrupt. When there is no time left, or a signal came.
+    pub(super) fn run(
+        &self,
+        restore: &Restore<'_>,
+        descriptors: BTreeMap<usize, OwnedFd>,
+        deadline: Instant,
+    ) -> Result<()> {
         let (checkpoint, tasks) = (restore.checkpoint, &restore.checkpoint.tree.tasks);
-        for (&index, fd) in descriptors {
+        for (&index, fd) in &descriptors {
             let areas = &restore.preparation.lazy[index].areas;
             userfaultfd::enable_putting(fd.as_fd())
                 .and_then(|()| {
@@ -108,6 +116,8 @@ impl Fill {
         // Of the file: in memory it has those of the checkpoints that this one builds on, too.
         let page_count = checkpoint.memory.first_page + checkpoint.memory.page_count;
         in_parallel(self.blocks.len() as u64, |at| {
+            check_interrupted()?;
+            ensure!(Instant::now() < deadline, "timed out while memory was put in place");
             let (block, pieces) = &self.blocks[usize::try_from(at)?];
             let count = (page_count - block * BLOCK_PAGES).min(BLOCK_PAGES);
             let size = usize::try_from(count * PAGE_SIZE)?;
@@ -145,8 +155,8 @@ fn put(pid: Pid, fd: BorrowedFd<'_>, start: u64, mut bytes: &[u8]) -> Result<()>
     while !bytes.is_empty() {
         let done = match fault::point(Point::PutPages).and_then(|()| userfaultfd::put(fd, at, bytes)) {
             Ok(done) => usize::try_from(done)?,
-            // Something has touched the page by now, or it is not within one area of the kernel's.
-            Err(Errno::EEXIST | Errno::ENOENT) => {
+            // Something has touched the page by now.
+            Err(Errno::EEXIST) => {
                 let len = bytes.len().min(usize::try_from(PAGE_SIZE)?);
                 vm::write_all(pid, Addr(at), &bytes[..len])?;
                 len

@@ -283,13 +283,15 @@ fn bring_back(
     let pid = restore.checkpoint.tree.tasks[0].pid;
     let outcome = fork_root(restore, options, pid).and_then(|parent| {
         fault::point(Point::KilledForked)?;
-        let Served { parked, held, late, lazy } = serve::serve(restore, &listener, deadline)?;
+        let Served { parked, held, late, mut lazy } = serve::serve(restore, &listener, deadline)?;
         // Before a task is made to do anything in its own memory.
         if let Some(fill) = fill {
-            fill.run(restore, &lazy)?;
+            fill.run(restore, std::mem::take(&mut lazy), deadline)?;
         }
         if let Some(starter) = starter {
             starter.start(restore, &lazy)?;
+            // Only who brings pages is to have them.
+            lazy.clear();
         }
         fault::strike(Point::HelperDiesParked, pid);
         fault::point(Point::KilledParked)?;

@@ -8,7 +8,7 @@ use crate::refusal::{Refusal, Refusals};
 use crate::resource::external::given::Given;
 use crate::resource::terminal::recreate;
 use crate::resource::unix_socket::bind;
-use crate::resource::{attribute, hugetlb, mqueue, pipe, seccomp, sysv, task_file, xstate};
+use crate::resource::{attribute, hugetlb, mqueue, packet, pipe, seccomp, sysv, task_file, xstate};
 use crate::store::Checkpoint;
 use crate::sys::process;
 use anyhow::Result;
@@ -41,6 +41,7 @@ pub(super) fn preflight(
     mqueue::preflight(&mut refusals, &checkpoint.files);
     room::too_many_areas(&checkpoint.tree, &checkpoint.memory.spaces, &mut refusals)?;
     task_file::preflight(&mut refusals, &checkpoint.files);
+    packet::preflight(&checkpoint.files.packet_sockets, &mut refusals)?;
     hugetlb::preflight(&checkpoint.memory, &checkpoint.files, &mut refusals)?;
     sysv::recreate::preflight(&mut refusals, &checkpoint.memory)?;
     numbers::check(&mut refusals, &checkpoint.tree, &checkpoint.files, &checkpoint.memory);

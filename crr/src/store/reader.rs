@@ -100,7 +100,8 @@ impl Checkpoint {
         if !self.has_plain_pages() {
             return Ok(());
         }
-        let progress = Progress::new(progress, self.memory.page_count * PAGE_SIZE, "checking pages");
+        let blocks = (0..self.memory.page_count.div_ceil(BLOCK_PAGES)).filter(|&block| wanted(block)).count();
+        let progress = Progress::new(progress, blocks as u64 * BLOCK_PAGES * PAGE_SIZE, "checking pages");
         let checked = pages::verify(&self.pages, &self.memory, &wanted, &|bytes| progress.add(bytes));
         checked.context(place(source))
     }
@@ -113,7 +114,8 @@ impl Checkpoint {
         Self::open_files(source).with_context(|| place(source))
     }
 
-    /// What private memory of an address space holds from an address on; zeros where it holds nothing. The pages have been read.
+    /// What private memory of an address space holds from an address on; zeros where it holds nothing. The pages need not have been checked by
+    /// then: if they are corrupt, the restore ends before a task runs.
     ///
     /// # Errors
     /// If they cannot be read again.

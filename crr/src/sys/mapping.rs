@@ -68,6 +68,22 @@ impl SharedMapping {
         Some(unsafe { std::slice::from_raw_parts_mut(start, len) })
     }
 
+    /// Has the kernel make the pages from `offset` on, for writing.
+    ///
+    /// # Errors
+    /// If there are none; where touching them would be the end by SIGBUS. EINVAL beyond its end.
+    pub fn populate(&mut self, offset: u64, len: u64) -> nix::Result<()> {
+        let bytes = self.slice(offset, len).ok_or(Errno::EINVAL)?;
+        // SAFETY: inside of the mapping; contents stay as they are.
+        let done =
+            unsafe { libc::madvise(bytes.as_mut_ptr().cast(), bytes.len(), libc::MADV_POPULATE_WRITE) };
+        match Errno::result(done) {
+            // Before Linux 5.14 there is no such call.
+            Ok(_) | Err(Errno::EINVAL) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
     /// Its entry in `/proc/self/map_files`.
     #[must_use]
     pub fn path(&self) -> String {

@@ -114,7 +114,9 @@ pub fn get_io_priority(tid: Pid) -> nix::Result<u32> {
 /// Without a class there is no level: kernels before 5.18 tell one all the same (get_task_ioprio() of block/ioprio.c), and none takes it.
 fn known_io_priority(value: u32) -> u32 {
     const CLASS_SHIFT: u32 = 13;
-    if value >> CLASS_SHIFT == 0 { 0 } else { value }
+    /// Hints are beside it (Linux 6.5).
+    const LEVEL: u32 = 7;
+    if value >> CLASS_SHIFT == 0 { value & !LEVEL } else { value }
 }
 
 /// ioprio_set of a thread.

@@ -128,7 +128,7 @@ pub fn track(fd: BorrowedFd<'_>, start: u64, end: u64) -> nix::Result<()> {
     register(fd, start, end, WRITE_PROTECT)
 }
 
-/// From now on whoever touches a missing page of an area waits for it.
+/// From now on whoever touches a missing page of an area waits for it; with UFFD_USER_MODE_ONLY the kernel itself fails to instead.
 ///
 /// # Errors
 /// As [`track`].
@@ -178,8 +178,15 @@ pub enum Message {
         /// Its bytes.
         len: u64,
     },
-    /// What was there is to be gone (madvise), or is gone with its area (munmap).
+    /// What was there is to be gone (madvise).
     Gone {
+        /// First byte.
+        start: u64,
+        /// One past the last byte.
+        end: u64,
+    },
+    /// It is gone with its area (munmap, and what was moved away or mapped over).
+    Unmapped {
         /// First byte.
         start: u64,
         /// One past the last byte.
@@ -209,7 +216,8 @@ pub fn read(fd: BorrowedFd<'_>) -> nix::Result<Option<Message>> {
         // SAFETY: the kernel has just put this descriptor into our table, and nobody else knows of it.
         0x13 => Message::Fork(unsafe { OwnedFd::from_raw_fd(low(first).cast_signed()) }),
         0x14 => Message::Moved { from: first, to: second, len: third },
-        0x15 | 0x16 => Message::Gone { start: first, end: second },
+        0x15 => Message::Gone { start: first, end: second },
+        0x16 => Message::Unmapped { start: first, end: second },
         _ => return Err(Errno::EPROTO),
     }))
 }

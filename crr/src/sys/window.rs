@@ -1,8 +1,8 @@
 //! A part of a file, mapped for reading.
 //!
 //! # Safety
-//! The file may be written or cut by others meanwhile: what is read are only numbers for a checksum, and a file that
-//! gets shorter ends crr with SIGBUS, before it has made anything.
+//! The file may be written or cut by others meanwhile: what is read are only numbers. A file that gets shorter ends crr with SIGBUS; so what is mapped
+//! when there are tasks ([`Window::map_low`]) is brought into memory first, by a call that fails then.
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
@@ -22,7 +22,7 @@ impl Window {
     /// # Errors
     /// As mmap(2).
     pub fn map(file: &impl AsRawFd, offset: u64, len: usize) -> nix::Result<Self> {
-        Self::map_with(file, offset, len, 0)
+        Self::map_with(file, offset, len, libc::MAP_POPULATE)
     }
 
     /// The same, at an address that an ia32 task could have, too.
@@ -30,12 +30,19 @@ impl Window {
     /// # Errors
     /// As mmap(2).
     pub fn map_low(file: &impl AsRawFd, offset: u64, len: usize) -> nix::Result<Self> {
-        Self::map_with(file, offset, len, libc::MAP_32BIT)
+        let window = Self::map_with(file, offset, len, libc::MAP_32BIT)?;
+        // SAFETY: our own mapping, of which nothing changes.
+        let populated = unsafe { libc::madvise(window.base.as_ptr().cast(), len, libc::MADV_POPULATE_READ) };
+        match Errno::result(populated) {
+            // Before Linux 5.14 there is no such call.
+            Ok(_) | Err(Errno::EINVAL) => Ok(window),
+            Err(errno) => Err(errno),
+        }
     }
 
     fn map_with(file: &impl AsRawFd, offset: u64, len: usize, flags: i32) -> nix::Result<Self> {
         let offset = i64::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
-        let flags = flags | libc::MAP_SHARED | libc::MAP_POPULATE;
+        let flags = flags | libc::MAP_SHARED;
         // SAFETY: a new mapping where the kernel likes.
         let at = unsafe {
             libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, flags, file.as_raw_fd(), offset)

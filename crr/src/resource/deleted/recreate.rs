@@ -146,8 +146,10 @@ fn memfd(path: &Path, deleted: &Deleted, pages: &File) -> Result<OwnedFd> {
     if size.is_some() {
         // hugetlbfs has no write.
         file.set_len(path.size).context("size")?;
-        let mut mapping = SharedMapping::of_file(&file, path.size).context("map huge pages")?;
-        shared_memory::fill(&mut mapping, &deleted.runs, pages)?;
+        if !deleted.runs.is_empty() {
+            let mut mapping = SharedMapping::of_file(&file, path.size).context("map huge pages")?;
+            shared_memory::fill_huge(&mut mapping, &deleted.runs, pages)?;
+        }
         own(&file, path, deleted)?;
     } else {
         fill(&file, path, deleted, pages)?;

@@ -13,10 +13,12 @@ use crate::resource::unix_socket::Holder;
 use crate::sys::{pipe, socket as sys, tcp};
 use anyhow::{Context, Result};
 use images::inet::{InetProtocol, InetState};
-use nix::errno::Errno;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
+
+/// include/uapi/asm-generic/socket.h.
+const SO_MEMINFO: i32 = 55;
 
 /// Ways out.
 const ESTABLISHED: &str =
@@ -224,8 +226,8 @@ impl Sockets {
         Ok(sys::events(found.socket.as_fd()).context("poll")? & libc::POLLIN != 0)
     }
 
-    /// Refuses a raw socket, or one for ping, with something to be read: only the first packet can be looked at (raw_recvmsg() and ping_recvmsg()
-    /// know no peek offset), and one that is sent again is answered again.
+    /// Refuses a raw socket, or one for ping, with something to be read: only the first packet could be looked at (raw_recvmsg() and ping_recvmsg()
+    /// know no peek offset, and rawv6_recvmsg() takes what is told of path MTUs away), and one that is sent again is answered again.
     fn check_packets(
         &mut self,
         index: usize,
@@ -240,8 +242,9 @@ impl Sockets {
         if matches!(found.record.peer, Some(peer) if peer.ip.to_canonical() != peer.ip) {
             refuse.with_hint(object, "is connected to an IPv4 address in IPv6 clothes", CLOSE);
         }
-        let first = sys::receive(fd, &mut [0], libc::MSG_PEEK | libc::MSG_DONTWAIT);
-        if !matches!(first, Err(Errno::EAGAIN)) && !policy.skip_in_flight {
+        // SK_MEMINFO_RMEM_ALLOC comes first. That there is something to be read is also told of who has shut reading down.
+        let queued = sys::option(fd, libc::SOL_SOCKET, SO_MEMINFO).context("SO_MEMINFO")?;
+        if queued.iter().take(4).any(|&byte| byte != 0) && !policy.skip_in_flight {
             refuse.with_hint(object, "has packets to be read, which cannot be put back", READ_PACKETS);
         }
         Ok(())

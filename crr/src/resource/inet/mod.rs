@@ -337,9 +337,9 @@ fn obstacle(fd: BorrowedFd<'_>, protocol: InetProtocol, v6: bool) -> Result<Opti
     {
         return Ok(Some("IPV6_ROUTER_ALERT is on, with a value that the kernel does not show".to_owned()));
     }
-    // UDP_ENCAP_GTP0 and what follows: include/uapi/linux/udp.h.
+    // UDP_ENCAP_L2TPINUDP and what follows: include/uapi/linux/udp.h, as tunnels set it (l2tp_tunnel_register() of net/l2tp/l2tp_core.c).
     const UDP_ENCAP: i32 = 100;
-    const ENCAP_BY_KERNEL: i32 = 4;
+    const ENCAP_BY_KERNEL: i32 = 3;
     if protocol == InetProtocol::Udp
         && sys::number(fd, libc::IPPROTO_UDP, UDP_ENCAP).is_ok_and(|kind| kind >= ENCAP_BY_KERNEL)
     {

@@ -9,12 +9,14 @@ use super::inet::{Policy, READ_PACKETS};
 use super::path::CLOSE;
 use super::socket::{option, restore_owner};
 use super::unix_socket::Holder;
-use crate::refusal::Refusals;
+use crate::refusal::{Refusal, Refusals};
 use crate::sys::socket as sys;
 use anyhow::{Context, Result};
 use images::packet::{PacketMembership, PacketSocket};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::net::if_::InterfaceFlags;
 use nix::sys::stat::FileStat;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
@@ -74,6 +76,10 @@ impl Sockets {
             Some("has an error to tell, which asking for it would take away")
         } else if sys::filter_length(fd).is_err() {
             Some("a socket with an eBPF filter (SO_ATTACH_BPF) is not supported")
+        } else if fanout.is_some() && !is_up(interface.cast_unsigned())? {
+            Some(
+                "packets are shared out (PACKET_FANOUT) on an interface that is down, where nobody could join that again",
+            )
         } else if fanout.is_some_and(|group| BY_PROGRAM.contains(&(group >> 16 & 0xff))) {
             Some("packets that are shared out by a program (PACKET_FANOUT_DATA) are not supported")
         } else {
@@ -119,6 +125,48 @@ impl Sockets {
     pub(crate) fn into_records(self) -> Vec<PacketSocket> {
         self.found.into_iter().map(|found| found.record).collect()
     }
+}
+
+/// Refuses a restore where interfaces are missing that packet sockets are bound to or members on.
+pub(crate) fn preflight(sockets: &[PacketSocket], refusals: &mut Refusals) -> Result<()> {
+    if sockets.is_empty() {
+        return Ok(());
+    }
+    let there = interfaces()?;
+    for socket in sockets {
+        let own = std::iter::once(socket.interface).chain(socket.memberships.iter().map(|one| one.interface));
+        let missing: BTreeSet<u32> =
+            own.filter(|number| *number != 0 && !there.contains_key(number)).collect();
+        let down = socket.fanout.is_some() && there.get(&socket.interface) == Some(&false);
+        let mut refuse = |number: u32, reason: &str, hint: &str| {
+            refusals.push(Refusal {
+                task: None,
+                object: format!("packet socket {}: network interface {number}", socket.ino),
+                reason: reason.into(),
+                hint: Some(hint.into()),
+            });
+        };
+        for number in missing {
+            refuse(number, "is not there", "restore where the interfaces have the numbers that they had");
+        }
+        if down {
+            refuse(socket.interface, "is down, so nobody can share out what comes there", "set it up first");
+        }
+    }
+    Ok(())
+}
+
+/// The numbers of the network interfaces, and whether each is up.
+fn interfaces() -> Result<BTreeMap<u32, bool>> {
+    let all = nix::ifaddrs::getifaddrs().context("list the network interfaces")?;
+    let number = |name: &str| nix::net::if_::if_nametoindex(name).ok();
+    let up = |flags: InterfaceFlags| flags.contains(InterfaceFlags::IFF_UP);
+    Ok(all.filter_map(|one| Some((number(&one.interface_name)?, up(one.flags)))).collect())
+}
+
+/// Whether an interface is up; 0 stands for all.
+fn is_up(interface: u32) -> Result<bool> {
+    Ok(interface == 0 || interfaces()?.get(&interface).copied().unwrap_or(false))
 }
 
 /// Protocol and interface, of `struct sockaddr_ll`.

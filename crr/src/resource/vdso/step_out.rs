@@ -9,13 +9,18 @@ use crate::ptrace::regs::{self, Field};
 use crate::ptrace::{self, Patience, Stopped, signal_bit};
 use crate::sys::ptrace::BREAKPOINTS;
 use crate::sys::vm;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use images::memory::{Backing, Vdso, Vma};
 use images::thread::Regs;
 use images::{Abi, Addr, Pid};
+use std::time::Duration;
 
 /// More than any function takes but one that makes random numbers.
 const STEPS: u32 = 2_000;
+/// How long a thread may run to the end of a function: much longer than any takes.
+const RUN: Duration = Duration::from_millis(50);
+/// What the kernel sends for a fault: were one blocked, the handler would be taken away (force_sig_info_to_task() of kernel/signal.c).
+const FAULTS: [i32; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGSYS];
 
 /// The vDSO that an address lies in, and where that begins.
 fn around<'a>(vmas: &[Vma], vdsos: &'a [Vdso], at: Addr) -> Option<(&'a Vdso, u64)> {
@@ -40,11 +45,14 @@ pub(super) fn is_inside(regs: &Regs, image_len: u64, functions: &Functions, star
 /// Takes a thread to the end of the function of a vDSO that it is in the middle of, if it gets there soon; `ignored` are the signals that its task
 /// ignores. Where signals are in the way, they wait meanwhile if `may_block`; else false is returned, and the thread stays in the function.
 ///
+/// Where steps do not get it there, it runs to a breakpoint at its caller. One that comes out elsewhere has run in the program, and what was recorded of
+/// its task need not be so any more.
+///
 /// A step tells of itself by SIGTRAP, and where that is blocked or ignored, the kernel unblocks it and takes what the task had set for it away
 /// (force_sig_info_to_task() of kernel/signal.c). So it is not blocked meanwhile, and a thread whose task ignores it stays where it is.
 ///
 /// # Errors
-/// When it is gone.
+/// When it is gone, or has run in the program.
 pub(crate) fn step_out(
     thread: &mut Stopped,
     ignored: u64,
@@ -72,19 +80,24 @@ pub(crate) fn step_out(
         return Ok(true);
     }
     if may_block {
-        thread.set_sigmask(!trap)?;
+        let faults = FAULTS.into_iter().fold(0, |faults, signal| faults | signal_bit(signal));
+        thread.set_sigmask((mask | !faults) & !trap)?;
         let ran = thread.step_until(STEPS, patience, out).and_then(|out| match out {
             true => Ok(true),
-            false => thread.run_to(&ways_out(thread, vmas)?, patience),
+            false => thread.run_to(&ways_out(thread, vmas)?, &Patience::new(RUN).uninterrupted()),
         });
         thread.set_sigmask(mask)?;
-        ran?;
+        let at = regs::ip(&thread.regs()?);
+        if !ran? && around(vmas, vdsos, at).is_none() {
+            bail!("thread {}: has left a function of the vDSO unseen, for {at}", thread.tid());
+        }
     }
     Ok(may_block)
 }
 
-/// Where a thread may come to when it leaves a function of a vDSO: addresses on its stack of code elsewhere. The kernel's data changes
-/// with every tick, and who reads them step by step on a busy machine never gets to see them unchanged; at full speed it does.
+/// Where a thread may come to when it leaves a function of a vDSO: addresses on its stack of code elsewhere that follow a call. Nothing if these are
+/// more than can be watched. The kernel's data changes with every tick, and who reads them step by step on a busy machine never gets to see
+/// them unchanged; at full speed it does.
 fn ways_out(thread: &Stopped, vmas: &[Vma]) -> Result<Vec<Addr>, ptrace::Error> {
     /// More than any function has on the stack.
     const DEPTH: usize = 1024;
@@ -106,7 +119,38 @@ fn ways_out(thread: &Stopped, vmas: &[Vma]) -> Result<Vec<Addr>, ptrace::Error> 
         let code = vmas.iter().find(|vma| (vma.start..vma.end).contains(at));
         code.is_some_and(|vma| vma.prot & PROT_EXEC != 0 && !matches!(vma.backing, Backing::Vdso(_)))
     };
-    Ok(words.into_iter().map(Addr).filter(is_way_out).take(BREAKPOINTS).collect())
+    let mut ways: Vec<Addr> = words.into_iter().map(Addr).filter(is_way_out).collect();
+    ways.sort_unstable();
+    ways.dedup();
+    ways.retain(|&at| follows_call(thread.tid(), at));
+    Ok(if ways.len() > BREAKPOINTS { Vec::new() } else { ways })
+}
+
+/// Whether the instruction before an address is a call, as far as its bytes tell.
+fn follows_call(tid: Pid, at: Addr) -> bool {
+    /// That of the longest: `call [base + index + 32 bits]`.
+    const LONGEST: usize = 7;
+    let mut code = [0; LONGEST];
+    vm::read_exact(tid, Addr(at.0.wrapping_sub(LONGEST as u64)), &mut code).is_ok() && ends_in_call(&code)
+}
+
+/// A near call with a displacement (e8), or through a register or memory (ff /2) with what addresses that.
+fn ends_in_call(code: &[u8; 7]) -> bool {
+    let through = |len: usize| {
+        let [opcode, modrm, ref rest @ ..] = code[code.len() - len..] else { return false };
+        let (mode, memory) = (modrm >> 6, modrm & 7);
+        let sib = usize::from(mode != 3 && memory == 4);
+        let displacement = match mode {
+            0 if memory == 5 => 4,
+            0 | 3 => 0,
+            1 => 1,
+            _ => 4,
+        };
+        // Without a base, an index has a displacement of 32 bits.
+        let indexed = sib == 1 && mode == 0 && rest.first().is_some_and(|sib| sib & 7 == 5);
+        opcode == 0xff && modrm >> 3 & 7 == 2 && (len == 2 + sib + displacement || (indexed && len == 7))
+    };
+    code[2] == 0xe8 || (2..=code.len()).any(through)
 }
 
 /// Takes the record of a thread that is about to make a call by `__kernel_vsyscall` back to its beginning: what is there depends on
@@ -155,6 +199,34 @@ fn progress(code: &[u8], offset: u64) -> Option<(u64, bool)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn calls_are_known_by_their_bytes() {
+        let is_call = |bytes: &[u8]| {
+            let mut code = [0x90; 7];
+            code[7 - bytes.len()..].copy_from_slice(bytes);
+            ends_in_call(&code)
+        };
+        let calls: [&[u8]; 9] = [
+            &[0xe8, 1, 2, 3, 4],
+            // call rax; call [rax]; call [rsp]; call [rbp + 8]; call [rsp + 8]; call [rip + ...]; call [rbx + ...]; call [rax * 4 + ...]
+            &[0xff, 0xd0],
+            &[0xff, 0x10],
+            &[0xff, 0x14, 0x24],
+            &[0xff, 0x55, 8],
+            &[0xff, 0x54, 0x24, 8],
+            &[0xff, 0x15, 1, 2, 3, 4],
+            &[0xff, 0x93, 1, 2, 3, 4],
+            &[0xff, 0x14, 0x85, 1, 2, 3, 4],
+        ];
+        for call in calls {
+            assert!(is_call(call), "{call:x?}");
+        }
+        // nop; ret; jmp rax; push [rip + ...]; jmp
+        for other in [&[0x90][..], &[0xc3], &[0xff, 0xe0], &[0xff, 0x35, 1, 2, 3, 4], &[0xe9, 1, 2, 3, 4]] {
+            assert!(!is_call(other), "{other:x?}");
+        }
+    }
 
     #[test]
     fn progress_in_the_entry_point_is_known() {
