@@ -258,6 +258,18 @@ impl Run {
     pub const fn end(&self) -> u64 {
         self.start.0 + self.pages * PAGE_SIZE
     }
+
+    /// Its parts that lie in one block of [`BLOCK_PAGES`] pages each, with the numbers of these.
+    pub fn by_blocks(self) -> impl Iterator<Item = (u64, Self)> {
+        let mut done = 0;
+        core::iter::from_fn(move || {
+            let first_page = self.first_page + done;
+            let pages = (BLOCK_PAGES - first_page % BLOCK_PAGES).min(self.pages - done);
+            let start = self.start.offset(done * PAGE_SIZE);
+            done += pages;
+            (pages > 0).then_some((first_page / BLOCK_PAGES, Self { start, pages, first_page }))
+        })
+    }
 }
 
 /// Pages of one VMA that may not be touched, whatever its protection.

@@ -44,6 +44,20 @@ pub const fn page_align(bytes: u64) -> u64 {
     (bytes + PAGE_SIZE - 1) & !(PAGE_SIZE - 1)
 }
 
+/// Spans, each from one place to before another, of which those that meet are one.
+#[must_use]
+pub fn merged(mut spans: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    spans.sort_unstable();
+    spans.dedup_by(|next, last| {
+        let meets = next.0 <= last.1;
+        if meets {
+            last.1 = last.1.max(next.1);
+        }
+        meets
+    });
+    spans
+}
+
 /// The lowest range of `len` bytes inside `within` that touches none of `taken`.
 ///
 /// One page is left free on each side, so that what is put there never merges with a neighbour.

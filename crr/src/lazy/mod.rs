@@ -82,11 +82,17 @@ impl Starter {
         Ok(Self { program: open(c"/proc/self/exe", OFlag::O_PATH)?, messages })
     }
 
-    /// Has pages brought by the descriptors of tasks, which are named by their indices, from now on.
+    /// Has pages brought by the descriptors of tasks, which are named by their indices, from now on; those of blocks that are `unchecked` when
+    /// they have been checked.
     ///
     /// # Errors
     /// If no process can be started.
-    pub(crate) fn start(&self, restore: &Restore<'_>, descriptors: &BTreeMap<usize, OwnedFd>) -> Result<()> {
+    pub(crate) fn start(
+        &self,
+        restore: &Restore<'_>,
+        descriptors: &BTreeMap<usize, OwnedFd>,
+        unchecked: Unchecked,
+    ) -> Result<()> {
         let (tasks, lazy) = (&restore.checkpoint.tree.tasks, &restore.preparation.lazy);
         if descriptors.is_empty() {
             return Ok(());
@@ -94,7 +100,7 @@ impl Starter {
         let work = Work {
             runs: descriptors.keys().map(|&index| lazy[index].runs.clone()).collect(),
             page_count: restore.checkpoint.memory.page_count,
-            unchecked: later(restore.checkpoint, lazy),
+            unchecked,
         };
         let work = memory_file(&postcard::to_extend(&work, Vec::new())?)?;
         let mut words: Vec<String> = Vec::new();

@@ -44,12 +44,7 @@ pub(crate) fn later(checkpoint: &Checkpoint, lazy: &[Lazy]) -> Unchecked {
         return Unchecked::new();
     }
     for run in lazy.iter().flat_map(|lazy| &lazy.runs) {
-        let (mut page, end) = (run.first_page, run.first_page + run.pages);
-        while page < end {
-            let (block, next) = (page / BLOCK_PAGES, end.min((page / BLOCK_PAGES + 1) * BLOCK_PAGES));
-            *late.entry(block).or_default() += next - page;
-            page = next;
-        }
+        run.by_blocks().for_each(|(block, part)| *late.entry(block).or_default() += part.pages);
     }
     let is_whole = |block: u64, pages: u64| pages == BLOCK_PAGES.min(memory.page_count - block * BLOCK_PAGES);
     let crc = |block| usize::try_from(block).ok().and_then(|at| memory.block_crcs.get(at)).copied();

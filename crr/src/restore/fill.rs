@@ -25,11 +25,6 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-/// Pages from which on an area is worth it.
-pub(super) const LEAST_PAGES: u64 = 64;
-/// UFFD_USER_MODE_ONLY: nobody waits for these pages, which takes no right.
-pub(super) const UFFD_FLAGS: u32 = 1;
-
 /// Which areas are better read by their tasks, since the kernel makes huge pages of them then.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HugePages {
@@ -76,14 +71,8 @@ impl Fill {
         let mut blocks: BTreeMap<u64, Vec<Piece>> = BTreeMap::new();
         for (task, lazy) in preparation.lazy.iter().enumerate() {
             for run in &lazy.runs {
-                let mut done = 0;
-                while done < run.pages {
-                    let first_page = run.first_page + done;
-                    let pages = (BLOCK_PAGES - first_page % BLOCK_PAGES).min(run.pages - done);
-                    let start = run.start.offset(done * PAGE_SIZE);
-                    let piece = Piece { task, run: Run { start, pages, first_page } };
-                    blocks.entry(first_page / BLOCK_PAGES).or_default().push(piece);
-                    done += pages;
+                for (block, run) in run.by_blocks() {
+                    blocks.entry(block).or_default().push(Piece { task, run });
                 }
             }
         }

@@ -220,7 +220,10 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     let later = lazy::later(&checkpoint, &preparation.lazy);
     let at_once = |block| !later.contains_key(&block);
     checkpoint.check_pages(&options.source, options.progress, at_once)?;
-    let fill = (!options.lazy_pages).then(|| Fill::of(&preparation, later));
+    let source = match starter {
+        Some(starter) => MemorySource::Late(starter, later),
+        None => MemorySource::Now(Fill::of(&preparation, later)),
+    };
     fault::point(Point::KilledPlanned)?;
     let programs = preparation.tasks.iter().filter_map(|task| task.program.as_ref());
     let needs = programs.flat_map(|program| program.needs.iter().copied());
@@ -234,7 +237,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
         socket_name: socket_name()?,
         own_group: nix::unistd::getpgrp().as_raw(),
     };
-    let (root, terminal) = bring_back(&mut restore, options, (fill.as_ref(), starter.as_ref()), deadline)?;
+    let (root, terminal) = bring_back(&mut restore, options, source, deadline)?;
     restore.opened.socket_files.keep();
     restore.opened.segments.keep();
     resource::other_name::remove_helpers(&checkpoint.files.paths);
@@ -269,11 +272,19 @@ fn raise(mut preparation: Preparation, raiser: &open::Raiser) -> Result<Preparat
     Ok(preparation)
 }
 
+/// Where contents of memory come from that the tasks do not read themselves.
+enum MemorySource {
+    /// This process, before they run.
+    Now(Fill),
+    /// Processes that check these blocks and bring all when the tasks run.
+    Late(lazy::Starter, lazy::Unchecked),
+}
+
 /// Forks the tree, serves it, takes it over. On failure nothing of it is left.
 fn bring_back(
     restore: &mut Restore<'_>,
     options: &Options,
-    (fill, starter): (Option<&Fill>, Option<&lazy::Starter>),
+    source: MemorySource,
     deadline: Instant,
 ) -> Result<(images::Pid, Option<Terminal>)> {
     let name = restore.socket_name.as_str().to_ns_name::<GenericNamespaced>().context("socket name")?;
@@ -283,15 +294,15 @@ fn bring_back(
     let pid = restore.checkpoint.tree.tasks[0].pid;
     let outcome = fork_root(restore, options, pid).and_then(|parent| {
         fault::point(Point::KilledForked)?;
-        let Served { parked, held, late, mut lazy } = serve::serve(restore, &listener, deadline)?;
+        let Served { parked, held, late, lazy } = serve::serve(restore, &listener, deadline)?;
         // Before a task is made to do anything in its own memory.
-        if let Some(fill) = fill {
-            fill.run(restore, std::mem::take(&mut lazy), deadline)?;
-        }
-        if let Some(starter) = starter {
-            starter.start(restore, &lazy)?;
-            // Only who brings pages is to have them.
-            lazy.clear();
+        match source {
+            MemorySource::Now(fill) => fill.run(restore, lazy, deadline)?,
+            MemorySource::Late(starter, unchecked) => {
+                starter.start(restore, &lazy, unchecked)?;
+                // Only who brings pages is to have them.
+                drop(lazy);
+            }
         }
         fault::strike(Point::HelperDiesParked, pid);
         fault::point(Point::KilledParked)?;

@@ -12,6 +12,7 @@ use crate::resource::{robust, tree};
 use crate::store::Checkpoint;
 use crate::sys::process;
 use crate::sys::shared_page::ControlPage;
+use crate::sys::userfaultfd;
 use anyhow::{Context, Result, bail, ensure};
 use images::id::PAGE_SIZE;
 use images::memory::{Space, Vma};
@@ -146,9 +147,6 @@ pub(super) struct Wishes {
     pub(super) memory: Contents,
 }
 
-/// Pages from which on an area is worth it to come late.
-const LEAST_LATE_PAGES: u64 = 64;
-
 /// Who puts contents of memory in place.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Contents {
@@ -195,7 +193,7 @@ pub(super) fn prepare(
     }
     let own_group = nix::unistd::getpgrp().as_raw();
     let (all_spaces, shared) = (&checkpoint.memory.spaces, &checkpoint.memory.shared);
-    let lazy_flags = if matches!(memory, Contents::Put(_)) { fill::UFFD_FLAGS } else { 0 };
+    let lazy_flags = if matches!(memory, Contents::Put(_)) { userfaultfd::USER_MODE_ONLY } else { 0 };
     let (spaces, mut lazy) = take_lazy(checkpoint, memory)?;
     let cloned = makings.iter().filter(|&&making| making != Making::Forked).count();
     let forked = makings.len() - cloned + tree.zombies.len();
@@ -298,18 +296,12 @@ fn take_lazy(checkpoint: &Checkpoint, memory: Contents) -> Result<(Cow<'_, [Spac
     };
     Ok(match memory {
         Contents::Read => (Cow::Borrowed(&spaces[..]), vec![Lazy::default(); spaces.len()]),
-        Contents::Put(huge_pages) => take(Wanted {
-            least_pages: fill::LEAST_PAGES,
-            holds_locks: &|_| false,
-            suits: &|vma| !huge_pages.may_be_in(vma),
-        }),
+        Contents::Put(huge_pages) => {
+            take(Wanted { holds_locks: &|_| false, suits: &|vma| !huge_pages.may_be_in(vma) })
+        }
         Contents::Late => {
             let holds_locks = robust::holders(checkpoint)?;
-            take(Wanted {
-                least_pages: LEAST_LATE_PAGES,
-                holds_locks: &|index| holds_locks[index],
-                suits: &|_| true,
-            })
+            take(Wanted { holds_locks: &|index| holds_locks[index], suits: &|_| true })
         }
     })
 }

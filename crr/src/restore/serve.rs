@@ -416,7 +416,7 @@ impl Progress {
             let pid = restore.checkpoint.tree.tasks[index].pid;
             let waited_for = self.parked[index].is_none() && task.making != Making::Forked;
             if waited_for && process::exists(pid) && !super::is_alive(pid) {
-                bail!("{}: died while it was restored", who(restore, pid, Some(index)));
+                return Err(Died(who(restore, pid, Some(index))).into());
             }
         }
         Ok(())

@@ -13,6 +13,7 @@ use images::container::Kind;
 use images::file::Files;
 use images::id::PAGE_SIZE;
 use images::memory::{BLOCK_PAGES, CHUNK_PAGES, Memory, Run};
+use shared::range::merged;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -36,19 +37,6 @@ pub(super) fn used(files: &Files, memory: &Memory) -> Vec<Span> {
     let copies = files.paths.iter().flat_map(|path| path.deleted.iter().chain(&path.embedded));
     let runs = spaces.chain(shared).chain(copies.flat_map(|copy| &copy.runs));
     merged(runs.map(|run: &Run| (run.first_page, run.first_page + run.pages)).collect())
-}
-
-/// Spans that touch are one.
-pub(super) fn merged(mut spans: Vec<Span>) -> Vec<Span> {
-    spans.sort_unstable();
-    spans.dedup_by(|next, last| {
-        let touches = next.0 <= last.1;
-        if touches {
-            last.1 = last.1.max(next.1);
-        }
-        touches
-    });
-    spans
 }
 
 /// What lies between two pages.

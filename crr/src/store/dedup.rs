@@ -1,6 +1,6 @@
 //! Giving back what earlier rounds hold and a later one does not use.
 
-use super::assemble::{Span, merged, used, within};
+use super::assemble::{Span, used, within};
 use super::chain::{Round, ancestors};
 use super::reader::Checkpoint;
 use anyhow::{Context, Result};
@@ -10,6 +10,7 @@ use images::id::PAGE_SIZE;
 use images::memory::CHUNK_PAGES;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
+use shared::range::merged;
 use std::fs::OpenOptions;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;

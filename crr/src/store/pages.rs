@@ -40,9 +40,7 @@ pub(super) fn verify(
 ) -> Result<()> {
     for_each_block(pages, memory.page_count, wanted, |block, actual| {
         let expected = usize::try_from(block).ok().and_then(|at| memory.block_crcs.get(at)).copied();
-        if expected != Some(actual) {
-            return wrong_checksum(block * BLOCK_PAGES, expected, actual);
-        }
+        compare_block(block, actual, expected)?;
         seen(BLOCK_SIZE.min(memory.page_count * PAGE_SIZE - block * BLOCK_SIZE));
         Ok(())
     })
@@ -55,7 +53,7 @@ pub(super) fn verify(
 /// If it is corrupt.
 pub(crate) fn verify_block(pages: &File, block: u64, page_count: u64, expected: u32) -> Result<()> {
     let size = (page_count * PAGE_SIZE - block * BLOCK_SIZE).min(BLOCK_SIZE);
-    compare_block(block, block_crc(pages, block * BLOCK_SIZE, size)?, expected)
+    compare_block(block, block_crc(pages, block * BLOCK_SIZE, size)?, Some(expected))
 }
 
 /// Compares a block that has been read with its checksum.
@@ -63,11 +61,11 @@ pub(crate) fn verify_block(pages: &File, block: u64, page_count: u64, expected: 
 /// # Errors
 /// If it is corrupt.
 pub(crate) fn verify_bytes(bytes: &[u8], block: u64, expected: u32) -> Result<()> {
-    compare_block(block, crc32c::crc32c(bytes), expected)
+    compare_block(block, crc32c::crc32c(bytes), Some(expected))
 }
 
-fn compare_block(block: u64, actual: u32, expected: u32) -> Result<()> {
-    if actual == expected { Ok(()) } else { wrong_checksum(block * BLOCK_PAGES, Some(expected), actual) }
+fn compare_block(block: u64, actual: u32, expected: Option<u32>) -> Result<()> {
+    if expected == Some(actual) { Ok(()) } else { wrong_checksum(block * BLOCK_PAGES, expected, actual) }
 }
 
 /// The pages from `page` on are not what was written.

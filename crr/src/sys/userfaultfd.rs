@@ -16,7 +16,10 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Flags of the system call: UFFD_USER_MODE_ONLY, which takes no right (no fault is ever left to user space here, nor to anyone), with
 /// O_CLOEXEC and O_NONBLOCK.
-pub const FLAGS: u64 = 1 | 0o2_000_000 | 0o4000;
+pub const FLAGS: u64 = USER_MODE_ONLY as u64 | 0o2_000_000 | 0o4000;
+
+/// UFFD_USER_MODE_ONLY: the kernel itself does not wait for pages, which takes no right.
+pub const USER_MODE_ONLY: u32 = 1;
 
 /// `struct uffdio_api`.
 #[repr(C)]

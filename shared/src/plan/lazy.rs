@@ -20,10 +20,11 @@ use images::{Addr, Pid};
 
 const PROT_WRITE: u32 = 2;
 
+/// Pages from which on an area is worth it.
+const LEAST_PAGES: u64 = 64;
+
 /// Which pages are to come later.
 pub struct Wanted<'a> {
-    /// From how many on an area is worth it.
-    pub least_pages: u64,
     /// Whether a task holds robust futexes: nothing of it comes when it runs, since the kernel follows the list of them when it ends,
     /// wherever it leads.
     pub holds_locks: &'a dyn Fn(usize) -> bool,
@@ -153,7 +154,7 @@ fn take_from(space: &mut Space, fixed: &[Range], common: &[Range], wanted: &Want
         if can_wait(vma) && (wanted.suits)(vma) && !guarded() {
             inside.iter().for_each(|run| divide(run, fixed, common, &mut later, &mut now));
         }
-        if later.runs().iter().map(|run| run.pages).sum::<u64>() >= wanted.least_pages {
+        if later.runs().iter().map(|run| run.pages).sum::<u64>() >= LEAST_PAGES {
             lazy.areas.push(area);
             lazy.runs.extend(later.runs());
             now.runs().iter().for_each(|&run| kept.push(run));
@@ -206,7 +207,7 @@ mod tests {
     use alloc::vec;
 
     const AREA: u64 = 0x10_0000;
-    const ANY: Wanted<'_> = Wanted { least_pages: 64, holds_locks: &|_| false, suits: &|_| true };
+    const ANY: Wanted<'_> = Wanted { holds_locks: &|_| false, suits: &|_| true };
 
     fn run(start: u64, pages: u64, first_page: u64) -> Run {
         Run { start: Addr(start), pages, first_page }
@@ -237,7 +238,7 @@ mod tests {
 
     #[test]
     fn what_is_small_or_locked_stays() {
-        for (flags, pages) in [(0, ANY.least_pages - 1), (vm::LOCKED, 200), (vm::WIPE_ON_FORK, 200)] {
+        for (flags, pages) in [(0, LEAST_PAGES - 1), (vm::LOCKED, 200), (vm::WIPE_ON_FORK, 200)] {
             let mut space = space(flags, vec![run(AREA, pages, 0)]);
             assert!(take_from(&mut space, &[], &[], &ANY).is_empty());
             assert_eq!(space.runs, [run(AREA, pages, 0)]);

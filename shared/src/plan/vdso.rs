@@ -3,6 +3,7 @@
 use super::{Forest, Machine, READ_IMPLIES_EXEC, Written};
 use crate::op::{self, Op, Slot};
 use crate::proto::Vdso;
+use crate::range::merged;
 use alloc::vec::Vec;
 use images::memory::{Vma, vm};
 
@@ -27,15 +28,7 @@ pub(super) fn settle(forest: &Forest<'_>, members: &[usize], program: Slot) -> V
         vma.start.0.saturating_sub(growth)
     };
     let areas = members.iter().flat_map(|&member| &forest.spaces[member].vmas);
-    let mut ranges: Vec<(u64, u64)> = areas.map(|vma| (start(vma), vma.end.0)).collect();
-    ranges.sort_unstable();
-    ranges.dedup_by(|next, last| {
-        let meets = next.0 <= last.1;
-        if meets {
-            last.1 = last.1.max(next.1);
-        }
-        meets
-    });
+    let ranges = merged(areas.map(|vma| (start(vma), vma.end.0)).collect());
     let words = ranges.into_iter().flat_map(|(start, end)| [start, end]);
     let taken: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
     let personality = forest.tasks[members[0]].personality & !READ_IMPLIES_EXEC;
