@@ -10,6 +10,8 @@ its rounds.
   restore-peak
   images          bytes in all images, MiB
 
+Where crr takes more than half of the peer's time, the stages of the round in the middle follow, in ms (`--stats`).
+
 Rows of memory are also compared with what the machine can do at best: as many bytes, copied by all its processors
 from memory into a new file, and from that into new memory ("copy").
 """
@@ -19,6 +21,7 @@ import json
 import mmap
 import os
 import re
+import resource
 import shutil
 import signal
 import statistics
@@ -56,10 +59,20 @@ ROWS = {
     "vmas-10000/ia32": ("load32", "vmas", 10000),
     "vmas-10000/x86_64": ("load64", "vmas", 10000),
 }
+# What is to grow in proportion, for --scaling: unit -> (load, its sizes as (kind, number)).
+SCALES = {
+    "task": ("load64", [("tasks", 50), ("tasks", 200), ("tasks", 1000)]),
+    "thread": ("load64", [("threads", 50), ("threads", 200), ("threads", 1000)]),
+    "descriptor": ("load64", [("fds", 1000), ("fds", 10000), ("ten-tables", 15000), ("ten-tables", 100000)]),
+    "area": ("load64", [("vmas", 1000), ("vmas", 10000), ("vmas", 60000)]),
+    "MiB": ("load64", [("memory", 64), ("memory", 512), ("memory", 4096)]),
+}
 # The kinds of load that are memory before all, by MiB.
 MEMORY = ("memory", "sparse", "eight")
 MEASURES = ["dump", "restore", "frozen", "dump-peak", "restore-peak", "images"]
 PATIENCE = 120
+# What crr may take of the peer's time.
+BAR = 0.5
 
 
 class Failed(Exception):
@@ -166,9 +179,12 @@ def run(work, command):
     return int(wall) / 1e6, int(peak) / 1024
 
 
-def one_round(work, row, tool):
+def one_round(work, row, name, tool):
     images = work / "images"
     load = Load(work, row)
+    # Only crr tells where its time went.
+    stats = {command: work / f"{command}.json" for command in ("dump", "restore")} if name == "crr" else {}
+    said = {command: ["--stats", file] for command, file in stats.items()}
     try:
         measured = {}
         options = ["--tcp-established"] if ROWS[row][1] == "connections" else []
@@ -180,17 +196,31 @@ def one_round(work, row, tool):
         measured["frozen"] = load.longest_gap()
         shutil.rmtree(images)
         images.mkdir()
-        measured["dump"], measured["dump-peak"] = run(work, dump)
+        measured["dump"], measured["dump-peak"] = run(work, [*dump, *said.get("dump", [])])
         alone()
         sizes = [f.stat().st_size for f in images.rglob("*") if f.is_file() and f.suffix != ".log"]
         measured["images"] = sum(sizes) / 2**20
-        measured["restore"], measured["restore-peak"] = run(work, [tool, "restore", "-D", images, "-d", *options])
+        restore = [tool, "restore", "-D", images, "-d", *options, *said.get("restore", [])]
+        measured["restore"], measured["restore-peak"] = run(work, restore)
+        for command, file in stats.items():
+            measured[f"{command}-stages"] = stages(json.loads(file.read_text()))
         load.beats(2)
         load.verify()
         return measured
     finally:
         load.end()
         shutil.rmtree(images, ignore_errors=True)
+
+
+def stages(stats):
+    """Milliseconds by stage; what is none of them is the start and the end of the process."""
+    return {stage["stage"]: stage["seconds"] * 1000 for stage in stats["stages"]}
+
+
+def spell(stages, wall):
+    """Where a command spent its time, the longest stages first."""
+    parts = sorted(stages.items(), key=lambda part: -part[1]) + [("start and end", wall - sum(stages.values()))]
+    return ", ".join(f"{name} {ms:.1f} ({ms / wall:.0%})" for name, ms in parts if ms > 0.03 * wall)
 
 
 def copy_limit(work, row):
@@ -224,14 +254,42 @@ def show(row, medians, limits):
         row = ""
 
 
+def scaling(args):
+    """What one more of each costs, in small and in large trees."""
+    print(f"{'what':22}{'dump':>10}{'each':>12}{'restore':>10}{'each':>12}{'peak, MiB':>12}", flush=True)
+    for unit, (program, sizes) in SCALES.items():
+        for kind, number in sizes:
+            row = f"{number} {unit}s"
+            ROWS[row] = (program, kind, number)
+            # A restore has every file once, and those of pipes twice for a moment.
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            if unit == "descriptor" and 1.3 * number > limit:
+                print(f"{row:22} skipped: the hard limit of RLIMIT_NOFILE is {limit}")
+                continue
+            if not enough_memory(row):
+                print(f"{row:22} skipped: not enough memory")
+                continue
+            rounds = [one_round(args.work, row, "crr", args.crr) for _ in range(args.rounds)]
+            median = {m: statistics.median(r[m] for r in rounds) for m in MEASURES}
+            spelled = "".join(f"{median[m]:7.0f} ms{median[m] * 1000 / number:9.1f} us" for m in ("dump", "restore"))
+            print(f"{row:22}{spelled}{max(median['dump-peak'], median['restore-peak']):12.1f}", flush=True)
+
+
+def ratio(medians, measure):
+    ours, theirs = (medians.get(name, {}).get(measure) for name in ("crr", "criu"))
+    return ours / theirs if ours and theirs else 0
+
+
 def arguments():
     parser = argparse.ArgumentParser(prog="ci/bench", description=__doc__.split("\n\n", 1)[1],
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", "--rounds", type=int, default=5, metavar="N", help="rounds per row (default 5)")
     parser.add_argument("-r", "--rows", type=re.compile, default=re.compile(""), metavar="REGEX",
                         help="only rows that match: " + ", ".join(ROWS))
+    parser.add_argument("--scaling", action="store_true",
+                        help="only crr, with more and more of one thing: " + ", ".join(f"{unit}s" for unit in SCALES))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round to FILE")
-    parser.add_argument("--bar", action="store_true", help="fail if crr is slower than the peer in dump, restore or frozen")
+    parser.add_argument("--bar", action="store_true", help=f"fail if crr takes more than {BAR} of the peer's time in dump, restore or frozen")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--crr", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
@@ -245,6 +303,8 @@ def main():
     for tool in tools.values():
         subprocess.run([tool, "check"], stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=PATIENCE)
     alone()
+    if args.scaling:
+        return scaling(args)
     heading = "".join(f"{name:>12}" for name in tools) + ("    ratio" if args.peer else "")
     print(f"{'row':20} {'median of ' + str(args.rounds):14}{heading}", flush=True)
     rounds, slower, failed = {}, [], []
@@ -262,7 +322,7 @@ def main():
                 if name in broken:
                     continue
                 try:
-                    seen[name].append(one_round(args.work, row, tools[name]))
+                    seen[name].append(one_round(args.work, row, name, tools[name]))
                 except (Failed, subprocess.SubprocessError) as error:
                     broken.add(name)
                     print(f"{name}: {row}: {error}", file=sys.stderr, flush=True)
@@ -272,14 +332,15 @@ def main():
         }
         show(row, medians, {measure: statistics.median(c[measure] for c in copies) for measure in copies[0]})
         failed += [row] if "crr" in broken else []
-        for measure in ("dump", "restore", "frozen"):
-            if all(measure in medians.get(name, {}) for name in ("crr", "criu")):
-                if medians["crr"][measure] > medians["criu"][measure]:
-                    slower.append(f"{row} {measure}")
+        missed = [m for m in ("dump", "restore", "frozen") if ratio(medians, m) > BAR]
+        slower += [f"{row} {measure} ({ratio(medians, measure):.2f})" for measure in missed]
+        for command in dict.fromkeys("dump" if measure == "frozen" else measure for measure in missed):
+            middle = sorted(seen["crr"], key=lambda one: one[command])[len(seen["crr"]) // 2]
+            print(f"{'':20} {command} spent: {spell(middle[f'{command}-stages'], middle[command])}", flush=True)
     if args.json:
         args.json.write_text(json.dumps(rounds, indent=1))
     if slower:
-        print("slower than the peer: " + ", ".join(slower))
+        print(f"more than {BAR} of the peer's time: " + ", ".join(slower))
     if failed:
         sys.exit("failed: " + ", ".join(failed))
     sys.exit(1 if args.bar and slower else 0)

@@ -10,6 +10,7 @@
  *   threads N  N threads, the first included
  *   tasks N    N tasks; every second one runs OTHER, this program built for the other ABI
  *   fds N      N descriptors, half of them files and half of them pipes
+ *   ten-tables N  N descriptors as above, in ten tasks that have their own
  *   vmas N     N areas of one page each
  *   connections N  N TCP connections within itself, each with something on its way
  */
@@ -28,6 +29,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -127,44 +129,6 @@ static void make_sparse(void)
 }
 static int check_sparse(void) { return sparse_is(0); }
 
-/* A child checks its memory whenever it gets a byte, and answers with the verdict. */
-enum { parts = 8 };
-static int ask[parts][2], answer[2];
-
-static void make_eight(void)
-{
-	char byte = 0;
-	long pages = (count << 8) / parts;
-	need(pipe(answer) == 0, "pipe");
-	for (int i = 1; i < parts; i++) {
-		need(pipe(ask[i]) == 0, "pipe");
-		pid_t child = fork();
-		need(child >= 0, "fork");
-		if (child == 0) {
-			map((size_t)pages * page);
-			pages_are(pages, 1);
-			need(write(answer[1], &byte, 1) == 1, "answer");
-			while (read(ask[i][0], &byte, 1) == 1) {
-				byte = (char)pages_are(pages, 0);
-				need(write(answer[1], &byte, 1) == 1, "answer");
-			}
-			_exit(1);
-		}
-	}
-	map((size_t)pages * page);
-	pages_are(pages, 1);
-	for (int i = 1; i < parts; i++)
-		need(read(answer[0], &byte, 1) == 1, "a child does not start");
-}
-static int check_eight(void)
-{
-	char byte = 0;
-	int right = pages_are((count << 8) / parts, 0);
-	for (int i = 1; i < parts; i++)
-		right &= write(ask[i][1], &byte, 1) == 1 && read(answer[0], &byte, 1) == 1 && byte == 1;
-	return right;
-}
-
 static void make_vmas(void)
 {
 	map((size_t)count * page);
@@ -234,6 +198,57 @@ static int check_fds(void)
 	}
 	return 1;
 }
+
+/* Several tasks with a part each: a child checks its own whenever it gets a byte, and answers with the verdict. */
+enum { most_parts = 16 };
+static long parts;
+static int ask[most_parts][2], answer[2];
+
+static void make_family(long size, void (*make)(void), int (*check)(void))
+{
+	char byte = 0;
+	parts = size;
+	count /= parts;
+	need(pipe(answer) == 0, "pipe");
+	for (long i = 1; i < parts; i++) {
+		need(pipe(ask[i]) == 0, "pipe");
+		pid_t child = fork();
+		need(child >= 0, "fork");
+		if (child == 0) {
+			make();
+			need(write(answer[1], &byte, 1) == 1, "answer");
+			while (read(ask[i][0], &byte, 1) == 1) {
+				byte = (char)check();
+				need(write(answer[1], &byte, 1) == 1, "answer");
+			}
+			_exit(1);
+		}
+	}
+	make();
+	for (long i = 1; i < parts; i++)
+		need(read(answer[0], &byte, 1) == 1, "a child does not start");
+}
+static int check_family(int (*check)(void))
+{
+	char byte = 0;
+	int right = check();
+	for (long i = 1; i < parts; i++)
+		right &= write(ask[i][1], &byte, 1) == 1 && read(answer[0], &byte, 1) == 1 && byte == 1;
+	return right;
+}
+
+static void make_eight(void) { make_family(8, make_memory, check_memory); }
+static int check_eight(void) { return check_family(check_memory); }
+
+static void make_own_fds(void)
+{
+	char name[32];
+	snprintf(name, sizeof name, "fds-of-%d", getpid());
+	need(mkdir(name, 0700) == 0 && chdir(name) == 0, name);
+	make_fds();
+}
+static void make_ten_tables(void) { make_family(10, make_own_fds, check_fds); }
+static int check_ten_tables(void) { return check_family(check_fds); }
 
 static void make_connections(void)
 {
@@ -324,6 +339,7 @@ static const struct kind {
 	{"memory", make_memory, check_memory}, {"sparse", make_sparse, check_sparse},
 	{"eight", make_eight, check_eight},    {"vmas", make_vmas, check_vmas},
 	{"threads", make_threads, check_threads}, {"fds", make_fds, check_fds},
+	{"ten-tables", make_ten_tables, check_ten_tables},
 	{"tasks", make_tasks, check_tasks},   {"connections", make_connections, check_connections},
 	{"prefork", make_prefork, check_tasks},
 };

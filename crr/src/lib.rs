@@ -22,6 +22,7 @@ pub mod refusal;
 pub mod remote;
 pub mod resource;
 pub mod restore;
+mod stats;
 pub mod store;
 pub mod sys;
 pub mod track;

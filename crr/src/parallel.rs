@@ -1,13 +1,25 @@
 //! Work for all processors.
 
 use anyhow::Result;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 /// More threads than this only wait for memory.
 const MAX_THREADS: usize = 8;
 
-/// Calls `each` with every number below a count, from several threads; stops at the first error.
+/// How many processors crr may use. Finding out takes a dozen system calls: a dump has that done before the tree stands still.
+pub(crate) fn processors() -> usize {
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// How many threads are worth having for some units of work, two of which take longer than starting one.
+pub(crate) fn threads(units: usize) -> usize {
+    processors().min(MAX_THREADS).min(units / 2).max(1)
+}
+
+/// Calls `each` with every number below a count, from several threads (see [`threads`]); stops at the first error.
 pub(crate) fn in_parallel(count: u64, each: impl Fn(u64) -> Result<()> + Sync) -> Result<()> {
     let next = AtomicU64::new(0);
     let failed = AtomicBool::new(false);
@@ -25,8 +37,7 @@ pub(crate) fn in_parallel(count: u64, each: impl Fn(u64) -> Result<()> + Sync) -
         }
         Ok(())
     };
-    let processors = thread::available_parallelism().map_or(1, usize::from);
-    let threads = processors.min(MAX_THREADS).min(usize::try_from(count).unwrap_or(MAX_THREADS));
+    let threads = threads(usize::try_from(count).unwrap_or(MAX_THREADS));
     thread::scope(|scope| {
         // The calling thread is one of the workers.
         let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
@@ -35,4 +46,43 @@ pub(crate) fn in_parallel(count: u64, each: impl Fn(u64) -> Result<()> + Sync) -
             result.and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         })
     })
+}
+
+/// What `each` makes of every item, in their order: by several threads if there are many items, each of which costs a few system calls.
+pub(crate) fn map<T: Sync, R: Send + Sync>(
+    items: &[T],
+    each: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    /// Starting a thread costs as much as some fifty system calls.
+    const CHUNK: usize = 32;
+    if items.len() <= CHUNK {
+        return items.iter().map(each).collect();
+    }
+    let chunks: Vec<(&[T], OnceLock<Vec<R>>)> =
+        items.chunks(CHUNK).map(|chunk| (chunk, OnceLock::new())).collect();
+    in_parallel(chunks.len() as u64, |number| {
+        if let Some((chunk, done)) = usize::try_from(number).ok().and_then(|number| chunks.get(number)) {
+            let results = chunk.iter().map(&each).collect::<Result<_>>()?;
+            done.get_or_init(|| results);
+        }
+        Ok(())
+    })?;
+    Ok(chunks.into_iter().filter_map(|(_, done)| done.into_inner()).flatten().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::bail;
+
+    #[test]
+    fn order_is_kept_and_the_first_error_ends_it() {
+        for count in [0, 1, 64, 65, 1000] {
+            let items: Vec<u32> = (0..count).collect();
+            let doubled = map(&items, |&item| Ok(u64::from(item) * 2)).unwrap();
+            assert_eq!(doubled, items.iter().map(|&item| u64::from(item) * 2).collect::<Vec<_>>());
+            let failed = map(&items, |&item| if item == count / 2 { bail!("{item}") } else { Ok(()) });
+            assert_eq!(failed.is_err(), count > 0, "{count}");
+        }
+    }
 }

@@ -126,10 +126,12 @@ enum Lock {
 impl Dump {
     pub(super) fn run(&self, level: u8) -> Outcome {
         self.dirs.start(level)?;
+        let stats = self.dirs.stats_file()?;
         let options = self.options(level, self.pages.destination(&self.dirs)?);
         self.rounds.check(&options.destination)?;
         let report = dump(&options)?;
         self.rounds.dedup(&options.destination);
+        report.stats().write(stats.as_ref());
         log::info!(
             "dumped {} tasks with {} threads: {} in {:.3} s, frozen for {:.3} s",
             report.tasks,

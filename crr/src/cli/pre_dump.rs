@@ -46,6 +46,7 @@ pub(super) struct PreDump {
 impl PreDump {
     pub(super) fn run(&self, level: u8) -> Outcome {
         self.dirs.start(level)?;
+        let stats = self.dirs.stats_file()?;
         let destination = self.pages.destination(&self.dirs)?;
         self.rounds.check(&destination)?;
         let report = pre_dump(&Options {
@@ -57,6 +58,7 @@ impl PreDump {
             progress: level > 0,
         })?;
         self.rounds.dedup(&destination);
+        report.stats().write(stats.as_ref());
         log::info!(
             "recorded {} of {} tasks in {:.3} s, frozen for {:.3} s",
             bytes(report.bytes),

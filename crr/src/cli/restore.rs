@@ -110,7 +110,7 @@ impl Restore {
                 Usage("--inherit-fd fd[0]: the standard input has the images, by -D -".to_owned()).into()
             );
         }
-        let options = self.options(level, self.dirs.source()?);
+        let options = Options { stats: self.dirs.stats_file()?, ..self.options(level, self.dirs.source()?) };
         let (_, status) = restore(&options, given)?;
         Ok(status.map_or(ExitCode::SUCCESS, ExitCode::from))
     }
@@ -129,6 +129,7 @@ impl Restore {
             lazy_pages: self.lazy_pages,
             timeout: self.timeout,
             progress: level > 0,
+            stats: None,
         }
     }
 }

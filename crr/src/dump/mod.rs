@@ -21,14 +21,14 @@ use crate::resource::inet::{self, Policy};
 use crate::resource::pipe::Holders;
 use crate::resource::unix_socket::half::HalfPolicy;
 use crate::resource::{memory, robust, xstate};
+use crate::stats::{self, Stage, Stats};
 use crate::store::{Compression, Destination, Writer};
-use crate::sys::int80::LowBuffer;
 use crate::sys::limits;
 use crate::sys::{process, xsave};
 use crate::track::keeper::{self, Keeper};
 use crate::track::{self, Previous};
 use anyhow::{Context, Result};
-use collect::{Collected, collect};
+use collect::{Collected, Ready, collect};
 use freeze::Frozen;
 use guard::Unguarded;
 use images::inventory::{Inventory, Parent};
@@ -85,7 +85,7 @@ pub struct Options {
     pub progress: bool,
 }
 
-/// What a dump did, for the closing line and for `--json`-like consumers.
+/// What a dump did, for the closing line and `--stats`.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// Tasks dumped.
@@ -104,6 +104,18 @@ pub struct Report {
     pub total: Duration,
 }
 
+impl Report {
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            command: "dump",
+            tasks: self.tasks,
+            bytes: self.bytes,
+            total_seconds: self.total.as_secs_f64(),
+            frozen_seconds: Some(self.frozen.as_secs_f64()),
+        }
+    }
+}
+
 /// Dumps a tree.
 ///
 /// Whatever fails, the tree runs on as before: [`freeze::Frozen`] and the executor in each task put back what they
@@ -113,11 +125,13 @@ pub struct Report {
 /// [`crate::refusal::Refused`] with all reasons, or what failed; the tree then runs on as before.
 pub fn dump(options: &Options) -> Result<Report> {
     let started = Instant::now();
+    stats::enter(Stage::Look);
     // Dropped last: a signal that came ends crr only after everything is put back.
     let _held = interrupt::Held::block().context("block signals")?;
     rights::check()?;
     limits::raise_open_files()?;
     let patience = Patience::new(options.timeout);
+    let origin = Origin::read()?;
     let writer = Writer::create(&options.destination)?;
     let open = |dir: &PathBuf| Previous::open(&options.destination, dir);
     let previous = options.previous.as_ref().map(open).transpose()?;
@@ -135,15 +149,18 @@ pub fn dump(options: &Options) -> Result<Report> {
         }
         None => {}
     }
+    stats::enter(Stage::WritePages);
     let form = Form { block_pages: collected.memory.block_pages, compression: options.compression };
     let written = collected.contents.write(writer.pages(), form, options.progress)?;
     collected.memory.packing = written.packing;
     collected.memory.block_crcs = written.block_crcs;
     ptrace::check_interrupted()?;
-    let inventory = Inventory { parent: collected.base.parent, ..inventory(&collected.tree)? };
+    stats::enter(Stage::WriteRecords);
+    let inventory = Inventory { parent: collected.base.parent, ..inventory(&collected.tree, origin)? };
     let (tasks, threads) = (inventory.tasks, inventory.threads);
     let bytes = writer.finish(inventory, &collected.tree, &collected.files, &collected.memory)?;
     collected.helpers.keep();
+    stats::enter(Stage::Finish);
     fault::point(Point::KilledPublished)?;
     let _silent = match collected.silenced {
         Some(silenced) if options.after == After::Kill => {
@@ -205,7 +222,8 @@ fn seize_and_collect(
     }
     let mut ended = false;
     loop {
-        let low = LowBuffer::new().context("map a page below 4 GiB")?;
+        let ready = Ready::get(options.root)?;
+        stats::enter(Stage::Freeze);
         let mut refusals = Refusals::default();
         let mut frozen = Frozen::seize(options.root, patience, &mut refusals)?;
         frozen.guarded = guarded;
@@ -216,12 +234,13 @@ fn seize_and_collect(
             let patience = &Patience::new(options.timeout);
             let parent = previous.as_ref().map(|previous| previous.parent.clone());
             let base = Base { parent, ..Base::default() };
-            let collected = collect(&mut frozen, options, low, holders, refusals, patience, base)?;
+            let collected = collect(&mut frozen, options, ready, holders, refusals, patience, base)?;
             return Ok((frozen, collected));
         }
         if guarded || !frozen.confined {
             let base = previous.take().map(|previous| Base::take(previous, &frozen)).transpose()?;
-            match collect(&mut frozen, options, low, holders, refusals, patience, base.unwrap_or_default()) {
+            match collect(&mut frozen, options, ready, holders, refusals, patience, base.unwrap_or_default())
+            {
                 Err(e) if e.is::<Unguarded>() => frozen.confined = true,
                 Err(e) if !ended && is_watched(&e) && keeper::end_all(&frozen.pids().collect())? => {
                     ended = true;
@@ -245,8 +264,23 @@ fn is_watched(error: &anyhow::Error) -> bool {
 /// How long killed tasks may take to be gone: they may have gigabytes to free.
 const LAST_RESORT: Duration = Duration::from_secs(60);
 
-fn inventory(tree: &Tree) -> Result<Inventory> {
-    let read = |path: &str| std::fs::read_to_string(path).with_context(|| format!("read {path}"));
+/// The kernel that a dump is made on.
+struct Origin {
+    release: String,
+    boot_id: String,
+}
+
+impl Origin {
+    fn read() -> Result<Self> {
+        let read = |path: &str| std::fs::read_to_string(path).with_context(|| format!("read {path}"));
+        Ok(Self {
+            release: read("/proc/sys/kernel/osrelease")?.trim_end().to_owned(),
+            boot_id: read("/proc/sys/kernel/random/boot_id")?.trim_end().to_owned(),
+        })
+    }
+}
+
+fn inventory(tree: &Tree, origin: Origin) -> Result<Inventory> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let threads = || tree.tasks.iter().flat_map(|task| &task.threads);
     let mut abis: Vec<Abi> = tree.tasks.iter().map(|task| task.abi).collect();
@@ -255,8 +289,8 @@ fn inventory(tree: &Tree) -> Result<Inventory> {
     abis.dedup();
     Ok(Inventory {
         crr_version: env!("CARGO_PKG_VERSION").to_owned(),
-        kernel_release: read("/proc/sys/kernel/osrelease")?.trim_end().to_owned(),
-        boot_id: read("/proc/sys/kernel/random/boot_id")?.trim_end().to_owned(),
+        kernel_release: origin.release,
+        boot_id: origin.boot_id,
         created_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
         root: tree.tasks.first().map_or(0, |task| task.pid),
         abis,

@@ -6,6 +6,7 @@
 
 use super::frames::{Frames, Stretch};
 use crate::fault::{self, Point};
+use crate::parallel;
 use crate::progress::Progress;
 use crate::ptrace;
 use crate::resource::hugetlb;
@@ -198,7 +199,7 @@ impl Contents {
     pub(super) fn write(&self, sink: &Sink, form: Form, show: bool) -> Result<Written> {
         let progress = Progress::new(show, self.pages * PAGE_SIZE, "writing pages");
         let blocks = usize::try_from(self.pages.div_ceil(BLOCK_PAGES)).context("too many pages")?;
-        let workers = std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 8).min(blocks);
+        let workers = parallel::threads(blocks);
         let next = AtomicU64::new(0);
         let failed = AtomicBool::new(false);
         // Without pages there is no part of packed ones either, and the file is to be there.

@@ -13,13 +13,14 @@
 use super::collect::{abi, ask, task};
 use super::freeze::{Frozen, FrozenTask};
 use super::pages::{Contents, Form, Look, take_out};
-use super::{After, freeze, guard, interrupt, inventory, rights};
+use super::{After, Origin, freeze, guard, interrupt, inventory, rights};
 use crate::lazy;
 use crate::proc::smaps;
 use crate::ptrace::{self, Patience, Stopped};
 use crate::refusal::Refusals;
 use crate::remote::{Arg, Cache, Call, CodeArea, Executor, Gadget, Target, is_leftover};
 use crate::resource::{Refuse, memory, rseq, seccomp};
+use crate::stats::{self, Stage, Stats};
 use crate::store::{Compression, Destination, Writer};
 use crate::sys::{limits, pidfd, userfaultfd};
 use crate::track::{Previous, instance, keeper};
@@ -67,18 +68,32 @@ pub struct Report {
     pub total: Duration,
 }
 
+impl Report {
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            command: "pre-dump",
+            tasks: u32::try_from(self.tasks).unwrap_or(u32::MAX),
+            bytes: self.bytes,
+            total_seconds: self.total.as_secs_f64(),
+            frozen_seconds: Some(self.frozen.as_secs_f64()),
+        }
+    }
+}
+
 /// Records what private memory holds, and has writes tracked from now on.
 ///
 /// # Errors
 /// What failed; the tree runs on as before. If pages had been protected already, tracking has ended, and the next round records everything.
 pub fn pre_dump(options: &Options) -> Result<Report> {
     let started = Instant::now();
+    stats::enter(Stage::Look);
     let _held = interrupt::Held::block().context("block signals")?;
     rights::check()?;
     limits::raise_open_files()?;
     let patience = Patience::new(options.timeout);
     // For a moment a task has a descriptor that is not its own.
     guard::enter()?;
+    let origin = Origin::read()?;
     let writer = Writer::create(&options.destination)?;
     let open = |dir: &PathBuf| Previous::open(&options.destination, dir);
     let mut previous = options.previous.as_ref().map(open).transpose()?;
@@ -89,10 +104,12 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
         keeper::end_all(&freeze::list(options.root)?.into_iter().collect())?;
     }
 
+    stats::enter(Stage::Freeze);
     let mut refusals = Refusals::default();
     let mut frozen = Frozen::seize(options.root, &patience, &mut refusals)?;
     frozen.guarded = true;
     refusals.finish("pre-dump")?;
+    stats::enter(Stage::Tasks);
     let mut looker = Looker { previous: previous.as_ref(), gadgets: Cache::default(), buffer: Vec::new() };
     let mut looked = Vec::with_capacity(frozen.tasks.len());
     for task in &mut frozen.tasks {
@@ -112,6 +129,7 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
     if let Some(keeper) = previous.as_mut().and_then(|previous| previous.keeper.take()) {
         keeper.end()?;
     }
+    stats::enter(Stage::FindPages);
     let mut spaces = Vec::with_capacity(looked.len());
     for task in &looked {
         let runs =
@@ -120,9 +138,11 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
     }
     let frozen_for = frozen.finish(After::Run, &patience)?;
 
+    stats::enter(Stage::WritePages);
     let form = Form { block_pages: 1, compression: options.compression };
     let written = contents.write(writer.pages(), form, options.progress)?;
     ptrace::check_interrupted()?;
+    stats::enter(Stage::WriteRecords);
     spaces.iter_mut().for_each(|space| take_out(&mut space.runs, &written.lost));
     let memory = Memory {
         spaces,
@@ -145,7 +165,7 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
         xstate_layout: Vec::new(),
         parent,
         pre_dump: Some(pre_dump),
-        ..inventory(&Tree::default())?
+        ..inventory(&Tree::default(), origin)?
     };
     let bytes = writer.finish_round(inventory, &memory).inspect_err(|_| {
         // Nobody would know of it.

@@ -34,12 +34,21 @@ impl fmt::Display for Outsider {
 
 /// All tasks but those of the tree and crr itself. A task that is gone, or not ours to look at, is none that crr could name.
 pub(crate) fn outside(tree: &HashSet<Pid>) -> Result<impl Iterator<Item = Outsider>> {
+    Ok(pids_outside(tree)?.into_iter().filter_map(Outsider::look))
+}
+
+/// Their pids.
+pub(crate) fn pids_outside(tree: &HashSet<Pid>) -> Result<Vec<Pid>> {
     let own = nix::unistd::getpid().as_raw();
-    let others = all()?.into_iter().filter(move |pid| *pid != own && !tree.contains(pid));
-    Ok(others.filter_map(|pid| {
+    Ok(all()?.into_iter().filter(|pid| *pid != own && !tree.contains(pid)).collect())
+}
+
+impl Outsider {
+    /// `None` if it is gone.
+    pub(crate) fn look(pid: Pid) -> Option<Self> {
         let deputy = living_thread(pid);
-        Some(Outsider { pid, deputy, dir: Dir::task(deputy).ok()? })
-    }))
+        Some(Self { pid, deputy, dir: Dir::task(deputy).ok()? })
+    }
 }
 
 /// The command name of a task, for messages.

@@ -16,6 +16,7 @@ use super::view::{FileSystem, Use};
 use super::{
     Refuse, device, inet, inotify, lock, mqueue, namespace, netlink, packet, pidfd as pidfds, task_file,
 };
+use crate::parallel;
 use crate::proc::{Dir, fdinfo};
 use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
@@ -88,6 +89,9 @@ pub(crate) struct Table {
 /// The terminal of a shell job, by device number.
 pub(crate) type Terminal = Option<u32>;
 
+/// Descriptors that are looked at before any of them is recorded: enough for several threads, few enough for little memory.
+const LOOKED_AT_TOGETHER: usize = 4096;
+
 /// One descriptor as /proc shows it.
 struct Open {
     fd: u32,
@@ -101,16 +105,15 @@ struct Open {
 }
 
 impl Open {
-    fn look(fd: u32, fd_dir: &Dir, info_dir: &Dir, buffer: &mut Vec<u8>) -> Result<Self> {
+    fn look(fd: u32, fd_dir: &Dir, info_dir: &Dir) -> Result<Self> {
         let name = fd.to_string();
-        info_dir.read(&name, buffer)?;
-        let info = fdinfo::parse(buffer)?;
+        let mut text = Vec::new();
+        info_dir.read(&name, &mut text)?;
+        let info = fdinfo::parse(&text)?;
         let link = link_of(fd_dir, &name)?;
-        let text = if link.starts_with(b"anon_inode:") || pidfds::is_one(&link) {
-            buffer.clone()
-        } else {
-            Vec::new()
-        };
+        if !(link.starts_with(b"anon_inode:") || pidfds::is_one(&link)) {
+            text = Vec::new();
+        }
         Ok(Self { fd, link, stat: fd_dir.stat(&name)?, info, text, queue_of: None })
     }
 
@@ -153,16 +156,17 @@ impl Table {
             }
             pidfd => pidfd.context("pidfd_open")?,
         };
-        let mut buffer = Vec::new();
+        let look = |&fd: &u32| Open::look(fd, &fd_dir, &info_dir).with_context(|| format!("fd {fd}"));
         let mut entries = Vec::new();
-        for fd in fd_dir.numbers::<u32>(".").context("list fds")? {
-            let open = Open::look(fd, &fd_dir, &info_dir, &mut buffer).with_context(|| format!("fd {fd}"))?;
-            let id = self
-                .description(deputy, &open, &pidfd, paths, terminal, refuse)
-                .with_context(|| open.describe())?;
-            if let Some(description) = id {
-                let close_on_exec = open.info.flags & O_CLOEXEC != 0;
-                entries.push(FdEntry { fd: TaskFd(fd), description, close_on_exec });
+        for numbers in fd_dir.numbers::<u32>(".").context("list fds")?.chunks(LOOKED_AT_TOGETHER) {
+            for open in parallel::map(numbers, look)? {
+                let id = self
+                    .description(deputy, &open, &pidfd, paths, terminal, refuse)
+                    .with_context(|| open.describe())?;
+                if let Some(description) = id {
+                    let close_on_exec = open.info.flags & O_CLOEXEC != 0;
+                    entries.push(FdEntry { fd: TaskFd(open.fd), description, close_on_exec });
+                }
             }
         }
         Ok(entries)
@@ -452,7 +456,6 @@ impl Table {
         let id = DescriptionId(u32::try_from(self.descriptions.len()).context("too many open files")?);
         let holder = Holder { pid: refuse.pid(), name: refuse.name().to_owned(), object: open.describe() };
         let key = Key::all_of(&open.link, &open.stat, open.info.mount).pop();
-        let copy = copy.try_clone_to_owned().context("duplicate an end of a pipe")?;
         let end = pipe::End { id, copy, stat: &open.stat, flags: open.info.flags, path, key, holder };
         Ok(Some(Target::Pipe(self.pipes.add(end)?)))
     }
@@ -474,7 +477,6 @@ impl Table {
         let own = nix::unistd::getpid().as_raw();
         let (dir, pidfd) = (Dir::task(own)?, pidfd::open(own).context("pidfd_open")?);
         let (fd_dir, info_dir) = (dir.dir("fd")?, dir.dir("fdinfo")?);
-        let mut buffer = Vec::new();
         loop {
             let arrived = self.sockets.read_queues(refusals)?;
             if arrived.is_empty() {
@@ -482,7 +484,7 @@ impl Table {
             }
             for one in arrived {
                 let fd = one.fd.as_raw_fd().cast_unsigned();
-                let mut open = Open::look(fd, &fd_dir, &info_dir, &mut buffer)?;
+                let mut open = Open::look(fd, &fd_dir, &info_dir)?;
                 open.queue_of = Some(one.holder.object.clone());
                 let refuse = &mut Refuse::new(refusals, one.holder.pid, &one.holder.name);
                 let id = self

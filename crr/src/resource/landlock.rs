@@ -6,6 +6,7 @@
 //! That changes nothing, and by EPERM it tells.
 
 use super::Refuse;
+use crate::proc::{Dir, status};
 use crate::remote::{Arg, Batch, Call, Handle, Reply};
 use crate::sys::stranger::Stranger;
 use anyhow::{Context, Result};
@@ -23,17 +24,37 @@ pub(crate) struct Bystanders {
 }
 
 impl Bystanders {
+    /// With the one that the threads of a task will need, unless its ids change meanwhile: making a process takes longer than all that
+    /// is asked of a small task, so it is done before the tree stands still.
+    pub(crate) fn expecting(task: Pid) -> Self {
+        let mut bystanders = Self::default();
+        let ids = || -> Result<(u32, u32)> {
+            let mut text = Vec::new();
+            Dir::task(task)?.read("status", &mut text)?;
+            let status = status::parse(&text)?;
+            Ok((status.uid[0], status.gid[0]))
+        };
+        // If it cannot be had, it is known why when it is needed.
+        if let Ok((uid, gid)) = ids() {
+            let _ = bystanders.of(uid, gid);
+        }
+        bystanders
+    }
+
     /// Whom a thread with these credentials may look at unless it is in a domain. `None` where the kernel has no domains.
     ///
     /// # Errors
     /// If there can be no such process.
     pub(crate) fn for_thread(&mut self, creds: &Creds) -> Result<Option<Pid>> {
+        // Of the four ids, PTRACE_MODE_REALCREDS looks at the first.
+        self.of(creds.uid[0], creds.gid[0])
+    }
+
+    fn of(&mut self, uid: u32, gid: u32) -> Result<Option<Pid>> {
         let present = *self.present.get_or_insert_with(crate::sys::stranger::has_landlock);
         if !present {
             return Ok(None);
         }
-        // Of the four ids, PTRACE_MODE_REALCREDS looks at the first.
-        let (uid, gid) = (creds.uid[0], creds.gid[0]);
         if let Some(stranger) = self.by_ids.get(&(uid, gid)) {
             return Ok(Some(stranger.pid()));
         }

@@ -10,7 +10,8 @@ use super::external::Key;
 use super::path::file_type;
 use super::unix_socket::Holder;
 use super::{event, socket, terminal};
-use crate::proc::tasks::{Outsider, comm_of, outside};
+use crate::parallel;
+use crate::proc::tasks::{Outsider, comm_of, pids_outside};
 use crate::proc::{Dir, living_thread};
 use crate::refusal::{Refusal, Refusals};
 use crate::sys::kcmp::{Kind, kcmp};
@@ -109,9 +110,9 @@ impl Holders {
     pub(crate) fn scan(tree: &[Pid]) -> Result<Self> {
         let mut holders = Self { tree: tree.iter().copied().collect(), ..Self::default() };
         let mut has_any = false;
-        for &pid in tree {
-            let Ok(dir) = Dir::living(pid) else { continue };
-            look_at(&dir, Fifos::All, |seen| match seen {
+        let look = |&pid: &Pid| Ok(Dir::living(pid).map_or(Vec::new(), |dir| look_at(&dir, Fifos::All)));
+        for seen in parallel::map(tree, look)?.into_iter().flatten() {
+            match seen {
                 Seen::Master(_) => holders.masters = true,
                 Seen::End(object) => {
                     has_any = true;
@@ -121,7 +122,7 @@ impl Holders {
                     }
                 }
                 Seen::Event(_) => has_any = true,
-            });
+            }
         }
         if has_any {
             holders.scan_others()?;
@@ -153,14 +154,19 @@ impl Holders {
         self.other_masters.clear();
         self.events.clear();
         self.scanned = true;
-        for Outsider { pid, dir, .. } in outside(&self.tree)? {
-            look_at(&dir, Fifos::These(&self.fifos), |seen| match seen {
+        let fifos = Fifos::These(&self.fifos);
+        let look = |&pid: &Pid| {
+            let seen = Outsider::look(pid).map_or(Vec::new(), |outsider| look_at(&outsider.dir, fifos));
+            Ok(seen.into_iter().map(|seen| (pid, seen)).collect::<Vec<_>>())
+        };
+        for (pid, seen) in parallel::map(&pids_outside(&self.tree)?, look)?.into_iter().flatten() {
+            match seen {
                 Seen::Master(fd) => self.other_masters.push((pid, fd)),
                 Seen::Event(fd) => self.events.push((pid, fd)),
                 Seen::End(object) => {
                     self.by_object.entry(object).or_default().insert(pid, ());
                 }
-            });
+            }
         }
         Ok(())
     }
@@ -312,30 +318,36 @@ impl Fifos<'_> {
     }
 }
 
-/// Looks at such files of a task. One that is gone or not ours to look at has none. A master is looked for by its slave:
-/// that has a file of its own.
-fn look_at(task: &Dir, fifos: Fifos<'_>, mut see: impl FnMut(Seen)) {
-    let Ok(dir) = task.dir("fd") else { return };
-    for fd in dir.numbers::<u32>(".").unwrap_or_default() {
+/// Such files of a task. One that is gone or not ours to look at has none.
+fn look_at(task: &Dir, fifos: Fifos<'_>) -> Vec<Seen> {
+    let Ok(dir) = task.dir("fd") else { return Vec::new() };
+    let numbers = dir.numbers::<u32>(".").unwrap_or_default();
+    let seen = parallel::map(&numbers, |&fd| Ok(Seen::look(fd, task, &dir, fifos)));
+    seen.unwrap_or_default().into_iter().flatten().collect()
+}
+
+impl Seen {
+    /// A master is looked for by its slave: that has a file of its own.
+    fn look(fd: u32, task: &Dir, fds: &Dir, fifos: Fifos<'_>) -> Option<Self> {
         let name = fd.to_string();
-        let Ok(link) = dir.link(&name) else { continue };
+        let link = fds.link(&name).ok()?;
         let link = link.as_bytes();
         if let Some(ino) = inode(link) {
-            see(Seen::End(Object::Pipe(ino)));
+            Some(Self::End(Object::Pipe(ino)))
         } else if let Some(ino) = socket::inode(link) {
-            see(Seen::End(Object::Socket(ino)));
+            Some(Self::End(Object::Socket(ino)))
         } else if event::Kind::of(link).is_some() {
-            see(Seen::Event(fd));
+            Some(Self::Event(fd))
         } else if link.ends_with(b"/ptmx") {
-            see(Seen::Master(fd));
+            Some(Self::Master(fd))
         } else if let Some(number) = terminal::number_in(link)
-            && let Ok(stat) = dir.stat(&name)
+            && let Ok(stat) = fds.stat(&name)
         {
-            see(Seen::End(Object::Pty(stat.st_dev, number)));
-        } else if link.starts_with(b"/")
-            && let Some(fifo) = fifos.find(task, &dir, &name)
-        {
-            see(Seen::End(fifo));
+            Some(Self::End(Object::Pty(stat.st_dev, number)))
+        } else if link.starts_with(b"/") {
+            fifos.find(task, fds, &name).map(Self::End)
+        } else {
+            None
         }
     }
 }

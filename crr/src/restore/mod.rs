@@ -33,6 +33,7 @@ use crate::resource;
 use crate::resource::external::given::Given;
 use crate::resource::inet::Wishes;
 use crate::resource::{memory, vdso};
+use crate::stats::{self, Stage, Stats};
 use crate::store::{Checkpoint, Source};
 use crate::sys::{limits, process};
 use anyhow::{Context, Result, bail};
@@ -51,6 +52,7 @@ use serve::Served;
 use shared::plan::tree::OUTSIDE;
 use stand_in::StandIn;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -84,6 +86,8 @@ pub struct Options {
     pub timeout: Duration,
     /// Show progress on stderr when it is a terminal.
     pub progress: bool,
+    /// Write there where the time went.
+    pub stats: Option<File>,
 }
 
 /// What a restore did.
@@ -97,6 +101,18 @@ pub struct Report {
     pub bytes: u64,
     /// From start to the tree running.
     pub total: Duration,
+}
+
+impl Report {
+    fn stats(&self) -> Stats {
+        Stats {
+            command: "restore",
+            tasks: self.tasks,
+            bytes: self.bytes,
+            total_seconds: self.total.as_secs_f64(),
+            frozen_seconds: None,
+        }
+    }
 }
 /// What the parts of a restore share; lives in the coordinator and, as a copy, in its forked children.
 #[derive(Debug)]
@@ -134,6 +150,7 @@ fn restore_and_wait(options: &Options, given: Given) -> Result<(Report, Option<u
     let pidfile = PidFile::prepare(options)?;
     let (report, terminal) = restore_here(options, given)?;
     pidfile.write(report.root)?;
+    report.stats().write(options.stats.as_ref());
     let stays = !options.detached && !options.sibling;
     let status = if stays { Some(foreground::wait(report.root, report.root, terminal)?) } else { None };
     Ok((report, status))
@@ -161,7 +178,7 @@ impl PidFile {
             let flags = OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
             let name = path.file_name().context("not a file name")?;
             let file = nix::fcntl::openat(&dir, name, flags, Mode::from_bits_truncate(0o644))?;
-            write!(std::fs::File::from(file), "{root}")?;
+            write!(File::from(file), "{root}")?;
             anyhow::Ok(())
         })();
         let how = "the tree runs".to_owned();
@@ -172,6 +189,7 @@ impl PidFile {
 /// Restores a tree as children of this process, in the namespaces it is in.
 fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Terminal>)> {
     let began = Instant::now();
+    stats::enter(Stage::Read);
     let deadline = began + options.timeout;
     limits::raise_open_files()?;
     limits::raise_pending_signals()?;
@@ -182,6 +200,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
         nix::unistd::chroot(root).with_context(|| format!("{}: change root", root.display()))?;
         nix::unistd::chdir("/").context("/")?;
     }
+    stats::enter(Stage::Plan);
     unchanged::use_copies(&mut checkpoint, &given, options.validation);
     memory::take_names_off(&mut checkpoint.memory);
     let mut lives = BTreeMap::new();
@@ -218,6 +237,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
         }
     };
     let later = lazy::later(&checkpoint, &preparation.lazy);
+    stats::enter(Stage::CheckPages);
     let at_once = |block| !later.contains_key(&block);
     checkpoint.check_pages(&options.source, options.progress, at_once)?;
     let source = match starter {
@@ -225,6 +245,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
         None => MemorySource::Now(Fill::of(&preparation, later)),
     };
     fault::point(Point::KilledPlanned)?;
+    stats::enter(Stage::Open);
     let programs = preparation.tasks.iter().filter_map(|task| task.program.as_ref());
     let needs = programs.flat_map(|program| program.needs.iter().copied());
     let opened = Opened::open(&checkpoint, given, &options.sockets, needs)?;
@@ -287,6 +308,7 @@ fn bring_back(
     source: MemorySource,
     deadline: Instant,
 ) -> Result<(images::Pid, Option<Terminal>)> {
+    stats::enter(Stage::Rebuild);
     let name = restore.socket_name.as_str().to_ns_name::<GenericNamespaced>().context("socket name")?;
     fault::point(Point::Listen).context("listen for the restoring tasks")?;
     let listener =
@@ -295,6 +317,7 @@ fn bring_back(
     let outcome = fork_root(restore, options, pid).and_then(|parent| {
         fault::point(Point::KilledForked)?;
         let Served { parked, held, late, lazy } = serve::serve(restore, &listener, deadline)?;
+        stats::enter(Stage::PutPages);
         // Before a task is made to do anything in its own memory.
         match source {
             MemorySource::Now(fill) => fill.run(restore, lazy, deadline)?,
@@ -304,6 +327,7 @@ fn bring_back(
                 drop(lazy);
             }
         }
+        stats::enter(Stage::TakeOver);
         fault::strike(Point::HelperDiesParked, pid);
         fault::point(Point::KilledParked)?;
         restore.opened.complete(late);

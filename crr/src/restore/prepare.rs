@@ -8,6 +8,7 @@ use crate::blob::Blob;
 use crate::dump::room::max_map_count;
 use crate::fault::{self, Point};
 use crate::machine::Live;
+use crate::parallel;
 use crate::resource::{robust, tree};
 use crate::store::Checkpoint;
 use crate::sys::process;
@@ -354,8 +355,7 @@ impl FreeIds {
         let used = threads.chain(zombies).chain(schedule.dead_leaders()).collect();
         let limit = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok();
         let next = limit.and_then(|limit| limit.trim().parse().ok()).unwrap_or(32768);
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { used, next, each: (processors - 1).min(MAX_FILLERS) }
+        Self { used, next, each: (parallel::processors() - 1).min(MAX_FILLERS) }
     }
 
     /// For threads that help to read the pages of these address spaces.

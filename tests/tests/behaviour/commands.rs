@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use std::fs;
 use tests::abi::Abi;
-use tests::case::Workload;
+use tests::case::{Workload, nothing_left};
 use tests::isolate::isolated;
 use tests::{command, here, require_ia32, require_root, wait};
 
@@ -196,5 +196,68 @@ fn a_dumped_root_was_killed() {
         let status = waitpid(running.root, None)?;
         assert!(matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)), "{status:?}");
         Ok(())
+    });
+}
+
+/// `--stats` tells of every command where its time went; the stages are all of it, also where another process goes on with the dump (seccomp).
+#[test]
+fn statistics() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        for (workload, abi) in [(GENERATIONS, Abi::X86_64), (Workload::new("seccomp", "threads"), Abi::Ia32)]
+        {
+            let mut running = workload.start(&dir.join(workload.to_string()), abi)?;
+            let tasks = tests::snapshot::tree(running.root.as_raw())?.len();
+            running.dump(&["--leave-running", "--stats", "dump.json"])?.success()?;
+            let kept = running.images();
+            running.dump(&["--stats", "dump.json"])?.success()?;
+            nothing_left()?;
+            let images = running.images();
+            running.restore(&["-d", "--stats", "restore.json"])?.success()?;
+            const DUMP: [&str; 5] = ["freeze", "tasks", "find-pages", "write-pages", "finish"];
+            const RESTORE: [&str; 5] = ["read", "plan", "rebuild", "put-pages", "take-over"];
+            for (file, command, stages) in [
+                (kept.join("dump.json"), "dump", DUMP),
+                (images.join("dump.json"), "dump", DUMP),
+                (images.join("restore.json"), "restore", RESTORE),
+            ] {
+                let text = fs::read_to_string(file)?;
+                let said: serde_json::Value = serde_json::from_str(&text)?;
+                let of = |stage: &serde_json::Value| stage["seconds"].as_f64().unwrap_or(f64::NAN);
+                let all = said["stages"].as_array().cloned().unwrap_or_default();
+                let (sum, total) =
+                    (all.iter().map(of).sum::<f64>(), said["total_seconds"].as_f64().unwrap_or(0.0));
+                assert_eq!(said["command"], command, "{text}");
+                assert_eq!(said["tasks"], tasks, "{text}");
+                assert!(sum >= total && sum < total + 0.5 && total > 0.0, "{sum} instead of {total}: {text}");
+                assert!(said["peak_memory_bytes"].as_u64() > Some(1 << 20), "{text}");
+                for stage in stages {
+                    assert!(all.iter().any(|one| one["stage"] == stage && of(one) > 0.0), "{stage}: {text}");
+                }
+                let frozen = said["frozen_seconds"].as_f64();
+                assert_eq!(
+                    frozen.is_some_and(|frozen| frozen > 0.0 && frozen < total),
+                    command == "dump",
+                    "{text}"
+                );
+            }
+            running.verify()?;
+        }
+        Ok(())
+    });
+}
+
+/// The file of `--stats` is made before anything is done, and stays empty if that fails.
+#[test]
+fn statistics_of_what_failed() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        let mut running = IDLE.start(dir, Abi::Ia32)?;
+        running.dump(&["--stats", "/nowhere/s.json"])?.code(1)?.says("/nowhere/s.json: create")?;
+        running.dump(&["--stats", "s.json", "--fault", "image-write"])?.code(1)?;
+        assert_eq!(fs::read(running.images().join("s.json"))?, b"");
+        running.verify()
     });
 }

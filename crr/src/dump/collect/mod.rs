@@ -13,6 +13,7 @@ use super::known::{Known, Mates};
 use super::pages::{Contents, Look};
 use super::room;
 use super::{After, Base, Options};
+use crate::parallel;
 use crate::proc::{Dir, has_ended, living_thread, stat, status};
 use crate::ptrace::Patience;
 use crate::refusal::Refusals;
@@ -27,6 +28,7 @@ use crate::resource::pipe::{Holders, Object};
 use crate::resource::tree::{self, Standing, Strangers};
 use crate::resource::{Refuse, deleted, memory, program, seccomp, sharing, sysv, zombie};
 use crate::restore::numbers;
+use crate::stats::{self, Stage};
 use crate::store::Destination;
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result, bail};
@@ -57,10 +59,28 @@ pub(super) struct Collected {
     pub(super) base: Base,
 }
 
-/// What is shared by the tasks of a tree while they are looked at.
-struct Tables {
+/// What looking takes, and can be had before the tree stands still.
+pub(super) struct Ready {
     own_namespaces: Namespaces,
     low: LowBuffer,
+    bystanders: Bystanders,
+}
+
+impl Ready {
+    /// For the tree under `root`.
+    pub(super) fn get(root: Pid) -> Result<Self> {
+        parallel::processors();
+        Ok(Self {
+            own_namespaces: Namespaces::of(&Dir::task(nix::unistd::getpid().as_raw())?)?,
+            low: LowBuffer::new().context("map a page below 4 GiB")?,
+            bystanders: Bystanders::expecting(root),
+        })
+    }
+}
+
+/// What is shared by the tasks of a tree while they are looked at.
+struct Tables {
+    ready: Ready,
     paths: Paths,
     files: file::Table,
     backings: memory::Backings,
@@ -70,7 +90,6 @@ struct Tables {
     guarded: bool,
     /// The dump is refused for a thread that did not stop: this is to find what else is in the way.
     late: bool,
-    bystanders: Bystanders,
     semaphores: sysv::undo::Sets,
     terminal: Terminal,
     mates: Mates,
@@ -84,7 +103,7 @@ struct Tables {
 pub(super) fn collect(
     frozen: &mut Frozen,
     options: &Options,
-    low: LowBuffer,
+    ready: Ready,
     holders: &mut Holders,
     mut refusals: Refusals,
     patience: &Patience,
@@ -92,8 +111,7 @@ pub(super) fn collect(
 ) -> Result<Collected> {
     let output = (options.destination == Destination::Stream).then(Object::standard_output).flatten();
     let mut tables = Tables {
-        own_namespaces: Namespaces::of(&Dir::task(nix::unistd::getpid().as_raw())?)?,
-        low,
+        ready,
         paths: Paths::new(options.ghost_limit, options.link_remap),
         files: file::Table::new(&options.external, output),
         backings: memory::Backings::new(base.parent.is_some()),
@@ -102,15 +120,14 @@ pub(super) fn collect(
         filters: seccomp::Table::default(),
         guarded: frozen.guarded,
         late: frozen.late,
-        bystanders: Bystanders::default(),
         semaphores: sysv::undo::Sets::default(),
         terminal: None,
         mates: Mates::default(),
         buffer: Vec::new(),
     };
-    let mut stats = Vec::with_capacity(frozen.tasks.len());
+    let mut task_stats = Vec::with_capacity(frozen.tasks.len());
     for task in &frozen.tasks {
-        stats.push(
+        task_stats.push(
             read_stat(task, &mut tables.buffer).with_context(|| format!("task {}: read stat", task.pid))?,
         );
     }
@@ -119,10 +136,10 @@ pub(super) fn collect(
     let strangers = Strangers::look(&pids)?;
     let shares = sharing::find(&frozen.tasks, &strangers, &mut refusals)?;
     tables.mates = Mates::of(&frozen.tasks, &shares)?;
-    let kinds = kinds(&frozen.tasks, &stats, &shares);
+    let kinds = kinds(&frozen.tasks, &task_stats, &shares);
     let cloned = family::cloned(&kinds);
-    let mut standings: Vec<Standing> = Vec::with_capacity(stats.len());
-    for ((task, stat), &cloned) in frozen.tasks.iter().zip(&stats).zip(&cloned) {
+    let mut standings: Vec<Standing> = Vec::with_capacity(task_stats.len());
+    for ((task, stat), &cloned) in frozen.tasks.iter().zip(&task_stats).zip(&cloned) {
         standings.push(standing((task.pid, &task.name), stat, cloned));
     }
     let stranded = |ppid, pgid| family::strands(&kinds, &cloned, ppid, pgid);
@@ -136,9 +153,10 @@ pub(super) fn collect(
     };
     tables.terminal = terminal.filter(|_| lent);
 
-    let mut tasks = Vec::with_capacity(stats.len());
-    let mut spaces = Vec::with_capacity(stats.len());
-    for ((frozen_task, stat), shares) in frozen.tasks.iter_mut().zip(stats).zip(shares) {
+    stats::enter(Stage::Tasks);
+    let mut tasks = Vec::with_capacity(task_stats.len());
+    let mut spaces = Vec::with_capacity(task_stats.len());
+    for ((frozen_task, stat), shares) in frozen.tasks.iter_mut().zip(task_stats).zip(shares) {
         let pid = frozen_task.pid;
         let known = Known { shares, tasks: &tasks, spaces: &spaces };
         let one = collect_task(frozen_task, stat, known, &mut tables, &mut refusals, patience);
@@ -148,6 +166,7 @@ pub(super) fn collect(
             spaces.push(space);
         }
     }
+    stats::enter(Stage::Relations);
     if whole {
         tables.files.dump_sockets(
             &mut tables.paths,
@@ -176,6 +195,7 @@ pub(super) fn collect(
     tables.backings.refuse_outsiders(&pids, &mut refusals)?;
     tables.paths.deleted().refuse_outsiders(&pids, &mut refusals)?;
     refusals.finish("dump")?;
+    stats::enter(Stage::FindPages);
     let (memory, mut contents) = find_contents(frozen, &tasks, spaces, tables.backings, tables.vdsos, &base)?;
     let (mut paths, deleted, helpers) = tables.paths.into_list()?;
     for deleted::Found { path, file, .. } in deleted {
@@ -203,6 +223,7 @@ pub(super) fn collect(
             record.embedded = Some(copy);
         }
     }
+    stats::enter(Stage::Relations);
     let memory = Memory { page_count: contents.page_count(), ..memory };
     let tree = Tree { tasks, shell_job, zombies, filters: tables.filters.into_filters() };
     room::check(&tree, &memory.spaces, &memory.shared)?;
@@ -247,8 +268,8 @@ fn standing((pid, name): (Pid, &str), stat: &stat::Stat, cloned: bool) -> Standi
     }
 }
 
-fn kinds(tasks: &[FrozenTask], stats: &[stat::Stat], shares: &[Shares]) -> Vec<Kind> {
-    (tasks.iter().zip(stats).zip(shares))
+fn kinds(tasks: &[FrozenTask], task_stats: &[stat::Stat], shares: &[Shares]) -> Vec<Kind> {
+    (tasks.iter().zip(task_stats).zip(shares))
         .map(|((task, stat), &shares)| {
             // What is no signal is no SIGCHLD.
             let exit_signal = u8::try_from(stat.exit_signal).unwrap_or(0);

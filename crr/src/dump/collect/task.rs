@@ -37,7 +37,7 @@ pub(super) fn collect_task(
     let (pid, dir) = (*pid, &*dir);
     let refuse = &mut Refuse::new(refusals, pid, name);
     let namespaces = Namespaces::of(dir)?;
-    namespaces.refuse_others(&tables.own_namespaces, refuse);
+    namespaces.refuse_others(&tables.ready.own_namespaces, refuse);
     namespaces.refuse_threads(dir, threads, refuse)?;
     let Areas { abi, vmas, names, leftovers } = match known.areas(&tables.mates) {
         Some(areas) => areas,
@@ -73,7 +73,7 @@ pub(super) fn collect_task(
         may_run &= registration.may_run;
         rseq_untold |= registration.untold;
         let wait = waits.get(thread.tid());
-        let mut record = thread::dump_outside(thread, status, wait, &tables.low, refuse)?;
+        let mut record = thread::dump_outside(thread, status, wait, &tables.ready.low, refuse)?;
         record.rseq = registration.rseq;
         vdso::rewind(deputy, &mut record.regs, &vmas, &tables.vdsos)?;
         robust::check(&record, &vmas, refuse);
@@ -127,7 +127,7 @@ pub(super) fn collect_task(
         let target = Target { pid, deputy, abi, gadget, ignored, caught, leftovers };
         let resident_kib = whole.resident_kib;
         let (guarded, late) = (tables.guarded, tables.late);
-        let (bystanders, semaphores) = (&mut tables.bystanders, &mut tables.semaphores);
+        let (bystanders, semaphores) = (&mut tables.ready.bystanders, &mut tables.semaphores);
         let facts =
             Facts { dir, vmas: &vmas, resident_kib, bystanders, semaphores, guarded, late, rseq_untold };
         dispatch::suspend(threads, &record.threads, tables.guarded)?;

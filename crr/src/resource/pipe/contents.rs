@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 const SLOT: u32 = 4096;
 
 /// A pipe of crr's own.
+#[derive(Debug)]
 struct Own {
     from: OwnedFd,
     to: OwnedFd,
@@ -42,34 +43,50 @@ impl Own {
     }
 }
 
-/// Completes the record of a pipe by its capacity and its contents. `end` is any description of a read end.
-pub(crate) fn dump(end: BorrowedFd<'_>, pipe: &mut Pipe) -> Result<()> {
-    pipe.capacity = sys::capacity(end).context("read the capacity of a pipe")?;
-    let bytes = sys::readable_bytes(end).context("ask what is in a pipe")?;
-    if bytes == 0 {
-        return Ok(());
-    }
-    match stream(end, pipe.capacity, bytes)? {
-        Some(contents) => pipe.contents = contents,
-        None => (pipe.contents, pipe.buffers) = packets(end, pipe.capacity, bytes)?,
-    }
-    if pipe.buffers.iter().all(|buffer| !buffer.packet) {
-        pipe.buffers.clear();
-    }
-    Ok(())
+/// Reads pipes, one after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Reader {
+    /// An empty pipe, with its capacity.
+    copy: Option<(Own, u32)>,
 }
 
-/// The contents, if they are known to have no packets among them: one read takes them all, and goes on to what is behind them.
-fn stream(end: BorrowedFd<'_>, capacity: u32, bytes: usize) -> Result<Option<Vec<u8>>> {
-    // More than anybody may have without CAP_SYS_RESOURCE, if the pipe is as large as it can be.
-    let Ok(copy) = Own::new(capacity.saturating_mul(2)) else { return Ok(None) };
-    copy.take(end, bytes)?;
-    let mut contents = vec![0; bytes + 1];
-    if !copy.mark() || copy.read(&mut contents)? <= bytes {
-        return Ok(None);
+impl Reader {
+    /// Completes the record of a pipe, which has its capacity, by its contents. `end` is any description of a read end.
+    pub(crate) fn dump(&mut self, end: BorrowedFd<'_>, pipe: &mut Pipe) -> Result<()> {
+        let bytes = sys::readable_bytes(end).context("ask what is in a pipe")?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        match self.stream(end, pipe.capacity, bytes)? {
+            Some(contents) => pipe.contents = contents,
+            None => (pipe.contents, pipe.buffers) = packets(end, pipe.capacity, bytes)?,
+        }
+        if pipe.buffers.iter().all(|buffer| !buffer.packet) {
+            pipe.buffers.clear();
+        }
+        Ok(())
     }
-    contents.truncate(bytes);
-    Ok(Some(contents))
+
+    /// The contents, if they are known to have no packets among them: one read takes them all, and goes on to what is behind them.
+    fn stream(&mut self, end: BorrowedFd<'_>, capacity: u32, bytes: usize) -> Result<Option<Vec<u8>>> {
+        // More than anybody may have without CAP_SYS_RESOURCE, if the pipe is as large as it can be.
+        let needed = capacity.saturating_mul(2);
+        let (copy, has) = match self.copy.take().filter(|(_, has)| *has >= needed) {
+            Some(empty) => empty,
+            None => match Own::new(needed) {
+                Ok(own) => (own, needed),
+                Err(_) => return Ok(None),
+            },
+        };
+        copy.take(end, bytes)?;
+        let mut contents = vec![0; bytes + 1];
+        if !copy.mark() || copy.read(&mut contents)? <= bytes {
+            return Ok(None);
+        }
+        contents.truncate(bytes);
+        self.copy = Some((copy, has));
+        Ok(Some(contents))
+    }
 }
 
 /// The contents and what they lie in, buffer by buffer: one goes to a pipe of a single slot, from there to another one, and what a
@@ -106,8 +123,8 @@ mod tests {
     use std::io::{Read, Write};
 
     fn dumped(end: BorrowedFd<'_>) -> Pipe {
-        let mut pipe = Pipe::default();
-        dump(end, &mut pipe).unwrap();
+        let mut pipe = Pipe { capacity: sys::capacity(end).unwrap(), ..Pipe::default() };
+        Reader::default().dump(end, &mut pipe).unwrap();
         pipe
     }
 

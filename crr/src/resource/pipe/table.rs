@@ -13,7 +13,7 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{FileStat, Mode};
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 const O_ACCMODE: u32 = 3;
 const O_RDONLY: u32 = 0;
@@ -26,6 +26,7 @@ pub(crate) struct Pipes {
     /// In the same order.
     found: Vec<Found>,
     by_inode: HashMap<(u64, u64), u32>,
+    reader: contents::Reader,
 }
 
 /// What is known of a pipe beside its record.
@@ -48,7 +49,7 @@ struct Found {
 /// One description of a pipe.
 pub(crate) struct End<'a> {
     pub(crate) id: DescriptionId,
-    pub(crate) copy: OwnedFd,
+    pub(crate) copy: BorrowedFd<'a>,
     pub(crate) stat: &'a FileStat,
     pub(crate) flags: u32,
     /// Its name, if it has one.
@@ -76,15 +77,16 @@ impl Pipes {
         let (record, found) = (&mut self.records[index], &mut self.found[index]);
         let access = end.flags & O_ACCMODE;
         if access != O_WRONLY && !std::mem::replace(&mut found.read, true) {
-            contents::dump(end.copy.as_fd(), record)?;
+            self.reader.dump(end.copy, record)?;
         }
         found.written |= access != O_RDONLY;
         found.signals |= end.flags & O_ASYNC != 0;
         if end.path.is_some() {
+            let copy = end.copy.try_clone_to_owned().context("duplicate an end of a named pipe")?;
             if access == O_RDONLY {
-                found.readers.push((end.id, end.copy));
+                found.readers.push((end.id, copy));
             } else {
-                found.writer = Some(end.copy);
+                found.writer = Some(copy);
             }
         }
         Ok(id)
@@ -105,7 +107,7 @@ impl Pipes {
                 })
             };
             finished
-                .and_then(|()| found.read_unread(record, refusals))
+                .and_then(|()| found.read_unread(&mut self.reader, record, refusals))
                 .context(found.holder.object.clone())?;
         }
         Ok(())
@@ -142,7 +144,12 @@ impl Found {
 
     /// What is in a named pipe that is open for writing alone is for who opens it next. To look at it, crr opens it for a moment. Who
     /// waits for a signal from it would get one then (pipe_release(), fs/pipe.c).
-    fn read_unread(&self, record: &mut Pipe, refusals: &mut Refusals) -> Result<()> {
+    fn read_unread(
+        &self,
+        contents: &mut contents::Reader,
+        record: &mut Pipe,
+        refusals: &mut Refusals,
+    ) -> Result<()> {
         let Some(writer) = self.writer.as_ref().filter(|_| !self.read) else { return Ok(()) };
         if sys::readable_bytes(writer.as_fd()).context("ask what is in it")? == 0 {
             return Ok(());
@@ -156,14 +163,14 @@ impl Found {
         let name = format!("/proc/self/fd/{}", writer.as_raw_fd());
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let reader = nix::fcntl::open(name.as_str(), flags, Mode::empty()).context("open it for reading")?;
-        contents::dump(reader.as_fd(), record)
+        contents.dump(reader.as_fd(), record)
     }
 }
 
 fn record(end: &End<'_>) -> Result<Pipe> {
     Ok(Pipe {
         ino: end.stat.st_ino,
-        capacity: sys::capacity(end.copy.as_fd()).context("read the capacity of a pipe")?,
+        capacity: sys::capacity(end.copy).context("read the capacity of a pipe")?,
         fifo: end.path.map(|path| Fifo { path, unpaired: Vec::new() }),
         ..Pipe::default()
     })
