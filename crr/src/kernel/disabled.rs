@@ -16,11 +16,19 @@ pub enum Switch {
     CloseRange,
     /// userfaultfd(2); tasks read their memory themselves.
     Userfaultfd,
+    /// memfds that can be executed; unnamed files are.
+    MemfdExec,
 }
 
 impl Switch {
-    const ALL: [Self; 5] =
-        [Self::PagemapScan, Self::PtraceRseq, Self::PtraceSyscallInfo, Self::CloseRange, Self::Userfaultfd];
+    const ALL: [Self; 6] = [
+        Self::PagemapScan,
+        Self::PtraceRseq,
+        Self::PtraceSyscallInfo,
+        Self::CloseRange,
+        Self::Userfaultfd,
+        Self::MemfdExec,
+    ];
 
     /// What `crr check` calls it.
     const fn name(self) -> &'static str {
@@ -30,6 +38,7 @@ impl Switch {
             Self::PtraceSyscallInfo => "ptrace-syscall-info",
             Self::CloseRange => "close-range-cloexec",
             Self::Userfaultfd => "userfaultfd",
+            Self::MemfdExec => "memfd-exec",
         }
     }
 }
@@ -72,6 +81,8 @@ mod tests {
         for switch in Switch::ALL {
             assert!(super::super::FEATURES.iter().any(|entry| entry.name == switch.name()), "{switch:?}");
         }
-        assert!(disable(&["kcmp".to_owned()]).unwrap_err().starts_with("feature `kcmp` cannot be disabled"));
+        assert!(
+            disable(&["ptrace".to_owned()]).unwrap_err().starts_with("feature `ptrace` cannot be disabled")
+        );
     }
 }

@@ -91,7 +91,7 @@ const FEATURES: [Entry; 26] = [
     entry("pidfd-thread", OPTIONAL, probe::pidfd_thread, "tasks whose leading thread has ended while others go on cannot be dumped"),
     entry("unix-diag", OPTIONAL, probe::unix_diag, "tasks with unix sockets cannot be dumped"),
     entry("kcmp", REQUIRED, probe::kcmp, "descriptors that share a file cannot be told from ones that do not"),
-    entry("memfd-exec", REQUIRED, probe::memfd_exec, "the programs that restore tasks need a file to be executed from"),
+    entry("memfd-exec", OPTIONAL, probe::memfd_exec, "the programs that restore tasks are files without a name in $TMPDIR, /tmp, /dev/shm, /run or /var/tmp"),
     entry("mm-map", REQUIRED, probe::mm_map, "heap, arguments and the exe link of a task cannot be set"),
     entry("process-vm", REQUIRED, probe::process_vm, "memory of tasks cannot be read"),
     entry("vdso", OPTIONAL, probe::vdso, "x86_64 tasks dumped with a vDSO cannot be restored"),
