@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 /// A feature that something stands in for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Switch {
+    /// clone3(2) with set_tid; `ns_last_pid` is written.
+    Clone3SetTid,
     /// PAGEMAP_SCAN; pagemap is read.
     PagemapScan,
     /// PTRACE_GET_RSEQ_CONFIGURATION; threads are asked.
@@ -21,7 +23,8 @@ pub enum Switch {
 }
 
 impl Switch {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
+        Self::Clone3SetTid,
         Self::PagemapScan,
         Self::PtraceRseq,
         Self::PtraceSyscallInfo,
@@ -33,6 +36,7 @@ impl Switch {
     /// What `crr check` calls it.
     const fn name(self) -> &'static str {
         match self {
+            Self::Clone3SetTid => "clone3-set-tid",
             Self::PagemapScan => "pagemap-scan",
             Self::PtraceRseq => "ptrace-rseq",
             Self::PtraceSyscallInfo => "ptrace-syscall-info",

@@ -65,6 +65,26 @@ impl ControlPage {
         }
     }
 
+    /// Waits until nobody else chooses ids ([`Control::choosing`]). Returns whether the restore goes on.
+    #[must_use]
+    pub fn begin_choosing(&self) -> bool {
+        let Control { choosing, failed, .. } = self.get();
+        while choosing.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            if failed.load(Ordering::Acquire) != 0 {
+                return false;
+            }
+            wait(choosing, 1);
+        }
+        true
+    }
+
+    /// The next one may choose.
+    pub fn end_choosing(&self) {
+        let choosing = &self.get().choosing;
+        choosing.store(0, Ordering::Release);
+        wake(choosing);
+    }
+
     /// Has the `count`th op of a family fail, or its process die if there is no error.
     pub fn fail_at(&self, family: Family, count: u32, errno: Option<Errno>) {
         let fault = &self.get().fault;

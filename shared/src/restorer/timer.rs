@@ -123,7 +123,7 @@ fn now(clock: i32) -> Result<u64, Errno> {
 }
 
 /// Takes a signal that is pending; it is none where the task ignores it.
-fn take(signal: i32) -> Result<(), Failure> {
+pub(super) fn take(signal: i32) -> Result<(), Failure> {
     const EAGAIN: u32 = 11;
     let set = 1u64 << (signal.clamp(1, 64) - 1);
     let none = TimeSpec::default();

@@ -4,24 +4,28 @@ use anyhow::Context;
 use nix::mount::{MsFlags, mount, umount};
 use std::fs;
 use std::path::Path;
-use tests::case::{Workload, nothing_left};
+use std::process::Command;
+use tests::abi::Abi;
+use tests::case::{Workload, nothing_left, reap};
 use tests::isolate::isolated_for_both;
 use tests::{here, require_ia32, require_root};
 
 /// Dump and restore without something.
 fn works_without(feature: &str, here: &str, workload: &Workload) {
+    isolated_for_both(here, |dir, abi| cycle_without(feature, dir, abi, workload));
+}
+
+fn cycle_without(feature: &str, dir: &Path, abi: Abi, workload: &Workload) -> tests::Result {
     let without = ["--disable-feature", feature];
-    isolated_for_both(here, |dir, abi| {
-        let mut running = workload.start(dir, abi)?;
-        let before = running.snapshot()?;
-        running.dump(&["--leave-running", without[0], without[1]])?.success()?;
-        running.looks_like(&before)?;
-        running.dump(&without)?.success()?;
-        nothing_left()?;
-        running.restore(&["-d", without[0], without[1]])?.success()?;
-        running.looks_like(&before)?;
-        running.verify()
-    });
+    let mut running = workload.start(dir, abi)?;
+    let before = running.snapshot()?;
+    running.dump(&["--leave-running", without[0], without[1]])?.success()?;
+    running.looks_like(&before)?;
+    running.dump(&without)?.success()?;
+    nothing_left()?;
+    running.restore(&["-d", without[0], without[1]])?.success()?;
+    running.looks_like(&before)?;
+    running.verify()
 }
 
 /// The C library registers with rseq in every thread.
@@ -117,4 +121,52 @@ fn mount_noexec(at: &Path) -> tests::Result {
     fs::create_dir_all(at)?;
     mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::MS_NOEXEC, None::<&str>)?;
     Ok(())
+}
+
+/// Threads; tasks that are forked, that stand in for dead leaders, that are to be zombies; tasks that a program clones, as children and as
+/// siblings, with and without an address space of their own; processes that make a socket.
+#[test]
+fn clone3_set_tid() {
+    require_root!();
+    require_ia32!();
+    let workloads = [
+        Workload::new("threads", "waiting"),
+        Workload::new("tree", "mixed"),
+        Workload::new("tree", "reparented"),
+        Workload::new("zombies", "leaders"),
+        Workload::new("families", "memory"),
+        Workload::new("families", "exit_signals"),
+        Workload::new("families", "siblings_in_one_memory"),
+        Workload::new("cow", "prefork"),
+        Workload::new("cow", "siblings"),
+        Workload::new("unix_sockets", "makers"),
+    ];
+    isolated_for_both(&here!(), |dir, abi| {
+        for workload in &workloads {
+            let dir = dir.join(workload.to_string());
+            cycle_without("clone3-set-tid", &dir, abi, workload).with_context(|| workload.to_string())?;
+        }
+        Ok(())
+    });
+}
+
+/// Others fork all the time.
+#[test]
+fn ids_that_others_take() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("threads", "many").start(dir, abi)?;
+        let before = running.snapshot()?;
+        let mut forks = Command::new("sh").args(["-c", "while :; do (:); done"]).spawn()?;
+        for _ in 0..3 {
+            running.dump(&[])?.success()?;
+            reap()?;
+            running.restore(&["-d", "--disable-feature", "clone3-set-tid"])?.success()?;
+            running.looks_like(&before)?;
+        }
+        forks.kill()?;
+        forks.wait()?;
+        running.verify()
+    });
 }
