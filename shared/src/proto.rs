@@ -137,6 +137,8 @@ pub struct Control {
     pub failed: AtomicU32,
     /// Not 0 while somebody chooses the id of a process or thread by what the kernel gave last ([`Start::last_pid`]).
     pub choosing: AtomicU32,
+    /// Not 0 if a test wants the first try to fail each time.
+    pub taken: AtomicU32,
     /// Never set: parked threads wait here until they are taken over.
     pub parked: AtomicU32,
     /// A fault that a test wants.

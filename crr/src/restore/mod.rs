@@ -237,6 +237,9 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     let chooser = if last_pid {
         let last = LastPid::claim(deadline)?;
         let file = opened.raiser.raise(last.file()?)?;
+        if fault::is_due(Point::IdsTaken) {
+            preparation.control.take_ids();
+        }
         Chooser::LastPid(last, file)
     } else {
         Chooser::Clone3

@@ -62,17 +62,19 @@ impl LastPid {
         Ok(self.0.try_clone().context("dup")?.into())
     }
 
-    /// As [`process::fork`]. Nobody else has the right to choose.
+    /// As [`process::fork_as`]. Nobody else has the right to choose. If a test wants it `taken`, the first try fails.
     ///
     /// # Errors
     /// EEXIST if the id is taken; EAGAIN if others took it meanwhile and the child would be somebody else's; as clone(2).
-    fn fork(&self, pid: Pid, flags: u64) -> nix::Result<Option<Pid>> {
+    fn fork(&self, pid: Pid, flags: u64, taken: bool) -> nix::Result<Option<Pid>> {
         if process::exists(pid) {
             return Err(Errno::EEXIST);
         }
-        for _ in 0..TRIES {
+        for attempt in 0..TRIES {
             let last = self.read()?;
-            self.write(pid - 1)?;
+            if !taken || attempt > 0 {
+                self.write(pid - 1)?;
+            }
             let child = process::plain_clone(flags);
             if child == Ok(None) {
                 if std::process::id() == pid.cast_unsigned() {
@@ -144,7 +146,7 @@ pub fn fork(pid: Pid, flags: u64) -> nix::Result<Option<Pid>> {
     }
     fault::point(Point::Fork)?;
     let Ok(last) = LastPid::claim(Instant::now() + PATIENCE) else { return Err(Errno::EPERM) };
-    let forked = last.fork(pid, flags);
+    let forked = last.fork(pid, flags, false);
     if forked == Ok(None) {
         // The lock is the parent's to give back, and the descriptor, if it is common.
         std::mem::forget(last);
@@ -178,7 +180,7 @@ impl Chooser {
         if !control.begin_choosing() {
             return Err(Errno::ECANCELED);
         }
-        let forked = last.fork(pid, flags);
+        let forked = last.fork(pid, flags, control.are_ids_taken());
         if forked != Ok(None) {
             control.end_choosing();
         }

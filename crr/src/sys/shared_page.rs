@@ -85,6 +85,17 @@ impl ControlPage {
         wake(choosing);
     }
 
+    /// Has the first try to get an id fail each time.
+    pub fn take_ids(&self) {
+        self.get().taken.store(1, Ordering::Relaxed);
+    }
+
+    /// Whether it is to fail.
+    #[must_use]
+    pub fn are_ids_taken(&self) -> bool {
+        self.get().taken.load(Ordering::Relaxed) != 0
+    }
+
     /// Has the `count`th op of a family fail, or its process die if there is no error.
     pub fn fail_at(&self, family: Family, count: u32, errno: Option<Errno>) {
         let fault = &self.get().fault;

@@ -46,7 +46,7 @@ pub(super) unsafe fn clone(
         sys::futex_wait(&control.choosing, 1);
     }
     // SAFETY: the caller's promise.
-    let cloned = unsafe { after_last(file, args, tid, entry, arg) };
+    let cloned = unsafe { after_last(session, file, args, tid, entry, arg) };
     control.choosing.store(0, Ordering::Release);
     sys::futex_wake(&control.choosing);
     cloned
@@ -54,6 +54,7 @@ pub(super) unsafe fn clone(
 
 /// Clones until the id is the wanted one: others can get it first, if they fork right between the write and the clone.
 unsafe fn after_last(
+    session: &Session,
     file: c_int,
     args: &CloneArgs,
     tid: i32,
@@ -63,10 +64,13 @@ unsafe fn after_last(
     const TRIES: u32 = 1000;
     let flags = (args.flags | args.exit_signal) as usize;
     let stack = args.stack.wrapping_add(args.stack_size) as usize;
-    for _ in 0..TRIES {
+    let taken = session.control().taken.load(Ordering::Relaxed) != 0;
+    for attempt in 0..TRIES {
         let gone = AtomicU32::new(1);
         let last = read(file)?;
-        write(file, tid as usize - 1)?;
+        if !taken || attempt > 0 {
+            write(file, tid as usize - 1)?;
+        }
         // SAFETY: the caller's promise; one with another id uses no stack.
         let cloned = sys::check(unsafe { sys::clone_thread(flags, stack, entry, arg, tid, gone.as_ptr()) });
         write(file, last)?;

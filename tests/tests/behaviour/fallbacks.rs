@@ -15,6 +15,15 @@ fn works_without(feature: &str, here: &str, workload: &Workload) {
     isolated_for_both(here, |dir, abi| cycle_without(feature, dir, abi, workload));
 }
 
+fn each_works_without(feature: &str, here: &str, workloads: &[Workload]) {
+    isolated_for_both(here, |dir, abi| {
+        workloads.iter().try_for_each(|workload| {
+            let name = workload.to_string();
+            cycle_without(feature, &dir.join(&name), abi, workload).context(name)
+        })
+    });
+}
+
 fn cycle_without(feature: &str, dir: &Path, abi: Abi, workload: &Workload) -> tests::Result {
     let without = ["--disable-feature", feature];
     let mut running = workload.start(dir, abi)?;
@@ -141,18 +150,46 @@ fn clone3_set_tid() {
         Workload::new("cow", "siblings"),
         Workload::new("unix_sockets", "makers"),
     ];
+    each_works_without("clone3-set-tid", &here!(), &workloads);
+}
+
+/// The number is another process's each time, until it is tried again.
+#[test]
+fn ids_that_others_take() {
+    require_root!();
+    require_ia32!();
+    let workloads = [
+        Workload::new("threads", "waiting"),
+        Workload::new("tree", "mixed"),
+        Workload::new("zombies", "ends"),
+        Workload::new("families", "memory"),
+        Workload::new("families", "exit_signals"),
+        Workload::new("cow", "prefork"),
+    ];
     isolated_for_both(&here!(), |dir, abi| {
+        let taken = ["-d", "--disable-feature", "clone3-set-tid", "--fault", "ids-taken"];
         for workload in &workloads {
-            let dir = dir.join(workload.to_string());
-            cycle_without("clone3-set-tid", &dir, abi, workload).with_context(|| workload.to_string())?;
+            let mut running = workload.start(&dir.join(workload.to_string()), abi)?;
+            let before = running.snapshot()?;
+            running.dump(&[])?.success()?;
+            nothing_left()?;
+            running.restore(&taken)?.success()?.says("fault: ids-taken")?;
+            running.looks_like(&before)?;
+            running.verify()?;
         }
-        Ok(())
+        // A sibling's maker cannot wait for one that is another process.
+        let mut running =
+            Workload::new("families", "siblings_in_one_memory").start(&dir.join("sibling"), abi)?;
+        running.dump(&[])?.success()?;
+        nothing_left()?;
+        running.restore(&taken)?.code(1)?.says(": try again")?;
+        running.comes_back()
     });
 }
 
 /// Others fork all the time.
 #[test]
-fn ids_that_others_take() {
+fn others_fork_meanwhile() {
     require_root!();
     require_ia32!();
     isolated_for_both(&here!(), |dir, abi| {
