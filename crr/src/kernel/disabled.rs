@@ -8,6 +8,8 @@ use std::sync::OnceLock;
 pub enum Switch {
     /// clone3(2) with set_tid; `ns_last_pid` is written.
     Clone3SetTid,
+    /// pidfd_getfd(2); tasks send their descriptors.
+    PidfdGetfd,
     /// PAGEMAP_SCAN; pagemap is read.
     PagemapScan,
     /// PTRACE_GET_RSEQ_CONFIGURATION; threads are asked.
@@ -23,8 +25,9 @@ pub enum Switch {
 }
 
 impl Switch {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Clone3SetTid,
+        Self::PidfdGetfd,
         Self::PagemapScan,
         Self::PtraceRseq,
         Self::PtraceSyscallInfo,
@@ -37,6 +40,7 @@ impl Switch {
     const fn name(self) -> &'static str {
         match self {
             Self::Clone3SetTid => "clone3-set-tid",
+            Self::PidfdGetfd => "pidfd-getfd",
             Self::PagemapScan => "pagemap-scan",
             Self::PtraceRseq => "ptrace-rseq",
             Self::PtraceSyscallInfo => "ptrace-syscall-info",

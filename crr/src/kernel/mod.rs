@@ -88,8 +88,8 @@ const FEATURES: [Entry; 28] = [
     entry("chosen-ids", REQUIRED, chosen_ids, "tasks cannot get their pids and tids back"),
     entry("clone3-set-tid", OPTIONAL, probe::clone3_set_tid, "ids are chosen by ns_last_pid: a restore takes longer, and has to try again when others fork"),
     entry("ns-last-pid", OPTIONAL, probe::ns_last_pid, "nothing, where clone3-set-tid is there"),
-    entry("pidfd-open", REQUIRED, probe::pidfd_open, "tasks cannot be held by a handle that survives pid reuse"),
-    entry("pidfd-getfd", REQUIRED, probe::pidfd_getfd, "the contents of pipes and sockets cannot be dumped"),
+    entry("pidfd-open", OPTIONAL, probe::pidfd_open, "the same as without pidfd-getfd; tasks with pidfds cannot be restored"),
+    entry("pidfd-getfd", OPTIONAL, probe::pidfd_getfd, "tasks send their descriptors to crr; what was written cannot be recorded while a tree runs"),
     entry("pidfd-thread", OPTIONAL, probe::pidfd_thread, "tasks whose leading thread has ended while others go on cannot be dumped"),
     entry("unix-diag", OPTIONAL, probe::unix_diag, "tasks with unix sockets cannot be dumped"),
     entry("kcmp", REQUIRED, probe::kcmp, "descriptors that share a file cannot be told from ones that do not"),
@@ -173,6 +173,11 @@ pub fn probe() -> Result<Report> {
 /// Whether new processes and threads can be given their ids, by one way or the other, or why not.
 pub(crate) fn can_choose_pids() -> Result<(), String> {
     chosen_ids().map(drop)
+}
+
+/// Whether descriptors of tasks can be had without their help.
+pub(crate) fn has_pidfd_getfd() -> bool {
+    !disabled::is_disabled(disabled::Switch::PidfdGetfd) && probe::pidfd_getfd().is_ok()
 }
 
 /// Whether clone3 gives them. If not, what the kernel gave last tells what it gives next.

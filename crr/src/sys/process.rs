@@ -207,10 +207,21 @@ pub fn move_fd(from: i32, to: i32) -> nix::Result<()> {
     if ret < 0 { Err(Errno::last()) } else { Ok(()) }
 }
 
-/// Takes over a descriptor that was inherited, whose number the command line tells.
+/// A further descriptor of what `fd` of this process refers to.
+///
+/// # Errors
+/// As fcntl(2) F_DUPFD_CLOEXEC.
+pub fn duplicate(fd: u32) -> nix::Result<OwnedFd> {
+    // SAFETY: adds a descriptor.
+    let new = unsafe { libc::fcntl(fd.cast_signed(), libc::F_DUPFD_CLOEXEC, 0) };
+    // SAFETY: just made, owned by nobody else.
+    Errno::result(new).map(|new| unsafe { OwnedFd::from_raw_fd(new) })
+}
+
+/// Takes over a descriptor that was inherited, whose number the command line tells, or that came by SCM_RIGHTS.
 #[must_use]
 pub fn own_fd(fd: i32) -> OwnedFd {
-    // SAFETY: who started this process gave it to us, and nobody else here knows of it.
+    // SAFETY: who started this process, or sent it, gave it to us, and nobody else here knows of it.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 

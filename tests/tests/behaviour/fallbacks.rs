@@ -1,12 +1,13 @@
 //! What crr does where the kernel lacks something: it is told to do without each in turn, and works all the same.
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use nix::mount::{MsFlags, mount, umount};
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 use tests::abi::Abi;
-use tests::case::{Workload, nothing_left, reap};
+use tests::case::{Running, Workload, nothing_left, reap};
 use tests::isolate::isolated_for_both;
 use tests::{here, require_ia32, require_root};
 
@@ -206,4 +207,58 @@ fn others_fork_meanwhile() {
         forks.wait()?;
         running.verify()
     });
+}
+
+/// Files of every kind, in tables that are shared, of tasks that are reached in other ways than most, more than fit into a message.
+#[test]
+fn pidfd_getfd() {
+    require_root!();
+    require_ia32!();
+    let workloads = [
+        Workload::new("files", "descriptions"),
+        Workload::new("files", "thousands"),
+        Workload::new("pipes", "contents"),
+        Workload::new("unix_sockets", "descriptors_in_flight"),
+        Workload::new("inet", "connected"),
+        Workload::new("events", "timers"),
+        Workload::new("epolls", "nested"),
+        Workload::new("inotify", "all"),
+        Workload::new("ptys", "session"),
+        Workload::new("deleted", "memfd"),
+        Workload::new("families", "files"),
+        Workload::new("leader", "many"),
+        Workload::new("seccomp", "tight"),
+        Workload::new("tree", "mixed"),
+    ];
+    each_works_without("pidfd-getfd", &here!(), &workloads);
+}
+
+/// A task that has no number left for the socket is refused; one that is killed meanwhile has none afterwards.
+#[test]
+fn descriptors_cannot_be_sent() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let without = ["--disable-feature", "pidfd-getfd"];
+        let mut running = Workload::new("files", "descriptions").start(dir, abi)?;
+        let before = running.snapshot()?;
+        limit_files(&running, "0:20000")?;
+        let limited = running.snapshot()?;
+        running.dump(&without)?.code(1)?.says_with_hint("the task cannot send them: too many open files")?;
+        running.looks_like(&limited)?;
+        limit_files(&running, "20000:20000")?;
+        running.looks_like(&before)?;
+        let killed = running.dump(&[&without[..], &["--fault", "killed-asking"]].concat())?;
+        ensure!(killed.status.signal() == Some(9), "{}", killed.status);
+        running.looks_like_but_for_areas(&before)?;
+        running.dump(&without)?.success()?;
+        running.comes_back()
+    });
+}
+
+fn limit_files(running: &Running, limits: &str) -> tests::Result {
+    let pid = running.root.to_string();
+    let status = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={limits}")]).status()?;
+    ensure!(status.success(), "prlimit: {status}");
+    Ok(())
 }
