@@ -84,6 +84,8 @@ pub struct Start {
     pub vdso: u64,
     /// Slot of `/proc/sys/kernel/ns_last_pid`, by which ids are chosen; 0 where clone3 gives them.
     pub last_pid: u64,
+    /// The kernel is not asked for the numbers of POSIX timers: they are tried.
+    pub try_timer_ids: u64,
 }
 
 /// What becomes of the vDSO that exec made, and of the areas around it.

@@ -3,13 +3,17 @@
 
 use std::sync::OnceLock;
 
-/// A feature that something stands in for.
+/// A feature that something stands in for, or whose lack is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Switch {
     /// clone3(2) with set_tid; `ns_last_pid` is written.
     Clone3SetTid,
     /// pidfd_getfd(2); tasks send their descriptors.
     PidfdGetfd,
+    /// kcmp(2); dumps are refused.
+    Kcmp,
+    /// PR_TIMER_CREATE_RESTORE_IDS; timers are made until the number comes.
+    TimerRestoreIds,
     /// PAGEMAP_SCAN; pagemap is read.
     PagemapScan,
     /// PTRACE_GET_RSEQ_CONFIGURATION; threads are asked.
@@ -25,7 +29,9 @@ pub enum Switch {
 }
 
 impl Switch {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
+        Self::Kcmp,
+        Self::TimerRestoreIds,
         Self::Clone3SetTid,
         Self::PidfdGetfd,
         Self::PagemapScan,
@@ -41,6 +47,8 @@ impl Switch {
         match self {
             Self::Clone3SetTid => "clone3-set-tid",
             Self::PidfdGetfd => "pidfd-getfd",
+            Self::Kcmp => "kcmp",
+            Self::TimerRestoreIds => "timer-restore-ids",
             Self::PagemapScan => "pagemap-scan",
             Self::PtraceRseq => "ptrace-rseq",
             Self::PtraceSyscallInfo => "ptrace-syscall-info",

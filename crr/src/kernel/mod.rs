@@ -175,6 +175,14 @@ pub(crate) fn can_choose_pids() -> Result<(), String> {
     chosen_ids().map(drop)
 }
 
+/// Whether the kernel tells what tasks and descriptors share, or why not.
+pub(crate) fn can_compare() -> Result<(), String> {
+    if disabled::is_disabled(disabled::Switch::Kcmp) {
+        return Err("kcmp: disabled by --disable-feature".to_owned());
+    }
+    probe::kcmp().map(drop)
+}
+
 /// Whether descriptors of tasks can be had without their help.
 pub(crate) fn has_pidfd_getfd() -> bool {
     !disabled::is_disabled(disabled::Switch::PidfdGetfd) && probe::pidfd_getfd().is_ok()

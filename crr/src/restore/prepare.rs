@@ -7,6 +7,7 @@ use super::numbers::Numbers;
 use crate::blob::Blob;
 use crate::dump::room::max_map_count;
 use crate::fault::{self, Point};
+use crate::kernel::disabled::{Switch, is_disabled};
 use crate::machine::Live;
 use crate::resource::{robust, tree};
 use crate::store::Checkpoint;
@@ -253,6 +254,7 @@ pub(super) fn prepare(
         }
     }
     let lenders: Vec<usize> = lent.keys().copied().collect();
+    let try_timer_ids = u64::from(is_disabled(Switch::TimerRestoreIds));
     let pages_once = u64::from(checkpoint.in_memory && are_apart(all_spaces));
     let mut programs = Programs::default();
     let mut offset = PAGE_SIZE;
@@ -268,6 +270,7 @@ pub(super) fn prepare(
                 let start = Start {
                     pages_once,
                     last_pid: slot,
+                    try_timer_ids,
                     ..contents.start(hole::task_size(task), base, offset)
                 };
                 offset += page_align(contents.plan);

@@ -110,6 +110,7 @@ impl Contents {
             fds_from: self.fds_from,
             vdso: self.vdso as u64,
             last_pid: 0,
+            try_timer_ids: 0,
         }
     }
 }

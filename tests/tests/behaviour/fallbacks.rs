@@ -262,3 +262,28 @@ fn limit_files(running: &Running, limits: &str) -> tests::Result {
     ensure!(status.success(), "prlimit: {status}");
     Ok(())
 }
+
+/// Numbers are tried until the right ones come.
+#[test]
+fn timer_restore_ids() {
+    require_root!();
+    require_ia32!();
+    let workloads = [Workload::new("timers", "kinds"), Workload::new("timers", "sparse")];
+    each_works_without("timer-restore-ids", &here!(), &workloads);
+}
+
+/// Nothing stands in for kcmp.
+#[test]
+fn kcmp() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("tree", "family").start(dir, abi)?;
+        let before = running.snapshot()?;
+        let without = ["--disable-feature", "kcmp"];
+        running.dump(&without)?.code(1)?.says_with_hint("nobody can tell what its tasks share")?;
+        running.looks_like(&before)?;
+        running.dump(&[])?.success()?;
+        running.comes_back()
+    });
+}
