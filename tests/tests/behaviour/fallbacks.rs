@@ -256,6 +256,22 @@ fn descriptors_cannot_be_sent() {
     });
 }
 
+/// Where others have the table, too, and may use the number that is free, nothing is sent.
+#[test]
+fn descriptors_of_others_stay() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("refused", "stranger_with_files").start(dir, abi)?;
+        let before = running.snapshot()?;
+        let output = running.dump(&["--disable-feature", "pidfd-getfd"])?.code(1)?;
+        output.says_with_hint("file descriptors: shared with task")?;
+        ensure!(!output.stderr.contains("cannot be had"), "{}", output.stderr);
+        running.looks_like(&before)?;
+        running.verify()
+    });
+}
+
 fn limit_files(running: &Running, limits: &str) -> tests::Result {
     let pid = running.root.to_string();
     let status = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={limits}")]).status()?;

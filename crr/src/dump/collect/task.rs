@@ -37,6 +37,8 @@ pub(super) fn collect_task(
     let (deputy, leader_ended) = (task.deputy(), task.leader_ended());
     let FrozenTask { pid, name, dir, threads, stopped_by, waits } = task;
     let (pid, dir) = (*pid, &*dir);
+    // Who sends its files counts on a number that is free. Somebody who is refused, or does not stop, may have the same table.
+    let nothing_in_the_way = refusals.is_empty() && !tables.late;
     let refuse = &mut Refuse::new(refusals, pid, name);
     let namespaces = Namespaces::of(dir)?;
     namespaces.refuse_others(&tables.own_namespaces, refuse);
@@ -45,8 +47,9 @@ pub(super) fn collect_task(
         Some(areas) => areas,
         None => dump_areas(deputy, dir, tables, refuse)?,
     };
-    let sends_files = tables.send_files && shares.files.is_none();
-    let copies = if sends_files || shares.files.is_some() { None } else { Copies::open(deputy, refuse)? };
+    let sends_files = tables.send_files && shares.files.is_none() && nothing_in_the_way;
+    let copies =
+        if tables.send_files || shares.files.is_some() { None } else { Copies::open(deputy, refuse)? };
     let fds = tables.dump_files(deputy, dir, copies.as_ref(), refuse)?;
     let mut link = |name| file::dump_link(dir, name, &mut tables.paths, refuse);
     let exe = link("exe")?;

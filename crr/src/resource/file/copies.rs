@@ -84,6 +84,7 @@ pub(crate) fn copy_of((pid, fd): (Pid, u32)) -> Result<OwnedFd> {
 }
 
 /// Has a task send its descriptors with these numbers, which are all that it has, in order. `None` if it cannot, which is then refused.
+/// Nobody else may have its table: the number that the socket gets is counted on, so that one batch can close it.
 ///
 /// # Errors
 /// When the task dies, or crr may not have as many open files.
