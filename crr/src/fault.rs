@@ -188,6 +188,7 @@ points! {
     InitDies = "init-dies", Differs, "the init of --new-pidns ends when the tree is back";
     // The kernel, as it might be.
     VdsoDiffers = "vdso-differs", Differs, "a restore takes the vDSO of this kernel for another one than that of the dump";
+    IdsTaken = "ids-taken", Differs, "without clone3, others take the id of each process and thread first";
     VdsoImmovable = "vdso-immovable", Differs, "a restore takes the vDSO of this kernel for one that cannot be moved";
 }
 

@@ -27,7 +27,7 @@ impl<F: Fn()> Keeper<F> {
     /// As fork(2).
     pub(crate) fn new(put_back: F) -> Result<Self> {
         let (wait, release) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-        match process::fork(None, 0).context("fork")? {
+        match process::fork(0).context("fork")? {
             Some(child) => Ok(Self { put_back, child, release, released: false }),
             None => {
                 drop(release);

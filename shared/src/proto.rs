@@ -82,6 +82,10 @@ pub struct Start {
     pub fds_from: u64,
     /// [`Vdso`]: what becomes of the one that exec made.
     pub vdso: u64,
+    /// Slot of `/proc/sys/kernel/ns_last_pid`, by which ids are chosen; 0 where clone3 gives them.
+    pub last_pid: u64,
+    /// The kernel is not asked for the numbers of POSIX timers: they are tried.
+    pub try_timer_ids: u64,
 }
 
 /// What becomes of the vDSO that exec made, and of the areas around it.
@@ -133,6 +137,10 @@ pub struct Control {
     pub gathered: [AtomicU32; 3],
     /// Non-zero once the restore has failed: whoever waits gives up.
     pub failed: AtomicU32,
+    /// Not 0 while somebody chooses the id of a process or thread by what the kernel gave last ([`Start::last_pid`]).
+    pub choosing: AtomicU32,
+    /// Not 0 if a test wants the first try to fail each time.
+    pub taken: AtomicU32,
     /// Never set: parked threads wait here until they are taken over.
     pub parked: AtomicU32,
     /// A fault that a test wants.

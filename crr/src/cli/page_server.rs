@@ -76,7 +76,7 @@ impl PageServer {
         let address = listener.local_addr().context("getsockname")?;
         if self.daemon {
             let (go, say_go) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("pipe")?;
-            if let Some(pid) = process::fork(None, 0).context("fork")? {
+            if let Some(pid) = process::fork(0).context("fork")? {
                 drop(go);
                 self.tell(pid)?;
                 nix::unistd::write(&say_go, &[0]).context("the server has ended")?;

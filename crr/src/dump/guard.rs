@@ -32,7 +32,7 @@ pub(crate) struct Unguarded;
 pub(super) fn enter() -> Result<()> {
     let outer = getpid();
     let mask = process::block_all_signals().context("block signals")?;
-    let Some(child) = process::fork(None, 0).context("fork the process that dumps")? else {
+    let Some(child) = process::fork(0).context("fork the process that dumps")? else {
         set_pdeathsig(Signal::SIGTERM).context("prctl")?;
         process::set_signal_mask(mask).context("signal mask")?;
         if getppid() != outer {

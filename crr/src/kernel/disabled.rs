@@ -3,9 +3,17 @@
 
 use std::sync::OnceLock;
 
-/// A feature that something stands in for.
+/// A feature that something stands in for, or whose lack is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Switch {
+    /// clone3(2) with set_tid; `ns_last_pid` is written.
+    Clone3SetTid,
+    /// pidfd_getfd(2); tasks send their descriptors.
+    PidfdGetfd,
+    /// kcmp(2); dumps are refused.
+    Kcmp,
+    /// PR_TIMER_CREATE_RESTORE_IDS; timers are made until the number comes.
+    TimerRestoreIds,
     /// PAGEMAP_SCAN; pagemap is read.
     PagemapScan,
     /// PTRACE_GET_RSEQ_CONFIGURATION; threads are asked.
@@ -16,20 +24,37 @@ pub enum Switch {
     CloseRange,
     /// userfaultfd(2); tasks read their memory themselves.
     Userfaultfd,
+    /// memfds that can be executed; unnamed files are.
+    MemfdExec,
 }
 
 impl Switch {
-    const ALL: [Self; 5] =
-        [Self::PagemapScan, Self::PtraceRseq, Self::PtraceSyscallInfo, Self::CloseRange, Self::Userfaultfd];
+    const ALL: [Self; 10] = [
+        Self::Kcmp,
+        Self::TimerRestoreIds,
+        Self::Clone3SetTid,
+        Self::PidfdGetfd,
+        Self::PagemapScan,
+        Self::PtraceRseq,
+        Self::PtraceSyscallInfo,
+        Self::CloseRange,
+        Self::Userfaultfd,
+        Self::MemfdExec,
+    ];
 
     /// What `crr check` calls it.
     const fn name(self) -> &'static str {
         match self {
+            Self::Clone3SetTid => "clone3-set-tid",
+            Self::PidfdGetfd => "pidfd-getfd",
+            Self::Kcmp => "kcmp",
+            Self::TimerRestoreIds => "timer-restore-ids",
             Self::PagemapScan => "pagemap-scan",
             Self::PtraceRseq => "ptrace-rseq",
             Self::PtraceSyscallInfo => "ptrace-syscall-info",
             Self::CloseRange => "close-range-cloexec",
             Self::Userfaultfd => "userfaultfd",
+            Self::MemfdExec => "memfd-exec",
         }
     }
 }
@@ -72,6 +97,8 @@ mod tests {
         for switch in Switch::ALL {
             assert!(super::super::FEATURES.iter().any(|entry| entry.name == switch.name()), "{switch:?}");
         }
-        assert!(disable(&["kcmp".to_owned()]).unwrap_err().starts_with("feature `kcmp` cannot be disabled"));
+        assert!(
+            disable(&["ptrace".to_owned()]).unwrap_err().starts_with("feature `ptrace` cannot be disabled")
+        );
     }
 }

@@ -83,15 +83,17 @@ const fn entry(name: &'static str, required: bool, probe: fn() -> Found, cost: &
 }
 
 #[rustfmt::skip]
-const FEATURES: [Entry; 26] = [
+const FEATURES: [Entry; 28] = [
     entry("ptrace", REQUIRED, probe::ptrace, "no task can be dumped or restored"),
-    entry("clone3-set-tid", REQUIRED, probe::clone3_set_tid, "tasks cannot get their pids and tids back"),
-    entry("pidfd-open", REQUIRED, probe::pidfd_open, "tasks cannot be held by a handle that survives pid reuse"),
-    entry("pidfd-getfd", REQUIRED, probe::pidfd_getfd, "the contents of pipes and sockets cannot be dumped"),
+    entry("chosen-ids", REQUIRED, chosen_ids, "tasks cannot get their pids and tids back"),
+    entry("clone3-set-tid", OPTIONAL, probe::clone3_set_tid, "ids are chosen by ns_last_pid: a restore takes longer, and has to try again when others fork"),
+    entry("ns-last-pid", OPTIONAL, probe::ns_last_pid, "nothing, where clone3-set-tid is there"),
+    entry("pidfd-open", OPTIONAL, probe::pidfd_open, "the same as without pidfd-getfd; tasks with pidfds cannot be restored"),
+    entry("pidfd-getfd", OPTIONAL, probe::pidfd_getfd, "tasks send their descriptors to crr; what was written cannot be recorded while a tree runs"),
     entry("pidfd-thread", OPTIONAL, probe::pidfd_thread, "tasks whose leading thread has ended while others go on cannot be dumped"),
     entry("unix-diag", OPTIONAL, probe::unix_diag, "tasks with unix sockets cannot be dumped"),
     entry("kcmp", REQUIRED, probe::kcmp, "descriptors that share a file cannot be told from ones that do not"),
-    entry("memfd-exec", REQUIRED, probe::memfd_exec, "the programs that restore tasks need a file to be executed from"),
+    entry("memfd-exec", OPTIONAL, probe::memfd_exec, "the programs that restore tasks are files without a name in $TMPDIR, /tmp, /dev/shm, /run or /var/tmp"),
     entry("mm-map", REQUIRED, probe::mm_map, "heap, arguments and the exe link of a task cannot be set"),
     entry("process-vm", REQUIRED, probe::process_vm, "memory of tasks cannot be read"),
     entry("vdso", OPTIONAL, probe::vdso, "x86_64 tasks dumped with a vDSO cannot be restored"),
@@ -168,9 +170,44 @@ pub fn probe() -> Result<Report> {
     })
 }
 
-/// Whether new processes and threads can be given their ids, or why not.
+/// Whether new processes and threads can be given their ids, by one way or the other, or why not.
 pub(crate) fn can_choose_pids() -> Result<(), String> {
-    probe::clone3_set_tid().map(drop)
+    chosen_ids().map(drop)
+}
+
+/// Whether the kernel tells what tasks and descriptors share, or why not.
+pub(crate) fn can_compare() -> Result<(), String> {
+    if disabled::is_disabled(disabled::Switch::Kcmp) {
+        return Err("kcmp: disabled by --disable-feature".to_owned());
+    }
+    probe::kcmp().map(drop)
+}
+
+/// Whether descriptors of tasks can be had without their help.
+pub(crate) fn has_pidfd_getfd() -> bool {
+    !disabled::is_disabled(disabled::Switch::PidfdGetfd) && probe::pidfd_getfd().is_ok()
+}
+
+/// Whether clone3 gives them. If not, what the kernel gave last tells what it gives next.
+pub(crate) fn has_set_tid() -> bool {
+    set_tid().is_ok()
+}
+
+fn set_tid() -> Found {
+    if disabled::is_disabled(disabled::Switch::Clone3SetTid) {
+        return Err("clone3: disabled by --disable-feature".to_owned());
+    }
+    probe::clone3_set_tid()
+}
+
+fn chosen_ids() -> Found {
+    match set_tid() {
+        Ok(_) => Ok("by clone3".to_owned()),
+        Err(reason) => match probe::ns_last_pid() {
+            Ok(_) => Ok("by ns_last_pid".to_owned()),
+            Err(other) => Err(format!("{reason}; {other}")),
+        },
+    }
 }
 
 fn run(entry: &Entry) -> Feature {

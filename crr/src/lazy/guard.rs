@@ -46,7 +46,7 @@ pub(crate) fn run(given: Given) -> Result<()> {
     let Work { runs, page_count, unchecked } = postcard::from_bytes(&work).context("read what is to come")?;
     let victims: Vec<(Pid, OwnedFd)> = given.tasks.iter().filter_map(|tracked| open(*tracked)).collect();
     let source = Source::File(File::from(given.pages), page_count, unchecked);
-    let Some(server) = process::fork(None, process::CLONE_FILES).context("fork")? else {
+    let Some(server) = process::fork(process::CLONE_FILES).context("fork")? else {
         let spaces = given.descriptors.into_iter().zip(runs).collect();
         let ready = || {
             nix::unistd::write(&given.ready, &[0]).context("tell that pages are brought")?;

@@ -137,7 +137,7 @@ impl Starter {
         for word in words {
             all.push(CString::new(word.as_str())?);
         }
-        let fork = || process::fork(None, 0).context("fork crr lazy-pages");
+        let fork = || process::fork(0).context("fork crr lazy-pages");
         let Some(child) = fork()? else {
             if let Ok(None) = fork() {
                 let error = self.exec(&all, inherited);

@@ -130,7 +130,7 @@ impl Batch {
     fn value(&self, area: Addr, arg: Arg) -> u64 {
         match arg {
             Arg::Value(value) => value,
-            Arg::Out(buffer) => area.offset(layout::BUFFERS + buffer.offset as u64).0,
+            Arg::Out(buffer) => place_of(area, buffer).0,
         }
     }
 
@@ -165,6 +165,11 @@ impl Batch {
         let entry = usize::try_from(self.abi.word() * ENTRY_WORDS).unwrap_or(0);
         (self.calls.len() * entry, self.buffers.len())
     }
+}
+
+/// Where a buffer lies in an area.
+pub(super) fn place_of(area: Addr, buffer: Buffer) -> Addr {
+    area.offset(layout::BUFFERS + buffer.offset as u64)
 }
 
 /// The result register of a system call: a value, or an error between -4095 and -1.

@@ -41,6 +41,10 @@ calls! {
     SchedYield = 24, 158;
     /// madvise.
     Madvise = 28, 219;
+    /// socket.
+    Socket = 41, 359;
+    /// sendmsg.
+    Sendmsg = 46, 370;
     /// getitimer.
     Getitimer = 36, 105;
     /// sigaltstack.

@@ -194,6 +194,15 @@ impl Executor {
         Ok(area.0..area.0 + layout::SIZE)
     }
 
+    /// Where a buffer of a batch lies in the task, for others that lead to it; `None` where each call has its own place.
+    #[must_use]
+    pub fn place_of(&self, buffer: Buffer) -> Option<Addr> {
+        match self.way {
+            Way::Area(area) => Some(batch::place_of(area, buffer)),
+            Way::Single { .. } => None,
+        }
+    }
+
     /// Whether each call costs two stops of the thread.
     #[must_use]
     pub fn is_slow(&self) -> bool {

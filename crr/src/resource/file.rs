@@ -1,5 +1,6 @@
 //! Open files: descriptors, the descriptions that they share, and which can be opened again.
 
+pub(crate) mod copies;
 pub(crate) mod kinds;
 pub(crate) mod reopen;
 
@@ -20,8 +21,8 @@ use crate::parallel;
 use crate::proc::{Dir, fdinfo};
 use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
-use crate::sys::pidfd;
 use anyhow::{Context, Result};
+use copies::Copies;
 use images::event::{Epoll, Notify};
 use images::file::{Description, FdEntry, Files, Path, Target};
 use images::inotify::Inotify;
@@ -29,7 +30,6 @@ use images::memory::{Backing, Space};
 use images::netlink::NetlinkSocket;
 use images::task::{Task, Zombie};
 use images::{DescriptionId, PathId, Pid, TaskFd};
-use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, Mode, SFlag};
 use std::cmp::Ordering;
@@ -142,26 +142,18 @@ impl Table {
         &mut self,
         deputy: Pid,
         dir: &Dir,
+        copies: &Copies,
         paths: &mut Paths,
         terminal: Terminal,
         refuse: &mut Refuse<'_>,
     ) -> Result<Vec<FdEntry>> {
         let (fd_dir, info_dir) = (dir.dir("fd")?, dir.dir("fdinfo")?);
-        let pidfd = match pidfd::open(deputy) {
-            Err(Errno::EINVAL) if deputy != refuse.pid() => {
-                let reason = "cannot be had: their task's leading thread has ended, and this kernel has no descriptors \
-                    of threads (it needs Linux 6.9)";
-                refuse.because("file descriptors", reason);
-                return Ok(Vec::new());
-            }
-            pidfd => pidfd.context("pidfd_open")?,
-        };
         let look = |&fd: &u32| Open::look(fd, &fd_dir, &info_dir).with_context(|| format!("fd {fd}"));
         let mut entries = Vec::new();
         for numbers in fd_dir.numbers::<u32>(".").context("list fds")?.chunks(LOOKED_AT_TOGETHER) {
             for open in parallel::map(numbers, look)? {
                 let id = self
-                    .description(deputy, &open, &pidfd, paths, terminal, refuse)
+                    .description(deputy, &open, copies, paths, terminal, refuse)
                     .with_context(|| open.describe())?;
                 if let Some(description) = id {
                     let close_on_exec = open.info.flags & O_CLOEXEC != 0;
@@ -177,7 +169,7 @@ impl Table {
         &mut self,
         pid: Pid,
         open: &Open,
-        pidfd: &OwnedFd,
+        copies: &Copies,
         paths: &mut Paths,
         terminal: Terminal,
         refuse: &mut Refuse<'_>,
@@ -195,13 +187,14 @@ impl Table {
             Err(at) => at,
         };
         let id = DescriptionId(u32::try_from(self.descriptions.len()).context("too many open files")?);
+        let copy = copies.get(open.fd).context("copy its descriptor")?;
         let place = |refuse: &Refuse<'_>| Place {
             id,
+            sent: copies.keep(&copy),
             holder: (pid, open.fd),
             task: (refuse.pid(), refuse.name().to_owned()),
             object: open.describe(),
         };
-        let copy = pidfd::get_fd(pidfd.as_fd(), open.fd).context("pidfd_getfd")?;
         let target = match event::Kind::of(&open.link) {
             Some(kind) if open.info.flags & O_PATH == 0 => {
                 self.events.add(kind, &open.text, place(refuse), refuse)?
@@ -475,7 +468,7 @@ impl Table {
         refusals: &mut Refusals,
     ) -> Result<()> {
         let own = nix::unistd::getpid().as_raw();
-        let (dir, pidfd) = (Dir::task(own)?, pidfd::open(own).context("pidfd_open")?);
+        let dir = Dir::task(own)?;
         let (fd_dir, info_dir) = (dir.dir("fd")?, dir.dir("fdinfo")?);
         loop {
             let arrived = self.sockets.read_queues(refusals)?;
@@ -488,7 +481,7 @@ impl Table {
                 open.queue_of = Some(one.holder.object.clone());
                 let refuse = &mut Refuse::new(refusals, one.holder.pid, &one.holder.name);
                 let id = self
-                    .description(own, &open, &pidfd, paths, terminal, refuse)
+                    .description(own, &open, &Copies::Own, paths, terminal, refuse)
                     .with_context(|| open.describe())?;
                 if let Some(id) = id {
                     if self.descriptions[id.0 as usize].target.is_late() {

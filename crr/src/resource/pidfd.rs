@@ -109,7 +109,7 @@ impl Gone {
             return Ok(pid);
         }
         let end = end.unwrap_or(End::Exit(0));
-        let Some(pid) = process::fork(None, 0).context("fork")? else {
+        let Some(pid) = process::fork(0).context("fork")? else {
             zombie::die(end);
             process::exit(1)
         };

@@ -245,11 +245,11 @@ pub(super) fn fork_all<'a>(
     births: &[Birth],
     origin: impl Fn() -> Origin<'a>,
 ) -> Outcome {
-    let Restore { preparation, .. } = restore;
+    let Restore { preparation, chooser, .. } = restore;
     for &Birth { process, sibling } in births {
         let pid = preparation.pids[process];
         let flags = if sibling { process::CLONE_PARENT } else { 0 };
-        match process::fork(Some(pid), flags) {
+        match chooser.fork(&preparation.control, pid, flags) {
             Ok(Some(_)) => {}
             Ok(None) => child::become_process(restore, process, origin()),
             Err(errno) => return Err((Step::Fork, errno, u64::from(pid.cast_unsigned()))),

@@ -25,6 +25,7 @@ use self::fill::{Fill, HugePages};
 use self::prepare::Contents;
 use crate::changed::Changed;
 use crate::fault::{self, Point};
+use crate::kernel;
 use crate::lazy;
 use crate::machine;
 use crate::proc;
@@ -35,6 +36,7 @@ use crate::resource::inet::Wishes;
 use crate::resource::{memory, vdso};
 use crate::stats::{self, Stage, Stats};
 use crate::store::{Checkpoint, Source};
+use crate::sys::last_pid::{Chooser, LastPid};
 use crate::sys::{limits, process};
 use anyhow::{Context, Result, bail};
 use environment::Environment;
@@ -129,6 +131,8 @@ pub(crate) struct Restore<'a> {
     pub socket_name: String,
     /// crr's own process group, for the members of a shell job.
     pub own_group: images::Pid,
+    /// How processes get their ids.
+    pub chooser: Chooser,
 }
 
 /// Restores a tree. Without `detached`, waits for its root and returns the exit status the root ended with
@@ -220,7 +224,8 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
         (false, Some(huge_pages)) => Contents::Put(huge_pages),
         (false, None) => Contents::Read,
     };
-    let wishes = prepare::Wishes { stand_in, memory };
+    let last_pid = !kernel::has_set_tid();
+    let wishes = prepare::Wishes { stand_in, memory, last_pid };
     let prepare = |descent| prepare::prepare(&checkpoint, descent, &lives, &written, &environment, wishes);
     // What stands in for the vDSO of another kernel is written into each task by itself.
     let sharing = if written.iter().all(Vec::is_empty) {
@@ -250,6 +255,16 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     let needs = programs.flat_map(|program| program.needs.iter().copied());
     let opened = Opened::open(&checkpoint, given, &options.sockets, needs)?;
     fault::point(Point::KilledOpened)?;
+    let chooser = if last_pid {
+        let last = LastPid::claim(deadline)?;
+        let file = opened.raiser.raise(last.file()?)?;
+        if fault::is_due(Point::IdsTaken) {
+            preparation.control.take_ids();
+        }
+        Chooser::LastPid(last, file)
+    } else {
+        Chooser::Clone3
+    };
     let mut restore = Restore {
         checkpoint: &checkpoint,
         preparation: raise(preparation, &opened.raiser)?,
@@ -257,6 +272,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
         environment,
         socket_name: socket_name()?,
         own_group: nix::unistd::getpgrp().as_raw(),
+        chooser,
     };
     let (root, terminal) = bring_back(&mut restore, options, source, deadline)?;
     restore.opened.socket_files.keep();
@@ -317,6 +333,8 @@ fn bring_back(
     let outcome = fork_root(restore, options, pid).and_then(|parent| {
         fault::point(Point::KilledForked)?;
         let Served { parked, held, late, lazy } = serve::serve(restore, &listener, deadline)?;
+        // Everybody is there.
+        restore.chooser = Chooser::Clone3;
         stats::enter(Stage::PutPages);
         // Before a task is made to do anything in its own memory.
         match source {

@@ -38,7 +38,7 @@ pub(super) fn restore(options: &Options, given: Given) -> Result<(Report, Option
     let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("pipe")?;
     fault::point(Point::Namespace).context("make a pid namespace")?;
     unshare(CloneFlags::CLONE_NEWPID).context("make a pid namespace (needs CAP_SYS_ADMIN)")?;
-    let Some(init) = process::fork(None, 0).context("fork the namespace's init")? else {
+    let Some(init) = process::fork(0).context("fork the namespace's init")? else {
         drop(reader);
         become_init(options, given, File::from(writer));
     };

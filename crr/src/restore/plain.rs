@@ -19,5 +19,5 @@ pub fn as_bytes<T: Plain>(record: &T) -> &[u8] {
 }
 
 const _: () = assert!(size_of::<Report>() == 6 * 4 + 2 * 8);
-const _: () = assert!(size_of::<Start>() == 12 * 8 + 3 * 16 + 8 + 3 * 8 + 4 * 8);
+const _: () = assert!(size_of::<Start>() == 12 * 8 + 3 * 16 + 8 + 3 * 8 + 6 * 8);
 const _: () = assert!(size_of::<ProbeRequest>() == 3 * 16);

@@ -7,6 +7,7 @@ use super::numbers::Numbers;
 use crate::blob::Blob;
 use crate::dump::room::max_map_count;
 use crate::fault::{self, Point};
+use crate::kernel::disabled::{Switch, is_disabled};
 use crate::machine::Live;
 use crate::parallel;
 use crate::resource::{robust, tree};
@@ -146,6 +147,8 @@ pub(super) struct Wishes {
     pub(super) stand_in: bool,
     /// How memory gets its contents, as far as there is a choice.
     pub(super) memory: Contents,
+    /// Ids are chosen by what the kernel gave last.
+    pub(super) last_pid: bool,
 }
 
 /// Who puts contents of memory in place.
@@ -169,7 +172,7 @@ pub(super) fn prepare(
     lives: &Lives,
     written: &[Vec<Written>],
     environment: &Environment,
-    Wishes { stand_in, memory }: Wishes,
+    Wishes { stand_in, memory, last_pid }: Wishes,
 ) -> Result<Preparation> {
     let rlimits = own_limits()?;
     let timer_slack_ns = process::timer_slack_ns();
@@ -205,12 +208,17 @@ pub(super) fn prepare(
         .with_lazy(&lazy, lazy_flags);
     let too_many = || Ok::<_, anyhow::Error>(forest.most_areas() as u64 + hole::AREAS > max_map_count()?);
     ensure!(!forest.shares_pages() || !too_many()?, "more areas at once than vm.max_map_count");
+    let plan = |forest: &Forest<'_>, index: usize| {
+        let mut plan = plan::program(&machines[&tree.tasks[index].abi], forest, index);
+        plan.needs.extend(last_pid.then_some(Need::LastPid));
+        plan
+    };
     let mut plans: BTreeMap<usize, ProgramPlan> = (0..tree.tasks.len())
         .filter(|&index| forest.execs(index))
-        .map(|index| (index, plan::program(&machines[&tree.tasks[index].abi], &forest, index)))
+        .map(|index| (index, plan(&forest, index)))
         .collect();
     let places = tree::places(&checkpoint.tree, &makings);
-    let mut free_ids = FreeIds::new(&tree, &schedule);
+    let mut free_ids = FreeIds::new(&tree, &schedule, last_pid);
     let pids = pids(&places, &schedule, &mut free_ids);
     let numbers = Numbers::of(&tree.tasks);
     let mut rooms = BTreeMap::new();
@@ -239,7 +247,7 @@ pub(super) fn prepare(
             .with_written(written)
             .with_lazy(&lazy, lazy_flags);
         for (&index, _) in bases.iter().filter(|(_, base)| base.lent) {
-            let plan = plan::program(&machines[&tree.tasks[index].abi], &forest, index);
+            let plan = plan(&forest, index);
             let room = rooms.get_mut(&index).context("a program has room")?;
             room.contents.plan = plan.ops.len() as u64;
             ensure!(room.contents.len() <= bases[&index].range.len(), "a plan is longer than its copy");
@@ -247,6 +255,7 @@ pub(super) fn prepare(
         }
     }
     let lenders: Vec<usize> = lent.keys().copied().collect();
+    let try_timer_ids = u64::from(is_disabled(Switch::TimerRestoreIds));
     let pages_once = u64::from(checkpoint.in_memory && are_apart(all_spaces));
     let mut programs = Programs::default();
     let mut offset = PAGE_SIZE;
@@ -257,7 +266,14 @@ pub(super) fn prepare(
             Some(ProgramPlan { ops, needs, members, .. }) => {
                 let base = bases[&index].range.start;
                 let contents = &rooms[&index].contents;
-                let start = Start { pages_once, ..contents.start(hole::task_size(task), base, offset) };
+                // The last of the needs.
+                let slot = if last_pid { contents.fds - 1 } else { 0 };
+                let start = Start {
+                    pages_once,
+                    last_pid: slot,
+                    try_timer_ids,
+                    ..contents.start(hole::task_size(task), base, offset)
+                };
                 offset += page_align(contents.plan);
                 let file = programs.file(task.abi, base, &blobs)?;
                 (start, Some(Program { file, needs, ops, members }))
@@ -349,13 +365,15 @@ struct FreeIds {
 }
 
 impl FreeIds {
-    fn new(tree: &Tree, schedule: &Schedule) -> Self {
+    fn new(tree: &Tree, schedule: &Schedule, last_pid: bool) -> Self {
         let threads = tree.tasks.iter().flat_map(|task| &task.threads).map(|thread| thread.tid);
         let zombies = tree.zombies.iter().map(|zombie| zombie.pid);
         let used = threads.chain(zombies).chain(schedule.dead_leaders()).collect();
         let limit = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok();
         let next = limit.and_then(|limit| limit.trim().parse().ok()).unwrap_or(32768);
-        Self { used, next, each: (parallel::processors() - 1).min(MAX_FILLERS) }
+        // They would come at the same time as the tree's threads, and all of these by turns.
+        let each = if last_pid { 0 } else { (parallel::processors() - 1).min(MAX_FILLERS) };
+        Self { used, next, each }
     }
 
     /// For threads that help to read the pages of these address spaces.

@@ -305,6 +305,7 @@ fn send_plan(restore: &Restore<'_>, peer: &Peer, given: &mut Given) -> Result<()
                 let program = restore.preparation.tasks[index].program.as_ref();
                 program.map(|program| restore.preparation.programs[program.file].as_fd())
             }
+            Need::LastPid => restore.chooser.file(),
             other => restore.opened.need(other),
         };
         fds.push(fd.context("a file that was not opened")?.as_raw_fd());

@@ -30,7 +30,7 @@ impl StandIn {
     pub(super) fn fork(restore: &Restore<'_>, pid: Pid) -> Result<Self> {
         let (end, leash) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("pipe")?;
         let (answer, tell) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("pipe")?;
-        let Some(stand_in) = process::fork(None, 0).context("fork a parent for the root")? else {
+        let Some(stand_in) = process::fork(0).context("fork a parent for the root")? else {
             drop(leash);
             drop(answer);
             let own = std::process::id().cast_signed();

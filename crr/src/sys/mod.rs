@@ -13,6 +13,7 @@ pub mod exec;
 pub mod inotify;
 pub mod int80;
 pub mod kcmp;
+pub mod last_pid;
 pub mod limits;
 pub mod mapping;
 pub mod mount;

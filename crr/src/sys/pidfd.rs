@@ -6,6 +6,7 @@
 
 use super::check;
 use crate::fault::{self, Point};
+use crate::kernel::disabled::{Switch, is_disabled};
 use images::Pid;
 use nix::errno::Errno;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -86,6 +87,9 @@ pub fn exit_status(pidfd: BorrowedFd<'_>) -> nix::Result<Option<u32>> {
 /// EBADF, EPERM, ESRCH, ENOSYS before 5.6.
 pub fn get_fd(pidfd: BorrowedFd<'_>, fd: u32) -> nix::Result<OwnedFd> {
     fault::point(Point::PidfdGetFd)?;
+    if is_disabled(Switch::PidfdGetfd) {
+        return Err(Errno::ENOSYS);
+    }
     // SAFETY: no pointers.
     own(check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })?)
 }

@@ -17,37 +17,45 @@ pub const CLONE_FILES: u64 = 0x400;
 /// CLONE_PARENT: the child becomes a sibling.
 pub const CLONE_PARENT: u64 = 0x8000;
 
-/// Forks a process with a given id, if one is given. Returns its id in the parent, `None` in the child.
+/// Forks a process. Returns its id in the parent, `None` in the child.
 ///
 /// # Errors
-/// EEXIST if the id is taken; as clone3(2).
-pub fn fork(pid: Option<Pid>, flags: u64) -> nix::Result<Option<Pid>> {
+/// As clone(2).
+pub fn fork(flags: u64) -> nix::Result<Option<Pid>> {
     fault::point(Point::Fork)?;
-    clone(pid, flags)
+    plain_clone(flags)
 }
 
-/// As [`fork`], without its faults.
-fn clone(pid: Option<Pid>, flags: u64) -> nix::Result<Option<Pid>> {
-    let set_tid = pid.unwrap_or(0);
+/// Forks a process with a given id.
+///
+/// # Errors
+/// EEXIST if the id is taken, ENOSYS before Linux 5.3, E2BIG before 5.5; as clone3(2).
+pub fn fork_as(pid: Pid, flags: u64) -> nix::Result<Option<Pid>> {
+    fault::point(Point::Fork)?;
     let args = CloneArgs {
         flags,
-        // A sibling takes the exit signal of its new parent's other child, us.
-        exit_signal: if flags & CLONE_PARENT == 0 { libc::SIGCHLD as u64 } else { 0 },
-        set_tid: if pid.is_some() { std::ptr::from_ref(&set_tid) as u64 } else { 0 },
-        set_tid_size: u64::from(pid.is_some()),
+        exit_signal: exit_signal(flags),
+        set_tid: std::ptr::from_ref(&pid) as u64,
+        set_tid_size: 1,
         ..CloneArgs::default()
     };
     // SAFETY: no shared memory, no stack: a fork.
-    let ret = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
-    let ret = match Errno::result(ret) {
-        // Before Linux 5.3, and under filters of containers that know no flags of clone3.
-        Err(Errno::ENOSYS) if pid.is_none() => {
-            // SAFETY: as above; the exit signal is in the low byte of the flags.
-            Errno::result(unsafe { libc::syscall(libc::SYS_clone, flags | args.exit_signal, 0, 0, 0, 0) })
-        }
-        ret => ret,
-    };
-    ret.map(|pid| Pid::try_from(pid).ok().filter(|&pid| pid != 0))
+    child_of(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) })
+}
+
+/// clone(2), as every kernel and every filter of a container knows it; without faults.
+pub(super) fn plain_clone(flags: u64) -> nix::Result<Option<Pid>> {
+    // SAFETY: no shared memory, no stack: a fork. The exit signal is in the low byte of the flags.
+    child_of(unsafe { libc::syscall(libc::SYS_clone, flags | exit_signal(flags), 0, 0, 0, 0) })
+}
+
+/// A sibling takes the exit signal of its new parent's other child, us.
+const fn exit_signal(flags: u64) -> u64 {
+    if flags & CLONE_PARENT == 0 { libc::SIGCHLD as u64 } else { 0 }
+}
+
+fn child_of(ret: libc::c_long) -> nix::Result<Option<Pid>> {
+    Errno::result(ret).map(|pid| Pid::try_from(pid).ok().filter(|&pid| pid != 0))
 }
 
 /// Whether a child can move mappings of this process, by address and length, away from where they are.
@@ -57,7 +65,7 @@ fn clone(pid: Option<Pid>, flags: u64) -> nix::Result<Option<Pid>> {
 pub fn child_moves(areas: &[(u64, u64)]) -> nix::Result<bool> {
     const FLAGS: i32 = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
     let whole: usize = areas.iter().filter_map(|(_, len)| usize::try_from(*len).ok()).sum();
-    let Some(child) = clone(None, 0)? else {
+    let Some(child) = plain_clone(0)? else {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         // SAFETY: a fresh mapping where the kernel likes.
         let room =
@@ -199,10 +207,21 @@ pub fn move_fd(from: i32, to: i32) -> nix::Result<()> {
     if ret < 0 { Err(Errno::last()) } else { Ok(()) }
 }
 
-/// Takes over a descriptor that was inherited, whose number the command line tells.
+/// A further descriptor of what `fd` of this process refers to.
+///
+/// # Errors
+/// As fcntl(2) F_DUPFD_CLOEXEC.
+pub fn duplicate(fd: u32) -> nix::Result<OwnedFd> {
+    // SAFETY: adds a descriptor.
+    let new = unsafe { libc::fcntl(fd.cast_signed(), libc::F_DUPFD_CLOEXEC, 0) };
+    // SAFETY: just made, owned by nobody else.
+    Errno::result(new).map(|new| unsafe { OwnedFd::from_raw_fd(new) })
+}
+
+/// Takes over a descriptor that was inherited, whose number the command line tells, or that came by SCM_RIGHTS.
 #[must_use]
 pub fn own_fd(fd: i32) -> OwnedFd {
-    // SAFETY: who started this process gave it to us, and nobody else here knows of it.
+    // SAFETY: who started this process, or sent it, gave it to us, and nobody else here knows of it.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 

@@ -65,6 +65,37 @@ impl ControlPage {
         }
     }
 
+    /// Waits until nobody else chooses ids ([`Control::choosing`]). Returns whether the restore goes on.
+    #[must_use]
+    pub fn begin_choosing(&self) -> bool {
+        let Control { choosing, failed, .. } = self.get();
+        while choosing.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            if failed.load(Ordering::Acquire) != 0 {
+                return false;
+            }
+            wait(choosing, 1);
+        }
+        true
+    }
+
+    /// The next one may choose.
+    pub fn end_choosing(&self) {
+        let choosing = &self.get().choosing;
+        choosing.store(0, Ordering::Release);
+        wake(choosing);
+    }
+
+    /// Has the first try to get an id fail each time.
+    pub fn take_ids(&self) {
+        self.get().taken.store(1, Ordering::Relaxed);
+    }
+
+    /// Whether it is to fail.
+    #[must_use]
+    pub fn are_ids_taken(&self) -> bool {
+        self.get().taken.load(Ordering::Relaxed) != 0
+    }
+
     /// Has the `count`th op of a family fail, or its process die if there is no error.
     pub fn fail_at(&self, family: Family, count: u32, errno: Option<Errno>) {
         let fault = &self.get().fault;

@@ -36,7 +36,7 @@ impl Stranger {
     pub fn new(uid: u32, gid: u32) -> nix::Result<Self> {
         let (answer, tell) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
         let parent = nix::unistd::getpid();
-        let Some(pid) = process::fork(None, 0)? else {
+        let Some(pid) = process::fork(0)? else {
             let errno = become_stranger(uid, gid).err().map_or(0, |errno| errno as i32);
             if nix::unistd::getppid() != parent {
                 // Killed before the signal was asked for, which then never comes.

@@ -137,7 +137,7 @@ pub(crate) fn start(descriptors: &BTreeMap<Instance, OwnedFd>) -> Result<Instanc
         words.extend([CString::from(c"--task"), CString::new(tracked.to_string())?]);
     }
     let (started, starting) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("pipe")?;
-    let Some(pid) = process::fork(None, 0).context("fork the keeper")? else {
+    let Some(pid) = process::fork(0).context("fork the keeper")? else {
         let error = exec(descriptors, &words);
         let _ = nix::unistd::write(&starting, &(error as i32).to_ne_bytes());
         process::exit(1)

@@ -109,6 +109,8 @@ impl Contents {
             words_addr: if self.words == 0 { 0 } else { words_addr },
             fds_from: self.fds_from,
             vdso: self.vdso as u64,
+            last_pid: 0,
+            try_timer_ids: 0,
         }
     }
 }

@@ -88,6 +88,8 @@ pub enum Need {
     Program(usize),
     /// The other end of the socket that such a task is restored by, by the index of that task.
     Socket(usize),
+    /// `/proc/sys/kernel/ns_last_pid`, where ids are chosen by it.
+    LastPid,
 }
 
 /// The working fds of one task, in slot order after the fixed ones.

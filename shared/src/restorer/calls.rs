@@ -114,7 +114,8 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
             plain(nr::__NR_setitimer, u64::from(which), &[which as usize, address(&timer), 0])
         }
         Op::TimerCreate { id, clock, notify, thread, signal, value } => {
-            timer::create(&SigEvent::new(value as Word, signal, notify, thread), clock, id)
+            let event = SigEvent::new(value as Word, signal, notify, thread);
+            timer::create(&event, clock, id, session.start.try_timer_ids != 0)
         }
         Op::TimerStart { id, clock, interval_ns, left_ns, fired, taken } => {
             timer::start(id, &timer::Times { clock, interval_ns, left_ns, fired, taken })

@@ -10,7 +10,7 @@
 
 use super::receive::size;
 use super::run::{self, Leader};
-use super::{Failure, Session};
+use super::{Failure, Session, ids};
 use crate::abi::common::CloneArgs;
 use crate::op::birth::Birth;
 use crate::proto::{Gathering, Stage, THREAD_STACK};
@@ -150,13 +150,11 @@ fn clone(session: &Session, flags: u64, exit_signal: u32, stack: u32, born: Born
         exit_signal: if flags & CLONE_PARENT == 0 { u64::from(exit_signal) } else { 0 },
         stack,
         stack_size: THREAD_STACK,
-        set_tid: core::ptr::from_ref(&pid) as u64,
-        set_tid_size: 1,
         ..CloneArgs::default()
     };
     // SAFETY: the stack is the new task's alone, or it has a copy.
-    let ret = unsafe { sys::clone3_thread(&args, enter, at as usize) };
-    sys::check(ret).map(drop).map_err(|errno| Failure::new(errno, u64::from(pid as u32)))
+    let cloned = unsafe { ids::clone(session, &args, pid, enter, at as usize) };
+    cloned.map_err(|errno| Failure::new(errno, u64::from(pid as u32)))
 }
 
 extern "C" fn enter(born: usize) -> ! {
@@ -212,7 +210,7 @@ pub(super) fn exec(program: usize, socket: usize) -> Result<(), Failure> {
 }
 
 /// A number as a string that ends with a zero byte, at the end of the buffer.
-fn decimal(mut number: usize, text: &mut [u8; 12]) -> &[u8] {
+pub(super) fn decimal(mut number: usize, text: &mut [u8; 12]) -> &[u8] {
     let mut at = text.len() - 1;
     loop {
         at -= 1;

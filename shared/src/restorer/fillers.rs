@@ -8,7 +8,7 @@
 //! clears a word on it) before the leader goes on.
 
 use super::memory::Fills;
-use super::{Failure, Session};
+use super::{Failure, Session, ids};
 use crate::abi::common::CloneArgs;
 use crate::op::{self, Op};
 use crate::proto::{FILLERS_FROM, MAX_FILLERS, Stage, THREAD_STACK};
@@ -140,13 +140,11 @@ fn spawn<'a>(
         child_tid: core::ptr::from_ref(alive) as u64,
         stack,
         stack_size: THREAD_STACK,
-        set_tid: core::ptr::from_ref(&tid) as u64,
-        set_tid_size: 1,
         ..CloneArgs::default()
     };
     // SAFETY: the stack is the thread's alone.
-    let ret = unsafe { sys::clone3_thread(&args, fill, at as usize) };
-    sys::check(ret).ok().map(|_| alive)
+    let cloned = unsafe { ids::clone(session, &args, tid, fill, at as usize) };
+    cloned.ok().map(|()| alive)
 }
 
 extern "C" fn fill(birth: usize) -> ! {

@@ -17,6 +17,7 @@ mod clear;
 mod family;
 mod fault;
 mod fillers;
+mod ids;
 mod late;
 mod lazy;
 mod ldt;

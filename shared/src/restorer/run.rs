@@ -6,7 +6,7 @@
 use super::fillers::{Fillers, Share};
 use super::memory::Fills;
 use super::receive::size;
-use super::{Failure, Session, calls, family, fault, late, seccomp};
+use super::{Failure, Session, calls, family, fault, ids, late, seccomp};
 use crate::abi::common::CloneArgs;
 use crate::op::{self, Op};
 use crate::proto::{Report, Stage, THREAD_STACK};
@@ -217,20 +217,10 @@ fn spawn(session: &Session, tid: i32, stack: u32, ops: &[u8]) -> Result<(), Fail
     // SAFETY: the bottom of the thread's own stack, mapped, aligned, and unused; the references in it outlive the
     // thread's use of them, since the leader's frame stays until the hole goes away.
     unsafe { at.write(birth) };
-    let args = CloneArgs {
-        flags: FLAGS,
-        stack,
-        stack_size: THREAD_STACK,
-        set_tid: core::ptr::from_ref(&tid) as u64,
-        set_tid_size: 1,
-        ..CloneArgs::default()
-    };
+    let args = CloneArgs { flags: FLAGS, stack, stack_size: THREAD_STACK, ..CloneArgs::default() };
     // SAFETY: the stack is the thread's alone.
-    let ret = unsafe { sys::clone3_thread(&args, thread, at as usize) };
-    match sys::check(ret) {
-        Ok(_) => Ok(()),
-        Err(errno) => Err(Failure::new(errno, u64::from(tid as u32))),
-    }
+    let cloned = unsafe { ids::clone(session, &args, tid, thread, at as usize) };
+    cloned.map_err(|errno| Failure::new(errno, u64::from(tid as u32)))
 }
 
 const _: () = assert!(nr::__NR_clone3 == 435, "the number in the assembly of sys");

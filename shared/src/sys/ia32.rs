@@ -60,6 +60,48 @@ global_asm!(
     "ret",
 );
 
+// long crr_clone_thread(unsigned long flags, void *stack, void (*entry)(void *), void *arg, int tid, int *gone)
+// The child looks at its own id. If it is another one it ends, and has the kernel clear the word then; it touches no memory.
+global_asm!(
+    ".globl crr_clone_thread",
+    "crr_clone_thread:",
+    "push ebx",
+    "push esi",
+    "push edi",
+    "push ebp",
+    "mov ebx, [esp + 20]",
+    "mov ecx, [esp + 24]",
+    "mov edx, [esp + 28]",
+    "mov esi, [esp + 32]",
+    "mov edi, [esp + 36]",
+    "mov ebp, [esp + 40]",
+    "mov eax, 120",
+    "int 0x80",
+    "test eax, eax",
+    "jnz 2f",
+    "mov eax, 224", // gettid
+    "int 0x80",
+    "cmp eax, edi",
+    "jne 3f",
+    "xor ebp, ebp",
+    "sub esp, 12",
+    "push esi",
+    "call edx",
+    "ud2",
+    "3: mov ebx, ebp",
+    "mov eax, 258", // set_tid_address
+    "int 0x80",
+    "xor ebx, ebx",
+    "mov eax, 1", // exit
+    "int 0x80",
+    "ud2",
+    "2: pop ebp",
+    "pop edi",
+    "pop esi",
+    "pop ebx",
+    "ret",
+);
+
 // int crr_syscall_64(unsigned nr, const unsigned long long args[2]): to 64-bit code by a far return, __USER_CS (0x33) being
 // open to every task, and back to __USER32_CS (0x23) by another. The instructions between are 64-bit ones, given as bytes where
 // this mode has none.
@@ -98,6 +140,14 @@ pub fn set_entry(entry: usize) {
 unsafe extern "C" {
     fn crr_syscall6(nr: usize, args: *const usize, entry: usize) -> isize;
     fn crr_syscall_64(nr: u32, args: *const u64) -> i32;
+    fn crr_clone_thread(
+        flags: usize,
+        stack: usize,
+        entry: extern "C" fn(usize) -> !,
+        arg: usize,
+        tid: i32,
+        gone: *mut u32,
+    ) -> isize;
     fn crr_clone3_thread(
         args: *const CloneArgs,
         size: usize,
@@ -131,4 +181,21 @@ pub unsafe fn foreign_call(nr: u32, args: [u64; 2]) -> i32 {
 pub unsafe fn clone3_thread(args: &CloneArgs, entry: extern "C" fn(usize) -> !, arg: usize) -> isize {
     // SAFETY: the caller's promise.
     unsafe { crr_clone3_thread(args, core::mem::size_of::<CloneArgs>(), entry, arg) }
+}
+
+/// clone of a thread that runs `entry(arg)` on a stack that ends at `stack`, if its id is `tid`; else it ends at once, and
+/// with a common address space the kernel clears `gone` then.
+///
+/// # Safety
+/// As [`clone3_thread`].
+pub unsafe fn clone_thread(
+    flags: usize,
+    stack: usize,
+    entry: extern "C" fn(usize) -> !,
+    arg: usize,
+    tid: i32,
+    gone: *mut u32,
+) -> isize {
+    // SAFETY: the caller's promise.
+    unsafe { crr_clone_thread(flags, stack, entry, arg, tid, gone) }
 }

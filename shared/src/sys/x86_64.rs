@@ -68,7 +68,43 @@ global_asm!(
     "2: ret",
 );
 
+// long crr_clone_thread(unsigned long flags, void *stack, void (*entry)(void *), void *arg, int tid, int *gone)
+// The child looks at its own id. If it is another one it ends, and has the kernel clear the word then; it touches no memory.
+global_asm!(
+    ".globl crr_clone_thread",
+    "crr_clone_thread:",
+    "mov r10, rcx",
+    "mov eax, 56",
+    "syscall",
+    "test rax, rax",
+    "jnz 2f",
+    "mov eax, 186", // gettid
+    "syscall",
+    "cmp eax, r8d",
+    "jne 3f",
+    "xor ebp, ebp",
+    "mov rdi, r10",
+    "call rdx",
+    "ud2",
+    "3: mov rdi, r9",
+    "mov eax, 218", // set_tid_address
+    "syscall",
+    "xor edi, edi",
+    "mov eax, 60", // exit
+    "syscall",
+    "ud2",
+    "2: ret",
+);
+
 unsafe extern "C" {
+    fn crr_clone_thread(
+        flags: usize,
+        stack: usize,
+        entry: extern "C" fn(usize) -> !,
+        arg: usize,
+        tid: i32,
+        gone: *mut u32,
+    ) -> isize;
     fn crr_clone3_thread(
         args: *const CloneArgs,
         size: usize,
@@ -84,6 +120,23 @@ unsafe extern "C" {
 pub unsafe fn clone3_thread(args: &CloneArgs, entry: extern "C" fn(usize) -> !, arg: usize) -> isize {
     // SAFETY: the caller's promise.
     unsafe { crr_clone3_thread(args, size_of::<CloneArgs>(), entry, arg) }
+}
+
+/// clone of a thread that runs `entry(arg)` on a stack that ends at `stack`, if its id is `tid`; else it ends at once, and
+/// with a common address space the kernel clears `gone` then.
+///
+/// # Safety
+/// As [`clone3_thread`].
+pub unsafe fn clone_thread(
+    flags: usize,
+    stack: usize,
+    entry: extern "C" fn(usize) -> !,
+    arg: usize,
+    tid: i32,
+    gone: *mut u32,
+) -> isize {
+    // SAFETY: the caller's promise.
+    unsafe { crr_clone_thread(flags, stack, entry, arg, tid, gone) }
 }
 
 /// System calls of x86_64 need no entry point.

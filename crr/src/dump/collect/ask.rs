@@ -5,6 +5,7 @@ use crate::dump::guard::Unguarded;
 use crate::proc::Dir;
 use crate::ptrace::{Patience, Stopped, regs};
 use crate::remote::{Cache, Executor, Gadget, NoRoom, Target, finds_back, in_restart_block};
+use crate::resource::file::copies::{self, Copies};
 use crate::resource::landlock::Bystanders;
 use crate::resource::ldt::AskLdt;
 use crate::resource::signal::AskSignals;
@@ -50,12 +51,16 @@ pub(super) struct Facts<'a> {
     pub(super) late: bool,
     /// The kernel does not tell what threads have registered with rseq.
     pub(super) rseq_untold: bool,
+    /// It has to send its open files.
+    pub(super) sends_files: bool,
 }
 
 /// What a task tells of its memory.
 pub(super) struct Told {
     pub(super) brk: Addr,
     pub(super) policies: Vec<AreaPolicy>,
+    /// Its open files, if it was asked for them and can send them.
+    pub(super) copies: Option<Copies>,
 }
 
 /// Has the task tell what only it can. Its executor is unmapped again even if that fails.
@@ -71,7 +76,8 @@ pub(super) fn ask(
     refuse: &mut Refuse<'_>,
     patience: &Patience,
 ) -> Result<Option<Told>> {
-    let Facts { dir, vmas, resident_kib, bystanders, semaphores, guarded, late, rseq_untold } = facts;
+    let Facts { dir, vmas, resident_kib, bystanders, semaphores, guarded, late, rseq_untold, sends_files } =
+        facts;
     let caller = match find_caller(threads, target.abi)? {
         Caller::Safe(index) => index,
         Caller::Exposed(index) if guarded => index,
@@ -83,6 +89,11 @@ pub(super) fn ask(
     let pid = target.deputy;
     let executor = Executor::open(target, &mut threads[caller], memory, patience)?;
     let asked = (|| -> Result<Told> {
+        let mut copies = None;
+        if sends_files {
+            let numbers = dir.numbers::<u32>("fd").context("list fds")?;
+            copies = copies::fetch(&executor, &mut threads[caller], &numbers, refuse, patience)?;
+        }
         let [deputy, others @ ..] = &mut *threads else { bail!("no thread") };
         let stranger = bystanders.for_thread(&record.threads[0].creds)?;
         let brk = ask_deputy(&executor, deputy, record, (dir, stranger), refuse, patience)?;
@@ -104,7 +115,7 @@ pub(super) fn ask(
         let facts = lock_future::Facts { dir, vmas, policies: &policies };
         let locks = lock_future::dump(&executor, &mut threads[caller], record, facts, refuse, patience)?;
         record.attributes.lock_future = locks;
-        Ok(Told { brk, policies })
+        Ok(Told { brk, policies, copies })
     })();
     let closed = executor.close(&mut threads[caller], patience);
     let told = match asked.map_err(|e| (e.downcast_ref().copied(), e)) {

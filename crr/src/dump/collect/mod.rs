@@ -13,6 +13,7 @@ use super::known::{Known, Mates};
 use super::pages::{Contents, Look};
 use super::room;
 use super::{After, Base, Options};
+use crate::kernel;
 use crate::parallel;
 use crate::proc::{Dir, has_ended, living_thread, stat, status};
 use crate::ptrace::Patience;
@@ -88,6 +89,8 @@ struct Tables {
     gadgets: Cache,
     filters: seccomp::Table,
     guarded: bool,
+    /// The kernel cannot take descriptors from tasks: they send them.
+    send_files: bool,
     /// The dump is refused for a thread that did not stop: this is to find what else is in the way.
     late: bool,
     semaphores: sysv::undo::Sets,
@@ -119,6 +122,7 @@ pub(super) fn collect(
         gadgets: Cache::default(),
         filters: seccomp::Table::default(),
         guarded: frozen.guarded,
+        send_files: !kernel::has_pidfd_getfd(),
         late: frozen.late,
         semaphores: sysv::undo::Sets::default(),
         terminal: None,

@@ -10,6 +10,7 @@ use crate::proc::{Dir, smaps, stat, status};
 use crate::ptrace::{Patience, Stopped, regs};
 use crate::refusal::Refusals;
 use crate::remote::{Target, in_leftover, is_leftover};
+use crate::resource::file::copies::Copies;
 use crate::resource::namespace::Namespaces;
 use crate::resource::task as properties;
 use crate::resource::{
@@ -17,6 +18,7 @@ use crate::resource::{
 };
 use anyhow::{Context, Result, bail};
 use images::attribute::TaskAttributes;
+use images::file::FdEntry;
 use images::memory::{AreaName, Space, Vma};
 use images::task::Task;
 use images::thread::{Regs, Thread};
@@ -35,6 +37,8 @@ pub(super) fn collect_task(
     let (deputy, leader_ended) = (task.deputy(), task.leader_ended());
     let FrozenTask { pid, name, dir, threads, stopped_by, waits } = task;
     let (pid, dir) = (*pid, &*dir);
+    // Who sends its files counts on a number that is free. Somebody who is refused, or does not stop, may have the same table.
+    let nothing_in_the_way = refusals.is_empty() && !tables.late;
     let refuse = &mut Refuse::new(refusals, pid, name);
     let namespaces = Namespaces::of(dir)?;
     namespaces.refuse_others(&tables.ready.own_namespaces, refuse);
@@ -43,10 +47,10 @@ pub(super) fn collect_task(
         Some(areas) => areas,
         None => dump_areas(deputy, dir, tables, refuse)?,
     };
-    let fds = match shares.files {
-        Some(_) => Vec::new(),
-        None => tables.files.dump_task(deputy, dir, &mut tables.paths, tables.terminal, refuse)?,
-    };
+    let sends_files = tables.send_files && shares.files.is_none() && nothing_in_the_way;
+    let copies =
+        if tables.send_files || shares.files.is_some() { None } else { Copies::open(deputy, refuse)? };
+    let fds = tables.dump_files(deputy, dir, copies.as_ref(), refuse)?;
     let mut link = |name| file::dump_link(dir, name, &mut tables.paths, refuse);
     let exe = link("exe")?;
     let (cwd, root) = match known.directories() {
@@ -128,14 +132,31 @@ pub(super) fn collect_task(
         let resident_kib = whole.resident_kib;
         let (guarded, late) = (tables.guarded, tables.late);
         let (bystanders, semaphores) = (&mut tables.ready.bystanders, &mut tables.semaphores);
-        let facts =
-            Facts { dir, vmas: &vmas, resident_kib, bystanders, semaphores, guarded, late, rseq_untold };
+        let facts = Facts {
+            dir,
+            vmas: &vmas,
+            resident_kib,
+            bystanders,
+            semaphores,
+            guarded,
+            late,
+            rseq_untold,
+            sends_files,
+        };
         dispatch::suspend(threads, &record.threads, tables.guarded)?;
         let told = ask(target, threads, &mut record, facts, refuse, patience);
         dispatch::resume(threads, &record.threads)?;
         if let Some(told) = told? {
             (layout.brk, policies) = (told.brk, told.policies);
+            if sends_files {
+                record.fds = tables.dump_files(deputy, dir, told.copies.as_ref(), refuse)?;
+            }
         }
+    } else if sends_files {
+        refuse.because(
+            "file descriptors",
+            "cannot be had: without pidfd_getfd (Linux 5.6), its task has to be asked",
+        );
     }
     // Only now: timers go on while the task is asked, and one that expired meanwhile has left its signal here.
     signal::complete_pending(threads, &mut record)?;
@@ -153,6 +174,20 @@ pub(super) fn collect_task(
     dir.read("auxv", &mut tables.buffer).context("read auxv")?;
     let auxv = cut_auxv(&tables.buffer, abi).to_vec();
     Ok(Some((record, Space { vmas, runs: Vec::new(), policies, guards: Vec::new(), names, layout, auxv })))
+}
+
+impl Tables {
+    /// The descriptors of a task, if there is a way to have them.
+    fn dump_files(
+        &mut self,
+        deputy: Pid,
+        dir: &Dir,
+        copies: Option<&Copies>,
+        refuse: &mut Refuse<'_>,
+    ) -> Result<Vec<FdEntry>> {
+        let Some(copies) = copies else { return Ok(Vec::new()) };
+        self.files.dump_task(deputy, dir, copies, &mut self.paths, self.terminal, refuse)
+    }
 }
 
 pub(in crate::dump) fn read_statuses(

@@ -5,9 +5,11 @@
 //! has the epoll. kcmp(2) tells, with all descriptions of the tree in the kernel's own order.
 
 use super::{Place, Tree, signals};
+use crate::kernel;
 use crate::proc::event as shown;
 use crate::refusal::Refusals;
 use crate::resource::Refuse;
+use crate::resource::file::copies;
 use crate::resource::path::CLOSE;
 use crate::sys::event as sys;
 use crate::sys::kcmp::{Kind, kcmp, kcmp_watched};
@@ -231,10 +233,12 @@ fn obstacle(
         // Always ready for something, or made so for a moment.
         Target::Eventfd(_) | Target::Timerfd(_) => None,
         Target::Pipe(_) if descriptions[watch.description.0 as usize].flags & 3 == 0 => None,
+        _ if told && !kernel::has_pidfd_getfd() => Some((
+            "which has told its event (EPOLLONESHOT), and without pidfd_getfd (Linux 5.6) nobody tells whether it is ready",
+            ARM,
+        )),
         _ if told => {
-            let (pid, fd) = tree.holders[watch.description.0 as usize];
-            let pidfd = crate::sys::pidfd::open(pid).context("pidfd_open")?;
-            let copy = crate::sys::pidfd::get_fd(pidfd.as_fd(), fd).context("pidfd_getfd")?;
+            let copy = copies::copy_of(tree.holders[watch.description.0 as usize])?;
             (!is_ready(copy.as_fd())?)
                 .then_some(("which has told its event (EPOLLONESHOT) and is not ready for anything", ARM))
         }

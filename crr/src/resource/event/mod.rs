@@ -20,8 +20,8 @@ use super::{Refuse, inotify};
 use crate::proc::tasks::comm_of;
 use crate::proc::{event as shown, living_thread};
 use crate::refusal::Refusals;
+use crate::resource::file::copies;
 use crate::sys::kcmp::{self, kcmp};
-use crate::sys::pidfd;
 use anyhow::{Context, Result};
 use images::event::{Epoll, Eventfd, Notify, Timerfd};
 use images::file::{Description, Target};
@@ -29,7 +29,8 @@ use images::task::{Task, Zombie};
 use images::{DescriptionId, Pid};
 use std::cmp::Ordering;
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 /// Where a file was found.
 #[derive(Clone, Debug)]
@@ -42,13 +43,17 @@ pub(crate) struct Place {
     pub(crate) task: (Pid, String),
     /// What messages call it.
     pub(crate) object: String,
+    /// crr's own descriptor, where none can be had any more.
+    pub(crate) sent: Option<Rc<OwnedFd>>,
 }
 
 impl Place {
     /// crr's own descriptor of it.
     pub(crate) fn copy(&self) -> Result<OwnedFd> {
-        let pidfd = pidfd::open(self.holder.0).context("pidfd_open")?;
-        pidfd::get_fd(pidfd.as_fd(), self.holder.1).context("pidfd_getfd")
+        match &self.sent {
+            Some(copy) => copy.try_clone().context("dup"),
+            None => copies::copy_of(self.holder),
+        }
     }
 
     /// What /proc shows of it now.

@@ -154,7 +154,7 @@ fn number(tasks: &[Task], id: DescriptionId, notify: Option<&Notify>) -> Option<
 
 /// Does something as another user, in a process of its own.
 fn as_user((real, effective): (u32, u32), body: impl FnOnce() -> nix::Result<()>) -> Result<nix::Result<()>> {
-    let Some(child) = process::fork(None, 0).context("fork")? else {
+    let Some(child) = process::fork(0).context("fork")? else {
         let (real, effective) = (Uid::from_raw(real), Uid::from_raw(effective));
         let done = setresuid(real, effective, effective).and_then(|()| body());
         process::exit(done.err().map_or(0, |errno| errno as i32))

@@ -83,7 +83,13 @@ mod tests {
     fn place(timer: &OwnedFd) -> Place {
         let own = std::process::id().cast_signed();
         let fd = timer.as_raw_fd().cast_unsigned();
-        Place { id: DescriptionId(0), holder: (own, fd), task: (own, String::new()), object: String::new() }
+        Place {
+            id: DescriptionId(0),
+            holder: (own, fd),
+            task: (own, String::new()),
+            object: String::new(),
+            sent: None,
+        }
     }
 
     fn dumped(timer: &OwnedFd) -> Timerfd {

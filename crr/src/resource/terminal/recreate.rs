@@ -191,7 +191,7 @@ impl Making<'_> {
         for &(index, description, _, path) in self.users.iter().filter(|user| user.2 == PtyEnd::Controlling) {
             // What the other process opens takes the place of this one.
             let place = slave.try_clone().context("duplicate a descriptor")?;
-            let Some(child) = process::fork(None, process::CLONE_FILES).context("fork")? else {
+            let Some(child) = process::fork(process::CLONE_FILES).context("fork")? else {
                 let path = &self.files.paths[path.0 as usize];
                 let opened = in_own_session(slave, || reopen::open(path, description, self.ia32));
                 let placed = opened.and_then(|opened| {

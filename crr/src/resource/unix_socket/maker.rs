@@ -4,7 +4,7 @@
 //! process ids are free, and so are those of processes that had ended before the dump: one with the right id and
 //! credentials makes the call.
 
-use crate::sys::process;
+use crate::sys::{last_pid, process};
 use anyhow::{Context, Result, bail};
 use images::Pid;
 use images::socket::PeerCredentials;
@@ -21,12 +21,15 @@ use std::os::fd::{AsRawFd, OwnedFd};
 /// As fork(2), and what `act` answers.
 pub(super) fn act(who: Option<&PeerCredentials>, act: impl FnOnce() -> nix::Result<()>) -> Result<()> {
     let Some(who) = who else { return Ok(act()?) };
-    let child = match process::fork(Some(who.pid).filter(|pid| *pid > 1), process::CLONE_FILES) {
-        Err(Errno::EEXIST) => {
-            log::warn!("SO_PEERCRED will show another process id than {}: that is taken", who.pid);
-            process::fork(None, process::CLONE_FILES)
-        }
-        forked => forked,
+    let child = match who.pid {
+        ..=1 => process::fork(process::CLONE_FILES),
+        pid => match last_pid::fork(pid, process::CLONE_FILES) {
+            Err(Errno::EEXIST) => {
+                log::warn!("SO_PEERCRED will show another process id than {pid}: that is taken");
+                process::fork(process::CLONE_FILES)
+            }
+            forked => forked,
+        },
     };
     match child.with_context(|| format!("fork a process with id {}", who.pid))? {
         None => {
@@ -74,7 +77,7 @@ impl StandIns {
         let (wait, release) = pipe2(OFlag::O_CLOEXEC).context("pipe")?;
         let release = stand_ins.release.insert(release);
         for pid in wanted {
-            match process::fork(Some(pid), 0) {
+            match last_pid::fork(pid, 0) {
                 Ok(Some(_)) => stand_ins.pids.push(pid),
                 Ok(None) => {
                     process::close_fd(release.as_raw_fd());

@@ -291,7 +291,7 @@ mod tests {
         a.send(b"abc").unwrap();
         peek_offset::set(b.as_fd(), 2).unwrap();
         // SIGKILL between the change and the end of the reading.
-        let child = crate::sys::process::fork(None, 0).unwrap();
+        let child = crate::sys::process::fork(0).unwrap();
         let Some(child) = child else {
             let before = Before::of(b.as_fd(), &[]).unwrap();
             let _keeper = Keeper::new(|| before.put_back());
