@@ -16,11 +16,19 @@ pub enum Switch {
     CloseRange,
     /// userfaultfd(2); tasks read their memory themselves.
     Userfaultfd,
+    /// Asynchronous protection by userfaultfd; soft-dirty bits tell what was written.
+    UffdWpAsync,
 }
 
 impl Switch {
-    const ALL: [Self; 5] =
-        [Self::PagemapScan, Self::PtraceRseq, Self::PtraceSyscallInfo, Self::CloseRange, Self::Userfaultfd];
+    const ALL: [Self; 6] = [
+        Self::PagemapScan,
+        Self::PtraceRseq,
+        Self::PtraceSyscallInfo,
+        Self::CloseRange,
+        Self::Userfaultfd,
+        Self::UffdWpAsync,
+    ];
 
     /// What `crr check` calls it.
     const fn name(self) -> &'static str {
@@ -30,6 +38,7 @@ impl Switch {
             Self::PtraceSyscallInfo => "ptrace-syscall-info",
             Self::CloseRange => "close-range-cloexec",
             Self::Userfaultfd => "userfaultfd",
+            Self::UffdWpAsync => "uffd-wp-async",
         }
     }
 }
