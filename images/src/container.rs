@@ -68,7 +68,7 @@ impl Kind {
         match self {
             Self::Tree => 4,
             Self::Files => 6,
-            Self::Inventory => 3,
+            Self::Inventory => 4,
             Self::Memory => 4,
             Self::Pages => 2,
         }

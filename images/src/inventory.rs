@@ -47,13 +47,22 @@ pub struct Parent {
     pub crc: u32,
 }
 
-/// What tells which pages were written since.
+/// What a pre-dump leaves to those that build on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PreDump {
-    /// The process that keeps track of the tasks' memory.
-    pub keeper: Instance,
+    /// What tells which pages were written since.
+    pub tracking: Tracking,
     /// The tasks, in the order of [`crate::memory::Memory::spaces`].
     pub tasks: Vec<Instance>,
+}
+
+/// What tells which pages of tasks were written since a pre-dump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Tracking {
+    /// They are write-protected as long as this process is there, which has the descriptors.
+    WriteProtected(Instance),
+    /// The soft-dirty bits of the page tables, which are to be believed only of pages with the checksums that they had.
+    SoftDirty,
 }
 
 /// A process, told from others that had its pid before or have it later.

@@ -127,12 +127,17 @@ static void step(int number)
 	}
 }
 
-static void step_and_tell(int number)
+static void tell(int number)
 {
-	step(number);
 	char line[16];
 	int length = snprintf(line, sizeof(line), "STEP %d\n", number);
 	MUST(write(STDOUT_FILENO, line, (size_t)length));
+}
+
+static void step_and_tell(int number)
+{
+	step(number);
+	tell(number);
 }
 
 CASE(steps)
@@ -182,6 +187,93 @@ CASE(steps)
 }
 
 /*
+ * What soft-dirty bits do not tell of: a page table that is moved as it is, to where other pages were.
+ */
+enum { TABLE = 2 * MIB };
+
+static char *arriving, *arrived;
+
+/* A place at a multiple of TABLE, with nothing in it. */
+static char *room_for_tables(size_t count)
+{
+	char *room = MUST((char *)mmap(NULL, (count + 1) * TABLE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	return room + (-(uintptr_t)room & (TABLE - 1));
+}
+
+static void move_table(int number)
+{
+	if (number == 1)
+		MUST(mremap(arriving, TABLE, TABLE, MREMAP_MAYMOVE | MREMAP_FIXED, arrived));
+	tell(number);
+}
+
+CASE(moved)
+{
+	arriving = room_for_tables(3);
+	arrived = arriving + 2 * TABLE;
+	char *tables[] = { arriving, arrived };
+	for (size_t i = 0; i < LENGTH(tables); i++) {
+		MUST(mprotect(tables[i], TABLE, PROT_READ | PROT_WRITE));
+		madvise(tables[i], TABLE, MADV_NOHUGEPAGE);
+		fill(tables[i], TABLE, 10 + (uint32_t)i);
+	}
+	rounds(move_table);
+	CHECK_FILL(arrived, TABLE, 10);
+}
+
+/*
+ * Another: a page that may be written since its area is a new one in part, and is not any more when that is joined with an old one.
+ */
+static char *beside;
+static struct pages joining, old;
+
+static void join(int number)
+{
+	const int both = PROT_READ | PROT_WRITE;
+	if (number == 2) {
+		char *page = MUST((char *)mmap(beside, PAGE, both, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+		page[0] = 1;
+		MUST(mprotect(joining.memory, AREA * PAGE, PROT_NONE));
+		MUST(mprotect(joining.memory, AREA * PAGE, both));
+		put(&joining, 5, 505);
+		MUST(mprotect(old.memory, AREA * PAGE, both));
+	}
+	tell(number);
+}
+
+CASE(joined)
+{
+	beside = room_for_tables(1);
+	joining.memory = beside + PAGE;
+	old.memory = joining.memory + AREA * PAGE;
+	MUST(mprotect(joining.memory, 2 * AREA * PAGE, PROT_READ | PROT_WRITE));
+	put_all(&joining, 20);
+	put_all(&old, 30);
+	MUST(mprotect(old.memory, AREA * PAGE, PROT_READ));
+	rounds(join);
+	look(&joining, "joining");
+	look(&old, "old");
+}
+
+/* And a program that uses them itself, as garbage collectors do. */
+static void write_and_clear(int number)
+{
+	put(&written, 7, 1000 * (uint32_t)number);
+	int fd = MUST(open("/proc/self/clear_refs", O_WRONLY));
+	MUST(write(fd, "4", 1));
+	close(fd);
+	tell(number);
+}
+
+CASE(cleared)
+{
+	written.memory = map_anonymous(AREA * PAGE);
+	put_all(&written, 1);
+	rounds(write_and_clear);
+	look(&written, "written");
+}
+
+/*
  * A program that never stops writing: threads count in pages of their own, in order, while most of its memory stays as
  * it is. What a thread has written last is known to itself.
  */
@@ -212,11 +304,6 @@ static void *count(void *argument)
 	return NULL;
 }
 
-static void nothing(int number)
-{
-	(void)number;
-}
-
 CASE(writer)
 {
 	pthread_t threads[WRITERS];
@@ -229,7 +316,7 @@ CASE(writer)
 		hot[i] = (struct hot *)map_anonymous(sizeof(struct hot));
 		MUST0(pthread_create(&threads[i], NULL, count, (void *)i));
 	}
-	rounds(nothing);
+	rounds(tell);
 	stop = true;
 	for (size_t i = 0; i < WRITERS; i++) {
 		MUST0(pthread_join(threads[i], NULL));

@@ -25,8 +25,8 @@ use crate::stats::{self, Stage, Stats};
 use crate::store::{Compression, Destination, Writer};
 use crate::sys::limits;
 use crate::sys::{process, xsave};
+use crate::track::Previous;
 use crate::track::keeper::{self, Keeper};
-use crate::track::{self, Previous};
 use anyhow::{Context, Result};
 use collect::{Collected, Ready, collect};
 use freeze::Frozen;
@@ -37,7 +37,6 @@ use images::task::Tree;
 use images::{Abi, Pid};
 use pages::Form;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -195,11 +194,11 @@ impl Base {
     fn take(previous: Previous, frozen: &Frozen) -> Result<Self> {
         let mut kept = BTreeMap::new();
         for task in &frozen.tasks {
-            let pagemap = File::from(task.dir.open("pagemap").context("open pagemap")?);
-            kept.insert(task.pid, previous.unwritten(track::instance(task.pid)?, &pagemap)?);
+            let right = previous.right(task).with_context(|| format!("task {}", task.pid))?;
+            kept.insert(task.pid, right);
         }
-        let Previous { parent, first_page, keeper, .. } = previous;
-        Ok(Self { parent: Some(parent), first_page, kept, keeper })
+        let (parent, first_page) = (previous.parent.clone(), previous.first_page);
+        Ok(Self { parent: Some(parent), first_page, kept, keeper: previous.into_keeper() })
     }
 
     fn kept(&self, pid: Pid) -> &[Run] {

@@ -9,6 +9,8 @@
 //! copy        what the last round did not know
 //! keep        a process has the descriptors; the inventory tells which
 //! ```
+//!
+//! With soft-dirty bits there is no descriptor and no keeper, and to protect is to clear the bits.
 
 use super::collect::{abi, ask, task};
 use super::freeze::{Frozen, FrozenTask};
@@ -19,19 +21,20 @@ use crate::proc::smaps;
 use crate::ptrace::{self, Patience, Stopped};
 use crate::refusal::Refusals;
 use crate::remote::{Arg, Cache, Call, CodeArea, Executor, Gadget, Target, is_leftover};
-use crate::resource::{Refuse, memory, rseq, seccomp};
+use crate::resource::{Refuse, memory, rseq, seccomp, sharing};
 use crate::stats::{self, Stage, Stats};
 use crate::store::{Compression, Destination, Writer};
 use crate::sys::{limits, pidfd, userfaultfd};
-use crate::track::{Previous, instance, keeper};
+use crate::track::soft_dirty::ClearRefs;
+use crate::track::{Previous, Way, instance, keeper};
 use anyhow::{Context, Result, bail};
 use images::container::Kind;
-use images::inventory::{Instance, Inventory, PreDump};
+use images::inventory::{Instance, Inventory, PreDump, Tracking};
 use images::memory::{Backing, Memory, Run, Space, Vma};
 use images::task::Tree;
 use images::{Addr, PathId, Pid, VdsoId};
 use nix::errno::Errno;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
@@ -94,12 +97,13 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
     // For a moment a task has a descriptor that is not its own.
     guard::enter()?;
     let origin = Origin::read()?;
+    let way = Way::choose()?;
     let writer = Writer::create(&options.destination)?;
     let open = |dir: &PathBuf| Previous::open(&options.destination, dir);
-    let mut previous = options.previous.as_ref().map(open).transpose()?;
+    let previous = options.previous.as_ref().map(open).transpose()?.map(|previous| previous.only_by(way));
     let first_page = previous.as_ref().map_or(0, |previous| previous.first_page);
     let mut contents = Contents::of_running(first_page);
-    if previous.as_ref().is_none_or(|previous| previous.keeper.is_none()) {
+    if previous.as_ref().is_none_or(|previous| previous.keeper().is_none()) {
         // Of another series. An area is tracked by one descriptor only.
         keeper::end_all(&freeze::list(options.root)?.into_iter().collect())?;
     }
@@ -110,9 +114,15 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
     frozen.guarded = true;
     refusals.finish("pre-dump")?;
     stats::enter(Stage::Tasks);
-    let mut looker = Looker { previous: previous.as_ref(), gadgets: Cache::default(), buffer: Vec::new() };
+    let repeated = match way {
+        // There it shows when areas are put under a second descriptor.
+        Way::Protection => HashSet::new(),
+        Way::SoftDirty => sharing::with_memory_of_others(&frozen.tasks)?,
+    };
+    let mut looker =
+        Looker { way, previous: previous.as_ref(), gadgets: Cache::default(), buffer: Vec::new() };
     let mut looked = Vec::with_capacity(frozen.tasks.len());
-    for task in &mut frozen.tasks {
+    for task in frozen.tasks.iter_mut().filter(|task| !repeated.contains(&task.pid)) {
         let one = looker.look(task, &patience).with_context(|| format!("task {}", task.pid))?;
         looked.extend(one);
     }
@@ -126,7 +136,8 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
         }
         bail!("no task of the tree can be tracked");
     }
-    if let Some(keeper) = previous.as_mut().and_then(|previous| previous.keeper.take()) {
+    let parent = previous.as_ref().map(|previous| previous.parent.clone());
+    if let Some(keeper) = previous.and_then(Previous::into_keeper) {
         keeper.end()?;
     }
     stats::enter(Stage::FindPages);
@@ -154,11 +165,14 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
         ..Memory::default()
     };
     let tasks: Vec<Instance> = looked.iter().map(|task| task.task).collect();
-    let descriptors: BTreeMap<Instance, OwnedFd> =
-        looked.into_iter().map(|task| (task.task, task.descriptor)).collect();
-    let keeper = keeper::start(&descriptors)?;
-    let parent = previous.map(|previous| previous.parent);
-    let pre_dump = PreDump { keeper, tasks };
+    let (tracking, keeper) = match way {
+        Way::Protection => {
+            let keeper = keeper::start(&descriptors(looked))?;
+            (Tracking::WriteProtected(keeper), Some(keeper))
+        }
+        Way::SoftDirty => (Tracking::SoftDirty, None),
+    };
+    let pre_dump = PreDump { tracking, tasks };
     let count = pre_dump.tasks.len();
     let inventory = Inventory {
         root: options.root,
@@ -169,11 +183,29 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
     };
     let bytes = writer.finish_round(inventory, &memory).inspect_err(|_| {
         // Nobody would know of it.
-        let _ = keeper::Keeper::find(keeper).ok().flatten().map(keeper::Keeper::end);
+        let keeper = keeper.and_then(|keeper| keeper::Keeper::find(keeper).ok().flatten());
+        let _ = keeper.map(keeper::Keeper::end);
     });
     let bytes =
         bytes.with_context(|| format!("{} and {}", Kind::Memory.file_name(), Kind::Inventory.file_name()))?;
     Ok(Report { tasks: count, bytes, frozen: frozen_for, total: started.elapsed() })
+}
+
+/// The descriptors that track tasks.
+fn descriptors(looked: Vec<Looked>) -> BTreeMap<Instance, OwnedFd> {
+    let of = |task: Looked| match task.marks {
+        Marks::Protection(descriptor) => Some((task.task, descriptor)),
+        Marks::SoftDirty(_) => None,
+    };
+    looked.into_iter().filter_map(of).collect()
+}
+
+/// What the pages of a task are marked by.
+enum Marks {
+    /// The descriptor that its areas are under.
+    Protection(OwnedFd),
+    /// What clears its soft-dirty bits.
+    SoftDirty(ClearRefs),
 }
 
 /// A stopped task that is tracked.
@@ -181,7 +213,7 @@ struct Looked {
     task: Instance,
     /// Who its memory is reached by.
     deputy: Pid,
-    descriptor: OwnedFd,
+    marks: Marks,
     /// Its anonymous memory.
     areas: Vec<Vma>,
     pagemap: File,
@@ -194,8 +226,14 @@ impl Looked {
     /// Protects its pages, and gives those a place that are not known yet. Guard pages are for the last dump to tell.
     fn protect(&self, contents: &mut Contents) -> Result<Vec<Run>> {
         let source = contents.add_task(self.deputy, self.memory.try_clone().context("dup")?);
-        let look = Look::Protecting(&self.pagemap);
+        let look = match self.marks {
+            Marks::Protection(_) => Look::Protecting(&self.pagemap),
+            Marks::SoftDirty(_) => Look::Only(&self.pagemap),
+        };
         let (runs, _) = contents.find_private(source, look, &self.areas, &self.kept, None)?;
+        if let Marks::SoftDirty(bits) = &self.marks {
+            bits.clear()?;
+        }
         Ok(runs)
     }
 }
@@ -262,6 +300,7 @@ fn may_pin(name: &[u8]) -> bool {
 
 /// Looks at one stopped task after the other.
 struct Looker<'a> {
+    way: Way,
     previous: Option<&'a Previous>,
     gadgets: Cache,
     buffer: Vec<u8>,
@@ -280,20 +319,33 @@ impl Looker<'_> {
         let pagemap = File::from(frozen.dir.open("pagemap").context("open pagemap")?);
         let kept =
             self.previous.map(|previous| previous.unwritten(task, &pagemap)).transpose()?.unwrap_or_default();
-        let known = self.previous.and_then(|previous| previous.keeper.as_ref());
+        let marks = match self.way {
+            Way::Protection => self.descriptor(frozen, task, &areas, patience)?.map(Marks::Protection),
+            Way::SoftDirty => Some(Marks::SoftDirty(ClearRefs::of(&frozen.dir)?)),
+        };
+        let Some(marks) = marks else { return Ok(None) };
+        let memory = File::from(frozen.dir.open("mem").context("open mem")?);
+        Ok(Some(Looked { task, deputy, marks, areas: areas.anonymous, pagemap, memory, kept }))
+    }
+
+    /// What its areas are under from now on, the descriptor of the last round if there is one.
+    fn descriptor(
+        &mut self,
+        frozen: &mut FrozenTask,
+        task: Instance,
+        areas: &Areas,
+        patience: &Patience,
+    ) -> Result<Option<OwnedFd>> {
+        let known = self.previous.and_then(Previous::keeper);
         let known = known.map(|keeper| keeper.descriptor(task)).transpose()?.flatten();
         // The address space that a descriptor is for is gone when the task has run another program.
         let known = known.filter(|descriptor| track_all(descriptor, &areas.anonymous).is_ok());
-        let descriptor = match known {
-            Some(descriptor) => descriptor,
-            None => match self.new_descriptor(frozen, &areas, patience)? {
-                Some(descriptor) if track_all(&descriptor, &areas.anonymous).is_ok() => descriptor,
-                // The memory of another task that was looked at already.
-                _ => return Ok(None),
-            },
-        };
-        let memory = File::from(frozen.dir.open("mem").context("open mem")?);
-        Ok(Some(Looked { task, deputy, descriptor, areas: areas.anonymous, pagemap, memory, kept }))
+        if known.is_some() {
+            return Ok(known);
+        }
+        let made = self.new_descriptor(frozen, areas, patience)?;
+        // Its memory can be that of another task that was looked at already.
+        Ok(made.filter(|descriptor| track_all(descriptor, &areas.anonymous).is_ok()))
     }
 
     /// Has the task make a descriptor, takes a copy and has it close its own.

@@ -26,10 +26,12 @@ pub enum Switch {
     Userfaultfd,
     /// memfds that can be executed; unnamed files are.
     MemfdExec,
+    /// Asynchronous protection by userfaultfd; soft-dirty bits tell what was written.
+    UffdWpAsync,
 }
 
 impl Switch {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Kcmp,
         Self::TimerRestoreIds,
         Self::Clone3SetTid,
@@ -40,6 +42,7 @@ impl Switch {
         Self::CloseRange,
         Self::Userfaultfd,
         Self::MemfdExec,
+        Self::UffdWpAsync,
     ];
 
     /// What `crr check` calls it.
@@ -55,6 +58,7 @@ impl Switch {
             Self::CloseRange => "close-range-cloexec",
             Self::Userfaultfd => "userfaultfd",
             Self::MemfdExec => "memfd-exec",
+            Self::UffdWpAsync => "uffd-wp-async",
         }
     }
 }

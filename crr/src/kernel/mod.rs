@@ -108,10 +108,10 @@ const FEATURES: [Entry; 28] = [
     entry("mseal", OPTIONAL, probe::mseal, "tasks with sealed memory cannot be restored"),
     entry("area-names", OPTIONAL, probe::area_names, "memory that has a name (PR_SET_VMA_ANON_NAME) is restored without it"),
     entry("shared-area-names", OPTIONAL, probe::shared_area_names, "the same of shared memory without a file"),
-    entry("userfaultfd", OPTIONAL, probe::userfaultfd, "memory takes longer to restore, and cannot be recorded while a tree runs (crr pre-dump)"),
-    entry("uffd-wp-async", OPTIONAL, probe::uffd_wp_async, "memory cannot be recorded while a tree runs (crr pre-dump)"),
+    entry("userfaultfd", OPTIONAL, probe::userfaultfd, "memory takes longer to restore"),
+    entry("uffd-wp-async", OPTIONAL, probe::uffd_wp_async, "a dump that builds on pre-dumps reads all memory to be sure of it; without soft-dirty too, there are none (crr pre-dump)"),
     entry(UFFD_EVENTS, OPTIONAL, probe::uffd_events, "tasks cannot run before all of their memory is there (crr restore --lazy-pages)"),
-    entry("soft-dirty", OPTIONAL, probe::soft_dirty, "nothing yet: this version does not use it"),
+    entry("soft-dirty", OPTIONAL, probe::soft_dirty, "without uffd-wp-async too, memory cannot be recorded while a tree runs (crr pre-dump)"),
 ];
 
 /// Capability, its number in linux/capability.h, what its lack costs.
@@ -143,6 +143,18 @@ pub fn area_names() -> [bool; 2] {
 /// Whether pages can be put in place from outside of a task.
 pub(crate) fn can_put_pages() -> bool {
     !disabled::is_disabled(disabled::Switch::Userfaultfd) && probe::userfaultfd().is_ok()
+}
+
+/// Whether writes can be noticed by protecting pages, in a way that nobody has to wait for.
+pub(crate) fn can_protect_pages() -> bool {
+    use disabled::Switch;
+    let switches = [Switch::Userfaultfd, Switch::UffdWpAsync, Switch::PagemapScan];
+    !switches.into_iter().any(disabled::is_disabled) && probe::uffd_wp_async().is_ok()
+}
+
+/// Whether soft-dirty bits tell what was written.
+pub(crate) fn has_soft_dirty() -> bool {
+    probe::soft_dirty().is_ok()
 }
 
 const UFFD_EVENTS: &str = "uffd-events";

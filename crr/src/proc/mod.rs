@@ -77,6 +77,15 @@ impl Dir {
         Ok(openat(&self.fd, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)
     }
 
+    /// Opens a file in it for writing.
+    ///
+    /// # Errors
+    /// Whatever openat answers.
+    pub fn open_for_writing(&self, name: &str) -> io::Result<OwnedFd> {
+        fault::point(Point::ProcOpen)?;
+        Ok(openat(&self.fd, name, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?)
+    }
+
     /// Replaces the contents of `buffer` by those of a file.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use images::{Abi, Addr, Pid};
 use nix::errno::Errno;
 use shared::plan::family::{self, SIGCHLD, Why};
 use std::cmp::Ordering;
+use std::collections::HashSet;
 
 /// What is compared between tasks.
 const KINDS: [(Object, Kind, &str); 4] = [
@@ -56,6 +57,12 @@ pub(crate) fn find(
         }
     }
     Ok(shares)
+}
+
+/// Tasks whose memory is that of an earlier one of them, too.
+pub(crate) fn with_memory_of_others(tasks: &[FrozenTask]) -> Result<HashSet<Pid>> {
+    let classes = in_order(tasks, Kind::Vm).context("compare memory of tasks")?;
+    Ok(classes.iter().flat_map(|class| &class[1..]).map(|&index| tasks[index].pid).collect())
 }
 
 /// The tasks with the same object of a kind together, by sorting them in the kernel's order.

@@ -74,11 +74,11 @@ impl Round {
     }
 
     /// Reads one that images in another directory are to build on, and looks that all is there which these will need; the pages too, if these
-    /// go there as well.
+    /// go there as well. Returns what it builds on, too, the oldest first.
     ///
     /// # Errors
     /// Names the one that is missing or another, or that these images would take the place of.
-    pub fn open_for(destination: &Destination, dir: &Path) -> Result<Self> {
+    pub fn open_for(destination: &Destination, dir: &Path) -> Result<(Self, Vec<Self>)> {
         let images_dir = destination.dir();
         let open = if matches!(destination, Destination::Dir(_)) { Self::open } else { Self::open_records };
         let round = open(&Source::Dir(images_dir.join(dir)))?;
@@ -93,7 +93,7 @@ impl Round {
                 );
             }
         }
-        Ok(round)
+        Ok((round, chain))
     }
 
     /// Its tasks, and who keeps track of them.

@@ -1,25 +1,31 @@
 //! Which pages of a tree were written since the last pre-dump.
 //!
-//! A task makes a userfaultfd, crr takes a copy, and the task closes its own. Each area of anonymous memory is put under it, and
+//! Best by userfaultfd: a task makes one, crr takes a copy, and the task closes its own. Each area of anonymous memory is put under it, and
 //! each page is write-protected when its contents are recorded; the kernel drops the protection of a page that is written, and tells which
 //! are still protected. New areas, areas that moved and those of forked children are not under it: what is in there counts as written.
 //! (Areas of files are not tracked: there the kernel keeps marks in the place of pages that are gone.)
 //!
 //! It lasts as long as a copy is open, so a process of crr's own, the [`keeper`], has them until the next pre-dump or the dump
 //! takes over, or the tasks have ended. If the keeper is killed, tracking is over, which the next one notices: nothing counts as unwritten then.
+//!
+//! Where the kernel cannot do that, by [`soft_dirty`] bits.
 
 pub mod keeper;
+pub(crate) mod soft_dirty;
 
+use crate::dump::freeze::FrozenTask;
+use crate::kernel;
 use crate::proc::{self, stat};
 use crate::store::{Destination, Round};
 use crate::sys::pagemap;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use images::Pid;
 use images::id::PAGE_SIZE;
-use images::inventory::{Instance, Parent};
+use images::inventory::{Instance, Parent, Tracking};
 use images::memory::Run;
 use keeper::Keeper;
 use nix::errno::Errno;
+use soft_dirty::Checksums;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -38,6 +44,33 @@ pub(crate) fn instance(pid: Pid) -> Result<Instance> {
     Ok(Instance { pid, start_time: stat::parse(&text)?.start_time })
 }
 
+/// How writes are noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// By userfaultfd.
+    Protection,
+    /// By bits of the page tables.
+    SoftDirty,
+}
+
+impl Way {
+    /// The best that there is.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(crate) fn choose() -> Result<Self> {
+        if kernel::can_protect_pages() {
+            return Ok(Self::Protection);
+        }
+        if kernel::has_soft_dirty() {
+            return Ok(Self::SoftDirty);
+        }
+        bail!(
+            "nothing tells what a tree writes: this kernel has no uffd-wp-async (Linux 6.7), nor soft-dirty\n  hint: crr check shows why"
+        )
+    }
+}
+
 /// The pre-dump that a dump builds on.
 #[derive(Debug)]
 pub(crate) struct Previous {
@@ -46,8 +79,17 @@ pub(crate) struct Previous {
     pub(crate) first_page: u64,
     /// Contents that it knows of each task.
     runs: BTreeMap<Instance, Vec<Run>>,
-    /// Who has kept track since; `None` if nobody has all the time.
-    pub(crate) keeper: Option<Keeper>,
+    /// What has told of writes since; `None` if nothing has all the time.
+    pub(crate) told: Option<Told>,
+}
+
+/// What has told of writes since a pre-dump.
+#[derive(Debug)]
+pub(crate) enum Told {
+    /// Pages are protected.
+    Keeper(Keeper),
+    /// Bits of pages, which are to be believed as far as these are right.
+    SoftDirty(Checksums),
 }
 
 impl Previous {
@@ -56,30 +98,65 @@ impl Previous {
     /// # Errors
     /// If it is none.
     pub(crate) fn open(destination: &Destination, dir: &Path) -> Result<Self> {
-        let round = Round::open_for(destination, dir).with_context(|| {
+        let (round, ancestors) = Round::open_for(destination, dir).with_context(|| {
             format!("--prev-images-dir {}, as seen from {}", dir.display(), destination.dir().display())
         })?;
         let pre_dump = round.pre_dump()?;
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let keeper = Some(pre_dump.keeper).filter(|_| round.inventory.boot_id == boot_id.trim_end());
-        let keeper = keeper.map(Keeper::find).transpose()?.flatten();
-        if keeper.is_none() {
-            log::warn!(
-                "nobody has kept track of what was written since {}: all is dumped",
-                round.dir.display()
-            );
-        }
+        let is_this_boot = round.inventory.boot_id == boot_id.trim_end();
         let parent = Parent { dir: dir.as_os_str().as_bytes().to_vec(), crc: round.crc };
-        let runs =
-            pre_dump.tasks.iter().copied().zip(round.memory.spaces.iter().map(|space| space.runs.clone()));
+        let runs = round.memory.spaces.iter().map(|space| space.runs.clone());
+        let runs = pre_dump.tasks.iter().copied().zip(runs).collect();
         let first_page = round.memory.first_page + round.memory.page_count;
-        Ok(Self { parent, first_page, runs: runs.collect(), keeper })
+        let path = round.dir.clone();
+        let told = match pre_dump.tracking {
+            _ if !is_this_boot => None,
+            Tracking::WriteProtected(keeper) => Keeper::find(keeper)?.map(Told::Keeper),
+            Tracking::SoftDirty => Some(Told::SoftDirty(Checksums::of(ancestors.into_iter().chain([round])))),
+        };
+        if told.is_none() {
+            log::warn!("nobody has kept track of what was written since {}: all is dumped", path.display());
+        }
+        Ok(Self { parent, first_page, runs, told })
     }
 
-    /// Those contents of a stopped task that are still right, by rising address.
+    /// Forgets what has told of writes, if that was in another way: contents that are not checked yet stay so in one way only.
+    pub(crate) fn only_by(self, way: Way) -> Self {
+        let is_that = match &self.told {
+            Some(Told::Keeper(_)) => way == Way::Protection,
+            Some(Told::SoftDirty(_)) => way == Way::SoftDirty,
+            None => true,
+        };
+        if is_that {
+            return self;
+        }
+        log::warn!("what was written since the last pre-dump was noticed in another way: all is recorded");
+        Self { told: None, ..self }
+    }
+
+    /// Who has the descriptors, if anybody.
+    pub(crate) fn keeper(&self) -> Option<&Keeper> {
+        match &self.told {
+            Some(Told::Keeper(keeper)) => Some(keeper),
+            _ => None,
+        }
+    }
+
+    /// The same, to be ended.
+    pub(crate) fn into_keeper(self) -> Option<Keeper> {
+        match self.told {
+            Some(Told::Keeper(keeper)) => Some(keeper),
+            _ => None,
+        }
+    }
+
+    /// Those contents of a stopped task that are said to be right still, by rising address.
     pub(crate) fn unwritten(&self, task: Instance, pagemap: &File) -> Result<Vec<Run>> {
-        let (Some(runs), Some(_)) = (self.runs.get(&task), &self.keeper) else { return Ok(Vec::new()) };
+        let (Some(runs), Some(told)) = (self.runs.get(&task), &self.told) else { return Ok(Vec::new()) };
         let (Some(first), Some(last)) = (runs.first(), runs.last()) else { return Ok(Vec::new()) };
+        if matches!(told, Told::SoftDirty(_)) {
+            return soft_dirty::unwritten(pagemap, runs);
+        }
         let mut kept = Vec::new();
         let found = |start, end| kept.extend(part(runs, start, end));
         let scanned = pagemap::scan_unwritten(pagemap.as_fd(), first.start.0, last.end(), found);
@@ -88,6 +165,16 @@ impl Previous {
             // No such thing, so nothing was tracked.
             Err(Errno::ENOTTY | Errno::EINVAL) => Ok(Vec::new()),
             Err(errno) => Err(errno).context("PAGEMAP_SCAN"),
+        }
+    }
+
+    /// Those that are right.
+    pub(crate) fn right(&self, task: &FrozenTask) -> Result<Vec<Run>> {
+        let pagemap = File::from(task.dir.open("pagemap").context("open pagemap")?);
+        let unwritten = self.unwritten(instance(task.pid)?, &pagemap)?;
+        match &self.told {
+            Some(Told::SoftDirty(checksums)) => checksums.confirmed(task, &pagemap, unwritten),
+            _ => Ok(unwritten),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 use tests::abi::Abi;
 use tests::case::{Running, Workload, nothing_left, reap};
 use tests::isolate::isolated_for_both;
-use tests::{here, require_ia32, require_root};
+use tests::{command, here, require_ia32, require_root};
 
 /// Dump and restore without something.
 fn works_without(feature: &str, here: &str, workload: &Workload) {
@@ -73,6 +73,25 @@ fn close_range_cloexec() {
     require_root!();
     require_ia32!();
     works_without("close-range-cloexec", &here!(), &Workload::new("files", "close_on_exec"));
+}
+
+/// Soft-dirty bits tell what was written, or nothing does.
+#[test]
+fn uffd_wp_async() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let without = ["--disable-feature", "uffd-wp-async"];
+        let mut running = Workload::new("memory", "anonymous").start(dir, abi)?;
+        if command::crr(dir, &["check", "--feature", "soft-dirty"])?.code(0).is_err() {
+            running.pre_dump(&without)?.code(1)?.says_with_hint("nothing tells what a tree writes")?;
+            return running.verify();
+        }
+        running.pre_dump(&without)?.success()?;
+        running.pre_dump(&without)?.success()?;
+        running.dump_on_rounds(&without)?.success()?;
+        running.comes_back()
+    });
 }
 
 /// Tasks read their memory themselves.

@@ -68,6 +68,25 @@ fn everything_that_changes() {
     });
 }
 
+/// What other ways to know of writes would miss (ci/kernels has it with soft-dirty bits, which this kernel may not have).
+#[test]
+fn changes_that_are_hard_to_see() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        for case in ["moved", "joined", "cleared"] {
+            let mut running = Workload::new("rounds", case).start(&dir.join(case), abi)?;
+            running.pre_dump(&[])?.success()?;
+            step(&running, 1)?;
+            running.pre_dump(&[])?.success()?;
+            step(&running, 2)?;
+            running.dump_on_rounds(&[])?.success()?;
+            running.comes_back()?;
+        }
+        Ok(())
+    });
+}
+
 /// Tasks of all sorts come back as they were.
 #[test]
 fn all_sorts_of_tasks() {

@@ -5,7 +5,7 @@ use crate::page_server::client::Server;
 use crate::store::{Checkpoint, Compression, Destination, PAGE, Packer, Round, Writer, dedup};
 use images::container::{Kind, TRAILER_SIZE};
 use images::id::PAGE_SIZE;
-use images::inventory::{Instance, Parent, PreDump};
+use images::inventory::{Instance, Parent, PreDump, Tracking};
 use images::memory::{Chunk, Packing, Space};
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -78,7 +78,8 @@ impl Chain {
             (round.memory.shared, round.memory.vdsos) = (Vec::new(), Vec::new());
             round.inventory.parent = parent.map(|name| chain.parent(name));
             let task = Instance { pid: 100, start_time: 5 };
-            round.inventory.pre_dump = Some(PreDump { keeper: task, tasks: vec![task] });
+            round.inventory.pre_dump =
+                Some(PreDump { tracking: Tracking::WriteProtected(task), tasks: vec![task] });
             round.pages = pages(first, count);
             chain.number(&mut round, first, 1);
             fs::create_dir(chain.of(name)).unwrap();
