@@ -10,11 +10,9 @@ use anyhow::{Context, Result};
 use clap::Args;
 use images::Pid;
 use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::net::{IpAddr, TcpListener};
-use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -83,7 +81,8 @@ impl PageServer {
                 return print(&format!("{address}\n"));
             }
             drop(say_go);
-            into_background(&inherited)?;
+            inherited.iter().for_each(|&fd| process::close_fd(fd));
+            process::go_to_background(None).context("go to the background")?;
             // Nobody knows of a server that its starter could not tell of.
             if nix::unistd::read(&go, &mut [0]) != Ok(1) {
                 process::exit(1);
@@ -118,16 +117,4 @@ fn inherited() -> Result<Vec<i32>> {
     // The one that the directory was read by is not there any more.
     open.retain(|&fd| fd > libc::STDERR_FILENO && std::fs::symlink_metadata(format!("{OWN}/{fd}")).is_ok());
     Ok(open)
-}
-
-/// Nothing is shared any more with who has started this.
-fn into_background(inherited: &[i32]) -> Result<()> {
-    inherited.iter().for_each(|&fd| process::close_fd(fd));
-    nix::unistd::setsid().context("setsid")?;
-    nix::unistd::chdir("/").context("/")?;
-    let null = nix::fcntl::open("/dev/null", OFlag::O_RDWR, Mode::empty()).context("/dev/null")?;
-    for standard in 0..3 {
-        process::place_fd(null.as_raw_fd(), standard).context("dup2")?;
-    }
-    Ok(())
 }

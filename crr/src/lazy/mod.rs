@@ -152,16 +152,9 @@ impl Starter {
     /// Returns why it is not executed.
     fn exec(&self, words: &[CString], inherited: &[BorrowedFd<'_>]) -> Errno {
         let become_it = || -> nix::Result<()> {
-            nix::unistd::setsid()?;
-            nix::unistd::chdir("/")?;
+            process::go_to_background(Some(self.messages.as_raw_fd()))?;
             for fd in inherited {
                 fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
-            }
-            let null = nix::fcntl::open("/dev/null", OFlag::O_RDWR, Mode::empty())?;
-            for (standard, fd) in
-                [(0, null.as_raw_fd()), (1, null.as_raw_fd()), (2, self.messages.as_raw_fd())]
-            {
-                process::place_fd(fd, standard)?;
             }
             process::default_signal_actions();
             process::set_signal_mask(0)?;
