@@ -297,7 +297,7 @@ fn bring_back(
         let Served { parked, held, late, lazy } = serve::serve(restore, &listener, deadline)?;
         // Before a task is made to do anything in its own memory.
         match source {
-            MemorySource::Now(fill) => fill.run(restore, lazy, deadline)?,
+            MemorySource::Now(fill) => fill.run(restore, lazy, deadline, options.progress)?,
             MemorySource::Late(starter, unchecked) => {
                 starter.start(restore, &lazy, unchecked)?;
                 // Only who brings pages is to have them.
