@@ -3,8 +3,10 @@
 use super::dirs::Dirs;
 use super::network::Security;
 use super::{Outcome, Usage, print};
+use crate::page_server::give::give;
 use crate::page_server::{check_exposed, server};
 use crate::progress::bytes;
+use crate::store::offer;
 use crate::sys::process;
 use anyhow::{Context, Result};
 use clap::Args;
@@ -21,11 +23,17 @@ Example: pages go straight to the machine that is to restore
   there$ crr page-server -D ckpt --address 10.0.0.2 --port 9876 --tls --tls-cacert ca --tls-cert cert --tls-key key
   here$  crr dump -t 1234 -D ckpt --page-server 10.0.0.2:9876 --tls --tls-cacert ca --tls-cert cert --tls-key key
   here$  scp ckpt/*.img there:ckpt
-  there$ crr restore -D ckpt";
+  there$ crr restore -D ckpt
+Example: run on another machine, before its memory is there
+  here$  crr dump -t 1234 -D ckpt
+  here$  crr page-server -D ckpt --serve --address 10.0.0.1 --port 9876 --tls --tls-cacert ca --tls-cert cert --tls-key key
+  here$  scp ckpt/[^p]*.img there:ckpt
+  there$ crr restore -D ckpt -d --lazy-pages --page-server 10.0.0.1:9876 --tls --tls-cacert ca --tls-cert cert --tls-key key";
 
-/// Take the page contents of one dump over the network.
+/// Take the page contents of one dump over the network, or give those of a checkpoint to restores.
 ///
-/// Prints the address that it listens on. Ends with 0 when the dump has come to its end and its pages are in the directory, as pages.img.
+/// Prints the address that it listens on. Ends with 0 when the dump has come to its end and its pages are in the directory, as pages.img; with
+/// --serve, it goes on until it is killed.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct PageServer {
@@ -39,6 +47,10 @@ pub(super) struct PageServer {
     /// Port to listen on; 0: one that is free.
     #[arg(long, default_value = "0")]
     port: u16,
+
+    /// Give the pages of the checkpoint in the directory to restores (and those of the rounds it builds on), as many as come.
+    #[arg(long)]
+    serve: bool,
 
     #[command(flatten)]
     security: Security,
@@ -66,9 +78,10 @@ impl PageServer {
         }
         let tls = self.security.tls();
         check_exposed(self.address, tls.is_some(), self.security.insecure)?;
-        let tls = tls.map(|files| files.server()).transpose()?;
+        let tls = tls.map(|files| files.read()?.server()).transpose()?;
         // Names are seen from here, the background is elsewhere.
         let dir = std::fs::canonicalize(self.dirs.images_dir()).context("images directory")?;
+        let files = self.serve.then(|| offer(&dir)).transpose()?;
         let listener = TcpListener::bind((self.address, self.port))
             .with_context(|| format!("listen on {} port {}", self.address, self.port))?;
         let address = listener.local_addr().context("getsockname")?;
@@ -90,6 +103,9 @@ impl PageServer {
         } else {
             self.tell(nix::unistd::getpid().as_raw())?;
             print(&format!("{address}\n"))?;
+        }
+        if let Some(files) = files {
+            match give(&listener, files, tls)? {}
         }
         let size = server::serve(&listener, &dir, tls.as_ref())?;
         log::info!("took {} of pages", bytes(size));

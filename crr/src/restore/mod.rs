@@ -33,7 +33,7 @@ use crate::resource;
 use crate::resource::external::given::Given;
 use crate::resource::inet::Wishes;
 use crate::resource::{memory, vdso};
-use crate::store::{Checkpoint, Source};
+use crate::store::{Checkpoint, Source, Unchecked};
 use crate::sys::{limits, process};
 use anyhow::{Context, Result, bail};
 use environment::Environment;
@@ -172,7 +172,6 @@ impl PidFile {
 /// Restores a tree as children of this process, in the namespaces it is in.
 fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Terminal>)> {
     let began = Instant::now();
-    let deadline = began + options.timeout;
     limits::raise_open_files()?;
     limits::raise_pending_signals()?;
     let starter = options.lazy_pages.then(lazy::Starter::new).transpose()?;
@@ -217,9 +216,12 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
             prepare(descent)?
         }
     };
-    let later = lazy::later(&checkpoint, &preparation.lazy);
+    let later = checkpoint.unchecked(&preparation.lazy);
     let at_once = |block| !later.contains_key(&block);
+    checkpoint.bring_pages(&options.source, options.progress, |block| starter.is_none() || at_once(block))?;
     checkpoint.check_pages(&options.source, options.progress, at_once)?;
+    // How long pages take that come over the network is not the tree's doing.
+    let deadline = Instant::now() + options.timeout;
     let source = match starter {
         Some(starter) => MemorySource::Late(starter, later),
         None => MemorySource::Now(Fill::of(&preparation, later)),
@@ -277,7 +279,7 @@ enum MemorySource {
     /// This process, before they run.
     Now(Fill),
     /// Processes that check these blocks and bring all when the tasks run.
-    Late(lazy::Starter, lazy::Unchecked),
+    Late(lazy::Starter, Unchecked),
 }
 
 /// Forks the tree, serves it, takes it over. On failure nothing of it is left.
