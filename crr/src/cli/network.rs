@@ -1,10 +1,10 @@
-//! Page servers, as a dump, a round and the server itself are told of them. The flags are spelled as in CRIU.
+//! Page servers, as a dump, a round, a restore and the server itself are told of them. The flags are spelled as in CRIU.
 
 use super::Usage;
 use super::dirs::Dirs;
 use crate::page_server::client::Server;
 use crate::page_server::tls::Files;
-use crate::store::Destination;
+use crate::store::{Destination, Source};
 use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
@@ -47,10 +47,10 @@ impl Security {
     }
 }
 
-/// Where the pages of a dump go.
+/// Which page server.
 #[derive(Debug, Args)]
 pub(super) struct Pages {
-    /// Have page contents go to a page server, not into the directory.
+    /// Have page contents go to a page server, or come from there, not in the directory.
     #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = "")]
     page_server: Option<String>,
 
@@ -69,11 +69,26 @@ pub(super) struct Pages {
 impl Pages {
     /// Where a dump writes to.
     pub(super) fn destination(&self, dirs: &Dirs) -> Result<Destination> {
+        Ok(match self.server(dirs)? {
+            Some(server) => Destination::Server(dirs.images_dir().to_owned(), server),
+            None => dirs.destination(),
+        })
+    }
+
+    /// Where a restore reads from.
+    pub(super) fn source(&self, dirs: &Dirs) -> Result<Source> {
+        match self.server(dirs)? {
+            Some(server) => Ok(Source::Server(dirs.images_dir().to_owned(), server)),
+            None => dirs.source(),
+        }
+    }
+
+    fn server(&self, dirs: &Dirs) -> Result<Option<Server>> {
         let Some(spelled) = &self.page_server else {
             if self.security.tls || self.security.insecure {
                 return Err(Usage("--tls and --insecure are for a --page-server".to_owned()).into());
             }
-            return Ok(dirs.destination());
+            return Ok(None);
         };
         let wrong = |what: &str| Usage(format!("--page-server: {what}\n  hint: as in 10.0.0.2:9876"));
         let (host, port) = match (spelled.rsplit_once(':'), &self.address, self.port) {
@@ -83,12 +98,10 @@ impl Pages {
             (None, Some(address), Some(port)) if spelled.is_empty() => (address.as_str(), port),
             _ => return Err(wrong("takes one address and one port").into()),
         };
-        let (tls, insecure) = (self.security.tls(), self.security.insecure);
-        match dirs.destination() {
-            Destination::Dir(dir) => {
-                Ok(Destination::Server(dir, Server { host: host.to_owned(), port, tls, insecure }))
-            }
-            _ => Err(Usage("--page-server: with -D - page contents are in the stream".to_owned()).into()),
+        if dirs.is_stream() {
+            return Err(Usage("--page-server: with -D - page contents are in the stream".to_owned()).into());
         }
+        let (tls, insecure) = (self.security.tls(), self.security.insecure);
+        Ok(Some(Server { host: host.to_owned(), port, tls, insecure }))
     }
 }

@@ -3,18 +3,18 @@
 use super::dirs::Dirs;
 use super::network::Security;
 use super::{Outcome, Usage, print};
+use crate::page_server::give::give;
 use crate::page_server::{check_exposed, server};
 use crate::progress::bytes;
+use crate::store::offer;
 use crate::sys::process;
 use anyhow::{Context, Result};
 use clap::Args;
 use images::Pid;
 use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::net::{IpAddr, TcpListener};
-use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -23,11 +23,17 @@ Example: pages go straight to the machine that is to restore
   there$ crr page-server -D ckpt --address 10.0.0.2 --port 9876 --tls --tls-cacert ca --tls-cert cert --tls-key key
   here$  crr dump -t 1234 -D ckpt --page-server 10.0.0.2:9876 --tls --tls-cacert ca --tls-cert cert --tls-key key
   here$  scp ckpt/*.img there:ckpt
-  there$ crr restore -D ckpt";
+  there$ crr restore -D ckpt
+Example: run on another machine, before its memory is there
+  here$  crr dump -t 1234 -D ckpt
+  here$  crr page-server -D ckpt --serve --address 10.0.0.1 --port 9876 --tls --tls-cacert ca --tls-cert cert --tls-key key
+  here$  scp ckpt/[^p]*.img there:ckpt
+  there$ crr restore -D ckpt -d --lazy-pages --page-server 10.0.0.1:9876 --tls --tls-cacert ca --tls-cert cert --tls-key key";
 
-/// Take the page contents of one dump over the network.
+/// Take the page contents of one dump over the network, or give those of a checkpoint to restores.
 ///
-/// Prints the address that it listens on. Ends with 0 when the dump has come to its end and its pages are in the directory, as pages.img.
+/// Prints the address that it listens on. Ends with 0 when the dump has come to its end and its pages are in the directory, as pages.img; with
+/// --serve, it goes on until it is killed.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct PageServer {
@@ -41,6 +47,10 @@ pub(super) struct PageServer {
     /// Port to listen on; 0: one that is free.
     #[arg(long, default_value = "0")]
     port: u16,
+
+    /// Give the pages of the checkpoint in the directory to restores (and those of the rounds it builds on), as many as come.
+    #[arg(long)]
+    serve: bool,
 
     #[command(flatten)]
     security: Security,
@@ -68,9 +78,10 @@ impl PageServer {
         }
         let tls = self.security.tls();
         check_exposed(self.address, tls.is_some(), self.security.insecure)?;
-        let tls = tls.map(|files| files.server()).transpose()?;
+        let tls = tls.map(|files| files.read()?.server()).transpose()?;
         // Names are seen from here, the background is elsewhere.
         let dir = std::fs::canonicalize(self.dirs.images_dir()).context("images directory")?;
+        let files = self.serve.then(|| offer(&dir)).transpose()?;
         let listener = TcpListener::bind((self.address, self.port))
             .with_context(|| format!("listen on {} port {}", self.address, self.port))?;
         let address = listener.local_addr().context("getsockname")?;
@@ -83,7 +94,8 @@ impl PageServer {
                 return print(&format!("{address}\n"));
             }
             drop(say_go);
-            into_background(&inherited)?;
+            inherited.iter().for_each(|&fd| process::close_fd(fd));
+            process::go_to_background(None).context("go to the background")?;
             // Nobody knows of a server that its starter could not tell of.
             if nix::unistd::read(&go, &mut [0]) != Ok(1) {
                 process::exit(1);
@@ -91,6 +103,9 @@ impl PageServer {
         } else {
             self.tell(nix::unistd::getpid().as_raw())?;
             print(&format!("{address}\n"))?;
+        }
+        if let Some(files) = files {
+            match give(&listener, files, tls)? {}
         }
         let size = server::serve(&listener, &dir, tls.as_ref())?;
         log::info!("took {} of pages", bytes(size));
@@ -118,16 +133,4 @@ fn inherited() -> Result<Vec<i32>> {
     // The one that the directory was read by is not there any more.
     open.retain(|&fd| fd > libc::STDERR_FILENO && std::fs::symlink_metadata(format!("{OWN}/{fd}")).is_ok());
     Ok(open)
-}
-
-/// Nothing is shared any more with who has started this.
-fn into_background(inherited: &[i32]) -> Result<()> {
-    inherited.iter().for_each(|&fd| process::close_fd(fd));
-    nix::unistd::setsid().context("setsid")?;
-    nix::unistd::chdir("/").context("/")?;
-    let null = nix::fcntl::open("/dev/null", OFlag::O_RDWR, Mode::empty()).context("/dev/null")?;
-    for standard in 0..3 {
-        process::place_fd(null.as_raw_fd(), standard).context("dup2")?;
-    }
-    Ok(())
 }

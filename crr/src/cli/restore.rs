@@ -1,6 +1,7 @@
 //! `crr restore`.
 
 use super::dirs::Dirs;
+use super::network::Pages;
 use super::{Outcome, Usage, seconds};
 use crate::resource::external::given;
 use crate::resource::inet::Wishes;
@@ -19,6 +20,8 @@ Examples:
   crr restore -D ckpt -d --pidfile p  and write the pid of its root to ckpt/p
   ssh host cat ckpt.tar | crr restore -D - -d
                                       restore what comes as one stream
+  crr restore -D ckpt -d --lazy-pages --page-server 10.0.0.2:9876 --insecure
+                                      run at once; memory comes from crr page-server --serve on another machine
   crr restore -D ckpt -j              restore a shell job onto this terminal
   crr restore -D ckpt -d --inherit-fd 'fd[3]:pipe:[77]' 3>log
                                       and give it the file or pipe that it has to have
@@ -88,6 +91,9 @@ pub(super) struct Restore {
     #[arg(long)]
     lazy_pages: bool,
 
+    #[command(flatten)]
+    pages: Pages,
+
     /// How long the tree may take to come back.
     #[arg(long, value_name = "SECS", default_value = "300", value_parser = seconds)]
     timeout: Duration,
@@ -110,7 +116,8 @@ impl Restore {
                 Usage("--inherit-fd fd[0]: the standard input has the images, by -D -".to_owned()).into()
             );
         }
-        let options = Options { stats: self.dirs.stats_file()?, ..self.options(level, self.dirs.source()?) };
+        let source = self.pages.source(&self.dirs)?;
+        let options = Options { stats: self.dirs.stats_file()?, ..self.options(level, source) };
         let (_, status) = restore(&options, given)?;
         Ok(status.map_or(ExitCode::SUCCESS, ExitCode::from))
     }

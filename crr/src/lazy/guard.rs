@@ -2,7 +2,7 @@
 
 use super::serve::serve;
 use super::source::Source;
-use super::{Work, userfaultfd};
+use super::{READY, Work, userfaultfd};
 use crate::proc::{smaps, tasks};
 use crate::sys::{limits, pidfd, process};
 use crate::track::instance;
@@ -13,7 +13,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use std::fs::{self, File};
-use std::io::{Read, Seek};
+use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use userfaultfd::Message;
@@ -43,18 +43,24 @@ pub(crate) fn run(given: Given) -> Result<()> {
     let mut work = Vec::new();
     let mut file = File::from(given.work);
     file.rewind().and_then(|()| file.read_to_end(&mut work)).context("read what is to come")?;
-    let Work { runs, page_count, unchecked } = postcard::from_bytes(&work).context("read what is to come")?;
+    let Work { runs, page_count, unchecked, absent } =
+        postcard::from_bytes(&work).context("read what is to come")?;
     let victims: Vec<(Pid, OwnedFd)> = given.tasks.iter().filter_map(|tracked| open(*tracked)).collect();
-    let source = Source::File(File::from(given.pages), page_count, unchecked);
+    let file = File::from(given.pages);
     let Some(server) = process::fork(process::CLONE_FILES).context("fork")? else {
         let spaces = given.descriptors.into_iter().zip(runs).collect();
-        let ready = || {
-            nix::unistd::write(&given.ready, &[0]).context("tell that pages are brought")?;
-            nix::unistd::close(given.ready).context("close")
-        };
+        let ready = File::from(given.ready);
         let serving = AssertUnwindSafe(|| {
             nix::sys::prctl::set_name(c"crr-lazy-pages").context("prctl")?;
-            serve(source, spaces, ready)
+            // Who has started this hears why nothing comes.
+            let source = Source::new(file, page_count, unchecked, absent).inspect_err(|error| {
+                let _ = (&ready).write_all(format!("{error:#}").as_bytes());
+            })?;
+            serve(source, spaces, || {
+                (&ready).write_all(&[READY]).context("tell that pages are brought")?;
+                drop(ready);
+                Ok(())
+            })
         });
         let status = match catch_unwind(serving) {
             Ok(Ok(())) => 0,
@@ -68,7 +74,7 @@ pub(crate) fn run(given: Given) -> Result<()> {
     };
     nix::sys::prctl::set_name(c"crr-lazy-guard").context("prctl")?;
     // All descriptors are the other's, too: it closes those that are done with, and none is closed here.
-    std::mem::forget((given.descriptors, given.ready, source));
+    std::mem::forget((given.descriptors, given.ready, file));
     let status = waitpid(nix::unistd::Pid::from_raw(server), None).context("wait for crr-lazy-pages")?;
     if status == WaitStatus::Exited(nix::unistd::Pid::from_raw(server), 0) {
         return Ok(());

@@ -12,23 +12,25 @@
 //! descriptors: whatever ends the process that brings pages, the tasks wait, and the guard kills them. What is left is that both are killed
 //! at once.
 
+mod fetch;
 mod guard;
 mod pending;
 mod serve;
 mod source;
 
 pub(crate) use guard::{Given, run};
-pub(crate) use source::{Unchecked, later};
 
 use crate::cli::lazy_pages::COMMAND;
 use crate::fault::{self, Point};
 use crate::proc::tasks;
 use crate::progress;
 use crate::restore::Restore;
+use crate::store::Unchecked;
 use crate::sys::{process, userfaultfd};
 use crate::track::instance;
 use crate::track::keeper::Tracked;
 use anyhow::{Context, Result, bail};
+use fetch::Absent;
 use images::Pid;
 use images::id::PAGE_SIZE;
 use images::memory::Run;
@@ -40,7 +42,8 @@ use serde::{Deserialize, Serialize};
 use shared::range::Range;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// What is to be brought.
@@ -52,7 +55,12 @@ struct Work {
     page_count: u64,
     /// What of it has not been checked.
     unchecked: Unchecked,
+    /// What is not there yet.
+    absent: Option<Absent>,
 }
+
+/// Says that pages are brought; else what is said is why not.
+const READY: u8 = 0;
 
 /// What it takes to start the processes, from before the root directory changes.
 #[derive(Debug)]
@@ -101,6 +109,11 @@ impl Starter {
             runs: descriptors.keys().map(|&index| lazy[index].runs.clone()).collect(),
             page_count: restore.checkpoint.memory.page_count,
             unchecked,
+            absent: (restore.checkpoint.pages.absent()).map(|(server, file, blocks)| Absent {
+                server,
+                file,
+                blocks,
+            }),
         };
         let work = memory_file(&postcard::to_extend(&work, Vec::new())?)?;
         let mut words: Vec<String> = Vec::new();
@@ -120,11 +133,12 @@ impl Starter {
         let inherited = given.iter().map(|&(_, fd)| fd).chain(descriptors.values().map(AsFd::as_fd));
         self.spawn(&words, &inherited.collect::<Vec<_>>(), &tell)?;
         drop(tell);
-        let mut answer = [0u8; 4];
-        match nix::unistd::read(&ready, &mut answer).context("wait for crr lazy-pages")? {
-            1 => {}
-            4 => return Err(Errno::from_raw(i32::from_ne_bytes(answer))).context("start crr lazy-pages"),
-            _ => bail!("crr lazy-pages ended at once"),
+        let mut answer = Vec::new();
+        File::from(ready).read_to_end(&mut answer).context("wait for crr lazy-pages")?;
+        match &answer[..] {
+            [READY] => {}
+            [] => bail!("crr lazy-pages ended at once"),
+            why => bail!("crr lazy-pages: {}", String::from_utf8_lossy(why)),
         }
         let pages: u64 = descriptors.keys().map(|&index| lazy[index].pages()).sum();
         log::info!("{} come when the tasks run", progress::bytes(pages * PAGE_SIZE));
@@ -141,7 +155,7 @@ impl Starter {
         let Some(child) = fork()? else {
             if let Ok(None) = fork() {
                 let error = self.exec(&all, inherited);
-                let _ = nix::unistd::write(tell, &(error as i32).to_ne_bytes());
+                let _ = nix::unistd::write(tell, error.desc().as_bytes());
             }
             process::exit(0)
         };
@@ -152,16 +166,9 @@ impl Starter {
     /// Returns why it is not executed.
     fn exec(&self, words: &[CString], inherited: &[BorrowedFd<'_>]) -> Errno {
         let become_it = || -> nix::Result<()> {
-            nix::unistd::setsid()?;
-            nix::unistd::chdir("/")?;
+            process::go_to_background(Some(self.messages.as_raw_fd()))?;
             for fd in inherited {
                 fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
-            }
-            let null = nix::fcntl::open("/dev/null", OFlag::O_RDWR, Mode::empty())?;
-            for (standard, fd) in
-                [(0, null.as_raw_fd()), (1, null.as_raw_fd()), (2, self.messages.as_raw_fd())]
-            {
-                process::place_fd(fd, standard)?;
             }
             process::default_signal_actions();
             process::set_signal_mask(0)?;

@@ -74,7 +74,12 @@ pub(super) fn serve(
         turn: 0,
         buffer: SharedMapping::anonymous_low(AHEAD).context("mmap")?,
         ahead: !fault::is_set(Point::LazyAhead),
+        idle: false,
+        copied: false,
     });
+    if let Some(fetch) = &server.source.fetch {
+        server.epoll.add(fetch.news(), EpollEvent::new(EpollFlags::EPOLLIN, NEWS)).context("epoll")?;
+    }
     for (fd, runs) in spaces {
         server.add(fd, Pending::new(&runs))?;
     }
@@ -94,7 +99,14 @@ struct Server {
     buffer: SharedMapping,
     /// What nobody waits for is brought, too.
     ahead: bool,
+    /// In the last turn there was nothing to put in place.
+    idle: bool,
+    /// An address space has been copied: pages may be needed more than once.
+    copied: bool,
 }
+
+/// Number among the events of what tells that pages have been fetched.
+const NEWS: u64 = u64::MAX;
 
 impl Server {
     fn add(&mut self, fd: OwnedFd, pending: Pending) -> Result<()> {
@@ -125,20 +137,26 @@ impl Server {
         Ok(())
     }
 
-    /// Reads what there is to be read. Waits only where nothing could be done before, and not for long: a task that is killed while its
-    /// areas change tells nothing more.
+    /// Reads what there is to be read. Waits only where nothing could be done before, and not for long: a task that is killed
+    /// tells nothing more.
     fn listen(&mut self) -> Result<()> {
         /// Milliseconds.
         const STEP: u16 = 1;
+        const LONG_STEP: u16 = 20;
         let mut events = [EpollEvent::empty(); 64];
-        let stuck = self.spaces.values().all(|space| space.changing) || !self.ahead;
-        let ready = match self.epoll.wait(&mut events, if stuck { STEP } else { 0 }) {
+        let stuck = self.spaces.values().all(|space| space.changing);
+        let step = if stuck { STEP } else { LONG_STEP };
+        let ready = match self.epoll.wait(&mut events, if stuck || self.idle { step } else { 0 }) {
             Ok(ready) => ready,
             Err(Errno::EINTR) => 0,
             Err(errno) => return Err(errno).context("wait for the tasks"),
         };
         self.spaces.values_mut().for_each(|space| space.changing = false);
         for event in &events[..ready] {
+            if let Some(fetch) = self.source.fetch.as_ref().filter(|_| event.data() == NEWS) {
+                fetch.hear();
+                continue;
+            }
             while let Some(space) = self.spaces.get_mut(&event.data()) {
                 let message = userfaultfd::read(space.fd.as_fd()).context("read what a task does")?;
                 if message.is_some() {
@@ -162,6 +180,7 @@ impl Server {
                     }
                     Some(Message::Fork(fd)) => {
                         let pending = space.pending.clone();
+                        self.copied = true;
                         self.add(fd, pending)?;
                     }
                 }
@@ -170,15 +189,18 @@ impl Server {
         Ok(())
     }
 
-    /// Brings what is waited for in one address space.
+    /// Brings what is waited for in one address space, as far as it can be had at once.
     fn answer(&mut self, number: u64) -> Result<()> {
-        while let Some(space) = self.spaces.get_mut(&number).filter(|space| !space.changing)
-            && let Some(&page) = space.wanted.first()
-        {
+        let Some(space) = self.spaces.get(&number) else { return Ok(()) };
+        for page in space.wanted.iter().copied().collect::<Vec<_>>() {
+            let Some(space) = self.spaces.get_mut(&number).filter(|space| !space.changing) else {
+                return Ok(());
+            };
             let put = match space.pending.around(page, NEAR) {
+                Some(run) if !self.source.has(run, true)? => continue,
                 Some(run) => {
                     space.cursor = run.end();
-                    bring(&mut self.source, space, run, &mut self.buffer)?
+                    self.bring(number, run)?
                 }
                 // Never touched, or gone since: zeros.
                 None => finished(userfaultfd::put_zeros(space.fd.as_fd(), page, PAGE_SIZE), space, page)?,
@@ -193,23 +215,50 @@ impl Server {
         Ok(())
     }
 
-    /// Brings one block to the address space whose turn it is.
+    /// Brings one block to the address space whose turn it is, of those that something is here for.
     fn go_ahead(&mut self) -> Result<()> {
-        let mut others = self.spaces.range(self.turn + 1..).chain(self.spaces.range(..=self.turn));
-        let Some((&number, _)) = others.find(|(_, space)| !space.changing) else { return Ok(()) };
-        self.turn = number;
-        let Some(space) = self.spaces.get_mut(&number) else { return Ok(()) };
-        let next = space.pending.next(space.cursor, AHEAD);
-        let all_there = next.is_none() && space.wanted.is_empty();
-        if let Some(run) = next.filter(|_| self.ahead) {
-            space.cursor = run.end();
-            let put = bring(&mut self.source, space, run, &mut self.buffer)?;
-            self.note(number, &put)?;
-        } else if all_there || userfaultfd::is_gone(space.fd.as_fd()) {
-            // The kernel lets everybody go who waits still, for a page that is there or for a message to be read.
-            self.spaces.remove(&number);
+        self.idle = true;
+        let others = self.spaces.range(self.turn + 1..).chain(self.spaces.range(..=self.turn));
+        let numbers: Vec<u64> =
+            others.filter(|(_, space)| !space.changing).map(|(&number, _)| number).collect();
+        for number in numbers {
+            let Some(space) = self.spaces.get_mut(&number) else { continue };
+            let next = space.pending.next(space.cursor, AHEAD);
+            let all_there = next.is_none() && space.wanted.is_empty();
+            if let Some(run) = next.filter(|_| self.ahead) {
+                // What is fetched comes in the order of the pages, which is that of their addresses, but for what has been waited for.
+                let here = match self.source.has(run, false)? {
+                    true => Some(run),
+                    false => space.pending.next(0, AHEAD),
+                };
+                if let Some(run) = here
+                    && self.source.has(run, false)?
+                {
+                    self.idle = false;
+                    self.turn = number;
+                    space.cursor = run.end();
+                    let put = self.bring(number, run)?;
+                    self.note(number, &put)?;
+                    return Ok(());
+                }
+            } else if all_there || userfaultfd::is_gone(space.fd.as_fd()) {
+                // The kernel lets everybody go who waits still, for a page that is there or for a message to be read.
+                self.spaces.remove(&number);
+            }
         }
         Ok(())
+    }
+
+    /// Puts pages in place that are pending.
+    fn bring(&mut self, number: u64, run: Run) -> Result<Put> {
+        let Some(space) = self.spaces.get_mut(&number) else { return Ok(Put::Gone) };
+        let bytes = self.buffer.slice(0, run.pages * PAGE_SIZE).context("more pages than a block has")?;
+        self.source.read(run.first_page, bytes)?;
+        let put = put(space, run.start.0, bytes)?;
+        if put == Put::Done && !self.copied {
+            self.source.give_back(run);
+        }
+        Ok(put)
     }
 
     /// Whether pages were put.
@@ -226,13 +275,6 @@ impl Server {
         }
         Ok(*put == Put::Done)
     }
-}
-
-/// Puts pages in place that are pending.
-fn bring(source: &mut Source, space: &mut Space, run: Run, buffer: &mut SharedMapping) -> Result<Put> {
-    let bytes = buffer.slice(0, run.pages * PAGE_SIZE).context("more pages than a block has")?;
-    source.read(run.first_page, bytes)?;
-    put(space, run.start.0, bytes)
 }
 
 fn put(space: &mut Space, start: u64, bytes: &[u8]) -> Result<Put> {

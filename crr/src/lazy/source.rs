@@ -1,55 +1,78 @@
 //! Where page contents come from.
 
-use crate::store::{Checkpoint, verify_block};
+use super::fetch::{Absent, Fetch};
+use crate::fault::{self, Point};
+use crate::store::{Unchecked, verify_block};
 use anyhow::{Context, Result};
 use images::id::PAGE_SIZE;
-use images::memory::BLOCK_PAGES;
-use shared::plan::lazy::Lazy;
-use std::collections::BTreeMap;
+use images::memory::{BLOCK_PAGES, Run};
+use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-/// Something that has the pages of a checkpoint, by their numbers.
+/// The pages of a checkpoint, by their numbers.
 #[derive(Debug)]
-pub(super) enum Source {
-    /// A file with page n at byte 4096 n, so many pages, and checksums of blocks that have not been checked yet.
-    File(File, u64, Unchecked),
+pub(super) struct Source {
+    /// Page n is at byte 4096 n.
+    file: File,
+    /// So many pages.
+    page_count: u64,
+    /// Blocks that have not been checked yet.
+    unchecked: Unchecked,
+    /// Brings what is not in the file yet.
+    pub(super) fetch: Option<Fetch>,
 }
 
-/// Checksums of blocks of [`BLOCK_PAGES`] pages, by number.
-pub(crate) type Unchecked = BTreeMap<u64, u32>;
+/// Blocks of [`BLOCK_PAGES`] pages that these pages lie in.
+fn blocks(first_page: u64, pages: u64) -> Range<u64> {
+    first_page / BLOCK_PAGES..(first_page + pages).div_ceil(BLOCK_PAGES)
+}
 
 impl Source {
+    /// # Errors
+    /// If what is absent cannot be had.
+    pub(super) fn new(
+        file: File,
+        page_count: u64,
+        unchecked: Unchecked,
+        absent: Option<Absent>,
+    ) -> Result<Self> {
+        let ahead = !fault::is_set(Point::LazyAhead);
+        let start = |absent| Fetch::start(absent, file.try_clone().context("dup")?, ahead);
+        let fetch = absent.map(start).transpose()?;
+        Ok(Self { file, page_count, unchecked, fetch })
+    }
+
+    /// Whether pages can be read; else, if so, they are asked for before all others.
+    ///
+    /// # Errors
+    /// If they cannot be had.
+    pub(super) fn has(&self, run: Run, urgent: bool) -> Result<bool> {
+        let Some(fetch) = &self.fetch else { return Ok(true) };
+        fetch.has(blocks(run.first_page, run.pages), urgent)
+    }
+
     /// Reads whole pages, from the first one on.
     ///
     /// # Errors
     /// If they cannot be had, or are not what was written.
     pub(super) fn read(&mut self, first_page: u64, bytes: &mut [u8]) -> Result<()> {
-        let Self::File(file, page_count, unchecked) = self;
-        let end = first_page + bytes.len() as u64 / PAGE_SIZE;
-        for block in first_page / BLOCK_PAGES..end.div_ceil(BLOCK_PAGES) {
-            if let Some(crc) = unchecked.remove(&block) {
-                verify_block(file, block, *page_count, crc).context("pages.img")?;
+        for block in blocks(first_page, bytes.len() as u64 / PAGE_SIZE) {
+            if let Some(crc) = self.unchecked.remove(&block) {
+                verify_block(&self.file, block, self.page_count, crc).context("pages.img")?;
             }
         }
-        file.read_exact_at(bytes, first_page * PAGE_SIZE).context("pages.img")
+        self.file.read_exact_at(bytes, first_page * PAGE_SIZE).context("pages.img")
     }
-}
 
-/// Blocks of which all pages come later: they are checked when they do.
-pub(crate) fn later(checkpoint: &Checkpoint, lazy: &[Lazy]) -> Unchecked {
-    let memory = &checkpoint.memory;
-    let mut late: BTreeMap<u64, u64> = BTreeMap::new();
-    if !checkpoint.has_plain_pages() {
-        return Unchecked::new();
+    /// These pages are not needed any more: what was fetched lies in memory.
+    pub(super) fn give_back(&self, run: Run) {
+        let bytes = |pages: u64| i64::try_from(pages * PAGE_SIZE).unwrap_or(0);
+        if self.fetch.is_some() {
+            let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            // Were it not to be had, there would be more memory in use for a while.
+            let _ = fallocate(&self.file, hole, bytes(run.first_page), bytes(run.pages));
+        }
     }
-    for run in lazy.iter().flat_map(|lazy| &lazy.runs) {
-        run.by_blocks().for_each(|(block, part)| *late.entry(block).or_default() += part.pages);
-    }
-    let is_whole = |block: u64, pages: u64| pages == BLOCK_PAGES.min(memory.page_count - block * BLOCK_PAGES);
-    let crc = |block| usize::try_from(block).ok().and_then(|at| memory.block_crcs.get(at)).copied();
-    late.into_iter()
-        .filter(|&(block, pages)| is_whole(block, pages))
-        .filter_map(|(block, _)| Some((block, crc(block)?)))
-        .collect()
 }

@@ -1,11 +1,12 @@
-//! The dump's side.
+//! Connecting to a server; the dump's side.
 
-use super::line::{Line, Patient};
-use super::{ALL, COMMIT, Frame, HELLO, PAGES, VERSION, check_exposed, expect_good, tls};
+use super::line::{Line, Patience, Patient};
+use super::{ALL, COMMIT, Frame, Hello, PAGES, VERSION, check_exposed, expect_good, tls};
 use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
 use std::io::Write;
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -27,7 +28,69 @@ pub struct Server {
     pub insecure: bool,
 }
 
-/// A connection to a server.
+impl Server {
+    /// Connects to the first of its addresses where somebody is. Also returns what it takes to connect there again.
+    pub(super) fn connect(&self, hello: Hello) -> Result<(Peer, Line, TcpStream)> {
+        let name = format!("{}:{}", self.host, self.port);
+        let connect = || {
+            let host = self.host.trim_matches(['[', ']']);
+            let tls = self.tls.as_ref().map(tls::Files::read).transpose()?;
+            let mut failed = None;
+            for address in (host, self.port).to_socket_addrs()? {
+                check_exposed(address.ip(), tls.is_some(), self.insecure)?;
+                match TcpStream::connect_timeout(&address, PATIENCE) {
+                    Ok(tcp) => {
+                        let peer = Peer { name: name.clone(), host: host.to_owned(), address, tls };
+                        let (line, tcp) = peer.greet(tcp, hello)?;
+                        return Ok((peer, line, tcp));
+                    }
+                    Err(e) => failed = Some(e),
+                }
+            }
+            match failed {
+                Some(e) => Err(e.into()),
+                None => bail!("has no address"),
+            }
+        };
+        connect().with_context(|| format!("page server {name}"))
+    }
+}
+
+/// A server that has been connected to: what it takes to do so again, from any process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Peer {
+    /// As it was spelled.
+    pub(super) name: String,
+    host: String,
+    address: SocketAddr,
+    tls: Option<tls::Credentials>,
+}
+
+impl Peer {
+    /// Connects again.
+    pub(super) fn connect(&self, hello: Hello) -> Result<Line> {
+        let tcp = TcpStream::connect_timeout(&self.address, PATIENCE)?;
+        Ok(self.greet(tcp, hello)?.0)
+    }
+
+    /// Also returns the connection itself, to look whether the server has something to say.
+    fn greet(&self, tcp: TcpStream, hello: Hello) -> Result<(Line, TcpStream)> {
+        let patience = Patience::Until(Instant::now() + PATIENCE);
+        let patient = Patient::new(tcp.try_clone().context("dup")?, patience)?;
+        let mut line = match &self.tls {
+            Some(credentials) => credentials.connect(&self.host, patient)?,
+            None => Line::Plain(patient),
+        };
+        line.write_all(hello.magic())?;
+        line.write_all(&VERSION.to_le_bytes())?;
+        line.flush()?;
+        expect_good(&mut line)?;
+        line.be(Patience::Endless);
+        Ok((line, tcp))
+    }
+}
+
+/// The connection of a dump.
 #[derive(Debug)]
 pub struct Client {
     name: String,
@@ -44,37 +107,8 @@ impl Client {
     /// # Errors
     /// If there is no server, or none that may be trusted.
     pub fn connect(server: &Server) -> Result<Self> {
-        let name = format!("{}:{}", server.host, server.port);
-        Self::try_to_connect(server, name.clone()).with_context(|| format!("page server {name}"))
-    }
-
-    fn try_to_connect(server: &Server, name: String) -> Result<Self> {
-        let host = server.host.trim_matches(['[', ']']);
-        let mut failed = None;
-        for address in (host, server.port).to_socket_addrs()? {
-            check_exposed(address.ip(), server.tls.is_some(), server.insecure)?;
-            match TcpStream::connect_timeout(&address, PATIENCE) {
-                Ok(tcp) => {
-                    let patient =
-                        Patient::new(tcp.try_clone().context("dup")?, Some(Instant::now() + PATIENCE))?;
-                    let mut line = match &server.tls {
-                        Some(files) => files.connect(host, patient)?,
-                        None => Line::Plain(patient),
-                    };
-                    line.write_all(&HELLO)?;
-                    line.write_all(&VERSION.to_le_bytes())?;
-                    line.flush()?;
-                    expect_good(&mut line)?;
-                    line.wait_until(None);
-                    return Ok(Self { name, line: Mutex::new(line), tcp, end: AtomicU64::new(0) });
-                }
-                Err(e) => failed = Some(e),
-            }
-        }
-        match failed {
-            Some(e) => Err(e.into()),
-            None => bail!("has no address"),
-        }
+        let (Peer { name, .. }, line, tcp) = server.connect(Hello::Dump)?;
+        Ok(Self { name, line: Mutex::new(line), tcp, end: AtomicU64::new(0) })
     }
 
     /// Sends pages to their place.
@@ -105,10 +139,7 @@ impl Client {
             if self.has_something_to_say() {
                 return expect_good(&mut *line).and_then(|()| bail!("it spoke without being asked"));
             }
-            let frame = Frame { what, len: u32::try_from(bytes.len())?, place };
-            line.write_all(&frame.encode(bytes))?;
-            line.write_all(bytes)?;
-            line.flush()?;
+            Frame::write(&mut *line, what, place, bytes)?;
             if answered { expect_good(&mut *line) } else { Ok(()) }
         };
         send().with_context(|| format!("page server {}", self.name))

@@ -15,30 +15,53 @@ const LOOK: Duration = Duration::from_millis(100);
 /// After so many milliseconds in which the other end has taken nothing of what was sent, it is gone.
 const SILENCE: u32 = 30_000;
 
-/// A connection by TCP that is waited for until a time, or for ever; signals that are held back end it too.
+/// How long the other end is waited for.
+#[derive(Clone, Copy, Debug)]
+pub enum Patience {
+    /// As long as its machine is there.
+    Endless,
+    /// Until a moment.
+    Until(Instant),
+    /// As long as it says something, or takes something, every half a minute.
+    Progress,
+}
+
+impl Patience {
+    /// When a call that begins now is given up.
+    fn end(self) -> Option<Instant> {
+        match self {
+            Self::Endless => None,
+            Self::Until(moment) => Some(moment),
+            Self::Progress => Some(Instant::now() + Duration::from_millis(SILENCE.into())),
+        }
+    }
+}
+
+/// A connection by TCP; signals that are held back end it too.
 #[derive(Debug)]
 pub struct Patient {
     tcp: TcpStream,
-    pub(super) until: Option<Instant>,
+    patience: Patience,
 }
 
 impl Patient {
     /// # Errors
     /// If the connection is gone already.
-    pub(super) fn new(tcp: TcpStream, until: Option<Instant>) -> Result<Self> {
+    pub(super) fn new(tcp: TcpStream, patience: Patience) -> Result<Self> {
         tcp.set_nodelay(true).context("TCP_NODELAY")?;
         tcp.set_read_timeout(Some(LOOK)).context("SO_RCVTIMEO")?;
         tcp.set_write_timeout(Some(LOOK)).context("SO_SNDTIMEO")?;
         notice_death(&tcp)?;
-        Ok(Self { tcp, until })
+        Ok(Self { tcp, patience })
     }
 
     fn wait<T>(&mut self, mut work: impl FnMut(&mut TcpStream) -> io::Result<T>) -> io::Result<T> {
+        let end = self.patience.end();
         loop {
             match work(&mut self.tcp) {
                 Err(e) if [ErrorKind::WouldBlock, ErrorKind::Interrupted].contains(&e.kind()) => {
                     ptrace::check_interrupted().map_err(io::Error::other)?;
-                    if self.until.is_some_and(|until| Instant::now() >= until) {
+                    if end.is_some_and(|end| Instant::now() >= end) {
                         return Err(ErrorKind::TimedOut.into());
                     }
                 }
@@ -79,19 +102,19 @@ impl Write for Patient {
 pub enum Line {
     /// For everybody to read.
     Plain(Patient),
-    /// The dump's end.
+    /// The end of a dump or a restore.
     Client(Box<StreamOwned<ClientConnection, Patient>>),
     /// The server's end.
     Server(Box<StreamOwned<ServerConnection, Patient>>),
 }
 
 impl Line {
-    /// From now on it is waited for until then, or for ever.
-    pub(super) fn wait_until(&mut self, until: Option<Instant>) {
+    /// From now on the other end is waited for so long.
+    pub(super) fn be(&mut self, patience: Patience) {
         match self {
-            Self::Plain(patient) => patient.until = until,
-            Self::Client(tls) => tls.sock.until = until,
-            Self::Server(tls) => tls.sock.until = until,
+            Self::Plain(patient) => patient.patience = patience,
+            Self::Client(tls) => tls.sock.patience = patience,
+            Self::Server(tls) => tls.sock.patience = patience,
         }
     }
 }

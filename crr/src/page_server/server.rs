@@ -1,7 +1,7 @@
-//! The server's side: one dump, or one round, and its file of pages.
+//! The side of a server that takes pages: one dump, or one round, and its file.
 
-use super::line::{Line, Patient};
-use super::{ALL, COMMIT, Frame, HELLO, PAGES, VERSION, answer, tls};
+use super::line::{Line, Patience, Patient};
+use super::{ALL, COMMIT, Frame, Hello, PAGES, VERSION, answer, tls};
 use anyhow::{Context, Result, bail};
 use images::container::Kind;
 use nix::errno::Errno;
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub fn serve(listener: &TcpListener, dir: &Path, tls: Option<&Arc<ServerConfig>>) -> Result<u64> {
     loop {
         let (tcp, peer) = listener.accept().context("accept")?;
-        match greet(tcp, tls) {
+        match greet(tcp, tls, Hello::Dump) {
             Ok(mut line) => {
                 log::info!("a dump comes from {peer}");
                 return receive(&mut line, dir);
@@ -35,24 +35,28 @@ pub fn serve(listener: &TcpListener, dir: &Path, tls: Option<&Arc<ServerConfig>>
     }
 }
 
-fn greet(tcp: TcpStream, tls: Option<&Arc<ServerConfig>>) -> Result<Line> {
-    let patient = Patient::new(tcp, Some(Instant::now() + PATIENCE))?;
+/// Listens to what is said first.
+pub(super) fn greet(tcp: TcpStream, tls: Option<&Arc<ServerConfig>>, expected: Hello) -> Result<Line> {
+    let patient = Patient::new(tcp, Patience::Until(Instant::now() + PATIENCE))?;
     let mut line = match tls {
         Some(config) => tls::accept(config, patient)?,
         None => Line::Plain(patient),
     };
-    let mut hello = [0; HELLO.len() + 4];
-    line.read_exact(&mut hello)?;
-    let (magic, version) = hello.split_at(HELLO.len());
-    if magic != HELLO {
-        bail!("it says something else");
-    }
-    if version != VERSION.to_le_bytes() {
-        answer(&mut line, Some("is of another version"))?;
-        bail!("it is of another version");
-    }
-    line.wait_until(None);
-    Ok(line)
+    let mut said = [0; Hello::MAGIC_SIZE + 4];
+    line.read_exact(&mut said)?;
+    let (magic, version) = said.split_at(Hello::MAGIC_SIZE);
+    let wrong = match [Hello::Dump, Hello::Restore].into_iter().find(|hello| hello.magic() == magic) {
+        None => bail!("it says something else"),
+        Some(_) if version != VERSION.to_le_bytes() => "is of another version",
+        Some(Hello::Dump) if expected == Hello::Restore => "gives pages, and takes none of a dump",
+        Some(Hello::Restore) if expected == Hello::Dump => "takes pages of a dump, and gives none (--serve)",
+        Some(_) => {
+            line.be(Patience::Endless);
+            return Ok(line);
+        }
+    };
+    answer(&mut line, Some(wrong))?;
+    bail!("it is of another version, or wants something else")
 }
 
 /// Takes all of a dump; if that cannot be, the dump is told why.
@@ -64,7 +68,7 @@ fn receive(line: &mut Line, dir: &Path) -> Result<u64> {
     received.inspect_err(|error| {
         // The dump is about to notice, and sends what it was about to send: to close now would take the answer away from it.
         if answer(line, Some(&format!("{error:#}"))).is_ok() {
-            line.wait_until(Some(Instant::now() + PATIENCE));
+            line.be(Patience::Until(Instant::now() + PATIENCE));
             let _ = std::io::copy(line, &mut std::io::sink());
         }
     })
@@ -99,7 +103,7 @@ impl PageFile {
         let (mut received, mut whole, mut bytes) = (0_u64, false, Vec::new());
         let place = format!("write {}", self.temporary.display());
         loop {
-            let frame = Frame::read(line, &mut bytes)?;
+            let frame = Frame::read(line, &mut bytes).context("the dump did not finish")?;
             match frame.what {
                 PAGES => {
                     self.file.write_all_at(&bytes, frame.place).with_context(|| place.clone())?;

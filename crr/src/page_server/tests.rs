@@ -1,8 +1,11 @@
 //! A dump and a server that speak with each other.
 
 use super::client::{Client, Server};
+use super::fetch::Fetcher;
+use super::give::give;
 use super::tls::Files;
-use super::{Frame, PAGES, check_exposed, server};
+use super::{Frame, Listed, PAGES, check_exposed, server};
+use crate::store::Offered;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -25,7 +28,7 @@ fn serve_in(tls: Option<&Files>, talk: impl FnOnce(u16, &Path)) -> (anyhow::Resu
     let dir = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    let config = tls.map(|files| files.server().unwrap());
+    let config = tls.map(|files| files.read().unwrap().server().unwrap());
     let path = dir.path().to_owned();
     let server = thread::spawn(move || server::serve(&listener, &path, config.as_ref()));
     talk(port, dir.path());
@@ -221,4 +224,75 @@ fn tls_asks_both_for_a_certificate() {
     });
     served.unwrap();
     assert!(fs::read(dir.path().join("pages.img")).unwrap() == [pages(1), pages(2)].concat());
+}
+
+/// A server that gives these files, until the tests end.
+fn giving(tls: Option<&Files>, files: Vec<Offered>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let config = tls.map(|files| files.read().unwrap().server().unwrap());
+    thread::spawn(move || give(&listener, files, config));
+    port
+}
+
+fn offered(bytes: &[u8], inventory: Option<u32>) -> Offered {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    Offered { path: "pages.img".into(), file, size: bytes.len() as u64, inventory }
+}
+
+/// More pieces than can be on their way at once come in order, from the file that was meant, over several connections.
+#[test]
+fn pages_are_given_to_many() {
+    let files = tempfile::tempdir().unwrap();
+    let own = certified(files.path(), "own");
+    for tls in [None, Some(&own)] {
+        let port = giving(tls, vec![offered(&pages(1), Some(7)), offered(&pages(2), Some(8))]);
+        let first = Fetcher::connect(&at(port, tls)).unwrap();
+        let second = Fetcher::again(first.peer()).unwrap();
+        let mut fetchers = [first, second];
+        for (which, crc, byte) in [(0, 8, 2), (1, 7, 1), (1, 8, 2)] {
+            let fetcher: &mut Fetcher = &mut fetchers[which];
+            let number = fetcher.find(&Listed { size: 1 << 20, inventory: Some(crc) }).unwrap();
+            let pieces = (0..64).map(|piece| (piece * 1000, 1000));
+            let mut next = 0;
+            let each = |place, bytes: &[u8]| {
+                assert_eq!((place, bytes), (next, &[byte; 1000][..]));
+                next += 1000;
+                Ok(())
+            };
+            fetcher.fetch(number, pieces, each).unwrap();
+            assert_eq!(next, 64_000);
+        }
+    }
+    assert!(Fetcher::connect(&at(giving(Some(&own), Vec::new()), None)).is_err());
+}
+
+#[test]
+fn other_pages_are_not_taken() {
+    let port = giving(None, vec![offered(&pages(1), Some(7))]);
+    let mut fetcher = Fetcher::connect(&at(port, None)).unwrap();
+    for (size, inventory) in [(1 << 20, 8), (1 << 21, 7)] {
+        let error = fetcher.find(&Listed { size, inventory: Some(inventory) }).unwrap_err();
+        assert!(format!("{error:#}").contains("pages of another checkpoint"), "{error:#}");
+    }
+    let error = fetcher.fetch(0, [(0, 1 << 20), (1 << 20, 1)], |_, _| Ok(())).unwrap_err();
+    assert!(format!("{error:#}").contains("it says: pages.img: has no 1 bytes at 0x100000"), "{error:#}");
+    // Without an inventory, a server cannot know.
+    let fetcher = Fetcher::connect(&at(giving(None, vec![offered(&pages(1), None)]), None)).unwrap();
+    assert_eq!(fetcher.find(&Listed { size: 1 << 20, inventory: Some(7) }).unwrap(), 0);
+}
+
+/// A server is for dumps or for restores, and says so to the others.
+#[test]
+fn servers_are_for_one_thing() {
+    let port = giving(None, Vec::new());
+    let error = format!("{:#}", Client::connect(&at(port, None)).unwrap_err());
+    assert!(error.contains("it says: gives pages, and takes none"), "{error}");
+    let (served, _dir) = serve(None, |port| {
+        let error = format!("{:#}", Fetcher::connect(&at(port, None)).unwrap_err());
+        assert!(error.contains("it says: takes pages of a dump, and gives none"), "{error}");
+        send_all(&Client::connect(&at(port, None)).unwrap());
+    });
+    served.unwrap();
 }

@@ -8,10 +8,10 @@ use super::Restore;
 use super::prepare::Preparation;
 use crate::fault::{self, Point};
 use crate::kernel;
-use crate::lazy::Unchecked;
 use crate::parallel::in_parallel;
+use crate::progress::Progress;
 use crate::ptrace::check_interrupted;
-use crate::store::verify_bytes;
+use crate::store::{Unchecked, verify_bytes};
 use crate::sys::window::Window;
 use crate::sys::{userfaultfd, vm};
 use anyhow::{Context, Result, ensure};
@@ -89,6 +89,7 @@ impl Fill {
         restore: &Restore<'_>,
         descriptors: BTreeMap<usize, OwnedFd>,
         deadline: Instant,
+        show: bool,
     ) -> Result<()> {
         let (checkpoint, tasks) = (restore.checkpoint, &restore.checkpoint.tree.tasks);
         for (&index, fd) in &descriptors {
@@ -104,6 +105,8 @@ impl Fill {
         let pages = restore.opened.pages.as_fd();
         // Of the file: in memory it has those of the checkpoints that this one builds on, too.
         let page_count = checkpoint.memory.first_page + checkpoint.memory.page_count;
+        let runs = self.blocks.iter().flat_map(|(_, pieces)| pieces).map(|piece| piece.run.pages);
+        let progress = Progress::new(show, runs.sum::<u64>() * PAGE_SIZE, "putting pages in place");
         in_parallel(self.blocks.len() as u64, |at| {
             check_interrupted()?;
             ensure!(Instant::now() < deadline, "timed out while memory was put in place");
@@ -122,6 +125,7 @@ impl Fill {
                 let fd = fd.with_context(|| format!("task {pid}: sent no userfaultfd"))?;
                 put(pid, fd, run.start.0, bytes)
                     .with_context(|| format!("task {pid}: put pages in place"))?;
+                progress.add(bytes.len() as u64);
             }
             if checkpoint.in_memory {
                 pieces.iter().for_each(|piece| give_back(pages, &piece.run));

@@ -35,7 +35,7 @@ use crate::resource::external::given::Given;
 use crate::resource::inet::Wishes;
 use crate::resource::{memory, vdso};
 use crate::stats::{self, Stage, Stats};
-use crate::store::{Checkpoint, Source};
+use crate::store::{Checkpoint, Source, Unchecked};
 use crate::sys::last_pid::{Chooser, LastPid};
 use crate::sys::{limits, process};
 use anyhow::{Context, Result, bail};
@@ -194,7 +194,6 @@ impl PidFile {
 fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Terminal>)> {
     let began = Instant::now();
     stats::enter(Stage::Read);
-    let deadline = began + options.timeout;
     limits::raise_open_files()?;
     limits::raise_pending_signals()?;
     let starter = options.lazy_pages.then(lazy::Starter::new).transpose()?;
@@ -241,10 +240,13 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
             prepare(descent)?
         }
     };
-    let later = lazy::later(&checkpoint, &preparation.lazy);
+    let later = checkpoint.unchecked(&preparation.lazy);
     stats::enter(Stage::CheckPages);
     let at_once = |block| !later.contains_key(&block);
+    checkpoint.bring_pages(&options.source, options.progress, |block| starter.is_none() || at_once(block))?;
     checkpoint.check_pages(&options.source, options.progress, at_once)?;
+    // How long pages take that come over the network is not the tree's doing.
+    let deadline = Instant::now() + options.timeout;
     let source = match starter {
         Some(starter) => MemorySource::Late(starter, later),
         None => MemorySource::Now(Fill::of(&preparation, later)),
@@ -314,7 +316,7 @@ enum MemorySource {
     /// This process, before they run.
     Now(Fill),
     /// Processes that check these blocks and bring all when the tasks run.
-    Late(lazy::Starter, lazy::Unchecked),
+    Late(lazy::Starter, Unchecked),
 }
 
 /// Forks the tree, serves it, takes it over. On failure nothing of it is left.
@@ -338,7 +340,7 @@ fn bring_back(
         stats::enter(Stage::PutPages);
         // Before a task is made to do anything in its own memory.
         match source {
-            MemorySource::Now(fill) => fill.run(restore, lazy, deadline)?,
+            MemorySource::Now(fill) => fill.run(restore, lazy, deadline, options.progress)?,
             MemorySource::Late(starter, unchecked) => {
                 starter.start(restore, &lazy, unchecked)?;
                 // Only who brings pages is to have them.

@@ -118,6 +118,15 @@ pub(super) fn ancestors(dir: &Path, inventory: &Inventory, memory: &Memory) -> R
     ancestors_by(Round::open, dir, inventory, memory)
 }
 
+/// [`ancestors`], of which pages may be elsewhere.
+pub(super) fn ancestors_but_for_pages(
+    dir: &Path,
+    inventory: &Inventory,
+    memory: &Memory,
+) -> Result<Vec<Round>> {
+    ancestors_by(Round::open_records, dir, inventory, memory)
+}
+
 fn ancestors_by(
     open: impl Fn(&Source) -> Result<Round>,
     dir: &Path,

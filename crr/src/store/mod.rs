@@ -6,7 +6,9 @@
 mod assemble;
 mod chain;
 pub mod check;
+mod contents;
 mod dedup;
+mod offer;
 mod packing;
 mod pages;
 mod place;
@@ -14,19 +16,24 @@ mod reader;
 mod sink;
 mod spool;
 mod stream;
+mod unchecked;
 mod writer;
 
 pub use chain::Round;
+pub use contents::Pages;
+pub(crate) use contents::piece;
 pub use dedup::dedup;
+pub use offer::{Offered, offer};
 pub use packing::Compression;
 pub(crate) use packing::Packer;
 pub use pages::block_crcs;
-pub(crate) use pages::{verify_block, verify_bytes};
+pub(crate) use pages::{BLOCK_SIZE, verify_block, verify_bytes};
 pub use place::{Destination, STREAM, Source};
 pub use reader::Checkpoint;
 pub use sink::Sink;
 pub use spool::Spool;
 pub(crate) use stream::GivenUp;
+pub(crate) use unchecked::Unchecked;
 pub use writer::Writer;
 
 /// Bytes of a page, as a length in memory.

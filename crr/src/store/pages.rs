@@ -10,7 +10,7 @@ use std::fs::File;
 use std::sync::Mutex;
 
 /// Bytes that one thread takes at a time.
-pub(super) const BLOCK_SIZE: u64 = BLOCK_PAGES * PAGE_SIZE;
+pub(crate) const BLOCK_SIZE: u64 = BLOCK_PAGES * PAGE_SIZE;
 
 /// The checksums of the first `page_count` pages of a file, for [`Memory::block_crcs`].
 ///

@@ -46,6 +46,8 @@ pub enum Source {
     Dir(PathBuf),
     /// What a stream had.
     Stream(Spool),
+    /// A directory, but for the pages, which a server has.
+    Server(PathBuf, Server),
 }
 
 impl From<&Path> for Source {
@@ -59,7 +61,7 @@ impl Source {
     #[must_use]
     pub fn name(&self) -> &Path {
         match self {
-            Self::Dir(dir) => dir,
+            Self::Dir(dir) | Self::Server(dir, _) => dir,
             Self::Stream(_) => Path::new(STREAM),
         }
     }
@@ -68,7 +70,7 @@ impl Source {
     #[must_use]
     pub fn dir(&self) -> &Path {
         match self {
-            Self::Dir(dir) => dir,
+            Self::Dir(dir) | Self::Server(dir, _) => dir,
             Self::Stream(_) => Path::new(""),
         }
     }
@@ -82,7 +84,7 @@ impl Source {
     /// for its writer.
     pub(super) fn open(&self, kind: Kind) -> Result<File> {
         match self {
-            Self::Dir(dir) => {
+            Self::Dir(dir) | Self::Server(dir, _) => {
                 let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
                 let path = dir.join(kind.file_name());
                 Ok(OpenOptions::new().read(true).custom_flags(flags).open(path)?)

@@ -1,10 +1,13 @@
 //! Reading a checkpoint: sizes and checksums before records, records before pages.
 
-use super::chain::{Round, ancestors};
+use super::chain::{Round, ancestors, ancestors_but_for_pages};
+use super::contents::{Pages, bring_parts};
 use super::place::Source;
 use super::{assemble, check, pages};
 use crate::fault::io::Faulty;
 use crate::fault::{self, Point};
+use crate::page_server::Listed;
+use crate::page_server::fetch::Fetcher;
 use crate::progress::Progress;
 use anyhow::{Context, Result, anyhow, bail};
 use images::Addr;
@@ -36,8 +39,8 @@ pub struct Checkpoint {
     pub files: Files,
     /// See [`Memory`].
     pub memory: Memory,
-    /// Page contents, open for reading: when they have been checked, page n lies at byte 4096 n.
-    pub pages: File,
+    /// Page contents: when they have been checked, page n lies at byte 4096 n.
+    pub pages: Pages,
     /// These contents lie in memory, and nobody else needs them.
     pub in_memory: bool,
     /// Those that this one builds on, the oldest first.
@@ -69,13 +72,13 @@ impl Checkpoint {
     /// # Errors
     /// As [`Self::read`].
     pub(crate) fn read_but_for_pages(source: &Source, progress: bool) -> Result<Self> {
-        let mut checkpoint = Self::open(source)?;
+        let mut checkpoint = Self::open_files(source, progress).with_context(|| place(source))?;
         if !checkpoint.has_plain_pages() {
             let Self { pages: file, memory, files, ancestors, .. } = &checkpoint;
             let progress = Progress::new(progress, memory.page_count * PAGE_SIZE, "checking pages");
             let seen = |bytes| progress.add(bytes);
-            let pages = assemble::assemble((source.name(), file), ancestors, files, memory, &seen);
-            checkpoint.pages = pages.context("checkpoint")?;
+            let pages = assemble::assemble((source.name(), file.file()), ancestors, files, memory, &seen);
+            checkpoint.pages = pages.context("checkpoint")?.into();
             checkpoint.in_memory = true;
         }
         Ok(checkpoint)
@@ -83,8 +86,21 @@ impl Checkpoint {
 
     /// Whether pages lie in `pages.img` as they are to be read: that alone has not checked them.
     pub(crate) fn has_plain_pages(&self) -> bool {
-        let Self { memory, ancestors, .. } = self;
-        memory.packing.is_none() && ancestors.is_empty() && memory.block_pages == BLOCK_PAGES
+        are_plain(&self.memory, &self.ancestors)
+    }
+
+    /// Brings blocks of [`BLOCK_PAGES`] pages here that a page server has and that are `wanted`, by number.
+    ///
+    /// # Errors
+    /// If the server does not give them.
+    pub(crate) fn bring_pages(
+        &self,
+        source: &Source,
+        progress: bool,
+        wanted: impl Fn(u64) -> bool,
+    ) -> Result<()> {
+        let progress = Progress::new(progress, 0, "fetching pages");
+        self.pages.bring(wanted, |bytes| progress.add(bytes)).context(place(source))
     }
 
     /// Checks the blocks of [`BLOCK_PAGES`] pages that are `wanted`, by number, if they have not been.
@@ -102,7 +118,7 @@ impl Checkpoint {
         }
         let blocks = (0..self.memory.page_count.div_ceil(BLOCK_PAGES)).filter(|&block| wanted(block)).count();
         let progress = Progress::new(progress, blocks as u64 * BLOCK_PAGES * PAGE_SIZE, "checking pages");
-        let checked = pages::verify(&self.pages, &self.memory, &wanted, &|bytes| progress.add(bytes));
+        let checked = pages::verify(self.pages.file(), &self.memory, &wanted, &|bytes| progress.add(bytes));
         checked.context(place(source))
     }
 
@@ -111,7 +127,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`Self::read`].
     pub fn open(source: &Source) -> Result<Self> {
-        Self::open_files(source).with_context(|| place(source))
+        Self::open_files(source, false).with_context(|| place(source))
     }
 
     /// What private memory of an address space holds from an address on; zeros where it holds nothing. The pages need not have been checked by
@@ -127,32 +143,44 @@ impl Checkpoint {
             let (from, to) = (run.start.0.max(start.0), run.end().min(end));
             let part = &mut bytes[usize::try_from(from - start.0)?..usize::try_from(to - start.0)?];
             let place = run.first_page * PAGE_SIZE + (from - run.start.0);
-            self.pages.read_exact_at(part, place).context("pages.img")?;
+            self.pages.read_exact_at(part, place)?;
         }
         Ok(())
     }
 
-    fn open_files(source: &Source) -> Result<Self> {
-        let (inventory, _) = read_inventory(source)?;
+    fn open_files(source: &Source, progress: bool) -> Result<Self> {
+        let (inventory, crc) = read_inventory(source)?;
         if inventory.pre_dump.is_some() {
             bail!("is a pre-dump: pages of a tree that ran on\n  hint: restore the dump that builds on it");
         }
         let [tree, files, memory, pages] = check::entries(&inventory)
             .context(Kind::Inventory.file_name())
             .map(|found| found.map(Clone::clone))?;
-        let mut checkpoint = Self {
-            tree: read_listed(source, &tree)?,
-            files: read_listed(source, &files)?,
-            memory: read_listed(source, &memory)?,
-            pages: open_pages(source, &pages).context(Kind::Pages.file_name())?,
-            inventory,
-            in_memory: source.is_in_memory(),
-            ancestors: Vec::new(),
+        let (tree, files) = (read_listed(source, &tree)?, read_listed(source, &files)?);
+        let memory: Memory = read_listed(source, &memory)?;
+        let Source::Server(dir, server) = source else {
+            let pages = open_pages(source, &pages).context(Kind::Pages.file_name())?.into();
+            check::records(&inventory, &tree, &files, &memory)?;
+            let ancestors = ancestors(source.dir(), &inventory, &memory)?;
+            let in_memory = source.is_in_memory();
+            return Ok(Self { inventory, tree, files, memory, pages, in_memory, ancestors });
         };
-        check::records(&checkpoint.inventory, &checkpoint.tree, &checkpoint.files, &checkpoint.memory)?;
-        checkpoint.ancestors = ancestors(source.dir(), &checkpoint.inventory, &checkpoint.memory)?;
-        Ok(checkpoint)
+        check::records(&inventory, &tree, &files, &memory)?;
+        let mut ancestors = ancestors_but_for_pages(dir, &inventory, &memory)?;
+        let own = Listed { size: pages.size, inventory: Some(crc) };
+        let pages = if are_plain(&memory, &ancestors) {
+            Pages::at(Fetcher::connect(server)?, own)?
+        } else {
+            let room = std::env::temp_dir();
+            bring_parts(server, own, &mut ancestors, (&files, &memory), &room, progress)?.into()
+        };
+        Ok(Self { inventory, tree, files, memory, pages, in_memory: true, ancestors })
     }
+}
+
+/// Whether pages lie as they are to be read in a file that has all.
+fn are_plain(memory: &Memory, ancestors: &[Round]) -> bool {
+    memory.packing.is_none() && ancestors.is_empty() && memory.block_pages == BLOCK_PAGES
 }
 
 /// The context of every error: which checkpoint.
@@ -194,7 +222,7 @@ fn starts_like_criu(file: &File) -> Result<bool> {
 /// Why there is no inventory.
 fn without_inventory(source: &Source) -> anyhow::Error {
     let dir = match source {
-        Source::Dir(dir) => dir,
+        Source::Dir(dir) | Source::Server(dir, _) => dir,
         Source::Stream(spool) if spool.is_empty() => return anyhow!("there are no images in it"),
         Source::Stream(_) => return anyhow!("there is no inventory.img: the dump did not finish"),
     };
@@ -254,7 +282,7 @@ fn open_existing(source: &Source, kind: Kind) -> Result<(File, u64)> {
     open_regular(source, kind).map_err(|error| match kind {
         _ if !is_missing(&error) => error,
         Kind::Pages => {
-            anyhow!("is missing\n  hint: after a dump with --page-server, it is where the server put it")
+            anyhow!("is missing\n  hint: after a dump with --page-server, it is where the server put it, and can be had from there (--page-server)")
         }
         _ => anyhow!("is missing"),
     })
@@ -290,7 +318,7 @@ fn read_records<T: DeserializeOwned>(file: File, start: Vec<u8>, size: u64, kind
 }
 
 /// Opens a regular file, and nothing else.
-fn open_regular(source: &Source, kind: Kind) -> Result<(File, u64)> {
+pub(super) fn open_regular(source: &Source, kind: Kind) -> Result<(File, u64)> {
     fault::point(Point::ImageOpen)?;
     let file = source.open(kind)?;
     let metadata = file.metadata()?;

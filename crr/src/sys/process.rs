@@ -8,9 +8,11 @@ use crate::fault::{self, Point};
 use crate::kernel::disabled::{Switch, is_disabled};
 use images::Pid;
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitStatus, waitpid};
 use shared::abi::common::CloneArgs;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// CLONE_FILES: one table of descriptors for both.
 pub const CLONE_FILES: u64 = 0x400;
@@ -178,6 +180,20 @@ pub fn close_range_on_exec(first: u32) -> nix::Result<()> {
     // SAFETY: changes flags only.
     let ret = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) };
     if ret == 0 { Ok(()) } else { Err(Errno::last()) }
+}
+
+/// Leaves the session, the directory and the standard files of whoever has started this process; what it says goes to `messages`.
+///
+/// # Errors
+/// As setsid(2), of a leader, and open(2).
+pub fn go_to_background(messages: Option<i32>) -> nix::Result<()> {
+    nix::unistd::setsid()?;
+    nix::unistd::chdir("/")?;
+    let null = nix::fcntl::open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+    let null = null.as_raw_fd();
+    [(0, null), (1, null), (2, messages.unwrap_or(null))]
+        .into_iter()
+        .try_for_each(|(standard, fd)| place_fd(fd, standard))
 }
 
 /// Makes `to` refer to what `from` refers to, without close-on-exec, replacing what `to` was.

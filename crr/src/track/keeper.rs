@@ -18,7 +18,6 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::Mode;
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::CString;
 use std::fmt;
@@ -153,12 +152,7 @@ pub(crate) fn start(descriptors: &BTreeMap<Instance, OwnedFd>) -> Result<Instanc
 /// In the forked child: becomes the keeper, with nothing but the descriptors. Returns why it did not.
 fn exec(descriptors: &BTreeMap<Instance, OwnedFd>, words: &[CString]) -> Errno {
     let become_it = || -> nix::Result<()> {
-        nix::unistd::setsid()?;
-        nix::unistd::chdir("/")?;
-        let null = nix::fcntl::open("/dev/null", OFlag::O_RDWR, Mode::empty())?;
-        for standard in 0..3 {
-            process::place_fd(null.as_raw_fd(), standard)?;
-        }
+        process::go_to_background(None)?;
         process::close_on_exec_from(3)?;
         for fd in descriptors.values() {
             fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;

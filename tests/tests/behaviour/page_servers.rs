@@ -6,18 +6,85 @@ use nix::unistd::Pid;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-use tests::case::{Running, Workload, nothing_left};
-use tests::isolate::isolated_for_both;
+use tests::abi::Abi;
+use tests::case::{Running, Workload, memory_arrives, nothing_left};
+use tests::isolate::{isolated, isolated_for_both};
 use tests::{Result, command, here, require_ia32, require_root, wait};
 
 /// A server that puts pages into a directory of its own, in the background; its address.
 fn server(dir: &Path) -> Result<String> {
     fs::create_dir_all(dir)?;
+    server_with(dir, &[])
+}
+
+fn server_with(dir: &Path, options: &[&str]) -> Result<String> {
     let images = dir.display().to_string();
-    let started = command::crr(dir, &["page-server", "-D", &images, "-d", "--pidfile", "pid"])?.success()?;
-    Ok(started.stdout.trim().to_owned())
+    let args = [&["page-server", "-D", &images, "-d", "--pidfile", "pid"], options].concat();
+    Ok(command::crr(dir, &args)?.success()?.stdout.trim().to_owned())
+}
+
+/// A server that gives the pages of the last dump, or of the rounds, of which none are left where they were; its address, and directory.
+fn giving(running: &Running) -> Result<(String, PathBuf)> {
+    let images = running.images();
+    let dir = images.parent().context("a parent")?;
+    let away = dir.join("away");
+    fs::create_dir_all(&away)?;
+    let rounds = fs::read_dir(dir)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    for name in rounds.filter(|name| name.starts_with("images-")) {
+        fs::create_dir(away.join(&name))?;
+        for entry in fs::read_dir(dir.join(&name))? {
+            let entry = entry?;
+            let to = away.join(&name).join(entry.file_name());
+            fs::copy(entry.path(), to)?;
+        }
+        fs::remove_file(dir.join(&name).join("pages.img"))?;
+    }
+    let given = away.join(images.file_name().context("a name")?);
+    Ok((server_with(&given, &["--serve"])?, given))
+}
+
+/// Has the workload verify itself while there is a server, which ends then.
+fn verify(running: &Running, server: &Path) -> Result {
+    running.signal(Signal::SIGUSR1)?;
+    has_ended(running)?;
+    let log = running.log()?;
+    ensure!(log.lines().last() == Some("PASS") && !log.contains("FAIL"), "the workload said:\n{log}");
+    end(server, Signal::SIGTERM)?;
+    nothing_left()
+}
+
+fn end(server: &Path, signal: Signal) -> Result {
+    Ok(kill(Pid::from_raw(fs::read_to_string(server.join("pid"))?.trim().parse()?), signal)?)
+}
+
+/// Kills the tree.
+fn kill_all_but(server: &Path) -> Result {
+    let server = fs::read_to_string(server.join("pid"))?;
+    let (server, own) = (server.trim(), std::process::id().to_string());
+    wait::until(wait::STEP, "the tree is gone", || {
+        tests::case::reap()?;
+        let names = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let others: Vec<i32> = names
+            .filter(|name| name != server && *name != own)
+            .filter_map(|name| name.parse().ok())
+            .filter(|&pid| pid != 1)
+            .collect();
+        for &pid in &others {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        Ok(others.is_empty().then_some(()))
+    })
+}
+
+fn has_ended(running: &Running) -> Result {
+    let root = Path::new("/proc").join(running.root.to_string());
+    wait::until(wait::STEP, "the root has ended", || {
+        tests::case::reap()?;
+        Ok((!root.exists()).then_some(()))
+    })
 }
 
 /// Brings the pages to where the rest is.
@@ -173,5 +240,125 @@ fn rounds() {
         }
         running.restore(&["-d"])?.success()?;
         running.verify()
+    });
+}
+
+/// What a server gives is what a dump wrote, packed or not, before the tasks run or when they do; to as many restores as come.
+#[test]
+fn pages_are_given() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let cases = [
+            ("memory", "anonymous", &[][..], &[][..]),
+            ("memory", "heap", &["--compress"], &[]),
+            ("memory", "heap", &[], &["--lazy-pages"]),
+            ("mapping", "shared_anonymous", &["--compress"], &["--lazy-pages"]),
+            ("tree", "mixed", &[], &["--lazy-pages"]),
+        ];
+        for (number, (workload, case, dumping, restoring)) in cases.into_iter().enumerate() {
+            let mut running = Workload::new(workload, case).start(&dir.join(number.to_string()), abi)?;
+            let before = running.snapshot()?;
+            running.dump(dumping)?.success()?;
+            nothing_left()?;
+            let (address, server) = giving(&running)?;
+            running.restore(&["-d"])?.code(1)?.says_with_hint("pages.img: is missing")?;
+            let options = [&["-d", "--page-server", &address], restoring].concat();
+            running.restore(&options)?.success()?;
+            memory_arrives()?;
+            running.looks_like(&before)?;
+            kill_all_but(&server)?;
+            running.restore(&options)?.success()?;
+            verify(&running, &server).with_context(|| format!("{workload} {case}"))?;
+        }
+        Ok(())
+    });
+}
+
+/// What nobody uses is not fetched, and what is used is: also by children, and where areas have been moved.
+#[test]
+fn pages_are_given_when_they_are_used() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        for case in ["changed", "forks", "threads", "family", "large"] {
+            for under in [&[][..], &["env", "CRR_FAULT=lazy-ahead"]] {
+                let dir = dir.join(format!("{case}-{}", under.len()));
+                let mut running = Workload::new("lazy", case).start(&dir, abi)?;
+                running.dump(&[])?.success()?;
+                nothing_left()?;
+                let (address, server) = giving(&running)?;
+                running
+                    .restore_under(under, &["-d", "--lazy-pages", "--page-server", &address])?
+                    .success()?;
+                verify(&running, &server).context(case)?;
+            }
+        }
+        Ok(())
+    });
+}
+
+/// A server finds the rounds that a dump builds on; of these, only those are fetched that are not here.
+#[test]
+fn rounds_are_given() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("rounds", "steps").start(dir, abi)?;
+        running.pre_dump(&[])?.success()?;
+        let first = running.images().join("pages.img");
+        running.signal(Signal::SIGUSR2)?;
+        running.wait_for("STEP 1")?;
+        running.pre_dump(&["--compress"])?.success()?;
+        running.signal(Signal::SIGUSR2)?;
+        running.wait_for("STEP 2")?;
+        running.dump_on_rounds(&[])?.success()?;
+        nothing_left()?;
+        let (address, server) = giving(&running)?;
+        running.restore(&["-d", "--page-server", &address])?.success()?;
+        kill_all_but(&server)?;
+        let given = server.parent().context("a parent")?;
+        fs::copy(given.join("images-1/pages.img"), first)?;
+        running.restore(&["-d", "--lazy-pages", "--page-server", &address])?.success()?;
+        verify(&running, &server)
+    });
+}
+
+/// A server that dies is the end of the tasks that wait for it, with a word. Pages that are not those of the dump start nothing.
+#[test]
+fn servers_that_do_not_give() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        let mut running = Workload::new("lazy", "large").start(dir, Abi::Ia32)?;
+        running.dump(&[])?.success()?;
+        nothing_left()?;
+        let (address, server) = giving(&running)?;
+        let options = ["-d", "--lazy-pages", "--page-server", &address, "-o", "log"];
+        running.restore_under(&["env", "CRR_FAULT=lazy-ahead"], &options)?.success()?;
+        end(&server, Signal::SIGKILL)?;
+        running.signal(Signal::SIGUSR1)?;
+        has_ended(&running)?;
+        nothing_left()?;
+        let log = fs::read_to_string(running.images().join("log"))?;
+        ensure!(log.contains(&format!("page server {address}: ")), "the log says:\n{log}");
+        ensure!(log.contains("killing the restored tasks"), "the log says:\n{log}");
+        ensure!(!running.log()?.contains("FAIL"), "the workload went on");
+        // Nobody is there any more; then somebody who has something else.
+        running.restore(&options)?.code(1)?.says(&format!("page server {address}: "))?;
+        let pages = fs::File::options().write(true).open(server.join("pages.img"))?;
+        let size = pages.metadata()?.len();
+        pages.write_all_at(&[b'x'; 5000], size / 2)?;
+        let refused = |with: &str| -> Result {
+            let address = server_with(&server, &["--serve"])?;
+            running.restore(&["-d", "--page-server", &address])?.code(1)?.says(with)?;
+            end(&server, Signal::SIGTERM)?;
+            nothing_left()
+        };
+        refused("pages.img: is corrupt")?;
+        fs::remove_file(server.join("inventory.img"))?;
+        refused("pages.img: is corrupt")?;
+        pages.set_len(size - 4096)?;
+        refused("it has pages of another checkpoint")
     });
 }

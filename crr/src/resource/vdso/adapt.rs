@@ -9,7 +9,7 @@ use crate::fault::{self, Point};
 use crate::machine::Live;
 use crate::refusal::Refusals;
 use crate::restore::Lives;
-use crate::store::Checkpoint;
+use crate::store::{Checkpoint, Pages};
 use anyhow::{Context, Result};
 use images::Abi;
 use images::id::PAGE_SIZE;
@@ -19,8 +19,6 @@ use images::thread::Thread;
 use shared::op::WAY_LEN;
 use shared::plan::{Written, hole};
 use shared::range::{Range, page_align};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 
 const PROT_READ: u32 = 1;
 const PROT_EXEC: u32 = 4;
@@ -94,7 +92,7 @@ struct One<'a> {
     live: &'a Live,
     /// No vDSO is to count as the running kernel's.
     differs: bool,
-    pages: &'a File,
+    pages: &'a Pages,
 }
 
 impl One<'_> {
@@ -288,9 +286,7 @@ impl One<'_> {
             for first in (0..run.pages).step_by(usize::try_from(CHUNK)?) {
                 let len = usize::try_from((run.pages - first).min(CHUNK) * PAGE_SIZE)?;
                 let bytes = &mut buffer[..len];
-                self.pages
-                    .read_exact_at(bytes, (run.first_page + first) * PAGE_SIZE)
-                    .context("read pages")?;
+                self.pages.read_exact_at(bytes, (run.first_page + first) * PAGE_SIZE)?;
                 if points_into(self.task.abi, bytes, range) {
                     return Ok(true);
                 }

@@ -8,7 +8,6 @@ use images::id::PAGE_SIZE;
 use images::inventory::{Instance, Parent, PreDump, Tracking};
 use images::memory::{Chunk, Packing, Space};
 use std::fs;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use tempfile::TempDir;
 
