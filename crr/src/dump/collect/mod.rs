@@ -72,6 +72,7 @@ struct Tables {
     late: bool,
     bystanders: Bystanders,
     semaphores: sysv::undo::Sets,
+    waits: sysv::objects::Waits,
     terminal: Terminal,
     mates: Mates,
     buffer: Vec<u8>,
@@ -104,6 +105,7 @@ pub(super) fn collect(
         late: frozen.late,
         bystanders: Bystanders::default(),
         semaphores: sysv::undo::Sets::default(),
+        waits: sysv::objects::Waits::default(),
         terminal: None,
         mates: Mates::default(),
         buffer: Vec::new(),
@@ -171,6 +173,7 @@ pub(super) fn collect(
     if whole && tasks.len() == frozen.tasks.len() {
         sharing::check(&frozen.tasks, &tasks, &spaces, &mut refusals)?;
     }
+    let ipc = sysv::objects::dump(&pids, &tables.waits, &mut refusals)?;
     tables.files.refuse_outsiders(holders, &pids, &mut refusals)?;
     holders.refuse_masters(tables.files.masters(), &mut refusals);
     tables.backings.refuse_outsiders(&pids, &mut refusals)?;
@@ -204,7 +207,7 @@ pub(super) fn collect(
         }
     }
     let memory = Memory { page_count: contents.page_count(), ..memory };
-    let tree = Tree { tasks, shell_job, zombies, filters: tables.filters.into_filters() };
+    let tree = Tree { tasks, shell_job, zombies, filters: tables.filters.into_filters(), ipc };
     room::check(&tree, &memory.spaces, &memory.shared)?;
     // Only now, when nothing else is in the way: it touches them.
     let mut on_their_way = Refusals::default();
