@@ -304,6 +304,10 @@ Traffic of its connections is held by the nftables table inet crr-0123456789abcd
 PTY    NUMBER       WINDOW  SESSION  FOREGROUND  INPUT  OUTPUT
 pty#0  7            80x24   -        -           6 B    7 B
 pty#1  8 (hung up)
+
+SYSTEM V          KEY         OWNER      CONTENTS
+semaphores 32769  0x5eed0001  1000:1001  2 semaphores
+queue 3           -           1000:1001  2 messages, 5 B
 ";
 
 /// The summary with the size of the golden files that the inventory lists.

@@ -2,7 +2,7 @@
 
 use crate::attribute::AreaPolicy;
 use crate::id::{Abi, Addr, PAGE_SIZE, PathId, SharedId, VdsoId};
-use crate::sysv::Segment;
+use crate::sysv::Object;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
@@ -308,7 +308,7 @@ pub struct Shared {
     /// The pages that it is made of, if they are huge.
     pub huge: Option<HugePage>,
     /// What it is as a segment of System V, if it is one.
-    pub segment: Option<Segment>,
+    pub segment: Option<Object>,
 }
 
 /// The code of a vDSO.

@@ -1,15 +1,28 @@
 //! System V IPC: what a tree uses of it.
 
+use crate::id::Pid;
+use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
-/// A segment of shared memory (shmget(2)) that a task has attached, as `/proc/sysvipc/shm` shows it.
+/// The semaphores and message queues that a tree uses. They outlive its tasks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipc {
+    /// The inode of the IPC namespace that they were in, by which they are known again.
+    pub namespace: u64,
+    /// By rising id.
+    pub semaphore_sets: Vec<SemaphoreSet>,
+    /// By rising id.
+    pub queues: Vec<Queue>,
+}
+
+/// A segment of shared memory, a set of semaphores or a message queue, as `/proc/sysvipc` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Segment {
+pub struct Object {
     /// Its id, sequence number included.
     pub id: i32,
-    /// The key that it was made with, which its name in `maps` shows; 0 (IPC_PRIVATE) for one without.
+    /// The key that it was made with, which the name of a segment in `maps` shows; 0 (IPC_PRIVATE) for one without.
     pub key: i32,
-    /// Permissions, [`Segment::REMOVED`] and [`Segment::LOCKED`].
+    /// Permissions; of a segment, [`Object::REMOVED`] and [`Object::LOCKED`] too.
     pub mode: u32,
     /// Owner.
     pub uid: u32,
@@ -21,9 +34,54 @@ pub struct Segment {
     pub creator_gid: u32,
 }
 
-impl Segment {
-    /// Goes with the last task that has it, and is not found by its key (SHM_DEST).
+impl Object {
+    /// Of a segment: goes with the last task that has it, and is not found by its key (SHM_DEST).
     pub const REMOVED: u32 = 0o1000;
-    /// Locked in memory (SHM_LOCKED).
+    /// Of a segment: locked in memory (SHM_LOCKED).
     pub const LOCKED: u32 = 0o2000;
+}
+
+/// A set of semaphores (semget(2)).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SemaphoreSet {
+    /// What it is.
+    pub object: Object,
+    /// Somebody has operated on it: `sem_otime` is not 0, by which programs tell that its values have been set.
+    pub was_used: bool,
+    /// At least one.
+    pub semaphores: Vec<Semaphore>,
+}
+
+/// One of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Semaphore {
+    /// Its value.
+    pub value: u16,
+    /// Who operated on it last, or set it (GETPID); 0 for nobody.
+    pub last_user: Pid,
+}
+
+/// A message queue (msgget(2)).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Queue {
+    /// What it is.
+    pub object: Object,
+    /// Bytes that fit (`msg_qbytes`).
+    pub capacity: u64,
+    /// Who sent the last message; 0 for nobody.
+    pub last_sender: Pid,
+    /// Who received the last message; 0 for nobody.
+    pub last_receiver: Pid,
+    /// The oldest first.
+    pub messages: Vec<Message>,
+}
+
+/// A message in a queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Its type, above 0.
+    pub kind: i64,
+    /// Its text.
+    #[serde(serialize_with = "crate::readable::text")]
+    pub bytes: Vec<u8>,
 }

@@ -7,6 +7,7 @@ use crate::lock::Lock;
 use crate::seccomp::Filter;
 use crate::sharing::Shares;
 use crate::signal::{Action, IntervalTimer, Pending};
+use crate::sysv::Ipc;
 use crate::thread::{Thread, UserDesc};
 use crate::timer::Timer;
 use alloc::vec::Vec;
@@ -23,6 +24,8 @@ pub struct Tree {
     pub zombies: Vec<Zombie>,
     /// Programs of seccomp, each once.
     pub filters: Vec<Filter>,
+    /// What it uses of System V IPC beside memory.
+    pub ipc: Ipc,
 }
 
 /// What a tree dumped with `--shell-job` borrowed from the shell that started it.

@@ -162,7 +162,7 @@ fn tree(tasks: &[(usize, Memory)]) -> Tree {
         Task { pid, ppid, ..records::task(vec![records::thread(pid, Seccomp::Off)]) }
     };
     let tasks = tasks.iter().enumerate().map(task).collect();
-    Tree { tasks, zombies: Vec::new(), shell_job: None, filters: Vec::new() }
+    Tree { tasks, ..Tree::default() }
 }
 
 /// Follows a plan as the kernel would: the memory of each task by its pid.

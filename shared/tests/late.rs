@@ -35,7 +35,7 @@ fn ops(late: &[u32]) -> Vec<u8> {
     };
     let mut task = task(vec![thread(10, Seccomp::Off), thread(11, Seccomp::Strict)]);
     task.fds = vec![entry(3, 7, true), entry(4, 5, false), entry(9, 6, true)];
-    let tree = Tree { tasks: vec![task], zombies: Vec::new(), shell_job: None, filters: Vec::new() };
+    let tree = Tree { tasks: vec![task], ..Tree::default() };
     let late: BTreeSet<DescriptionId> = late.iter().copied().map(DescriptionId).collect();
     let forest = Forest::new(&tree, std::slice::from_ref(&space), &[], &[Making::Forked], 1, [1, 1, 0], late);
     plan::program(&machine, &forest, 0).ops

@@ -66,7 +66,7 @@ fn room(task: Task, space: Space, filters: Vec<Filter>) -> (u64, u64) {
         rlimits: vec![(0, 0); 16],
         timer_slack_ns: 0,
     };
-    let tree = Tree { tasks: vec![task], zombies: Vec::new(), shell_job: None, filters };
+    let tree = Tree { tasks: vec![task], filters, ..Tree::default() };
     let spaces = [space];
     let forest = Forest::new(&tree, &spaces, &[], &[Making::Forked], 1, [1, 1, 0], BTreeSet::new());
     let plan = plan::program(&machine, &forest, 0);

@@ -27,8 +27,7 @@ fn ops(threads: Vec<Thread>, filters: &[Filter]) -> Vec<u8> {
         timer_slack_ns: 0,
     };
     let space = Space::default();
-    let tree =
-        Tree { tasks: vec![task(threads)], zombies: Vec::new(), shell_job: None, filters: filters.to_vec() };
+    let tree = Tree { tasks: vec![task(threads)], filters: filters.to_vec(), ..Tree::default() };
     let spaces = [space];
     let forest = Forest::new(&tree, &spaces, &[], &[Making::Forked], 1, [1, 1, 0], BTreeSet::new());
     plan::program(&machine, &forest, 0).ops

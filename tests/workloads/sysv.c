@@ -1,6 +1,7 @@
 /* System V IPC. */
 #include "workload.h"
 #include <sys/ipc.h>
+#include <sys/msg.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
 
@@ -225,9 +226,208 @@ CASE(semaphores)
 	MUST(semctl(set, 0, IPC_RMID));
 }
 
+/* A key that no other object of a test has. */
+static key_t key_of(int number)
+{
+	return (key_t)(0x5eef0000 | number << 12 | (getpid() & 0xfff));
+}
+
+static void check_semaphore(int set, int number, int value, pid_t last_user)
+{
+	int is = MUST(semctl(set, number, GETVAL)), user = MUST(semctl(set, number, GETPID));
+	CHECK(is == value && user == last_user, "semaphore %d: %d by %d, not %d by %d", number, is, user, value, last_user);
+}
+
+struct sets {
+	int keyed, private;
+};
+
+static void waiter_at_sets(void *argument)
+{
+	const struct sets *sets = argument;
+	operate(sets->keyed, 2, 3, 0);
+	prepared();
+	operate(sets->keyed, 3, -2, 0);
+	wait_for_go();
+	operate(sets->private, 0, -1, 0);
+}
+
+/* Sets with a key and without, of another owner and creator; used by two tasks, one of which waits; one that is set and never operated on. */
+CASE(sets)
+{
+	MUST(setegid(33));
+	MUST(seteuid(34));
+	struct sets sets = { MUST(semget(key_of(1), 5, IPC_CREAT | IPC_EXCL | 0640)), 0 };
+	MUST(seteuid(0));
+	MUST(setegid(0));
+	sets.private = MUST(semget(IPC_PRIVATE, 1, 0600));
+	int idle_set = MUST(semget(IPC_PRIVATE, 2, 0600));
+	struct semid_ds status;
+	MUST(semctl(sets.keyed, 0, IPC_STAT, &status));
+	status.sem_perm.uid = 35;
+	status.sem_perm.mode = 0604;
+	MUST(semctl(sets.keyed, 0, IPC_SET, &status));
+	unsigned short values[5] = { 0, 32767, 4, 1, 9 };
+	MUST(semctl(sets.keyed, 0, SETALL, values));
+	MUST(semctl(idle_set, 1, SETVAL, 7));
+	pid_t child = spawn(waiter_at_sets, &sets);
+	await_sleep(child);
+	operate(sets.private, 0, 5, 0);
+	operate(sets.keyed, 4, -9, 0);
+	checkpoint();
+	check_semaphore(sets.keyed, 0, 0, getpid());
+	check_semaphore(sets.keyed, 1, 32767, getpid());
+	check_semaphore(sets.keyed, 2, 7, child);
+	check_semaphore(sets.keyed, 3, 1, getpid());
+	check_semaphore(sets.keyed, 4, 0, getpid());
+	check_semaphore(sets.private, 0, 5, getpid());
+	check_semaphore(idle_set, 0, 0, 0);
+	check_semaphore(idle_set, 1, 7, getpid());
+	CHECK(semget(key_of(1), 5, 0) == sets.keyed, "another set has its key");
+	MUST(semctl(sets.keyed, 0, IPC_STAT, &status));
+	CHECK(status.sem_perm.cuid == 34 && status.sem_perm.cgid == 33 && status.sem_otime != 0, "its status");
+	MUST(semctl(idle_set, 0, IPC_STAT, &status));
+	CHECK(status.sem_otime == 0, "operated on at %ld", (long)status.sem_otime);
+	await_sleep(child);
+	CHECK(semctl(sets.keyed, 3, GETNCNT) == 1, "nobody waits");
+	operate(sets.keyed, 3, 1, 0);
+	finish(child);
+	check_semaphore(sets.keyed, 3, 0, child);
+	check_semaphore(sets.private, 0, 4, child);
+	MUST(semctl(sets.keyed, 0, IPC_RMID));
+	MUST(semctl(sets.private, 0, IPC_RMID));
+	MUST(semctl(idle_set, 0, IPC_RMID));
+}
+
+struct message {
+	long type;
+	char text[2000];
+};
+
+static void send_text(int queue, long type, const char *text, size_t length)
+{
+	struct message message = { .type = type };
+	memcpy(message.text, text, length);
+	MUST(msgsnd(queue, &message, length, 0));
+}
+
+#define CHECK_NEXT(queue, wanted, expected, content, size)                                                  \
+	do {                                                                                              \
+		struct message message;                                                                   \
+		ssize_t got = MUST(msgrcv(queue, &message, sizeof(message.text), wanted, IPC_NOWAIT));     \
+		CHECK(got == (ssize_t)(size) && message.type == (expected) && memcmp(message.text, content, size) == 0, \
+		      "%zd bytes of type %ld", got, message.type);                                        \
+	} while (0)
+
+struct queues {
+	int keyed, empty, full;
+};
+
+static void waiter_for_message(void *argument)
+{
+	const struct queues *queues = argument;
+	prepared();
+	struct message message;
+	CHECK(MUST(msgrcv(queues->empty, &message, sizeof(message.text), -9, 0)) == 4 && message.type == 9, "type %ld",
+	      message.type);
+	wait_for_go();
+}
+
+static void waiter_for_room(void *argument)
+{
+	const struct queues *queues = argument;
+	prepared();
+	send_text(queues->full, 4, "more", 4);
+	wait_for_go();
+}
+
+/* Queues with a key and without; messages of several types, without text, of all lengths; who waits at one that was never used, who waits for
+ * room in one that is full and was made smaller. */
+CASE(queues)
+{
+	char large[2000];
+	fill(large, sizeof(large), 3);
+	MUST(setegid(33));
+	MUST(seteuid(34));
+	struct queues queues = { .keyed = MUST(msgget(key_of(2), IPC_CREAT | IPC_EXCL | 0640)) };
+	MUST(seteuid(0));
+	MUST(setegid(0));
+	queues.empty = MUST(msgget(IPC_PRIVATE, 0600));
+	queues.full = MUST(msgget(IPC_PRIVATE, 0600));
+	send_text(queues.keyed, 5, "first", 5);
+	send_text(queues.keyed, 0x7fffffff, "", 0);
+	send_text(queues.keyed, 2, large, sizeof(large));
+	send_text(queues.keyed, 5, "last", 4);
+	send_text(queues.full, 3, "x", 1);
+	for (int i = 0; i < 4; i++)
+		send_text(queues.full, 8, large, sizeof(large));
+	CHECK_NEXT(queues.full, 3, 3, "x", 1);
+	struct msqid_ds status;
+	MUST(msgctl(queues.full, IPC_STAT, &status));
+	status.msg_qbytes = 100;
+	MUST(msgctl(queues.full, IPC_SET, &status));
+	pid_t receiver = spawn(waiter_for_message, &queues), sender = spawn(waiter_for_room, &queues);
+	await_sleep(receiver);
+	await_sleep(sender);
+	checkpoint();
+	CHECK(msgget(key_of(2), 0) == queues.keyed, "another queue has its key");
+	MUST(msgctl(queues.keyed, IPC_STAT, &status));
+	CHECK(status.msg_perm.cuid == 34 && status.msg_perm.cgid == 33 && status.msg_lspid == getpid() && status.msg_lrpid == 0,
+	      "its status");
+	MUST(msgctl(queues.full, IPC_STAT, &status));
+	CHECK(status.msg_qbytes == 100 && status.msg_lspid == getpid() && status.msg_lrpid == getpid(), "room for %lu",
+	      (unsigned long)status.msg_qbytes);
+	CHECK_NEXT(queues.keyed, 0, 5, "first", 5);
+	CHECK_NEXT(queues.keyed, -4, 2, large, sizeof(large));
+	CHECK_NEXT(queues.keyed, 5, 5, "last", 4);
+	CHECK_NEXT(queues.keyed, 0, 0x7fffffff, "", 0);
+	for (int i = 0; i < 4; i++)
+		CHECK_NEXT(queues.full, 0, 8, large, sizeof(large));
+	finish(sender);
+	CHECK_NEXT(queues.full, 0, 4, "more", 4);
+	send_text(queues.empty, 9, "here", 4);
+	finish(receiver);
+	MUST(msgctl(queues.keyed, IPC_RMID, NULL));
+	MUST(msgctl(queues.empty, IPC_RMID, NULL));
+	MUST(msgctl(queues.full, IPC_RMID, NULL));
+}
+
+/* The other side of messages: answers what it is sent. */
+CASE(answering)
+{
+	int queue = MUST(msgget((key_t)atoi(case_args[0]), 0));
+	prepared();
+	struct message message;
+	ssize_t got = MUST(msgrcv(queue, &message, sizeof(message.text), 1, 0));
+	send_text(queue, 0x40000000, message.text, (size_t)got);
+	wait_for_go();
+}
+
+CASE(messages_between_abis)
+{
+	char key[16];
+	snprintf(key, sizeof(key), "%d", (int)key_of(3));
+	int queue = MUST(msgget(key_of(3), IPC_CREAT | IPC_EXCL | 0600));
+	send_text(queue, 2, "kept", 4);
+	pid_t child = spawn_abi(other_abi, "answering", key);
+	await_sleep(child);
+	checkpoint();
+	send_text(queue, 1, "question", 8);
+	finish(child);
+	CHECK_NEXT(queue, 0x40000000, 0x40000000, "question", 8);
+	CHECK_NEXT(queue, 0, 2, "kept", 4);
+	MUST(msgctl(queue, IPC_RMID, NULL));
+}
+
 /* For tests: attaches a segment and stays. */
 CASE(hold)
 {
 	attach(atoi(case_args[0]), NULL, SHM_RDONLY);
 	pause();
+}
+
+/* For tests: makes a queue with this key, which stays. */
+CASE(make_queue)
+{
+	MUST(msgget((key_t)atoi(case_args[0]), IPC_CREAT | IPC_EXCL | 0600));
 }

@@ -1,17 +1,42 @@
-//! `/proc/sysvipc`: shared memory and semaphores of an IPC namespace.
+//! `/proc/sysvipc`: shared memory, semaphores and message queues of an IPC namespace.
 
 use super::{Malformed, decimal};
-use images::sysv::Segment;
+use images::Pid;
+use images::sysv::Object;
 
 /// A segment of shared memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Row {
+pub struct Segment {
     /// What an image records of it.
-    pub segment: Segment,
+    pub object: Object,
     /// Bytes.
     pub size: u64,
     /// Areas of all tasks that show it.
     pub attached: u64,
+}
+
+/// A set of semaphores.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SemaphoreSet {
+    /// What an image records of it.
+    pub object: Object,
+    /// Semaphores in it.
+    pub count: u16,
+    /// Somebody has operated on it, or has ended with something to be undone.
+    pub was_used: bool,
+}
+
+/// A message queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// What an image records of it.
+    pub object: Object,
+    /// Messages in it.
+    pub count: u64,
+    /// Who sent the last one; 0 for nobody.
+    pub last_sender: Pid,
+    /// Who received the last one; 0 for nobody.
+    pub last_receiver: Pid,
 }
 
 /// All segments (`shm`), by the columns of sysvipc_shm_proc_show() (ipc/shm.c): key, id, permissions in octal, size, process ids of creator and last
@@ -19,19 +44,15 @@ pub struct Row {
 ///
 /// # Errors
 /// [`Malformed`].
-pub fn segments(text: &[u8]) -> Result<Vec<Row>, Malformed> {
-    text.split(|&byte| byte == b'\n').skip(1).filter(|line| !line.is_empty()).map(row).collect()
-}
-
-/// A set of semaphores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SemaphoreSet {
-    /// Its id.
-    pub id: i32,
-    /// Semaphores in it.
-    pub count: u16,
-    /// Somebody has operated on it, or has ended with something to be undone.
-    pub was_used: bool,
+pub fn segments(text: &[u8]) -> Result<Vec<Segment>, Malformed> {
+    rows(text, |line| {
+        let row = Row::new(line, "sysvipc/shm");
+        Ok(Segment {
+            object: row.object(7)?,
+            size: row.number(3, "size")?,
+            attached: row.number(6, "nattch")?,
+        })
+    })
 }
 
 /// All sets of semaphores (`sem`), by the columns of sysvipc_sem_proc_show() (ipc/sem.c): key, id, permissions, number, owner and group, creator
@@ -40,41 +61,71 @@ pub struct SemaphoreSet {
 /// # Errors
 /// [`Malformed`].
 pub fn semaphore_sets(text: &[u8]) -> Result<Vec<SemaphoreSet>, Malformed> {
-    let bad = |field| Malformed { file: "sysvipc/sem", field };
-    let set = |line: &[u8]| {
-        let words = words(line);
+    rows(text, |line| {
+        let row = Row::new(line, "sysvipc/sem");
         Ok(SemaphoreSet {
-            id: words.get(1).and_then(|word| decimal(word)).ok_or(bad("semid"))?,
-            count: words.get(3).and_then(|word| decimal(word)).ok_or(bad("nsems"))?,
-            was_used: words.get(8).and_then(|word| decimal::<u64>(word)).ok_or(bad("otime"))? != 0,
+            object: row.object(4)?,
+            count: row.number(3, "nsems")?,
+            was_used: row.number::<u64>(8, "otime")? != 0,
         })
-    };
-    text.split(|&byte| byte == b'\n').skip(1).filter(|line| !line.is_empty()).map(set).collect()
-}
-
-fn words(line: &[u8]) -> Vec<&[u8]> {
-    line.split(|&byte| byte == b' ').filter(|word| !word.is_empty()).collect()
-}
-
-fn row(line: &[u8]) -> Result<Row, Malformed> {
-    let words = words(line);
-    let bad = |field| Malformed { file: "sysvipc/shm", field };
-    let word = |index: usize, field| words.get(index).copied().ok_or(bad(field));
-    let id = |index, field| word(index, field).and_then(|word| decimal::<u32>(word).ok_or(bad(field)));
-    let mode = std::str::from_utf8(word(2, "perms")?).ok().and_then(|mode| u32::from_str_radix(mode, 8).ok());
-    Ok(Row {
-        segment: Segment {
-            id: decimal(word(1, "shmid")?).ok_or(bad("shmid"))?,
-            key: decimal(word(0, "key")?).ok_or(bad("key"))?,
-            mode: mode.ok_or(bad("perms"))?,
-            uid: id(7, "uid")?,
-            gid: id(8, "gid")?,
-            creator_uid: id(9, "cuid")?,
-            creator_gid: id(10, "cgid")?,
-        },
-        size: decimal(word(3, "size")?).ok_or(bad("size"))?,
-        attached: decimal(word(6, "nattch")?).ok_or(bad("nattch"))?,
     })
+}
+
+/// All message queues (`msg`), by the columns of sysvipc_msg_proc_show() (ipc/msg.c): key, id, permissions, bytes and messages in it, process ids
+/// of last sender and last receiver, owner and group, creator and group; then times.
+///
+/// # Errors
+/// [`Malformed`].
+pub fn queues(text: &[u8]) -> Result<Vec<Queue>, Malformed> {
+    rows(text, |line| {
+        let row = Row::new(line, "sysvipc/msg");
+        Ok(Queue {
+            object: row.object(7)?,
+            count: row.number(4, "qnum")?,
+            last_sender: row.number(5, "lspid")?,
+            last_receiver: row.number(6, "lrpid")?,
+        })
+    })
+}
+
+/// What `read` makes of each line but the first one, which has the names of the columns.
+fn rows<T>(text: &[u8], read: impl Fn(&[u8]) -> Result<T, Malformed>) -> Result<Vec<T>, Malformed> {
+    text.split(|&byte| byte == b'\n').skip(1).filter(|line| !line.is_empty()).map(read).collect()
+}
+
+/// The words of a line.
+struct Row<'a> {
+    words: Vec<&'a [u8]>,
+    file: &'static str,
+}
+
+impl<'a> Row<'a> {
+    fn new(line: &'a [u8], file: &'static str) -> Self {
+        Self { words: line.split(|&byte| byte == b' ').filter(|word| !word.is_empty()).collect(), file }
+    }
+
+    fn word(&self, index: usize, field: &'static str) -> Result<&'a [u8], Malformed> {
+        self.words.get(index).copied().ok_or(Malformed { file: self.file, field })
+    }
+
+    fn number<T: std::str::FromStr>(&self, index: usize, field: &'static str) -> Result<T, Malformed> {
+        decimal(self.word(index, field)?).ok_or(Malformed { file: self.file, field })
+    }
+
+    /// What all kinds have: key, id and permissions in front, and, from `owner` on, four ids of users and groups.
+    fn object(&self, owner: usize) -> Result<Object, Malformed> {
+        let mode = std::str::from_utf8(self.word(2, "perms")?).ok();
+        let mode = mode.and_then(|mode| u32::from_str_radix(mode, 8).ok());
+        Ok(Object {
+            id: self.number(1, "id")?,
+            key: self.number(0, "key")?,
+            mode: mode.ok_or(Malformed { file: self.file, field: "perms" })?,
+            uid: self.number(owner, "uid")?,
+            gid: self.number(owner + 1, "gid")?,
+            creator_uid: self.number(owner + 2, "cuid")?,
+            creator_gid: self.number(owner + 3, "cgid")?,
+        })
+    }
 }
 
 #[cfg(test)]
@@ -89,7 +140,7 @@ mod tests {
     #[test]
     fn captured_text() {
         let rows = segments(TEXT).unwrap();
-        let first = Segment {
+        let first = Object {
             id: 65536,
             key: -12_345_678,
             mode: 0o640,
@@ -98,8 +149,8 @@ mod tests {
             creator_uid: 1000,
             creator_gid: 1001,
         };
-        assert_eq!(rows[0], Row { segment: first, size: 65001, attached: 3 });
-        assert_eq!(rows[1].segment.mode, Segment::REMOVED | Segment::LOCKED | 0o600);
+        assert_eq!(rows[0], Segment { object: first, size: 65001, attached: 3 });
+        assert_eq!(rows[1].object.mode, Object::REMOVED | Object::LOCKED | 0o600);
         assert_eq!(rows.len(), 2);
     }
 
@@ -110,9 +161,21 @@ mod tests {
  305419896      32785   600         17     0     0     0     0 1795888829 1795888828
 ";
         let sets = semaphore_sets(text).unwrap();
-        assert_eq!(sets[0], SemaphoreSet { id: 65558, count: 2, was_used: false });
-        assert_eq!(sets[1], SemaphoreSet { id: 32785, count: 17, was_used: true });
+        let seen = |set: &SemaphoreSet| (set.object.id, set.object.key, set.count, set.was_used);
+        assert_eq!(seen(&sets[0]), (65558, 0, 2, false));
+        assert_eq!(seen(&sets[1]), (32785, 305_419_896, 17, true));
         assert!(semaphore_sets(&text[..120]).is_err());
+    }
+
+    #[test]
+    fn captured_queues() {
+        let text = b"       key      msqid perms      cbytes       qnum lspid lrpid   uid   gid  cuid  cgid      stime      rtime      ctime
+ 305419896          1   640          17          3   441   442     1     2     3     4 1795888829 1795888829 1795888828
+";
+        let queue = queues(text).unwrap().remove(0);
+        assert_eq!((queue.count, queue.last_sender, queue.last_receiver), (3, 441, 442));
+        let object = queue.object;
+        assert_eq!((object.id, object.mode, object.uid, object.creator_gid), (1, 0o640, 1, 4));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::refusal::{Refusal, Refusals};
 use crate::remote::CodeArea;
 use anyhow::{Context, Result};
 use images::memory::{AreaName, Backing, Memory, Space, Vma, vm};
-use images::sysv::Segment;
+use images::sysv::Object;
 use images::{Addr, PathId, Pid, SharedId, VdsoId};
 use nix::sys::stat::{FileStat, SFlag, major, minor};
 use std::cell::OnceCell;
@@ -32,7 +32,7 @@ pub(crate) struct SharedObject {
     /// It is a segment of System V, which was made with this key.
     pub(crate) key: Option<i32>,
     /// What is known of that segment.
-    pub(crate) segment: Option<Segment>,
+    pub(crate) segment: Option<Object>,
     /// Areas of the tree that show it.
     pub(crate) areas: u64,
 }

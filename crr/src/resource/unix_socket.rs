@@ -4,7 +4,7 @@ pub(crate) mod bind;
 mod connect;
 pub(crate) mod diag;
 pub(crate) mod half;
-mod maker;
+pub(crate) mod maker;
 mod queue;
 pub(crate) mod recreate;
 mod relation;

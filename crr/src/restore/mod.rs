@@ -279,6 +279,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     let (root, terminal) = bring_back(&mut restore, options, source, deadline)?;
     restore.opened.socket_files.keep();
     restore.opened.segments.keep();
+    restore.opened.ipc.keep();
     resource::other_name::remove_helpers(&checkpoint.files.paths);
     let report = Report {
         root,

@@ -50,6 +50,8 @@ pub(crate) struct Opened {
     mapped: BTreeMap<Need, OwnedFd>,
     /// Segments of System V, until the tasks have them.
     pub(super) segments: sysv::recreate::Segments,
+    /// Semaphores and message queues of System V, which go again if the restore fails.
+    pub(super) ipc: sysv::objects::Made,
     directories: BTreeMap<PathId, OwnedFd>,
     /// The page file.
     pub(crate) pages: OwnedFd,
@@ -79,6 +81,7 @@ impl Opened {
         let Reopened { descriptions, socket_files, controlling, inet_sockets, packet_sockets } =
             open_all(&files, given, done, &mut late)?;
         let segments = sysv::recreate::put_back(&checkpoint.memory, checkpoint.pages.file())?;
+        let ipc = sysv::objects::put_back(&checkpoint.tree.ipc)?;
         let mut mapped = BTreeMap::new();
         for need in needs.into_iter().filter(|need| matches!(need, Need::Path { .. } | Need::Shared(_))) {
             mapped.insert(need, open_need(checkpoint, &files, need, &raiser)?);
@@ -105,6 +108,7 @@ impl Opened {
             paths,
             mapped,
             segments,
+            ipc,
             directories,
             pages,
         })

@@ -44,6 +44,7 @@ pub(super) fn preflight(
     packet::preflight(&checkpoint.files.packet_sockets, &mut refusals)?;
     hugetlb::preflight(&checkpoint.memory, &checkpoint.files, &mut refusals)?;
     sysv::recreate::preflight(&mut refusals, &checkpoint.memory)?;
+    sysv::objects::preflight(&checkpoint.inventory, &checkpoint.tree.ipc, environment, &mut refusals)?;
     numbers::check(&mut refusals, &checkpoint.tree, &checkpoint.files, &checkpoint.memory);
     Ok(refusals)
 }

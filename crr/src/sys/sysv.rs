@@ -5,28 +5,41 @@
 //! it.
 #![allow(unsafe_code)]
 
+pub mod queues;
+pub mod semaphores;
+
 use super::check;
 use nix::errno::Errno;
 use std::ptr::NonNull;
 
-/// Makes a segment with this key, permissions and size, by a thread with these ids: its creator and, at first, its owner. The C library is
-/// not told of the ids, which go with the thread.
+/// Makes something by a thread with these ids: its creator and, at first, its owner. The C library is not told of the ids, which go with the
+/// thread.
 ///
 /// # Errors
-/// As setresuid(2) and shmget(2).
-pub fn make_segment(key: i32, size: u64, mode: u32, (uid, gid): (u32, u32)) -> nix::Result<i32> {
+/// As setresuid(2), and what `make` answers.
+fn by_creator((uid, gid): (u32, u32), make: impl FnOnce() -> nix::Result<i32> + Send) -> nix::Result<i32> {
     const KEEP: u32 = u32::MAX;
-    let size = usize::try_from(size).map_err(|_| Errno::ENOMEM)?;
-    let flags = libc::IPC_CREAT | libc::IPC_EXCL | mode.cast_signed();
     let make = move || {
         // SAFETY: plain numbers; the thread ends after this.
         check(unsafe { libc::syscall(libc::SYS_setresgid, KEEP, gid, KEEP) })?;
         // SAFETY: as above.
         check(unsafe { libc::syscall(libc::SYS_setresuid, KEEP, uid, KEEP) })?;
-        // SAFETY: plain numbers.
-        check(unsafe { libc::shmget(key, size, flags) })
+        make()
     };
     std::thread::scope(|scope| scope.spawn(make).join()).unwrap_or(Err(Errno::EAGAIN))
+}
+
+/// Flags to make something that is not there yet.
+const NEW: i32 = libc::IPC_CREAT | libc::IPC_EXCL;
+
+/// Makes a segment with this key, permissions, size and creator.
+///
+/// # Errors
+/// As setresuid(2) and shmget(2).
+pub fn make_segment(key: i32, size: u64, mode: u32, creator: (u32, u32)) -> nix::Result<i32> {
+    let size = usize::try_from(size).map_err(|_| Errno::ENOMEM)?;
+    // SAFETY: plain numbers.
+    by_creator(creator, || check(unsafe { libc::shmget(key, size, NEW | mode.cast_signed()) }))
 }
 
 /// Gives a segment this owner and these permissions.
@@ -62,35 +75,6 @@ pub fn lock_segment(id: i32, lock: bool) -> nix::Result<()> {
 pub fn remove_segment(id: i32) -> nix::Result<()> {
     // SAFETY: this command takes no record.
     check(unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) }).map(drop)
-}
-
-/// Drops what this thread would have undone at its end, which is nothing, and the list that it would be in.
-///
-/// # Errors
-/// Never, by the manual.
-pub fn forget_undo() -> nix::Result<()> {
-    // SAFETY: numbers only.
-    check(unsafe { libc::unshare(libc::CLONE_SYSVSEM) }).map(drop)
-}
-
-/// The values of a set of semaphores.
-///
-/// # Errors
-/// EINVAL or EIDRM when it is gone, EACCES.
-pub fn semaphore_values(id: i32, count: u16) -> nix::Result<Vec<u16>> {
-    let mut values = vec![0u16; usize::from(count)];
-    // SAFETY: the kernel writes as many values as the set has, which keeps its size.
-    check(unsafe { libc::semctl(id, 0, libc::GETALL, values.as_mut_ptr()) })?;
-    Ok(values)
-}
-
-/// Who operated last on a semaphore; 0 for a process that cannot be seen from here.
-///
-/// # Errors
-/// EINVAL or EIDRM when it is gone, EACCES.
-pub fn last_user(id: i32, number: u16) -> nix::Result<images::Pid> {
-    // SAFETY: numbers only.
-    check(unsafe { libc::semctl(id, i32::from(number), libc::GETPID) })
 }
 
 /// A segment that this process has attached, and children that it forks have not; detached when dropped.

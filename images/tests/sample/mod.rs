@@ -26,7 +26,7 @@ use images::signal::{Action, AltStack, IntervalTimer, Pending};
 use images::socket::{
     Credentials, Message, Peer, PeerCredentials, SocketFile, SocketOption, UnixKind, UnixSocket,
 };
-use images::sysv::Segment;
+use images::sysv::{Ipc, Message as QueuedMessage, Object, Queue, Semaphore, SemaphoreSet};
 use images::task::{End, GroupStop, ShellJob, Task, Tree, Zombie};
 use images::terminal::{Flow, Line, LineEnd, LivePty, Pty, PtyEnd, Settings};
 use images::thread::{Creds, Dispatch, Regs, RobustList, Rseq, Sched, Thread, UserDesc};
@@ -86,7 +86,37 @@ fn tree() -> Tree {
         shell_job: Some(ShellJob { sid: 50, pgid: 100 }),
         zombies: vec![zombie(102, End::Exit(3)), zombie(103, End::Killed(9))],
         filters: vec![allow(false), allow(true)],
+        ipc: ipc(),
     }
+}
+
+/// A set with a key, and a queue without.
+fn ipc() -> Ipc {
+    Ipc {
+        namespace: 4_026_531_839,
+        semaphore_sets: vec![SemaphoreSet {
+            object: object(32_769, 0x5eed_0001, 0o640),
+            was_used: true,
+            semaphores: vec![
+                Semaphore { value: 1, last_user: 100 },
+                Semaphore { value: 32_767, last_user: 0 },
+            ],
+        }],
+        queues: vec![Queue {
+            object: object(3, 0, 0o600),
+            capacity: 16_384,
+            last_sender: 100,
+            last_receiver: 101,
+            messages: vec![
+                QueuedMessage { kind: 7, bytes: b"first".to_vec() },
+                QueuedMessage { kind: i64::MAX, bytes: Vec::new() },
+            ],
+        }],
+    }
+}
+
+fn object(id: i32, key: i32, mode: u32) -> Object {
+    Object { id, key, mode, uid: 1000, gid: 1001, creator_uid: 1002, creator_gid: 1003 }
 }
 
 /// A child of the root that has ended.
@@ -117,15 +147,7 @@ fn memory() -> Memory {
             ino: 9,
             runs: vec![Run { start: Addr(0x1000), pages: 1, first_page: 5 }],
             huge: None,
-            segment: Some(Segment {
-                id: 32_769,
-                key: 0x1234,
-                mode: 0o2640,
-                uid: 1000,
-                gid: 1001,
-                creator_uid: 1002,
-                creator_gid: 1003,
-            }),
+            segment: Some(object(32_769, 0x1234, 0o2640)),
         }],
         vdsos: vec![
             Vdso { abi: Abi::X86_64, image: vec![0x64; 0x1000] },

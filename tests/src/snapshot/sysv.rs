@@ -1,4 +1,4 @@
-//! System V IPC: what /proc/sysvipc shows, without times and process ids.
+//! System V IPC: what /proc/sysvipc shows, without times, and without the process ids of segments.
 
 use super::{Rule, Snapshot, read};
 
@@ -6,7 +6,7 @@ use super::{Rule, Snapshot, read};
 const FILES: [(&str, &[usize]); 3] = [
     ("shm", &[0, 1, 2, 3, 6, 7, 8, 9, 10]),
     ("sem", &[0, 1, 2, 3, 4, 5, 6, 7]),
-    ("msg", &[0, 1, 2, 3, 4, 7, 8, 9, 10]),
+    ("msg", &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
 ];
 
 pub(super) fn add(snapshot: &mut Snapshot) -> crate::Result {

@@ -17,6 +17,9 @@ tests::survives! {
     parts => sysv("parts");
     between_abis => sysv("between_abis");
     semaphores => sysv("semaphores");
+    sets => sysv("sets");
+    queues => sysv("queues");
+    messages_between_abis => sysv("messages_between_abis");
 }
 
 fn run(program: &str, args: &[&str]) -> Result<String> {
@@ -27,7 +30,12 @@ fn run(program: &str, args: &[&str]) -> Result<String> {
 
 /// Ids of all segments.
 fn segments() -> Result<Vec<String>> {
-    let text = std::fs::read_to_string("/proc/sysvipc/shm")?;
+    ids("shm")
+}
+
+/// Ids of all objects of a kind, as `/proc/sysvipc` has it.
+fn ids(kind: &str) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(format!("/proc/sysvipc/{kind}"))?;
     Ok(text.lines().skip(1).filter_map(|line| line.split_whitespace().nth(1)).map(str::to_owned).collect())
 }
 
@@ -53,6 +61,92 @@ fn what_is_gone_is_made_again() {
         }
         running.restore(&["-d"])?.success()?;
         running.looks_like(&before)?;
+        running.verify()
+    });
+}
+
+/// Takes all sets of semaphores and all message queues away.
+fn remove_all() -> Result {
+    for (kind, option) in [("sem", "-s"), ("msg", "-q")] {
+        for id in ids(kind)? {
+            run("ipcrm", &[option, &id])?;
+        }
+    }
+    Ok(())
+}
+
+/// As after a restart of the machine: semaphores and queues are made again with all that was in them, and the next dump knows them for the tree's.
+#[test]
+fn semaphores_and_queues_that_are_gone_are_made_again() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        for case in ["sets", "queues", "messages_between_abis"] {
+            let mut running = sysv(case).start(&dir.join(case), abi)?;
+            let before = running.snapshot()?;
+            for _ in 0..2 {
+                running.dump(&[])?.success()?;
+                nothing_left()?;
+                remove_all()?;
+                running.restore(&["-d"])?.success()?;
+                running.looks_like(&before)?;
+            }
+            running.verify()?;
+        }
+        Ok(())
+    });
+}
+
+/// Another object under an id, a key or at a place is left alone and named, all of them at once; so are all that there are after a restart of the machine.
+#[test]
+fn other_semaphores_and_queues_are_named() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = sysv("queues").start(dir, abi)?;
+        running.dump(&[])?.success()?;
+        nothing_left()?;
+        let mut there = ids("msg")?;
+        there.sort_unstable_by_key(|id| id.parse::<i32>().unwrap_or(0));
+        let [keyed, empty, full] = there.as_slice() else { anyhow::bail!("{there:?}") };
+        let name = |id: &str| format!("System V message queue {id}: ");
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let other = dir.join("boot_id");
+        std::fs::write(&other, boot_id.replace(|c: char| c.is_ascii_digit(), "f"))?;
+        let other_boot = ["sh", "-c", r#"mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@""#];
+        let unshare = [&["unshare", "-m"][..], &other_boot, &[other.to_str().unwrap_or_default()]].concat();
+        let refused = running.restore_under(&unshare, &["-d"])?.code(1)?;
+        for id in &there {
+            refused.says_with_hint(&(name(id) + "another one has its id now"))?;
+        }
+        let key = std::fs::read_to_string("/proc/sysvipc/msg")?;
+        let key = key.lines().find(|line| line.split_whitespace().nth(1) == Some(keyed.as_str()));
+        let key = key.and_then(|line| line.split_whitespace().next()).unwrap_or_default().to_owned();
+        remove_all()?;
+        // One under a key, one under an id, one at a place.
+        let make = |id: i32, key: &str| {
+            std::fs::write("/proc/sys/kernel/msg_next_id", id.to_string())?;
+            let program = tests::binaries::workload("sysv", abi)?;
+            run(program.to_str().unwrap_or_default(), &["make_queue", key])
+        };
+        let by_place = full.parse::<i32>()? + (7 << 15);
+        make(1000, &key)?;
+        make(empty.parse()?, "4711")?;
+        make(by_place, "0")?;
+        let mut others = ids("msg")?;
+        others.sort_unstable();
+        let refused = running.restore(&["-d"])?.code(1)?;
+        refused.says_with_hint(&format!("{}its key", name(keyed)))?;
+        refused.says_with_hint(&(name(empty) + "another one has its id now"))?;
+        refused.says_with_hint(&format!("{}{by_place} is at its place", name(full)))?;
+        let mut left = ids("msg")?;
+        left.sort_unstable();
+        anyhow::ensure!(left == others, "{left:?}, not {others:?}");
+        remove_all()?;
+        // A restore that fails takes what it has made away again.
+        running.restore(&["-d", "--fault", "listen"])?.code(1)?;
+        anyhow::ensure!(ids("msg")?.is_empty(), "left: {:?}", ids("msg")?);
+        running.restore(&["-d"])?.success()?;
         running.verify()
     });
 }

@@ -1,5 +1,6 @@
 //! `crr show`: a checkpoint for people, or all of it as JSON.
 
+mod ipc;
 mod rounds;
 mod sockets;
 mod table;
@@ -103,6 +104,11 @@ fn text(checkpoint: &Checkpoint, verbose: bool) -> String {
     if !checkpoint.files.ptys.is_empty() {
         out.push('\n');
         out.push_str(&terminals::ptys(&checkpoint.files.ptys));
+    }
+    let used = &checkpoint.tree.ipc;
+    if !used.semaphore_sets.is_empty() || !used.queues.is_empty() {
+        out.push('\n');
+        out.push_str(&ipc::ipc(used));
     }
     if verbose {
         for (task, space) in checkpoint.tree.tasks.iter().zip(&checkpoint.memory.spaces) {

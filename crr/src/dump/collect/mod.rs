@@ -94,6 +94,7 @@ struct Tables {
     /// The dump is refused for a thread that did not stop: this is to find what else is in the way.
     late: bool,
     semaphores: sysv::undo::Sets,
+    waits: sysv::objects::Waits,
     terminal: Terminal,
     mates: Mates,
     buffer: Vec<u8>,
@@ -125,6 +126,7 @@ pub(super) fn collect(
         send_files: !kernel::has_pidfd_getfd(),
         late: frozen.late,
         semaphores: sysv::undo::Sets::default(),
+        waits: sysv::objects::Waits::default(),
         terminal: None,
         mates: Mates::default(),
         buffer: Vec::new(),
@@ -194,6 +196,7 @@ pub(super) fn collect(
     if whole && tasks.len() == frozen.tasks.len() {
         sharing::check(&frozen.tasks, &tasks, &spaces, &mut refusals)?;
     }
+    let ipc = sysv::objects::dump(&pids, &tables.waits, &mut refusals)?;
     tables.files.refuse_outsiders(holders, &pids, &mut refusals)?;
     holders.refuse_masters(tables.files.masters(), &mut refusals);
     tables.backings.refuse_outsiders(&pids, &mut refusals)?;
@@ -229,7 +232,7 @@ pub(super) fn collect(
     }
     stats::enter(Stage::Relations);
     let memory = Memory { page_count: contents.page_count(), ..memory };
-    let tree = Tree { tasks, shell_job, zombies, filters: tables.filters.into_filters() };
+    let tree = Tree { tasks, shell_job, zombies, filters: tables.filters.into_filters(), ipc };
     room::check(&tree, &memory.spaces, &memory.shared)?;
     // Only now, when nothing else is in the way: it touches them.
     let mut on_their_way = Refusals::default();

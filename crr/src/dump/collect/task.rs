@@ -82,6 +82,7 @@ pub(super) fn collect_task(
         vdso::rewind(deputy, &mut record.regs, &vmas, &tables.vdsos)?;
         robust::check(&record, &vmas, refuse);
         record.seccomp = tables.filters.dump(thread, status, refuse)?;
+        tables.waits.note(thread, &record.regs)?;
         check_leftovers(&record, &leftovers, stopped_by.is_some(), refuse);
         records.push(record);
     }

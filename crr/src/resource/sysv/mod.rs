@@ -1,19 +1,23 @@
-//! System V shared memory: segments that tasks have attached.
+//! System V IPC: segments of shared memory that tasks have attached; semaphores and message queues that they use ([`objects`]).
 //!
-//! They lie in the IPC namespace of crr, which is that of the tree. One that has not been removed stays there when the tree is gone; the
+//! They lie in the IPC namespace of crr, which is that of the tree. A segment that has not been removed stays there when the tree is gone; the
 //! restore puts back what it held at the dump, as it does with all memory. What is gone by then (those that were removed go with the tree)
 //! is made again under its old id. For both, nobody else may have it attached.
 
+pub(crate) mod objects;
+mod queues;
 pub(crate) mod recreate;
+mod semaphores;
 pub(crate) mod undo;
+mod waits;
 
 use crate::proc::hex;
-use crate::proc::sysvipc::{self, Row};
+use crate::proc::sysvipc::{self, Segment};
 use crate::refusal::{Refusal, Refusals};
 use crate::resource::memory::SharedObject;
 use crate::sys::mapping::SharedMapping;
 use anyhow::{Context, Result};
-use images::sysv::Segment;
+use images::sysv::Object;
 use nix::sys::stat::FileStat;
 use std::cell::OnceCell;
 
@@ -43,7 +47,7 @@ impl Kind {
 }
 
 /// All segments that there are.
-fn segments() -> Result<Vec<Row>> {
+fn segments() -> Result<Vec<Segment>> {
     const FILE: &str = "/proc/sysvipc/shm";
     let text = std::fs::read(FILE).context(FILE)?;
     Ok(sysvipc::segments(&text)?)
@@ -60,10 +64,10 @@ pub(crate) fn complete(objects: &mut [SharedObject], refusals: &mut Refusals) ->
             None => segments_there.insert(segments()?),
         };
         let id = i32::try_from(object.ino).context("id of a segment")?;
-        let row = rows.iter().find(|row| row.segment.id == id);
+        let row = rows.iter().find(|row| row.object.id == id);
         let (reason, hint) = match row {
             Some(row) if row.attached == object.areas => {
-                object.segment = Some(Segment { key, ..row.segment.clone() });
+                object.segment = Some(Object { key, ..row.object.clone() });
                 continue;
             }
             Some(row) => (

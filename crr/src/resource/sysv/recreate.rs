@@ -1,18 +1,16 @@
 //! Putting segments back.
 
+use super::objects::{PERMISSIONS, make_under_id};
 use super::segments;
 use crate::refusal::{Refusal, Refusals};
 use crate::sys::sysv::{self as sys, Attached};
 use anyhow::{Context, Result, bail};
 use images::id::PAGE_SIZE;
 use images::memory::{Memory, Shared};
-use images::sysv::Segment;
+use images::sysv::Object;
 use nix::errno::Errno;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-
-/// Permissions proper.
-const PERMISSIONS: u32 = 0o777;
 
 /// The segments of a tree with their contents, attached to this process. Those that were made go when this value does, unless they are to be
 /// kept; what was removed goes with the last task that has it.
@@ -42,18 +40,18 @@ impl Drop for Segments {
     }
 }
 
-fn recorded(memory: &Memory) -> impl Iterator<Item = (&Shared, &Segment)> {
+fn recorded(memory: &Memory) -> impl Iterator<Item = (&Shared, &Object)> {
     memory.shared.iter().filter_map(|shared| Some((shared, shared.segment.as_ref()?)))
 }
 
-fn name(segment: &Segment) -> String {
+fn name(segment: &Object) -> String {
     format!("System V shared memory {}", segment.id)
 }
 
 /// Whether a segment is the recorded one: owner and permissions can be changed at any time.
-fn is_same(there: &Segment, segment: &Segment) -> bool {
-    let what = |segment: &Segment| {
-        (segment.key, segment.creator_uid, segment.creator_gid, segment.mode & Segment::REMOVED)
+fn is_same(there: &Object, segment: &Object) -> bool {
+    let what = |segment: &Object| {
+        (segment.key, segment.creator_uid, segment.creator_gid, segment.mode & Object::REMOVED)
     };
     what(there) == what(segment)
 }
@@ -68,15 +66,15 @@ pub(crate) fn preflight(refusals: &mut Refusals, memory: &Memory) -> Result<()> 
     }
     let rows = segments()?;
     for (shared, segment) in recorded(memory) {
-        let by_id = rows.iter().find(|row| row.segment.id == segment.id);
-        let found_by_key = segment.key != 0 && segment.mode & Segment::REMOVED == 0;
-        let by_key = || rows.iter().find(|row| found_by_key && row.segment.key == segment.key);
+        let by_id = rows.iter().find(|row| row.object.id == segment.id);
+        let found_by_key = segment.key != 0 && segment.mode & Object::REMOVED == 0;
+        let by_key = || rows.iter().find(|row| found_by_key && row.object.key == segment.key);
         let reason = match (by_id, by_key()) {
             (Some(row), _) if row.attached != 0 => "is attached by somebody else".to_owned(),
-            (Some(row), _) if is_same(&row.segment, segment) && row.size == shared.size => continue,
+            (Some(row), _) if is_same(&row.object, segment) && row.size == shared.size => continue,
             (Some(_), _) => "is another segment now".to_owned(),
             (None, Some(row)) => {
-                format!("its key {:#x} is that of segment {} now", segment.key, row.segment.id)
+                format!("its key {:#x} is that of segment {} now", segment.key, row.object.id)
             }
             (None, None) => continue,
         };
@@ -98,7 +96,7 @@ pub(crate) fn put_back(memory: &Memory, pages: &File) -> Result<Segments> {
     Ok(segments)
 }
 
-fn put_back_one(segments: &mut Segments, shared: &Shared, segment: &Segment, pages: &File) -> Result<()> {
+fn put_back_one(segments: &mut Segments, shared: &Shared, segment: &Object, pages: &File) -> Result<()> {
     let id = segment.id;
     let (mut attached, made) = match Attached::new(id, shared.size) {
         Ok(attached) => (attached, false),
@@ -118,11 +116,11 @@ fn put_back_one(segments: &mut Segments, shared: &Shared, segment: &Segment, pag
         pages.read_exact_at(bytes, run.first_page * PAGE_SIZE).context("pages.img")?;
     }
     sys::set_segment(id, (segment.uid, segment.gid), segment.mode & PERMISSIONS).context("owner")?;
-    if made && segment.mode & Segment::LOCKED != 0 {
+    if made && segment.mode & Object::LOCKED != 0 {
         sys::lock_segment(id, true).context("lock it in memory")?;
     }
     segments.attached.push(attached);
-    if segment.mode & Segment::REMOVED != 0 {
+    if segment.mode & Object::REMOVED != 0 {
         // It stays for as long as it is attached, here for now, and others can still attach it.
         sys::remove_segment(id).context("remove it")?;
         segments.made.retain(|made| *made != id);
@@ -130,21 +128,14 @@ fn put_back_one(segments: &mut Segments, shared: &Shared, segment: &Segment, pag
     Ok(())
 }
 
-/// Makes a segment under its old id, which takes a word to the kernel first (ipc_idr_alloc(), ipc/util.c).
-fn make(shared: &Shared, segment: &Segment) -> Result<()> {
-    const NEXT_ID: &str = "/proc/sys/kernel/shm_next_id";
-    std::fs::write(NEXT_ID, segment.id.to_string()).context(NEXT_ID)?;
+/// Makes a segment under its old id.
+fn make(shared: &Shared, segment: &Object) -> Result<()> {
     let creator = (segment.creator_uid, segment.creator_gid);
     let make = |key| sys::make_segment(key, shared.size, segment.mode & PERMISSIONS, creator);
-    let made = match make(segment.key) {
+    let make = || match make(segment.key) {
         // Its own key is but a part of the name that it shows.
-        Err(Errno::EEXIST) if segment.mode & Segment::REMOVED != 0 => make(libc::IPC_PRIVATE),
+        Err(Errno::EEXIST) if segment.mode & Object::REMOVED != 0 => make(libc::IPC_PRIVATE),
         made => made,
     };
-    let made = made.context("make it again")?;
-    if made != segment.id {
-        let _ = sys::remove_segment(made);
-        bail!("cannot have its id: another segment is at that place");
-    }
-    Ok(())
+    make_under_id("shm", segment.id, make, sys::remove_segment)
 }

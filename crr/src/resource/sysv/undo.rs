@@ -5,12 +5,13 @@
 //! the value to 0, then the sum as far up or down as it can go for a given result, and at last ask for more than is there. ERANGE says that the
 //! sum is beyond that result; EAGAIN that it is not, or that somebody has changed the value meanwhile.
 
-use crate::proc::sysvipc::{self, SemaphoreSet};
+use super::semaphores;
+use crate::proc::sysvipc::SemaphoreSet;
 use crate::ptrace::{Patience, Stopped};
 use crate::remote::{Arg, Batch, Buffer, Call, Executor, Handle};
 use crate::resource::Refuse;
 use crate::sys::kcmp::{Kind, kcmp};
-use crate::sys::sysv as sys;
+use crate::sys::sysv::semaphores as sys;
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use std::cmp::Ordering;
@@ -28,14 +29,9 @@ pub(crate) struct Sets(Option<Vec<SemaphoreSet>>);
 
 impl Sets {
     fn get(&mut self) -> Result<&[SemaphoreSet]> {
-        const FILE: &str = "/proc/sysvipc/sem";
         let sets = match self.0.take() {
             Some(sets) => sets,
-            None => {
-                let text = std::fs::read(FILE).context(FILE)?;
-                let sets = sysvipc::semaphore_sets(&text)?;
-                sets.into_iter().filter(|set| set.was_used).collect()
-            }
+            None => semaphores::all()?.into_iter().filter(|set| set.was_used).collect(),
         };
         Ok(self.0.insert(sets))
     }
@@ -80,7 +76,7 @@ pub(crate) fn refuse(
     }
     for set in sets {
         refuse_of_set(set, executor, deputy, refuse, patience)
-            .with_context(|| format!("System V semaphores {}", set.id))?;
+            .with_context(|| format!("System V semaphores {}", set.object.id))?;
     }
     Ok(())
 }
@@ -94,7 +90,7 @@ fn refuse_of_set(
 ) -> Result<()> {
     let mut unclear: Vec<u16> = (0..set.count).collect();
     for _ in 0..TRIES {
-        let values = match sys::semaphore_values(set.id, set.count) {
+        let values = match sys::values(set.object.id, set.count) {
             Err(Errno::EINVAL | Errno::EIDRM) => return Ok(()),
             values => values.context("GETALL")?,
         };
@@ -103,7 +99,7 @@ fn refuse_of_set(
             let mut batch = executor.batch(deputy)?;
             let asks: Vec<Ask> = numbers
                 .iter()
-                .map(|&number| Ask::new(&mut batch, set.id, number, values[usize::from(number)]))
+                .map(|&number| Ask::new(&mut batch, set.object.id, number, values[usize::from(number)]))
                 .collect();
             let reply = executor.run(deputy, &batch, patience)?;
             for (ask, &number) in asks.iter().zip(numbers) {
@@ -111,7 +107,9 @@ fn refuse_of_set(
                     Sum::Zero => {}
                     Sum::Unclear => unclear.push(number),
                     Sum::Other => name(set, number, "is to be undone when the task ends (SEM_UNDO)", refuse),
-                    Sum::NotAsked(Errno::EACCES) if sys::last_user(set.id, number) == Ok(refuse.pid()) => {
+                    Sum::NotAsked(Errno::EACCES)
+                        if sys::last_user(set.object.id, number) == Ok(refuse.pid()) =>
+                    {
                         name(
                             set,
                             number,
@@ -139,7 +137,7 @@ fn refuse_of_set(
 }
 
 fn name(set: &SemaphoreSet, number: u16, reason: &str, refuse: &mut Refuse<'_>) {
-    let object = format!("System V semaphore {number} of set {}", set.id);
+    let object = format!("System V semaphore {number} of set {}", set.object.id);
     refuse.with_hint(object, reason, "have the program put its value back itself before the dump");
 }
 

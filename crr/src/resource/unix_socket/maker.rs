@@ -21,27 +21,33 @@ use std::os::fd::{AsRawFd, OwnedFd};
 /// As fork(2), and what `act` answers.
 pub(super) fn act(who: Option<&PeerCredentials>, act: impl FnOnce() -> nix::Result<()>) -> Result<()> {
     let Some(who) = who else { return Ok(act()?) };
-    let child = match who.pid {
-        ..=1 => process::fork(process::CLONE_FILES),
-        pid => match last_pid::fork(pid, process::CLONE_FILES) {
-            Err(Errno::EEXIST) => {
-                log::warn!("SO_PEERCRED will show another process id than {pid}: that is taken");
-                process::fork(process::CLONE_FILES)
-            }
-            forked => forked,
+    if !in_process(who.pid, process::CLONE_FILES, || become_somebody(who).and_then(|()| act()))? {
+        log::warn!("SO_PEERCRED will show another process id than {}: that is taken", who.pid);
+    }
+    Ok(())
+}
+
+/// Does something in a process with this id, or with another where that cannot be had: whether it was the right one. Memory is a copy.
+///
+/// # Errors
+/// As fork(2), and what `act` answers.
+pub(crate) fn in_process(pid: Pid, flags: u64, act: impl FnOnce() -> nix::Result<()>) -> Result<bool> {
+    let (child, is_right) = match pid {
+        ..=1 => (process::fork(flags), true),
+        pid => match last_pid::fork(pid, flags) {
+            // Taken, or beyond kernel.pid_max.
+            Err(Errno::EEXIST | Errno::EINVAL) => (process::fork(flags), false),
+            forked => (forked, true),
         },
     };
-    match child.with_context(|| format!("fork a process with id {}", who.pid))? {
-        None => {
-            let done = become_somebody(who).and_then(|()| act());
-            process::exit(done.map_or_else(|errno| errno as i32, |()| 0))
-        }
+    match child.with_context(|| format!("fork a process with id {pid}"))? {
+        None => process::exit(act().map_or_else(|errno| errno as i32, |()| 0)),
         Some(child) => match waitpid(nix::unistd::Pid::from_raw(child), None)? {
-            WaitStatus::Exited(_, 0) => Ok(()),
+            WaitStatus::Exited(_, 0) => Ok(is_right),
             WaitStatus::Exited(_, errno) => {
-                Err(Errno::from_raw(errno)).with_context(|| format!("as process {}", who.pid))
+                Err(Errno::from_raw(errno)).with_context(|| format!("as process {pid}"))
             }
-            status => bail!("as process {}: {status:?}", who.pid),
+            status => bail!("as process {pid}: {status:?}"),
         },
     }
 }

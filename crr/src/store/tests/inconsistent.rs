@@ -14,7 +14,7 @@ use images::pipe::{Buffer, Fifo};
 use images::seccomp::Seccomp;
 use images::signal::Pending;
 use images::socket::{Credentials, Message, Peer, UnixKind, UnixSocket};
-use images::sysv::Segment;
+use images::sysv::{Ipc, Object};
 use images::task::{End, GroupStop};
 use images::terminal::{Control, Line, LineEnd, LivePty, PtyEnd};
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, SharedId};
@@ -577,6 +577,25 @@ fn files_that_stand_for_tasks() {
 }
 
 #[test]
+fn ipc() {
+    let change = |what: &str, change: fn(&mut Ipc)| {
+        refused(&format!("tree.img: {what}"), |s| change(&mut s.tree.ipc));
+    };
+    change("semaphores: id 32769 follows 32769", |ipc| {
+        ipc.semaphore_sets.push(ipc.semaphore_sets[0].clone());
+    });
+    change("queues: id -1 follows -1", |ipc| ipc.queues[0].object.id = -1);
+    change("queues: id 3 has mode 0o1600", |ipc| ipc.queues[0].object.mode = 0o1600);
+    change("semaphores 32769: there are 0 of them", |ipc| ipc.semaphore_sets[0].semaphores.clear());
+    change("semaphores 32769: a value of 32768", |ipc| {
+        ipc.semaphore_sets[0].semaphores[0].value = 32_768;
+    });
+    change("semaphores 32769: -1 has used one", |ipc| ipc.semaphore_sets[0].semaphores[1].last_user = -1);
+    change("queue 3: [-1, 101] have used it", |ipc| ipc.queues[0].last_sender = -1);
+    change("queue 3: a message of type 0", |ipc| ipc.queues[0].messages[0].kind = 0);
+}
+
+#[test]
 fn message_queues() {
     refused("files.img: description#22: queue#1 of 1 message queues", |s| {
         s.files.descriptions[22].target = Target::MessageQueue(1);
@@ -741,7 +760,7 @@ fn shared_memory_and_vdsos() {
     refused("memory.img: shared#0: contents up to 0x2000 of 0x1000", |s| s.memory.shared[0].size = 0x1000);
     refused("memory.img: shared#0: 0x8000000000000000 bytes", |s| s.memory.shared[0].size = 1 << 63);
     let segment =
-        |s: &mut Sample, change: fn(&mut Segment)| change(s.memory.shared[0].segment.as_mut().unwrap());
+        |s: &mut Sample, change: fn(&mut Object)| change(s.memory.shared[0].segment.as_mut().unwrap());
     refused("memory.img: shared#0: is no segment: id -1, 16384 bytes", |s| {
         segment(s, |segment| segment.id = -1)
     });

@@ -1,0 +1,204 @@
+//! Sets of semaphores and message queues: which of them are a tree's, and which have to be made again.
+//!
+//! Nobody has them open: what tells of a user is that the kernel notes who used each of them last, and that a waiting call names it.
+//! They outlive the tree. So what is still there at the restore, as the same object, is left as it is, whoever used it
+//! meanwhile; what is gone is made again with what the image has of it. To be the same takes the same id and key, the same creator, and
+//! the same IPC namespace of the same boot, since others give out the same ids.
+
+use super::{queues, semaphores};
+use crate::refusal::{Refusal, Refusals};
+use crate::restore::environment::Environment;
+use crate::sys::process;
+use crate::sys::sysv::{queues as queue_calls, semaphores as set_calls};
+use anyhow::{Context, Result, bail};
+use images::Pid;
+use images::inventory::Inventory;
+use images::sysv::{Ipc, Object};
+use std::collections::{BTreeSet, HashSet};
+use std::os::unix::fs::MetadataExt;
+
+pub(crate) use super::waits::Waits;
+
+/// Permissions proper.
+pub(super) const PERMISSIONS: u32 = 0o777;
+
+/// Records what a tree uses, which has these process ids.
+///
+/// # Errors
+/// If `/proc` does not tell which there are, or one cannot be looked at.
+pub(crate) fn dump(tree: &HashSet<Pid>, waits: &Waits, refusals: &mut Refusals) -> Result<Ipc> {
+    let namespace = namespace()?;
+    let semaphore_sets = semaphores::dump(tree, &waits.sets)?;
+    let queues = queues::dump(tree, &waits.queues, refusals)?;
+    Ok(Ipc { namespace, semaphore_sets, queues })
+}
+
+fn namespace() -> Result<u64> {
+    const FILE: &str = "/proc/self/ns/ipc";
+    Ok(std::fs::metadata(FILE).context(FILE)?.ino())
+}
+
+/// Whether one is the tree's, by who used it last and by the calls that wait at it. Who else uses it is told: it is not to be expected at another
+/// place.
+pub(super) fn is_used(name: &str, users: &BTreeSet<Pid>, tree: &HashSet<Pid>, is_waited_at: bool) -> bool {
+    let is_used = is_waited_at || users.iter().any(|pid| tree.contains(pid));
+    for pid in users.iter().filter(|pid| is_used && !tree.contains(pid) && **pid > 0) {
+        if process::exists(*pid) {
+            log::warn!("{name}: process {pid}, which is outside of the tree, uses it too");
+        }
+    }
+    is_used
+}
+
+/// What there is to know of the place of a restore: whether an object that is there can be the recorded one, and what can be made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Here {
+    /// This is the IPC namespace of the dump.
+    is_same: bool,
+    /// CAP_SYS_RESOURCE is to be had.
+    pub(super) may_exceed: bool,
+}
+
+impl Here {
+    fn look(inventory: &Inventory, ipc: &Ipc, environment: &Environment) -> Result<Self> {
+        const CAP_SYS_RESOURCE: u64 = 1 << 24;
+        const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+        let boot_id = std::fs::read_to_string(BOOT_ID).context(BOOT_ID)?;
+        Ok(Self {
+            is_same: boot_id.trim_end() == inventory.boot_id && namespace()? == ipc.namespace,
+            may_exceed: environment.creds.cap_effective & CAP_SYS_RESOURCE != 0,
+        })
+    }
+
+    /// Why a recorded object can neither be made again nor is still there, if so. `fits` tells what else it takes to be the same.
+    pub(super) fn obstacle<'a>(
+        self,
+        wanted: &Object,
+        there: impl Iterator<Item = &'a Object> + Clone,
+        fits: impl Fn(&Object) -> bool,
+    ) -> Option<String> {
+        let known_by = |object: &Object| (object.key, object.creator_uid, object.creator_gid);
+        match there.clone().find(|object| object.id == wanted.id) {
+            Some(object) if self.is_same && known_by(object) == known_by(wanted) && fits(object) => {
+                return None;
+            }
+            Some(_) => return Some("another one has its id now".to_owned()),
+            None => {}
+        }
+        let by_key = |object: &&Object| wanted.key != 0 && object.key == wanted.key;
+        if let Some(object) = there.clone().find(by_key) {
+            return Some(format!("its key {:#x} is that of {} now", wanted.key, object.id));
+        }
+        let by_place = |object: &&Object| place(object.id) == place(wanted.id);
+        let object = there.clone().find(by_place)?;
+        Some(format!("{} is at its place in the kernel's table", object.id))
+    }
+}
+
+/// The part of an id that is a place in a table; the rest is a sequence number (IPCMNI_SHIFT, ipc/util.h). The boot parameter ipcmni_extend makes it
+/// longer, which matters from the 32768th object on.
+const fn place(id: i32) -> i32 {
+    id & 0x7fff
+}
+
+/// Objects that keep those of the tree from being put back.
+///
+/// # Errors
+/// If `/proc` does not tell what there is.
+pub(crate) fn preflight(
+    inventory: &Inventory,
+    ipc: &Ipc,
+    environment: &Environment,
+    refusals: &mut Refusals,
+) -> Result<()> {
+    if ipc.semaphore_sets.is_empty() && ipc.queues.is_empty() {
+        return Ok(());
+    }
+    let here = Here::look(inventory, ipc, environment)?;
+    semaphores::preflight(here, &ipc.semaphore_sets, refusals)?;
+    queues::preflight(here, &ipc.queues, refusals)
+}
+
+pub(super) fn refuse(name: String, reason: String, hint: &str, refusals: &mut Refusals) {
+    refusals.push(Refusal { task: None, object: name, reason, hint: Some(hint.to_owned()) });
+}
+
+/// Objects that a restore has made, which go when this value does unless they are to be kept.
+#[derive(Debug, Default)]
+pub(crate) struct Made {
+    pub(super) sets: Vec<i32>,
+    pub(super) queues: Vec<i32>,
+}
+
+impl Made {
+    /// They are to stay.
+    pub(crate) fn keep(&mut self) {
+        self.sets.clear();
+        self.queues.clear();
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for id in &self.sets {
+            let _ = set_calls::remove(*id);
+        }
+        for id in &self.queues {
+            let _ = queue_calls::remove(*id);
+        }
+    }
+}
+
+/// Makes what is gone, before there is any task, so that its process ids are free: the kernel notes who does what.
+///
+/// # Errors
+/// Names the one that fails; what was made goes again.
+pub(crate) fn put_back(ipc: &Ipc) -> Result<Made> {
+    let mut made = Made::default();
+    semaphores::put_back(&ipc.semaphore_sets, &mut made)?;
+    queues::put_back(&ipc.queues, &mut made)?;
+    Ok(made)
+}
+
+/// Makes something under its old id, which takes a word to the kernel first (ipc_idr_alloc(), ipc/util.c): `kind` is sem, msg or shm.
+pub(super) fn make_under_id(
+    kind: &str,
+    id: i32,
+    make: impl FnOnce() -> nix::Result<i32>,
+    remove: impl FnOnce(i32) -> nix::Result<()>,
+) -> Result<()> {
+    let next_id = format!("/proc/sys/kernel/{kind}_next_id");
+    std::fs::write(&next_id, id.to_string()).context(next_id)?;
+    let made = make().context("make it again")?;
+    if made != id {
+        let _ = remove(made);
+        bail!("cannot have its id: another one is at that place");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(id: i32, key: i32) -> Object {
+        Object { id, key, mode: 0o600, uid: 1, gid: 2, creator_uid: 3, creator_gid: 4 }
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_told() {
+        let wanted = object(0x8003, 7);
+        let says = |is_same, there: &[Object]| {
+            Here { is_same, may_exceed: false }.obstacle(&wanted, there.iter(), |_| true)
+        };
+        assert_eq!(says(true, &[object(1, 0)]), None);
+        assert_eq!(says(true, &[object(0x8003, 7)]), None);
+        assert_eq!(says(false, &[object(0x8003, 7)]).unwrap(), "another one has its id now");
+        assert_eq!(says(true, &[object(0x8003, 8)]).unwrap(), "another one has its id now");
+        assert_eq!(says(true, &[object(1, 7)]).unwrap(), "its key 0x7 is that of 1 now");
+        assert_eq!(says(true, &[object(3, 0)]).unwrap(), "3 is at its place in the kernel's table");
+        let here = Here { is_same: true, may_exceed: false };
+        let smaller = here.obstacle(&wanted, [object(0x8003, 7)].iter(), |_| false);
+        assert!(smaller.is_some());
+    }
+}

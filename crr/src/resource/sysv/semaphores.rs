@@ -1,0 +1,111 @@
+//! Sets of semaphores.
+
+use super::objects::{self, Here, Made, PERMISSIONS};
+use crate::proc::sysvipc::{self, SemaphoreSet as Row};
+use crate::refusal::Refusals;
+use crate::resource::unix_socket::maker::in_process;
+use crate::sys::sysv::semaphores as sys;
+use anyhow::{Context, Result};
+use images::Pid;
+use images::sysv::{Semaphore, SemaphoreSet};
+use nix::errno::Errno;
+use std::collections::{BTreeSet, HashSet};
+
+/// All sets that there are.
+pub(super) fn all() -> Result<Vec<Row>> {
+    const FILE: &str = "/proc/sysvipc/sem";
+    let text = std::fs::read(FILE).context(FILE)?;
+    Ok(sysvipc::semaphore_sets(&text)?)
+}
+
+fn name(id: i32) -> String {
+    format!("System V semaphores {id}")
+}
+
+/// Those that a tree uses, or waits at.
+pub(super) fn dump(tree: &HashSet<Pid>, waited_at: &BTreeSet<i32>) -> Result<Vec<SemaphoreSet>> {
+    let mut found = Vec::new();
+    for row in all()? {
+        let id = row.object.id;
+        let semaphores = match look(&row) {
+            // It has gone meanwhile.
+            Err(Errno::EINVAL | Errno::EIDRM) => continue,
+            semaphores => semaphores.with_context(|| name(id))?,
+        };
+        let users = semaphores.iter().map(|semaphore| semaphore.last_user).collect();
+        if objects::is_used(&name(id), &users, tree, waited_at.contains(&id)) {
+            found.push(SemaphoreSet { object: row.object, was_used: row.was_used, semaphores });
+        }
+    }
+    found.sort_unstable_by_key(|set| set.object.id);
+    Ok(found)
+}
+
+fn look(row: &Row) -> nix::Result<Vec<Semaphore>> {
+    let id = row.object.id;
+    let values = sys::values(id, row.count)?;
+    let numbered = (0..row.count).zip(values);
+    numbered.map(|(number, value)| Ok(Semaphore { value, last_user: sys::last_user(id, number)? })).collect()
+}
+
+pub(super) fn preflight(here: Here, sets: &[SemaphoreSet], refusals: &mut Refusals) -> Result<()> {
+    let rows = all()?;
+    for set in sets {
+        let id = set.object.id;
+        let count = |id| rows.iter().find(|row| row.object.id == id).map(|row| usize::from(row.count));
+        let fits = |object: &images::sysv::Object| count(object.id) == Some(set.semaphores.len());
+        if let Some(reason) = here.obstacle(&set.object, rows.iter().map(|row| &row.object), fits) {
+            objects::refuse(name(id), reason, "have its users remove it (ipcrm -s)", refusals);
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn put_back(sets: &[SemaphoreSet], made: &mut Made) -> Result<()> {
+    if sets.is_empty() {
+        return Ok(());
+    }
+    let rows = all()?;
+    for set in sets.iter().filter(|set| !rows.iter().any(|row| row.object.id == set.object.id)) {
+        make(set, made).with_context(|| name(set.object.id))?;
+    }
+    Ok(())
+}
+
+fn make(set: &SemaphoreSet, made: &mut Made) -> Result<()> {
+    let object = &set.object;
+    let creator = (object.creator_uid, object.creator_gid);
+    // Nobody finds it by its key before it is complete.
+    let make = || sys::make(object.key, set.semaphores.len(), 0, creator);
+    objects::make_under_id("sem", object.id, make, sys::remove)?;
+    made.sets.push(object.id);
+    let users: BTreeSet<Pid> = set.semaphores.iter().map(|semaphore| semaphore.last_user).collect();
+    for user in users {
+        let set_values = || set_values(set, user);
+        if user == 0 {
+            set_values().context("set its values")?;
+        } else {
+            in_process(user, 0, set_values).context("set its values")?;
+        }
+    }
+    sys::set_owner(object.id, (object.uid, object.gid), object.mode & PERMISSIONS).context("owner")
+}
+
+/// Sets the values that this user set last, which has it noted as that. If the set was used, it does something with one of them, which has the time noted.
+fn set_values(set: &SemaphoreSet, user: Pid) -> nix::Result<()> {
+    let own = |semaphore: &Semaphore| semaphore.last_user == user;
+    let is_to_note = set.was_used && (user != 0 || set.semaphores.iter().all(own));
+    let mut used = None;
+    for (number, semaphore) in (0..).zip(&set.semaphores).filter(|(_, semaphore)| own(semaphore)) {
+        if user != 0 || semaphore.value != 0 {
+            sys::set_value(set.object.id, number, semaphore.value)?;
+        }
+        used = is_to_note.then_some((number, semaphore.value));
+    }
+    let Some((number, value)) = used else { return Ok(()) };
+    let there_and_back = if value == 0 { [1, -1] } else { [-1, 1] };
+    let flags = i16::try_from(libc::IPC_NOWAIT).unwrap_or(0);
+    let mut operations =
+        there_and_back.map(|change| libc::sembuf { sem_num: number, sem_op: change, sem_flg: flags });
+    sys::operate(set.object.id, &mut operations)
+}
