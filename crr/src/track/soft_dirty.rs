@@ -22,6 +22,7 @@ use crate::ptrace;
 use crate::store::{PAGE, Round};
 use crate::sys::vm::{self, Remote};
 use anyhow::{Context, Result};
+use images::Pid;
 use images::id::PAGE_SIZE;
 use images::memory::Run;
 use std::fs::File;
@@ -152,7 +153,7 @@ impl Checksums {
     }
 
     /// The addresses of pages whose checksums are other than recorded.
-    fn differing(&self, pid: images::Pid, memory: &File, runs: &[Run]) -> Result<Vec<u64>> {
+    fn differing(&self, pid: Pid, memory: &File, runs: &[Run]) -> Result<Vec<u64>> {
         let steps: Vec<Run> = runs.iter().copied().flat_map(steps).collect();
         let parts: Vec<&[Run]> = steps.chunks(STEPS).collect();
         let differing = Mutex::new(Vec::new());
