@@ -26,7 +26,6 @@ use std::io::IoSliceMut;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::time::{Duration, Instant};
 
 const PAGE: u64 = images::id::PAGE_SIZE;
 
@@ -126,8 +125,9 @@ pub(super) fn clone3_set_tid() -> Found {
 
 /// Writes what is there, which changes nothing.
 pub(super) fn ns_last_pid() -> Found {
-    let last =
-        LastPid::claim(Instant::now() + Duration::from_secs(1)).map_err(|error| format!("{error:#}"))?;
+    let Some(last) = LastPid::try_claim().map_err(|error| format!("{error:#}"))? else {
+        return Ok("in use by another process".to_owned());
+    };
     last.try_write().map_err(|errno| format!("{}: {}", last_pid::PATH, errno.desc().to_lowercase()))?;
     Ok("can be written".to_owned())
 }

@@ -41,16 +41,26 @@ impl LastPid {
     /// # Errors
     /// If there is no such file for this user, or another process does not give it back in time.
     pub fn claim(deadline: Instant) -> Result<Self> {
-        let mut file = File::options().read(true).write(true).open(PATH).context(PATH)?;
         loop {
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(locked) => return Ok(Self(locked)),
-                Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) => file = back,
-                Err((_, errno)) => return Err(errno).with_context(|| format!("{PATH}: flock")),
+            if let Some(claimed) = Self::try_claim()? {
+                return Ok(claimed);
             }
             ensure!(Instant::now() < deadline, "{PATH}: another process chooses ids all the time (flock)");
             // Nobody can wait for a lock and for a time at once.
             std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Takes it if nobody has it.
+    ///
+    /// # Errors
+    /// If there is no such file for this user.
+    pub fn try_claim() -> Result<Option<Self>> {
+        let file = File::options().read(true).write(true).open(PATH).context(PATH)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => Ok(Some(Self(locked))),
+            Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => Ok(None),
+            Err((_, errno)) => Err(errno).with_context(|| format!("{PATH}: flock")),
         }
     }
 

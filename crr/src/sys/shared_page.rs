@@ -114,7 +114,7 @@ impl ControlPage {
     /// Makes whoever waits give up.
     pub fn fail(&self) {
         self.get().failed.store(1, Ordering::Release);
-        self.get().gathered.iter().for_each(wake);
+        self.get().gathered.iter().chain([&self.get().choosing]).for_each(wake);
     }
 }
 
