@@ -240,6 +240,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
         own_group: nix::unistd::getpgrp().as_raw(),
     };
     let (root, terminal) = bring_back(&mut restore, options, source, deadline)?;
+    options.source.release(!options.lazy_pages);
     restore.opened.socket_files.keep();
     restore.opened.segments.keep();
     resource::other_name::remove_helpers(&checkpoint.files.paths);
