@@ -3,12 +3,16 @@
 use super::dirs::Dirs;
 use super::network::Pages;
 use super::{Outcome, Usage, seconds};
+use crate::changed::Changed;
 use crate::resource::external::given;
 use crate::resource::inet::Wishes;
 use crate::restore::{Options, Validation, restore};
-use crate::store::Source;
+use crate::store::{Left, Source};
+use anyhow::anyhow;
 use clap::Args;
+use std::fs::File;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -99,6 +103,44 @@ pub(super) struct Restore {
     timeout: Duration,
 }
 
+/// Has what came from a pipe stay until the tasks run: nobody else may have it.
+fn keep(source: &mut Source) {
+    let comes_from_file = || {
+        let stdin = std::io::stdin().as_fd().try_clone_to_owned().map(File::from);
+        stdin.and_then(|stdin| stdin.metadata()).is_ok_and(|stdin| stdin.is_file())
+    };
+    if let Source::Stream(spool) = source
+        && !comes_from_file()
+        && let Err(error) = spool.keep(&std::env::temp_dir())
+    {
+        log::warn!("if this fails, the images are lost: {error:#}");
+    }
+}
+
+/// Adds to why a restore has failed where its images are.
+fn tell_what_is_left(source: &Source, error: anyhow::Error) -> anyhow::Error {
+    let Source::Stream(spool) = source else { return error };
+    if error.is::<Changed>() {
+        return error;
+    }
+    match spool.left() {
+        Left::Nothing => error,
+        Left::All(dir) if source.has_parent() => {
+            let dir = dir.display();
+            anyhow!(
+                "{error:#}\n  hint: the images are in {dir}, to try again here: tar c -C {dir} . | crr restore -D -"
+            )
+        }
+        Left::All(dir) => {
+            let dir = dir.display();
+            anyhow!("{error:#}\n  hint: the images are in {dir}, to try again: crr restore -D {dir}")
+        }
+        Left::Parts => {
+            anyhow!("{error:#}\n  hint: the images are gone: for want of memory, pages had been given back")
+        }
+    }
+}
+
 /// OLD=NEW.
 fn addresses(text: &str) -> Result<(IpAddr, IpAddr), String> {
     let (old, new) = text.split_once('=').ok_or("not OLD=NEW")?;
@@ -116,9 +158,12 @@ impl Restore {
                 Usage("--inherit-fd fd[0]: the standard input has the images, by -D -".to_owned()).into()
             );
         }
-        let source = self.pages.source(&self.dirs)?;
-        let options = Options { stats: self.dirs.stats_file()?, ..self.options(level, source) };
-        let (_, status) = restore(&options, given)?;
+        let stats = self.dirs.stats_file()?;
+        let mut source = self.pages.source(&self.dirs)?;
+        keep(&mut source);
+        let options = Options { stats, ..self.options(level, source) };
+        let (_, status) =
+            restore(&options, given).map_err(|error| tell_what_is_left(&options.source, error))?;
         Ok(status.map_or(ExitCode::SUCCESS, ExitCode::from))
     }
 

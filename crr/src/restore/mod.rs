@@ -277,6 +277,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
         chooser,
     };
     let (root, terminal) = bring_back(&mut restore, options, source, deadline)?;
+    options.source.release(!options.lazy_pages);
     restore.opened.socket_files.keep();
     restore.opened.segments.keep();
     restore.opened.ipc.keep();

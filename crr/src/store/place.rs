@@ -1,5 +1,6 @@
 //! Where images are written to and read from: a directory, or one stream. `-D -` means the stream.
 
+use super::reader::read_inventory;
 use super::spool::Spool;
 use crate::page_server::client::Server;
 use anyhow::Result;
@@ -73,6 +74,19 @@ impl Source {
             Self::Dir(dir) | Self::Server(dir, _) => dir,
             Self::Stream(_) => Path::new(""),
         }
+    }
+
+    /// The tasks run: nothing has to be kept of what came as a stream, nor to take room, unless pages are still to come from there.
+    pub(crate) fn release(&self, all_there: bool) {
+        if let Self::Stream(spool) = self {
+            spool.release(all_there);
+        }
+    }
+
+    /// Whether it builds on others.
+    #[must_use]
+    pub fn has_parent(&self) -> bool {
+        read_inventory(self).is_ok_and(|(inventory, _)| inventory.parent.is_some())
     }
 
     /// Whether its pages take memory that nobody needs any more when a task has read them.

@@ -1,5 +1,6 @@
 //! What a stream had, in files without names: a restore reads pages in any order, from several tasks at once.
 
+use super::kept::Kept;
 use super::stream::part_number;
 use anyhow::{Context, Result, anyhow, bail};
 use images::container::Kind;
@@ -7,7 +8,7 @@ use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tar::{Archive, EntryType};
 
 /// Bytes read at a time.
@@ -19,10 +20,22 @@ const END: u64 = 512;
 #[derive(Debug)]
 pub struct Spool {
     files: BTreeMap<Kind, File>,
+    kept: Option<Kept>,
+}
+
+/// What is left of the images of a restore that has failed.
+#[derive(Debug)]
+pub enum Left {
+    /// Nothing that had a name.
+    Nothing,
+    /// All of them, in this directory.
+    All(PathBuf),
+    /// They have been removed, since pages of them had been given back for want of memory.
+    Parts,
 }
 
 impl Spool {
-    /// Reads a stream to its end, with its files going to `dir`, unnamed: they are gone with crr.
+    /// Reads a stream to its end, with its files going to `dir`, unnamed: they are gone with crr, unless they are kept.
     ///
     /// # Errors
     /// If it is none, was cut off, or there is no room for it.
@@ -45,7 +58,39 @@ impl Spool {
         if std::io::copy(&mut stream, &mut std::io::sink())? < END {
             bail!("is cut off: the dump did not finish");
         }
-        Ok(Self { files: receiver.files })
+        Ok(Self { files: receiver.files, kept: None })
+    }
+
+    /// Gives the files names in a new directory in `dir`, until [`Self::release`].
+    ///
+    /// # Errors
+    /// If they cannot have any.
+    pub fn keep(&mut self, dir: &Path) -> Result<()> {
+        self.kept = Some(Kept::new(&self.files, dir)?);
+        Ok(())
+    }
+
+    /// The tasks run: nothing is to be kept any more, nor to take room, unless pages are still to come from here.
+    pub(super) fn release(&self, all_there: bool) {
+        self.kept.iter().for_each(Kept::remove);
+        for file in self.files.values().filter(|_| all_there) {
+            // Else there is less room until crr ends.
+            let _ = file.set_len(0);
+        }
+    }
+
+    /// What is left when a restore has failed.
+    pub fn left(&self) -> Left {
+        match self.kept.as_ref().and_then(|kept| Some((kept, kept.path()?))) {
+            None => Left::Nothing,
+            Some((kept, path)) if !self.lies_in_memory() || kept.is_complete(&self.files) => {
+                Left::All(path.to_owned())
+            }
+            Some((kept, _)) => {
+                kept.remove();
+                Left::Parts
+            }
+        }
     }
 
     /// One of the files, to be read from its start.
@@ -56,8 +101,19 @@ impl Spool {
         Ok(file)
     }
 
-    /// Whether its pages take memory where they are.
+    /// Whether its pages take memory where they are, which tasks are to give back: what is kept stays, as long as there is room for both.
     pub(super) fn is_in_memory(&self) -> bool {
+        let size = || {
+            self.files
+                .get(&Kind::Pages)
+                .and_then(|pages| pages.metadata().ok())
+                .map_or(0, |pages| pages.len())
+        };
+        let has_room = || size() + size() / 8 < available();
+        self.lies_in_memory() && !(self.kept.is_some() && has_room())
+    }
+
+    fn lies_in_memory(&self) -> bool {
         let pages = self.files.get(&Kind::Pages);
         pages.and_then(|pages| fstatfs(pages).ok()).is_some_and(|fs| fs.filesystem_type() == TMPFS_MAGIC)
     }
@@ -66,6 +122,14 @@ impl Spool {
     pub(super) fn is_empty(&self) -> bool {
         self.files.is_empty()
     }
+}
+
+/// Bytes of memory that can be had.
+fn available() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
 }
 
 /// Whether nothing comes any more.

@@ -1,6 +1,6 @@
 //! A checkpoint as one stream (`-D -`).
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -127,6 +127,49 @@ fn without_room() {
         output.says("whoever reads the stream has gone away")?;
         running.looks_like(&before)?;
         dump(&running, "> small/a.tar", &[])?.code(1)?.says("No space left on device")?;
+        running.looks_like(&before)?;
+        running.verify()
+    });
+}
+
+/// A restore that is refused, or fails at any moment, keeps what it has read; one that works keeps nothing.
+#[test]
+fn a_restore_that_fails_keeps_the_images() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let running = Workload::new("memory", "anonymous").start(dir, abi)?;
+        let before = running.snapshot()?;
+        let room = dir.join("room");
+        fs::create_dir(&room)?;
+        let kept = || -> Result<Vec<PathBuf>> {
+            Ok(fs::read_dir(&room)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?)
+        };
+        let restore = |faults: &str| {
+            let script = format!("export TMPDIR=room {faults}; exec \"$@\" < <(cat a.tar)");
+            command::crr_under(&["bash", "-c", &script, "bash"], dir, &["restore", "-D", "-", "-d"])
+        };
+        // The tree runs on: its pids are taken.
+        dump(&running, "| cat > a.tar", &["-R"])?.success()?;
+        restore("")?.code(1)?.says("is taken by")?;
+        let [refused] = &kept()?[..] else { bail!("kept: {:?}", kept()?) };
+        fs::remove_dir_all(refused)?;
+        // The tree is gone, and the restore comes as far as it can without working.
+        dump(&running, "| cat > a.tar", &[])?.success()?;
+        nothing_left()?;
+        let output = restore("CRR_FAULT=set-registers")?.code(1)?;
+        nothing_left()?;
+        let [failed] = &kept()?[..] else { bail!("kept: {:?}", kept()?) };
+        output.says("write registers: ")?;
+        output.says(&format!("the images are in {0}, to try again: crr restore -D {0}", failed.display()))?;
+        let images = failed.display().to_string();
+        command::crr(dir, &["restore", "-D", &images, "-d"])?.success()?;
+        running.looks_like(&before)?;
+        running.signal(Signal::SIGKILL)?;
+        nothing_left()?;
+        fs::remove_dir_all(failed)?;
+        restore("")?.success()?;
+        ensure!(kept()?.is_empty(), "kept: {:?}", kept()?);
         running.looks_like(&before)?;
         running.verify()
     });

@@ -2,14 +2,16 @@
 
 use super::sample::{Sample, golden_dir};
 use crate::store::stream::{GivenUp, Stream};
-use crate::store::{Checkpoint, Source, Spool, Writer};
+use crate::store::{Checkpoint, Left, Source, Spool, Writer};
+use images::container::Kind;
 use images::id::PAGE_SIZE;
 use images::memory::{Chunk, Method, Packing};
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Command, Stdio};
 use std::thread;
 
@@ -80,6 +82,36 @@ fn parts_are_put_together() {
     let mut pages = vec![0; sample.pages.len()];
     read.pages.read_exact_at(&mut pages, 0).unwrap();
     assert!(pages == sample.pages);
+}
+
+/// Kept images are in a directory of their own, and gone when tasks run or when pages have been given back.
+#[test]
+fn what_is_kept_is_whole() {
+    let stream = Sample::golden().with_pages(600).streamed(&[0, 1, 2]);
+    // In memory, where pages are given back.
+    let room = tempfile::tempdir_in("/dev/shm").unwrap();
+    let kept = || {
+        let mut spool = Spool::receive(&stream[..], room.path()).unwrap();
+        spool.keep(room.path()).unwrap();
+        spool
+    };
+    let spool = kept();
+    let Left::All(dir) = spool.left() else { panic!("{:?}", spool.left()) };
+    assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
+    Checkpoint::read(&dir).unwrap();
+    spool.release(true);
+    assert!(matches!(spool.left(), Left::Nothing));
+    assert_eq!(fs::read_dir(room.path()).unwrap().count(), 0);
+    let spool = kept();
+    let Left::All(dir) = spool.left() else { panic!("{:?}", spool.left()) };
+    drop(spool);
+    Checkpoint::read(&dir).unwrap();
+    fs::remove_dir_all(dir).unwrap();
+    let spool = kept();
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(spool.open(Kind::Pages).unwrap(), hole, 0, 1 << 20).unwrap();
+    assert!(matches!(spool.left(), Left::Parts));
+    assert_eq!(fs::read_dir(room.path()).unwrap().count(), 0);
 }
 
 /// Wherever it is cut off, down to the last byte.
