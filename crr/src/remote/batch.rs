@@ -33,6 +33,11 @@ pub struct Buffer {
 }
 
 impl Buffer {
+    /// Where it lies in an area.
+    pub(super) fn place(self, area: Addr) -> Addr {
+        area.offset(layout::BUFFERS + self.offset as u64)
+    }
+
     /// Where it lies among all buffers of the batch, with what aligns the next one.
     pub(super) fn range(self) -> Range<usize> {
         self.offset..self.offset + self.len.next_multiple_of(8)
@@ -130,7 +135,7 @@ impl Batch {
     fn value(&self, area: Addr, arg: Arg) -> u64 {
         match arg {
             Arg::Value(value) => value,
-            Arg::Out(buffer) => area.offset(layout::BUFFERS + buffer.offset as u64).0,
+            Arg::Out(buffer) => buffer.place(area).0,
         }
     }
 

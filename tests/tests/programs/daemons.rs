@@ -292,7 +292,7 @@ pub(crate) fn mariadb(world: &World) -> Result {
         "--bind-address=127.0.0.1",
         "--port=3400",
         "--skip-name-resolve",
-        "--innodb-use-native-aio=0",
+        "--innodb-linux-aio=aio",
         "--innodb-buffer-pool-size=16M",
         "--innodb-log-file-size=8M",
     ];
