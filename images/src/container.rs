@@ -69,7 +69,7 @@ impl Kind {
             Self::Tree => 5,
             Self::Files => 6,
             Self::Inventory => 4,
-            Self::Memory => 4,
+            Self::Memory => 5,
             Self::Pages => 2,
         }
     }

@@ -12,6 +12,7 @@
 
 extern crate alloc;
 
+pub mod aio;
 pub mod attribute;
 pub mod container;
 pub mod event;

@@ -1,5 +1,6 @@
 //! Memory: the layout of each task's address space and where its page contents lie in `pages.img`.
 
+use crate::aio::AioContext;
 use crate::attribute::AreaPolicy;
 use crate::id::{Abi, Addr, PAGE_SIZE, PathId, SharedId, VdsoId};
 use crate::sysv::Object;
@@ -74,6 +75,8 @@ pub struct Space {
     pub guards: Vec<Guard>,
     /// Names of areas (PR_SET_VMA_ANON_NAME), by rising address, not overlapping.
     pub names: Vec<AreaName>,
+    /// Contexts of asynchronous I/O, by rising address, one for each of their rings.
+    pub aio: Vec<AioContext>,
     /// What `/proc/PID/stat` and brk(2) tell of the layout.
     pub layout: Layout,
     /// `/proc/PID/auxv`, as bytes in the layout of the task's ABI.
@@ -142,6 +145,8 @@ pub enum Backing {
     VvarVclock,
     /// MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB memory, from a byte offset of what was mapped by one call.
     HugePages(u64),
+    /// The ring of a context of [`Space::aio`].
+    AioRing,
 }
 
 /// Pages of the hugetlb pools, of the sizes that the processor has.

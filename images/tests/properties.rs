@@ -74,7 +74,7 @@ fn made_up_records_have_all_parts() {
         .flat_map(|space| space.vmas)
         .map(|vma| discriminant(&vma.backing))
         .collect();
-    assert_eq!(backings.len(), 8);
+    assert_eq!(backings.len(), 9);
 }
 
 proptest! {

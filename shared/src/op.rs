@@ -141,6 +141,21 @@ pub enum Op<'a> {
         /// Nodes: 64-bit words, little endian.
         nodes: &'a [u8],
     },
+    /// io_setup: a context of asynchronous I/O, with events that are not read yet.
+    AioContext {
+        /// Address of its ring.
+        addr: u64,
+        /// Bytes of it.
+        len: u64,
+        /// Events to ask for.
+        request: u32,
+        /// The place of the next event to be read.
+        head: u32,
+        /// The place of the next event to come.
+        tail: u32,
+        /// The events between them.
+        events: &'a [u8],
+    },
     /// userfaultfd: the descriptor goes to the coordinator, by which pages that are missing now are to come.
     Lazy {
         /// UFFD_USER_MODE_ONLY or 0.

@@ -29,6 +29,7 @@ fn space() -> Space {
         policies,
         guards: Vec::new(),
         names: Vec::new(),
+        aio: Vec::new(),
         layout: Layout::default(),
         auxv: vec![0xff; 400],
     }

@@ -4,7 +4,6 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <linux/if_packet.h>
-#include <linux/aio_abi.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <mqueue.h>
@@ -361,7 +360,6 @@ CASE(kernel_helpers)
 CASE(rings)
 {
 	int pair[2], ring = make_ring(0), counter = make_counter();
-	aio_context_t context = 0;
 	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
 	const char *mapped = MUST((char *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, ring, 0)),
 		   *counted = MUST((char *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, counter, 0));
@@ -369,8 +367,6 @@ CASE(rings)
 	close(counter);
 	name_mapping(mapped, "anon_inode:[io_uring]): io_uring is not supported");
 	name_mapping(counted, "anon_inode:[perf_event]): performance counters are not supported");
-	MUST((int)syscall(SYS_io_setup, 8, &context));
-	name_mapping((void *)(uintptr_t)context, "/[aio] (deleted)): an AIO context");
 	checkpoint();
 	check_alive(pair);
 }

@@ -33,6 +33,11 @@ pub struct Buffer {
 }
 
 impl Buffer {
+    /// Where it lies in an area.
+    pub(super) fn place(self, area: Addr) -> Addr {
+        area.offset(layout::BUFFERS + self.offset as u64)
+    }
+
     /// Where it lies among all buffers of the batch, with what aligns the next one.
     pub(super) fn range(self) -> Range<usize> {
         self.offset..self.offset + self.len.next_multiple_of(8)
@@ -130,7 +135,7 @@ impl Batch {
     fn value(&self, area: Addr, arg: Arg) -> u64 {
         match arg {
             Arg::Value(value) => value,
-            Arg::Out(buffer) => place_of(area, buffer).0,
+            Arg::Out(buffer) => buffer.place(area).0,
         }
     }
 
@@ -165,11 +170,6 @@ impl Batch {
         let entry = usize::try_from(self.abi.word() * ENTRY_WORDS).unwrap_or(0);
         (self.calls.len() * entry, self.buffers.len())
     }
-}
-
-/// Where a buffer lies in an area.
-pub(super) fn place_of(area: Addr, buffer: Buffer) -> Addr {
-    area.offset(layout::BUFFERS + buffer.offset as u64)
 }
 
 /// The result register of a system call: a value, or an error between -4095 and -1.

@@ -23,6 +23,8 @@ macro_rules! calls {
 }
 
 calls! {
+    /// write.
+    Write = 1, 4;
     /// close.
     Close = 3, 6;
     /// mmap; mmap2 of ia32 counts the offset in pages, which is 0 here.
@@ -59,6 +61,10 @@ calls! {
     ArchPrctl = 158, 384;
     /// semtimedop; semtimedop_time64 of ia32.
     Semtimedop = 220, 420;
+    /// io_submit.
+    IoSubmit = 209, 248;
+    /// eventfd2.
+    Eventfd2 = 290, 328;
     /// rseq.
     Rseq = 334, 386;
     /// timer_gettime; timer_gettime64 of ia32.

@@ -194,13 +194,19 @@ impl Executor {
         Ok(area.0..area.0 + layout::SIZE)
     }
 
-    /// Where a buffer of a batch lies in the task, for others that lead to it; `None` where each call has its own place.
+    /// Where a buffer of a batch will lie; `None` where that is another place for each call.
     #[must_use]
-    pub fn place_of(&self, buffer: Buffer) -> Option<Addr> {
+    pub fn place(&self, buffer: Buffer) -> Option<Addr> {
         match self.way {
-            Way::Area(area) => Some(batch::place_of(area, buffer)),
+            Way::Area(area) => Some(buffer.place(area)),
             Way::Single { .. } => None,
         }
+    }
+
+    /// Whether no other call may be made, since a thread could not be put back.
+    #[must_use]
+    pub fn is_adrift(&self) -> bool {
+        self.adrift.get()
     }
 
     /// Whether each call costs two stops of the thread.
@@ -294,7 +300,7 @@ impl Executor {
     /// # Errors
     /// When the thread dies or does not come back in time.
     pub fn close(self, thread: &mut Stopped, patience: &Patience) -> Result<()> {
-        if self.adrift.get() {
+        if self.is_adrift() {
             return Ok(());
         }
         match self.way {

@@ -1,6 +1,7 @@
 //! Address spaces: which areas there are, what is behind them, and which can be restored.
 
 use super::Refuse;
+use super::aio;
 use super::file::kinds;
 use super::hugetlb;
 use super::path::{Lost, Paths, UNMAP, file_type, link_of};
@@ -243,9 +244,13 @@ impl Backings {
                 return Ok(None);
             }
         };
-        let tracked = self.tracked;
+        let (tracked, is_ring) = (self.tracked, backing == Backing::AioRing);
         let bits = flags(area.flags, kernel.is_some(), |reason, code| {
             if tracked && code == *b"uw" {
+                return;
+            }
+            // VM_DONTEXPAND (aio_ring_mmap() of fs/aio.c).
+            if is_ring && code == *b"de" {
                 return;
             }
             if code == *b"um" && *self.to_come.get_or_init(lazy::is_at_work) {
@@ -290,6 +295,9 @@ impl Backings {
                 _ => ("mappings of this kind are not supported", UNMAP),
             };
             return Ok(Err((unmappable.0.into(), unmappable.1)));
+        }
+        if aio::is_shown(area, dir)? {
+            return Ok(Ok(Backing::AioRing));
         }
         let key = (area.dev.to_vec(), area.ino, area.name.to_vec());
         let mapped = match self.files.get(&key) {
@@ -387,11 +395,6 @@ fn unmappable(name: &[u8], lost: Lost) -> Unmappable {
     let kind = |prefix: &[u8]| name.starts_with(prefix);
     let (reason, hint) = if kind(b"/secretmem") {
         ("secret memory (memfd_secret) is for the eyes of the task alone", UNMAP)
-    } else if kind(b"/[aio]") {
-        (
-            "an AIO context (io_setup): whether requests are on their way is not to be seen",
-            "have the program end it (io_destroy) before the dump",
-        )
     } else if kind(b"/dev/") && lost == Lost::Unreachable {
         ("mappings of devices are not supported", UNMAP)
     } else if lost == Lost::Unreachable {

@@ -1,5 +1,6 @@
 //! What a task consists of, one file per resource: how each is observed at dump and put back at restore.
 
+pub(crate) mod aio;
 pub mod attribute;
 pub(crate) mod build_id;
 pub mod creds;

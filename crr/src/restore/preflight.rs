@@ -8,7 +8,7 @@ use crate::refusal::{Refusal, Refusals};
 use crate::resource::external::given::Given;
 use crate::resource::terminal::recreate;
 use crate::resource::unix_socket::bind;
-use crate::resource::{attribute, hugetlb, mqueue, packet, pipe, seccomp, sysv, task_file, xstate};
+use crate::resource::{aio, attribute, hugetlb, mqueue, packet, pipe, seccomp, sysv, task_file, xstate};
 use crate::store::Checkpoint;
 use crate::sys::process;
 use anyhow::Result;
@@ -43,6 +43,7 @@ pub(super) fn preflight(
     task_file::preflight(&mut refusals, &checkpoint.files);
     packet::preflight(&checkpoint.files.packet_sockets, &mut refusals)?;
     hugetlb::preflight(&checkpoint.memory, &checkpoint.files, &mut refusals)?;
+    aio::preflight(&checkpoint.memory, &mut refusals)?;
     sysv::recreate::preflight(&mut refusals, &checkpoint.memory)?;
     sysv::objects::preflight(&checkpoint.inventory, &checkpoint.tree.ipc, environment, &mut refusals)?;
     numbers::check(&mut refusals, &checkpoint.tree, &checkpoint.files, &checkpoint.memory);

@@ -1,6 +1,7 @@
 //! A small checkpoint by hand: an x86_64 shell with an ia32 child, a pipe between them and shared memory.
 //! It uses every record and every variant at least once.
 
+use images::aio::AioContext;
 use images::attribute::{AreaPolicy, MemoryPolicy, TaskAttributes, ThreadAttributes};
 use images::container::{Kind, TRAILER_SIZE, crc32c, encode};
 use images::event::{Epoll, Eventfd, Notify, Timerfd, Watch};
@@ -646,6 +647,7 @@ fn space(abi: Abi, first_page: u64) -> Space {
             vma(0x0a00_0000, 4, 3, Backing::Shared(SharedId(0), 0)),
             Vma { flags: vm::SEALED, ..vma(0x0b00_0000, 1, 1, Backing::SharedFile(PathId(4), 0)) },
             Vma { flags: vm::HUGE_2_MIB, ..vma(0x0c00_0000, 512, 3, Backing::HugePages(1 << 21)) },
+            vma(0x0d00_0000, 1, 3, Backing::AioRing),
             vma(top, 4, 1, Backing::Vvar),
             vma(top + 0x4000, 2, 1, Backing::VvarVclock),
             vma(top + 0x6000, 1, 5, Backing::Vdso(vdso)),
@@ -664,6 +666,7 @@ fn space(abi: Abi, first_page: u64) -> Space {
         }],
         guards: vec![Guard { start: Addr(0x0900_2000), end: Addr(0x0900_4000) }],
         names: vec![AreaName { start: Addr(0x0900_0000), end: Addr(0x090c_8000), name: b"Go: heap".into() }],
+        aio: vec![AioContext { start: Addr(0x0d00_0000), head: 126, tail: 1, events: vec![7; 64] }],
         layout: Layout { start_brk: Addr(0x0900_0000), brk: Addr(0x0900_1234), ..Layout::default() },
         auxv: vec![0; 2 * usize::try_from(abi.word()).unwrap()],
     }

@@ -62,6 +62,55 @@ pub struct ITimerSpec {
 }
 const _: () = assert!(size_of::<ITimerSpec>() == 32);
 
+/// `struct iocb`, include/uapi/linux/aio_abi.h: 64-bit fields in both ABIs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct Iocb {
+    pub data: u64,
+    pub key: u32,
+    pub rw_flags: u32,
+    pub opcode: u16,
+    pub priority: u16,
+    pub fd: u32,
+    pub buffer: u64,
+    pub bytes: u64,
+    pub offset: u64,
+    pub reserved: u64,
+    pub flags: u32,
+    pub event_fd: u32,
+}
+const _: () = assert!(size_of::<Iocb>() == 64);
+
+impl Iocb {
+    /// A request that ends when a file can be read.
+    #[must_use]
+    pub fn poll(fd: u32, data: u64) -> Self {
+        const IOCB_CMD_POLL: u16 = 5;
+        const POLLIN: u64 = 1;
+        Self { data, opcode: IOCB_CMD_POLL, fd, buffer: POLLIN, ..Self::default() }
+    }
+
+    /// As it lies in memory.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; 64] {
+        let mut bytes = [0; 64];
+        bytes[..8].copy_from_slice(&self.data.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.key.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.rw_flags.to_le_bytes());
+        bytes[16..18].copy_from_slice(&self.opcode.to_le_bytes());
+        bytes[18..20].copy_from_slice(&self.priority.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.fd.to_le_bytes());
+        let words = [self.buffer, self.bytes, self.offset, self.reserved];
+        for (place, word) in bytes[24..56].chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes[56..60].copy_from_slice(&self.flags.to_le_bytes());
+        bytes[60..].copy_from_slice(&self.event_fd.to_le_bytes());
+        bytes
+    }
+}
+
 /// `struct rlimit64`, include/uapi/linux/resource.h: what prlimit64 takes in both ABIs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]

@@ -84,6 +84,7 @@ impl Op<'_> {
             Self::Ldt { .. } => Family::Ldt,
             Self::Programs(_) | Self::Filter { .. } => Family::Filter,
             Self::Birth(_) => Family::Birth,
+            Self::AioContext { .. } => Family::Map,
             Self::Join | Self::There | Self::Hold | Self::Lazy { .. } => Family::Word,
         }
     }

@@ -138,6 +138,7 @@ pub(super) fn map(list: &mut Vec<u8>, slots: &mut Slots, group: &[Vma], prot: u3
         Backing::PrivateFile(file, offset) => (MAP_PRIVATE, Some(path(file, false)), offset),
         Backing::SharedFile(file, offset) => (MAP_SHARED, Some(path(file, true)), offset),
         Backing::Shared(object, offset) => (MAP_SHARED, Some(slots.slot(Need::Shared(object))), offset),
+        Backing::AioRing => return keep_free(list, vma),
         Backing::Vdso(_) | Backing::Vvar | Backing::VvarVclock => return,
     };
     if has(vm::GROWS_DOWN) {
@@ -184,7 +185,6 @@ pub(super) fn names(list: &mut Vec<u8>, space: &Space) {
 
 /// What has to wait for the contents; `prot` is the protection until now.
 pub(super) fn finish(list: &mut Vec<u8>, vma: &Vma, prot: u32) {
-    let (addr, len) = (vma.start.0, length(vma));
     let special = match vma.backing {
         Backing::Vdso(_) => Some(Special::Vdso),
         Backing::Vvar => Some(Special::Vvar),
@@ -192,9 +192,17 @@ pub(super) fn finish(list: &mut Vec<u8>, vma: &Vma, prot: u32) {
         _ => None,
     };
     if let Some(area) = special {
-        op::push(list, &Op::Place { area, addr });
+        op::push(list, &Op::Place { area, addr: vma.start.0 });
         return;
     }
+    if vma.backing != Backing::AioRing {
+        settle(list, vma, prot);
+    }
+}
+
+/// What an area gets when it is in its place and has its contents; `prot` is the protection until now.
+pub(super) fn settle(list: &mut Vec<u8>, vma: &Vma, prot: u32) {
+    let (addr, len) = (vma.start.0, length(vma));
     if prot != vma.prot {
         op::push(list, &Op::Protect { addr, len, prot: vma.prot });
     }

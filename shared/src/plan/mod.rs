@@ -3,6 +3,7 @@
 //! Pure code. Everything that can be decided is decided here, before anything is touched; what depends on the
 //! running kernel comes in as plain values ([`Machine`]).
 
+pub mod aio;
 pub mod attribute;
 mod birth;
 mod cow;
@@ -263,6 +264,7 @@ impl Planner<'_> {
             for written in self.forest.written(index) {
                 vdso::write(ops, written);
             }
+            aio::ops(ops, &self.forest.spaces[index]);
             if let Some(flags) = self.forest.lazy_flags(index) {
                 op::push(ops, &Op::Lazy { flags });
             }

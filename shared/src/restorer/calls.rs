@@ -4,7 +4,7 @@
 //! See the parent module: the plan decides what is touched, and it never names the hole.
 
 use super::receive::size;
-use super::{Failure, Session, late, lazy, ldt, mempolicy, seccomp, sysv, timer, vdso};
+use super::{Failure, Session, aio, late, lazy, ldt, mempolicy, seccomp, sysv, timer, vdso};
 use crate::abi::common::{CapData, CapHeader, PrctlMmMap, Rlimit64};
 use crate::abi::native::{ITimerVal, SigAction, SigEvent, Stack, TimeVal, Word};
 use crate::op::{Op, Special};
@@ -145,6 +145,9 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
         Op::Programs(bytes) => {
             seccomp::programs(session, bytes);
             Ok(())
+        }
+        Op::AioContext { addr, len, request, head, tail, events } => {
+            aio::make(&aio::Context { addr, len, request, head, tail, events })
         }
         Op::Receive { fd, close_on_exec } => late::receive(fd, close_on_exec),
         Op::Lazy { flags } => lazy::hand_over(session, flags),

@@ -12,6 +12,7 @@
 // from the plan is narrowed by checks.
 #![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)]
 
+mod aio;
 mod calls;
 mod clear;
 mod family;

@@ -4,6 +4,7 @@
 //! kernel gives out anew (inodes of pipes and of shared memory) are replaced by their order of appearance over the
 //! whole tree, so that who shares what is still compared.
 
+mod aio;
 mod difference;
 mod files;
 mod maps;
@@ -55,6 +56,7 @@ impl Snapshot {
             }
             task::add(&mut snapshot, pid, pid == root)?;
             maps::add(&mut snapshot, pid, &mut shared_memory)?;
+            aio::add(&mut snapshot, pid)?;
         }
         let living = without_zombies(pids);
         files::add(&mut snapshot, &living)?;
@@ -67,7 +69,8 @@ impl Snapshot {
     #[must_use]
     pub fn without_progress(mut self) -> Self {
         self.entries.retain(|key, entry| {
-            entry.rule == Rule::Equal && !key.ends_with("offsets") && !key.ends_with("pending signals")
+            entry.rule == Rule::Equal
+                && ["offsets", "pending signals", "AIO rings"].iter().all(|name| !key.ends_with(name))
         });
         self
     }

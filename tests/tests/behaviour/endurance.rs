@@ -85,6 +85,14 @@ fn a_killed_dump_of_lone_threads_harms_nothing() {
     isolated_for(8 * MINUTES, &here!(), |dir| killed_dumps(dir, Workload::new("modes", "alone")));
 }
 
+/// The same with requests of asynchronous I/O, of which a dump takes all that there can be.
+#[test]
+fn a_killed_dump_of_asynchronous_io_harms_nothing() {
+    require_root!();
+    require_ia32!();
+    isolated_for(8 * MINUTES, &here!(), |dir| killed_dumps(dir, Workload::new("aio", "busy")));
+}
+
 /// How many dumps of each tree are killed in the ordinary tests.
 const KILLS: u32 = 50;
 

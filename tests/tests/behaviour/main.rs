@@ -1,6 +1,7 @@
 //! All behavioural tests, one module per resource. One binary, so that they run beside each other.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod aio;
 mod attributes;
 mod commands;
 mod cow;

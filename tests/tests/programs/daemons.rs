@@ -292,7 +292,7 @@ pub(crate) fn mariadb(world: &World) -> Result {
         "--bind-address=127.0.0.1",
         "--port=3400",
         "--skip-name-resolve",
-        "--innodb-use-native-aio=0",
+        "--innodb-linux-aio=aio",
         "--innodb-buffer-pool-size=16M",
         "--innodb-log-file-size=8M",
     ];
@@ -313,6 +313,8 @@ pub(crate) fn mariadb(world: &World) -> Result {
     };
     let writer = |_, turns: &Turns| -> Result {
         let mut session = session()?;
+        let aio = session.ask("select concat(@@innodb_use_native_aio, ' ', @@innodb_linux_aio);")?;
+        ensure!(aio == "ON aio", "the server does without AIO contexts: {aio}");
         ensure!(
             session.ask(
                 "create database numbers; create table numbers.all_of_them (n int primary key); select 0;"

@@ -285,6 +285,7 @@ fn backing(checkpoint: &Checkpoint, backing: Backing) -> String {
         Backing::PrivateFile(id, offset) => file(id, offset),
         Backing::SharedFile(id, offset) => format!("{} shared", file(id, offset)),
         Backing::Shared(id, offset) => format!("{id} +{offset:#x}"),
+        Backing::AioRing => "AIO context".to_owned(),
         Backing::Vdso(_) => "[vdso]".to_owned(),
         Backing::Vvar => "[vvar]".to_owned(),
         Backing::VvarVclock => "[vvar_vclock]".to_owned(),

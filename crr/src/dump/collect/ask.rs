@@ -13,8 +13,9 @@ use crate::resource::sysv::undo;
 use crate::resource::task::AskTask;
 use crate::resource::thread::AskThread;
 use crate::resource::tracees::AskTracees;
-use crate::resource::{Refuse, lock_future, memory, mempolicy, rseq, timer};
+use crate::resource::{Refuse, aio, lock_future, memory, mempolicy, rseq, timer};
 use anyhow::{Context, Result, bail};
+use images::aio::AioContext;
 use images::attribute::AreaPolicy;
 use images::memory::Vma;
 use images::task::Task;
@@ -61,6 +62,7 @@ pub(super) struct Told {
     pub(super) policies: Vec<AreaPolicy>,
     /// Its open files, if it was asked for them and can send them.
     pub(super) copies: Option<Copies>,
+    pub(super) aio: Vec<AioContext>,
 }
 
 /// Has the task tell what only it can. Its executor is unmapped again even if that fails.
@@ -85,6 +87,13 @@ pub(super) fn ask(
         Caller::Exposed(_) if late => return Ok(None),
         Caller::Exposed(_) => bail!(Unguarded),
     };
+    // One who has the address space of another has the contexts of that one.
+    let has_rings = record.shares.memory.is_none() && aio::has_rings(vmas);
+    match (has_rings && !guarded, late) {
+        (true, true) => return Ok(None),
+        (true, false) => bail!(Unguarded),
+        (false, _) => {}
+    }
     let memory = || memory::private_writable(vmas);
     let pid = target.deputy;
     let executor = Executor::open(target, &mut threads[caller], memory, patience)?;
@@ -106,6 +115,10 @@ pub(super) fn ask(
             let tid = thread.tid();
             about_thread.fill(&reply, record, dir, refuse).with_context(|| format!("thread {tid}"))?;
         }
+        let aio = match has_rings {
+            true => aio::dump(&executor, deputy, pid, vmas, refuse, patience)?,
+            false => Vec::new(),
+        };
         undo::refuse(semaphores, &executor, threads, refuse, patience)?;
         if rseq_untold {
             for (thread, record) in threads.iter_mut().zip(&mut record.threads) {
@@ -115,7 +128,7 @@ pub(super) fn ask(
         let facts = lock_future::Facts { dir, vmas, policies: &policies };
         let locks = lock_future::dump(&executor, &mut threads[caller], record, facts, refuse, patience)?;
         record.attributes.lock_future = locks;
-        Ok(Told { brk, policies, copies })
+        Ok(Told { brk, policies, copies, aio })
     })();
     let closed = executor.close(&mut threads[caller], patience);
     let told = match asked.map_err(|e| (e.downcast_ref().copied(), e)) {

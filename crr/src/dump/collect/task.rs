@@ -120,7 +120,7 @@ pub(super) fn collect_task(
         ldt: Vec::new(),
         threads: records,
     };
-    let (mut layout, mut policies) = (stat.layout, Vec::new());
+    let (mut layout, mut policies, mut aio) = (stat.layout, Vec::new(), Vec::new());
     let asked = may_run
         && seccomp::suspend(threads, &statuses, tables.guarded, refuse)?
         && can_be_asked(threads, &leftovers)?
@@ -148,7 +148,7 @@ pub(super) fn collect_task(
         let told = ask(target, threads, &mut record, facts, refuse, patience);
         dispatch::resume(threads, &record.threads)?;
         if let Some(told) = told? {
-            (layout.brk, policies) = (told.brk, told.policies);
+            (layout.brk, policies, aio) = (told.brk, told.policies, told.aio);
             if sends_files {
                 record.fds = tables.dump_files(deputy, dir, told.copies.as_ref(), refuse)?;
             }
@@ -174,7 +174,10 @@ pub(super) fn collect_task(
     }
     dir.read("auxv", &mut tables.buffer).context("read auxv")?;
     let auxv = cut_auxv(&tables.buffer, abi).to_vec();
-    Ok(Some((record, Space { vmas, runs: Vec::new(), policies, guards: Vec::new(), names, layout, auxv })))
+    Ok(Some((
+        record,
+        Space { vmas, runs: Vec::new(), policies, guards: Vec::new(), names, aio, layout, auxv },
+    )))
 }
 
 impl Tables {

@@ -216,7 +216,7 @@ impl Message<'_> {
         let fds: Vec<u8> = self.fds.iter().flat_map(|fd| fd.to_le_bytes()).collect();
         let control = [word((header + fds.len()) as u64), ints, fds].concat();
         let rights = batch.data(&control);
-        let at = |buffer| executor.place_of(buffer).map_or(0, |at| at.0);
+        let at = |buffer| executor.place(buffer).map_or(0, |at| at.0);
         // struct iovec and struct msghdr: words, with padding where they are smaller.
         let vector = [at(text), self.inbox.word.len() as u64].map(word).concat();
         let vector = batch.data(&vector);

@@ -1,6 +1,7 @@
 //! Address spaces, shared memory, vDSO images and the page map.
 
 use super::{Check, attribute, ensure, inside, path};
+use images::aio::{AioContext, EVENT_BYTES, between, entries};
 use images::file::Files;
 use images::id::PAGE_SIZE;
 use images::memory::{
@@ -134,7 +135,25 @@ fn check_space(space: &Space, task: &Task, memory: &Memory, files: &Files) -> Ch
         );
     }
     check_guards(space)?;
+    check_aio(space)?;
     check_names(space)
+}
+
+/// Each has its ring, and as many events as this says that there are.
+fn check_aio(space: &Space) -> Check {
+    let rings: Vec<&Vma> = space.vmas.iter().filter(|vma| vma.backing == Backing::AioRing).collect();
+    let (count, known) = (rings.len(), space.aio.len());
+    ensure!(count == known, "{known} AIO contexts for {count} rings");
+    for (vma, context) in rings.into_iter().zip(&space.aio) {
+        let AioContext { start, head, tail, events } = context;
+        ensure!(*start == vma.start, "AIO context {start}: its ring is at {}", vma.start);
+        let places = u32::try_from(entries(vma.end.0 - vma.start.0)).unwrap_or(u32::MAX);
+        ensure!(*tail < places, "AIO context {start}: tail {tail} of {places} places");
+        let unread = u64::from(between(*head, *tail, places)) * EVENT_BYTES;
+        let bytes = events.len();
+        ensure!(unread == bytes as u64, "AIO context {start}: {bytes} bytes of events, not {unread}");
+    }
+    Ok(())
 }
 
 fn check_names(space: &Space) -> Check {
@@ -185,7 +204,7 @@ fn check_vma(vma: &Vma, abi: Abi, memory: &Memory, files: &Files) -> Check {
         ensure!(vma.huge().is_some_and(fits), "is not made of huge pages");
     }
     match vma.backing {
-        Backing::Anonymous | Backing::Vvar | Backing::VvarVclock => Ok(()),
+        Backing::Anonymous | Backing::AioRing | Backing::Vvar | Backing::VvarVclock => Ok(()),
         Backing::PrivateFile(id, offset) | Backing::SharedFile(id, offset) => {
             path(files, id)?;
             let kind = files.paths[id.0 as usize].mode & libc::S_IFMT;

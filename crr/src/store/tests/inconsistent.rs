@@ -2,6 +2,7 @@
 
 use super::sample::Sample;
 use crate::store::check::records;
+use images::aio::AioContext;
 use images::container::Kind;
 use images::event::{Eventfd, Notify, Timerfd, Watch};
 use images::external::ExternalKind;
@@ -122,6 +123,7 @@ fn sharing() {
         s.memory.spaces[1].policies.clear();
         s.memory.spaces[1].guards.clear();
         s.memory.spaces[1].names.clear();
+        s.memory.spaces[1].aio.clear();
         s.memory.spaces[1].auxv = vec![0; 16];
     });
     refused("tree.img: task 101: is dumpable unlike the memory of 100", |s| {
@@ -680,6 +682,22 @@ fn page_map() {
     refused(&format!("{task} 0x90c7000: {nowhere}"), |s| {
         s.memory.spaces[0].runs.pop();
         runs(s, |run| (run.start, run.pages) = (Addr(0x090c_7000), 2));
+    });
+}
+
+#[test]
+fn aio_contexts() {
+    let context = |s: &mut Sample, change: fn(&mut AioContext)| change(&mut s.memory.spaces[0].aio[0]);
+    let task = "memory.img: task 100:";
+    refused(&format!("{task} 0 AIO contexts for 1 rings"), |s| s.memory.spaces[0].aio.clear());
+    refused(&format!("{task} AIO context 0xd001000: its ring is at 0xd000000"), |s| {
+        context(s, |context| context.start = Addr(0x0d00_1000));
+    });
+    refused(&format!("{task} AIO context 0xd000000: tail 127 of 127 places"), |s| {
+        context(s, |context| context.tail = 127);
+    });
+    refused(&format!("{task} AIO context 0xd000000: 64 bytes of events, not 32"), |s| {
+        context(s, |context| context.head = 127);
     });
 }
 
