@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use images::file::{Description, Files, Target};
 use images::mqueue::MessageQueue;
 use nix::errno::Errno;
-use nix::sys::stat::{Mode, fchmod};
+use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::{Gid, Uid, Whence, fchown, lseek64};
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -31,10 +31,15 @@ pub(crate) fn preflight(refusals: &mut Refusals, files: &Files, capabilities: u6
         };
         let make = format!("make it, for {messages} messages of {size} bytes");
         if !queue.unlinked {
-            let limits = open_by_name(short, libc::O_RDONLY).and_then(|found| sys::limits(found.as_fd()));
-            match limits {
-                Ok(limits) if limits == [*messages, *size] => continue,
-                Ok([messages, size]) => {
+            let found = open_by_name(short, libc::O_RDONLY);
+            match found.and_then(|found| Ok((sys::limits(found.as_fd())?, fstat(&found)?.st_mode & 0o7777))) {
+                Ok((limits, 0)) if limits == [*messages, *size] && queue.mode != 0 => {
+                    let reason = "has no permissions, as one that a killed restore has left half made";
+                    refuse(reason.to_owned(), "remove it".to_owned());
+                    continue;
+                }
+                Ok((limits, _)) if limits == [*messages, *size] => continue,
+                Ok(([messages, size], _)) => {
                     refuse(format!("takes {messages} messages of {size} bytes now"), make);
                     continue;
                 }
