@@ -266,7 +266,7 @@ pidfd of 1100                                  rw    0
 pidfd of a process that is gone                rw    0
 /proc/1100/mem                                 r     18446744073709547520
 namespace net                                  r     0
-message queue /jobs                            rw    0
+message queue /jobs, 2 messages                rw    0
 socket:[7004] (external)                       rw    0
 packet socket of protocol 0x0800, interface 2  rw    0
 

@@ -1,4 +1,4 @@
-/* POSIX message queues, which stay on the host when their tasks are gone. */
+/* POSIX message queues, which stay on the host when their tasks are gone if they have names. */
 #include "workload.h"
 #include <mqueue.h>
 #include <poll.h>
@@ -159,5 +159,63 @@ CASE(empty)
 	char text[9000];
 	send_text(queue, "works", 1);
 	CHECK(MUST(mq_receive(queue, text, sizeof(text), NULL)) == 5, "another message");
+	MUST(mq_unlink(queue_name));
+}
+
+/* A pair of queues of one name that is gone. Descriptions of a gone one with flags, shared by a child; who waits at one. */
+CASE(unlinked)
+{
+	struct mq_attr attributes = { .mq_maxmsg = 4, .mq_msgsize = 32 };
+	mqd_t first = make(O_RDWR), reader = MUST(mq_open(queue_name, O_RDONLY | O_NONBLOCK));
+	mqd_t writer = MUST(mq_open(queue_name, O_WRONLY));
+	MUST(fchown(first, 33, 34));
+	MUST(fchmod(first, 0640));
+	MUST(mq_unlink(queue_name));
+	empty = MUST(mq_open(queue_name, O_RDWR | O_CREAT | O_EXCL, 0600, &attributes));
+	MUST(mq_unlink(queue_name));
+	send_text(first, "low", 1);
+	send_text(writer, "high", 32767);
+	send_text(first, "", 1);
+	pthread_t thread;
+	MUST0(pthread_create(&thread, NULL, receive, NULL));
+	while (tids[0] == 0)
+		usleep(1000);
+	await_sleep(tids[0]);
+	pid_t child = spawn(child_that_sends, (void *)(intptr_t)writer);
+	checkpoint();
+	finish(child);
+	struct mq_attr now;
+	MUST(mq_getattr(reader, &now));
+	CHECK(now.mq_maxmsg == 4 && now.mq_msgsize == 32 && now.mq_curmsgs == 4 && now.mq_flags == O_NONBLOCK, "%ld messages",
+	      now.mq_curmsgs);
+	struct stat status;
+	MUST(fstat(reader, &status));
+	CHECK(status.st_uid == 33 && status.st_gid == 34 && status.st_mode == (S_IFREG | 0640) && status.st_nlink == 0, "mode %o",
+	      status.st_mode);
+	CHECK_NEXT(reader, "high", 32767);
+	CHECK_NEXT(reader, "from the child", 7);
+	CHECK_NEXT(first, "low", 1);
+	CHECK_NEXT(first, "", 1);
+	send_text(empty, "at last", 3);
+	MUST0(pthread_join(thread, NULL));
+}
+
+/* One with a name, for the test to take away. */
+CASE(named)
+{
+	mqd_t queue = make(O_RDWR);
+	MUST(fchown(queue, 33, 34));
+	MUST(fchmod(queue, 0604));
+	send_text(queue, "second", 0);
+	send_text(queue, "first", 5);
+	send_text(queue, "third", 0);
+	checkpoint();
+	struct stat status;
+	MUST(fstat(queue, &status));
+	CHECK(status.st_uid == 33 && status.st_gid == 34 && status.st_mode == (S_IFREG | 0604) && status.st_nlink == 1, "mode %o",
+	      status.st_mode);
+	CHECK_NEXT(queue, "first", 5);
+	CHECK_NEXT(queue, "second", 0);
+	CHECK_NEXT(queue, "third", 0);
 	MUST(mq_unlink(queue_name));
 }

@@ -2,8 +2,8 @@
 //!
 //! A task with seccomp makes crr's calls only while its filters are suspended, and suspension ends with the tracer: were crr
 //! killed just then, the next call would be judged by filters that never heard of it; the same goes for system call user
-//! dispatch. A TCP socket in repair mode does not speak. What is on its way through a pseudo terminal is in crr's memory alone for a moment. Of a context of
-//! asynchronous I/O all places are taken for one. And a task none of whose threads stands in
+//! dispatch. A TCP socket in repair mode does not speak. What is on its way through a pseudo terminal, or waits in a POSIX message queue, is in crr's
+//! memory alone for a moment. Of a context of asynchronous I/O all places are taken for one. And a task none of whose threads stands in
 //! code and on a stack of its ABI has nobody who would find back from its first and its last call by a signal frame: that of ia32
 //! knows half of what 64-bit code has, and where a segment of the local descriptor table lies no one tells from outside. So the
 //! process that was started waits, and a child of it does the dump. If the first is killed, the child notices by a signal that it holds blocked while the tree
@@ -20,8 +20,8 @@ use nix::unistd::{Pid, getpid, getppid, setpgid};
 /// A tree could be harmed if this process were killed over it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "a tree with seccomp, system call user dispatch, pseudo terminals, TCP connections, AIO contexts, or a task without a thread in code of its ABI is \
-     dumped by a guarded process"
+    "a tree with seccomp, system call user dispatch, pseudo terminals, messages in POSIX queues, TCP connections, AIO contexts, or a \
+     task without a thread in code of its ABI is dumped by a guarded process"
 )]
 pub(crate) struct Unguarded;
 

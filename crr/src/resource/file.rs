@@ -520,6 +520,27 @@ impl Table {
         self.inet.look_at_connections(policy).context("look at TCP connections")
     }
 
+    /// Finds out who else uses message queues, once all of the tree are known.
+    pub(crate) fn relate_message_queues(
+        &mut self,
+        holders: &mut pipe::Holders,
+        tree: &HashSet<Pid>,
+        tasks: &[Task],
+        refusals: &mut Refusals,
+    ) -> Result<()> {
+        self.message_queues.relate(holders, tree, tasks, refusals)
+    }
+
+    /// Whether there are messages in queues to be looked at.
+    pub(crate) fn has_messages(&self) -> Result<bool> {
+        self.message_queues.have_messages()
+    }
+
+    /// Looks what is in message queues, if nothing else is in the way of the dump.
+    pub(crate) fn look_into_message_queues(&mut self) -> Result<()> {
+        self.message_queues.look_into()
+    }
+
     /// Completes what takes the whole tree to know. The tasks have their descriptors already.
     pub(crate) fn finish_events(
         &mut self,
@@ -531,7 +552,6 @@ impl Table {
         let tree = event::Tree { tasks, zombies, holders: &self.holders, inodes: &self.inodes };
         self.pidfds.refuse_outsiders(tasks, zombies, refusals);
         self.task_files.refuse_outsiders(tasks, zombies, refusals);
-        self.message_queues.refuse_registrations(tasks, refusals);
         self.epolls = self.events.finish(&mut self.descriptions, &tree, refusals)?;
         self.inotifies = inotify::dump(self.events.inotifies(), paths, refusals)?;
         Ok(())

@@ -1,29 +1,35 @@
-//! POSIX message queues: named objects that outlive the tasks, so they stay on the host with all that is in them, as System V queues
-//! do, and are opened again by name.
+//! POSIX message queues. One that has a name outlives the tasks: it stays on the host with all that is in it, and is opened again by name. What is
+//! gone by the restore, and what has no name any more (mq_unlink), is made again.
 //!
-//! What is in one could only be seen by taking it out. So a queue without a name, which ends with the tree, is refused. A registration
+//! What is in one can only be seen by taking it out ([`contents`]), which takes that nobody else has it open. A registration
 //! for a signal (mq_notify) ends with its task; its value is shown nowhere, so it cannot be made again.
+
+mod contents;
+pub(crate) mod recreate;
 
 use super::Refuse;
 use super::path::CLOSE;
-use crate::refusal::{Refusal, Refusals};
+use super::pipe::Holders;
+use crate::proc::tasks::comm_of;
+use crate::refusal::Refusals;
 use crate::sys::mqueue as sys;
 use anyhow::{Context, Result};
 use images::Pid;
-use images::file::{Description, Files};
 use images::mqueue::MessageQueue;
 use images::task::Task;
 use nix::errno::Errno;
-use nix::sys::stat::{FileStat, SFlag, fstat};
+use nix::fcntl::OFlag;
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::sys::statfs::{FsType, fstatfs};
-use nix::unistd::{Whence, lseek64};
+use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 /// Ways out.
 const TAKE_BACK: &str = "have the program take it back (mq_notify with no event) before the dump";
+const DUMP_BOTH: &str = "dump a tree that has both, or have one of them close it";
 
 /// Whether an open file can be a queue: all of them have the same size (FILENT_SIZE, ipc/mqueue.c).
 pub(crate) fn may_be_one(stat: &FileStat) -> bool {
@@ -37,20 +43,26 @@ pub(crate) fn is_one(file: BorrowedFd<'_>) -> Result<bool> {
     Ok(fstatfs(file).context("fstatfs")?.filesystem_type() == MAGIC)
 }
 
-/// Somebody is to be told of a message.
+/// A queue of the tree.
 #[derive(Debug)]
-struct Registration {
+struct Found {
+    record: MessageQueue,
+    /// Device and inode.
+    file: (u64, u64),
+    /// Who has it.
     task: (Pid, String),
     object: String,
-    owner: Pid,
+    /// Open in both directions, and not to block.
+    queue: OwnedFd,
+    /// The task that is to be told of a message.
+    registered: Option<Pid>,
+    /// Nobody outside of the tree has it open, or is told of messages.
+    is_own: bool,
 }
 
 /// Those of a tree, being collected.
 #[derive(Debug, Default)]
-pub(crate) struct Table {
-    records: Vec<MessageQueue>,
-    registrations: Vec<Registration>,
-}
+pub(crate) struct Table(Vec<Found>);
 
 impl Table {
     /// The number of its record; `None` when it was refused.
@@ -60,59 +72,131 @@ impl Table {
         copy: BorrowedFd<'_>,
         refuse: &mut Refuse<'_>,
     ) -> Result<Option<u32>> {
-        let name = link.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
-        let found = if stat.st_nlink == 0 { Err(Errno::ENOENT) } else { open_by_name(name, libc::O_RDONLY) };
-        let found = match found {
-            Err(Errno::ENOENT) => {
-                refuse.with_hint(
-                    object,
-                    "has no name any more (mq_unlink), so its messages would be lost",
-                    CLOSE,
-                );
-                return Ok(None);
+        let file = (stat.st_dev, stat.st_ino);
+        let known = self.0.iter().position(|found| found.file == file);
+        let index = match known {
+            Some(index) => index,
+            None => {
+                let unlinked = stat.st_nlink == 0;
+                let name = link.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+                let name = name.strip_suffix(b" (deleted)").filter(|_| unlinked).unwrap_or(name);
+                if !unlinked && !leads_to(name, file)? {
+                    let reason = "is of another IPC namespace, in which nobody could make it again";
+                    refuse.with_hint(object, reason, CLOSE);
+                    return Ok(None);
+                }
+                let [messages, size] = sys::limits(copy).context("mq_getattr")?;
+                let record = MessageQueue {
+                    name: name.to_vec(),
+                    unlinked,
+                    mode: stat.st_mode & 0o7777,
+                    uid: stat.st_uid,
+                    gid: stat.st_gid,
+                    messages,
+                    size,
+                    contents: None,
+                };
+                let queue = open_again(copy).context("open a message queue again")?;
+                let registered = registered(&queue).context("read what it shows")?;
+                let task = (refuse.pid(), refuse.name().to_owned());
+                self.0.push(Found { record, file, task, object, queue, registered, is_own: false });
+                self.0.len() - 1
             }
-            found => found.context("mq_open")?,
         };
-        let there = fstat(&found).context("fstat")?;
-        if (there.st_dev, there.st_ino) != (stat.st_dev, stat.st_ino) {
-            refuse.with_hint(object, "another queue has its name now, so its messages would be lost", CLOSE);
-            return Ok(None);
-        }
-        let [messages, size] = sys::limits(copy).context("mq_getattr")?;
-        let mut text = [0; 128];
-        let len = File::from(found).read_at(&mut text, 0).context("read what it shows")?;
-        if let Some(owner) = registered(&text[..len]) {
-            let task = (refuse.pid(), refuse.name().to_owned());
-            self.registrations.push(Registration { task, object, owner });
-        }
-        let record = MessageQueue { name: name.to_vec(), messages, size };
-        let known = self.records.iter().position(|known| *known == record);
-        let index = known.unwrap_or_else(|| {
-            self.records.push(record);
-            self.records.len() - 1
-        });
         Ok(Some(u32::try_from(index).context("too many message queues")?))
     }
 
-    /// Refuses those that are to tell a task of the tree when a message comes.
-    pub(crate) fn refuse_registrations(&self, tasks: &[Task], refusals: &mut Refusals) {
-        for Registration { task, object, owner } in &self.registrations {
-            if tasks.iter().any(|task| task.pid == *owner) {
-                let reason = format!(
-                    "tells task {owner} of a message (mq_notify), with a value that is shown nowhere"
-                );
-                refusals.task((task.0, &task.1), object, reason, Some(TAKE_BACK));
+    /// Finds out who else uses them. Refuses those that are to tell a task of the tree when a message comes, and those without a name that
+    /// somebody outside of it has, too.
+    pub(crate) fn relate(
+        &mut self,
+        holders: &mut Holders,
+        tree: &HashSet<Pid>,
+        tasks: &[Task],
+        refusals: &mut Refusals,
+    ) -> Result<()> {
+        let outside = holders.holders_of(tree, self.0.iter().map(|found| found.file))?;
+        for found in &mut self.0 {
+            let mut refuse = |reason, hint| {
+                refusals.task((found.task.0, &found.task.1), &found.object, reason, Some(hint));
+            };
+            let mut other = outside.get(&found.file).copied();
+            match found.registered {
+                Some(owner) if tasks.iter().any(|task| task.pid == owner) => {
+                    let reason = format!(
+                        "tells task {owner} of a message (mq_notify), with a value that is shown nowhere"
+                    );
+                    refuse(reason, TAKE_BACK);
+                }
+                registered => other = other.or(registered),
+            }
+            found.is_own = other.is_none() && found.registered.is_none();
+            match other {
+                Some(pid) if found.record.unlinked => {
+                    let reason = format!("also open in task {pid} ({}), outside of the tree", comm_of(pid));
+                    refuse(reason, DUMP_BOTH);
+                }
+                Some(pid) => log::warn!(
+                    "{}: process {pid} uses it too: its messages are not recorded, and it has to be there at the restore",
+                    found.object
+                ),
+                None => {}
             }
         }
+        Ok(())
+    }
+
+    /// Whether one is to be looked into that has something in it.
+    pub(crate) fn have_messages(&self) -> Result<bool> {
+        for found in self.0.iter().filter(|found| found.is_own) {
+            if sys::count(found.queue.as_fd()).context("mq_getattr")? > 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Looks what is in those that are the tree's alone, if nothing else is in the way of the dump.
+    pub(crate) fn look_into(&mut self) -> Result<()> {
+        for found in self.0.iter_mut().filter(|found| found.is_own) {
+            let looked = contents::look(found.queue.as_fd(), found.record.size);
+            found.record.contents = Some(looked.with_context(|| found.object.clone())?);
+        }
+        Ok(())
     }
 
     pub(crate) fn into_records(self) -> Vec<MessageQueue> {
-        self.records
+        self.0.into_iter().map(|found| found.record).collect()
     }
 }
 
-/// The task that is to be told of a message, by what a queue shows.
-fn registered(text: &[u8]) -> Option<Pid> {
+/// Whether the name of a queue leads to this file.
+fn leads_to(name: &[u8], file: (u64, u64)) -> Result<bool> {
+    match open_by_name(name, libc::O_RDONLY) {
+        Err(Errno::ENOENT) => Ok(false),
+        found => {
+            let there = fstat(&found.context("mq_open")?).context("fstat")?;
+            Ok((there.st_dev, there.st_ino) == file)
+        }
+    }
+}
+
+/// The same queue in both directions, also where it has no name.
+fn open_again(copy: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
+    let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    nix::fcntl::open(path.as_str(), flags, Mode::empty())
+}
+
+/// The task that is to be told of a message.
+fn registered(queue: &OwnedFd) -> Result<Option<Pid>> {
+    let mut text = [0; 128];
+    let len = File::from(queue.try_clone()?).read_at(&mut text, 0)?;
+    Ok(registered_in(&text[..len]))
+}
+
+/// The same, by what a queue shows.
+fn registered_in(text: &[u8]) -> Option<Pid> {
     let words = text.split(|byte| byte.is_ascii_whitespace());
     let pid = words.filter_map(|word| word.strip_prefix(b"NOTIFY_PID:")).next()?;
     crate::proc::decimal(pid).filter(|&pid| pid != 0)
@@ -123,37 +207,6 @@ fn open_by_name(name: &[u8], flags: i32) -> nix::Result<OwnedFd> {
     sys::open(&name, flags)
 }
 
-/// What keeps queues from being opened again: all are to be there, and as they were made.
-pub(crate) fn preflight(refusals: &mut Refusals, files: &Files) {
-    for queue in &files.message_queues {
-        let MessageQueue { name, messages, size } = queue;
-        let limits = open_by_name(name, libc::O_RDONLY).and_then(|found| sys::limits(found.as_fd()));
-        let reason = match limits {
-            Ok(limits) if limits == [*messages, *size] => continue,
-            Ok([messages, size]) => format!("takes {messages} messages of {size} bytes now"),
-            Err(errno) => errno.desc().to_lowercase(),
-        };
-        let object = format!("message queue /{}", String::from_utf8_lossy(name));
-        let hint = Some(format!("make it, for {messages} messages of {size} bytes"));
-        refusals.push(Refusal { task: None, object, reason, hint });
-    }
-}
-
-/// Opens a queue again.
-///
-/// # Errors
-/// As mq_open(2), with the name.
-pub(crate) fn open(queue: &MessageQueue, description: &Description) -> Result<OwnedFd> {
-    let name = String::from_utf8_lossy(&queue.name);
-    let opened = open_by_name(&queue.name, description.flags.cast_signed());
-    let opened = opened.with_context(|| format!("open message queue /{name} again"))?;
-    if description.position != 0 {
-        lseek64(&opened, i64::try_from(description.position)?, Whence::SeekSet)
-            .with_context(|| format!("message queue /{name}: seek"))?;
-    }
-    Ok(opened)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,7 +214,7 @@ mod tests {
     #[test]
     fn captured_text() {
         let text = b"QSIZE:12         NOTIFY:0     SIGNO:10    NOTIFY_PID:4711  \n";
-        assert_eq!(registered(text), Some(4711));
-        assert_eq!(registered(b"QSIZE:0          NOTIFY:0     SIGNO:0     NOTIFY_PID:0     \n"), None);
+        assert_eq!(registered_in(text), Some(4711));
+        assert_eq!(registered_in(b"QSIZE:0          NOTIFY:0     SIGNO:0     NOTIFY_PID:0     \n"), None);
     }
 }

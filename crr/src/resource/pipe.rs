@@ -36,7 +36,7 @@ pub(crate) fn inode(link: &[u8]) -> Option<u64> {
 pub(crate) enum Object {
     /// A pipe, by inode.
     Pipe(u64),
-    /// A named pipe, by device and inode.
+    /// A named pipe, by device and inode; or another file that is looked for.
     Fifo(u64, u64),
     /// A pseudo terminal: the device of its devpts, and its number.
     Pty(u64, u32),
@@ -94,7 +94,7 @@ pub(crate) struct Holders {
     /// Their event files, by task and number.
     events: Vec<(Pid, u32)>,
     tree: HashSet<Pid>,
-    /// Named pipes to look for, by device and inode.
+    /// Named pipes and other files to look for, by device and inode.
     fifos: HashSet<(u64, u64)>,
     /// The tree has masters of pseudo terminals.
     masters: bool,
@@ -147,6 +147,26 @@ impl Holders {
             self.scan_others()?;
         }
         Ok(&self.events)
+    }
+
+    /// Who outside of the tree has these files open, by device and inode: one task for each.
+    pub(crate) fn holders_of(
+        &mut self,
+        tree: &HashSet<Pid>,
+        files: impl Iterator<Item = (u64, u64)>,
+    ) -> Result<HashMap<(u64, u64), Pid>> {
+        let files: Vec<_> = files.collect();
+        if files.is_empty() {
+            return Ok(HashMap::new());
+        }
+        self.fifos.extend(&files);
+        self.tree.clone_from(tree);
+        self.scan_others()?;
+        let holder = |file: &(u64, u64)| {
+            let pids = self.by_object.get(&Object::Fifo(file.0, file.1))?;
+            Some((*file, *pids.first_key_value()?.0))
+        };
+        Ok(files.iter().filter_map(holder).collect())
     }
 
     fn scan_others(&mut self) -> Result<()> {

@@ -281,6 +281,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     restore.opened.socket_files.keep();
     restore.opened.segments.keep();
     restore.opened.ipc.keep();
+    restore.opened.message_queues.keep();
     resource::other_name::remove_helpers(&checkpoint.files.paths);
     let report = Report {
         root,

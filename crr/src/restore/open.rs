@@ -10,7 +10,7 @@ use crate::resource::external::given::Given;
 use crate::resource::file::reopen::Controlling;
 use crate::resource::file::reopen::{Reopened, open_all};
 use crate::resource::unix_socket::bind::Binder;
-use crate::resource::{self, inet, packet, sysv};
+use crate::resource::{self, inet, mqueue, packet, sysv};
 use crate::store::Checkpoint;
 use anyhow::{Context, Result, bail};
 use images::file::Files;
@@ -38,6 +38,8 @@ pub(crate) struct Opened {
     pub(super) late: Places,
     /// The files of unix sockets, which go again if the restore fails.
     pub(super) socket_files: Binder,
+    /// POSIX message queues that were made, of which the same is true.
+    pub(super) message_queues: mqueue::recreate::Made,
     inet_sockets: inet::recreate::Restored,
     inet_records: Vec<InetSocket>,
     packet_sockets: packet::Deaf,
@@ -78,8 +80,14 @@ impl Opened {
         inet::recreate::as_wished(&mut files.inet_sockets, wishes);
         let done = std::mem::take(&mut deleted.descriptions);
         let mut late = Places::default();
-        let Reopened { descriptions, socket_files, controlling, inet_sockets, packet_sockets } =
-            open_all(&files, given, done, &mut late)?;
+        let Reopened {
+            descriptions,
+            socket_files,
+            controlling,
+            inet_sockets,
+            packet_sockets,
+            message_queues,
+        } = open_all(&files, given, done, &mut late)?;
         let segments = sysv::recreate::put_back(&checkpoint.memory, checkpoint.pages.file())?;
         let ipc = sysv::objects::put_back(&checkpoint.tree.ipc)?;
         let mut mapped = BTreeMap::new();
@@ -100,6 +108,7 @@ impl Opened {
             descriptions,
             late,
             socket_files,
+            message_queues,
             inet_sockets,
             inet_records,
             packet_sockets,

@@ -38,7 +38,7 @@ pub(super) fn preflight(
     privileges(&mut refusals, checkpoint, environment);
     seccomp::preflight(&mut refusals, &checkpoint.tree, environment);
     attribute::preflight(&mut refusals, checkpoint, &environment.attributes);
-    mqueue::preflight(&mut refusals, &checkpoint.files);
+    mqueue::recreate::preflight(&mut refusals, &checkpoint.files, environment.creds.cap_effective)?;
     room::too_many_areas(&checkpoint.tree, &checkpoint.memory.spaces, &mut refusals)?;
     task_file::preflight(&mut refusals, &checkpoint.files);
     packet::preflight(&checkpoint.files.packet_sockets, &mut refusals)?;

@@ -17,7 +17,7 @@ use images::inventory::{FileEntry, Inventory, StateComponent};
 use images::late::{Process, TaskFile};
 use images::lock::{Lock, LockKind};
 use images::memory::{AreaName, Backing, Guard, HugePage, Layout, Memory, Run, Shared, Space, Vdso, Vma, vm};
-use images::mqueue::MessageQueue;
+use images::mqueue::{Message as Job, MessageQueue};
 use images::netlink::NetlinkSocket;
 use images::packet::{PacketMembership, PacketSocket};
 use images::pipe::{Buffer, Fifo, Pipe};
@@ -320,7 +320,19 @@ fn files() -> Files {
             watches: vec![FileWatch { wd: 3, path: PathId(4), mask: 0x8000_0fff }],
         }],
         task_files: vec![TaskFile { procfs: b"/proc".to_vec(), pid: 1100, name: b"mem".to_vec() }],
-        message_queues: vec![MessageQueue { name: b"jobs".to_vec(), messages: 10, size: 8192 }],
+        message_queues: vec![MessageQueue {
+            name: b"jobs".to_vec(),
+            unlinked: false,
+            mode: 0o640,
+            uid: 33,
+            gid: 34,
+            messages: 10,
+            size: 8192,
+            contents: Some(vec![
+                Job { priority: 32_767, bytes: b"urgent".to_vec() },
+                Job { priority: 0, bytes: Vec::new() },
+            ]),
+        }],
         packet_sockets: vec![PacketSocket {
             ino: 4646,
             kind: 3,

@@ -108,19 +108,18 @@ fn a_missing_procfs_is_named() {
     });
 }
 
-/// A message queue that is gone is named; made again, the same images restore.
+/// A message queue that others used too, and is gone, is named; made again, the same images restore.
 #[test]
 fn a_missing_message_queue_is_named() {
     require_root!();
     require_ia32!();
     isolated(&here!(), |dir| {
-        let (running, _) = dumped(dir, &Workload::new("mqueues", "empty"))?;
+        let mut running = Workload::new("mqueues", "empty").start(dir, Abi::X86_64)?;
         let name = fs::read_to_string(dir.join("name"))?;
-        let queues = dir.join("queues");
-        fs::create_dir(&queues)?;
-        let flags = nix::mount::MsFlags::empty();
-        nix::mount::mount(Some("none"), &queues, Some("mqueue"), flags, None::<&str>)?;
-        let queue = queues.join(name.trim_start_matches('/'));
+        let queue = crate::mqueues::mount(dir)?.join(name.trim_start_matches('/'));
+        let held = fs::File::open(&queue)?;
+        running.dump(&[])?.success()?.says("its messages are not recorded")?;
+        drop(held);
         fs::remove_file(&queue)?;
         running.restore(&["-d"])?.code(1)?.says_with_hint(&format!("message queue {name}"))?;
         nothing_left()?;

@@ -221,7 +221,13 @@ fn target(checkpoint: &Checkpoint, description: &Description) -> String {
             format!("{}/{}/{}", printable(&file.procfs), file.pid, printable(&file.name))
         }
         Target::MessageQueue(index) => {
-            format!("message queue /{}", printable(&checkpoint.files.message_queues[index as usize].name))
+            let queue = &checkpoint.files.message_queues[index as usize];
+            let gone = if queue.unlinked { " (deleted)" } else { "" };
+            let contents = match &queue.contents {
+                Some(messages) => format!("{} messages", messages.len()),
+                None => "messages not recorded".to_owned(),
+            };
+            format!("message queue /{}{gone}, {contents}", printable(&queue.name))
         }
         Target::Namespace(kind) => format!("namespace {}", namespace::name(kind)),
         Target::Epoll(epoll) => {

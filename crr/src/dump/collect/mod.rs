@@ -187,7 +187,9 @@ pub(super) fn collect(
             tables.files.relate_terminals(&standings, tables.terminal, tables.guarded, &mut refusals)?;
         tree::check_terminals(&standings, shell_job, &ptys, &strangers, &mut refusals);
         tables.files.check_network_sockets(options.sockets, &mut refusals)?;
-        if tables.files.has_connections() && !tables.guarded && refusals.is_empty() {
+        tables.files.relate_message_queues(holders, &pids, &tasks, &mut refusals)?;
+        let needs_guard = tables.files.has_connections() || tables.files.has_messages()?;
+        if needs_guard && !tables.guarded && refusals.is_empty() {
             bail!(Unguarded);
         }
         tables.files.finish_pipes(&mut refusals)?;
@@ -238,6 +240,7 @@ pub(super) fn collect(
     let mut on_their_way = Refusals::default();
     tables.files.look_into_terminals(&mut on_their_way)?;
     on_their_way.finish("dump")?;
+    tables.files.look_into_message_queues()?;
     let silenced = tables.files.look_at_connections(options.sockets)?;
     tables.files.note_pending_events()?;
     let silenced = match options.after {

@@ -36,6 +36,8 @@ pub(crate) struct Reopened {
     pub(crate) inet_sockets: inet::recreate::Restored,
     /// Packet sockets, of which the same is true.
     pub(crate) packet_sockets: packet::Deaf,
+    /// Message queues with names, which stay only if it is told so.
+    pub(crate) message_queues: mqueue::recreate::Made,
 }
 
 /// Opens every description, or holds its place, but for those that are open already.
@@ -55,6 +57,7 @@ pub(crate) fn open_all(
     let sockets = unix_socket::recreate::create_all(&files.unix_sockets)?;
     let inet_sockets = inet::recreate::create_all(&files.inet_sockets, files.network_hold.as_deref())?;
     let mut ptys = terminal::recreate::create_all(files, &mut ia32)?;
+    let mut message_queues = mqueue::recreate::create_all(files)?;
     let mut packet_sockets = packet::Deaf::default();
     let mut opened = Vec::with_capacity(files.descriptions.len());
     for (index, description) in files.descriptions.iter().enumerate() {
@@ -90,14 +93,22 @@ pub(crate) fn open_all(
             Target::Inotify(index) => inotify::recreate::create(&files.inotifies[index as usize], flags)?,
             Target::Pty { .. } => ptys.open(index)?,
             Target::Namespace(kind) => namespace::open(kind, description, &mut ia32)?,
-            Target::MessageQueue(queue) => mqueue::open(&files.message_queues[queue as usize], description)?,
+            Target::MessageQueue(_) => message_queues.open(index)?,
             Target::Pidfd(_) | Target::TaskFile(_) => late.hold(index)?,
         };
         opened.push(Rc::new(fd));
     }
     let socket_files = sockets.finish(files, &opened)?;
     let controlling = ptys.controlling;
-    Ok(Reopened { descriptions: opened, socket_files, controlling, inet_sockets, packet_sockets })
+    let message_queues = message_queues.made;
+    Ok(Reopened {
+        descriptions: opened,
+        socket_files,
+        controlling,
+        inet_sockets,
+        packet_sockets,
+        message_queues,
+    })
 }
 
 /// Opens a file by name.

@@ -33,9 +33,13 @@ pub(crate) fn dump(tree: &HashSet<Pid>, waits: &Waits, refusals: &mut Refusals) 
     Ok(Ipc { namespace, semaphore_sets, queues })
 }
 
+/// The inode of the present IPC namespace; 0 where the kernel has but one.
 fn namespace() -> Result<u64> {
     const FILE: &str = "/proc/self/ns/ipc";
-    Ok(std::fs::metadata(FILE).context(FILE)?.ino())
+    match std::fs::metadata(FILE) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(0),
+        file => Ok(file.context(FILE)?.ino()),
+    }
 }
 
 /// Whether one is the tree's, by who used it last and by the calls that wait at it. Who else uses it is told: it is not to be expected at another
@@ -78,10 +82,13 @@ impl Here {
         fits: impl Fn(&Object) -> bool,
     ) -> Option<String> {
         let known_by = |object: &Object| (object.key, object.creator_uid, object.creator_gid);
+        let is_it = |object: &Object| {
+            // A restore that was killed leaves one that is not complete without permissions.
+            let is_complete = object.mode != 0 || wanted.mode == 0;
+            self.is_same && is_complete && known_by(object) == known_by(wanted) && fits(object)
+        };
         match there.clone().find(|object| object.id == wanted.id) {
-            Some(object) if self.is_same && known_by(object) == known_by(wanted) && fits(object) => {
-                return None;
-            }
+            Some(object) if is_it(object) => return None,
             Some(_) => return Some("another one has its id now".to_owned()),
             None => {}
         }
@@ -197,6 +204,8 @@ mod tests {
         assert_eq!(says(true, &[object(0x8003, 8)]).unwrap(), "another one has its id now");
         assert_eq!(says(true, &[object(1, 7)]).unwrap(), "its key 0x7 is that of 1 now");
         assert_eq!(says(true, &[object(3, 0)]).unwrap(), "3 is at its place in the kernel's table");
+        let incomplete = Object { mode: 0, ..object(0x8003, 7) };
+        assert_eq!(says(true, &[incomplete]).unwrap(), "another one has its id now");
         let here = Here { is_same: true, may_exceed: false };
         let smaller = here.obstacle(&wanted, [object(0x8003, 7)].iter(), |_| false);
         assert!(smaller.is_some());

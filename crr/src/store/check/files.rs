@@ -6,6 +6,7 @@ use crate::resource::file::O_PATH;
 use images::file::{Deleted, Description, Files, Path, Target};
 use images::id::PAGE_SIZE;
 use images::memory::{Memory, Run};
+use images::mqueue::MessageQueue;
 
 /// PATH_MAX: the kernel opens no longer name, the final NUL included.
 const PATH_MAX: usize = 4096;
@@ -19,12 +20,30 @@ pub(super) fn check(files: &Files) -> Check {
     }
     externals::check(files)?;
     for (index, queue) in files.message_queues.iter().enumerate() {
-        let named = !queue.name.is_empty() && !queue.name.iter().any(|byte| [0, b'/'].contains(byte));
-        ensure!(named, "message queue#{index}: cannot have this name");
+        check_queue(queue).map_err(inside(format_args!("message queue#{index}")))?;
     }
     for (index, description) in files.descriptions.iter().enumerate() {
         check_description(description, files).map_err(inside(format_args!("description#{index}")))?;
     }
+    Ok(())
+}
+
+fn check_queue(queue: &MessageQueue) -> Check {
+    /// MQ_PRIO_MAX of include/uapi/linux/mqueue.h.
+    const PRIORITIES: u32 = 32_768;
+    let named = !queue.name.is_empty() && !queue.name.iter().any(|byte| [0, b'/'].contains(byte));
+    ensure!(named, "cannot have this name");
+    ensure!(queue.mode <= 0o7777, "has mode {:#o}", queue.mode);
+    let Some(messages) = &queue.contents else {
+        ensure!(!queue.unlinked, "has no name, and its messages are not known");
+        return Ok(());
+    };
+    ensure!(messages.len() as u64 <= queue.messages, "{} messages of {}", messages.len(), queue.messages);
+    let longest = messages.iter().map(|message| message.bytes.len()).max().unwrap_or(0);
+    ensure!(longest as u64 <= queue.size, "a message of {longest} bytes, of {}", queue.size);
+    let ordered = messages.is_sorted_by(|one, next| one.priority >= next.priority);
+    let highest = messages.first().map_or(0, |message| message.priority);
+    ensure!(ordered && highest < PRIORITIES, "its messages have no order");
     Ok(())
 }
 

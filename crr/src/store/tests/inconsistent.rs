@@ -11,6 +11,7 @@ use images::inet::{InetProtocol, InetSocket, InetState};
 use images::inotify::Inotify;
 use images::late::{Process, TaskFile};
 use images::memory::{Backing, Chunk, Guard, Method, Packing, Run, Shared, vm};
+use images::mqueue::MessageQueue;
 use images::pipe::{Buffer, Fifo};
 use images::seccomp::Seccomp;
 use images::signal::Pending;
@@ -609,6 +610,17 @@ fn message_queues() {
     };
     name(b"");
     name(b"a/b");
+    let change = |what: &str, change: fn(&mut MessageQueue)| {
+        refused(&format!("files.img: message queue#0: {what}"), |s| change(&mut s.files.message_queues[0]));
+    };
+    change("has mode 0o100600", |queue| queue.mode = 0o100_600);
+    change("has no name, and its messages are not known", |queue| {
+        (queue.unlinked, queue.contents) = (true, None);
+    });
+    change("2 messages of 1", |queue| queue.messages = 1);
+    change("a message of 6 bytes, of 5", |queue| queue.size = 5);
+    change("its messages have no order", |queue| queue.contents.as_mut().unwrap().reverse());
+    change("its messages have no order", |queue| queue.contents.as_mut().unwrap()[0].priority = 32_768);
 }
 
 #[test]

@@ -1,0 +1,178 @@
+//! Queues at the restore: those that are there are opened by name, those that are gone or have no name are made again, with what was in them.
+
+use super::{contents, open_by_name};
+use crate::refusal::{Refusal, Refusals};
+use crate::sys::mqueue as sys;
+use anyhow::{Context, Result};
+use images::file::{Description, Files, Target};
+use images::mqueue::MessageQueue;
+use nix::errno::Errno;
+use nix::sys::stat::{Mode, fchmod, fstat};
+use nix::unistd::{Gid, Uid, Whence, fchown, lseek64};
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+
+fn name(queue: &MessageQueue) -> String {
+    format!("message queue /{}", String::from_utf8_lossy(&queue.name))
+}
+
+/// What keeps queues from being there again: those whose messages are not known are to be there, and as they were made; and what has to be
+/// made must be within the limits of the namespace (mq_attr_ok(), ipc/mqueue.c).
+///
+/// # Errors
+/// If `/proc` does not tell these.
+pub(crate) fn preflight(refusals: &mut Refusals, files: &Files, capabilities: u64) -> Result<()> {
+    const CAP_SYS_RESOURCE: u64 = 1 << 24;
+    for queue in &files.message_queues {
+        let MessageQueue { name: short, messages, size, .. } = queue;
+        let mut refuse = |reason, hint| {
+            refusals.push(Refusal { task: None, object: name(queue), reason, hint: Some(hint) });
+        };
+        let make = format!("make it, for {messages} messages of {size} bytes");
+        if !queue.unlinked {
+            let found = open_by_name(short, libc::O_RDONLY);
+            match found.and_then(|found| Ok((sys::limits(found.as_fd())?, fstat(&found)?.st_mode & 0o7777))) {
+                Ok((limits, 0)) if limits == [*messages, *size] && queue.mode != 0 => {
+                    let reason = "has no permissions, as one that a killed restore has left half made";
+                    refuse(reason.to_owned(), "remove it".to_owned());
+                    continue;
+                }
+                Ok((limits, _)) if limits == [*messages, *size] => continue,
+                Ok(([messages, size], _)) => {
+                    refuse(format!("takes {messages} messages of {size} bytes now"), make);
+                    continue;
+                }
+                Err(Errno::ENOENT) if queue.contents.is_some() => {}
+                Err(errno) => {
+                    refuse(errno.desc().to_lowercase(), make);
+                    continue;
+                }
+            }
+        }
+        if capabilities & CAP_SYS_RESOURCE != 0 {
+            continue;
+        }
+        for (wanted, limit) in [(*messages, "msg_max"), (*size, "msgsize_max")] {
+            let path = format!("/proc/sys/fs/mqueue/{limit}");
+            let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
+            let highest: u64 = text.trim().parse().context(path)?;
+            if wanted > highest {
+                let reason = format!(
+                    "was made for {messages} messages of {size} bytes, fs.mqueue.{limit} is {highest}, and \
+                     CAP_SYS_RESOURCE is missing"
+                );
+                refuse(reason, format!("raise fs.mqueue.{limit}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The names of queues that a restore has made, which go when this value does unless they are to be kept.
+#[derive(Debug, Default)]
+pub(crate) struct Made(Vec<CString>);
+
+impl Made {
+    /// They are to stay.
+    pub(crate) fn keep(&mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for name in &self.0 {
+            let _ = sys::unlink(name);
+        }
+    }
+}
+
+/// The queues of a tree, with all descriptions open.
+#[derive(Debug, Default)]
+pub(crate) struct Restored {
+    descriptions: BTreeMap<usize, OwnedFd>,
+    pub(crate) made: Made,
+}
+
+impl Restored {
+    /// A description by its index.
+    ///
+    /// # Errors
+    /// If it is none of a queue.
+    pub(crate) fn open(&mut self, index: usize) -> Result<OwnedFd> {
+        self.descriptions.remove(&index).context("a message queue that is not open")
+    }
+
+    /// Opens all descriptions of a queue by a name that it has now.
+    fn open_all(&mut self, files: &Files, index: usize, by: &[u8]) -> Result<()> {
+        let of_it = |description: &&Description| match description.target {
+            Target::MessageQueue(queue) => queue as usize == index,
+            _ => false,
+        };
+        let numbered = files.descriptions.iter().enumerate();
+        for (number, description) in numbered.filter(|(_, description)| of_it(description)) {
+            let opened = open_by_name(by, description.flags.cast_signed()).context("mq_open")?;
+            if description.position != 0 {
+                let position = i64::try_from(description.position)?;
+                lseek64(&opened, position, Whence::SeekSet).context("seek")?;
+            }
+            self.descriptions.insert(number, opened);
+        }
+        Ok(())
+    }
+}
+
+/// Opens all queues; makes first what has to be made. Those without a name have theirs until they are open, one after the other: several may have
+/// had the same, as one may have it now that is still there.
+///
+/// # Errors
+/// Names the one that fails; what was made goes again.
+pub(crate) fn create_all(files: &Files) -> Result<Restored> {
+    let mut restored = Restored::default();
+    let queues = || files.message_queues.iter().enumerate();
+    for (index, queue) in queues().filter(|(_, queue)| queue.unlinked) {
+        create_unlinked(queue, index, files, &mut restored).with_context(|| name(queue))?;
+    }
+    for (index, queue) in queues().filter(|(_, queue)| !queue.unlinked) {
+        create_named(queue, index, files, &mut restored).with_context(|| name(queue))?;
+    }
+    Ok(restored)
+}
+
+fn create_unlinked(queue: &MessageQueue, index: usize, files: &Files, restored: &mut Restored) -> Result<()> {
+    let own = queue.name.clone();
+    let other = format!("crr-{}-{index}", std::process::id()).into_bytes();
+    let (made, by) = match make(queue, &own) {
+        // What /proc shows is then another name than it had.
+        Err(Errno::EEXIST) => (make(queue, &other), other),
+        made => (made, own),
+    };
+    let made = made.context("make it again")?;
+    let opened = complete(queue, &made).and_then(|()| restored.open_all(files, index, &by));
+    let unlinked = sys::unlink(&CString::new(by)?).context("mq_unlink");
+    opened.and(unlinked)
+}
+
+fn create_named(queue: &MessageQueue, index: usize, files: &Files, restored: &mut Restored) -> Result<()> {
+    if matches!(open_by_name(&queue.name, libc::O_RDONLY), Err(Errno::ENOENT)) {
+        let made = make(queue, &queue.name).context("make it again")?;
+        restored.made.0.push(CString::new(queue.name.clone())?);
+        complete(queue, &made)?;
+    }
+    restored.open_all(files, index, &queue.name)
+}
+
+/// Makes a queue that is for nobody yet.
+fn make(queue: &MessageQueue, name: &[u8]) -> nix::Result<OwnedFd> {
+    let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
+    sys::make(&name, [queue.messages, queue.size])
+}
+
+fn complete(queue: &MessageQueue, made: &OwnedFd) -> Result<()> {
+    contents::fill(made.as_fd(), queue.contents.as_deref().unwrap_or_default())
+        .context("send its messages")?;
+    let owner = (Some(Uid::from_raw(queue.uid)), Some(Gid::from_raw(queue.gid)));
+    fchown(made, owner.0, owner.1).context("owner")?;
+    fchmod(made, Mode::from_bits_truncate(queue.mode)).context("permissions")
+}
