@@ -187,7 +187,7 @@ impl Table {
             Err(at) => at,
         };
         let id = DescriptionId(u32::try_from(self.descriptions.len()).context("too many open files")?);
-        let copy = copies.get(open.fd).context("copy its descriptor")?;
+        let copy = copies.get(open.fd)?;
         let place = |refuse: &Refuse<'_>| Place {
             id,
             sent: copies.keep(&copy),

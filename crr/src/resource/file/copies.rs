@@ -56,12 +56,12 @@ impl Copies {
     /// One of them.
     ///
     /// # Errors
-    /// As pidfd_getfd(2); EBADF for what cannot be sent.
-    pub(crate) fn get(&self, fd: u32) -> nix::Result<Rc<OwnedFd>> {
+    /// As pidfd_getfd(2), or if it was not sent.
+    pub(crate) fn get(&self, fd: u32) -> Result<Rc<OwnedFd>> {
         match self {
-            Self::Pidfd(task) => pidfd::get_fd(task.as_fd(), fd).map(Rc::new),
-            Self::Sent(sent) => sent.get(&fd).cloned().ok_or(Errno::EBADF),
-            Self::Own => process::duplicate(fd).map(Rc::new),
+            Self::Pidfd(task) => pidfd::get_fd(task.as_fd(), fd).map(Rc::new).context("pidfd_getfd"),
+            Self::Sent(sent) => sent.get(&fd).cloned().context("its task has not sent it"),
+            Self::Own => process::duplicate(fd).map(Rc::new).context("dup"),
         }
     }
 
