@@ -1,6 +1,7 @@
 //! Work for all processors.
 
 use anyhow::Result;
+use std::cell::Cell;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -19,11 +20,42 @@ pub(crate) fn threads(units: usize) -> usize {
     processors().min(MAX_THREADS).min(units / 2).max(1)
 }
 
+thread_local! {
+    /// This thread is a worker: what it does in parallel again, it does by itself.
+    static IS_WORKER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Marks a thread as a worker until it is dropped.
+struct Worker(bool);
+
+impl Worker {
+    fn begin() -> Self {
+        Self(IS_WORKER.replace(true))
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        IS_WORKER.set(self.0);
+    }
+}
+
+/// Starts the other threads of so many that do the same. Where there cannot be as many (RLIMIT_NPROC, pids.max), fewer do.
+pub(crate) fn others<'scope, T: Send + 'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    threads: usize,
+    work: impl Fn() -> T + Copy + Send + 'scope,
+) -> Vec<thread::ScopedJoinHandle<'scope, T>> {
+    let spawn = |_| thread::Builder::new().spawn_scoped(scope, work);
+    (1..threads).map_while(|number| spawn(number).ok()).collect()
+}
+
 /// Calls `each` with every number below a count, from several threads (see [`threads`]); stops at the first error.
 pub(crate) fn in_parallel(count: u64, each: impl Fn(u64) -> Result<()> + Sync) -> Result<()> {
     let next = AtomicU64::new(0);
     let failed = AtomicBool::new(false);
     let work = || -> Result<()> {
+        let _worker = Worker::begin();
         while !failed.load(Ordering::Relaxed) {
             let number = next.fetch_add(1, Ordering::Relaxed);
             if number >= count {
@@ -37,10 +69,10 @@ pub(crate) fn in_parallel(count: u64, each: impl Fn(u64) -> Result<()> + Sync) -
         }
         Ok(())
     };
-    let threads = threads(usize::try_from(count).unwrap_or(MAX_THREADS));
+    let threads = if IS_WORKER.get() { 1 } else { threads(usize::try_from(count).unwrap_or(MAX_THREADS)) };
     thread::scope(|scope| {
         // The calling thread is one of the workers.
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let others = others(scope, threads, work);
         let own = work();
         others.into_iter().fold(own, |result, other| {
             result.and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))

@@ -89,7 +89,7 @@ const FEATURES: [Entry; 28] = [
     entry("clone3-set-tid", OPTIONAL, probe::clone3_set_tid, "ids are chosen by ns_last_pid: a restore takes longer, and has to try again when others fork"),
     entry("ns-last-pid", OPTIONAL, probe::ns_last_pid, "nothing, where clone3-set-tid is there"),
     entry("pidfd-open", OPTIONAL, probe::pidfd_open, "the same as without pidfd-getfd; tasks with pidfds cannot be restored"),
-    entry("pidfd-getfd", OPTIONAL, probe::pidfd_getfd, "tasks send their descriptors to crr; what was written cannot be recorded while a tree runs"),
+    entry("pidfd-getfd", OPTIONAL, probe::pidfd_getfd, "tasks send their descriptors to crr; what was written while a tree runs is told by soft-dirty bits, if at all"),
     entry("pidfd-thread", OPTIONAL, probe::pidfd_thread, "tasks whose leading thread has ended while others go on cannot be dumped"),
     entry("unix-diag", OPTIONAL, probe::unix_diag, "tasks with unix sockets cannot be dumped"),
     entry("kcmp", REQUIRED, probe::kcmp, "descriptors that share a file cannot be told from ones that do not"),
@@ -149,7 +149,7 @@ pub(crate) fn can_put_pages() -> bool {
 pub(crate) fn can_protect_pages() -> bool {
     use disabled::Switch;
     let switches = [Switch::Userfaultfd, Switch::UffdWpAsync, Switch::PagemapScan];
-    !switches.into_iter().any(disabled::is_disabled) && probe::uffd_wp_async().is_ok()
+    !switches.into_iter().any(disabled::is_disabled) && probe::uffd_wp_async().is_ok() && has_pidfd_getfd()
 }
 
 /// Whether soft-dirty bits tell what was written.

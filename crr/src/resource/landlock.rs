@@ -24,8 +24,9 @@ pub(crate) struct Bystanders {
 }
 
 impl Bystanders {
-    /// With the one that the threads of a task will need, unless its ids change meanwhile: making a process takes longer than all that
-    /// is asked of a small task, so it is done before the tree stands still.
+    /// With the one that the threads of a task will need, if they are crr's own user's: making a process takes longer than all that
+    /// is asked of a small task, so it is done before the tree stands still. Not for another user: while the tree runs, a process more may be
+    /// one too many for it (RLIMIT_NPROC).
     pub(crate) fn expecting(task: Pid) -> Self {
         let mut bystanders = Self::default();
         let ids = || -> Result<(u32, u32)> {
@@ -35,7 +36,9 @@ impl Bystanders {
             Ok((status.uid[0], status.gid[0]))
         };
         // If it cannot be had, it is known why when it is needed.
-        if let Ok((uid, gid)) = ids() {
+        if let Ok((uid, gid)) = ids()
+            && uid == nix::unistd::getuid().as_raw()
+        {
             let _ = bystanders.of(uid, gid);
         }
         bystanders

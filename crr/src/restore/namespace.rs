@@ -67,6 +67,7 @@ fn become_init(options: &Options, given: Given, mut tell: File) -> ! {
     let restored = enter(options).and_then(|()| super::restore_here(options, given));
     let (outcome, root) = match restored {
         Ok((report, _terminal)) => {
+            report.stats().write(options.stats.as_ref());
             let nanos = u64::try_from(report.total.as_nanos()).unwrap_or(u64::MAX);
             (Outcome::Restored { tasks: report.tasks, bytes: report.bytes, nanos }, Some(report.root))
         }

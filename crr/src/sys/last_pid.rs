@@ -92,7 +92,8 @@ impl LastPid {
                 }
                 process::exit(0);
             }
-            self.write(last)?;
+            // For the sake of others: the numbers go on where they were. The child is there in any case.
+            let _ = self.write(last);
             match child? {
                 Some(child) if child == pid => return Ok(Some(pid)),
                 // A child of the parent's: not for us to wait for.
@@ -164,10 +165,11 @@ pub fn fork(pid: Pid, flags: u64) -> nix::Result<Option<Pid>> {
     forked
 }
 
-/// Whether this is what clone3 says that does not know ids.
+/// Whether this is what clone3 says that does not know ids, or that a container's filter forbids. Who lacks the right to choose is told so
+/// by `ns_last_pid`, too.
 #[must_use]
 pub const fn is_lacking(errno: Errno) -> bool {
-    matches!(errno, Errno::ENOSYS | Errno::E2BIG)
+    matches!(errno, Errno::ENOSYS | Errno::E2BIG | Errno::EPERM)
 }
 
 /// How the processes of a tree get their ids.

@@ -16,6 +16,7 @@ pub mod kcmp;
 pub mod last_pid;
 pub mod limits;
 pub mod mapping;
+pub(crate) mod memfd;
 pub mod mount;
 pub mod mqueue;
 pub mod pagemap;

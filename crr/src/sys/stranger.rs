@@ -37,14 +37,14 @@ impl Stranger {
         let (answer, tell) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
         let parent = nix::unistd::getpid();
         let Some(pid) = process::fork(0)? else {
+            // The images and files of dumped tasks are among them. Closed before anybody else may look at this process, as those with its
+            // ids may then; and before it tells, since it would hold them outside of the tree.
+            process::close_all_fds_but(tell.as_raw_fd());
             let errno = become_stranger(uid, gid).err().map_or(0, |errno| errno as i32);
             if nix::unistd::getppid() != parent {
                 // Killed before the signal was asked for, which then never comes.
                 process::exit(1);
             }
-            // Files that it kept open, the dumped tasks' among them, would be held by somebody outside of the tree: they are closed
-            // before it tells.
-            process::close_all_fds_but(tell.as_raw_fd());
             let _ = nix::unistd::write(&tell, &errno.to_le_bytes());
             drop(tell);
             loop {

@@ -73,7 +73,8 @@ impl Keeper {
     fn look(pid: Pid) -> Result<Option<Self>> {
         let pidfd = match pidfd::open(pid) {
             Ok(pidfd) => pidfd,
-            Err(Errno::ESRCH) => return Ok(None),
+            // Without pidfds nobody has become one.
+            Err(Errno::ESRCH | Errno::ENOSYS | Errno::EPERM) => return Ok(None),
             Err(errno) => return Err(errno).with_context(|| format!("keeper {pid}")),
         };
         let Ok(words) = std::fs::read_to_string(format!("/proc/{pid}/cmdline")) else { return Ok(None) };

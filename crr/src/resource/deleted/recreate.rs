@@ -9,12 +9,12 @@ use crate::resource::file::{O_ASYNC, reopen};
 use crate::resource::shared_memory;
 use crate::restore::open::Raiser;
 use crate::sys::mapping::SharedMapping;
+use crate::sys::memfd::sealable;
 use anyhow::{Context, Result, bail};
 use images::PathId;
 use images::file::{Deleted, Description, Files, OtherName, Path, Target};
 use images::id::PAGE_SIZE;
-use images::memory::{HugePage, Run};
-use memfd::{HugetlbSize, MemfdOptions};
+use images::memory::Run;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::stat::{Mode, fchmod, futimens};
@@ -137,13 +137,8 @@ fn by_fd(fd: &OwnedFd) -> String {
 fn memfd(path: &Path, deleted: &Deleted, pages: &File) -> Result<OwnedFd> {
     let name = path.path.strip_prefix(MEMFD).context("not a memfd")?;
     let name = std::str::from_utf8(name).context("its name is no text")?;
-    let size = deleted.huge.map(|page| match page {
-        HugePage::Mib2 => HugetlbSize::Huge2MB,
-        HugePage::Gib1 => HugetlbSize::Huge1GB,
-    });
-    let options = MemfdOptions::default().close_on_exec(true).allow_sealing(true).hugetlb(size);
-    let file = options.create(name).context("memfd_create")?.into_file();
-    if size.is_some() {
+    let file = sealable(name, deleted.huge, deleted.seals.unwrap_or_default())?;
+    if deleted.huge.is_some() {
         // hugetlbfs has no write.
         file.set_len(path.size).context("size")?;
         if !deleted.runs.is_empty() {

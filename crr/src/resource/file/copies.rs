@@ -177,7 +177,11 @@ impl Inbox {
             let message = recvmsg::<()>(self.socket.as_raw_fd(), &mut slices, Some(&mut room), flags)
                 .context("receive the descriptors of a task")?;
             let mut fds = Vec::new();
-            let cut = message.flags.contains(MsgFlags::MSG_CTRUNC);
+            // What has come then is closed with crr, which ends.
+            ensure!(
+                !message.flags.contains(MsgFlags::MSG_CTRUNC),
+                "crr may not have as many open files as the task (RLIMIT_NOFILE)"
+            );
             for part in message.cmsgs().context("receive the descriptors of a task")? {
                 if let ControlMessageOwned::ScmRights(some) = part {
                     fds.extend(some.into_iter().map(process::own_fd));
@@ -186,10 +190,7 @@ impl Inbox {
             if word != self.word {
                 continue;
             }
-            ensure!(
-                !cut && fds.len() == count,
-                "crr may not have as many open files as the task (RLIMIT_NOFILE)"
-            );
+            ensure!(fds.len() == count, "{} of {count} descriptors of a task have come", fds.len());
             return Ok(fds);
         }
     }
