@@ -330,19 +330,24 @@ CASE(many_on_their_way)
 	take(context, 7, all);
 }
 
-/* A request that ends soon, by a timer, behind events that are not read. */
+/* A request that ends soon, by a timer, behind events that are not read, and tells an eventfd. */
 CASE(ends_meanwhile)
 {
 	stay();
 	aio_context_t context = setup(1);
 	int timer = MUST(timerfd_create(CLOCK_MONOTONIC, 0));
 	struct itimerspec second = { .it_value = { .tv_sec = 1 } };
+	int told = MUST(eventfd(0, EFD_NONBLOCK));
 	struct iocb poll = when_readable(timer, 9);
+	poll.aio_flags = IOCB_FLAG_RESFD;
+	poll.aio_resfd = (uint32_t)told;
 	struct io_event events[3];
+	uint64_t count = 0;
 	make(context, 1, 2);
 	MUST(timerfd_settime(timer, 0, &second, NULL));
 	CHECK(submit(context, &poll) == 1, "io_submit: %s", strerror(errno));
 	checkpoint();
+	CHECK(read(told, &count, sizeof count) == sizeof count && count == 1, "told %llu times", (unsigned long long)count);
 	CHECK(get(context, 0, 3, events) == 3, "io_getevents: %s", strerror(errno));
 	CHECK_EVENT(events[0], 1, 0);
 	CHECK_EVENT(events[1], 2, 0);

@@ -1,5 +1,6 @@
 /* POSIX message queues, which stay on the host when their tasks are gone if they have names. */
 #include "workload.h"
+#include <grp.h>
 #include <mqueue.h>
 #include <poll.h>
 #include <sys/epoll.h>
@@ -218,4 +219,34 @@ CASE(named)
 	CHECK_NEXT(queue, "second", 0);
 	CHECK_NEXT(queue, "third", 0);
 	MUST(mq_unlink(queue_name));
+}
+
+/* Those of a user without privileges who has lost the permission to write, one with a name and one without. */
+static void read_only(bool is_unlinked)
+{
+	MUST(setgroups(0, NULL));
+	MUST(setresgid(1000, 1000, 1000));
+	MUST(setresuid(1000, 1000, 1000));
+	MUST(prctl(PR_SET_DUMPABLE, 1));
+	mqd_t queue = make(O_RDWR);
+	send_text(queue, "kept", 1);
+	MUST(fchmod(queue, 0400));
+	if (is_unlinked)
+		MUST(mq_unlink(queue_name));
+	checkpoint();
+	send_text(queue, "new", 0);
+	CHECK_NEXT(queue, "kept", 1);
+	CHECK_NEXT(queue, "new", 0);
+	if (!is_unlinked)
+		MUST(mq_unlink(queue_name));
+}
+
+CASE(read_only_named)
+{
+	read_only(false);
+}
+
+CASE(read_only_unlinked)
+{
+	read_only(true);
 }

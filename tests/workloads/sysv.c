@@ -1,5 +1,6 @@
 /* System V IPC. */
 #include "workload.h"
+#include <grp.h>
 #include <sys/ipc.h>
 #include <sys/msg.h>
 #include <sys/sem.h>
@@ -299,6 +300,37 @@ CASE(sets)
 	MUST(semctl(idle_set, 0, IPC_RMID));
 }
 
+/* A task of a user without privileges, that any process of his may look at. */
+static void become_ordinary(void)
+{
+	MUST(setgroups(0, NULL));
+	MUST(setresgid(1000, 1000, 1000));
+	MUST(setresuid(1000, 1000, 1000));
+	MUST(prctl(PR_SET_DUMPABLE, 1));
+}
+
+/* Who has a set of his own, with nothing to be undone, beside one of root that is used and private. */
+CASE(beside_private)
+{
+	operate(MUST(semget(IPC_PRIVATE, 3, 0600)), 0, 1, 0);
+	become_ordinary();
+	int own = MUST(semget(IPC_PRIVATE, 1, 0600));
+	operate(own, 0, 2, SEM_UNDO);
+	operate(own, 0, -2, SEM_UNDO);
+	operate(own, 0, 1, 0);
+	checkpoint();
+	check_semaphore(own, 0, 1, getpid());
+	MUST(semctl(own, 0, IPC_RMID));
+}
+
+static void waiter_for_one(void *argument)
+{
+	const int *set = argument;
+	prepared();
+	operate(*set, 0, -1, 0);
+	wait_for_go();
+}
+
 struct message {
 	long type;
 	char text[2000];
@@ -318,6 +350,19 @@ static void send_text(int queue, long type, const char *text, size_t length)
 		CHECK(got == (ssize_t)(size) && message.type == (expected) && memcmp(message.text, content, size) == 0, \
 		      "%zd bytes of type %ld", got, message.type);                                        \
 	} while (0)
+
+/* A set that is waited at and a queue that has a message, of root; others may change them, and not read. */
+CASE(not_to_read)
+{
+	int set = MUST(semget(IPC_PRIVATE, 1, 0602)), queue = MUST(msgget(IPC_PRIVATE, 0602));
+	become_ordinary();
+	send_text(queue, 1, "x", 1);
+	pid_t child = spawn(waiter_for_one, &set);
+	await_sleep(child);
+	checkpoint();
+	operate(set, 0, 1, 0);
+	finish(child);
+}
 
 struct queues {
 	int keyed, empty, full;

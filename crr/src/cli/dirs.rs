@@ -22,10 +22,25 @@ pub(super) struct Dirs {
     /// Log to this file instead of stderr; an error goes to both.
     #[arg(short = 'o', long, value_name = "FILE")]
     log_file: Option<PathBuf>,
+}
 
+/// What a command tells of its stages, if it has any.
+#[derive(Debug, Args)]
+pub(super) struct Stats {
     /// Write to this file, as JSON, how long each stage took, and what it took of memory and processor time. It stays empty if the command fails.
     #[arg(long, value_name = "FILE")]
     stats: Option<PathBuf>,
+}
+
+impl Stats {
+    /// The file: made before the command does anything.
+    pub(super) fn file(&self, dirs: &Dirs) -> Result<Option<File>> {
+        let create = |file: &PathBuf| {
+            let path = dirs.in_work_dir(file);
+            File::create(&path).with_context(|| format!("{}: create", path.display()))
+        };
+        self.stats.as_ref().map(create).transpose()
+    }
 }
 
 impl Dirs {
@@ -39,15 +54,6 @@ impl Dirs {
         }
         let log_file = self.log_file.as_deref().map(|file| self.in_work_dir(file));
         crate::log::start(log_file.as_deref(), level)
-    }
-
-    /// The file of `--stats`: made before the command does anything.
-    pub(super) fn stats_file(&self) -> Result<Option<File>> {
-        let create = |file: &PathBuf| {
-            let path = self.in_work_dir(file);
-            File::create(&path).with_context(|| format!("{}: create", path.display()))
-        };
-        self.stats.as_ref().map(create).transpose()
     }
 
     /// The place of a file that was named on the command line.
@@ -97,12 +103,12 @@ mod tests {
 
     #[test]
     fn relative_names_start_from_the_work_dir() {
-        let mut dirs = Dirs { images_dir: "/i".into(), work_dir: None, log_file: None, stats: None };
+        let mut dirs = Dirs { images_dir: "/i".into(), work_dir: None, log_file: None };
         assert_eq!(dirs.in_work_dir(Path::new("a.log")), Path::new("/i/a.log"));
         dirs.work_dir = Some("/w".into());
         assert_eq!(dirs.in_work_dir(Path::new("a.log")), Path::new("/w/a.log"));
         assert_eq!(dirs.in_work_dir(Path::new("/a.log")), Path::new("/a.log"));
-        let dirs = Dirs { images_dir: "-".into(), work_dir: None, log_file: None, stats: None };
+        let dirs = Dirs { images_dir: "-".into(), work_dir: None, log_file: None };
         assert_eq!(dirs.in_work_dir(Path::new("a.log")), Path::new("a.log"));
     }
 }

@@ -1,6 +1,6 @@
 //! `crr dump`.
 
-use super::dirs::Dirs;
+use super::dirs::{Dirs, Stats};
 use super::network::Pages;
 use super::rounds::Rounds;
 use super::{Outcome, seconds, size};
@@ -41,6 +41,9 @@ pub(super) struct Dump {
 
     #[command(flatten)]
     dirs: Dirs,
+
+    #[command(flatten)]
+    stats: Stats,
 
     /// Let the tree run on after the dump instead of killing it.
     #[arg(short = 'R', long)]
@@ -126,7 +129,7 @@ enum Lock {
 impl Dump {
     pub(super) fn run(&self, level: u8) -> Outcome {
         self.dirs.start(level)?;
-        let stats = self.dirs.stats_file()?;
+        let stats = self.stats.file(&self.dirs)?;
         let options = self.options(level, self.pages.destination(&self.dirs)?);
         self.rounds.check(&options.destination)?;
         let report = dump(&options)?;

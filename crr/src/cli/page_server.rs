@@ -7,7 +7,7 @@ use crate::page_server::give::give;
 use crate::page_server::{check_exposed, server};
 use crate::progress::bytes;
 use crate::store::offer;
-use crate::sys::process;
+use crate::sys::{limits, process};
 use anyhow::{Context, Result};
 use clap::Args;
 use images::Pid;
@@ -73,6 +73,7 @@ impl PageServer {
         // Before anything gets a number that was not open.
         let inherited = inherited()?;
         self.dirs.start(level)?;
+        limits::raise_open_files()?;
         if self.dirs.is_stream() {
             return Err(Usage("a page server needs a directory, not -D -".to_owned()).into());
         }
@@ -133,4 +134,19 @@ fn inherited() -> Result<Vec<i32>> {
     // The one that the directory was read by is not there any more.
     open.retain(|&fd| fd > libc::STDERR_FILENO && std::fs::symlink_metadata(format!("{OWN}/{fd}")).is_ok());
     Ok(open)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cli::Cli;
+    use clap::Parser;
+    use clap::error::ErrorKind;
+
+    /// It has no stages.
+    #[test]
+    fn there_are_no_stats() {
+        Cli::try_parse_from(["crr", "page-server", "-o", "log"]).unwrap();
+        let error = Cli::try_parse_from(["crr", "page-server", "--stats", "s.json"]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnknownArgument);
+    }
 }

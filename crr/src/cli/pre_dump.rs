@@ -1,6 +1,6 @@
 //! `crr pre-dump`.
 
-use super::dirs::Dirs;
+use super::dirs::{Dirs, Stats};
 use super::network::Pages;
 use super::rounds::Rounds;
 use super::{Outcome, seconds};
@@ -33,6 +33,9 @@ pub(super) struct PreDump {
     dirs: Dirs,
 
     #[command(flatten)]
+    stats: Stats,
+
+    #[command(flatten)]
     rounds: Rounds,
 
     #[command(flatten)]
@@ -46,7 +49,7 @@ pub(super) struct PreDump {
 impl PreDump {
     pub(super) fn run(&self, level: u8) -> Outcome {
         self.dirs.start(level)?;
-        let stats = self.dirs.stats_file()?;
+        let stats = self.stats.file(&self.dirs)?;
         let destination = self.pages.destination(&self.dirs)?;
         self.rounds.check(&destination)?;
         let report = pre_dump(&Options {

@@ -1,6 +1,6 @@
 //! `crr restore`.
 
-use super::dirs::Dirs;
+use super::dirs::{Dirs, Stats};
 use super::network::Pages;
 use super::{Outcome, Usage, seconds};
 use crate::changed::Changed;
@@ -40,6 +40,9 @@ removes all that it made.";
 pub(super) struct Restore {
     #[command(flatten)]
     dirs: Dirs,
+
+    #[command(flatten)]
+    stats: Stats,
 
     /// Exit once the tree runs, instead of waiting for its end.
     #[arg(short = 'd', long)]
@@ -158,7 +161,7 @@ impl Restore {
                 Usage("--inherit-fd fd[0]: the standard input has the images, by -D -".to_owned()).into()
             );
         }
-        let stats = self.dirs.stats_file()?;
+        let stats = self.stats.file(&self.dirs)?;
         let mut source = self.pages.source(&self.dirs)?;
         keep(&mut source);
         let options = Options { stats, ..self.options(level, source) };

@@ -27,7 +27,7 @@ use crate::sys::limits;
 use crate::sys::{process, xsave};
 use crate::track::Previous;
 use crate::track::keeper::{self, Keeper};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use collect::{Collected, Ready, collect};
 use freeze::Frozen;
 use guard::Unguarded;
@@ -135,6 +135,7 @@ pub fn dump(options: &Options) -> Result<Report> {
     let open = |dir: &PathBuf| Previous::open(&options.destination, dir);
     let previous = options.previous.as_ref().map(open).transpose()?;
     let mut holders = Holders::scan(&freeze::list(options.root)?)?;
+    refuse_server(&writer, &holders)?;
     fault::point(Point::KilledStarting)?;
     let (frozen, mut collected) = seize_and_collect(options, previous, &mut holders, &patience)?;
     fault::point(Point::KilledCollected)?;
@@ -176,6 +177,16 @@ pub fn dump(options: &Options) -> Result<Report> {
     let outside = external::arguments(&collected.files);
     let held_by = collected.files.network_hold.filter(|_| options.after == After::Kill);
     Ok(Report { tasks, threads, bytes, outside, held_by, frozen: frozen_for, total: started.elapsed() })
+}
+
+/// A page server that stands still with the tree would never have taken all pages.
+fn refuse_server(writer: &Writer, holders: &Holders) -> Result<()> {
+    if writer.inode_of_server().is_some_and(|inode| holders.sockets().contains(&inode)) {
+        bail!(
+            "the page server is a task of the tree, which is to stand still\n  hint: run it outside of the tree"
+        );
+    }
+    Ok(())
 }
 
 /// Page contents that a dump need not write, since a pre-dump has them.

@@ -228,7 +228,7 @@ impl Contents {
             }
         };
         std::thread::scope(|scope| {
-            let threads = parallel::others(scope, workers, &work);
+            let threads = parallel::others(scope, workers, work);
             let mut parts = work()?;
             for thread in threads {
                 parts.extend(

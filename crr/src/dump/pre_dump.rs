@@ -15,12 +15,13 @@
 use super::collect::{abi, ask, task};
 use super::freeze::{Frozen, FrozenTask};
 use super::pages::{Contents, Form, Look, take_out};
-use super::{After, Origin, freeze, guard, interrupt, inventory, rights};
+use super::{After, Origin, freeze, guard, interrupt, inventory, refuse_server, rights};
 use crate::lazy;
 use crate::proc::smaps;
 use crate::ptrace::{self, Patience, Stopped};
 use crate::refusal::Refusals;
 use crate::remote::{Arg, Cache, Call, CodeArea, Executor, Gadget, Target, is_leftover};
+use crate::resource::pipe::Holders;
 use crate::resource::{Refuse, memory, rseq, seccomp, sharing};
 use crate::stats::{self, Stage, Stats};
 use crate::store::{Compression, Destination, Writer};
@@ -99,6 +100,9 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
     let origin = Origin::read()?;
     let way = Way::choose()?;
     let writer = Writer::create(&options.destination)?;
+    if writer.inode_of_server().is_some() {
+        refuse_server(&writer, &Holders::scan(&freeze::list(options.root)?)?)?;
+    }
     let open = |dir: &PathBuf| Previous::open(&options.destination, dir);
     let previous = options.previous.as_ref().map(open).transpose()?.map(|previous| previous.only_by(way));
     let first_page = previous.as_ref().map_or(0, |previous| previous.first_page);

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use std::io::Write;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -133,6 +133,11 @@ impl Client {
         self.send(COMMIT, 0, &[], true)
     }
 
+    /// The inode number of the server's end of the connection, if that is in this network namespace.
+    pub(crate) fn inode_of_server(&self) -> Option<u64> {
+        inode_of(self.tcp.peer_addr().ok()?, self.tcp.local_addr().ok()?)
+    }
+
     fn send(&self, what: u32, place: u64, bytes: &[u8], answered: bool) -> Result<()> {
         let send = || -> Result<()> {
             let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
@@ -149,5 +154,75 @@ impl Client {
     fn has_something_to_say(&self) -> bool {
         let mut polled = [PollFd::new(self.tcp.as_fd(), PollFlags::POLLIN)];
         poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+}
+
+/// The inode number of a TCP socket in this network namespace, by its own address and that of the other end.
+fn inode_of(own: SocketAddr, other: SocketAddr) -> Option<u64> {
+    let plain = |address: SocketAddr| (address.ip().to_canonical(), address.port());
+    let (own, other) = (plain(own), plain(other));
+    // A socket of IPv6 takes connections of IPv4, too.
+    ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| {
+        let rows = std::fs::read_to_string(table).ok()?;
+        rows.lines().skip(1).filter_map(row).find(|row| row.0 == own && row.1 == other).map(|row| row.2)
+    })
+}
+
+/// An address and a port.
+type Port = (IpAddr, u16);
+
+/// A row of `/proc/net/tcp`: both addresses, and the inode number (get_tcp4_sock(), net/ipv4/tcp_ipv4.c).
+fn row(text: &str) -> Option<(Port, Port, u64)> {
+    let mut fields = text.split_whitespace().skip(1);
+    let (own, other) = (end(fields.next()?)?, end(fields.next()?)?);
+    Some((own, other, fields.nth(6)?.parse().ok().filter(|&inode| inode != 0)?))
+}
+
+/// An address and a port there: 32-bit words of the address, each as this machine has it, and a number.
+fn end(text: &str) -> Option<(IpAddr, u16)> {
+    let (address, port) = text.split_once(':')?;
+    let word = |at: usize| -> Option<[u8; 4]> {
+        Some(u32::from_str_radix(address.get(at..at + 8)?, 16).ok()?.to_ne_bytes())
+    };
+    let ip = if address.len() == 8 {
+        IpAddr::from(word(0)?)
+    } else {
+        let mut bytes = [0; 16];
+        for (part, at) in bytes.chunks_exact_mut(4).zip((0..).step_by(8)) {
+            part.copy_from_slice(&word(at)?);
+        }
+        IpAddr::from(bytes).to_canonical()
+    };
+    Some((ip, u16::from_str_radix(port, 16).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv6Addr, TcpListener};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn the_other_end_is_found() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let here = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let there = std::fs::File::from(OwnedFd::from(listener.accept().unwrap().0));
+        let (server, own) = (here.peer_addr().unwrap(), here.local_addr().unwrap());
+        assert_eq!(inode_of(server, own), Some(there.metadata().unwrap().ino()));
+        assert_ne!(inode_of(server, own), inode_of(own, server));
+        drop((here, there));
+        assert_eq!(inode_of(server, own), None);
+    }
+
+    #[test]
+    fn addresses_are_read() {
+        let v4 = IpAddr::from([127, 0, 0, 1]);
+        assert_eq!(end("0100007F:1F90"), Some((v4, 8080)));
+        assert_eq!(end("0000000000000000FFFF00000100007F:0016"), Some((v4, 22)));
+        assert_eq!(end("00000000000000000000000001000000:0016"), Some((Ipv6Addr::LOCALHOST.into(), 22)));
+        for wrong in ["", "0100007F", "0100007:1", "0100007F:10000", "x100007F:1"] {
+            assert_eq!(end(wrong), None, "{wrong}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The side of a server that gives page contents to restores.
 
 use super::line::{Line, Patience};
-use super::server::greet;
+use super::server::{accept, greet};
 use super::{Frame, Hello, Listed, MAX_FRAME, PAGES, WRONG, Want};
 use crate::store::Offered;
 use anyhow::{Context, Result, bail};
@@ -24,18 +24,16 @@ pub fn give(
 ) -> Result<Infallible> {
     let (files, tls) = (Arc::new(files), tls);
     loop {
-        let (tcp, peer) = match listener.accept() {
-            Ok(accepted) => accepted,
-            // Whoever it was has gone away again.
-            Err(e) if e.kind() == ErrorKind::ConnectionAborted => continue,
-            Err(e) => return Err(e).context("accept"),
-        };
+        let (tcp, peer) = accept(listener)?;
         let (files, tls) = (Arc::clone(&files), tls.clone());
         let give = move || match give_over(tcp, tls.as_ref(), &files) {
             Ok(()) => log::debug!("{peer}: has what it wanted"),
             Err(error) => log::warn!("{peer}: {error:#}"),
         };
-        thread::Builder::new().name("give".to_owned()).spawn(give).context("start a thread")?;
+        // The others' connections stay: without them, their tasks are killed.
+        if let Err(error) = thread::Builder::new().name("give".to_owned()).spawn(give) {
+            log::warn!("{peer}: is sent away: start a thread: {error}");
+        }
     }
 }
 

@@ -6,10 +6,11 @@ use anyhow::{Context, Result, bail};
 use images::container::Kind;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::poll::poll;
 use rustls::ServerConfig;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,19 +19,58 @@ use std::time::{Duration, Instant};
 /// How long who connects may take to say that it is a dump.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Milliseconds until it is looked again whether there is what a connection takes.
+const SHORTAGE: u8 = 100;
+
 /// Serves the first that turns out to be a dump. Returns the bytes of its pages.
 ///
 /// # Errors
 /// If that dump did not come to its end, or its pages cannot be written: there is then the file that was there before, or none.
 pub fn serve(listener: &TcpListener, dir: &Path, tls: Option<&Arc<ServerConfig>>) -> Result<u64> {
     loop {
-        let (tcp, peer) = listener.accept().context("accept")?;
+        let (tcp, peer) = accept(listener)?;
         match greet(tcp, tls, Hello::Dump) {
             Ok(mut line) => {
                 log::info!("a dump comes from {peer}");
                 return receive(&mut line, dir);
             }
             Err(error) => log::warn!("{peer}: is no dump of crr: {error:#}"),
+        }
+    }
+}
+
+/// Waits for somebody to connect. Those who have gone away again are passed over. Where there are no descriptors or is no memory left for
+/// one more, that is waited for: tasks may need what is given over the others.
+///
+/// # Errors
+/// If nobody can connect any more.
+pub(super) fn accept(listener: &TcpListener) -> Result<(TcpStream, SocketAddr)> {
+    let mut waits = false;
+    loop {
+        let error = match listener.accept() {
+            Ok(accepted) => return Ok(accepted),
+            Err(error) => error,
+        };
+        match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
+            // Errors of the connection that would have been the next, as accept(2) lists them.
+            Errno::ECONNABORTED
+            | Errno::ECONNRESET
+            | Errno::EPROTO
+            | Errno::ENETDOWN
+            | Errno::ENOPROTOOPT
+            | Errno::EHOSTDOWN
+            | Errno::ENONET
+            | Errno::EHOSTUNREACH
+            | Errno::ENETUNREACH => log::debug!("accept: {error}"),
+            Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM => {
+                if !waits {
+                    log::warn!("who connects has to wait: {error}");
+                }
+                waits = true;
+                // Nothing tells when there is some again.
+                let _ = poll(&mut [], SHORTAGE);
+            }
+            _ => return Err(error).context("accept"),
         }
     }
 }

@@ -546,10 +546,12 @@ impl Table {
         &mut self,
         tasks: &[Task],
         zombies: &[Zombie],
+        had_requests: bool,
         paths: &mut Paths,
         refusals: &mut Refusals,
     ) -> Result<()> {
-        let tree = event::Tree { tasks, zombies, holders: &self.holders, inodes: &self.inodes };
+        let (holders, inodes) = (&self.holders[..], &self.inodes[..]);
+        let tree = event::Tree { tasks, zombies, holders, inodes, had_requests };
         self.pidfds.refuse_outsiders(tasks, zombies, refusals);
         self.task_files.refuse_outsiders(tasks, zombies, refusals);
         self.epolls = self.events.finish(&mut self.descriptions, &tree, refusals)?;

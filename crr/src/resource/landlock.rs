@@ -27,7 +27,10 @@ impl Bystanders {
     /// With the one that the threads of a task will need, if they are crr's own user's: making a process takes longer than all that
     /// is asked of a small task, so it is done before the tree stands still. Not for another user: while the tree runs, a process more may be
     /// one too many for it (RLIMIT_NPROC).
-    pub(crate) fn expecting(task: Pid) -> Self {
+    ///
+    /// # Errors
+    /// If there can be no such process.
+    pub(crate) fn expecting(task: Pid) -> Result<Self> {
         let mut bystanders = Self::default();
         let ids = || -> Result<(u32, u32)> {
             let mut text = Vec::new();
@@ -35,13 +38,13 @@ impl Bystanders {
             let status = status::parse(&text)?;
             Ok((status.uid[0], status.gid[0]))
         };
-        // If it cannot be had, it is known why when it is needed.
+        // A task that is gone is missed when it is to be stopped.
         if let Ok((uid, gid)) = ids()
             && uid == nix::unistd::getuid().as_raw()
         {
-            let _ = bystanders.of(uid, gid);
+            bystanders.of(uid, gid)?;
         }
-        bystanders
+        Ok(bystanders)
     }
 
     /// Whom a thread with these credentials may look at unless it is in a domain. `None` where the kernel has no domains.

@@ -29,6 +29,7 @@ use std::os::unix::fs::FileExt;
 
 /// Ways out.
 const TAKE_BACK: &str = "have the program take it back (mq_notify with no event) before the dump";
+const AS_ROOT: &str = "run crr as root";
 const DUMP_BOTH: &str = "dump a tree that has both, or have one of them close it";
 
 /// Whether an open file can be a queue: all of them have the same size (FILENT_SIZE, ipc/mqueue.c).
@@ -52,11 +53,11 @@ struct Found {
     /// Who has it.
     task: (Pid, String),
     object: String,
-    /// Open in both directions, and not to block.
-    queue: OwnedFd,
+    /// Open in both directions, and not to block; `None` where crr may not take messages out.
+    queue: Option<OwnedFd>,
     /// The task that is to be told of a message.
     registered: Option<Pid>,
-    /// Nobody outside of the tree has it open, or is told of messages.
+    /// crr may look into it, and nobody outside of the tree has it open, or is told of messages.
     is_own: bool,
 }
 
@@ -80,10 +81,18 @@ impl Table {
                 let unlinked = stat.st_nlink == 0;
                 let name = link.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
                 let name = name.strip_suffix(b" (deleted)").filter(|_| unlinked).unwrap_or(name);
-                if !unlinked && !leads_to(name, file)? {
-                    let reason = "is of another IPC namespace, in which nobody could make it again";
-                    refuse.with_hint(object, reason, CLOSE);
-                    return Ok(None);
+                if !unlinked {
+                    let obstacle = match leads_to(name, file)? {
+                        Some(true) => None,
+                        Some(false) => {
+                            Some(("is of another IPC namespace, in which nobody could make it again", CLOSE))
+                        }
+                        None => Some(("may not be opened by crr", AS_ROOT)),
+                    };
+                    if let Some((reason, hint)) = obstacle {
+                        refuse.with_hint(object, reason, hint);
+                        return Ok(None);
+                    }
                 }
                 let [messages, size] = sys::limits(copy).context("mq_getattr")?;
                 let record = MessageQueue {
@@ -96,8 +105,21 @@ impl Table {
                     size,
                     contents: None,
                 };
-                let queue = open_again(copy).context("open a message queue again")?;
-                let registered = registered(&queue).context("read what it shows")?;
+                let again = |direction| {
+                    if_permitted(open_again(copy, direction)).context("open a message queue again")
+                };
+                let queue = again(OFlag::O_RDWR)?;
+                let reader = match &queue {
+                    Some(queue) => Some(queue.try_clone()?),
+                    // What is in it would end with the tree.
+                    None if unlinked => None,
+                    None => again(OFlag::O_RDONLY)?,
+                };
+                let Some(reader) = reader else {
+                    refuse.with_hint(object, "may not be looked into by crr", AS_ROOT);
+                    return Ok(None);
+                };
+                let registered = registered(reader).context("read what it shows")?;
                 let task = (refuse.pid(), refuse.name().to_owned());
                 self.0.push(Found { record, file, task, object, queue, registered, is_own: false });
                 self.0.len() - 1
@@ -130,7 +152,7 @@ impl Table {
                 }
                 registered => other = other.or(registered),
             }
-            found.is_own = other.is_none() && found.registered.is_none();
+            found.is_own = other.is_none() && found.registered.is_none() && found.queue.is_some();
             match other {
                 Some(pid) if found.record.unlinked => {
                     let reason = format!("also open in task {pid} ({}), outside of the tree", comm_of(pid));
@@ -138,6 +160,10 @@ impl Table {
                 }
                 Some(pid) => log::warn!(
                     "{}: process {pid} uses it too: its messages are not recorded, and it has to be there at the restore",
+                    found.object
+                ),
+                None if found.queue.is_none() => log::warn!(
+                    "{}: crr may not look into it: its messages are not recorded, and it has to be there at the restore",
                     found.object
                 ),
                 None => {}
@@ -148,8 +174,9 @@ impl Table {
 
     /// Whether one is to be looked into that has something in it.
     pub(crate) fn have_messages(&self) -> Result<bool> {
-        for found in self.0.iter().filter(|found| found.is_own) {
-            if sys::count(found.queue.as_fd()).context("mq_getattr")? > 0 {
+        let own = self.0.iter().filter(|found| found.is_own);
+        for queue in own.filter_map(|found| found.queue.as_ref()) {
+            if sys::count(queue.as_fd()).context("mq_getattr")? > 0 {
                 return Ok(true);
             }
         }
@@ -159,7 +186,8 @@ impl Table {
     /// Looks what is in those that are the tree's alone, if nothing else is in the way of the dump.
     pub(crate) fn look_into(&mut self) -> Result<()> {
         for found in self.0.iter_mut().filter(|found| found.is_own) {
-            let looked = contents::look(found.queue.as_fd(), found.record.size);
+            let Some(queue) = &found.queue else { continue };
+            let looked = contents::look(queue.as_fd(), found.record.size);
             found.record.contents = Some(looked.with_context(|| found.object.clone())?);
         }
         Ok(())
@@ -170,28 +198,37 @@ impl Table {
     }
 }
 
-/// Whether the name of a queue leads to this file.
-fn leads_to(name: &[u8], file: (u64, u64)) -> Result<bool> {
+/// Whether the name of a queue leads to this file, if crr may open it.
+fn leads_to(name: &[u8], file: (u64, u64)) -> Result<Option<bool>> {
     match open_by_name(name, libc::O_RDONLY) {
-        Err(Errno::ENOENT) => Ok(false),
+        Err(Errno::ENOENT) => Ok(Some(false)),
         found => {
-            let there = fstat(&found.context("mq_open")?).context("fstat")?;
-            Ok((there.st_dev, there.st_ino) == file)
+            let Some(found) = if_permitted(found).context("mq_open")? else { return Ok(None) };
+            let there = fstat(&found).context("fstat")?;
+            Ok(Some((there.st_dev, there.st_ino) == file))
         }
     }
 }
 
-/// The same queue in both directions, also where it has no name.
-fn open_again(copy: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+/// What was opened; nothing where crr may not do so, without privileges.
+fn if_permitted(opened: nix::Result<OwnedFd>) -> nix::Result<Option<OwnedFd>> {
+    match opened {
+        Err(Errno::EACCES | Errno::EPERM) => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+/// The same queue, also where it has no name.
+fn open_again(copy: BorrowedFd<'_>, direction: OFlag) -> nix::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
-    let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let flags = direction | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     nix::fcntl::open(path.as_str(), flags, Mode::empty())
 }
 
 /// The task that is to be told of a message.
-fn registered(queue: &OwnedFd) -> Result<Option<Pid>> {
+fn registered(queue: OwnedFd) -> Result<Option<Pid>> {
     let mut text = [0; 128];
-    let len = File::from(queue.try_clone()?).read_at(&mut text, 0)?;
+    let len = File::from(queue).read_at(&mut text, 0)?;
     Ok(registered_in(&text[..len]))
 }
 

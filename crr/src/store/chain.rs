@@ -25,7 +25,7 @@ pub struct Round {
     pub inventory: Inventory,
     /// See [`Memory`]: of the spaces there are only runs.
     pub memory: Memory,
-    /// The page file, open for reading; there may be none if contents are not wanted.
+    /// The page file, open for reading; there may be none if contents are not wanted, or not any more.
     pub pages: Option<File>,
     /// The checksum by which another one names this.
     pub crc: u32,

@@ -15,6 +15,7 @@ use images::id::PAGE_SIZE;
 use images::memory::{CHUNK_PAGES, Memory};
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -63,11 +64,23 @@ impl Pages {
     /// # Errors
     /// If the server does not give them.
     pub(super) fn bring(&self, wanted: impl Fn(u64) -> bool, seen: impl Fn(u64)) -> Result<()> {
+        self.bring_within(0..u64::MAX, wanted, seen)
+    }
+
+    /// [`Self::bring`], looking at none but these.
+    fn bring_within(
+        &self,
+        within: Range<u64>,
+        wanted: impl Fn(u64) -> bool,
+        seen: impl Fn(u64),
+    ) -> Result<()> {
         let Some(absent) = &self.absent else { return Ok(()) };
         let mut absent = absent.lock().unwrap_or_else(PoisonError::into_inner);
         let Absent { fetcher, wanted: Listed { size, .. }, number, blocks } = &mut *absent;
-        let pieces: Vec<_> =
-            blocks.iter().filter(|&&block| wanted(block)).map(|&block| piece(block, *size)).collect();
+        let pieces: Vec<_> = (blocks.range(within))
+            .filter(|&&block| wanted(block))
+            .map(|&block| piece(block, *size))
+            .collect();
         fetcher.fetch(*number, pieces, |place, bytes| {
             self.file.write_all_at(bytes, place).context("pages in memory")?;
             blocks.remove(&(place / BLOCK_SIZE));
@@ -82,7 +95,7 @@ impl Pages {
     /// If they cannot be had.
     pub(crate) fn read_exact_at(&self, bytes: &mut [u8], place: u64) -> Result<()> {
         let end = place + bytes.len() as u64;
-        self.bring(|block| block * BLOCK_SIZE < end && place < (block + 1) * BLOCK_SIZE, |_| {})?;
+        self.bring_within(place / BLOCK_SIZE..end.div_ceil(BLOCK_SIZE), |_| true, |_| {})?;
         self.file.read_exact_at(bytes, place).context(Kind::Pages.file_name())
     }
 

@@ -80,6 +80,8 @@ impl Checkpoint {
             let pages = assemble::assemble((source.name(), file.file()), ancestors, files, memory, &seen);
             checkpoint.pages = pages.context("checkpoint")?.into();
             checkpoint.in_memory = true;
+            // What was fetched of them takes room where it lies.
+            checkpoint.ancestors.iter_mut().for_each(|round| round.pages = None);
         }
         Ok(checkpoint)
     }

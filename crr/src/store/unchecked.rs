@@ -19,6 +19,14 @@ impl Checkpoint {
         for run in lazy.iter().flat_map(|lazy| &lazy.runs) {
             run.by_blocks().for_each(|(block, part)| *late.entry(block).or_default() += part.pages);
         }
+        // What others than tasks have is read before.
+        let shared = memory.shared.iter().flat_map(|shared| &shared.runs);
+        let copies = self.files.paths.iter().flat_map(|path| path.deleted.iter().chain(&path.embedded));
+        for run in shared.chain(copies.flat_map(|copy| &copy.runs)) {
+            for (block, _) in run.by_blocks() {
+                late.remove(&block);
+            }
+        }
         let is_whole =
             |block: u64, pages: u64| pages == BLOCK_PAGES.min(memory.page_count - block * BLOCK_PAGES);
         let crc = |block| usize::try_from(block).ok().and_then(|at| memory.block_crcs.get(at)).copied();

@@ -74,6 +74,16 @@ impl Writer {
         &self.pages
     }
 
+    /// The inode number of the page server's end of the connection, if there is one and it is in this network namespace: a task of the tree that
+    /// has it would be frozen when it is to take pages.
+    #[must_use]
+    pub fn inode_of_server(&self) -> Option<u64> {
+        match &self.pages {
+            Sink::Server(client) => client.inode_of_server(),
+            Sink::File(_) | Sink::Stream(_) => None,
+        }
+    }
+
     /// Writes the metadata, gives all files their final names, the inventory last. Returns the bytes of all files.
     /// `inventory.files` is filled in here. The page file is cut or extended to `memory.page_count` pages.
     ///

@@ -12,13 +12,18 @@ use super::check;
 use nix::errno::Errno;
 use std::ptr::NonNull;
 
+/// What setresuid(2) takes for an id that is to stay as it is.
+const KEEP: u32 = u32::MAX;
+
+/// The creator that makes what crr makes for itself.
+pub const SELF: (u32, u32) = (KEEP, KEEP);
+
 /// Makes something by a thread with these ids: its creator and, at first, its owner. The C library is not told of the ids, which go with the
 /// thread.
 ///
 /// # Errors
 /// As setresuid(2), and what `make` answers.
 fn by_creator((uid, gid): (u32, u32), make: impl FnOnce() -> nix::Result<i32> + Send) -> nix::Result<i32> {
-    const KEEP: u32 = u32::MAX;
     let make = move || {
         // SAFETY: plain numbers; the thread ends after this.
         check(unsafe { libc::syscall(libc::SYS_setresgid, KEEP, gid, KEEP) })?;

@@ -22,10 +22,11 @@ use crate::ptrace;
 use crate::store::{PAGE, Round};
 use crate::sys::vm::{self, Remote};
 use anyhow::{Context, Result};
-use images::Pid;
 use images::id::PAGE_SIZE;
 use images::memory::Run;
+use images::{Addr, Pid};
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
@@ -33,6 +34,8 @@ use std::sync::Mutex;
 // Documentation/admin-guide/mm/pagemap.rst.
 const SOFT_DIRTY: u64 = 1 << 55;
 const EXCLUSIVE: u64 = 1 << 56;
+/// A guard page, which counts as swapped. Before Linux 6.15 nothing tells it from one.
+const GUARD: u64 = 1 << 58;
 const FILE_OR_SHARED: u64 = 1 << 61;
 const SWAPPED: u64 = 1 << 62;
 const PRESENT: u64 = 1 << 63;
@@ -80,7 +83,8 @@ pub(super) fn unwritten(pagemap: &File, runs: &[Run]) -> Result<Vec<Run>> {
 
 /// Ranges of unwritten pages among those from an address on.
 fn clean(start: u64, words: &[u64]) -> Vec<(u64, u64)> {
-    let is_clean = |word: u64| word & (PRESENT | SWAPPED) != 0 && word & (FILE_OR_SHARED | SOFT_DIRTY) == 0;
+    let is_clean =
+        |word: u64| word & (PRESENT | SWAPPED) != 0 && word & (FILE_OR_SHARED | SOFT_DIRTY | GUARD) == 0;
     let mut ranges: Vec<(u64, u64)> = Vec::new();
     for (&word, at) in words.iter().zip((start..).step_by(PAGE)) {
         match ranges.last_mut() {
@@ -92,14 +96,28 @@ fn clean(start: u64, words: &[u64]) -> Vec<(u64, u64)> {
     ranges
 }
 
+/// Gives the words of a range to `each`, in parts. Pagemap ends where the addresses of its task do (pagemap_read(), fs/proc/task_mmu.c): a
+/// task that has executed an ia32 program since has no page where a run may be.
 fn for_each_word(pagemap: &File, start: u64, end: u64, mut each: impl FnMut(u64, &[u64])) -> Result<()> {
     let mut at = start;
     while at < end {
         let pages = ((end - at) / PAGE_SIZE).min(WORDS);
         let mut bytes = vec![0u8; usize::try_from(pages * 8)?];
-        pagemap.read_exact_at(&mut bytes, at / PAGE_SIZE * 8).context("read pagemap")?;
-        let words: Vec<u64> = bytes.as_chunks().0.iter().map(|&word| u64::from_ne_bytes(word)).collect();
+        let mut got = 0;
+        while got < bytes.len() {
+            match pagemap.read_at(&mut bytes[got..], at / PAGE_SIZE * 8 + got as u64) {
+                Ok(0) => break,
+                Ok(more) => got += more,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e).context("read pagemap"),
+            }
+        }
+        let words: Vec<u64> =
+            bytes[..got].as_chunks().0.iter().map(|&word| u64::from_ne_bytes(word)).collect();
         each(at, &words);
+        if got < bytes.len() {
+            return Ok(());
+        }
         at += pages * PAGE_SIZE;
     }
     Ok(())
@@ -132,7 +150,7 @@ impl Checksums {
     /// If it cannot be read.
     pub(super) fn confirmed(&self, task: &FrozenTask, pagemap: &File, runs: Vec<Run>) -> Result<Vec<Run>> {
         let memory = File::from(task.dir.open("mem").context("open mem")?);
-        let mut differing = self.differing(task.deputy(), &memory, &runs)?;
+        let Compared { mut differing, unreadable } = self.compare(task.deputy(), &memory, &runs)?;
         differing.sort_unstable();
         for &at in &differing {
             let mut may_be_zeros = true;
@@ -149,37 +167,69 @@ impl Checksums {
                 return Ok(Vec::new());
             }
         }
-        Ok(without(&runs, &differing))
+        let mut left_out = [differing, unreadable].concat();
+        left_out.sort_unstable();
+        Ok(without(&runs, &left_out))
     }
 
-    /// The addresses of pages whose checksums are other than recorded.
-    fn differing(&self, pid: Pid, memory: &File, runs: &[Run]) -> Result<Vec<u64>> {
+    /// Compares the pages of runs with what was recorded.
+    fn compare(&self, pid: Pid, memory: &File, runs: &[Run]) -> Result<Compared> {
         let steps: Vec<Run> = runs.iter().copied().flat_map(steps).collect();
         let parts: Vec<&[Run]> = steps.chunks(STEPS).collect();
-        let differing = Mutex::new(Vec::new());
+        let compared = Mutex::new(Compared::default());
         in_parallel(parts.len() as u64, |part| {
             ptrace::check_interrupted()?;
             let mut buffer = vec![0u8; usize::try_from(STEP * PAGE_SIZE)?];
-            let mut found = Vec::new();
+            let mut found = Compared::default();
             for step in parts[usize::try_from(part)?] {
                 let bytes = &mut buffer[..usize::try_from(step.pages * PAGE_SIZE)?];
                 // What a task may not read itself, /proc/PID/mem shows.
-                if vm::read(pid, bytes, &[Remote::new(step.start, bytes.len())]) != Ok(bytes.len()) {
-                    memory
-                        .read_exact_at(bytes, step.start.0)
-                        .with_context(|| format!("read memory at {}", step.start))?;
-                }
+                let unreadable =
+                    if vm::read(pid, bytes, &[Remote::new(step.start, bytes.len())]) == Ok(bytes.len()) {
+                        Vec::new()
+                    } else {
+                        read_by_force(memory, step.start.0, bytes)?
+                    };
                 let pages =
                     (step.start.0..).step_by(PAGE).zip(step.first_page..).zip(bytes.chunks_exact(PAGE));
-                let other =
-                    pages.filter(|((_, page), bytes)| self.of_page(*page) != Some(crc32c::crc32c(bytes)));
-                found.extend(other.map(|((at, _), _)| at));
+                let other = pages.filter(|((at, page), bytes)| {
+                    !unreadable.contains(at) && self.of_page(*page) != Some(crc32c::crc32c(bytes))
+                });
+                found.differing.extend(other.map(|((at, _), _)| at));
+                found.unreadable.extend(unreadable);
             }
-            differing.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(found);
+            let mut compared = compared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            compared.differing.extend(found.differing);
+            compared.unreadable.extend(found.unreadable);
             Ok(())
         })?;
-        Ok(differing.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+        Ok(compared.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
+}
+
+/// Addresses of pages that are not known to be what was recorded.
+#[derive(Debug, Default)]
+struct Compared {
+    /// Their checksums are other ones.
+    differing: Vec<u64>,
+    /// Nobody can read them: guard pages that are not said to be any.
+    unreadable: Vec<u64>,
+}
+
+/// Fills whole pages from `/proc/PID/mem`. Returns the addresses of those that cannot be read.
+fn read_by_force(memory: &File, start: u64, bytes: &mut [u8]) -> Result<Vec<u64>> {
+    if memory.read_exact_at(bytes, start).is_ok() {
+        return Ok(Vec::new());
+    }
+    let mut unreadable = Vec::new();
+    for (at, page) in (start..).step_by(PAGE).zip(bytes.chunks_exact_mut(PAGE)) {
+        match memory.read_exact_at(page, at) {
+            Ok(()) => {}
+            Err(e) if e.raw_os_error() == Some(libc::EIO) => unreadable.push(at),
+            Err(e) => return Err(e).with_context(|| format!("read memory at {}", Addr(at))),
+        }
+    }
+    Ok(unreadable)
 }
 
 /// A run in parts of one step each.
@@ -208,7 +258,7 @@ fn without(runs: &[Run], pages: &[u64]) -> Vec<Run> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use images::Addr;
+    use crate::sys::window::Window;
 
     fn run(start: u64, pages: u64, first_page: u64) -> Run {
         Run { start: Addr(start), pages, first_page }
@@ -226,6 +276,7 @@ mod tests {
             PRESENT | FILE_OR_SHARED,
             SWAPPED | SOFT_DIRTY,
             PRESENT,
+            SWAPPED | GUARD,
         ];
         assert_eq!(clean(0x10_0000, &words), [(0x10_0000, 0x10_2000), (0x10_7000, 0x10_8000)]);
     }
@@ -276,9 +327,10 @@ mod tests {
         let whole = [run(start, PAGES as u64, 1000)];
         let differing = |crcs: &[u32]| {
             let checksums = Checksums { rounds: vec![(0, vec![0; 1000]), (1000, crcs.to_vec())] };
-            let mut found = checksums.differing(pid, &memory, &whole).unwrap();
-            found.sort_unstable();
-            found
+            let mut found = checksums.compare(pid, &memory, &whole).unwrap();
+            assert!(found.unreadable.is_empty());
+            found.differing.sort_unstable();
+            found.differing
         };
         assert!(differing(&crcs).is_empty());
         crcs[0] ^= 1;
@@ -287,5 +339,39 @@ mod tests {
         assert_eq!(differing(&crcs), [0, 40, PAGES as u64 - 1].map(|page| start + page * PAGE_SIZE));
         crcs.pop();
         assert_eq!(differing(&crcs).len(), 3);
+    }
+
+    /// As where a mapping is longer than its file.
+    #[test]
+    fn pages_that_nobody_can_read_are_found() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 2 * PAGE], 0).unwrap();
+        let window = Window::map(&file, 0, 4 * PAGE).unwrap();
+        let start = window.bytes().as_ptr().addr() as u64;
+        let checksums = Checksums { rounds: vec![(5, vec![crc32c::crc32c(&[7; PAGE]), 0, 0, 0])] };
+        let memory = File::open("/proc/self/mem").unwrap();
+        let pid = nix::unistd::getpid().as_raw();
+        let Compared { differing, mut unreadable } =
+            checksums.compare(pid, &memory, &[run(start, 4, 5)]).unwrap();
+        unreadable.sort_unstable();
+        assert_eq!(differing, [start + PAGE_SIZE]);
+        assert_eq!(unreadable, [start + 2 * PAGE_SIZE, start + 3 * PAGE_SIZE]);
+    }
+
+    #[test]
+    fn pagemap_ends_where_the_addresses_of_a_task_do() {
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        let words_of = |start: u64, pages: u64| {
+            let mut count = 0;
+            for_each_word(&pagemap, start, start + pages * PAGE_SIZE, |_, words| count += words.len())
+                .unwrap();
+            count
+        };
+        let here = std::ptr::from_ref(&pagemap).addr() as u64 / PAGE_SIZE * PAGE_SIZE;
+        assert_eq!(words_of(here, 1), 1);
+        // With tables of four levels, and of five: the last page that there may be is followed by one that there is not.
+        let last = [1u64 << 47, 1 << 56].map(|end| words_of(end - 4 * PAGE_SIZE, 8));
+        assert!(last == [3, 0] || last == [8, 3], "{last:?}");
+        assert_eq!(words_of(1 << 60, WORDS + 1), 0);
     }
 }

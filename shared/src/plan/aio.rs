@@ -65,6 +65,7 @@ pub(super) fn ops(list: &mut Vec<u8>, space: &Space) {
                 events: &context.events,
             },
         );
+        memory::advise_before(list, vma.start.0, len, vma.flags);
         memory::settle(list, vma, PROT_READ_WRITE);
     }
 }

@@ -161,7 +161,7 @@ fn huge_pages(vma: &Vma) -> u32 {
     vma.huge().map_or(0, |page| MAP_HUGETLB | page.shift() << MAP_HUGE_SHIFT)
 }
 
-fn advise_before(list: &mut Vec<u8>, addr: u64, len: u64, flags: u32) {
+pub(super) fn advise_before(list: &mut Vec<u8>, addr: u64, len: u64, flags: u32) {
     for (bit, advice) in ADVICE_BEFORE {
         if flags & bit != 0 {
             op::push(list, &Op::Advise { addr, len, advice });

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use tests::abi::Abi;
-use tests::case::Workload;
+use tests::case::{Workload, nothing_left};
 use tests::isolate::isolated_for_both;
 use tests::modes::cycles;
 use tests::{Result, here, require_ia32, require_root};
@@ -56,14 +56,19 @@ fn named(dir: &Path, abi: Abi, case: &'static str, what: &str) -> Result {
     running.verify()
 }
 
-/// The dump waits for a request that ends.
+/// The dump waits for a request that ends, and an eventfd that is told of it has been told after the restore.
 #[test]
 fn a_request_that_ends_is_waited_for() {
     require_root!();
     require_ia32!();
     isolated_for_both(&here!(), |dir, abi| {
-        let mut running = aio("ends_meanwhile").start(dir, abi)?;
+        let mut running = aio("ends_meanwhile").start(&dir.join("goes_on"), abi)?;
         running.dump(&["--leave-running"])?.success()?;
+        running.verify()?;
+        let mut running = aio("ends_meanwhile").start(&dir.join("restored"), abi)?;
+        running.dump(&[])?.success()?;
+        nothing_left()?;
+        running.restore(&["-d"])?.success()?;
         running.verify()
     });
 }

@@ -119,14 +119,15 @@ const DUMP: &[Trial] = &[
         &[],
         &[
             ("trace-options", Fails("suspend seccomp: EIO")),
-            ("fork", Fails("fork the process that dumps: EAGAIN")),
+            ("fork", Fails("to look for Landlock: EAGAIN")),
+            ("fork:2", Fails("fork the process that dumps: EAGAIN")),
         ],
     ),
     trial(
         "inet",
         "connected",
         &["--tcp-established"],
-        &[("fork", Fails("EAGAIN")), ("fork:2", Fails("EAGAIN"))],
+        &[("fork", Fails("EAGAIN")), ("fork:2", Fails("EAGAIN")), ("fork:3", Fails("EAGAIN"))],
     ),
 ];
 

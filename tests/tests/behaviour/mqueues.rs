@@ -1,5 +1,6 @@
 //! POSIX message queues. Every test has an IPC namespace of its own.
 
+use crate::rights::dump_as_user;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use tests::case::{Workload, nothing_left};
@@ -47,9 +48,36 @@ fn what_is_gone_is_made_again() {
         }
         running.restore(&["-d", "--fault", "listen"])?.code(1)?;
         anyhow::ensure!(names(&queues)?.is_empty(), "left: {:?}", names(&queues)?);
-        running.restore(&["-d"])?.success()?;
+        // What crr may have is what counts, not what it has at first.
+        let without = ["setpriv", "--bounding-set=-sys_resource", "prlimit", "--msgqueue=100:100", "--"];
+        let refused = running.restore_under(&without, &["-d"])?.code(1)?;
+        refused.says_with_hint("takes 512 bytes, crr may have 100 (the hard limit of RLIMIT_MSGQUEUE)")?;
+        running.restore_under(&["prlimit", "--msgqueue=100:", "--"], &["-d"])?.success()?;
         running.looks_like(&before)?;
         running.verify()
+    });
+}
+
+/// What an ordinary user may not look into stays as it is, if it has a name to stay by; else it is named.
+#[test]
+fn what_may_not_be_looked_into() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut named = mqueues("read_only_named").start(&dir.join("named"), abi)?;
+        let before = named.snapshot()?;
+        dump_as_user(&mut named, &["checkpoint_restore"])?.success()?.says("crr may not look into it")?;
+        named.looks_like(&before)?;
+        nix::sys::signal::kill(named.root, nix::sys::signal::Signal::SIGKILL)?;
+        nothing_left()?;
+        named.restore(&["-d"])?.success()?;
+        named.looks_like(&before)?;
+        named.verify()?;
+        let mut unlinked = mqueues("read_only_unlinked").start(&dir.join("unlinked"), abi)?;
+        dump_as_user(&mut unlinked, &["checkpoint_restore"])?
+            .code(1)?
+            .says_with_hint("may not be looked into by crr")?;
+        unlinked.verify()
     });
 }
 

@@ -5,7 +5,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -360,5 +360,54 @@ fn servers_that_do_not_give() {
         refused("pages.img: is corrupt")?;
         pages.set_len(size - 4096)?;
         refused("it has pages of another checkpoint")
+    });
+}
+
+/// More connections than a server has descriptors for do not end it: tasks may need what it gives over others.
+#[test]
+fn a_server_with_too_many_connections() {
+    require_root!();
+    isolated(&here!(), |dir| {
+        let mut running = Workload::new("memory", "anonymous").start(dir, Abi::X86_64)?;
+        running.dump(&[])?.success()?;
+        let (_, server) = giving(&running)?;
+        end(&server, Signal::SIGTERM)?;
+        nothing_left()?;
+        let images = server.display().to_string();
+        let args = ["page-server", "-D", &images, "-d", "--pidfile", "pid", "-o", "log", "--serve"];
+        let started = command::crr_under(&["prlimit", "--nofile=16:16"], dir, &args)?.success()?;
+        let address = started.stdout.trim();
+        let connections: Vec<TcpStream> =
+            (0..32).map(|_| TcpStream::connect(address)).collect::<std::io::Result<_>>()?;
+        wait::until(wait::STEP, "somebody has to wait", || {
+            let log = fs::read_to_string(server.join("log"))?;
+            Ok(log.contains("who connects has to wait: ").then_some(()))
+        })?;
+        drop(connections);
+        running.restore(&["-d", "--page-server", address])?.success()?;
+        verify(&running, &server)
+    });
+}
+
+/// A server that would stand still with the tree.
+#[test]
+fn a_server_of_the_tree_is_refused() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        for what in ["pre-dump", "dump"] {
+            let (there, here) = (dir.join(format!("{what}-there")), dir.join(format!("{what}-here")));
+            fs::create_dir_all(&here)?;
+            let address = server(&there)?;
+            let pid = fs::read_to_string(there.join("pid"))?;
+            let images = here.display().to_string();
+            let args = [what, "-t", pid.trim(), "-D", &images, "--page-server", &address];
+            command::crr(dir, &args)?.code(1)?.says("the page server is a task of the tree")?;
+            wait::until(wait::STEP, "the server ends", || {
+                tests::case::reap()?;
+                Ok((!Path::new("/proc").join(pid.trim()).exists()).then_some(()))
+            })?;
+        }
+        Ok(())
     });
 }

@@ -8,7 +8,7 @@ use tests::isolate::isolated;
 use tests::{Result, here, require_ia32, require_root};
 
 /// `crr dump` as user 1000 with these capabilities.
-fn dump_as_user(running: &mut Running, capabilities: &[&str]) -> Result<Output> {
+pub(crate) fn dump_as_user(running: &mut Running, capabilities: &[&str]) -> Result<Output> {
     let args = running.dump_args(&["--leave-running"])?;
     std::os::unix::fs::chown(running.images(), Some(1000), Some(1000))?;
     let sets = capabilities.iter().fold("-all".to_owned(), |all, one| format!("{all},+{one}"));

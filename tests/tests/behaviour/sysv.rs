@@ -1,5 +1,6 @@
 //! System V IPC. Every test has an IPC namespace of its own.
 
+use crate::rights::dump_as_user;
 use std::path::Path;
 use std::process::Command;
 use tests::abi::Abi;
@@ -97,6 +98,82 @@ fn semaphores_and_queues_that_are_gone_are_made_again() {
     });
 }
 
+/// What an ordinary user may not read is nothing to a dump of his, if the tree does not use it; else it is named.
+#[test]
+fn what_may_not_be_read() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut beside = sysv("beside_private").start(&dir.join("beside"), abi)?;
+        let before = beside.snapshot()?;
+        dump_as_user(&mut beside, &["checkpoint_restore"])?.success()?;
+        beside.looks_like(&before)?;
+        beside.verify()?;
+        remove_all()?;
+        let mut user = sysv("not_to_read").start(&dir.join("user"), abi)?;
+        let before = user.snapshot()?;
+        let refused = dump_as_user(&mut user, &["checkpoint_restore"])?.code(1)?;
+        for (kind, name) in [("sem", "System V semaphores"), ("msg", "System V message queue")] {
+            for id in ids(kind)? {
+                refused.says_with_hint(&format!("{name} {id}: may not be read by crr"))?;
+            }
+        }
+        user.looks_like(&before)?;
+        user.verify()?;
+        remove_all()
+    });
+}
+
+/// A message that was sent before kernel.msgmax was lowered cannot be looked at.
+#[test]
+fn messages_beyond_the_limit_are_named() {
+    const LIMIT: &str = "/proc/sys/kernel/msgmax";
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = sysv("queues").start(dir, abi)?;
+        let before = running.snapshot()?;
+        let limit = std::fs::read_to_string(LIMIT)?;
+        // The buffer of a look is a whole number of words: one that fits into that, and one that does not.
+        for lowered in ["1999", "100"] {
+            std::fs::write(LIMIT, lowered)?;
+            running
+                .dump(&[])?
+                .code(1)?
+                .says_with_hint("has a message that is longer than kernel.msgmax is now")?;
+        }
+        std::fs::write(LIMIT, limit)?;
+        running.looks_like(&before)?;
+        running.verify()
+    });
+}
+
+/// An object that cannot be made leaves nobody else its id.
+#[test]
+fn an_id_that_was_not_used_is_taken_back() {
+    const LIMITS: &str = "/proc/sys/kernel/sem";
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = sysv("sets").start(dir, abi)?;
+        let before = running.snapshot()?;
+        running.dump(&[])?.success()?;
+        nothing_left()?;
+        remove_all()?;
+        let limits = std::fs::read_to_string(LIMITS)?;
+        let (_, others) = limits.split_once('\t').unwrap_or_default();
+        std::fs::write(LIMITS, format!("1\t{others}"))?;
+        running.restore(&["-d"])?.code(1)?.says("make it again")?;
+        let next = std::fs::read_to_string("/proc/sys/kernel/sem_next_id")?;
+        anyhow::ensure!(next.trim() == "-1", "the next set gets the id {next}");
+        anyhow::ensure!(ids("sem")?.is_empty(), "left: {:?}", ids("sem")?);
+        std::fs::write(LIMITS, limits)?;
+        running.restore(&["-d"])?.success()?;
+        running.looks_like(&before)?;
+        running.verify()
+    });
+}
+
 /// Another object under an id, a key or at a place is left alone and named, all of them at once; so are all that there are after a restart of the machine.
 #[test]
 fn other_semaphores_and_queues_are_named() {
@@ -137,6 +214,7 @@ fn other_semaphores_and_queues_are_named() {
         others.sort_unstable();
         let refused = running.restore(&["-d"])?.code(1)?;
         refused.says_with_hint(&format!("{}its key", name(keyed)))?;
+        refused.says(&format!("ipcrm -q {by_place}"))?;
         refused.says_with_hint(&(name(empty) + "another one has its id now"))?;
         refused.says_with_hint(&format!("{}{by_place} is at its place", name(full)))?;
         let mut left = ids("msg")?;

@@ -50,6 +50,8 @@ pub(super) struct Facts<'a> {
     pub(super) semaphores: &'a mut undo::Sets,
     pub(super) guarded: bool,
     pub(super) late: bool,
+    /// Somebody who runs may have its memory, too.
+    pub(super) watched: bool,
     /// The kernel does not tell what threads have registered with rseq.
     pub(super) rseq_untold: bool,
     /// It has to send its open files.
@@ -78,8 +80,18 @@ pub(super) fn ask(
     refuse: &mut Refuse<'_>,
     patience: &Patience,
 ) -> Result<Option<Told>> {
-    let Facts { dir, vmas, resident_kib, bystanders, semaphores, guarded, late, rseq_untold, sends_files } =
-        facts;
+    let Facts {
+        dir,
+        vmas,
+        resident_kib,
+        bystanders,
+        semaphores,
+        guarded,
+        late,
+        watched,
+        rseq_untold,
+        sends_files,
+    } = facts;
     let caller = match find_caller(threads, target.abi)? {
         Caller::Safe(index) => index,
         Caller::Exposed(index) if guarded => index,
@@ -88,7 +100,7 @@ pub(super) fn ask(
         Caller::Exposed(_) => bail!(Unguarded),
     };
     // One who has the address space of another has the contexts of that one.
-    let has_rings = record.shares.memory.is_none() && aio::has_rings(vmas);
+    let has_rings = !watched && record.shares.memory.is_none() && aio::has_rings(vmas);
     match (has_rings && !guarded, late) {
         (true, true) => return Ok(None),
         (true, false) => bail!(Unguarded),

@@ -74,7 +74,7 @@ impl Ready {
         Ok(Self {
             own_namespaces: Namespaces::of(&Dir::task(nix::unistd::getpid().as_raw())?)?,
             low: LowBuffer::new().context("map a page below 4 GiB")?,
-            bystanders: Bystanders::expecting(root),
+            bystanders: Bystanders::expecting(root)?,
         })
     }
 }
@@ -93,6 +93,8 @@ struct Tables {
     send_files: bool,
     /// The dump is refused for a thread that did not stop: this is to find what else is in the way.
     late: bool,
+    /// Somebody who runs may have memory or files in common with a task; the dump is refused for that, or for something else.
+    watched: bool,
     semaphores: sysv::undo::Sets,
     waits: sysv::objects::Waits,
     terminal: Terminal,
@@ -125,6 +127,7 @@ pub(super) fn collect(
         guarded: frozen.guarded,
         send_files: !kernel::has_pidfd_getfd(),
         late: frozen.late,
+        watched: true,
         semaphores: sysv::undo::Sets::default(),
         waits: sysv::objects::Waits::default(),
         terminal: None,
@@ -159,6 +162,7 @@ pub(super) fn collect(
     };
     tables.terminal = terminal.filter(|_| lent);
 
+    tables.watched = frozen.late || !refusals.is_empty();
     stats::enter(Stage::Tasks);
     let mut tasks = Vec::with_capacity(task_stats.len());
     let mut spaces = Vec::with_capacity(task_stats.len());
@@ -193,7 +197,8 @@ pub(super) fn collect(
             bail!(Unguarded);
         }
         tables.files.finish_pipes(&mut refusals)?;
-        tables.files.finish_events(&tasks, &zombies, &mut tables.paths, &mut refusals)?;
+        let had_requests = spaces.iter().any(|space| !space.aio.is_empty());
+        tables.files.finish_events(&tasks, &zombies, had_requests, &mut tables.paths, &mut refusals)?;
     }
     if whole && tasks.len() == frozen.tasks.len() {
         sharing::check(&frozen.tasks, &tasks, &spaces, &mut refusals)?;

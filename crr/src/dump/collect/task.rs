@@ -131,7 +131,7 @@ pub(super) fn collect_task(
         let (ignored, caught) = (whole.ignored, whole.caught);
         let target = Target { pid, deputy, abi, gadget, ignored, caught, leftovers };
         let resident_kib = whole.resident_kib;
-        let (guarded, late) = (tables.guarded, tables.late);
+        let (guarded, late, watched) = (tables.guarded, tables.late, tables.watched);
         let (bystanders, semaphores) = (&mut tables.ready.bystanders, &mut tables.semaphores);
         let facts = Facts {
             dir,
@@ -141,6 +141,7 @@ pub(super) fn collect_task(
             semaphores,
             guarded,
             late,
+            watched,
             rseq_untold,
             sends_files,
         };

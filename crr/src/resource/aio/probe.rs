@@ -17,6 +17,7 @@
 
 use super::affinity::Affinity;
 use super::ring::{Event, Header, Ring};
+use crate::changed::Changed;
 use crate::ptrace::{Patience, Stopped};
 use crate::remote::{Arg, Call, Executor};
 use anyhow::{Context, Result, bail};
@@ -61,6 +62,8 @@ pub(super) struct Probe<'a> {
     affinity: Affinity,
 }
 
+/// How long it may take until all that was taken is back: far longer than it ever should.
+const LAST_RESORT: Duration = Duration::from_secs(30);
 /// How long to wait for requests before looking again.
 const AGAIN: Duration = Duration::from_micros(200);
 /// Requests that one call makes, and calls of a batch.
@@ -143,7 +146,8 @@ impl<'a> Probe<'a> {
         if self.executor.is_adrift() {
             return Ok(());
         }
-        let turned = if self.made > 0 { self.turn() } else { Ok(()) };
+        let how = || Changed { how: "requests that crr made are left in an AIO context of it".to_owned() };
+        let turned = if self.made > 0 { self.turn().map_err(|e| e.context(how())) } else { Ok(()) };
         let closed = self.close_event();
         self.affinity.put_back()?;
         turned.and(closed)
@@ -161,7 +165,11 @@ impl<'a> Probe<'a> {
         self.end_all()?;
         let (mut kept, mut ours, mut seen): (Vec<Event>, u32, u32) = (Vec::new(), 0, 0);
         let mut processors = Vec::new();
+        let until = Instant::now() + LAST_RESORT;
         loop {
+            if Instant::now() >= until {
+                bail!("not all places of a ring are given back");
+            }
             let tail = self.ring.header()?.tail;
             let at = (first + seen % self.ring.places) % self.ring.places;
             let new = images::aio::between(at, tail, self.ring.places);
@@ -181,6 +189,7 @@ impl<'a> Probe<'a> {
             if self.submit(self.ring.places - self.made)? == 0 {
                 // What was given back when another processor ended a request is found there.
                 if processors.is_empty() {
+                    std::thread::sleep(AGAIN);
                     processors = self.affinity.processors();
                 }
                 self.affinity.pin(processors.pop().context("no processor")?);

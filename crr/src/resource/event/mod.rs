@@ -95,6 +95,7 @@ impl Kind {
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     timers: Vec<timer::Found>,
+    eventfds: Vec<Place>,
     epolls: Vec<epoll::Found>,
     inotifies: Vec<inotify::Found>,
     owned: Vec<(Place, Notify)>,
@@ -110,6 +111,8 @@ pub(crate) struct Tree<'a> {
     pub(crate) holders: &'a [(Pid, u32)],
     /// Inode and device of each.
     pub(crate) inodes: &'a [(u64, u64)],
+    /// Requests of contexts of asynchronous I/O were waited for, and may tell eventfds of their end.
+    pub(crate) had_requests: bool,
 }
 
 impl Found {
@@ -123,7 +126,11 @@ impl Found {
     ) -> Result<Option<Target>> {
         self.places.push(place.clone());
         Ok(match kind {
-            Kind::Eventfd => eventfd(text, &place, refuse)?.map(Target::Eventfd),
+            Kind::Eventfd => {
+                let found = eventfd(text, &place, refuse)?.map(Target::Eventfd);
+                self.eventfds.extend(found.is_some().then_some(place));
+                found
+            }
             Kind::Signalfd => Some(Target::Signalfd(shown::signalfd(text)?)),
             Kind::Timerfd => {
                 let first = shown::timerfd(text)?;
@@ -176,6 +183,15 @@ impl Found {
             let timer = timer::dump(found, refusals).with_context(|| place.object.clone())?;
             descriptions[place.id.0 as usize].target = Target::Timerfd(timer);
         }
+        for place in self.eventfds.iter().filter(|_| tree.had_requests) {
+            let (count, _) = shown::eventfd(&place.look()?).with_context(|| place.object.clone())?;
+            if count == u64::MAX {
+                place.refuse(refusals, OVERFLOWED, READ_IT);
+            }
+            if let Target::Eventfd(eventfd) = &mut descriptions[place.id.0 as usize].target {
+                eventfd.count = count;
+            }
+        }
         Ok(epolls)
     }
 
@@ -215,6 +231,9 @@ impl Found {
     }
 }
 
+const OVERFLOWED: &str = "its counter has overflowed";
+const READ_IT: &str = "have the program read it";
+
 fn eventfd(text: &[u8], place: &Place, refuse: &mut Refuse<'_>) -> Result<Option<Eventfd>> {
     let (count, semaphore) = shown::eventfd(text)?;
     let Some(semaphore) = semaphore else {
@@ -223,7 +242,7 @@ fn eventfd(text: &[u8], place: &Place, refuse: &mut Refuse<'_>) -> Result<Option
         return Ok(None);
     };
     if count == u64::MAX {
-        refuse.with_hint(&place.object, "its counter has overflowed", "have the program read it");
+        refuse.with_hint(&place.object, OVERFLOWED, READ_IT);
         return Ok(None);
     }
     Ok(Some(Eventfd { count, semaphore }))

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use images::file::{Description, Files, Target};
 use images::mqueue::MessageQueue;
 use nix::errno::Errno;
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::{Gid, Uid, Whence, fchown, lseek64};
 use std::collections::BTreeMap;
@@ -18,13 +19,15 @@ fn name(queue: &MessageQueue) -> String {
 }
 
 /// What keeps queues from being there again: those whose messages are not known are to be there, and as they were made; and what has to be
-/// made must be within the limits of the namespace (mq_attr_ok(), ipc/mqueue.c).
+/// made must be within the limits of the namespace (mq_attr_ok(), ipc/mqueue.c) and of crr ([`counted`]).
 ///
 /// # Errors
 /// If `/proc` does not tell these.
 pub(crate) fn preflight(refusals: &mut Refusals, files: &Files, capabilities: u64) -> Result<()> {
     const CAP_SYS_RESOURCE: u64 = 1 << 24;
-    for queue in &files.message_queues {
+    let may_exceed = capabilities & CAP_SYS_RESOURCE != 0;
+    let mut to_make = Vec::new();
+    for (index, queue) in files.message_queues.iter().enumerate() {
         let MessageQueue { name: short, messages, size, .. } = queue;
         let mut refuse = |reason, hint| {
             refusals.push(Refusal { task: None, object: name(queue), reason, hint: Some(hint) });
@@ -38,7 +41,14 @@ pub(crate) fn preflight(refusals: &mut Refusals, files: &Files, capabilities: u6
                     refuse(reason.to_owned(), "remove it".to_owned());
                     continue;
                 }
-                Ok((limits, _)) if limits == [*messages, *size] => continue,
+                Ok((limits, _)) if limits == [*messages, *size] => {
+                    let mut flags = descriptions_of(files, index).map(|(_, description)| description.flags);
+                    if flags.any(|flags| open_by_name(short, flags.cast_signed()).is_err()) {
+                        let reason = "may not be opened by crr as the tree has it open";
+                        refuse(reason.to_owned(), "run crr as root".to_owned());
+                    }
+                    continue;
+                }
                 Ok(([messages, size], _)) => {
                     refuse(format!("takes {messages} messages of {size} bytes now"), make);
                     continue;
@@ -50,7 +60,8 @@ pub(crate) fn preflight(refusals: &mut Refusals, files: &Files, capabilities: u6
                 }
             }
         }
-        if capabilities & CAP_SYS_RESOURCE != 0 {
+        to_make.push(queue);
+        if may_exceed {
             continue;
         }
         for (wanted, limit) in [(*messages, "msg_max"), (*size, "msgsize_max")] {
@@ -66,7 +77,53 @@ pub(crate) fn preflight(refusals: &mut Refusals, files: &Files, capabilities: u6
             }
         }
     }
+    if may_exceed {
+        return Ok(());
+    }
+    let (_, hard) = getrlimit(Resource::RLIMIT_MSGQUEUE).context("getrlimit")?;
+    let bytes = to_make.iter().map(|queue| counted(queue)).fold(0, u64::saturating_add);
+    if bytes > hard {
+        let object = to_make.into_iter().map(name).collect::<Vec<_>>().join(", ");
+        let reason = format!(
+            "takes {bytes} bytes, crr may have {hard} (the hard limit of RLIMIT_MSGQUEUE), and CAP_SYS_RESOURCE is \
+             missing"
+        );
+        let hint = Some("raise the hard limit of the shell that runs crr (ulimit -q)".to_owned());
+        refusals.push(Refusal { task: None, object, reason, hint });
+    }
     Ok(())
+}
+
+/// What the kernel counts of a queue for RLIMIT_MSGQUEUE of its maker, whatever the privileges (mqueue_get_inode(), ipc/mqueue.c): its messages, with a
+/// header each (struct msg_msg), and a node for each priority that they can have (struct posix_msg_tree_node).
+fn counted(queue: &MessageQueue) -> u64 {
+    const HEADER: u64 = 48;
+    const NODE: u64 = 48;
+    /// MQ_PRIO_MAX.
+    const PRIORITIES: u64 = 32768;
+    let nodes = queue.messages.min(PRIORITIES) * NODE;
+    queue.messages.saturating_mul(queue.size.saturating_add(HEADER)).saturating_add(nodes)
+}
+
+/// crr's own RLIMIT_MSGQUEUE, soft and hard, which is as high as can be had for as long as this value is there.
+struct Raised(u64, u64);
+
+impl Raised {
+    fn new() -> Result<Self> {
+        const LIMIT: Resource = Resource::RLIMIT_MSGQUEUE;
+        let (soft, hard) = getrlimit(LIMIT).context("getrlimit")?;
+        // With CAP_SYS_RESOURCE, or without.
+        setrlimit(LIMIT, RLIM_INFINITY, RLIM_INFINITY)
+            .or_else(|_| setrlimit(LIMIT, hard, hard))
+            .context("setrlimit")?;
+        Ok(Self(soft, hard))
+    }
+}
+
+impl Drop for Raised {
+    fn drop(&mut self) {
+        let _ = setrlimit(Resource::RLIMIT_MSGQUEUE, self.0, self.1);
+    }
 }
 
 /// The names of queues that a restore has made, which go when this value does unless they are to be kept.
@@ -88,6 +145,15 @@ impl Drop for Made {
     }
 }
 
+/// The descriptions of a queue, with their indices.
+fn descriptions_of(files: &Files, index: usize) -> impl Iterator<Item = (usize, &Description)> {
+    let of_it = move |description: &Description| match description.target {
+        Target::MessageQueue(queue) => queue as usize == index,
+        _ => false,
+    };
+    files.descriptions.iter().enumerate().filter(move |(_, description)| of_it(description))
+}
+
 /// The queues of a tree, with all descriptions open.
 #[derive(Debug, Default)]
 pub(crate) struct Restored {
@@ -106,12 +172,7 @@ impl Restored {
 
     /// Opens all descriptions of a queue by a name that it has now.
     fn open_all(&mut self, files: &Files, index: usize, by: &[u8]) -> Result<()> {
-        let of_it = |description: &&Description| match description.target {
-            Target::MessageQueue(queue) => queue as usize == index,
-            _ => false,
-        };
-        let numbered = files.descriptions.iter().enumerate();
-        for (number, description) in numbered.filter(|(_, description)| of_it(description)) {
+        for (number, description) in descriptions_of(files, index) {
             let opened = open_by_name(by, description.flags.cast_signed()).context("mq_open")?;
             if description.position != 0 {
                 let position = i64::try_from(description.position)?;
@@ -130,6 +191,10 @@ impl Restored {
 /// Names the one that fails; what was made goes again.
 pub(crate) fn create_all(files: &Files) -> Result<Restored> {
     let mut restored = Restored::default();
+    if files.message_queues.is_empty() {
+        return Ok(restored);
+    }
+    let _raised = Raised::new()?;
     let queues = || files.message_queues.iter().enumerate();
     for (index, queue) in queues().filter(|(_, queue)| queue.unlinked) {
         create_unlinked(queue, index, files, &mut restored).with_context(|| name(queue))?;
@@ -175,4 +240,28 @@ fn complete(queue: &MessageQueue, made: &OwnedFd) -> Result<()> {
     let owner = (Some(Uid::from_raw(queue.uid)), Some(Gid::from_raw(queue.gid)));
     fchown(made, owner.0, owner.1).context("owner")?;
     fchmod(made, Mode::from_bits_truncate(queue.mode)).context("permissions")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_counts() {
+        let counted = |messages, size| {
+            counted(&MessageQueue {
+                name: Vec::new(),
+                unlinked: false,
+                mode: 0o600,
+                uid: 0,
+                gid: 0,
+                messages,
+                size,
+                contents: None,
+            })
+        };
+        assert_eq!(counted(10, 8192), 82880);
+        assert_eq!(counted(65536, 128), 65536 * (128 + 48) + 32768 * 48);
+        assert_eq!(counted(u64::MAX, 2), u64::MAX);
+    }
 }

@@ -28,7 +28,7 @@ pub(super) const PERMISSIONS: u32 = 0o777;
 /// If `/proc` does not tell which there are, or one cannot be looked at.
 pub(crate) fn dump(tree: &HashSet<Pid>, waits: &Waits, refusals: &mut Refusals) -> Result<Ipc> {
     let namespace = namespace()?;
-    let semaphore_sets = semaphores::dump(tree, &waits.sets)?;
+    let semaphore_sets = semaphores::dump(tree, &waits.sets, refusals)?;
     let queues = queues::dump(tree, &waits.queues, refusals)?;
     Ok(Ipc { namespace, semaphore_sets, queues })
 }
@@ -74,13 +74,14 @@ impl Here {
         })
     }
 
-    /// Why a recorded object can neither be made again nor is still there, if so. `fits` tells what else it takes to be the same.
+    /// Why a recorded object can neither be made again nor is still there, if so, and the id of what is in the way. `fits` tells what else it takes to
+    /// be the same.
     pub(super) fn obstacle<'a>(
         self,
         wanted: &Object,
         there: impl Iterator<Item = &'a Object> + Clone,
         fits: impl Fn(&Object) -> bool,
-    ) -> Option<String> {
+    ) -> Option<(String, i32)> {
         let known_by = |object: &Object| (object.key, object.creator_uid, object.creator_gid);
         let is_it = |object: &Object| {
             // A restore that was killed leaves one that is not complete without permissions.
@@ -89,16 +90,16 @@ impl Here {
         };
         match there.clone().find(|object| object.id == wanted.id) {
             Some(object) if is_it(object) => return None,
-            Some(_) => return Some("another one has its id now".to_owned()),
+            Some(_) => return Some(("another one has its id now".to_owned(), wanted.id)),
             None => {}
         }
         let by_key = |object: &&Object| wanted.key != 0 && object.key == wanted.key;
         if let Some(object) = there.clone().find(by_key) {
-            return Some(format!("its key {:#x} is that of {} now", wanted.key, object.id));
+            return Some((format!("its key {:#x} is that of {} now", wanted.key, object.id), object.id));
         }
         let by_place = |object: &&Object| place(object.id) == place(wanted.id);
         let object = there.clone().find(by_place)?;
-        Some(format!("{} is at its place in the kernel's table", object.id))
+        Some((format!("{} is at its place in the kernel's table", object.id), object.id))
     }
 }
 
@@ -124,6 +125,17 @@ pub(crate) fn preflight(
     let here = Here::look(inventory, ipc, environment)?;
     semaphores::preflight(here, &ipc.semaphore_sets, refusals)?;
     queues::preflight(here, &ipc.queues, refusals)
+}
+
+/// The way out where this one is in the way, which `ipcrm` takes by this option. One that an earlier restore has made is not known for that in another
+/// boot or namespace.
+pub(super) fn remove_it(option: &str, id: i32) -> String {
+    format!("have its users remove it, or remove it (ipcrm {option} {id}) if an earlier restore has made it")
+}
+
+/// One of the tree that crr, without privileges, cannot record.
+pub(super) fn refuse_unreadable(name: String, refusals: &mut Refusals) {
+    refuse(name, "may not be read by crr".to_owned(), "run crr as root", refusals);
 }
 
 pub(super) fn refuse(name: String, reason: String, hint: &str, refusals: &mut Refusals) {
@@ -167,21 +179,39 @@ pub(crate) fn put_back(ipc: &Ipc) -> Result<Made> {
     Ok(made)
 }
 
-/// Makes something under its old id, which takes a word to the kernel first (ipc_idr_alloc(), ipc/util.c): `kind` is sem, msg or shm.
-pub(super) fn make_under_id(
-    kind: &str,
-    id: i32,
-    make: impl FnOnce() -> nix::Result<i32>,
-    remove: impl FnOnce(i32) -> nix::Result<()>,
-) -> Result<()> {
-    let next_id = format!("/proc/sys/kernel/{kind}_next_id");
-    std::fs::write(&next_id, id.to_string()).context(next_id)?;
-    let made = make().context("make it again")?;
+/// What is made under an id.
+#[derive(Debug)]
+pub(super) struct Kind {
+    /// sem, msg or shm.
+    pub(super) name: &'static str,
+    /// Makes the smallest one, without a key.
+    pub(super) make_any: fn() -> nix::Result<i32>,
+    pub(super) remove: fn(i32) -> nix::Result<()>,
+}
+
+/// Makes something under its old id, which takes a word to the kernel first (ipc_idr_alloc(), ipc/util.c).
+pub(super) fn make_under_id(kind: &Kind, id: i32, make: impl FnOnce() -> nix::Result<i32>) -> Result<()> {
+    let next_id = format!("/proc/sys/kernel/{}_next_id", kind.name);
+    std::fs::write(&next_id, id.to_string()).with_context(|| next_id.clone())?;
+    let made = make();
+    if made.is_err() {
+        take_back(kind, &next_id);
+    }
+    let made = made.context("make it again")?;
     if made != id {
-        let _ = remove(made);
+        let _ = (kind.remove)(made);
         bail!("cannot have its id: another one is at that place");
     }
     Ok(())
+}
+
+/// Takes the word back, where nothing was made by it: else the next who makes one gets the id. No number stands for none (the least one that can be
+/// written is 0, ipc/ipc_sysctl.c), so one is made to use it up.
+fn take_back(kind: &Kind, next_id: &str) {
+    let is_set = std::fs::read_to_string(next_id).is_ok_and(|text| text.trim() != "-1");
+    if is_set {
+        let _ = (kind.make_any)().and_then(kind.remove);
+    }
 }
 
 #[cfg(test)]
@@ -196,7 +226,8 @@ mod tests {
     fn what_is_in_the_way_is_told() {
         let wanted = object(0x8003, 7);
         let says = |is_same, there: &[Object]| {
-            Here { is_same, may_exceed: false }.obstacle(&wanted, there.iter(), |_| true)
+            let here = Here { is_same, may_exceed: false };
+            here.obstacle(&wanted, there.iter(), |_| true).map(|(reason, _)| reason)
         };
         assert_eq!(says(true, &[object(1, 0)]), None);
         assert_eq!(says(true, &[object(0x8003, 7)]), None);
@@ -207,6 +238,8 @@ mod tests {
         let incomplete = Object { mode: 0, ..object(0x8003, 7) };
         assert_eq!(says(true, &[incomplete]).unwrap(), "another one has its id now");
         let here = Here { is_same: true, may_exceed: false };
+        let in_the_way = |there: Object| here.obstacle(&wanted, [there].iter(), |_| true).unwrap().1;
+        assert_eq!([in_the_way(object(1, 7)), in_the_way(object(3, 0))], [1, 3]);
         let smaller = here.obstacle(&wanted, [object(0x8003, 7)].iter(), |_| false);
         assert!(smaller.is_some());
     }

@@ -1,10 +1,10 @@
 //! Message queues.
 
-use super::objects::{self, Here, Made, PERMISSIONS};
+use super::objects::{self, Here, Kind, Made, PERMISSIONS};
 use crate::proc::sysvipc::{self, Queue as Row};
 use crate::refusal::Refusals;
 use crate::resource::unix_socket::maker::in_process;
-use crate::sys::sysv::queues as sys;
+use crate::sys::sysv::{SELF, queues as sys};
 use anyhow::{Context, Result};
 use images::Pid;
 use images::sysv::{Message, Queue};
@@ -54,6 +54,7 @@ pub(super) fn dump(
                 let reason = "has a message that is longer than kernel.msgmax is now".to_owned();
                 objects::refuse(name(id), reason, "raise kernel.msgmax", refusals);
             }
+            Look::Unreadable => objects::refuse_unreadable(name(id), refusals),
             Look::Gone => {}
         }
     }
@@ -69,6 +70,8 @@ enum Look {
     },
     /// A message is longer than the kernel would copy.
     TooLong,
+    /// To crr, without privileges.
+    Unreadable,
     /// It has gone meanwhile.
     Gone,
 }
@@ -77,6 +80,7 @@ fn look(row: &Row) -> Result<Look> {
     let id = row.object.id;
     let capacity = match sys::capacity(id) {
         Err(Errno::EINVAL | Errno::EIDRM) => return Ok(Look::Gone),
+        Err(Errno::EACCES) => return Ok(Look::Unreadable),
         capacity => capacity.context("IPC_STAT")?,
     };
     let mut messages = Vec::new();
@@ -90,7 +94,8 @@ fn look(row: &Row) -> Result<Look> {
             Err(Errno::ENOMSG) => return Ok(Look::Queue { capacity, messages }),
             Err(Errno::EIDRM) => return Ok(Look::Gone),
             Err(Errno::EINVAL) if sys::capacity(id).is_err() => return Ok(Look::Gone),
-            Err(Errno::EINVAL) => return Ok(Look::TooLong),
+            Err(Errno::EINVAL | Errno::E2BIG) => return Ok(Look::TooLong),
+            Err(Errno::EACCES) => return Ok(Look::Unreadable),
             Err(errno) => return Err(errno).context("MSG_COPY (needs CONFIG_CHECKPOINT_RESTORE)"),
         }
     }
@@ -108,8 +113,8 @@ pub(super) fn preflight(here: Here, queues: &[Queue], refusals: &mut Refusals) -
     for queue in queues {
         let id = queue.object.id;
         let there = rows.iter().map(|row| &row.object);
-        if let Some(reason) = here.obstacle(&queue.object, there.clone(), |_| true) {
-            objects::refuse(name(id), reason, "have its users remove it (ipcrm -q)", refusals);
+        if let Some((reason, other)) = here.obstacle(&queue.object, there.clone(), |_| true) {
+            objects::refuse(name(id), reason, &objects::remove_it("-q", other), refusals);
         }
         if there.clone().any(|object| object.id == id) {
             continue;
@@ -141,24 +146,28 @@ pub(super) fn put_back(queues: &[Queue], made: &mut Made) -> Result<()> {
     Ok(())
 }
 
+const KIND: Kind =
+    Kind { name: "msg", make_any: || sys::make(libc::IPC_PRIVATE, 0, SELF), remove: sys::remove };
+
 fn make(queue: &Queue, made: &mut Made) -> Result<()> {
     let object = &queue.object;
     let id = object.id;
     let creator = (object.creator_uid, object.creator_gid);
     // Nobody finds it by its key before it is complete.
-    objects::make_under_id("msg", id, || sys::make(object.key, 0, creator), sys::remove)?;
+    objects::make_under_id(&KIND, id, || sys::make(object.key, 0, creator))?;
     made.queues.push(id);
     let owner = (object.uid, object.gid);
     sys::set(id, owner, 0, room(queue)).context("its size")?;
     if queue.last_receiver != 0 {
         // So that there is something to be received.
-        let send = || sys::send(id, 1, &[]);
-        by(queue.last_sender, send).context("send a message")?;
+        let message = sys::Outgoing::new(1, &[]);
+        by(queue.last_sender, || sys::send(id, &message)).context("send a message")?;
         by(queue.last_receiver, || sys::receive_empty(id)).context("receive a message")?;
     }
     if !queue.messages.is_empty() {
-        let send_all =
-            || queue.messages.iter().try_for_each(|message| sys::send(id, message.kind, &message.bytes));
+        let outgoing = |message: &Message| sys::Outgoing::new(message.kind, &message.bytes);
+        let messages: Vec<_> = queue.messages.iter().map(outgoing).collect();
+        let send_all = || messages.iter().try_for_each(|message| sys::send(id, message));
         by(queue.last_sender, send_all).context("send its messages")?;
     }
     sys::set(id, owner, object.mode & PERMISSIONS, queue.capacity).context("owner")

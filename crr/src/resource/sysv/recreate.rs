@@ -1,6 +1,6 @@
 //! Putting segments back.
 
-use super::objects::{PERMISSIONS, make_under_id};
+use super::objects::{Kind, PERMISSIONS, make_under_id};
 use super::segments;
 use crate::refusal::{Refusal, Refusals};
 use crate::sys::sysv::{self as sys, Attached};
@@ -128,6 +128,12 @@ fn put_back_one(segments: &mut Segments, shared: &Shared, segment: &Object, page
     Ok(())
 }
 
+const KIND: Kind = Kind {
+    name: "shm",
+    make_any: || sys::make_segment(libc::IPC_PRIVATE, 1, 0, sys::SELF),
+    remove: sys::remove_segment,
+};
+
 /// Makes a segment under its old id.
 fn make(shared: &Shared, segment: &Object) -> Result<()> {
     let creator = (segment.creator_uid, segment.creator_gid);
@@ -137,5 +143,5 @@ fn make(shared: &Shared, segment: &Object) -> Result<()> {
         Err(Errno::EEXIST) if segment.mode & Object::REMOVED != 0 => make(libc::IPC_PRIVATE),
         made => made,
     };
-    make_under_id("shm", segment.id, make, sys::remove_segment)
+    make_under_id(&KIND, segment.id, make)
 }

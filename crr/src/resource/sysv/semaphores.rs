@@ -1,10 +1,10 @@
 //! Sets of semaphores.
 
-use super::objects::{self, Here, Made, PERMISSIONS};
+use super::objects::{self, Here, Kind, Made, PERMISSIONS};
 use crate::proc::sysvipc::{self, SemaphoreSet as Row};
 use crate::refusal::Refusals;
 use crate::resource::unix_socket::maker::in_process;
-use crate::sys::sysv::semaphores as sys;
+use crate::sys::sysv::{SELF, semaphores as sys};
 use anyhow::{Context, Result};
 use images::Pid;
 use images::sysv::{Semaphore, SemaphoreSet};
@@ -22,14 +22,25 @@ fn name(id: i32) -> String {
     format!("System V semaphores {id}")
 }
 
-/// Those that a tree uses, or waits at.
-pub(super) fn dump(tree: &HashSet<Pid>, waited_at: &BTreeSet<i32>) -> Result<Vec<SemaphoreSet>> {
+/// Those that a tree uses, or waits at. Who used one is told to those alone who may read it: what crr may not read, without privileges, and nobody of
+/// the tree waits at, is taken for one of others.
+pub(super) fn dump(
+    tree: &HashSet<Pid>,
+    waited_at: &BTreeSet<i32>,
+    refusals: &mut Refusals,
+) -> Result<Vec<SemaphoreSet>> {
     let mut found = Vec::new();
     for row in all()? {
         let id = row.object.id;
         let semaphores = match look(&row) {
             // It has gone meanwhile.
             Err(Errno::EINVAL | Errno::EIDRM) => continue,
+            Err(Errno::EACCES) => {
+                if waited_at.contains(&id) {
+                    objects::refuse_unreadable(name(id), refusals);
+                }
+                continue;
+            }
             semaphores => semaphores.with_context(|| name(id))?,
         };
         let users = semaphores.iter().map(|semaphore| semaphore.last_user).collect();
@@ -54,8 +65,9 @@ pub(super) fn preflight(here: Here, sets: &[SemaphoreSet], refusals: &mut Refusa
         let id = set.object.id;
         let count = |id| rows.iter().find(|row| row.object.id == id).map(|row| usize::from(row.count));
         let fits = |object: &images::sysv::Object| count(object.id) == Some(set.semaphores.len());
-        if let Some(reason) = here.obstacle(&set.object, rows.iter().map(|row| &row.object), fits) {
-            objects::refuse(name(id), reason, "have its users remove it (ipcrm -s)", refusals);
+        let obstacle = here.obstacle(&set.object, rows.iter().map(|row| &row.object), fits);
+        if let Some((reason, other)) = obstacle {
+            objects::refuse(name(id), reason, &objects::remove_it("-s", other), refusals);
         }
     }
     Ok(())
@@ -72,12 +84,15 @@ pub(super) fn put_back(sets: &[SemaphoreSet], made: &mut Made) -> Result<()> {
     Ok(())
 }
 
+const KIND: Kind =
+    Kind { name: "sem", make_any: || sys::make(libc::IPC_PRIVATE, 1, 0, SELF), remove: sys::remove };
+
 fn make(set: &SemaphoreSet, made: &mut Made) -> Result<()> {
     let object = &set.object;
     let creator = (object.creator_uid, object.creator_gid);
     // Nobody finds it by its key before it is complete.
     let make = || sys::make(object.key, set.semaphores.len(), 0, creator);
-    objects::make_under_id("sem", object.id, make, sys::remove)?;
+    objects::make_under_id(&KIND, object.id, make)?;
     made.sets.push(object.id);
     let users: BTreeSet<Pid> = set.semaphores.iter().map(|semaphore| semaphore.last_user).collect();
     for user in users {

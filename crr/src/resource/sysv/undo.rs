@@ -90,9 +90,11 @@ fn refuse_of_set(
 ) -> Result<()> {
     let mut unclear: Vec<u16> = (0..set.count).collect();
     for _ in 0..TRIES {
-        let values = match sys::values(set.object.id, set.count) {
+        let (values, is_readable) = match sys::values(set.object.id, set.count) {
             Err(Errno::EINVAL | Errno::EIDRM) => return Ok(()),
-            values => values.context("GETALL")?,
+            // Without privileges. The task may not use most such sets either, which it says whatever the value.
+            Err(Errno::EACCES) => (vec![0; usize::from(set.count)], false),
+            values => (values.context("GETALL")?, true),
         };
         let asked = std::mem::take(&mut unclear);
         for numbers in asked.chunks(AT_ONCE) {
@@ -105,6 +107,11 @@ fn refuse_of_set(
             for (ask, &number) in asks.iter().zip(numbers) {
                 match ask.sum(|handle| reply.result(handle))? {
                     Sum::Zero => {}
+                    Sum::Unclear if !is_readable => {
+                        let object = format!("System V semaphores {}", set.object.id);
+                        let reason = "may be to be undone (SEM_UNDO), and may not be read by crr";
+                        refuse.with_hint(object, reason, "run crr as root");
+                    }
                     Sum::Unclear => unclear.push(number),
                     Sum::Other => name(set, number, "is to be undone when the task ends (SEM_UNDO)", refuse),
                     Sum::NotAsked(Errno::EACCES)

@@ -149,6 +149,8 @@ fn pages_are_had_from_where_they_are() {
     let chain = Chain::write();
     let checkpoint = Checkpoint::read(&chain.of("3")).unwrap();
     assert_eq!(checkpoint.ancestors.len(), 2);
+    // They are all in one file by now.
+    assert!(checkpoint.ancestors.iter().all(|round| round.pages.is_none()));
     for page in [7, 41, 43, 48] {
         assert!(contents(&checkpoint, page.into(), 1) == vec![page; PAGE], "page {page}");
     }

@@ -6,4 +6,5 @@ mod inconsistent;
 mod random;
 mod sample;
 mod stream;
+mod unchecked;
 mod write;

@@ -78,7 +78,8 @@ impl Buffer {
 /// A copy of the message at this place of a queue, from 0: type and text (MSG_COPY, needs CONFIG_CHECKPOINT_RESTORE).
 ///
 /// # Errors
-/// ENOMSG behind the last one; EINVAL when it is gone, or for a longer message than the buffer takes or kernel.msgmax allows.
+/// ENOMSG behind the last one; E2BIG for a longer message than the buffer takes, EINVAL for a longer one than kernel.msgmax allows (do_msgrcv()
+/// and copy_msg(), ipc/msg.c); EINVAL or EIDRM when it is gone; EACCES.
 pub fn peek(id: i32, index: u64, buffer: &mut Buffer) -> nix::Result<(i64, Vec<u8>)> {
     const MSG_COPY: i32 = 0o40_000;
     let flags = MSG_COPY | libc::IPC_NOWAIT;
@@ -88,15 +89,26 @@ pub fn peek(id: i32, index: u64, buffer: &mut Buffer) -> nix::Result<(i64, Vec<u
     Ok(buffer.message(len.cast_unsigned()))
 }
 
-/// Sends a message, if there is room for it.
+/// A message as msgsnd(2) reads it: its type, then its text.
+#[derive(Debug)]
+pub struct Outgoing(Vec<u8>);
+
+impl Outgoing {
+    /// Of this type and text.
+    #[must_use]
+    pub fn new(kind: i64, text: &[u8]) -> Self {
+        Self([kind.to_ne_bytes().as_slice(), text].concat())
+    }
+}
+
+/// Sends a message, if there is room for it. It is one call to the kernel and no more: who is a bare copy of a process can do it.
 ///
 /// # Errors
 /// EAGAIN if there is none; as msgsnd(2).
-pub fn send(id: i32, kind: i64, text: &[u8]) -> nix::Result<()> {
-    let mut message = kind.to_ne_bytes().to_vec();
-    message.extend(text);
+pub fn send(id: i32, Outgoing(message): &Outgoing) -> nix::Result<()> {
+    let len = message.len() - size_of::<i64>();
     // SAFETY: the kernel reads the type and so many bytes.
-    check(unsafe { libc::msgsnd(id, message.as_ptr().cast(), text.len(), libc::IPC_NOWAIT) }).map(drop)
+    check(unsafe { libc::msgsnd(id, message.as_ptr().cast(), len, libc::IPC_NOWAIT) }).map(drop)
 }
 
 /// Takes a message without text out of a queue.
