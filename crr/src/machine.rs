@@ -14,6 +14,15 @@ use std::io::{IoSliceMut, Read, Write};
 use std::os::fd::AsRawFd;
 use std::process::{Child, Command, Stdio};
 
+/// What tells this boot of the machine from all others.
+///
+/// # Errors
+/// If /proc does not answer.
+pub(crate) fn boot_id() -> Result<String> {
+    const FILE: &str = "/proc/sys/kernel/random/boot_id";
+    Ok(fs::read_to_string(FILE).context(FILE)?.trim_end().to_owned())
+}
+
 /// The vDSO of one ABI on the running kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Live {

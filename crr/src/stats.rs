@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result};
 use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeVal;
+use nix::sys::time::{TimeVal, TimeValLike};
 use serde::Serialize;
 use std::fs::File;
 use std::io::Write;
@@ -109,13 +109,8 @@ impl Stats {
 
     fn try_write(&self, mut file: &File) -> Result<()> {
         let usage = getrusage(UsageWho::RUSAGE_SELF).context("getrusage")?;
-        let seconds = |time: TimeVal| {
-            Duration::new(
-                u64::try_from(time.tv_sec()).unwrap_or(0),
-                u32::try_from(time.tv_usec()).unwrap_or(0) * 1000,
-            )
-            .as_secs_f64()
-        };
+        let seconds =
+            |time: TimeVal| Duration::from_micros(time.num_microseconds().unsigned_abs()).as_secs_f64();
         let written = Written {
             crr: env!("CARGO_PKG_VERSION"),
             stats: self,

@@ -14,6 +14,7 @@ mod unstoppable;
 
 use crate::changed::Changed;
 use crate::fault::{self, Point};
+use crate::machine;
 use crate::ptrace::{self, Patience};
 use crate::refusal::{Refusals, Refused};
 use crate::resource::external::{self, Key};
@@ -135,7 +136,9 @@ pub fn dump(options: &Options) -> Result<Report> {
     let open = |dir: &PathBuf| Previous::open(&options.destination, dir);
     let previous = options.previous.as_ref().map(open).transpose()?;
     let mut holders = Holders::scan(&freeze::list(options.root)?)?;
-    refuse_server(&writer, &holders)?;
+    if let Some(inode) = writer.inode_of_server() {
+        refuse_server(inode, &holders)?;
+    }
     fault::point(Point::KilledStarting)?;
     let (frozen, mut collected) = seize_and_collect(options, previous, &mut holders, &patience)?;
     fault::point(Point::KilledCollected)?;
@@ -180,8 +183,8 @@ pub fn dump(options: &Options) -> Result<Report> {
 }
 
 /// A page server that stands still with the tree would never have taken all pages.
-fn refuse_server(writer: &Writer, holders: &Holders) -> Result<()> {
-    if writer.inode_of_server().is_some_and(|inode| holders.sockets().contains(&inode)) {
+fn refuse_server(inode: u64, holders: &Holders) -> Result<()> {
+    if holders.sockets().contains(&inode) {
         bail!(
             "the page server is a task of the tree, which is to stand still\n  hint: run it outside of the tree"
         );
@@ -282,11 +285,9 @@ struct Origin {
 
 impl Origin {
     fn read() -> Result<Self> {
-        let read = |path: &str| std::fs::read_to_string(path).with_context(|| format!("read {path}"));
-        Ok(Self {
-            release: read("/proc/sys/kernel/osrelease")?.trim_end().to_owned(),
-            boot_id: read("/proc/sys/kernel/random/boot_id")?.trim_end().to_owned(),
-        })
+        const RELEASE: &str = "/proc/sys/kernel/osrelease";
+        let release = std::fs::read_to_string(RELEASE).context(RELEASE)?;
+        Ok(Self { release: release.trim_end().to_owned(), boot_id: machine::boot_id()? })
     }
 }
 

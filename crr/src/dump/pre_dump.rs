@@ -100,8 +100,8 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
     let origin = Origin::read()?;
     let way = Way::choose()?;
     let writer = Writer::create(&options.destination)?;
-    if writer.inode_of_server().is_some() {
-        refuse_server(&writer, &Holders::scan(&freeze::list(options.root)?)?)?;
+    if let Some(inode) = writer.inode_of_server() {
+        refuse_server(inode, &Holders::scan(&freeze::list(options.root)?)?)?;
     }
     let open = |dir: &PathBuf| Previous::open(&options.destination, dir);
     let previous = options.previous.as_ref().map(open).transpose()?.map(|previous| previous.only_by(way));

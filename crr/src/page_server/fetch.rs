@@ -97,8 +97,7 @@ impl Fetcher {
     }
 
     fn ask(&mut self, want: Want) -> Result<()> {
-        let ask = || self.line.write_all(&want.encode()).and_then(|()| self.line.flush());
-        let mut ask = ask;
+        let mut ask = || self.line.write_all(&want.encode()).and_then(|()| self.line.flush());
         ask().with_context(|| place(&self.peer))
     }
 

@@ -4,6 +4,7 @@ use super::{Refuse, mempolicy};
 use crate::proc::{Dir, stat, status};
 use crate::refusal::Refusals;
 use crate::remote::{Arg, Batch, Buffer, Call, Handle, Reply};
+use crate::resource::creds::CAP_SYS_RESOURCE;
 use crate::store::Checkpoint;
 use crate::sys::attribute as own;
 use anyhow::{Context, Result};
@@ -155,7 +156,6 @@ pub(crate) struct Inherited {
 /// # Errors
 /// If /proc does not answer.
 pub(crate) fn inherited() -> Result<Inherited> {
-    const CAP_SYS_RESOURCE: u64 = 1 << 24;
     let option = |option| own::option(option, 0).unwrap_or(0);
     let task = TaskAttributes {
         thp_disable: option(pr::GET_THP_DISABLE),

@@ -3,6 +3,9 @@
 use crate::proc::status::Status;
 use images::thread::Creds;
 
+/// CAP_SYS_RESOURCE of include/uapi/linux/capability.h, as a bit: who has it may exceed limits.
+pub(crate) const CAP_SYS_RESOURCE: u64 = 1 << 24;
+
 /// The record, with the securebits that the thread itself told.
 #[must_use]
 pub fn dump_creds(status: &Status, securebits: u32) -> Creds {

@@ -5,6 +5,7 @@ use super::{Options, numbers, unchanged};
 use crate::dump::room;
 use crate::kernel;
 use crate::refusal::{Refusal, Refusals};
+use crate::resource::creds::CAP_SYS_RESOURCE;
 use crate::resource::external::given::Given;
 use crate::resource::terminal::recreate;
 use crate::resource::unix_socket::bind;
@@ -129,7 +130,6 @@ fn files(refusals: &mut Refusals, checkpoint: &Checkpoint, given: &Given, option
 }
 
 fn privileges(refusals: &mut Refusals, checkpoint: &Checkpoint, environment: &Environment) {
-    const CAP_SYS_RESOURCE: u64 = 1 << 24;
     let own = &environment.creds;
     let limits: Vec<(u64, u64)> = super::prepare::own_limits().unwrap_or_default();
     let may_raise = own.cap_effective & CAP_SYS_RESOURCE != 0;

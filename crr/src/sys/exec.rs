@@ -1,18 +1,20 @@
 //! Executable files that exist nowhere, and running them.
 //!
 //! # Safety
-//! memfd_create and execveat with values of ours.
+//! execveat with values of ours.
 #![allow(unsafe_code)]
 
 use crate::fault::{self, Point};
 use crate::kernel::disabled::{Switch, is_disabled};
+use crate::sys::memfd;
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
+use nix::sys::memfd::MFdFlags;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use std::ffi::{CStr, CString};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -23,8 +25,11 @@ use std::path::{Path, PathBuf};
 /// If neither can be made.
 pub fn executable(name: &CStr, contents: &[u8]) -> Result<OwnedFd> {
     fault::point(Point::Executable).context("memfd_create")?;
-    let memfd = if is_disabled(Switch::MemfdExec) { Err(Errno::EACCES) } else { memfd(name) };
-    let file = match memfd {
+    let made = match is_disabled(Switch::MemfdExec) {
+        true => Err(Errno::EACCES),
+        false => memfd::executable(name, MFdFlags::MFD_CLOEXEC),
+    };
+    let file = match made {
         Ok(file) => file,
         Err(errno) => unnamed(&places()).with_context(|| {
             format!("an executable memfd: {}; and in its place", errno.desc().to_lowercase())
@@ -35,22 +40,6 @@ pub fn executable(name: &CStr, contents: &[u8]) -> Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let reopened = File::open(&path).with_context(|| format!("open {path}"))?;
     Ok(reopened.into())
-}
-
-fn memfd(name: &CStr) -> nix::Result<File> {
-    // Kernels before 6.3 do not know MFD_EXEC, and there every memfd is executable.
-    for flags in [libc::MFD_CLOEXEC | libc::MFD_EXEC, libc::MFD_CLOEXEC] {
-        // SAFETY: a string and a number; the result is a new fd of ours.
-        let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
-        if fd >= 0 {
-            // SAFETY: just opened, owned by nobody else.
-            return Ok(unsafe { File::from_raw_fd(fd) });
-        }
-        if Errno::last() != Errno::EINVAL {
-            break;
-        }
-    }
-    Err(Errno::last())
 }
 
 /// Where there may be room for a file that can be executed.

@@ -15,6 +15,7 @@ pub(crate) mod soft_dirty;
 
 use crate::dump::freeze::FrozenTask;
 use crate::kernel;
+use crate::machine;
 use crate::proc::{self, stat};
 use crate::store::{Destination, Round};
 use crate::sys::pagemap;
@@ -102,8 +103,7 @@ impl Previous {
             format!("--prev-images-dir {}, as seen from {}", dir.display(), destination.dir().display())
         })?;
         let pre_dump = round.pre_dump()?;
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let is_this_boot = round.inventory.boot_id == boot_id.trim_end();
+        let is_this_boot = machine::boot_id().is_ok_and(|boot_id| boot_id == round.inventory.boot_id);
         let parent = Parent { dir: dir.as_os_str().as_bytes().to_vec(), crc: round.crc };
         let runs = round.memory.spaces.iter().map(|space| space.runs.clone());
         let runs = pre_dump.tasks.iter().copied().zip(runs).collect();

@@ -3,7 +3,6 @@
 //! # Safety
 //! See the module above.
 
-use crate::abi::common::CloneArgs;
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -140,20 +139,6 @@ pub fn set_entry(entry: usize) {
 unsafe extern "C" {
     fn crr_syscall6(nr: usize, args: *const usize, entry: usize) -> isize;
     fn crr_syscall_64(nr: u32, args: *const u64) -> i32;
-    fn crr_clone_thread(
-        flags: usize,
-        stack: usize,
-        entry: extern "C" fn(usize) -> !,
-        arg: usize,
-        tid: i32,
-        gone: *mut u32,
-    ) -> isize;
-    fn crr_clone3_thread(
-        args: *const CloneArgs,
-        size: usize,
-        entry: extern "C" fn(usize) -> !,
-        arg: usize,
-    ) -> isize;
 }
 
 /// A system call.
@@ -172,30 +157,4 @@ pub unsafe fn syscall6(nr: usize, args: [usize; 6]) -> isize {
 pub unsafe fn foreign_call(nr: u32, args: [u64; 2]) -> i32 {
     // SAFETY: the routine reads the two words and enters the kernel; the rest is the caller's promise.
     unsafe { crr_syscall_64(nr, args.as_ptr()) }
-}
-
-/// clone3 of a thread that runs `entry(arg)` on the stack of `args`.
-///
-/// # Safety
-/// The stack must be the thread's alone.
-pub unsafe fn clone3_thread(args: &CloneArgs, entry: extern "C" fn(usize) -> !, arg: usize) -> isize {
-    // SAFETY: the caller's promise.
-    unsafe { crr_clone3_thread(args, core::mem::size_of::<CloneArgs>(), entry, arg) }
-}
-
-/// clone of a thread that runs `entry(arg)` on a stack that ends at `stack`, if its id is `tid`; else it ends at once, and
-/// with a common address space the kernel clears `gone` then.
-///
-/// # Safety
-/// As [`clone3_thread`].
-pub unsafe fn clone_thread(
-    flags: usize,
-    stack: usize,
-    entry: extern "C" fn(usize) -> !,
-    arg: usize,
-    tid: i32,
-    gone: *mut u32,
-) -> isize {
-    // SAFETY: the caller's promise.
-    unsafe { crr_clone_thread(flags, stack, entry, arg, tid, gone) }
 }

@@ -8,6 +8,7 @@
 // from the plan is narrowed by checks.
 #![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)]
 
+use crate::abi::common::CloneArgs;
 use core::ffi::c_int;
 
 #[cfg(target_arch = "x86")]
@@ -20,7 +21,7 @@ use ia32 as arch;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as arch;
 
-pub use arch::{clone_thread, clone3_thread, foreign_call, set_entry, syscall6};
+pub use arch::{foreign_call, set_entry, syscall6};
 pub use linux_raw_sys::general as nr;
 
 /// A kernel error number, positive.
@@ -49,6 +50,49 @@ pub unsafe fn call(nr: u32, args: &[usize]) -> Result<usize, Errno> {
     all[..args.len()].copy_from_slice(args);
     // SAFETY: the caller's promise.
     check(unsafe { syscall6(nr as usize, all) })
+}
+
+unsafe extern "C" {
+    fn crr_clone_thread(
+        flags: usize,
+        stack: usize,
+        entry: extern "C" fn(usize) -> !,
+        arg: usize,
+        tid: i32,
+        gone: *mut u32,
+    ) -> isize;
+    fn crr_clone3_thread(
+        args: *const CloneArgs,
+        size: usize,
+        entry: extern "C" fn(usize) -> !,
+        arg: usize,
+    ) -> isize;
+}
+
+/// clone3 of a thread that runs `entry(arg)` on the stack of `args`.
+///
+/// # Safety
+/// The stack must be the thread's alone.
+pub unsafe fn clone3_thread(args: &CloneArgs, entry: extern "C" fn(usize) -> !, arg: usize) -> isize {
+    // SAFETY: the caller's promise.
+    unsafe { crr_clone3_thread(args, size_of::<CloneArgs>(), entry, arg) }
+}
+
+/// clone of a thread that runs `entry(arg)` on a stack that ends at `stack`, if its id is `tid`; else it ends at once, and
+/// with a common address space the kernel clears `gone` then.
+///
+/// # Safety
+/// As [`clone3_thread`].
+pub unsafe fn clone_thread(
+    flags: usize,
+    stack: usize,
+    entry: extern "C" fn(usize) -> !,
+    arg: usize,
+    tid: i32,
+    gone: *mut u32,
+) -> isize {
+    // SAFETY: the caller's promise.
+    unsafe { crr_clone_thread(flags, stack, entry, arg, tid, gone) }
 }
 
 /// mmap, with a byte offset in both ABIs.

@@ -3,7 +3,6 @@
 //! # Safety
 //! See the module above.
 
-use crate::abi::common::CloneArgs;
 use core::arch::{asm, global_asm};
 
 /// A system call.
@@ -95,49 +94,6 @@ global_asm!(
     "ud2",
     "2: ret",
 );
-
-unsafe extern "C" {
-    fn crr_clone_thread(
-        flags: usize,
-        stack: usize,
-        entry: extern "C" fn(usize) -> !,
-        arg: usize,
-        tid: i32,
-        gone: *mut u32,
-    ) -> isize;
-    fn crr_clone3_thread(
-        args: *const CloneArgs,
-        size: usize,
-        entry: extern "C" fn(usize) -> !,
-        arg: usize,
-    ) -> isize;
-}
-
-/// clone3 of a thread that runs `entry(arg)` on the stack of `args`.
-///
-/// # Safety
-/// The stack must be the thread's alone.
-pub unsafe fn clone3_thread(args: &CloneArgs, entry: extern "C" fn(usize) -> !, arg: usize) -> isize {
-    // SAFETY: the caller's promise.
-    unsafe { crr_clone3_thread(args, size_of::<CloneArgs>(), entry, arg) }
-}
-
-/// clone of a thread that runs `entry(arg)` on a stack that ends at `stack`, if its id is `tid`; else it ends at once, and
-/// with a common address space the kernel clears `gone` then.
-///
-/// # Safety
-/// As [`clone3_thread`].
-pub unsafe fn clone_thread(
-    flags: usize,
-    stack: usize,
-    entry: extern "C" fn(usize) -> !,
-    arg: usize,
-    tid: i32,
-    gone: *mut u32,
-) -> isize {
-    // SAFETY: the caller's promise.
-    unsafe { crr_clone_thread(flags, stack, entry, arg, tid, gone) }
-}
 
 /// System calls of x86_64 need no entry point.
 pub fn set_entry(_: usize) {}

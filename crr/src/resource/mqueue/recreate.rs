@@ -2,6 +2,7 @@
 
 use super::{contents, open_by_name};
 use crate::refusal::{Refusal, Refusals};
+use crate::resource::creds::CAP_SYS_RESOURCE;
 use crate::sys::mqueue as sys;
 use anyhow::{Context, Result};
 use images::file::{Description, Files, Target};
@@ -24,7 +25,6 @@ fn name(queue: &MessageQueue) -> String {
 /// # Errors
 /// If `/proc` does not tell these.
 pub(crate) fn preflight(refusals: &mut Refusals, files: &Files, capabilities: u64) -> Result<()> {
-    const CAP_SYS_RESOURCE: u64 = 1 << 24;
     let may_exceed = capabilities & CAP_SYS_RESOURCE != 0;
     let mut to_make = Vec::new();
     for (index, queue) in files.message_queues.iter().enumerate() {

@@ -6,7 +6,9 @@
 //! the same IPC namespace of the same boot, since others give out the same ids.
 
 use super::{queues, semaphores};
+use crate::machine;
 use crate::refusal::{Refusal, Refusals};
+use crate::resource::creds::CAP_SYS_RESOURCE;
 use crate::restore::environment::Environment;
 use crate::sys::process;
 use crate::sys::sysv::{queues as queue_calls, semaphores as set_calls};
@@ -65,11 +67,8 @@ pub(super) struct Here {
 
 impl Here {
     fn look(inventory: &Inventory, ipc: &Ipc, environment: &Environment) -> Result<Self> {
-        const CAP_SYS_RESOURCE: u64 = 1 << 24;
-        const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-        let boot_id = std::fs::read_to_string(BOOT_ID).context(BOOT_ID)?;
         Ok(Self {
-            is_same: boot_id.trim_end() == inventory.boot_id && namespace()? == ipc.namespace,
+            is_same: machine::boot_id()? == inventory.boot_id && namespace()? == ipc.namespace,
             may_exceed: environment.creds.cap_effective & CAP_SYS_RESOURCE != 0,
         })
     }
