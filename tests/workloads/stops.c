@@ -199,6 +199,8 @@ static void threaded(void *unused)
 		MUST0(pthread_create(&threads[i], NULL, thread, (void *)(intptr_t)i));
 	await(&board->threads, THREADS);
 	waiting(NULL);
+	/* Any thread may be the one to handle SIGCONT: this one does not end the task before it has. */
+	await(&board->continued, 1);
 	_exit(failed() ? 1 : 0);
 }
 
