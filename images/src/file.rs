@@ -1,5 +1,6 @@
 //! Files: paths that the tree refers to, open file descriptions, and who holds them under which number.
 
+use crate::bpf::BpfMap;
 use crate::event::{Epoll, Eventfd, Notify, Timerfd};
 use crate::external::External;
 use crate::id::{DescriptionId, PathId, TaskFd};
@@ -48,6 +49,8 @@ pub struct Files {
     pub message_queues: Vec<MessageQueue>,
     /// Packet sockets.
     pub packet_sockets: Vec<PacketSocket>,
+    /// BPF maps, each once however many descriptions are open on it.
+    pub bpf_maps: Vec<BpfMap>,
 }
 
 /// A name in the file system and what stood behind it at dump.
@@ -183,6 +186,8 @@ pub enum Target {
     MessageQueue(u32),
     /// A packet socket: index into [`Files::packet_sockets`].
     PacketSocket(u32),
+    /// A BPF map: index into [`Files::bpf_maps`].
+    BpfMap(u32),
 }
 
 /// A kind of namespace.
@@ -226,6 +231,7 @@ impl Target {
             | Self::InetSocket(_)
             | Self::NetlinkSocket(_)
             | Self::PacketSocket(_)
+            | Self::BpfMap(_)
             | Self::External(_)
             | Self::Inotify(_) => false,
         }

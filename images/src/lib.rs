@@ -14,6 +14,7 @@ extern crate alloc;
 
 pub mod aio;
 pub mod attribute;
+pub mod bpf;
 pub mod container;
 pub mod event;
 pub mod external;

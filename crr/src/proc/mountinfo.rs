@@ -11,6 +11,8 @@ pub struct Mount {
     pub root: Vec<u8>,
     /// Where.
     pub point: Vec<u8>,
+    /// The type of the file system.
+    pub kind: Vec<u8>,
 }
 
 /// Parses the file, in the kernel's order: what was mounted later comes later.
@@ -27,7 +29,8 @@ fn mount(line: &[u8]) -> Option<Mount> {
     let (device, root, point) = (words.next()?, words.next()?, words.next()?);
     let colon = device.iter().position(|&byte| byte == b':')?;
     let (major, minor): (u32, u32) = (decimal(&device[..colon])?, decimal(&device[colon + 1..])?);
-    Some(Mount { device: major << 20 | minor, root: unescaped(root), point: unescaped(point) })
+    let kind = words.skip_while(|word| *word != b"-").nth(1)?.to_vec();
+    Some(Mount { device: major << 20 | minor, root: unescaped(root), point: unescaped(point), kind })
 }
 
 /// Blanks, tabs, line ends and backslashes are shown by their octal numbers (mangle() of fs/proc_namespace.c).
@@ -59,9 +62,15 @@ mod tests {
         let text = b"27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard\n\
             30 25 0:27 /a\\134b /mnt/with\\040blank rw - tmpfs tmpfs rw\n";
         let mounts = parse(text).unwrap();
-        assert_eq!(mounts[0], Mount { device: 0xfe0_0000, root: b"/".to_vec(), point: b"/".to_vec() });
-        let second = Mount { device: 27, root: b"/a\\b".to_vec(), point: b"/mnt/with blank".to_vec() };
-        assert_eq!(mounts[1..], [second]);
+        let mount = |device, [root, point, kind]: [&[u8]; 3]| Mount {
+            device,
+            root: root.to_vec(),
+            point: point.to_vec(),
+            kind: kind.to_vec(),
+        };
+        let expected =
+            [mount(0xfe0_0000, [b"/", b"/", b"ext4"]), mount(27, [b"/a\\b", b"/mnt/with blank", b"tmpfs"])];
+        assert_eq!(mounts, expected);
         assert!(parse(b"27 1 254 / /\n").is_err());
     }
 }

@@ -15,7 +15,7 @@ use super::unix_socket::half::HalfPolicy;
 use super::unix_socket::{self, Holder, Sockets};
 use super::view::{FileSystem, Use};
 use super::{
-    Refuse, device, inet, inotify, lock, mqueue, namespace, netlink, packet, pidfd as pidfds, task_file,
+    Refuse, bpf, device, inet, inotify, lock, mqueue, namespace, netlink, packet, pidfd as pidfds, task_file,
 };
 use crate::parallel;
 use crate::proc::{Dir, fdinfo};
@@ -78,6 +78,7 @@ pub(crate) struct Table {
     pidfds: pidfds::Table,
     task_files: task_file::Table,
     message_queues: mqueue::Table,
+    bpf_maps: bpf::Table,
     /// For each description, one who has it, and its inode and device.
     holders: Vec<(Pid, u32)>,
     inodes: Vec<(u64, u64)>,
@@ -363,6 +364,10 @@ impl Table {
                 namespace::dump_file(kind, &open.stat, &open.describe(), refuse)?.map(Target::Namespace)
             );
         }
+        if bpf::is_map(&open.link) {
+            let record = self.bpf_maps.add((open.describe(), &open.text), copy, refuse)?;
+            return Ok(record.map(Target::BpfMap));
+        }
         let kind = file_type(open.stat.st_mode);
         if (kind == SFlag::S_IFREG || kind == SFlag::S_IFDIR)
             && paths.kernel_file_system(&open.link, open.stat.st_dev) == Some(FileSystem::Proc)
@@ -541,6 +546,22 @@ impl Table {
         self.message_queues.look_into()
     }
 
+    /// Finds out which BPF maps can be had again, once all of the tree are known.
+    pub(crate) fn relate_bpf_maps(
+        &mut self,
+        tree: &HashSet<Pid>,
+        tasks: &[Task],
+        refusals: &mut Refusals,
+    ) -> Result<()> {
+        let trusted = bpf::trusted(tasks, &self.descriptions);
+        self.bpf_maps.relate(tree, &trusted, refusals)
+    }
+
+    /// Looks what is in BPF maps, if nothing else is in the way of the dump.
+    pub(crate) fn look_into_bpf_maps(&mut self) -> Result<()> {
+        self.bpf_maps.look_into()
+    }
+
     /// Completes what takes the whole tree to know. The tasks have their descriptors already.
     pub(crate) fn finish_events(
         &mut self,
@@ -635,6 +656,7 @@ impl Table {
             task_files: self.task_files.into_records(),
             message_queues: self.message_queues.into_records(),
             packet_sockets: self.packets.into_records(),
+            bpf_maps: self.bpf_maps.into_records(),
         }
     }
 }

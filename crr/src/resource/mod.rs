@@ -2,6 +2,7 @@
 
 pub(crate) mod aio;
 pub mod attribute;
+pub(crate) mod bpf;
 pub(crate) mod build_id;
 pub mod creds;
 pub(crate) mod deleted;

@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 
 pub mod attribute;
+pub mod bpf;
 pub mod event;
 pub mod exec;
 pub mod inotify;

@@ -3,6 +3,7 @@
 
 use images::aio::AioContext;
 use images::attribute::{AreaPolicy, MemoryPolicy, TaskAttributes, ThreadAttributes};
+use images::bpf::{self, BpfMap};
 use images::container::{Kind, TRAILER_SIZE, crc32c, encode};
 use images::event::{Epoll, Eventfd, Notify, Timerfd, Watch};
 use images::external::{External, ExternalKind};
@@ -246,6 +247,8 @@ fn files() -> Files {
             description(Target::MessageQueue(0), 0o4002, 0),
             description(Target::External(3), 0o2, 0),
             description(Target::PacketSocket(0), 0o2, 0),
+            description(Target::BpfMap(0), 0o2, 0),
+            description(Target::BpfMap(1), 0o1, 0),
         ],
         pipes: vec![
             Pipe { ino: 4242, capacity: 65_536, contents: b"in flight".to_vec(), ..Pipe::default() },
@@ -333,6 +336,23 @@ fn files() -> Files {
                 Job { priority: 0, bytes: Vec::new() },
             ]),
         }],
+        bpf_maps: vec![
+            BpfMap {
+                kind: bpf::kind::PERCPU_HASH,
+                key_size: 2,
+                value_size: 3,
+                max_entries: 9,
+                flags: 1,
+                name: b"hits".to_vec(),
+                frozen: true,
+                trusted: true,
+                processors: 2,
+                keys: vec![1, 2, 3, 4],
+                values: vec![7; 32],
+                ..BpfMap::default()
+            },
+            BpfMap { kind: 27, max_entries: 4096, pin: b"/sys/fs/bpf/events".to_vec(), ..BpfMap::default() },
+        ],
         packet_sockets: vec![PacketSocket {
             ino: 4646,
             kind: 3,

@@ -70,7 +70,7 @@ fn details(info: &str, without_name: &HashSet<String>) -> String {
     let runs_on =
         value("ticks: ").is_some_and(|ticks| ticks != "0") && value("it_interval: ") != Some("(0, 0)");
     for line in info.lines() {
-        if ["pos:", "ino:", "eventfd-id:"].iter().any(|name| line.starts_with(name)) {
+        if ["pos:", "ino:", "eventfd-id:", "map_id:"].iter().any(|name| line.starts_with(name)) {
             continue;
         }
         if runs_on && (line.starts_with("ticks:") || line.starts_with("it_value:")) {

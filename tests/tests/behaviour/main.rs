@@ -3,6 +3,7 @@
 
 mod aio;
 mod attributes;
+mod bpf_maps;
 mod commands;
 mod cow;
 mod deleted;

@@ -176,6 +176,11 @@ fn check_description(description: &Description, files: &Files) -> Check {
             ensure!((queue as usize) < queues, "queue#{queue} of {queues} message queues");
             Ok(())
         }
+        Target::BpfMap(map) => {
+            let maps = files.bpf_maps.len();
+            ensure!((map as usize) < maps, "map#{map} of {maps} BPF maps");
+            Ok(())
+        }
         Target::Pidfd(_) | Target::TaskFile(_) => late::check_target(&description.target, files),
     }
 }

@@ -5,6 +5,7 @@
 //! machine is not asked here but by the plan.
 
 mod attribute;
+mod bpf;
 mod event;
 mod externals;
 mod files;
@@ -75,6 +76,7 @@ pub fn records(
     terminals::check(files).map_err(of(Kind::Files))?;
     event::check(files).map_err(of(Kind::Files))?;
     inotify::check(files).map_err(of(Kind::Files))?;
+    bpf::check(files).map_err(of(Kind::Files))?;
     tree::check(tree, files).map_err(of(Kind::Tree))?;
     ipc::check(&tree.ipc).map_err(of(Kind::Tree))?;
     terminals::check_control(files, tree).map_err(of(Kind::Files))?;
