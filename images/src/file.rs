@@ -3,6 +3,7 @@
 use crate::bpf::BpfMap;
 use crate::event::{Epoll, Eventfd, Notify, Timerfd};
 use crate::external::External;
+use crate::fanotify::Fanotify;
 use crate::id::{DescriptionId, PathId, TaskFd};
 use crate::inet::InetSocket;
 use crate::inotify::Inotify;
@@ -51,6 +52,8 @@ pub struct Files {
     pub packet_sockets: Vec<PacketSocket>,
     /// BPF maps, each once however many descriptions are open on it.
     pub bpf_maps: Vec<BpfMap>,
+    /// Groups of fanotify marks.
+    pub fanotifies: Vec<Fanotify>,
 }
 
 /// A name in the file system and what stood behind it at dump.
@@ -188,6 +191,8 @@ pub enum Target {
     PacketSocket(u32),
     /// A BPF map: index into [`Files::bpf_maps`].
     BpfMap(u32),
+    /// A group of fanotify marks: index into [`Files::fanotifies`].
+    Fanotify(u32),
 }
 
 /// A kind of namespace.
@@ -232,6 +237,7 @@ impl Target {
             | Self::NetlinkSocket(_)
             | Self::PacketSocket(_)
             | Self::BpfMap(_)
+            | Self::Fanotify(_)
             | Self::External(_)
             | Self::Inotify(_) => false,
         }

@@ -18,6 +18,7 @@ pub mod bpf;
 pub mod container;
 pub mod event;
 pub mod external;
+pub mod fanotify;
 pub mod file;
 pub mod id;
 pub mod inet;

@@ -161,6 +161,17 @@ CASE(array)
 	CHECK(value[0] == 99, "%d", value[0]);
 }
 
+/* By one who has no privileges any more. */
+CASE(ordinary)
+{
+	int map = make(BPF_MAP_TYPE_HASH, 4, 8, ENTRIES, 0, "");
+	put_all(map, 7);
+	MUST(setresgid(1000, 1000, 1000));
+	MUST(setresuid(1000, 1000, 1000));
+	checkpoint();
+	check_all(map, 7);
+}
+
 /* A value for each processor. */
 CASE(processors)
 {

@@ -9,7 +9,6 @@
 #include <mqueue.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/fanotify.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/ipc.h>
@@ -329,12 +328,11 @@ CASE(kernel_helpers)
 	int pair[2];
 	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
 	int ring = make_ring(0), counter = make_counter(), program = load_program(),
-	    faults = (int)MUST(syscall(SYS_userfaultfd, 1)), fanotify = MUST(fanotify_init(FAN_CLASS_CONTENT, O_RDONLY));
+	    faults = (int)MUST(syscall(SYS_userfaultfd, 1));
 	name_with(ring, "anon_inode:[io_uring]): io_uring is not supported");
 	name_with(counter, "anon_inode:[perf_event]): performance counters are not supported");
 	name_with(program, "anon_inode:bpf-prog): BPF programs are not supported");
 	name_with(faults, "anon_inode:[userfaultfd]): userfaultfd is not supported");
-	name_with(fanotify, "anon_inode:[fanotify]): fanotify descriptors are not supported");
 	checkpoint();
 	check_alive(pair);
 }

@@ -4,6 +4,7 @@
 
 pub mod bpf;
 pub mod event;
+pub mod fanotify;
 pub mod fdinfo;
 pub mod inotify;
 pub mod limits;

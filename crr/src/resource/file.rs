@@ -15,7 +15,8 @@ use super::unix_socket::half::HalfPolicy;
 use super::unix_socket::{self, Holder, Sockets};
 use super::view::{FileSystem, Use};
 use super::{
-    Refuse, bpf, device, inet, inotify, lock, mqueue, namespace, netlink, packet, pidfd as pidfds, task_file,
+    Refuse, bpf, device, fanotify, inet, inotify, lock, mqueue, namespace, netlink, packet, pidfd as pidfds,
+    task_file,
 };
 use crate::parallel;
 use crate::proc::{Dir, fdinfo};
@@ -24,6 +25,7 @@ use crate::sys::kcmp::{Kind, kcmp};
 use anyhow::{Context, Result};
 use copies::Copies;
 use images::event::{Epoll, Notify};
+use images::fanotify::Fanotify;
 use images::file::{Description, FdEntry, Files, Path, Target};
 use images::inotify::Inotify;
 use images::memory::{Backing, Space};
@@ -75,6 +77,7 @@ pub(crate) struct Table {
     events: event::Found,
     epolls: Vec<Epoll>,
     inotifies: Vec<Inotify>,
+    fanotifies: Vec<Fanotify>,
     pidfds: pidfds::Table,
     task_files: task_file::Table,
     message_queues: mqueue::Table,
@@ -577,6 +580,7 @@ impl Table {
         self.task_files.refuse_outsiders(tasks, zombies, refusals);
         self.epolls = self.events.finish(&mut self.descriptions, &tree, refusals)?;
         self.inotifies = inotify::dump(self.events.inotifies(), paths, refusals)?;
+        self.fanotifies = fanotify::dump(self.events.fanotifies(), tasks, paths, refusals)?;
         Ok(())
     }
 
@@ -653,6 +657,7 @@ impl Table {
             epolls: self.epolls,
             externals: self.externals.into_records(),
             inotifies: self.inotifies,
+            fanotifies: self.fanotifies,
             task_files: self.task_files.into_records(),
             message_queues: self.message_queues.into_records(),
             packet_sockets: self.packets.into_records(),

@@ -10,6 +10,7 @@ pub(crate) mod device;
 pub(crate) mod dispatch;
 pub(crate) mod event;
 pub mod external;
+pub(crate) mod fanotify;
 pub mod file;
 pub(crate) mod group_stop;
 pub(crate) mod hugetlb;

@@ -5,7 +5,7 @@
 //! point to is live, and as large as the map or the kind of information says. Descriptors that a successful call returns are new and ours.
 #![allow(unsafe_code)]
 
-use super::check;
+use super::{check, halves};
 use nix::errno::Errno;
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -161,9 +161,9 @@ pub fn program_info(program: BorrowedFd<'_>) -> nix::Result<(Vec<u8>, Vec<u32>)>
     let count = words[13];
     let mut maps = vec![0u32; count as usize];
     let mut asked = [0; 20];
-    let start = maps.as_mut_ptr() as u64;
+    let [low, high] = halves(maps.as_mut_ptr() as u64);
     // nr_map_ids and map_ids of struct bpf_prog_info.
-    (asked[13], asked[14], asked[15]) = (count, start as u32, (start >> 32) as u32);
+    (asked[13], asked[14], asked[15]) = (count, low, high);
     info(program, &mut asked)?;
     Ok((name_in(&asked[16..20]), maps))
 }
@@ -266,7 +266,7 @@ impl<'a> Entries<'a> {
     ///
     /// # Errors
     /// As bpf(2).
-    pub fn next(&mut self) -> nix::Result<Option<(&[u8], &[u8])>> {
+    pub fn next_entry(&mut self) -> nix::Result<Option<(&[u8], &[u8])>> {
         loop {
             let before = if self.started { self.key.as_ptr() as u64 } else { 0 };
             let mut attributes = [number(self.map).into(), before, self.next.as_mut_ptr() as u64];

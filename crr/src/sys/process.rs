@@ -4,7 +4,7 @@
 //! clone3 without CLONE_VM is fork: safe to return from in both processes as long as this process has one thread.
 #![allow(unsafe_code)]
 
-use super::check;
+use super::{check, halves};
 use crate::fault::{self, Point};
 use crate::kernel::disabled::{Switch, is_disabled};
 use images::Pid;
@@ -316,8 +316,9 @@ pub fn without_capabilities<T>(capabilities: u64, body: impl FnOnce() -> T) -> n
     // SAFETY: the kernel reads the header and fills in both.
     check(unsafe { libc::syscall(libc::SYS_capget, &raw const header, &raw mut had) })?;
     let mut fewer = had;
-    fewer[0].effective &= !(capabilities as u32);
-    fewer[1].effective &= !((capabilities >> 32) as u32);
+    for (set, out) in fewer.iter_mut().zip(halves(capabilities)) {
+        set.effective &= !out;
+    }
     // SAFETY: the kernel reads all of it.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const fewer) })?;
     let result = body();

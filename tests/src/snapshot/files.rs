@@ -81,7 +81,7 @@ fn details(info: &str, without_name: &HashSet<String>) -> String {
         } else if line.starts_with("tfd:") {
             // In the order of addresses in the kernel.
             watches.push(line.split(" pos:").next().unwrap_or_default().trim_end().to_owned());
-        } else if line.starts_with("inotify ") {
+        } else if line.starts_with("inotify ") || line.starts_with("fanotify ino:") {
             lines.push(watched(line, without_name));
         } else {
             lines.push(line.replace('\t', ""));

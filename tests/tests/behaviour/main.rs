@@ -14,6 +14,7 @@ mod external;
 mod failures;
 mod fallbacks;
 mod families;
+mod fanotify;
 mod faults;
 mod fifos;
 mod files;

@@ -243,6 +243,9 @@ fn target(checkpoint: &Checkpoint, description: &Description) -> String {
         Target::Inotify(group) => {
             format!("inotify of {}", checkpoint.files.inotifies[group as usize].watches.len())
         }
+        Target::Fanotify(group) => {
+            format!("fanotify of {}", checkpoint.files.fanotifies[group as usize].marks.len())
+        }
     }
 }
 

@@ -17,7 +17,7 @@ pub(super) fn look(map: BorrowedFd<'_>, info: &sys::MapInfo, record: &mut BpfMap
     // A new one is all zeros.
     let is_array = matches!(info.kind, kind::ARRAY | kind::PERCPU_ARRAY);
     let mut entries = sys::Entries::of(map, info, record.value_bytes())?;
-    while let Some((key, value)) = entries.next().context("read a BPF map")? {
+    while let Some((key, value)) = entries.next_entry().context("read a BPF map")? {
         if !is_array || value.iter().any(|&byte| byte != 0) {
             record.keys.extend_from_slice(key);
             record.values.extend_from_slice(value);

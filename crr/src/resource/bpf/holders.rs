@@ -82,7 +82,7 @@ fn inner_maps(map: &OwnedFd) -> nix::Result<Vec<u32>> {
         let mut entries = sys::Entries::of(map.as_fd(), &info, 4)?;
         // A map that changes meanwhile may start over.
         for _ in 0..info.max_entries {
-            match entries.next()? {
+            match entries.next_entry()? {
                 Some((_, &[a, b, c, d])) => inner.push(u32::from_ne_bytes([a, b, c, d])),
                 _ => break,
             }

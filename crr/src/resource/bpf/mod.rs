@@ -222,7 +222,8 @@ fn kind_obstacle(number: u32) -> Option<String> {
         | kind::STACK => return None,
         9 | 10 => {
             return Some(
-                "a BPF map that drops what was not used for long (LRU): what that is is shown nowhere".into(),
+                "a BPF map that drops what was not used for long (LRU), in an order that is shown nowhere"
+                    .into(),
             );
         }
         3 => "of programs",

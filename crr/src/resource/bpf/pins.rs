@@ -25,11 +25,14 @@ pub(super) enum Pin {
 /// The maps that are pinned, by their ids.
 pub(super) fn find(tree: &HashSet<Pid>) -> Result<HashMap<u32, Pin>> {
     let mut pins = HashMap::new();
+    // Those that were looked through as a whole.
     let mut seen = HashSet::new();
     for mount in bpf_mounts(Path::new("/proc/self")).context("/proc/self/mountinfo")? {
         let point = Path::new(OsStr::from_bytes(&mount.point));
         if is_at(point, mount.device) {
-            seen.insert(mount.device);
+            if mount.root == b"/" {
+                seen.insert(mount.device);
+            }
             let mut note = |id, name: &Path| {
                 pins.entry(id).or_insert_with(|| Pin::Here(name.as_os_str().as_bytes().to_vec()));
             };
@@ -47,7 +50,10 @@ pub(super) fn find(tree: &HashSet<Pid>) -> Result<HashMap<u32, Pin>> {
         for mount in bpf_mounts(&task).unwrap_or_default() {
             let point = Path::new(OsStr::from_bytes(&mount.point));
             let from_here = task.join("root").join(point.strip_prefix("/").unwrap_or(point));
-            if is_at(&from_here, mount.device) && seen.insert(mount.device) {
+            if is_at(&from_here, mount.device) && !seen.contains(&mount.device) {
+                if mount.root == b"/" {
+                    seen.insert(mount.device);
+                }
                 let mut note = |id, _: &Path| {
                     let place = format!("a name at {} of task {pid} ({})", point.display(), comm_of(pid));
                     pins.entry(id).or_insert(Pin::Elsewhere(place));

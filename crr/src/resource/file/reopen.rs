@@ -5,7 +5,8 @@ use crate::fault::{self, Point};
 use crate::resource::external::given::Given;
 use crate::resource::unix_socket::bind::Binder;
 use crate::resource::{
-    bpf, event, inet, inotify, mqueue, namespace, netlink, packet, pipe::recreate, terminal, unix_socket,
+    bpf, event, fanotify, inet, inotify, mqueue, namespace, netlink, packet, pipe::recreate, terminal,
+    unix_socket,
 };
 use crate::restore::late::Places;
 use crate::sys::int80::LowBuffer;
@@ -92,6 +93,7 @@ pub(crate) fn open_all(
             Target::Signalfd(signals) => event::recreate::signalfd(signals, flags)?,
             Target::Epoll(_) => event::recreate::epoll(flags)?,
             Target::Inotify(index) => inotify::recreate::create(&files.inotifies[index as usize], flags)?,
+            Target::Fanotify(index) => fanotify::recreate::create(&files.fanotifies[index as usize], flags)?,
             Target::Pty { .. } => ptys.open(index)?,
             Target::Namespace(kind) => namespace::open(kind, description, &mut ia32)?,
             Target::BpfMap(index) => bpf_maps.open(index, flags)?,

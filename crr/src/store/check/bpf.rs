@@ -48,6 +48,7 @@ fn check_map(map: &BpfMap) -> Check {
         Some(values) == entries.checked_mul(value),
         "{values} bytes of values of {value} bytes for {entries} entries"
     );
+    ensure!(entries == 0 || value > 0, "entries without values");
     ensure!(entries <= map.max_entries.into(), "{entries} entries of {}", map.max_entries);
     Ok(())
 }

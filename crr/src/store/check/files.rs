@@ -167,6 +167,11 @@ fn check_description(description: &Description, files: &Files) -> Check {
             ensure!((group as usize) < groups, "inotify#{group} of {groups} inotify groups");
             Ok(())
         }
+        Target::Fanotify(group) => {
+            let groups = files.fanotifies.len();
+            ensure!((group as usize) < groups, "fanotify#{group} of {groups} fanotify groups");
+            Ok(())
+        }
         Target::Eventfd(_) | Target::Timerfd(_) | Target::Signalfd(_) | Target::Epoll(_) => {
             event::check_target(&description.target, files)
         }

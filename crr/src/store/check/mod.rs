@@ -8,6 +8,7 @@ mod attribute;
 mod bpf;
 mod event;
 mod externals;
+mod fanotify;
 mod files;
 mod inet;
 mod inotify;
@@ -77,6 +78,7 @@ pub fn records(
     event::check(files).map_err(of(Kind::Files))?;
     inotify::check(files).map_err(of(Kind::Files))?;
     bpf::check(files).map_err(of(Kind::Files))?;
+    fanotify::check(files).map_err(of(Kind::Files))?;
     tree::check(tree, files).map_err(of(Kind::Tree))?;
     ipc::check(&tree.ipc).map_err(of(Kind::Tree))?;
     terminals::check_control(files, tree).map_err(of(Kind::Files))?;
