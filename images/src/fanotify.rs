@@ -13,6 +13,8 @@ pub struct Fanotify {
     pub event_flags: u32,
     /// It is told who caused an event, whoever that is: a group that was made with CAP_SYS_ADMIN.
     pub privileged: bool,
+    /// Events had not been read yet. The restored group tells so, by FAN_Q_OVERFLOW.
+    pub lost: bool,
     /// By age, the oldest first.
     pub marks: Vec<Mark>,
 }

@@ -168,6 +168,8 @@ CASE(ordinary)
 	put_all(map, 7);
 	MUST(setresgid(1000, 1000, 1000));
 	MUST(setresuid(1000, 1000, 1000));
+	/* Its user may dump it. */
+	MUST(prctl(PR_SET_DUMPABLE, 1));
 	checkpoint();
 	check_all(map, 7);
 }
@@ -334,6 +336,11 @@ CASE(refused)
 	MUST(put(outer, &key, &inner));
 	name_it("BPF maps of maps are not supported", outer);
 	name_it("a BPF map that BPF map ", inner);
+	int shared = make(BPF_MAP_TYPE_ARRAY, 4, 8, 1, BPF_F_MMAPABLE, "");
+	char *mapped = MUST((char *)mmap(NULL, PAGE, PROT_READ, MAP_SHARED, shared, 0));
+	unsigned long start = (uintptr_t)mapped;
+	printf("NAME 0x%lx-0x%lx (anon_inode:bpf-map): mapped BPF maps are not supported\n", start, start + PAGE);
+	fflush(stdout);
 	checkpoint();
 }
 

@@ -291,7 +291,7 @@ impl Backings {
             let unmappable = match area.name {
                 b"anon_inode:[io_uring]" => ("io_uring is not supported", kinds::WITHOUT_RING),
                 b"anon_inode:[perf_event]" => ("performance counters are not supported", UNMAP),
-                name if name.starts_with(b"anon_inode:bpf") => ("BPF is not supported", UNMAP),
+                b"anon_inode:bpf-map" => ("mapped BPF maps are not supported", UNMAP),
                 _ => ("mappings of this kind are not supported", UNMAP),
             };
             return Ok(Err((unmappable.0.into(), unmappable.1)));

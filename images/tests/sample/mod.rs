@@ -342,6 +342,7 @@ fn files() -> Files {
             flags: 0x602,
             event_flags: 0o100_000,
             privileged: true,
+            lost: true,
             marks: vec![
                 Mark { scope: Scope::Inode, path: PathId(4), flags: 0x240, mask: 0x4800_0002, ignored: 0x20 },
                 Mark { scope: Scope::Mount, path: PathId(2), flags: 0, mask: 0x20, ignored: 0 },

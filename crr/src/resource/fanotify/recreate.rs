@@ -1,6 +1,6 @@
 //! fanotify groups made again.
 
-use super::FOR_GOOD;
+use super::{FOR_GOOD, overflow::overflow};
 use crate::fault::{self, Point};
 use crate::proc::mountinfo;
 use crate::refusal::{Refusal, Refusals};
@@ -12,16 +12,16 @@ use images::fanotify::{Fanotify, Mark, Scope};
 use images::file::{Files, Path};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use std::ffi::CString;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-const FAN_MARK_ADD: u32 = 0x1;
+pub(super) const FAN_MARK_ADD: u32 = 0x1;
 const FAN_MARK_DONT_FOLLOW: u32 = 0x4;
 const FAN_MARK_MOUNT: u32 = 0x10;
 const FAN_MARK_IGNORED_MASK: u32 = 0x20;
 const FAN_MARK_FILESYSTEM: u32 = 0x100;
 const FAN_MARK_EVICTABLE: u32 = 0x200;
 const FAN_MARK_IGNORE: u32 = 0x400;
-const FAN_EVENT_ON_CHILD: u32 = 0x800_0000;
+pub(super) const FAN_EVENT_ON_CHILD: u32 = 0x800_0000;
 
 /// Refuses groups that this kernel does not make, and marks of what is not mounted any more.
 ///
@@ -36,7 +36,7 @@ pub(crate) fn preflight(files: &Files, refusals: &mut Refusals) -> Result<()> {
         refusals.push(Refusal { task: None, object, reason, hint });
     };
     for (index, group) in files.fanotifies.iter().enumerate() {
-        if let Err(error) = create(group, 0) {
+        if let Err(error) = make(group) {
             refuse(format!("fanotify#{index}"), format!("{error:#}"), Some("run crr as root".to_owned()));
         }
         for mark in group.marks.iter().filter(|mark| mark.scope != Scope::Inode) {
@@ -57,12 +57,19 @@ pub(crate) fn preflight(files: &Files, refusals: &mut Refusals) -> Result<()> {
 /// # Errors
 /// As fanotify_init(2).
 pub(crate) fn create(record: &Fanotify, flags: u32) -> Result<OwnedFd> {
-    let make = || sys::create(record.flags, record.event_flags);
-    let made = if record.privileged { make() } else { process::without_capabilities(CAP_SYS_ADMIN, make)? };
-    let group = made.context("fanotify_init (fs.fanotify.max_user_groups may be reached)")?;
+    let group = make(record)?;
+    if record.lost {
+        overflow(group.as_fd()).context("have a fanotify queue overflow")?;
+    }
     fcntl(&group, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).context("F_SETFD")?;
     fcntl(&group, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags.cast_signed()))).context("set flags")?;
     Ok(group)
+}
+
+fn make(record: &Fanotify) -> Result<OwnedFd> {
+    let make = || sys::create(record.flags, record.event_flags);
+    let made = if record.privileged { make() } else { process::without_capabilities(CAP_SYS_ADMIN, make)? };
+    made.context("fanotify_init (fs.fanotify.max_user_groups may be reached)")
 }
 
 /// Has a group told what it was told.
