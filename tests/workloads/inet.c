@@ -907,7 +907,10 @@ CASE(netlink)
 	} request = { .header = { .nlmsg_len = sizeof(request), .nlmsg_type = RTM_GETLINK, .nlmsg_flags = NLM_F_REQUEST, .nlmsg_seq = 7 },
 		      .link = { .ifi_index = 1 } };
 	struct sockaddr_nl name = { .nl_family = AF_NETLINK, .nl_groups = RTMGRP_LINK }, now;
-	int fds[3], on = 1, group = RTNLGRP_IPV6_RULE;
+	/* Lets nothing pass, or the header of each message: programs that hear of devices have a filter. */
+	struct sock_filter none = { 0x06, 0, 0, 0 }, header_alone = { 0x06, 0, 0, sizeof(struct nlmsghdr) };
+	struct sock_fprog of_none = { .len = 1, .filter = &none }, of_header = { .len = 1, .filter = &header_alone };
+	int fds[4], on = 1, group = RTNLGRP_IPV6_RULE;
 	socklen_t length = sizeof(name);
 	fds[0] = MUST(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE));
 	MUST(bind(fds[0], (void *)&name, sizeof(name)));
@@ -915,7 +918,11 @@ CASE(netlink)
 	MUST(setsockopt(fds[0], 270, NETLINK_EXT_ACK, &on, sizeof(on)));
 	MUST(getsockname(fds[0], (void *)&name, &length));
 	fds[1] = MUST(socket(AF_NETLINK, SOCK_DGRAM | SOCK_NONBLOCK, NETLINK_KOBJECT_UEVENT));
+	MUST(setsockopt(fds[1], SOL_SOCKET, SO_ATTACH_FILTER, &of_none, sizeof(of_none)));
+	MUST(setsockopt(fds[1], SOL_SOCKET, SO_LOCK_FILTER, &on, sizeof(on)));
 	fds[2] = MUST(socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC));
+	fds[3] = MUST(socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE));
+	MUST(setsockopt(fds[3], SOL_SOCKET, SO_ATTACH_FILTER, &of_header, sizeof(of_header)));
 	CHECK(name.nl_pid != 0 && (name.nl_groups & RTMGRP_LINK) != 0, "port %u, groups %#x", name.nl_pid, name.nl_groups);
 	checkpoint();
 	length = sizeof(now);
@@ -928,9 +935,13 @@ CASE(netlink)
 	CHECK(option(fds[0], 270, NETLINK_EXT_ACK) == 1, "NETLINK_EXT_ACK");
 	CHECK(option(fds[1], SOL_SOCKET, SO_PROTOCOL) == NETLINK_KOBJECT_UEVENT, "another protocol");
 	CHECK(fcntl(fds[1], F_GETFL) & O_NONBLOCK, "it blocks");
-	MUST(send(fds[0], &request, sizeof(request), 0));
+	CHECK(setsockopt(fds[1], SOL_SOCKET, SO_DETACH_FILTER, &on, sizeof(on)) == -1 && errno == EPERM, "it is not locked");
 	static char answer[8192];
 	struct nlmsghdr *header = (void *)answer;
+	MUST(send(fds[3], &request, sizeof(request), 0));
+	ssize_t size = MUST(recv(fds[3], answer, sizeof(answer), 0));
+	CHECK(size == sizeof(*header) && header->nlmsg_type == RTM_NEWLINK, "the filter lets %zd bytes pass", size);
+	MUST(send(fds[0], &request, sizeof(request), 0));
 	CHECK(recv(fds[0], answer, sizeof(answer), 0) > 0 && header->nlmsg_type == RTM_NEWLINK && header->nlmsg_seq == 7,
 	      "the answer is of type %u", header->nlmsg_type);
 }

@@ -306,6 +306,7 @@ fn files() -> Files {
             uid: 33,
             gid: 34,
             options: vec![SocketOption { level: 270, name: 11, value: vec![1] }],
+            filter: vec![6, 0, 0, 0, 255, 255, 0, 0],
         }],
         network_hold: Some("crr-0123456789abcdef".to_owned()),
         externals: vec![

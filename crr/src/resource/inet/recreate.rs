@@ -26,7 +26,6 @@ use std::time::{Duration, Instant};
 
 const SO_RCVBUF: i32 = 8;
 const SO_RCVBUFFORCE: i32 = 33;
-const SO_LOCK_FILTER: i32 = 44;
 
 /// What a user says about sockets at restore.
 #[derive(Clone, Debug, Default)]
@@ -245,7 +244,7 @@ fn deafen(fd: BorrowedFd<'_>) -> Result<()> {
 
 /// Options that are set when everything else is done.
 fn is_late(option: &SocketOption) -> bool {
-    const LATE: [i32; 2] = [SO_REUSEADDR, SO_LOCK_FILTER];
+    const LATE: [i32; 2] = [SO_REUSEADDR, option::SO_LOCK_FILTER];
     option.level == libc::SOL_SOCKET.cast_unsigned() && LATE.contains(&option.name.cast_signed())
 }
 

@@ -6,6 +6,8 @@ use images::socket::SocketOption;
 use nix::errno::Errno;
 use std::os::fd::BorrowedFd;
 
+pub(crate) const SO_LOCK_FILTER: i32 = 44;
+
 /// How an option that getsockopt shows is put back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum How {
@@ -62,7 +64,7 @@ pub(crate) const SOCKET: Level = (
         (76, How::Same), // SO_PASSPIDFD
         (82, How::Same), // SO_RCVPRIORITY
         (83, How::Same), // SO_PASSRIGHTS
-        (44, How::Same), // SO_LOCK_FILTER
+        (SO_LOCK_FILTER, How::Same),
         (37, How::Same), // SO_TIMESTAMPING
         (65, How::Same), // SO_TIMESTAMPING_NEW
         (SO_PEEK_OFF, How::Same),
@@ -321,6 +323,22 @@ pub(crate) fn dump(socket: BorrowedFd<'_>, levels: &[Level]) -> Result<Vec<Socke
         }
     }
     Ok(options)
+}
+
+/// [`restore`] for a socket with this filter of classic BPF, if it is not empty: the lock of the filter (SO_LOCK_FILTER) comes last.
+pub(crate) fn restore_with_filter(
+    socket: BorrowedFd<'_>,
+    options: &[SocketOption],
+    filter: &[u8],
+) -> Result<()> {
+    let locks = |option: &&SocketOption| {
+        (option.level.cast_signed(), option.name.cast_signed()) == (libc::SOL_SOCKET, SO_LOCK_FILTER)
+    };
+    restore(socket, options.iter().filter(|option| !locks(option)))?;
+    if !filter.is_empty() {
+        sys::attach_filter(socket, filter).context("attach its filter")?;
+    }
+    restore(socket, options.iter().filter(locks))
 }
 
 /// Sets those options that differ from what a socket has now.

@@ -442,7 +442,7 @@ fn inet_sockets() {
     refused("files.img: netlink#0 has two descriptions", |s| {
         s.files.descriptions[3].target = Target::NetlinkSocket(0);
     });
-    refused("files.img: netlink#0 has an option of more than 256 bytes", |s| {
+    refused("files.img: netlink#0: option 11 has 257 bytes", |s| {
         s.files.netlink_sockets[0].options[0].value.resize(257, 0);
     });
     for table in ["crr-", "crr-a; flush ruleset", "filter"] {
