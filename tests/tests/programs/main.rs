@@ -1,4 +1,4 @@
-//! Real programs, not written to be checkpointed: i386 ones out of the tree that `ci/i386-root` makes,
+//! Real programs, not written to be checkpointed: i386 ones out of the tree that `ci/debian-tree` makes,
 //! 64-bit ones of the machine, alone and mixed. Each goes through several rounds of dump, gone, restore while
 //! it works, and a client that knows what the right answers are asks it before and after.
 
@@ -6,6 +6,7 @@ mod daemons;
 mod postgres;
 mod screens;
 mod servers;
+mod wine;
 mod world;
 
 use anyhow::{Context, bail, ensure};
@@ -155,6 +156,21 @@ programs! {
     /// Six programs, each the child of the one before: 64, 32, 64, 32, 64, 32.
     chain_of_abis in Namespace => chain;
     chain_of_abis_in_chroot in Chroot => chain;
+}
+
+/// Command processors of Windows.
+#[test]
+#[ignore = "ci/wine makes their tree"]
+fn wine32_prompt() {
+    require_root!();
+    isolate::isolated_for(LIMIT, "wine32_prompt", |dir| wine::prompt(dir, r"C:\windows\syswow64\cmd.exe"));
+}
+
+#[test]
+#[ignore = "ci/wine makes their tree"]
+fn wine64_prompt() {
+    require_root!();
+    isolate::isolated_for(LIMIT, "wine64_prompt", |dir| wine::prompt(dir, r"C:\windows\system32\cmd.exe"));
 }
 
 /// The shell of the mixed pipelines, which fail if one of their programs does.
