@@ -9,7 +9,6 @@
 #include <mqueue.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/fanotify.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/ipc.h>
@@ -307,13 +306,6 @@ static int make_ring(uint32_t flags)
 	return (int)MUST(syscall(425, 4, parameters));
 }
 
-static int make_map(void)
-{
-	/* BPF_MAP_CREATE of BPF_MAP_TYPE_HASH, 4 bytes to 4 bytes, 8 entries. */
-	uint32_t attributes[32] = { 1, 4, 4, 8 };
-	return (int)MUST(syscall(SYS_bpf, 0, attributes, sizeof(attributes)));
-}
-
 static int load_program(void)
 {
 	/* BPF_PROG_LOAD of a socket filter: r0 = 0, exit. */
@@ -335,14 +327,12 @@ CASE(kernel_helpers)
 {
 	int pair[2];
 	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
-	int ring = make_ring(0), counter = make_counter(), map = make_map(), program = load_program(),
-	    faults = (int)MUST(syscall(SYS_userfaultfd, 1)), fanotify = MUST(fanotify_init(FAN_CLASS_CONTENT, O_RDONLY));
+	int ring = make_ring(0), counter = make_counter(), program = load_program(),
+	    faults = (int)MUST(syscall(SYS_userfaultfd, 1));
 	name_with(ring, "anon_inode:[io_uring]): io_uring is not supported");
 	name_with(counter, "anon_inode:[perf_event]): performance counters are not supported");
-	name_with(map, "anon_inode:bpf-map): BPF maps are not supported");
 	name_with(program, "anon_inode:bpf-prog): BPF programs are not supported");
 	name_with(faults, "anon_inode:[userfaultfd]): userfaultfd is not supported");
-	name_with(fanotify, "anon_inode:[fanotify]): fanotify descriptors are not supported");
 	checkpoint();
 	check_alive(pair);
 }

@@ -2,7 +2,9 @@
 //!
 //! Parsers take bytes, so that they are tested on captured text; only [`Dir`] touches the file system.
 
+pub mod bpf;
 pub mod event;
+pub mod fanotify;
 pub mod fdinfo;
 pub mod inotify;
 pub mod limits;

@@ -98,6 +98,8 @@ pub(crate) struct Holders {
     fifos: HashSet<(u64, u64)>,
     /// The tree has masters of pseudo terminals.
     masters: bool,
+    /// Its fanotify groups, by task and number.
+    groups: Vec<(Pid, u32)>,
     /// Its sockets, by inode.
     sockets: HashSet<u64>,
     /// Masters of whatever else: task and descriptor.
@@ -110,8 +112,11 @@ impl Holders {
     pub(crate) fn scan(tree: &[Pid]) -> Result<Self> {
         let mut holders = Self { tree: tree.iter().copied().collect(), ..Self::default() };
         let mut has_any = false;
-        let look = |&pid: &Pid| Ok(Dir::living(pid).map_or(Vec::new(), |dir| look_at(&dir, Fifos::All)));
-        for seen in parallel::map(tree, look)?.into_iter().flatten() {
+        let look = |&pid: &Pid| {
+            let seen = Dir::living(pid).map_or(Vec::new(), |dir| look_at(&dir, Fifos::All));
+            Ok(seen.into_iter().map(|seen| (pid, seen)).collect::<Vec<_>>())
+        };
+        for (pid, seen) in parallel::map(tree, look)?.into_iter().flatten() {
             match seen {
                 Seen::Master(_) => holders.masters = true,
                 Seen::End(object) => {
@@ -121,7 +126,12 @@ impl Holders {
                         holders.sockets.insert(ino);
                     }
                 }
-                Seen::Event(_) => has_any = true,
+                Seen::Event(fd, kind) => {
+                    has_any = true;
+                    if kind == event::Kind::Fanotify {
+                        holders.groups.push((pid, fd));
+                    }
+                }
             }
         }
         if has_any {
@@ -133,6 +143,11 @@ impl Holders {
     /// Whether the tree had masters of pseudo terminals when it was looked at.
     pub(crate) fn has_masters(&self) -> bool {
         self.masters
+    }
+
+    /// The fanotify groups that it had then, by task and number.
+    pub(crate) fn fanotify_groups(&self) -> &[(Pid, u32)] {
+        &self.groups
     }
 
     /// The sockets that it had then, by inode.
@@ -182,7 +197,7 @@ impl Holders {
         for (pid, seen) in parallel::map(&pids_outside(&self.tree)?, look)?.into_iter().flatten() {
             match seen {
                 Seen::Master(fd) => self.other_masters.push((pid, fd)),
-                Seen::Event(fd) => self.events.push((pid, fd)),
+                Seen::Event(fd, _) => self.events.push((pid, fd)),
                 Seen::End(object) => {
                     self.by_object.entry(object).or_default().insert(pid);
                 }
@@ -302,7 +317,7 @@ enum Seen {
     End(Object),
     /// A master of a pseudo terminal.
     Master(u32),
-    Event(u32),
+    Event(u32, event::Kind),
 }
 
 /// Which named pipes to look for.
@@ -358,8 +373,8 @@ impl Seen {
             Some(Self::End(Object::Pipe(ino)))
         } else if let Some(ino) = socket::inode(link) {
             Some(Self::End(Object::Socket(ino)))
-        } else if event::Kind::of(link).is_some() {
-            Some(Self::Event(fd))
+        } else if let Some(kind) = event::Kind::of(link) {
+            Some(Self::Event(fd, kind))
         } else if link.ends_with(b"/ptmx") {
             Some(Self::Master(fd))
         } else if let Some(number) = terminal::number_in(link)

@@ -3,6 +3,7 @@
 
 mod aio;
 mod attributes;
+mod bpf_maps;
 mod commands;
 mod cow;
 mod deleted;
@@ -13,6 +14,7 @@ mod external;
 mod failures;
 mod fallbacks;
 mod families;
+mod fanotify;
 mod faults;
 mod fifos;
 mod files;

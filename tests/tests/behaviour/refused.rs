@@ -10,7 +10,12 @@ use tests::{Result, here, needs, require_ia32, require_root};
 
 /// Dumps a workload that must be refused, each reason with a way out, and sees that it is untouched.
 fn refused(dir: &std::path::Path, abi: Abi, case: &'static str) -> Result {
-    let mut running = Workload::new("refused", case).start(&dir.join(abi.name()), abi)?;
+    is_refused(dir, abi, &Workload::new("refused", case))
+}
+
+/// The same for a workload of another file.
+pub(crate) fn is_refused(dir: &std::path::Path, abi: Abi, workload: &Workload) -> Result {
+    let mut running = workload.start(&dir.join(abi.name()), abi)?;
     let before = running.snapshot()?;
     let output = running.dump(&[])?.code(1)?;
     names_all(&running, &output)?;

@@ -1,4 +1,4 @@
-//! Files that tell events: eventfd, timerfd, signalfd, epoll ([`super::inotify`] apart); and who is told by a signal what happens to a file.
+//! Files that tell events: eventfd, timerfd, signalfd, epoll ([`super::inotify`] and [`super::fanotify`] apart); and who is told by a signal what happens to a file.
 //!
 //! Dump: what fdinfo shows, when a descriptor is found; what takes the whole tree to know (what an epoll watches, whether
 //! an owner is in the tree) when all descriptors are. Restore: the files are made with all others, before the first
@@ -16,7 +16,7 @@ pub(crate) use epoll::highest_number;
 pub(crate) use owner::{is_known, sends_signals};
 
 use super::path::CLOSE;
-use super::{Refuse, inotify};
+use super::{Refuse, fanotify, inotify};
 use crate::proc::tasks::named;
 use crate::proc::{event as shown, living_thread};
 use crate::refusal::Refusals;
@@ -76,6 +76,7 @@ pub(crate) enum Kind {
     Signalfd,
     Epoll,
     Inotify,
+    Fanotify,
 }
 
 impl Kind {
@@ -87,6 +88,7 @@ impl Kind {
             b"[signalfd]" => Some(Self::Signalfd),
             b"[eventpoll]" => Some(Self::Epoll),
             b"inotify" => Some(Self::Inotify),
+            b"[fanotify]" => Some(Self::Fanotify),
             _ => None,
         }
     }
@@ -99,6 +101,7 @@ pub(crate) struct Found {
     eventfds: Vec<Place>,
     epolls: Vec<epoll::Found>,
     inotifies: Vec<inotify::Found>,
+    fanotifies: Vec<fanotify::Found>,
     owned: Vec<(Place, Notify)>,
     /// All of them.
     places: Vec<Place>,
@@ -150,6 +153,11 @@ impl Found {
                 self.inotifies.push(inotify::Found { place, watches: crate::proc::inotify::watches(text)? });
                 Some(Target::Inotify(index))
             }
+            Kind::Fanotify => {
+                let index = u32::try_from(self.fanotifies.len()).context("too many fanotify groups")?;
+                self.fanotifies.push(fanotify::Found::look(place, text)?);
+                Some(Target::Fanotify(index))
+            }
         })
     }
 
@@ -170,7 +178,7 @@ impl Found {
         Ok(Some(notify))
     }
 
-    /// Completes all of them but [`Self::inotifies`], once all descriptors are known. The epolls.
+    /// Completes all of them but [`Self::inotifies`] and [`Self::fanotifies`], once all descriptors are known. The epolls.
     pub(crate) fn finish(
         &self,
         descriptions: &mut [Description],
@@ -206,6 +214,11 @@ impl Found {
     /// The inotify groups.
     pub(crate) fn inotifies(&self) -> &[inotify::Found] {
         &self.inotifies
+    }
+
+    /// The fanotify groups.
+    pub(crate) fn fanotifies(&self) -> &[fanotify::Found] {
+        &self.fanotifies
     }
 
     /// Whether there are any.

@@ -15,13 +15,11 @@ const PIN: &str =
 
 /// What an object is called that cannot be dumped, by its link in `/proc` and what kind of file it is; and the way out.
 pub(super) fn unsupported(link: &[u8], open: &FileStat) -> (&'static str, &'static str) {
-    const BY_LINK: [(&[u8], &str, &str); 13] = [
+    const BY_LINK: [(&[u8], &str, &str); 11] = [
         (b"socket:[", "sockets are", CLOSE),
-        (b"anon_inode:[fanotify", "fanotify descriptors are", CLOSE),
         (b"anon_inode:[io_uring", "io_uring is", WITHOUT_RING),
         (b"anon_inode:[userfaultfd", "userfaultfd is", WITHOUT_FAULTS),
         (b"anon_inode:[perf_event", "performance counters are", STOP_COUNTING),
-        (b"anon_inode:bpf-map", "BPF maps are", PIN),
         (b"anon_inode:bpf-prog", "BPF programs are", PIN),
         (b"anon_inode:bpf_link", "BPF links are", PIN),
         (b"anon_inode:btf", "BPF type information is", CLOSE),

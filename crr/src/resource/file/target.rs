@@ -6,7 +6,9 @@ use crate::resource::external::Key;
 use crate::resource::path::{CLOSE, Paths, file_type};
 use crate::resource::unix_socket;
 use crate::resource::view::{FileSystem, Use};
-use crate::resource::{Refuse, device, mqueue, namespace, netlink, pidfd, pipe, socket, task_file, terminal};
+use crate::resource::{
+    Refuse, bpf, device, mqueue, namespace, netlink, pidfd, pipe, socket, task_file, terminal,
+};
 use anyhow::{Context, Result};
 use images::file::Target;
 use images::{DescriptionId, PathId};
@@ -51,6 +53,10 @@ impl Table {
             return Ok(
                 namespace::dump_file(kind, &open.stat, &open.describe(), refuse)?.map(Target::Namespace)
             );
+        }
+        if bpf::is_map(&open.link) {
+            let record = self.bpf_maps.add((open.describe(), &open.text), copy, refuse)?;
+            return Ok(record.map(Target::BpfMap));
         }
         let kind = file_type(open.stat.st_mode);
         if (kind == SFlag::S_IFREG || kind == SFlag::S_IFDIR)
