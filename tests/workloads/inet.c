@@ -217,31 +217,43 @@ CASE(connected)
 	}
 }
 
-/* Until not one byte more goes in: windows are closed, and there is more to send. */
-CASE(full)
+/* As many words as go in, numbered. Returns how many. */
+static uint32_t put_all(int fd)
 {
-	int ends[2];
 	uint32_t count = 0;
-	connection("127.0.0.1", ends);
-	MUST(fcntl(ends[0], F_SETFL, O_NONBLOCK));
+	int flags = MUST(fcntl(fd, F_GETFL));
+	MUST(fcntl(fd, F_SETFL, flags | O_NONBLOCK));
 	for (;;) {
 		uint32_t words[256];
 		for (size_t i = 0; i < LENGTH(words); i++)
 			words[i] = count + (uint32_t)i;
-		ssize_t sent = send(ends[0], words, sizeof(words), 0);
+		ssize_t sent = send(fd, words, sizeof(words), 0);
 		if (sent == -1)
 			break;
 		CHECK(sent % 4 == 0, "%zd bytes are sent", sent);
 		count += (uint32_t)sent / 4;
 	}
 	CHECK(errno == EAGAIN && count > 100000, "%u words, %s", count, strerror(errno));
-	checkpoint();
-	for (uint32_t i = 0; i < count; i++) {
+	MUST(fcntl(fd, F_SETFL, flags));
+	return count;
+}
+
+static void get_all(int fd, uint32_t count)
+{
+	for (uint32_t i = 0; i < count && !failed(); i++) {
 		uint32_t word = 0;
-		CHECK(recv(ends[1], &word, 4, MSG_WAITALL) == 4 && word == i, "word %u is %u", i, word);
-		if (failed())
-			return;
+		CHECK(recv(fd, &word, 4, MSG_WAITALL) == 4 && word == i, "word %u is %u", i, word);
 	}
+}
+
+/* Until not one byte more goes in: windows are closed, and there is more to send. */
+CASE(full)
+{
+	int ends[2];
+	connection("127.0.0.1", ends);
+	uint32_t count = put_all(ends[0]);
+	checkpoint();
+	get_all(ends[1], count);
 	nothing_left_in(ends[1]);
 	put(ends[1], 1000, 3);
 	get(ends[0], 1000, 3);
@@ -286,6 +298,41 @@ CASE(half_closed)
 		if (i == 2) {
 			put(ends[i][0], 20, 9);
 			get(ends[i][1], 20, 9);
+		}
+	}
+}
+
+/* Ends that have said that they send no more, behind data for which the other one has no room: so that it is still to be sent. */
+CASE(last_words)
+{
+	static const unsigned states[][2] = { { TCP_FIN_WAIT1, TCP_ESTABLISHED }, { TCP_FIN_WAIT2, TCP_LAST_ACK }, { TCP_CLOSING, TCP_FIN_WAIT2 } };
+	static const int talkers[] = { 0, 1, 0 };
+	int ends[LENGTH(states)][2];
+	uint32_t counts[LENGTH(states)];
+	for (size_t i = 0; i < LENGTH(states); i++) {
+		connection(hosts[i], ends[i]);
+		counts[i] = put_all(ends[i][talkers[i]]);
+		MUST(shutdown(ends[i][0], SHUT_WR));
+		if (i == 1)
+			await_tcp_state(ends[i][1], TCP_CLOSE_WAIT);
+		if (i > 0)
+			MUST(shutdown(ends[i][1], SHUT_WR));
+		for (size_t end = 0; end < 2; end++)
+			await_tcp_state(ends[i][end], states[i][end]);
+	}
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(states); i++) {
+		int listener = ends[i][1 - talkers[i]];
+		for (size_t end = 0; end < 2; end++)
+			CHECK(state(ends[i][end]) == states[i][end], "connection %zu: end %zu is in state %u", i, end, state(ends[i][end]));
+		get_all(listener, counts[i]);
+		ended(listener);
+		if (i > 0) {
+			ended(ends[i][talkers[i]]);
+			await_tcp_state(ends[i][talkers[i]], TCP_CLOSE);
+		} else {
+			put(listener, 100, 3);
+			get(ends[i][0], 100, 3);
 		}
 	}
 }
@@ -541,6 +588,25 @@ CASE(options)
 	get(fds[2], 10, 1);
 }
 
+/* The kernel asks the other end for signs of life, and tells when there are none. */
+CASE(keepalive)
+{
+	int ends[2], on = 1, seconds = 1, count = 2;
+	char byte;
+	connection("127.0.0.1", ends);
+	MUST(setsockopt(ends[0], SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on)));
+	MUST(setsockopt(ends[0], IPPROTO_TCP, TCP_KEEPIDLE, &seconds, sizeof(seconds)));
+	MUST(setsockopt(ends[0], IPPROTO_TCP, TCP_KEEPINTVL, &seconds, sizeof(seconds)));
+	MUST(setsockopt(ends[0], IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(count)));
+	checkpoint();
+	put(ends[1], 10, 1);
+	get(ends[0], 10, 1);
+	CHECK(system("PATH=/usr/sbin:/sbin; nft 'add table inet cut; add chain inet cut in { type filter hook input priority 0; }; "
+		     "add rule inet cut in meta l4proto tcp drop'") == 0, "nft");
+	CHECK(recv(ends[0], &byte, 1, 0) == -1 && errno == ETIMEDOUT, "recv: %s", strerror(errno));
+	CHECK(system("PATH=/usr/sbin:/sbin; nft delete table inet cut") == 0, "nft");
+}
+
 /* A segment that waits to be full goes out when it is told to. */
 CASE(corked)
 {
@@ -555,6 +621,47 @@ CASE(corked)
 	MUST(setsockopt(ends[0], IPPROTO_TCP, TCP_CORK, &off, sizeof(off)));
 	get(ends[1], 50, 1);
 	get(ends[1], 5, 2);
+}
+
+/* At addresses that are others after the restore. */
+CASE(mapped)
+{
+	static const char *const old[] = { "10.9.8.7", "fd09::7", "::ffff:10.9.8.7" }, *const new[] = { "10.9.8.8", "fd09::8", "::ffff:10.9.8.8" };
+	int ends[LENGTH(old)][2], listeners[LENGTH(old)], ears[LENGTH(old)];
+	struct address names[LENGTH(old)][4];
+	for (size_t i = 0; i < LENGTH(old); i++) {
+		connection(old[i], ends[i]);
+		put(ends[i][0], 3000, 1);
+		put(ends[i][1], 200, 2);
+		listeners[i] = listening(old[i]);
+		ears[i] = bound(old[i], SOCK_DGRAM);
+		struct address to = name_of(ears[i]);
+		MUST(sendto(ears[i], "heard", 5, 0, (void *)&to.bytes, to.length));
+		names[i][0] = name_of(ends[i][0]);
+		names[i][1] = name_of(ends[i][1]);
+		names[i][2] = name_of(listeners[i]);
+		names[i][3] = to;
+	}
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(old); i++) {
+		int fds[] = { ends[i][0], ends[i][1], listeners[i], ears[i] };
+		char bytes[8] = "";
+		for (size_t j = 0; j < LENGTH(fds); j++) {
+			uint16_t port = ((struct sockaddr_in *)&names[i][j].bytes)->sin_port;
+			names[i][j] = at(new[i], ntohs(port));
+			check_address(name_of(fds[j]), names[i][j]);
+		}
+		check_address(peer_of(ends[i][0]), names[i][1]);
+		check_address(peer_of(ends[i][1]), names[i][0]);
+		get(ends[i][1], 3000, 1);
+		get(ends[i][0], 200, 2);
+		put(ends[i][0], 400, 3);
+		get(ends[i][1], 400, 3);
+		CHECK(recv(ears[i], bytes, sizeof(bytes), MSG_DONTWAIT) == 5 && strcmp(bytes, "heard") == 0, "recv: %s", strerror(errno));
+		int client = connected_to(listeners[i], 0), server = MUST(accept(listeners[i], NULL, NULL));
+		put(client, 10, 1);
+		get(server, 10, 1);
+	}
 }
 
 static void expect(int fd, struct address sender, const char *text, size_t length)
@@ -787,11 +894,11 @@ static void on_usr1(int signal)
 	over = 1;
 }
 
-CASE(server)
+static void serve(const char *host, const char *host6)
 {
 	struct sigaction action = { .sa_handler = on_usr1 };
 	sigset_t none;
-	int listener = listening("127.0.0.1"), listener6 = listening("::1"), epoll = MUST(epoll_create1(0));
+	int listener = listening(host), listener6 = listening(host6), epoll = MUST(epoll_create1(0));
 	struct epoll_event event = { .events = EPOLLIN };
 	struct address address = name_of(listener), address6 = name_of(listener6);
 	for (int i = 0; i < 2; i++) {
@@ -828,6 +935,16 @@ CASE(server)
 		if (got <= 0)
 			close(fd);
 	}
+}
+
+CASE(server)
+{
+	serve("127.0.0.1", "::1");
+}
+
+CASE(server_for_all)
+{
+	serve("0.0.0.0", "::");
 }
 
 /* Has a connection, half closed by the other end, of which it sends the rest when it is told to. */

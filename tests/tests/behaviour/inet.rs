@@ -14,7 +14,7 @@ use tests::isolate::{isolated, isolated_for};
 use tests::kills::kill_dumps;
 use tests::{here, require_ia32, require_root, wait};
 
-const fn inet(case: &'static str) -> Workload {
+pub(crate) const fn inet(case: &'static str) -> Workload {
     Workload::new("inet", case)
 }
 
@@ -23,6 +23,7 @@ tests::survives! {
     full => inet("full");
     half_closed => inet("half_closed");
     listening => inet("listening");
+    last_words => inet("last_words");
     not_accepted => inet("not_accepted");
     idle => inet("idle");
     lingering => inet("lingering");
@@ -31,6 +32,7 @@ tests::survives! {
     datagrams => inet("datagrams");
     udp_lite => inet("udp_lite");
     datagrams_shut_down => inet("datagrams_shut_down");
+    keepalive => inet("keepalive");
     multicast => inet("multicast");
     waiting => inet("waiting");
     between_abis => inet("between_abis");
@@ -39,7 +41,7 @@ tests::survives! {
 }
 
 /// The ports that a workload has printed.
-fn ports(running: &Running) -> tests::Result<Vec<u16>> {
+pub(crate) fn ports(running: &Running) -> tests::Result<Vec<u16>> {
     let log = running.log()?;
     let line = log.lines().next().context("no ports")?;
     line.split(' ').map(|port| port.parse().context("a port")).collect()
@@ -88,12 +90,12 @@ fn with_clients(
     Ok(())
 }
 
-fn ask(client: &mut TcpStream, bytes: &[u8]) -> tests::Result {
+pub(crate) fn ask(client: &mut TcpStream, bytes: &[u8]) -> tests::Result {
     Ok(client.write_all(bytes)?)
 }
 
 /// What the server answers.
-fn hear(client: &mut TcpStream, bytes: &[u8]) -> tests::Result {
+pub(crate) fn hear(client: &mut TcpStream, bytes: &[u8]) -> tests::Result {
     let mut answer = vec![0; bytes.len()];
     client.read_exact(&mut answer)?;
     let expected: Vec<u8> = bytes.iter().map(|byte| byte.wrapping_add(1)).collect();
@@ -102,11 +104,11 @@ fn hear(client: &mut TcpStream, bytes: &[u8]) -> tests::Result {
 }
 
 /// Tables of nftables.
-fn tables() -> tests::Result<String> {
+pub(crate) fn tables() -> tests::Result<String> {
     nft("list tables")
 }
 
-fn nft(commands: &str) -> tests::Result<String> {
+pub(crate) fn nft(commands: &str) -> tests::Result<String> {
     let output = Command::new("nft").arg(commands).output()?;
     ensure!(output.status.success(), "nft: {}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)

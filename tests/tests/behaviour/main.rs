@@ -29,6 +29,7 @@ mod memory;
 mod modes;
 mod mqueues;
 mod names;
+mod networks;
 mod packed;
 mod packet_sockets;
 mod packets;
