@@ -607,10 +607,14 @@ CASE(keepalive)
 	CHECK(system("PATH=/usr/sbin:/sbin; nft delete table inet cut") == 0, "nft");
 }
 
-/* A segment that waits to be full goes out when it is told to. */
+/* A segment that waits to be full goes out when it is told to. So does a datagram, of which nothing is there yet. */
 CASE(corked)
 {
-	int ends[2], on = 1, off = 0;
+	int ends[2], on = 1, off = 0, ear = bound("127.0.0.1", SOCK_DGRAM), sender = bound("127.0.0.1", SOCK_DGRAM);
+	struct address to = name_of(ear);
+	char bytes[20];
+	MUST(connect(sender, (void *)&to.bytes, to.length));
+	MUST(setsockopt(sender, IPPROTO_UDP, UDP_CORK, &on, sizeof(on)));
 	connection("127.0.0.1", ends);
 	MUST(setsockopt(ends[0], IPPROTO_TCP, TCP_CORK, &on, sizeof(on)));
 	put(ends[0], 50, 1);
@@ -621,6 +625,12 @@ CASE(corked)
 	MUST(setsockopt(ends[0], IPPROTO_TCP, TCP_CORK, &off, sizeof(off)));
 	get(ends[1], 50, 1);
 	get(ends[1], 5, 2);
+	CHECK(option(sender, IPPROTO_UDP, UDP_CORK) == 1, "UDP_CORK is off");
+	MUST(send(sender, "one", 3, 0));
+	MUST(send(sender, "two", 3, 0));
+	nothing_left_in(ear);
+	MUST(setsockopt(sender, IPPROTO_UDP, UDP_CORK, &off, sizeof(off)));
+	CHECK(recv(ear, bytes, sizeof(bytes), 0) == 6, "not one datagram of both");
 }
 
 /* At addresses that are others after the restore. */

@@ -675,6 +675,52 @@ CASE(filters_by_program)
 	check_alive(pair);
 }
 
+/* Of one datagram, the first part: by MSG_MORE and by UDP_CORK, of both families, also with an IPv4 address for an IPv6 socket; of a packet. */
+CASE(begun_datagrams)
+{
+	static const struct {
+		int family, kind, protocol;
+		bool mapped, cork;
+	} begun[] = {
+		{ AF_INET, SOCK_DGRAM, 0, false, false },		 { AF_INET, SOCK_DGRAM, 0, false, true },
+		{ AF_INET6, SOCK_DGRAM, 0, false, false },		 { AF_INET6, SOCK_DGRAM, 0, true, false },
+		{ AF_INET6, SOCK_DGRAM, IPPROTO_UDPLITE, false, false }, { AF_INET, SOCK_RAW, 253, false, false },
+		{ AF_INET6, SOCK_RAW, 253, false, false },
+	};
+	int fds[LENGTH(begun)], ears[LENGTH(begun)], on = 1;
+	for (size_t i = 0; i < LENGTH(begun); i++) {
+		struct sockaddr_in6 to = { .sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT };
+		struct sockaddr_in to4 = { .sin_family = AF_INET, .sin_addr = { htonl(INADDR_LOOPBACK) } };
+		socklen_t length = sizeof(to);
+		if (begun[i].mapped)
+			to.sin6_addr = (struct in6_addr){ .s6_addr = { [10] = 0xff, 0xff, 127, 0, 0, 1 } };
+		if (begun[i].family == AF_INET) {
+			memcpy(&to, &to4, sizeof(to4));
+			length = sizeof(to4);
+		}
+		ears[i] = MUST(socket(begun[i].family, begun[i].kind, begun[i].protocol));
+		fds[i] = MUST(socket(begun[i].family, begun[i].kind, begun[i].protocol));
+		MUST(bind(ears[i], (void *)&to, length));
+		MUST(getsockname(ears[i], (void *)&to, &length));
+		MUST(connect(fds[i], (void *)&to, length));
+		if (begun[i].cork)
+			MUST(setsockopt(fds[i], IPPROTO_UDP, UDP_CORK, &on, sizeof(on)));
+		MUST(send(fds[i], "one, ", 5, begun[i].cork ? 0 : MSG_MORE));
+		name_fd(fds[i]);
+	}
+	name("has a datagram that is not complete (MSG_MORE, UDP_CORK)");
+	name("has a packet that is not complete (MSG_MORE), or one that does not leave");
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(begun); i++) {
+		char bytes[64] = "";
+		MUST(send(fds[i], "two", 3, 0));
+		if (begun[i].cork)
+			MUST(setsockopt(fds[i], IPPROTO_UDP, UDP_CORK, &(int){ 0 }, sizeof(int)));
+		ssize_t got = recv(ears[i], bytes, sizeof(bytes), 0);
+		CHECK(got >= 8 && memcmp(bytes + got - 8, "one, two", 8) == 0, "socket %zu: %zd bytes: %.8s", i, got, bytes);
+	}
+}
+
 /* The root holds a task outside of the tree. */
 CASE(tracer)
 {

@@ -13,6 +13,7 @@ mod multicast;
 mod queue;
 pub(crate) mod recreate;
 mod stream;
+mod unsent;
 
 pub(crate) use address::Shown;
 pub(crate) use check::READ_PACKETS;
