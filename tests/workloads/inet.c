@@ -19,6 +19,15 @@
 
 /* include/uapi/linux/in6.h, which does not go with netinet/in.h. */
 #define IPV6_FLOWINFO 11
+#ifndef IPV6_TRANSPARENT
+#define IPV6_TRANSPARENT 75
+#endif
+#ifndef SO_BUF_LOCK
+#define SO_BUF_LOCK 72
+#endif
+#ifndef SO_RESERVE_MEM
+#define SO_RESERVE_MEM 73
+#endif
 #ifndef IPV6_ROUTER_ALERT_ISOLATE
 #define IPV6_ROUTER_ALERT_ISOLATE 30
 #endif
@@ -586,6 +595,106 @@ CASE(options)
 	get(fds[1], 10, 1);
 	put(fds[3], 10, 1);
 	get(fds[2], 10, 1);
+}
+
+/* What the kernel changes as connections go: of fresh ones, of one whose buffers have grown, of one with values of its own. */
+CASE(moving_options)
+{
+	static const struct {
+		int level, name;
+	} moving[] = { { IPPROTO_TCP, TCP_QUICKACK }, { IPPROTO_TCP, TCP_WINDOW_CLAMP }, { SOL_SOCKET, SO_RCVBUF }, { SOL_SOCKET, SO_SNDBUF } };
+	int ends[LENGTH(hosts)][2], before[LENGTH(hosts)][2][LENGTH(moving)], off = 0, on = 1, clamp = 20000;
+	for (size_t i = 0; i < LENGTH(hosts); i++)
+		connection(hosts[i], ends[i]);
+	for (int i = 0; i < 200; i++) {
+		put(ends[0][0], 100000, 1);
+		get(ends[0][1], 100000, 1);
+	}
+	MUST(setsockopt(ends[1][0], IPPROTO_TCP, TCP_QUICKACK, &off, sizeof(off)));
+	MUST(setsockopt(ends[1][1], IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on)));
+	MUST(setsockopt(ends[1][1], IPPROTO_TCP, TCP_WINDOW_CLAMP, &clamp, sizeof(clamp)));
+	for (size_t i = 0; i < LENGTH(hosts); i++)
+		for (size_t end = 0; end < 2; end++)
+			for (size_t j = 0; j < LENGTH(moving); j++)
+				before[i][end][j] = option(ends[i][end], moving[j].level, moving[j].name);
+	CHECK(before[0][1][2] > before[2][1][2], "the buffer has not grown: %d", before[0][1][2]);
+	CHECK(before[1][0][0] == 0 && before[1][1][0] == 1 && before[1][1][1] == clamp, "the options are not set");
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(hosts); i++)
+		for (size_t end = 0; end < 2; end++)
+			for (size_t j = 0; j < LENGTH(moving); j++) {
+				int now = option(ends[i][end], moving[j].level, moving[j].name);
+				/* A size is set by its half. */
+				int whole = moving[j].level == SOL_SOCKET ? ~1 : ~0;
+				CHECK((now & whole) == (before[i][end][j] & whole), "connection %zu, end %zu, option %d:%d: %d instead of %d",
+				      i, end, moving[j].level, moving[j].name, now, before[i][end][j]);
+			}
+	for (size_t i = 0; i < LENGTH(hosts); i++) {
+		put(ends[i][0], 50000, 1);
+		get(ends[i][1], 50000, 1);
+	}
+}
+
+/* What only some sockets have. */
+CASE(special_options)
+{
+	struct linger linger = { .l_onoff = 1, .l_linger = 7 }, linger_now;
+	unsigned char key[16] = "a key of 16 byte", shown[32];
+	struct {
+		int fd, level, name, value;
+	} set[] = {
+		{ bound("127.0.0.1", SOCK_STREAM), IPPROTO_TCP, TCP_FASTOPEN, 7 },
+		{ bound("127.0.0.1", SOCK_STREAM), IPPROTO_TCP, TCP_FASTOPEN, 5 },
+		{ bound("127.0.0.1", SOCK_STREAM), IPPROTO_TCP, TCP_WINDOW_CLAMP, 30000 },
+		{ bound("127.0.0.1", SOCK_STREAM), IPPROTO_TCP, TCP_QUICKACK, 0 },
+		{ bound("127.0.0.1", SOCK_DGRAM), IPPROTO_IP, IP_TRANSPARENT, 1 },
+		{ bound("::1", SOCK_DGRAM), IPPROTO_IPV6, IPV6_TRANSPARENT, 1 },
+		{ bound("::1", SOCK_DGRAM), IPPROTO_UDP, UDP_NO_CHECK6_TX, 1 },
+		{ bound("::1", SOCK_DGRAM), IPPROTO_UDP, UDP_NO_CHECK6_RX, 1 },
+		{ bound("127.0.0.1", SOCK_DGRAM), SOL_SOCKET, SO_BUSY_POLL, 50 },
+		{ bound("::1", SOCK_STREAM), SOL_SOCKET, SO_BUF_LOCK, 3 },
+		{ bound("::1", SOCK_DGRAM), SOL_SOCKET, SO_BUF_LOCK, 2 },
+	};
+	int ends[2];
+	socklen_t length = sizeof(linger_now);
+	for (size_t i = 0; i < LENGTH(set); i++) {
+		MUST(setsockopt(set[i].fd, set[i].level, set[i].name, &set[i].value, sizeof(int)));
+		CHECK(option(set[i].fd, set[i].level, set[i].name) == set[i].value, "option %d:%d is not set", set[i].level, set[i].name);
+	}
+	MUST(setsockopt(set[0].fd, IPPROTO_TCP, TCP_FASTOPEN_KEY, key, sizeof(key)));
+	for (size_t i = 0; i < 3; i++)
+		MUST(listen(set[i].fd, 3));
+	connection("127.0.0.1", ends);
+	MUST(setsockopt(ends[0], SOL_SOCKET, SO_LINGER, &linger, sizeof(linger)));
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(set); i++) {
+		int now = option(set[i].fd, set[i].level, set[i].name);
+		CHECK(now == set[i].value, "option %d:%d: %d instead of %d", set[i].level, set[i].name, now, set[i].value);
+	}
+	MUST(getsockopt(ends[0], SOL_SOCKET, SO_LINGER, &linger_now, &length));
+	CHECK(memcmp(&linger_now, &linger, sizeof(linger)) == 0, "SO_LINGER: %d, %d", linger_now.l_onoff, linger_now.l_linger);
+	/* One has a key of its own, the others that of all. */
+	length = sizeof(shown);
+	MUST(getsockopt(set[0].fd, IPPROTO_TCP, TCP_FASTOPEN_KEY, shown, &length));
+	CHECK(length == sizeof(key) && memcmp(shown, key, sizeof(key)) == 0, "another key of its own, of %u bytes", length);
+	length = sizeof(shown);
+	MUST(getsockopt(set[1].fd, IPPROTO_TCP, TCP_FASTOPEN_KEY, shown, &length));
+	CHECK(length == 0, "a key that was that of all is its own now");
+}
+
+/* Memory of the cgroup. A restore without one is told by a file. */
+CASE(reserved)
+{
+	int fds[] = { bound("127.0.0.1", SOCK_STREAM), bound("::1", SOCK_DGRAM) }, bytes = 3 * 4096;
+	for (size_t i = 0; i < LENGTH(fds); i++) {
+		MUST(setsockopt(fds[i], SOL_SOCKET, SO_RESERVE_MEM, &bytes, sizeof(bytes)));
+		CHECK(option(fds[i], SOL_SOCKET, SO_RESERVE_MEM) == bytes, "nothing is reserved");
+	}
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(fds); i++) {
+		int now = option(fds[i], SOL_SOCKET, SO_RESERVE_MEM), wanted = access("none", F_OK) == 0 ? 0 : bytes;
+		CHECK(now == wanted, "socket %zu: %d bytes are reserved instead of %d", i, now, wanted);
+	}
 }
 
 /* The kernel asks the other end for signs of life, and tells when there are none. */
