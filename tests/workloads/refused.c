@@ -605,6 +605,38 @@ CASE(protected_sockets)
 	CHECK(send(tls, "on", 2, 0) == 2 && recv(other, &(char[2]){ 0 }, 2, MSG_WAITALL) == 2, "the connection");
 }
 
+/* Sockets of other families and protocols, as far as the kernel has any. */
+CASE(socket_families)
+{
+	static const struct {
+		int family, kind, protocol;
+		const char *name;
+	} others[] = {
+		{ 40, SOCK_STREAM, 0, "vsock (AF_VSOCK)" },
+		{ 44, SOCK_RAW, 0, "XDP (AF_XDP)" },
+		{ AF_ALG, SOCK_SEQPACKET, 0, "kernel crypto (AF_ALG)" },
+		{ AF_CAN, SOCK_RAW, 1, "CAN (AF_CAN)" },
+		{ AF_KEY, SOCK_RAW, 2, "IPsec key (AF_KEY)" },
+		{ AF_TIPC, SOCK_SEQPACKET, 0, "TIPC (AF_TIPC)" },
+		{ AF_BLUETOOTH, SOCK_RAW, 1, "Bluetooth (AF_BLUETOOTH)" },
+		{ AF_INET, SOCK_STREAM, 132, "SCTP" },
+		{ AF_INET6, SOCK_STREAM, 262, "MPTCP" },
+	};
+	int pair[2];
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	for (size_t i = 0; i < LENGTH(others); i++) {
+		char text[64];
+		int fd = socket(others[i].family, others[i].kind, others[i].protocol);
+		if (fd == -1)
+			continue;
+		name_fd(fd);
+		snprintf(text, sizeof(text), "%s sockets are not supported", others[i].name);
+		name(text);
+	}
+	checkpoint();
+	check_alive(pair);
+}
+
 /* Sockets by which the kernel is told what to do with the packets of others, or which packets are whose. */
 CASE(routing_sockets)
 {

@@ -23,8 +23,8 @@ tests::survives! {
     connected => inet("connected");
     full => inet("full");
     half_closed => inet("half_closed");
-    listening => inet("listening");
     last_words => inet("last_words");
+    listening => inet("listening");
     not_accepted => inet("not_accepted");
     idle => inet("idle");
     lingering => inet("lingering");
@@ -32,10 +32,10 @@ tests::survives! {
     moving_options => inet("moving_options");
     special_options => inet("special_options");
     corked => inet("corked");
+    keepalive => inet("keepalive");
     datagrams => inet("datagrams");
     udp_lite => inet("udp_lite");
     datagrams_shut_down => inet("datagrams_shut_down");
-    keepalive => inet("keepalive");
     multicast => inet("multicast");
     waiting => inet("waiting");
     between_abis => inet("between_abis");
@@ -182,7 +182,8 @@ fn connections_elsewhere_are_refused() {
             let output = running.dump(&[])?.code(1)?;
             for client in clients.iter_mut() {
                 let (local, peer) = (client.peer_addr()?, client.local_addr()?);
-                output.says_with_hint(&format!("connected from {local} to {peer}, outside of the tree"))?;
+                let state = "(ESTABLISHED), outside of the tree";
+                output.says_with_hint(&format!("connected from {local} to {peer} {state}"))?;
             }
             running.looks_like(&before)?;
             for client in clients.iter_mut() {

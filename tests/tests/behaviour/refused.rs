@@ -50,7 +50,7 @@ refusals! {
     namespace waiting_for_a_signal namespace_of_a_thread
     stranger stranger_with_memory stranger_with_files stranger_with_directories stranger_with_deleted_file
     stranger_with_lock stranger_with_socket protected_sockets tracer watches
-    begun_datagrams routing_sockets netlink_unread
+    begun_datagrams socket_families routing_sockets netlink_unread
 }
 
 /// Dumps a workload with threads that do not stop: each is named, with everything else, soon after the time is up; and the

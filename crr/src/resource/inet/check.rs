@@ -143,7 +143,9 @@ impl Sockets {
             ours += usize::from(found.listens_at().is_some_and(|own| listens_at(own, there.local)));
         }
         if waiting > ours && !policy.skip_in_flight {
-            let reason = format!("{} connections wait to be accepted", waiting - ours);
+            let at = found.record.local.as_ref().map(|local| format!(" at {}", Shown(local)));
+            let reason =
+                format!("{} connections wait to be accepted{}", waiting - ours, at.unwrap_or_default());
             refuse.with_hint(&found.holder.object, reason, IN_FLIGHT);
         }
         Ok(())
@@ -191,7 +193,12 @@ impl Sockets {
         let inside = connections.ours.contains_key(&Ends::of(&found.record)?.seen_from_there());
         if !inside && policy.tcp == TcpPolicy::Refuse {
             let (local, peer) = addresses(&found.record)?;
-            let reason = format!("connected from {} to {}, outside of the tree", Shown(&local), Shown(&peer));
+            let reason = format!(
+                "connected from {} to {} ({}), outside of the tree",
+                Shown(&local),
+                Shown(&peer),
+                tcp::name(found.state)
+            );
             refuse.with_hint(&found.holder.object, reason, ESTABLISHED);
         }
         if !inside && policy.tcp == TcpPolicy::Close {
@@ -234,6 +241,7 @@ impl Sockets {
         index: usize,
         policy: Policy,
         listed: &mut listed::Listed,
+        patience: &mut unsent::Patience,
         refuse: &mut Refuse<'_>,
     ) -> Result<()> {
         let found = &mut self.found[index];
@@ -241,8 +249,13 @@ impl Sockets {
         found.record.peer = listed.peer(fd, &found.record)?;
         let object = &found.holder.object;
         if matches!(found.record.peer, Some(peer) if peer.ip.to_canonical() != peer.ip) {
-        patience: &mut unsent::Patience,
             refuse.with_hint(object, "is connected to an IPv4 address in IPv6 clothes", CLOSE);
+        }
+        if let InetProtocol::Raw(_) = found.record.protocol
+            && patience.is_stuck(fd)?
+        {
+            let reason = "has a packet that is not complete (MSG_MORE), or one that does not leave";
+            refuse.with_hint(object, reason, COMPLETE);
         }
         // SK_MEMINFO_RMEM_ALLOC comes first. That there is something to be read is also told of who has shut reading down.
         let queued = sys::option(fd, libc::SOL_SOCKET, SO_MEMINFO).context("SO_MEMINFO")?;
@@ -251,12 +264,6 @@ impl Sockets {
         }
         Ok(())
     }
-        if let InetProtocol::Raw(_) = found.record.protocol
-            && patience.is_stuck(fd)?
-        {
-            let reason = "has a packet that is not complete (MSG_MORE), or one that does not leave";
-            refuse.with_hint(object, reason, COMPLETE);
-        }
 
     /// Reads what waits in the queues of these sockets.
     fn read_queues(&mut self, indices: &[usize], refusals: &mut Refusals) -> Result<()> {
