@@ -3,10 +3,15 @@
 #include <sys/sem.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <netinet/udp.h>
+#include <linux/bpf.h>
 #include <linux/if_packet.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <mqueue.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
@@ -574,8 +579,168 @@ CASE(protected_sockets)
 	MUST(listen(fd, 1));
 	name_fd(fd);
 	name_fd(MUST(socket(AF_NETLINK, SOCK_RAW, 9)));
+	/* TLS, where the kernel has it. */
+	int listener = MUST(socket(AF_INET, SOCK_STREAM, 0)), tls = MUST(socket(AF_INET, SOCK_STREAM, 0));
+	socklen_t length = sizeof(peer);
+	MUST(listen(listener, 1));
+	MUST(getsockname(listener, (void *)&peer, &length));
+	MUST(connect(tls, (void *)&peer, sizeof(peer)));
+	int other = MUST(accept(listener, NULL, NULL));
+	if (setsockopt(tls, IPPROTO_TCP, TCP_ULP, "tls", 3) == 0) {
+		name_fd(tls);
+		name("a protocol on top of TCP in the kernel (tls) is not supported");
+	}
 	checkpoint();
 	CHECK(fcntl(fd, F_GETFD) == 0, "the socket");
+	CHECK(send(tls, "on", 2, 0) == 2 && recv(other, &(char[2]){ 0 }, 2, MSG_WAITALL) == 2, "the connection");
+}
+
+/* Sockets of other families and protocols, as far as the kernel has any. */
+CASE(socket_families)
+{
+	static const struct {
+		int family, kind, protocol;
+		const char *name;
+	} others[] = {
+		{ 40, SOCK_STREAM, 0, "vsock (AF_VSOCK)" },
+		{ 44, SOCK_RAW, 0, "XDP (AF_XDP)" },
+		{ AF_ALG, SOCK_SEQPACKET, 0, "kernel crypto (AF_ALG)" },
+		{ AF_CAN, SOCK_RAW, 1, "CAN (AF_CAN)" },
+		{ AF_KEY, SOCK_RAW, 2, "IPsec key (AF_KEY)" },
+		{ AF_TIPC, SOCK_SEQPACKET, 0, "TIPC (AF_TIPC)" },
+		{ AF_BLUETOOTH, SOCK_RAW, 1, "Bluetooth (AF_BLUETOOTH)" },
+		{ AF_INET, SOCK_STREAM, 132, "SCTP" },
+		{ AF_INET6, SOCK_STREAM, 262, "MPTCP" },
+	};
+	int pair[2];
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	for (size_t i = 0; i < LENGTH(others); i++) {
+		char text[64];
+		int fd = socket(others[i].family, others[i].kind, others[i].protocol);
+		if (fd == -1)
+			continue;
+		name_fd(fd);
+		snprintf(text, sizeof(text), "%s sockets are not supported", others[i].name);
+		name(text);
+	}
+	checkpoint();
+	check_alive(pair);
+}
+
+/* Sockets by which the kernel is told what to do with the packets of others, or which packets are whose. */
+CASE(routing_sockets)
+{
+	int on = 1, tunnel = 3, pair[2];
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	int router = socket(AF_INET, SOCK_RAW, IPPROTO_IGMP);
+	/* MRT_INIT of linux/mroute.h. */
+	if (setsockopt(router, IPPROTO_IP, 200, &on, sizeof(on)) == 0) {
+		name_fd(router);
+		name("multicast routing (MRT_INIT)");
+	}
+	int alert = MUST(socket(AF_INET6, SOCK_RAW, IPPROTO_RAW));
+	MUST(setsockopt(alert, IPPROTO_IPV6, IPV6_ROUTER_ALERT, &on, sizeof(on)));
+	name_fd(alert);
+	name("IPV6_ROUTER_ALERT");
+	int shared = MUST(socket(AF_PACKET, SOCK_RAW, 0)), by_program = 7 | PACKET_FANOUT_CBPF << 16;
+	struct sockaddr_ll loopback = { .sll_family = AF_PACKET, .sll_protocol = htons(3), .sll_ifindex = 1 };
+	MUST(bind(shared, (void *)&loopback, sizeof(loopback)));
+	MUST(setsockopt(shared, SOL_PACKET, PACKET_FANOUT, &by_program, sizeof(by_program)));
+	name_fd(shared);
+	name("shared out by a program (PACKET_FANOUT_DATA)");
+	int encapsulated = MUST(socket(AF_INET, SOCK_DGRAM, 0));
+	MUST(setsockopt(encapsulated, IPPROTO_UDP, UDP_ENCAP, &tunnel, sizeof(tunnel)));
+	name_fd(encapsulated);
+	name("a tunnel of the kernel (UDP_ENCAP)");
+	checkpoint();
+	check_alive(pair);
+}
+
+/* Answers of the kernel that nobody has read. */
+CASE(netlink_unread)
+{
+	struct {
+		struct nlmsghdr header;
+		struct ifinfomsg link;
+	} request = { .header = { .nlmsg_len = sizeof(request), .nlmsg_type = RTM_GETLINK, .nlmsg_flags = NLM_F_REQUEST },
+		      .link = { .ifi_index = 1 } };
+	char answer[8192];
+	int fd = MUST(socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE));
+	MUST(send(fd, &request, sizeof(request), 0));
+	struct pollfd polled = { .fd = fd, .events = POLLIN };
+	CHECK(poll(&polled, 1, 20000) == 1, "no answer");
+	name_fd(fd);
+	name("a netlink socket (NETLINK_ROUTE) with something to be read");
+	checkpoint();
+	CHECK(recv(fd, answer, sizeof(answer), MSG_DONTWAIT) > 0, "the answer is gone: %s", strerror(errno));
+}
+
+/* Filters of sockets of each family that nobody can read, since they are eBPF. */
+CASE(filters_by_program)
+{
+	struct bpf_insn code[] = { { .code = BPF_ALU64 | BPF_MOV | BPF_K, .imm = -1 }, { .code = BPF_JMP | BPF_EXIT } };
+	union bpf_attr load = { .prog_type = BPF_PROG_TYPE_SOCKET_FILTER,
+				.insns = (uintptr_t)code,
+				.insn_cnt = LENGTH(code),
+				.license = (uintptr_t) "MIT" };
+	int pair[2], program = (int)MUST(syscall(SYS_bpf, BPF_PROG_LOAD, &load, sizeof(load)));
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	int fds[] = { pair[1], MUST(socket(AF_INET, SOCK_STREAM, 0)), MUST(socket(AF_INET6, SOCK_DGRAM, 0)),
+		      MUST(socket(AF_PACKET, SOCK_RAW, 0)), MUST(socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE)) };
+	for (size_t i = 0; i < LENGTH(fds); i++) {
+		MUST(setsockopt(fds[i], SOL_SOCKET, SO_ATTACH_BPF, &program, sizeof(program)));
+		name_fd(fds[i]);
+	}
+	name("a socket with an eBPF filter (SO_ATTACH_BPF) is not supported");
+	MUST(close(program));
+	checkpoint();
+	check_alive(pair);
+}
+
+/* Of one datagram, the first part: by MSG_MORE and by UDP_CORK, of both families, also with an IPv4 address for an IPv6 socket; of a packet. */
+CASE(begun_datagrams)
+{
+	static const struct {
+		int family, kind, protocol;
+		bool mapped, cork;
+	} begun[] = {
+		{ AF_INET, SOCK_DGRAM, 0, false, false },		 { AF_INET, SOCK_DGRAM, 0, false, true },
+		{ AF_INET6, SOCK_DGRAM, 0, false, false },		 { AF_INET6, SOCK_DGRAM, 0, true, false },
+		{ AF_INET6, SOCK_DGRAM, IPPROTO_UDPLITE, false, false }, { AF_INET, SOCK_RAW, 253, false, false },
+		{ AF_INET6, SOCK_RAW, 253, false, false },
+	};
+	int fds[LENGTH(begun)], ears[LENGTH(begun)], on = 1;
+	for (size_t i = 0; i < LENGTH(begun); i++) {
+		struct sockaddr_in6 to = { .sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT };
+		struct sockaddr_in to4 = { .sin_family = AF_INET, .sin_addr = { htonl(INADDR_LOOPBACK) } };
+		socklen_t length = sizeof(to);
+		if (begun[i].mapped)
+			to.sin6_addr = (struct in6_addr){ .s6_addr = { [10] = 0xff, 0xff, 127, 0, 0, 1 } };
+		if (begun[i].family == AF_INET) {
+			memcpy(&to, &to4, sizeof(to4));
+			length = sizeof(to4);
+		}
+		ears[i] = MUST(socket(begun[i].family, begun[i].kind, begun[i].protocol));
+		fds[i] = MUST(socket(begun[i].family, begun[i].kind, begun[i].protocol));
+		MUST(bind(ears[i], (void *)&to, length));
+		MUST(getsockname(ears[i], (void *)&to, &length));
+		MUST(connect(fds[i], (void *)&to, length));
+		if (begun[i].cork)
+			MUST(setsockopt(fds[i], IPPROTO_UDP, UDP_CORK, &on, sizeof(on)));
+		MUST(send(fds[i], "one, ", 5, begun[i].cork ? 0 : MSG_MORE));
+		name_fd(fds[i]);
+	}
+	name("has a datagram that is not complete (MSG_MORE, UDP_CORK)");
+	name("has a packet that is not complete (MSG_MORE), or one that does not leave");
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(begun); i++) {
+		char bytes[64] = "";
+		MUST(send(fds[i], "two", 3, 0));
+		if (begun[i].cork)
+			MUST(setsockopt(fds[i], IPPROTO_UDP, UDP_CORK, &(int){ 0 }, sizeof(int)));
+		ssize_t got = recv(ears[i], bytes, sizeof(bytes), 0);
+		CHECK(got >= 8 && memcmp(bytes + got - 8, "one, two", 8) == 0, "socket %zu: %zd bytes: %.8s", i, got, bytes);
+	}
 }
 
 /* The root holds a task outside of the tree. */

@@ -31,6 +31,7 @@ mod memory;
 mod modes;
 mod mqueues;
 mod names;
+mod networks;
 mod packed;
 mod packet_sockets;
 mod packets;

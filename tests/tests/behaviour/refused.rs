@@ -55,6 +55,7 @@ refusals! {
     namespace waiting_for_a_signal namespace_of_a_thread
     stranger stranger_with_memory stranger_with_files stranger_with_directories stranger_with_deleted_file
     stranger_with_lock stranger_with_socket protected_sockets tracer watches
+    begun_datagrams socket_families routing_sockets netlink_unread
 }
 
 /// Dumps a workload with threads that do not stop: each is named, with everything else, soon after the time is up; and the
@@ -119,7 +120,7 @@ fn memory_to_itself() {
 fn kernel_helpers() {
     require_root!();
     require_ia32!();
-    let cases = ["kernel_helpers", "rings", "kernel_thread"];
+    let cases = ["kernel_helpers", "rings", "kernel_thread", "filters_by_program"];
     refused_by(&here!(), tests::sys::has_kernel_helpers(), "io_uring, perf, BPF and userfaultfd", &cases);
 }
 

@@ -114,7 +114,8 @@ impl Table {
             return Ok(self.sockets.add(own()?, &open.stat, holder, refuse)?.map(Target::UnixSocket));
         }
         if !matches!(family, libc::AF_INET | libc::AF_INET6 | libc::AF_NETLINK | libc::AF_PACKET) {
-            refuse_kind(open, refuse);
+            let reason = format!("{} sockets are not supported", kinds::family(family));
+            refuse.with_hint(&holder.object, reason, CLOSE);
             return Ok(None);
         }
         if !self.network.has(copy)? {
