@@ -16,10 +16,13 @@
 #include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
+#include <sys/ioctl.h>
 #include <sys/ipc.h>
+#include <sys/mount.h>
 #include <sys/ptrace.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 
 static int make(const char *name)
 {
@@ -56,6 +59,21 @@ static void check_alive(const int *pair)
 	CHECK(read(pair[1], &byte, 1) == 1 && byte == 's', "the socket");
 }
 
+/* The root directory of a file system of a type, where the kernel has it. */
+static void name_root_of(const char *type)
+{
+	MUST(mkdir(type, 0700));
+	if (mount(type, type, type, 0, NULL) != 0) {
+		printf("no %s: %s\n", type, strerror(errno));
+		fflush(stdout);
+		return;
+	}
+	char text[64];
+	snprintf(text, sizeof(text), "files of %s are not supported", type);
+	name_fd(MUST(open(type, O_RDONLY | O_DIRECTORY)));
+	name(text);
+}
+
 CASE(descriptors)
 {
 	int pair[2];
@@ -67,7 +85,10 @@ CASE(descriptors)
 	name_fd(MUST(socket(AF_PACKET, SOCK_PACKET, 0)));
 	name_fd(MUST((int)syscall(SYS_pidfd_open, getppid(), 0)));
 	name_fd(MUST(open("/dev/kmsg", O_RDONLY)));
+	name_fd(MUST(open("/proc/kmsg", O_RDONLY)));
 	name_fd(MUST(open("/proc/pressure/cpu", O_RDWR)));
+	name_root_of("debugfs");
+	name_root_of("tracefs");
 	char path[32];
 	snprintf(path, sizeof(path), "/proc/%d/maps", getppid());
 	name_fd(MUST(open(path, O_RDONLY)));
@@ -804,6 +825,13 @@ static void share_epoll(void *unused)
 }
 
 /* Files that tell events, with somebody outside of the tree in the play, or in a state that nobody could bring back. */
+static void only_wait(void *unused)
+{
+	(void)unused;
+	prepared();
+	wait_for_go();
+}
+
 CASE(events)
 {
 	int pair[2];
@@ -854,6 +882,69 @@ CASE(events)
 	check_alive(pair);
 	finish(child);
 	MUST(kill(*outside, SIGUSR1));
+}
+
+/* On the time of a child; on a moment of a clock that may have been changed since, which the kernel tells by the same mark as its coming. */
+CASE(timers)
+{
+	struct sigevent event = { .sigev_notify = SIGEV_NONE };
+	struct itimerspec past = { .it_value = { .tv_sec = 1 } };
+	clockid_t clock;
+	timer_t timer;
+	char text[64];
+	pid_t child = spawn(only_wait, NULL);
+	MUST0(clock_getcpuclockid(child, &clock));
+	MUST(timer_create(clock, &event, &timer));
+	snprintf(text, sizeof(text), "measures the processor time of %d", child);
+	name(text);
+	int told = MUST(timerfd_create(CLOCK_REALTIME, 0));
+	MUST(timerfd_settime(told, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &past, NULL));
+	name_fd(told);
+	name("may have been cancelled by a change of the clock");
+	checkpoint();
+	uint64_t ticks = 0;
+	CHECK(read(told, &ticks, sizeof(ticks)) == sizeof(ticks) && ticks == 1, "%lld ticks", (long long)ticks);
+	finish(child);
+	MUST(timer_delete(timer));
+}
+
+/* Those that are no pseudo terminals; of none is the controlling one. */
+CASE(terminals)
+{
+	static const struct {
+		const char *file, *kind;
+	} terminals[] = {
+		{ "/dev/tty1", "a virtual console" },
+		{ "/dev/ttyS0", "a serial line" },
+		{ "/dev/console", "the console of the machine" },
+	};
+	char text[96];
+	for (size_t i = 0; i < LENGTH(terminals); i++) {
+		int fd = open(terminals[i].file, O_RDWR | O_NOCTTY | O_NONBLOCK);
+		if (fd < 0)
+			continue;
+		snprintf(text, sizeof(text), "fd %d (%s): %s", fd, terminals[i].file, terminals[i].kind);
+		name(text);
+	}
+	checkpoint();
+}
+
+/* Memory of a virtual processor, without a descriptor that leads to it. */
+CASE(device_memory)
+{
+	enum { CREATE_VM = 0xae01, CREATE_VCPU = 0xae41 };
+	int kvm = MUST(open("/dev/kvm", O_RDWR));
+	int machine = MUST(ioctl(kvm, CREATE_VM, 0));
+	int processor = MUST(ioctl(machine, CREATE_VCPU, 0));
+	char *memory = MUST((char *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, processor, 0));
+	close(processor);
+	close(machine);
+	close(kvm);
+	memory[0] = 1;
+	name_address(memory);
+	checkpoint();
+	CHECK(memory[0] == 1, "it is another one");
+	MUST(munmap(memory, PAGE));
 }
 
 static void name_file_watch(int group, int wd, const char *what)
