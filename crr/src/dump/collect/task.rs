@@ -14,7 +14,7 @@ use crate::resource::file::copies::Copies;
 use crate::resource::namespace::Namespaces;
 use crate::resource::task as properties;
 use crate::resource::{
-    Refuse, dispatch, file, group_stop, limits, memory, robust, rseq, seccomp, signal, thread, timer, vdso,
+    Refuse, dispatch, group_stop, limits, memory, path, robust, rseq, seccomp, signal, thread, timer, vdso,
 };
 use anyhow::{Context, Result, bail};
 use images::attribute::TaskAttributes;
@@ -51,7 +51,7 @@ pub(super) fn collect_task(
     let copies =
         if tables.send_files || shares.files.is_some() { None } else { Copies::open(deputy, refuse)? };
     let fds = tables.dump_files(deputy, dir, copies.as_ref(), refuse)?;
-    let mut link = |name| file::dump_link(dir, name, &mut tables.paths, refuse);
+    let mut link = |name| path::dump_link(dir, name, &mut tables.paths, refuse);
     let exe = link("exe")?;
     let (cwd, root) = match known.directories() {
         Some(other) => (other.cwd, other.root),
