@@ -9,6 +9,7 @@ use crate::resource::file::copies::{self, Copies};
 use crate::resource::landlock::Bystanders;
 use crate::resource::ldt::AskLdt;
 use crate::resource::signal::AskSignals;
+use crate::resource::sysv::objects::Sets;
 use crate::resource::sysv::undo;
 use crate::resource::task::AskTask;
 use crate::resource::thread::AskThread;
@@ -47,7 +48,7 @@ pub(super) struct Facts<'a> {
     pub(super) vmas: &'a [Vma],
     pub(super) resident_kib: u64,
     pub(super) bystanders: &'a mut Bystanders,
-    pub(super) semaphores: &'a mut undo::Sets,
+    pub(super) semaphores: &'a mut Sets,
     pub(super) guarded: bool,
     pub(super) late: bool,
     /// Somebody who runs may have its memory, too.

@@ -65,6 +65,7 @@ pub(super) struct Ready {
     own_namespaces: Namespaces,
     low: LowBuffer,
     bystanders: Bystanders,
+    semaphores: sysv::objects::Sets,
 }
 
 impl Ready {
@@ -75,6 +76,7 @@ impl Ready {
             own_namespaces: Namespaces::of(&Dir::task(nix::unistd::getpid().as_raw())?)?,
             low: LowBuffer::new().context("map a page below 4 GiB")?,
             bystanders: Bystanders::expecting(root)?,
+            semaphores: sysv::objects::Sets::look()?,
         })
     }
 }
@@ -95,7 +97,6 @@ struct Tables {
     late: bool,
     /// Somebody who runs may have memory or files in common with a task; the dump is refused for that, or for something else.
     watched: bool,
-    semaphores: sysv::undo::Sets,
     waits: sysv::objects::Waits,
     terminal: Terminal,
     mates: Mates,
@@ -128,7 +129,6 @@ pub(super) fn collect(
         send_files: !kernel::has_pidfd_getfd(),
         late: frozen.late,
         watched: true,
-        semaphores: sysv::undo::Sets::default(),
         waits: sysv::objects::Waits::default(),
         terminal: None,
         mates: Mates::default(),
@@ -203,7 +203,7 @@ pub(super) fn collect(
     if whole && tasks.len() == frozen.tasks.len() {
         sharing::check(&frozen.tasks, &tasks, &spaces, &mut refusals)?;
     }
-    let ipc = sysv::objects::dump(&pids, &tables.waits, &mut refusals)?;
+    let ipc = sysv::objects::dump(&mut tables.ready.semaphores, &pids, &tables.waits, &mut refusals)?;
     tables.files.refuse_outsiders(holders, &pids, &mut refusals)?;
     holders.refuse_masters(tables.files.masters(), &mut refusals);
     tables.backings.refuse_outsiders(&pids, &mut refusals)?;

@@ -19,6 +19,7 @@ use images::sysv::{Ipc, Object};
 use std::collections::{BTreeSet, HashSet};
 use std::os::unix::fs::MetadataExt;
 
+pub(crate) use super::semaphores::Sets;
 pub(crate) use super::waits::Waits;
 
 /// Permissions proper.
@@ -28,9 +29,14 @@ pub(super) const PERMISSIONS: u32 = 0o777;
 ///
 /// # Errors
 /// If `/proc` does not tell which there are, or one cannot be looked at.
-pub(crate) fn dump(tree: &HashSet<Pid>, waits: &Waits, refusals: &mut Refusals) -> Result<Ipc> {
+pub(crate) fn dump(
+    sets: &mut Sets,
+    tree: &HashSet<Pid>,
+    waits: &Waits,
+    refusals: &mut Refusals,
+) -> Result<Ipc> {
     let namespace = namespace()?;
-    let semaphore_sets = semaphores::dump(tree, &waits.sets, refusals)?;
+    let semaphore_sets = semaphores::dump(sets, tree, &waits.sets, refusals)?;
     let queues = queues::dump(tree, &waits.queues, refusals)?;
     Ok(Ipc { namespace, semaphore_sets, queues })
 }

@@ -5,7 +5,7 @@
 //! the value to 0, then the sum as far up or down as it can go for a given result, and at last ask for more than is there. ERANGE says that the
 //! sum is beyond that result; EAGAIN that it is not, or that somebody has changed the value meanwhile.
 
-use super::semaphores;
+use super::semaphores::Sets;
 use crate::proc::sysvipc::SemaphoreSet;
 use crate::ptrace::{Patience, Stopped};
 use crate::remote::{Arg, Batch, Buffer, Call, Executor, Handle};
@@ -22,20 +22,6 @@ const HIGHEST: i64 = 32767;
 const AT_ONCE: usize = 64;
 /// How often a value may change under the question.
 const TRIES: u32 = 100;
-
-/// The sets that anybody has ever operated on; read when the first task needs them.
-#[derive(Debug, Default)]
-pub(crate) struct Sets(Option<Vec<SemaphoreSet>>);
-
-impl Sets {
-    fn get(&mut self) -> Result<&[SemaphoreSet]> {
-        let sets = match self.0.take() {
-            Some(sets) => sets,
-            None => semaphores::all()?.into_iter().filter(|set| set.was_used).collect(),
-        };
-        Ok(self.0.insert(sets))
-    }
-}
 
 /// What a sum turns out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,8 +42,11 @@ pub(crate) fn refuse(
     refuse: &mut Refuse<'_>,
     patience: &Patience,
 ) -> Result<()> {
-    let sets = sets.get()?;
-    let Some((deputy, others)) = threads.split_first_mut().filter(|_| !sets.is_empty()) else {
+    let sets = sets.now()?;
+    // Nobody has anything to undo at one that nobody has ever operated on.
+    let is_used = |set: &&SemaphoreSet| set.operated_at != 0;
+    let Some((deputy, others)) = threads.split_first_mut().filter(|_| sets.iter().any(|set| is_used(&set)))
+    else {
         return Ok(());
     };
     // Who has never had anything to undo has no list, as this thread has none from here on.
@@ -74,7 +63,7 @@ pub(crate) fn refuse(
     if same(deputy.tid(), own).context("kcmp")? {
         return Ok(());
     }
-    for set in sets {
+    for set in sets.iter().filter(is_used) {
         refuse_of_set(set, executor, deputy, refuse, patience)
             .with_context(|| format!("System V semaphores {}", set.object.id))?;
     }
