@@ -139,6 +139,7 @@ pub(super) fn collect_task(
             resident_kib,
             bystanders,
             semaphores,
+            undo: &mut tables.undo,
             guarded,
             late,
             watched,

@@ -1,13 +1,14 @@
 //! Sets of semaphores.
 
 use super::objects::{self, Here, Kind, Made, PERMISSIONS};
+use super::undo;
 use crate::proc::sysvipc::{self, SemaphoreSet as Row};
 use crate::refusal::Refusals;
 use crate::resource::unix_socket::maker::in_process;
 use crate::sys::sysv::{SELF, semaphores as sys};
 use anyhow::{Context, Result};
 use images::Pid;
-use images::sysv::{Semaphore, SemaphoreSet};
+use images::sysv::{Ipc, Semaphore, SemaphoreSet};
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 use std::collections::{BTreeSet, HashSet};
@@ -71,16 +72,16 @@ fn all() -> Result<Vec<Row>> {
     Ok(sysvipc::semaphore_sets(&text)?)
 }
 
-fn name(id: i32) -> String {
+pub(super) fn name(id: i32) -> String {
     format!("System V semaphores {id}")
 }
 
-/// Those that a tree uses, or waits at. Who used one is told to those alone who may read it: what crr may not read, without privileges, and nobody of
+/// Those that a tree uses, or waits at, or has something to undo at: `named` are the last two. Who used one is told to those alone who may read it: what crr may not read, without privileges, and nobody of
 /// the tree waits at, is taken for one of others.
 pub(super) fn dump(
     sets: &mut Sets,
     tree: &HashSet<Pid>,
-    waited_at: &BTreeSet<i32>,
+    named: &BTreeSet<i32>,
     refusals: &mut Refusals,
 ) -> Result<Vec<SemaphoreSet>> {
     let mut found = Vec::new();
@@ -92,7 +93,7 @@ pub(super) fn dump(
             // It has gone meanwhile.
             Err(Errno::EINVAL | Errno::EIDRM) => continue,
             Err(Errno::EACCES) => {
-                if waited_at.contains(&id) {
+                if named.contains(&id) {
                     objects::refuse_unreadable(name(id), refusals);
                 }
                 continue;
@@ -100,7 +101,7 @@ pub(super) fn dump(
             semaphores => semaphores.with_context(|| name(id))?,
         };
         let users = semaphores.iter().map(|semaphore| semaphore.last_user).collect();
-        if objects::is_used(&name(id), &users, tree, waited_at.contains(&id)) {
+        if objects::is_used(&name(id), &users, tree, named.contains(&id)) {
             let (object, was_used) = (row.object.clone(), row.operated_at != 0);
             found.push(SemaphoreSet { object, was_used, semaphores });
         }
@@ -116,15 +117,17 @@ fn look(row: &Row) -> nix::Result<Vec<Semaphore>> {
     numbered.map(|(number, value)| Ok(Semaphore { value, last_user: sys::last_user(id, number)? })).collect()
 }
 
-pub(super) fn preflight(here: Here, sets: &[SemaphoreSet], refusals: &mut Refusals) -> Result<()> {
+pub(super) fn preflight(here: Here, ipc: &Ipc, refusals: &mut Refusals) -> Result<()> {
     let rows = all()?;
-    for set in sets {
+    for set in &ipc.semaphore_sets {
         let id = set.object.id;
         let count = |id| rows.iter().find(|row| row.object.id == id).map(|row| usize::from(row.count));
         let fits = |object: &images::sysv::Object| count(object.id) == Some(set.semaphores.len());
         let obstacle = here.obstacle(&set.object, rows.iter().map(|row| &row.object), fits);
         if let Some((reason, other)) = obstacle {
             objects::refuse(name(id), reason, &objects::remove_it("-s", other), refusals);
+        } else if count(id).is_some() {
+            undo::restore::preflight(ipc, set, refusals)?;
         }
     }
     Ok(())

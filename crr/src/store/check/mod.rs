@@ -76,7 +76,7 @@ pub fn records(
     event::check(files).map_err(of(Kind::Files))?;
     inotify::check(files).map_err(of(Kind::Files))?;
     tree::check(tree, files).map_err(of(Kind::Tree))?;
-    ipc::check(&tree.ipc).map_err(of(Kind::Tree))?;
+    ipc::check(tree).map_err(of(Kind::Tree))?;
     terminals::check_control(files, tree).map_err(of(Kind::Files))?;
     event::check_with(tree, files).map_err(of(Kind::Files))?;
     late::check_with(tree, files).map_err(of(Kind::Files))?;
