@@ -197,46 +197,6 @@ static void operate(int set, unsigned short number, short change)
 	MUST(semop(set, &operation, 1));
 }
 
-static void holder_of_semaphores(void *argument)
-{
-	int set = *(int *)argument;
-	/* Locked; given; back where it was. */
-	operate(set, 0, -1);
-	operate(set, 1, 5);
-	operate(set, 2, -1);
-	operate(set, 2, 1);
-	prepared();
-	wait_for_go();
-}
-
-/* What is to be undone when a task ends. It still is after the dump was refused. */
-CASE(undone_semaphores)
-{
-	int pair[2], set = MUST(semget(IPC_PRIVATE, 4, 0600));
-	unsigned short values[4] = { 1, 32762, 32767, 0 }, now[4];
-	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
-	MUST(semctl(set, 0, SETALL, values));
-	pid_t child = spawn(holder_of_semaphores, &set);
-	operate(set, 3, 1);
-	for (int i = 0; i < 4; i++) {
-		char text[128];
-		if (i == 2)
-			continue;
-		snprintf(text, sizeof(text), "System V semaphore %d of set %d: is to be undone", i, set);
-		name(text);
-	}
-	checkpoint();
-	check_alive(pair);
-	MUST(semctl(set, 0, GETALL, now));
-	CHECK(now[0] == 0 && now[1] == 32767 && now[2] == 32767 && now[3] == 1, "values %d %d %d", now[0], now[1], now[2]);
-	CHECK(semctl(set, 0, GETPID) == child && semctl(set, 3, GETPID) != child, "who operated last");
-	finish(child);
-	MUST(semctl(set, 0, GETALL, now));
-	values[3] = 1;
-	CHECK(memcmp(values, now, sizeof(now)) == 0, "undone: %d %d %d %d", now[0], now[1], now[2], now[3]);
-	MUST(semctl(set, 0, IPC_RMID));
-}
-
 static void name_lease(int fd, const char *what)
 {
 	char text[128];
@@ -1078,4 +1038,48 @@ CASE(namespace_of_a_thread)
 	check_alive(pair);
 	close(quiet[1]);
 	MUST0(pthread_join(thread, NULL));
+}
+
+static int undo_too(void *set)
+{
+	operate(*(int *)set, 0, -1);
+	wait_for_go();
+	return 0;
+}
+
+/* What is to be undone when the last of two tasks ends. It still is after the dump was refused. */
+CASE(undo_of_two_tasks)
+{
+	int pair[2], set = MUST(semget(IPC_PRIVATE, 1, 0600));
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	operate(set, 0, 5);
+	char text[96];
+	pid_t child = MUST(clone(undo_too, new_stack(), CLONE_SYSVSEM | SIGCHLD, &set));
+	await_sleep(child);
+	snprintf(text, sizeof(text), "thread %d: has a list of semaphores to undo (SEM_UNDO) with thread %d of task %d", child, getpid(),
+	         getpid());
+	name(text);
+	checkpoint();
+	check_alive(pair);
+	CHECK(semctl(set, 0, GETVAL) == 4 && semctl(set, 0, GETPID) == child, "%d", semctl(set, 0, GETVAL));
+	finish(child);
+	CHECK(semctl(set, 0, GETVAL) == 4, "what the child did is undone: %d", semctl(set, 0, GETVAL));
+	operate(set, 0, -4);
+	MUST(semctl(set, 0, IPC_RMID));
+}
+
+/* Somebody outside of the tree has the list, too. */
+CASE(undo_of_a_stranger)
+{
+	int pair[2], set = MUST(semget(IPC_PRIVATE, 1, 0600));
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	operate(set, 0, 5);
+	char text[96];
+	pid_t stranger = leave_sharer(CLONE_SYSVSEM);
+	snprintf(text, sizeof(text), "thread %d: has a list of semaphores to undo (SEM_UNDO) with task %d, outside", getpid(), stranger);
+	name(text);
+	checkpoint();
+	check_alive(pair);
+	MUST(kill(stranger, SIGUSR1));
+	MUST(semctl(set, 0, IPC_RMID));
 }

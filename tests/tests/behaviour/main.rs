@@ -57,6 +57,7 @@ mod terminal;
 mod threads;
 mod timers;
 mod tree;
+mod undo;
 mod unix_halves;
 mod unix_names;
 mod unix_sockets;

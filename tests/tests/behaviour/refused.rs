@@ -51,7 +51,7 @@ macro_rules! refusals {
 }
 
 refusals! {
-    descriptors late_in_flight files_of_tasks message_queues events undone_semaphores leases lease_of_another listener
+    descriptors late_in_flight files_of_tasks message_queues events undo_of_two_tasks undo_of_a_stranger leases lease_of_another listener
     namespace waiting_for_a_signal namespace_of_a_thread
     stranger stranger_with_memory stranger_with_files stranger_with_directories stranger_with_deleted_file
     stranger_with_lock stranger_with_socket protected_sockets timers tracer watches
