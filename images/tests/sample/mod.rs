@@ -29,7 +29,9 @@ use images::signal::{Action, AltStack, IntervalTimer, Pending};
 use images::socket::{
     Credentials, Message, Peer, PeerCredentials, SocketFile, SocketOption, UnixKind, UnixSocket,
 };
-use images::sysv::{Ipc, Message as QueuedMessage, Object, Queue, Semaphore, SemaphoreSet};
+use images::sysv::{
+    Ipc, Message as QueuedMessage, Object, Queue, Semaphore, SemaphoreSet, UndoList, UndoSum,
+};
 use images::task::{End, GroupStop, ShellJob, Task, Tree, Zombie};
 use images::terminal::{Flow, Line, LineEnd, LivePty, Pty, PtyEnd, Settings};
 use images::thread::{Creds, Dispatch, Regs, RobustList, Rseq, Sched, Thread, UserDesc};
@@ -115,6 +117,15 @@ fn ipc() -> Ipc {
                 QueuedMessage { kind: i64::MAX, bytes: Vec::new() },
             ],
         }],
+        undo_lists: vec![UndoList {
+            task: 100,
+            thread: 100,
+            sums: vec![
+                UndoSum { set: 32_769, semaphore: 0, sum: 1 },
+                UndoSum { set: 32_769, semaphore: 1, sum: -32_768 },
+            ],
+        }],
+        apart: vec![1100],
     }
 }
 
@@ -311,6 +322,7 @@ fn files() -> Files {
             uid: 33,
             gid: 34,
             options: vec![SocketOption { level: 270, name: 11, value: vec![1] }],
+            filter: vec![6, 0, 0, 0, 255, 255, 0, 0],
         }],
         network_hold: Some("crr-0123456789abcdef".to_owned()),
         externals: vec![

@@ -17,7 +17,7 @@ pub(crate) use owner::{is_known, sends_signals};
 
 use super::path::CLOSE;
 use super::{Refuse, fanotify, inotify};
-use crate::proc::tasks::comm_of;
+use crate::proc::tasks::named;
 use crate::proc::{event as shown, living_thread};
 use crate::refusal::Refusals;
 use crate::resource::file::copies;
@@ -28,6 +28,7 @@ use images::file::{Description, Target};
 use images::task::{Task, Zombie};
 use images::{DescriptionId, Pid};
 use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -229,16 +230,19 @@ impl Found {
     pub(crate) fn refuse_outsiders(&self, others: &[(Pid, u32)], refusals: &mut Refusals) -> Result<()> {
         let holders: Vec<(Pid, u32)> = self.places.iter().map(|place| place.holder).collect();
         let sorted = epoll::sort(&holders).context("compare files")?;
-        for &other in others {
-            let seen = (living_thread(other.0), other.1);
+        let mut outsiders: BTreeMap<usize, BTreeSet<Pid>> = BTreeMap::new();
+        for &(pid, fd) in others {
+            let seen = (living_thread(pid), fd);
             // Those that are gone by now have nothing.
             let found = sorted
                 .binary_search_by(|&at| kcmp(kcmp::Kind::File, holders[at], seen).unwrap_or(Ordering::Less));
             if let Ok(at) = found {
-                let comm = comm_of(other.0);
-                let reason = format!("also open in task {} ({comm}), outside of the tree", other.0);
-                self.places[sorted[at]].refuse(refusals, reason, "dump a tree that holds all who have it");
+                outsiders.entry(sorted[at]).or_default().insert(pid);
             }
+        }
+        for (at, pids) in outsiders {
+            let reason = format!("also open in {}, outside of the tree", named(pids));
+            self.places[at].refuse(refusals, reason, "dump a tree that holds all who have it");
         }
         Ok(())
     }
