@@ -69,7 +69,7 @@ pub struct Space {
     /// Page contents of private memory, by rising address. Pages that tasks share copy-on-write lie in `pages.img` once, wherever
     /// the first of these tasks has them.
     pub runs: Vec<Run>,
-    /// Memory policies of private areas, by rising address, not overlapping.
+    /// Memory policies of areas, by rising address, not overlapping.
     pub policies: Vec<AreaPolicy>,
     /// Guard pages (MADV_GUARD_INSTALL), by rising address, not overlapping.
     pub guards: Vec<Guard>,
