@@ -269,6 +269,9 @@ namespace net                                  r     0
 message queue /jobs, 2 messages                rw    0
 socket:[7004] (external)                       rw    0
 packet socket of protocol 0x0800, interface 2  rw    0
+BPF map hits, 2 entries                        rw    0
+BPF map /sys/fs/bpf/events                     w     0
+fanotify of 3                                  rw    0
 
 PIPE    CAPACITY  UNREAD
 pipe#0  64.0 KiB  9 B

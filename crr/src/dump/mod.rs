@@ -18,6 +18,7 @@ use crate::machine;
 use crate::ptrace::{self, Patience};
 use crate::refusal::{Refusals, Refused};
 use crate::resource::external::{self, Key};
+use crate::resource::fanotify;
 use crate::resource::inet::{self, Policy};
 use crate::resource::pipe::Holders;
 use crate::resource::sysv::undo;
@@ -137,6 +138,7 @@ pub fn dump(options: &Options) -> Result<Report> {
     let open = |dir: &PathBuf| Previous::open(&options.destination, dir);
     let previous = options.previous.as_ref().map(open).transpose()?;
     let mut holders = Holders::scan(&freeze::list(options.root)?)?;
+    fanotify::refuse_judges(holders.fanotify_groups())?;
     if let Some(inode) = writer.inode_of_server() {
         refuse_server(inode, &holders)?;
     }

@@ -3,6 +3,7 @@
 
 mod aio;
 mod attributes;
+mod bpf_maps;
 mod commands;
 mod cow;
 mod deleted;
@@ -13,6 +14,7 @@ mod external;
 mod failures;
 mod fallbacks;
 mod families;
+mod fanotify;
 mod faults;
 mod fifos;
 mod files;
@@ -29,6 +31,7 @@ mod memory;
 mod modes;
 mod mqueues;
 mod names;
+mod networks;
 mod packed;
 mod packet_sockets;
 mod packets;

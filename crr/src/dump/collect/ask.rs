@@ -14,7 +14,7 @@ use crate::resource::sysv::undo::Lists;
 use crate::resource::task::AskTask;
 use crate::resource::thread::AskThread;
 use crate::resource::tracees::AskTracees;
-use crate::resource::{Refuse, aio, lock_future, memory, mempolicy, rseq, timer};
+use crate::resource::{Refuse, aio, lock_future, memory, mempolicy, pkey, rseq, timer};
 use anyhow::{Context, Result, bail};
 use images::aio::AioContext;
 use images::attribute::AreaPolicy;
@@ -212,6 +212,7 @@ fn ask_deputy(
     record.interval_timers = about_signals.timers(&reply)?;
     record.ldt = about_ldt.dump(&reply, executor, deputy, patience)?;
     timer::ask_times(executor, deputy, &mut record.timers, patience)?;
+    pkey::check(executor, deputy, refuse, patience)?;
     let inside = about_task.read(&reply, refuse)?;
     about_tracees.check(&reply, refuse)?;
     record.dumpable = inside.dumpable;

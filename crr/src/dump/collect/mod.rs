@@ -197,6 +197,7 @@ pub(super) fn collect(
         tree::check_terminals(&standings, shell_job, &ptys, &strangers, &mut refusals);
         tables.files.check_network_sockets(options.sockets, &mut refusals)?;
         tables.files.relate_message_queues(holders, &pids, &tasks, &mut refusals)?;
+        tables.files.relate_bpf_maps(&pids, &tasks, &mut refusals)?;
         let needs_guard = tables.files.has_connections() || tables.files.has_messages()?;
         if needs_guard && !tables.guarded && refusals.is_empty() {
             bail!(Unguarded);
@@ -256,6 +257,7 @@ pub(super) fn collect(
     tables.files.look_into_terminals(&mut on_their_way)?;
     on_their_way.finish("dump")?;
     tables.files.look_into_message_queues()?;
+    tables.files.look_into_bpf_maps()?;
     let silenced = tables.files.look_at_connections(options.sockets)?;
     tables.files.note_pending_events()?;
     let silenced = match options.after {
