@@ -162,6 +162,7 @@ impl Contents {
         let size = file.metadata().context("fstat")?.len();
         let runs = self.find_data(&file, size)?;
         let huge = hugetlb::of_file(&file).context("fstatfs")?;
+        let (segment, size) = segment.map_or((None, size), |(segment, size)| (Some(segment), size));
         self.sources.push(Source::File(file, format!("shared memory {ino}")));
         Ok(Shared { size, ino, runs, huge, segment })
     }

@@ -33,8 +33,8 @@ pub(crate) struct SharedObject {
     pub(crate) file: File,
     /// It is a segment of System V, which was made with this key.
     pub(crate) key: Option<i32>,
-    /// What is known of that segment.
-    pub(crate) segment: Option<Object>,
+    /// What is known of that segment, and the size that it was made with.
+    pub(crate) segment: Option<(Object, u64)>,
     /// Areas of the tree that show it.
     pub(crate) areas: u64,
 }

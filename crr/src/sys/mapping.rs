@@ -73,15 +73,7 @@ impl SharedMapping {
     /// # Errors
     /// If there are none; where touching them would be the end by SIGBUS. EINVAL beyond its end.
     pub fn populate(&mut self, offset: u64, len: u64) -> nix::Result<()> {
-        let bytes = self.slice(offset, len).ok_or(Errno::EINVAL)?;
-        // SAFETY: inside of the mapping; contents stay as they are.
-        let done =
-            unsafe { libc::madvise(bytes.as_mut_ptr().cast(), bytes.len(), libc::MADV_POPULATE_WRITE) };
-        match Errno::result(done) {
-            // Before Linux 5.14 there is no such call.
-            Ok(_) | Err(Errno::EINVAL) => Ok(()),
-            Err(errno) => Err(errno),
-        }
+        populate(self.slice(offset, len).ok_or(Errno::EINVAL)?)
     }
 
     /// Its entry in `/proc/self/map_files`.
@@ -90,6 +82,20 @@ impl SharedMapping {
         let start = self.base.as_ptr().addr();
         let pages = self.len.next_multiple_of(4096);
         format!("/proc/self/map_files/{start:x}-{:x}", start + pages)
+    }
+}
+
+/// Has the kernel make the pages that these bytes lie in, for writing.
+///
+/// # Errors
+/// If there are none; where touching them would be the end by SIGBUS.
+pub(super) fn populate(bytes: &mut [u8]) -> nix::Result<()> {
+    // SAFETY: memory of ours; contents stay as they are.
+    let done = unsafe { libc::madvise(bytes.as_mut_ptr().cast(), bytes.len(), libc::MADV_POPULATE_WRITE) };
+    match Errno::result(done) {
+        // Before Linux 5.14 there is no such call.
+        Ok(_) | Err(Errno::EINVAL) => Ok(()),
+        Err(errno) => Err(errno),
     }
 }
 

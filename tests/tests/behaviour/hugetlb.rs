@@ -39,7 +39,7 @@ fn all() {
     require_ia32!();
     isolated_for_both(&here!(), |dir, abi| {
         let huge_pages = Overcommit::raise(64)?;
-        for case in ["private", "shared", "files"] {
+        for case in ["private", "shared", "files", "segments", "deleted"] {
             survives(&dir.join(case), abi, case, &huge_pages).context(case)?;
         }
         Ok(())

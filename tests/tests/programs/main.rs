@@ -102,6 +102,8 @@ programs! {
     java32_threads_in_chroot in Chroot => |world| right_answers(world, &["/usr/bin/java", "/scratch/Numbers.java"]);
     /// A parent that forks and waits for children all the time, with alarms.
     php32_forks in Namespace => |world| right_answers(world, &["/usr/bin/php", "/scratch/forks.php"]);
+    /// Workers that take turns by a semaphore of System V, some of which end with it.
+    php32_semaphores in Namespace => |world| right_answers(world, &["/usr/bin/php", "/scratch/turns.php"]);
     /// A stream through a pipeline of one i386 program.
     busybox32_pipeline in Namespace => |world| stream(world, &["/bin/busybox", "sh", "-c"], BUSYBOX);
     /// A stream through 64-bit bash, i386 python, i386 gzip, 64-bit sort, i386 gzip.

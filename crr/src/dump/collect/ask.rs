@@ -122,7 +122,7 @@ pub(super) fn ask(
         let stranger = bystanders.for_thread(&record.threads[0].creds)?;
         let brk = ask_deputy(&executor, deputy, record, (dir, stranger), refuse, patience)?;
         let memory = (vmas, resident_kib);
-        let policies = mempolicy::dump_areas(&executor, deputy, dir, memory, refuse, patience)?;
+        let policies = mempolicy::dump_areas(&executor, deputy, dir, memory, patience)?;
         for (thread, record) in others.iter_mut().zip(record.threads.iter_mut().skip(1)) {
             let mut batch = executor.batch(thread)?;
             let about_thread = AskThread::new(&mut batch, bystanders.for_thread(&record.creds)?);

@@ -28,7 +28,7 @@ use crate::resource::path::{Paths, file_type};
 use crate::resource::pipe::{Holders, Object};
 use crate::resource::sysv::undo;
 use crate::resource::tree::{self, Standing, Strangers};
-use crate::resource::{Refuse, deleted, memory, program, seccomp, sharing, sysv, zombie};
+use crate::resource::{Refuse, deleted, memory, mempolicy, program, seccomp, sharing, sysv, zombie};
 use crate::restore::numbers;
 use crate::stats::{self, Stage};
 use crate::store::Destination;
@@ -208,6 +208,9 @@ pub(super) fn collect(
     }
     if whole && tasks.len() == frozen.tasks.len() {
         sharing::check(&frozen.tasks, &tasks, &spaces, &mut refusals)?;
+        let names: Vec<(Pid, &str)> =
+            frozen.tasks.iter().map(|task| (task.pid, task.name.as_str())).collect();
+        mempolicy::shared::settle(&names, &mut spaces, &mut refusals);
     }
     let undo::Found { lists, apart, ways } = tables.undo.finish(&strangers, &mut refusals)?;
     let undo = (lists, apart);

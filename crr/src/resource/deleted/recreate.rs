@@ -138,17 +138,7 @@ fn memfd(path: &Path, deleted: &Deleted, pages: &File) -> Result<OwnedFd> {
     let name = path.path.strip_prefix(MEMFD).context("not a memfd")?;
     let name = std::str::from_utf8(name).context("its name is no text")?;
     let file = sealable(name, deleted.huge, deleted.seals.unwrap_or_default())?;
-    if deleted.huge.is_some() {
-        // hugetlbfs has no write.
-        file.set_len(path.size).context("size")?;
-        if !deleted.runs.is_empty() {
-            let mut mapping = SharedMapping::of_file(&file, path.size).context("map huge pages")?;
-            shared_memory::fill_huge(&mut mapping, &deleted.runs, pages)?;
-        }
-        own(&file, path, deleted)?;
-    } else {
-        fill(&file, path, deleted, pages)?;
-    }
+    fill(&file, path, deleted, pages)?;
     path_only(&file)
 }
 
@@ -311,10 +301,19 @@ fn path_only(file: &impl AsRawFd) -> Result<OwnedFd> {
 }
 
 fn fill(file: &File, path: &Path, deleted: &Deleted, pages: &File) -> Result<()> {
-    for run in &deleted.runs {
-        copy(file, run, path.size, pages).context("contents")?;
+    if deleted.huge.is_some() {
+        // hugetlbfs has no write.
+        file.set_len(path.size).context("size")?;
+        if !deleted.runs.is_empty() {
+            let mut mapping = SharedMapping::of_file(file, path.size).context("map huge pages")?;
+            shared_memory::fill_huge(&mut mapping, &deleted.runs, pages)?;
+        }
+    } else {
+        for run in &deleted.runs {
+            copy(file, run, path.size, pages).context("contents")?;
+        }
+        file.set_len(path.size).context("size")?;
     }
-    file.set_len(path.size).context("size")?;
     own(file, path, deleted)
 }
 

@@ -904,7 +904,7 @@ fn attributes_and_policies() {
     refused("tree.img: task 100: thread 100: a memory policy of 17 words of nodes", |s| {
         s.tree.tasks[0].threads[0].attributes.policy.nodes = vec![1; 17]
     });
-    let extent = "no private memory of that extent, or out of order";
+    let extent = "no memory of that extent, or out of order";
     refused(&format!("memory.img: task 100: policy of 0x9001000-0x90c8000: {extent}"), |s| {
         s.memory.spaces[0].policies[0].start = Addr(0x0900_1000)
     });
