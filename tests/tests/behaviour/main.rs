@@ -6,6 +6,7 @@ mod attributes;
 mod commands;
 mod cow;
 mod deleted;
+mod direct;
 mod dispatch;
 mod endurance;
 mod events;
