@@ -18,8 +18,10 @@ use crate::machine;
 use crate::ptrace::{self, Patience};
 use crate::refusal::{Refusals, Refused};
 use crate::resource::external::{self, Key};
+use crate::resource::fanotify;
 use crate::resource::inet::{self, Policy};
 use crate::resource::pipe::Holders;
+use crate::resource::sysv::undo;
 use crate::resource::unix_socket::half::HalfPolicy;
 use crate::resource::{memory, robust, xstate};
 use crate::stats::{self, Stage, Stats};
@@ -138,11 +140,12 @@ pub fn dump(options: &Options) -> Result<Report> {
     let open = |dir: &PathBuf| Previous::open(&options.destination, dir);
     let previous = options.previous.as_ref().map(open).transpose()?;
     let mut holders = Holders::scan(&freeze::list(options.root)?)?;
+    fanotify::refuse_judges(holders.fanotify_groups())?;
     if let Some(inode) = writer.inode_of_server() {
         refuse_server(inode, &holders)?;
     }
     fault::point(Point::KilledStarting)?;
-    let (frozen, mut collected) = seize_and_collect(options, previous, &mut holders, &patience)?;
+    let (mut frozen, mut collected) = seize_and_collect(options, previous, &mut holders, &patience)?;
     fault::point(Point::KilledCollected)?;
     fault::strike(Point::TaskDiesCopied, frozen.last());
     // So that a tree that is let run has its areas as they were.
@@ -178,6 +181,8 @@ pub fn dump(options: &Options) -> Result<Report> {
         _ => None,
     };
     if options.after == After::Kill {
+        let patience = Patience::new(LAST_RESORT);
+        undo::disarm::disarm(&mut frozen, &collected.tree, &collected.memory, &collected.undo, &patience)?;
         robust::disarm(&collected.tree);
     }
     let frozen_for = frozen.finish(options.after, &Patience::new(LAST_RESORT)).map_err(|e| {

@@ -2,7 +2,9 @@
 //!
 //! Parsers take bytes, so that they are tested on captured text; only [`Dir`] touches the file system.
 
+pub mod bpf;
 pub mod event;
+pub mod fanotify;
 pub mod fdinfo;
 pub mod inotify;
 pub mod limits;
@@ -173,11 +175,13 @@ pub fn living_thread(pid: Pid) -> Pid {
     /// Of `/proc/PID/task`: itself, its parent, and one for each thread (proc_task_getattr() of fs/proc/base.c).
     const LINKS_OF_ONE: u64 = 3;
     let leader = || -> io::Result<Pid> {
-        let dir = Dir::task(pid)?;
-        if dir.stat("task")?.st_nlink <= LINKS_OF_ONE || !has_ended(pid) {
+        // One call for most: a dump looks at every task of the machine while its tree stands still.
+        if nix::sys::stat::stat(format!("/proc/{pid}/task").as_str())?.st_nlink <= LINKS_OF_ONE
+            || !has_ended(pid)
+        {
             return Ok(pid);
         }
-        let mut tids = dir.numbers::<Pid>("task")?.into_iter();
+        let mut tids = Dir::task(pid)?.numbers::<Pid>("task")?.into_iter();
         Ok(tids.find(|&tid| !has_ended(tid)).unwrap_or(pid))
     };
     leader().unwrap_or(pid)

@@ -132,13 +132,14 @@ pub(super) fn collect_task(
         let target = Target { pid, deputy, abi, gadget, ignored, caught, leftovers };
         let resident_kib = whole.resident_kib;
         let (guarded, late, watched) = (tables.guarded, tables.late, tables.watched);
-        let (bystanders, semaphores) = (&mut tables.ready.bystanders, &mut tables.semaphores);
+        let (bystanders, semaphores) = (&mut tables.ready.bystanders, &mut tables.ready.semaphores);
         let facts = Facts {
             dir,
             vmas: &vmas,
             resident_kib,
             bystanders,
             semaphores,
+            undo: &mut tables.undo,
             guarded,
             late,
             watched,

@@ -13,13 +13,14 @@ use super::path::{CLOSE, Paths, file_type};
 use super::pipe::{self, Pipes};
 use super::terminal::Terminals;
 use super::unix_socket::{Holder, Sockets};
-use super::{Refuse, device, inet, lock, mqueue, packet, pidfd, socket, task_file};
+use super::{Refuse, bpf, device, inet, lock, mqueue, packet, pidfd, socket, task_file};
 use crate::parallel;
 use crate::proc::Dir;
 use crate::sys::kcmp::{Kind, kcmp};
 use anyhow::{Context, Result};
 use copies::Copies;
 use images::event::{Epoll, Notify};
+use images::fanotify::Fanotify;
 use images::file::{Description, FdEntry, Files, Path};
 use images::inotify::Inotify;
 use images::netlink::NetlinkSocket;
@@ -63,9 +64,11 @@ pub(crate) struct Table {
     events: event::Found,
     epolls: Vec<Epoll>,
     inotifies: Vec<Inotify>,
+    fanotifies: Vec<Fanotify>,
     pidfds: pidfd::Table,
     task_files: task_file::Table,
     message_queues: mqueue::Table,
+    bpf_maps: bpf::Table,
     /// For each description, one who has it, and its inode and device.
     holders: Vec<(Pid, u32)>,
     inodes: Vec<(u64, u64)>,
@@ -218,9 +221,11 @@ impl Table {
             epolls: self.epolls,
             externals: self.externals.into_records(),
             inotifies: self.inotifies,
+            fanotifies: self.fanotifies,
             task_files: self.task_files.into_records(),
             message_queues: self.message_queues.into_records(),
             packet_sockets: self.packets.into_records(),
+            bpf_maps: self.bpf_maps.into_records(),
         }
     }
 }

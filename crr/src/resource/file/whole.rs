@@ -9,7 +9,7 @@ use crate::resource::external::Key;
 use crate::resource::path::Paths;
 use crate::resource::tree::Standing;
 use crate::resource::unix_socket::half::HalfPolicy;
-use crate::resource::{Refuse, event, inet, inotify, lock, pipe};
+use crate::resource::{Refuse, bpf, event, fanotify, inet, inotify, lock, pipe};
 use anyhow::{Context, Result};
 use images::file::Target;
 use images::memory::{Backing, Space};
@@ -137,6 +137,22 @@ impl Table {
         self.message_queues.look_into()
     }
 
+    /// Finds out which BPF maps can be had again, once all of the tree are known.
+    pub(crate) fn relate_bpf_maps(
+        &mut self,
+        tree: &HashSet<Pid>,
+        tasks: &[Task],
+        refusals: &mut Refusals,
+    ) -> Result<()> {
+        let trusted = bpf::trusted(tasks, &self.descriptions);
+        self.bpf_maps.relate(tree, &trusted, refusals)
+    }
+
+    /// Looks what is in BPF maps, if nothing else is in the way of the dump.
+    pub(crate) fn look_into_bpf_maps(&mut self) -> Result<()> {
+        self.bpf_maps.look_into()
+    }
+
     /// Completes what takes the whole tree to know. The tasks have their descriptors already.
     pub(crate) fn finish_events(
         &mut self,
@@ -152,6 +168,7 @@ impl Table {
         self.task_files.refuse_outsiders(tasks, zombies, refusals);
         self.epolls = self.events.finish(&mut self.descriptions, &tree, refusals)?;
         self.inotifies = inotify::dump(self.events.inotifies(), paths, refusals)?;
+        self.fanotifies = fanotify::dump(self.events.fanotifies(), tasks, paths, refusals)?;
         Ok(())
     }
 
