@@ -187,6 +187,7 @@ impl Dump {
             embed_files: self.embed_files,
             previous: self.rounds.prev_images_dir.clone(),
             compression: self.rounds.compress,
+            direct_io: self.rounds.direct_io,
             timeout: self.timeout,
             progress: level > 0,
         }

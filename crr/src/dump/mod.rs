@@ -25,7 +25,7 @@ use crate::resource::sysv::undo;
 use crate::resource::unix_socket::half::HalfPolicy;
 use crate::resource::{memory, robust, xstate};
 use crate::stats::{self, Stage, Stats};
-use crate::store::{Compression, Destination, Writer};
+use crate::store::{Compression, Destination, DirectIo, Writer};
 use crate::sys::limits;
 use crate::sys::{process, xsave};
 use crate::track::Previous;
@@ -81,6 +81,8 @@ pub struct Options {
     pub previous: Option<PathBuf>,
     /// Pack page contents.
     pub compression: Option<Compression>,
+    /// When the page file is written past the page cache.
+    pub direct_io: DirectIo,
     /// How long seizing the tree may take.
     pub timeout: Duration,
     /// Show progress on stderr when it is a terminal.
@@ -156,7 +158,11 @@ pub fn dump(options: &Options) -> Result<Report> {
         None => {}
     }
     stats::enter(Stage::WritePages);
-    let form = Form { block_pages: collected.memory.block_pages, compression: options.compression };
+    let form = Form {
+        block_pages: collected.memory.block_pages,
+        compression: options.compression,
+        direct_io: options.direct_io,
+    };
     let written = collected.contents.write(writer.pages(), form, options.progress)?;
     collected.memory.packing = written.packing;
     collected.memory.block_crcs = written.block_crcs;

@@ -17,6 +17,9 @@ pub struct SharedMapping {
     len: usize,
 }
 
+// SAFETY: the mapping belongs to this value, whichever thread has it.
+unsafe impl Send for SharedMapping {}
+
 impl SharedMapping {
     /// Maps `len` bytes of new memory, of huge pages if so, which cost nothing until touched.
     ///
@@ -66,6 +69,13 @@ impl SharedMapping {
         let start = unsafe { self.base.as_ptr().add(offset) };
         // SAFETY: as above; any bytes are valid.
         Some(unsafe { std::slice::from_raw_parts_mut(start, len) })
+    }
+
+    /// All of its bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: mapped for reading until drop; any bytes are valid.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.len) }
     }
 
     /// Has the kernel make the pages from `offset` on, for writing.

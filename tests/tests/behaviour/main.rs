@@ -7,6 +7,7 @@ mod bpf_maps;
 mod commands;
 mod cow;
 mod deleted;
+mod direct;
 mod dispatch;
 mod endurance;
 mod events;

@@ -3,14 +3,13 @@
 use super::objects::{Kind, PERMISSIONS, make_under_id};
 use super::segments;
 use crate::refusal::{Refusal, Refusals};
+use crate::store::Pages;
 use crate::sys::sysv::{self as sys, Attached};
 use anyhow::{Context, Result, bail};
 use images::id::PAGE_SIZE;
 use images::memory::{Memory, Shared};
 use images::sysv::Object;
 use nix::errno::Errno;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 
 /// The segments of a tree with their contents, attached to this process. Those that were made go when this value does, unless they are to be
 /// kept; what was removed goes with the last task that has it.
@@ -88,7 +87,7 @@ pub(crate) fn preflight(refusals: &mut Refusals, memory: &Memory) -> Result<()> 
 ///
 /// # Errors
 /// Names the one that fails; what was made goes again.
-pub(crate) fn put_back(memory: &Memory, pages: &File) -> Result<Segments> {
+pub(crate) fn put_back(memory: &Memory, pages: &Pages) -> Result<Segments> {
     let mut segments = Segments::default();
     for (shared, segment) in recorded(memory) {
         put_back_one(&mut segments, shared, segment, pages).with_context(|| name(segment))?;
@@ -96,7 +95,7 @@ pub(crate) fn put_back(memory: &Memory, pages: &File) -> Result<Segments> {
     Ok(segments)
 }
 
-fn put_back_one(segments: &mut Segments, shared: &Shared, segment: &Object, pages: &File) -> Result<()> {
+fn put_back_one(segments: &mut Segments, shared: &Shared, segment: &Object, pages: &Pages) -> Result<()> {
     let id = segment.id;
     let (mut attached, made) = match Attached::new(id, shared.mapped_size()) {
         Ok(attached) => (attached, false),
@@ -116,7 +115,7 @@ fn put_back_one(segments: &mut Segments, shared: &Shared, segment: &Object, page
         }
         let bytes = attached.slice(run.start.0, run.pages * PAGE_SIZE);
         let Some(bytes) = bytes else { bail!("pages at {} lie beyond its size", run.start) };
-        pages.read_exact_at(bytes, run.first_page * PAGE_SIZE).context("pages.img")?;
+        pages.take(bytes, run.first_page * PAGE_SIZE)?;
     }
     sys::set_segment(id, (segment.uid, segment.gid), segment.mode & PERMISSIONS).context("owner")?;
     if made && segment.mode & Object::LOCKED != 0 {
