@@ -12,6 +12,7 @@ use crate::machine::Live;
 use crate::parallel;
 use crate::resource::{robust, tree};
 use crate::store::Checkpoint;
+use crate::sys::memfd;
 use crate::sys::process;
 use crate::sys::shared_page::ControlPage;
 use crate::sys::userfaultfd;
@@ -469,9 +470,7 @@ fn pids(places: &[Place], schedule: &Schedule, free: &mut FreeIds) -> Vec<Pid> {
 }
 
 fn shared_tree(tasks: &[Prepared], len: u64) -> Result<(OwnedFd, ControlPage)> {
-    let memfd =
-        memfd::MemfdOptions::default().close_on_exec(true).create("crr-tree").context("memfd_create")?;
-    let file = memfd.into_file();
+    let file = memfd::own("crr-tree")?;
     file.set_len(len).context("shared-memory tree")?;
     for task in tasks {
         if let Some(program) = &task.program {

@@ -8,6 +8,7 @@ use crate::page_server::Listed;
 use crate::page_server::client::{Peer, Server};
 use crate::page_server::fetch::Fetcher;
 use crate::progress::Progress;
+use crate::sys::memfd;
 use anyhow::{Context, Result};
 use images::container::Kind;
 use images::file::Files;
@@ -47,8 +48,7 @@ impl Pages {
     /// All of it is still to come, to a file in memory.
     pub(super) fn at(fetcher: Fetcher, wanted: Listed) -> Result<Self> {
         let number = fetcher.find(&wanted)?;
-        let file = memfd::MemfdOptions::default().close_on_exec(true).create("crr-pages");
-        let file = file.context("memfd_create")?.into_file();
+        let file = memfd::own("crr-pages")?;
         file.set_len(wanted.size).context("pages in memory")?;
         let blocks = (0..wanted.size.div_ceil(BLOCK_SIZE)).collect();
         Ok(Self { file, absent: Some(Mutex::new(Absent { fetcher, wanted, number, blocks })) })
