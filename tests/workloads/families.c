@@ -391,23 +391,7 @@ CASE(mover)
 
 static void exec_sharing(const char *abi)
 {
-	char path[512];
-	const char *program = strrchr(case_argv[0], '/');
-	snprintf(path, sizeof(path), "%s/%s%s", getenv("WORKLOADS"), abi, program);
-	int ends[2];
-	char number[16], byte;
-	MUST(pipe(ends));
-	pid_t child = MUST((pid_t)syscall(SYS_clone, CLONE_FS | SIGCHLD, 0, 0, 0, 0));
-	if (child == 0) {
-		close(ends[0]);
-		snprintf(number, sizeof(number), "%d", ends[1]);
-		setenv("PREPARED_FD", number, 1);
-		execl(path, path, "mover", (char *)NULL);
-		die(__FILE__, __LINE__, path);
-	}
-	close(ends[1]);
-	CHECK(read(ends[0], &byte, 1) == 1 && read(ends[0], &byte, 1) == 0, "the child");
-	close(ends[0]);
+	pid_t child = spawn_abi_sharing(CLONE_FS, abi, "mover", NULL);
 	await_sleep(child);
 	checkpoint();
 	check_common(getpid(), child, CLONE_FS);
