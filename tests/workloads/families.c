@@ -1,5 +1,7 @@
 /* Tasks that share with each other without being threads, and children that tell their end by another signal. */
 #include "workload.h"
+#include <sys/socket.h>
+#include <sys/un.h>
 
 #define STACK (64 * 1024)
 #define SPARE_FD 50
@@ -371,6 +373,18 @@ static void siblings(int flags)
 CASE(siblings_in_one_memory)
 {
 	siblings(CLONE_VM | CLONE_SIGHAND);
+}
+
+/* What a restore makes beside them. */
+CASE(siblings_beside_a_socket)
+{
+	struct sockaddr_un name = { .sun_family = AF_UNIX, .sun_path = "socket" };
+	int listening = MUST(socket(AF_UNIX, SOCK_STREAM, 0)), client;
+	MUST(bind(listening, (struct sockaddr *)&name, sizeof(name)));
+	MUST(listen(listening, 5));
+	siblings(CLONE_VM | CLONE_SIGHAND);
+	client = MUST(socket(AF_UNIX, SOCK_STREAM, 0));
+	MUST(connect(client, (struct sockaddr *)&name, sizeof(name)));
 }
 
 CASE(siblings_with_one_table)

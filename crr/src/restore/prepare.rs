@@ -102,7 +102,7 @@ impl Preparation {
 }
 
 /// How each task comes to be, and who forks those that are forked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Descent {
     makings: Vec<Making>,
     pub(super) schedule: Schedule,
@@ -257,7 +257,8 @@ pub(super) fn prepare(
     }
     let lenders: Vec<usize> = lent.keys().copied().collect();
     let try_timer_ids = u64::from(is_disabled(Switch::TimerRestoreIds));
-    let pages_once = u64::from(checkpoint.in_memory && are_apart(all_spaces));
+    // Who chooses ids may have to begin anew.
+    let pages_once = u64::from(checkpoint.in_memory && !last_pid && are_apart(all_spaces));
     let mut programs = Programs::default();
     let mut offset = PAGE_SIZE;
     let mut tasks: Vec<Prepared> = Vec::new();
