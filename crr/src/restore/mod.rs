@@ -33,7 +33,7 @@ use crate::refusal::Refusals;
 use crate::resource;
 use crate::resource::external::given::Given;
 use crate::resource::inet::Wishes;
-use crate::resource::{memory, vdso};
+use crate::resource::{interface, memory, vdso};
 use crate::stats::{self, Stage, Stats};
 use crate::store::{Checkpoint, Source, Unchecked};
 use crate::sys::last_pid::{Chooser, LastPid};
@@ -213,6 +213,7 @@ fn restore_here(options: &Options, mut given: Given) -> Result<(Report, Option<T
     }
     let environment = Environment::read()?;
     let mut refusals = Refusals::default();
+    interface::find(&mut checkpoint.files, &mut refusals)?;
     let written = vdso::adapt(&mut checkpoint, &lives, &mut refusals)?;
     let descent = Descent::plain(&checkpoint)?;
     preflight::preflight(refusals, &checkpoint, &descent.schedule, &environment, &given, options)?
