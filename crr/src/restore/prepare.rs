@@ -204,7 +204,10 @@ pub(super) fn prepare(
     let forked = makings.len() - cloned + tree.zombies.len();
     let totals = [schedule.leaders(), forked, cloned].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
     let late = late::all(&checkpoint.files);
+    let controls = checkpoint.files.ptys.iter().filter_map(|pty| pty.live.as_ref()?.control.as_ref());
+    let controlled: BTreeSet<Pid> = controls.map(|control| control.sid).collect();
     let forest = Forest::new(&tree, &spaces, shared, &makings, own_group, totals, late.clone())
+        .with_controlled(controlled.clone())
         .with_written(written)
         .with_lazy(&lazy, lazy_flags);
     let too_many = || Ok::<_, anyhow::Error>(forest.most_areas() as u64 + hole::AREAS > max_map_count()?);
@@ -245,6 +248,7 @@ pub(super) fn prepare(
     if !lent.is_empty() {
         ensure!(!forest.shares_pages(), "tasks that share pages would have to lend memory");
         let forest = Forest::new(&tree, &spaces, shared, &makings, own_group, totals, late.clone())
+            .with_controlled(controlled)
             .with_written(written)
             .with_lazy(&lazy, lazy_flags);
         for (&index, _) in bases.iter().filter(|(_, base)| base.lent) {
