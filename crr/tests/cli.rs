@@ -243,35 +243,35 @@ PID     COMMAND            ABI       THREADS  MAPPED   SAVED     FDS
 ├─ 102  gone               exited 3
 └─ 103  gone               killed 9
 
-FILE                                           MODE  OFFSET                HELD AS (PID: FDS)
-/dev/pts/3 (terminal)                          rw    0                     100: 0, 101: 0
-pipe#0                                         r     0                     100: 3, 101: 3
-pipe#0                                         w     0                     100: 1, 101: 1
-/tmp/café (deleted)                            w     12                    100: 7, 101: 7
-socket#0                                       rw    0
-/dev/ptmx (pty#0)                              rw    0
-/dev/pts/8 (pty#1)                             rw    0
-eventfd: 3                                     rw    0
-timerfd on clock 0                             rw    0
-signalfd: 0x10000                              rw    0
-epoll of 1                                     rw    0
-inet#0                                         rw    0
-netlink socket of protocol 15, port 4711       rw    0
-/run/control (pipe#1)                          r     0
-pipe:[7001] (external)                         w     0
-/dev/pts/4 (external)                          rw    0
-/var/log/shell (external)                      r     7
-inotify of 1                                   r     0
-pidfd of 1100                                  rw    0
-pidfd of a process that is gone                rw    0
-/proc/1100/mem                                 r     18446744073709547520
-namespace net                                  r     0
-message queue /jobs, 2 messages                rw    0
-socket:[7004] (external)                       rw    0
-packet socket of protocol 0x0800, interface 2  rw    0
-BPF map hits, 2 entries                        rw    0
-BPF map /sys/fs/bpf/events                     w     0
-fanotify of 3                                  rw    0
+FILE                                              MODE  OFFSET                HELD AS (PID: FDS)
+/dev/pts/3 (terminal)                             rw    0                     100: 0, 101: 0
+pipe#0                                            r     0                     100: 3, 101: 3
+pipe#0                                            w     0                     100: 1, 101: 1
+/tmp/café (deleted)                               w     12                    100: 7, 101: 7
+socket#0                                          rw    0
+/dev/ptmx (pty#0)                                 rw    0
+/dev/pts/8 (pty#1)                                rw    0
+eventfd: 3                                        rw    0
+timerfd on clock 0                                rw    0
+signalfd: 0x10000                                 rw    0
+epoll of 1                                        rw    0
+inet#0                                            rw    0
+netlink socket of protocol 15, port 4711          rw    0
+/run/control (pipe#1)                             r     0
+pipe:[7001] (external)                            w     0
+/dev/pts/4 (external)                             rw    0
+/var/log/shell (external)                         r     7
+inotify of 1                                      r     0
+pidfd of 1100                                     rw    0
+pidfd of a process that is gone                   rw    0
+/proc/1100/mem                                    r     18446744073709547520
+namespace net                                     r     0
+message queue /jobs, 2 messages                   rw    0
+socket:[7004] (external)                          rw    0
+packet socket of protocol 0x0800, interface eth0  rw    0
+BPF map hits, 2 entries                           rw    0
+BPF map /sys/fs/bpf/events                        w     0
+fanotify of 3                                     rw    0
 
 PIPE    CAPACITY  UNREAD
 pipe#0  64.0 KiB  9 B

@@ -7,6 +7,7 @@ use crate::fanotify::Fanotify;
 use crate::id::{DescriptionId, PathId, TaskFd};
 use crate::inet::InetSocket;
 use crate::inotify::Inotify;
+use crate::interface::Interface;
 use crate::late::{Process, TaskFile};
 use crate::memory::{HugePage, Run};
 use crate::mqueue::MessageQueue;
@@ -54,6 +55,8 @@ pub struct Files {
     pub bpf_maps: Vec<BpfMap>,
     /// Groups of fanotify marks.
     pub fanotifies: Vec<Fanotify>,
+    /// The network interfaces that sockets have to do with, by rising number.
+    pub interfaces: Vec<Interface>,
 }
 
 /// A name in the file system and what stood behind it at dump.

@@ -23,6 +23,7 @@ pub mod file;
 pub mod id;
 pub mod inet;
 pub mod inotify;
+pub mod interface;
 pub mod inventory;
 pub mod late;
 pub mod lock;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 const DESCRIPTION: &str = include_str!("../FORMAT.md");
 
-const RECORDS: [&str; 15] = [
+const RECORDS: [&str; 16] = [
     include_str!("../src/attribute.rs"),
     include_str!("../src/event.rs"),
     include_str!("../src/inventory.rs"),
@@ -15,6 +15,7 @@ const RECORDS: [&str; 15] = [
     include_str!("../src/signal.rs"),
     include_str!("../src/file.rs"),
     include_str!("../src/inet.rs"),
+    include_str!("../src/interface.rs"),
     include_str!("../src/netlink.rs"),
     include_str!("../src/memory.rs"),
     include_str!("../src/packet.rs"),

@@ -141,6 +141,8 @@ pub struct Control {
     pub choosing: AtomicU32,
     /// Not 0 if a test wants the first try to fail each time.
     pub taken: AtomicU32,
+    /// Not 0 once others got the id of a task that its maker's parent would have to wait for (CLONE_PARENT): all is to be tried again.
+    pub raced: AtomicU32,
     /// Never set: parked threads wait here until they are taken over.
     pub parked: AtomicU32,
     /// A fault that a test wants.

@@ -1,5 +1,7 @@
 /* Tasks that share with each other without being threads, and children that tell their end by another signal. */
 #include "workload.h"
+#include <sys/socket.h>
+#include <sys/un.h>
 
 #define STACK (64 * 1024)
 #define SPARE_FD 50
@@ -373,6 +375,18 @@ CASE(siblings_in_one_memory)
 	siblings(CLONE_VM | CLONE_SIGHAND);
 }
 
+/* What a restore makes beside them. */
+CASE(siblings_beside_a_socket)
+{
+	struct sockaddr_un name = { .sun_family = AF_UNIX, .sun_path = "socket" };
+	int listening = MUST(socket(AF_UNIX, SOCK_STREAM, 0)), client;
+	MUST(bind(listening, (struct sockaddr *)&name, sizeof(name)));
+	MUST(listen(listening, 5));
+	siblings(CLONE_VM | CLONE_SIGHAND);
+	client = MUST(socket(AF_UNIX, SOCK_STREAM, 0));
+	MUST(connect(client, (struct sockaddr *)&name, sizeof(name)));
+}
+
 CASE(siblings_with_one_table)
 {
 	siblings(CLONE_FILES | CLONE_FS);
@@ -391,23 +405,7 @@ CASE(mover)
 
 static void exec_sharing(const char *abi)
 {
-	char path[512];
-	const char *program = strrchr(case_argv[0], '/');
-	snprintf(path, sizeof(path), "%s/%s%s", getenv("WORKLOADS"), abi, program);
-	int ends[2];
-	char number[16], byte;
-	MUST(pipe(ends));
-	pid_t child = MUST((pid_t)syscall(SYS_clone, CLONE_FS | SIGCHLD, 0, 0, 0, 0));
-	if (child == 0) {
-		close(ends[0]);
-		snprintf(number, sizeof(number), "%d", ends[1]);
-		setenv("PREPARED_FD", number, 1);
-		execl(path, path, "mover", (char *)NULL);
-		die(__FILE__, __LINE__, path);
-	}
-	close(ends[1]);
-	CHECK(read(ends[0], &byte, 1) == 1 && read(ends[0], &byte, 1) == 0, "the child");
-	close(ends[0]);
+	pid_t child = spawn_abi_sharing(CLONE_FS, abi, "mover", NULL);
 	await_sleep(child);
 	checkpoint();
 	check_common(getpid(), child, CLONE_FS);

@@ -1,6 +1,7 @@
 /* Sockets that hear and send packets: raw ones, those for ping, packet sockets. */
 #include "workload.h"
 #include <arpa/inet.h>
+#include <net/if.h>
 #include <linux/filter.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
@@ -198,10 +199,11 @@ static void say(const char *text)
 	MUST(send(fds[1], text, strlen(text), 0));
 }
 
-static bool is_promiscuous(void)
+static bool is_promiscuous(const char *interface)
 {
-	char line[8] = "";
-	FILE *told = popen("ip -d link show lo | grep -o 'promiscuity [0-9]*' | cut -d ' ' -f 2", "r");
+	char line[8] = "", command[100];
+	snprintf(command, sizeof(command), "ip -d link show %s | grep -o 'promiscuity [0-9]*' | cut -d ' ' -f 2", interface);
+	FILE *told = popen(command, "r");
 	CHECK(told != NULL && fgets(line, sizeof(line), told) != NULL, "ip says nothing");
 	pclose(told);
 	return strcmp(line, "0\n") != 0;
@@ -264,11 +266,91 @@ CASE(packet)
 	hear_among_others(all, "raw word");
 	nothing_left_in(deaf);
 	for (int i = 0; i < 2; i++) {
-		CHECK(is_promiscuous(), "left after leaving %d times", i);
+		CHECK(is_promiscuous("lo"), "left after leaving %d times", i);
 		MUST(setsockopt(all, SOL_PACKET, PACKET_DROP_MEMBERSHIP, &membership, sizeof(membership)));
 	}
-	CHECK(!is_promiscuous(), "not left");
+	CHECK(!is_promiscuous("lo"), "not left");
 	MUST(setsockopt(all, SOL_PACKET, PACKET_DROP_MEMBERSHIP, &address, sizeof(address)));
+}
+
+/* An address of an interface. */
+static struct sockaddr_in6 on(const char *address, uint32_t interface, uint16_t port)
+{
+	struct sockaddr_in6 name = { .sin6_family = AF_INET6, .sin6_scope_id = interface, .sin6_port = htons(port) };
+	CHECK(inet_pton(AF_INET6, address, &name.sin6_addr) == 1, "%s", address);
+	return name;
+}
+
+static void check_scope(int (*ask)(int, struct sockaddr *, socklen_t *), int fd, uint32_t interface)
+{
+	struct sockaddr_in6 name;
+	socklen_t length = sizeof(name);
+	MUST(ask(fd, (void *)&name, &length));
+	CHECK(name.sin6_scope_id == interface, "interface %u of an address, not %u", name.sin6_scope_id, interface);
+}
+
+/* Two that are connected with each other, crr0 with fe80::1 and crr1 with fe80::2. They have other numbers afterwards. */
+CASE(interfaces)
+{
+	uint32_t interface = if_nametoindex("crr0"), other = if_nametoindex("crr1");
+	struct packet_mreq promiscuous = { .mr_ifindex = (int)interface, .mr_type = PACKET_MR_PROMISC };
+	struct ip_mreqn group = { .imr_ifindex = (int)interface };
+	struct ipv6_mreq group6 = { .ipv6mr_interface = interface };
+	struct sockaddr_in6 own = on("fe80::1", interface, 4711), there = on("fe80::2", interface, 4712), sender;
+	/* Of protocols that nobody speaks but this. */
+	int bound = packets(SOCK_RAW, 0x88b5, (int)interface), member = packets(SOCK_DGRAM, 0x88b6, (int)other);
+	int linked = MUST(socket(AF_INET6, SOCK_DGRAM, 0)), chosen = MUST(socket(AF_INET6, SOCK_DGRAM, 0));
+	int plain = MUST(socket(AF_INET, SOCK_DGRAM, 0)), device = MUST(socket(AF_INET, SOCK_DGRAM, 0));
+	int neighbour = MUST(socket(AF_INET6, SOCK_DGRAM, 0));
+	char name[IF_NAMESIZE] = "", bytes[100];
+	socklen_t length = sizeof(sender);
+	MUST(setsockopt(member, SOL_PACKET, PACKET_ADD_MEMBERSHIP, &promiscuous, sizeof(promiscuous)));
+	MUST(bind(linked, (void *)&own, sizeof(own)));
+	there.sin6_scope_id = other;
+	MUST(bind(neighbour, (void *)&there, sizeof(there)));
+	there.sin6_scope_id = interface;
+	MUST(connect(linked, (void *)&there, sizeof(there)));
+	set(chosen, IPPROTO_IPV6, IPV6_MULTICAST_IF, (int)interface);
+	set(chosen, IPPROTO_IPV6, IPV6_UNICAST_IF, (int)htonl(interface));
+	set(plain, IPPROTO_IP, IP_UNICAST_IF, (int)htonl(interface));
+	MUST(inet_pton(AF_INET, "239.1.2.3", &group.imr_multiaddr) - 1);
+	MUST(setsockopt(plain, IPPROTO_IP, IP_ADD_MEMBERSHIP, &group, sizeof(group)));
+	MUST(inet_pton(AF_INET6, "ff02::1234", &group6.ipv6mr_multiaddr) - 1);
+	MUST(setsockopt(chosen, IPPROTO_IPV6, IPV6_JOIN_GROUP, &group6, sizeof(group6)));
+	MUST(setsockopt(device, SOL_SOCKET, SO_BINDTODEVICE, "crr0", 5));
+	checkpoint();
+	interface = if_nametoindex("crr0");
+	other = if_nametoindex("crr1");
+	struct sockaddr_ll at;
+	length = sizeof(at);
+	MUST(getsockname(bound, (void *)&at, &length));
+	CHECK(at.sll_ifindex == (int)interface, "bound to interface %d, not %u", at.sll_ifindex, interface);
+	CHECK(is_promiscuous("crr0"), "not a member");
+	promiscuous.mr_ifindex = (int)interface;
+	MUST(setsockopt(member, SOL_PACKET, PACKET_DROP_MEMBERSHIP, &promiscuous, sizeof(promiscuous)));
+	CHECK(!is_promiscuous("crr0"), "still a member");
+	check_scope(getsockname, linked, interface);
+	check_scope(getpeername, linked, interface);
+	check_scope(getsockname, neighbour, other);
+	CHECK(option(chosen, IPPROTO_IPV6, IPV6_MULTICAST_IF) == (int)interface, "IPV6_MULTICAST_IF");
+	CHECK(option(chosen, IPPROTO_IPV6, IPV6_UNICAST_IF) == (int)htonl(interface), "IPV6_UNICAST_IF");
+	CHECK(option(plain, IPPROTO_IP, IP_UNICAST_IF) == (int)htonl(interface), "IP_UNICAST_IF");
+	group.imr_ifindex = (int)interface;
+	MUST(setsockopt(plain, IPPROTO_IP, IP_DROP_MEMBERSHIP, &group, sizeof(group)));
+	group6.ipv6mr_interface = interface;
+	MUST(setsockopt(chosen, IPPROTO_IPV6, IPV6_LEAVE_GROUP, &group6, sizeof(group6)));
+	length = sizeof(name);
+	MUST(getsockopt(device, SOL_SOCKET, SO_BINDTODEVICE, name, &length));
+	CHECK(strcmp(name, "crr0") == 0, "bound to %s", name);
+	/* Over the wire. */
+	struct sockaddr_ll to = { .sll_family = AF_PACKET, .sll_ifindex = (int)other };
+	static const char frame[] = "\xff\xff\xff\xff\xff\xff" "\0\0\0\0\0\1" "\x88\xb5" "over the wire";
+	MUST(sendto(packets(SOCK_RAW, 0, 0), frame, sizeof(frame) - 1, 0, (void *)&to, sizeof(to)));
+	hear(bound, "over the wire");
+	MUST(send(linked, "hello", 5, 0));
+	await_packet(neighbour);
+	length = sizeof(sender);
+	CHECK(recvfrom(neighbour, bytes, sizeof(bytes), 0, (void *)&sender, &length) == 5, "another message");
 }
 
 /* What is in their queues cannot be put back: it is lost, or in the way. */

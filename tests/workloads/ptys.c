@@ -366,6 +366,7 @@ CASE(hung_up)
 struct session {
 	pid_t leader, background, foreground, without;
 	int master, number;
+	volatile int ready;
 };
 static struct session *session;
 
@@ -482,6 +483,41 @@ CASE(session)
 CASE(session_of_other_abi)
 {
 	control_a_session(true);
+}
+
+/* A leader that only its parent can clone. */
+static int lead_as_clone(void *name)
+{
+	MUST(setsid());
+	session->leader = session->foreground = getpid();
+	int tty = MUST(open(name, O_RDWR)), direct = MUST(open("/dev/tty", O_RDWR));
+	session->background = spawn(in_group, NULL);
+	session->ready = 1;
+	wait_for_go();
+	CHECK(tcgetpgrp(direct) == getpid(), "foreground %d", tcgetpgrp(direct));
+	CHECK(tcgetsid(tty) == getpid(), "session %d", tcgetsid(tty));
+	finish(session->background);
+	CHECK(write(direct, "ready\n", 6) == 6, "%s", strerror(errno));
+	_exit(failed() ? 1 : 0);
+}
+
+CASE(cloned_leader)
+{
+	enum { STACK = 64 * 1024 };
+	char name[32];
+	int status = -1;
+	session = MUST((struct session *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	session->master = new_master(name);
+	pid_t child = MUST(clone(lead_as_clone, map_anonymous(STACK) + STACK, SIGUSR2, name));
+	await(&session->ready, 1);
+	await_sleep(child);
+	checkpoint();
+	CHECK(int_of(session->master, TIOCGPGRP) == child, "foreground %d", int_of(session->master, TIOCGPGRP));
+	CHECK(int_of(session->master, TIOCGSID) == child, "session %d", int_of(session->master, TIOCGSID));
+	MUST((intptr_t)signal(SIGUSR2, SIG_IGN));
+	MUST(kill(child, SIGUSR1));
+	expect(session->master, "by /dev/tty\r\nready\r\n");
+	CHECK(waitpid(child, &status, __WALL) == child && status == 0, "status %#x", status);
 }
 
 /* Numbers with gaps, three in one task and two descriptors of a child on each. */

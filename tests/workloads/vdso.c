@@ -427,12 +427,11 @@ CASE(unmapped)
 	CHECK(area_of("[vdso]").start == 0, "it has one again");
 }
 
-/* Nearly all is taken where the vDSO of a new program would come to lie. */
-CASE(crowded)
+/* Takes nearly all of where the vDSO of a new program would come to lie. */
+static void crowd(void)
 {
 	enum { LEFT = 32 * PAGE };
 	const uintptr_t span = (uintptr_t)(sizeof(void *) == 8 ? 1ull << 42 : 1ull << 29);
-	struct functions found = find_all(getauxval(AT_SYSINFO_EHDR));
 	uintptr_t end = area_of("[stack]").start - (16 << 20), at = end - span, from[64], to[64];
 	int gaps = 0;
 	char line[256];
@@ -453,6 +452,31 @@ CASE(crowded)
 	for (int i = 0; i < gaps; i++)
 		MUST(mmap((void *)from[i], to[i] - from[i], PROT_NONE,
 		          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0));
+}
+
+CASE(crowded)
+{
+	struct functions found = find_all(getauxval(AT_SYSINFO_EHDR));
+	crowd();
 	checkpoint();
 	check_functions(&found);
+}
+
+CASE(child_of_crowded)
+{
+	prepared();
+	wait_for_go();
+	check_functions((struct functions[]){ find_all(getauxval(AT_SYSINFO_EHDR)) });
+}
+
+/* Its child has to be cloned by it, and execs. */
+CASE(crowded_across_abis)
+{
+	struct functions found = find_all(getauxval(AT_SYSINFO_EHDR));
+	pid_t child = spawn_abi_sharing(CLONE_FS, other_abi, "child_of_crowded", NULL);
+	crowd();
+	await_sleep(child);
+	checkpoint();
+	check_functions(&found);
+	finish(child);
 }

@@ -104,11 +104,11 @@ static pid_t await_prepared(pid_t child, int pipe_ends[2])
 	return child;
 }
 
-/* Forks; the child has no more than the write end of a new pipe to tell that it is prepared. */
-static pid_t fork_with_pipe(int ends[2])
+/* Forks, or clones with flags; the child has no more than the write end of a new pipe to tell that it is prepared. */
+static pid_t clone_with_pipe(int flags, int ends[2])
 {
 	MUST(pipe(ends));
-	pid_t child = MUST(fork());
+	pid_t child = MUST(flags ? (pid_t)syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0) : fork());
 	if (child == 0) {
 		close(ends[0]);
 		/* That of a parent which is not prepared itself. */
@@ -124,7 +124,7 @@ static pid_t fork_with_pipe(int ends[2])
 pid_t spawn(void (*body)(void *), void *argument)
 {
 	int ends[2];
-	pid_t child = fork_with_pipe(ends);
+	pid_t child = clone_with_pipe(0, ends);
 	if (child == 0) {
 		body(argument);
 		_exit(failed() ? 1 : 0);
@@ -134,11 +134,16 @@ pid_t spawn(void (*body)(void *), void *argument)
 
 pid_t spawn_abi(const char *abi, const char *name, const char *argument)
 {
+	return spawn_abi_sharing(0, abi, name, argument);
+}
+
+pid_t spawn_abi_sharing(int flags, const char *abi, const char *name, const char *argument)
+{
 	int ends[2];
 	char path[512], number[16];
 	const char *program = strrchr(case_argv[0], '/');
 	snprintf(path, sizeof(path), "%s/%s%s", getenv("WORKLOADS"), abi, program ? program : "");
-	pid_t child = fork_with_pipe(ends);
+	pid_t child = clone_with_pipe(flags, ends);
 	if (child == 0) {
 		snprintf(number, sizeof(number), "%d", ends[1]);
 		setenv("PREPARED_FD", number, 1);

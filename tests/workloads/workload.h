@@ -116,6 +116,8 @@ pid_t spawn(void (*body)(void *), void *argument);
 void prepared(void);
 /* Like spawn, but the child execs `name` of this program, built for the given ABI ("x86_64" or "ia32"). */
 pid_t spawn_abi(const char *abi, const char *name, const char *argument);
+/* The same for a child that is cloned with these flags, of which exec leaves CLONE_FS as it is. */
+pid_t spawn_abi_sharing(int flags, const char *abi, const char *name, const char *argument);
 /* Ends the last thread of a task whose leader has ended, by exit(0); the whole task with 1 if it failed. */
 void end_last_thread(void) __attribute__((noreturn));
 /* Sends SIGUSR1 to a child and checks that it exits with 0. */

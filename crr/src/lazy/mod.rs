@@ -26,7 +26,7 @@ use crate::proc::tasks;
 use crate::progress;
 use crate::restore::Restore;
 use crate::store::Unchecked;
-use crate::sys::{process, userfaultfd};
+use crate::sys::{memfd, process, userfaultfd};
 use crate::track::instance;
 use crate::track::keeper::Tracked;
 use anyhow::{Context, Result, bail};
@@ -193,9 +193,7 @@ pub(crate) fn put_under(descriptor: &OwnedFd, areas: &[Range]) -> nix::Result<()
 }
 
 fn memory_file(bytes: &[u8]) -> Result<OwnedFd> {
-    let memfd =
-        memfd::MemfdOptions::default().close_on_exec(true).create("crr-lazy").context("memfd_create")?;
-    let mut file = memfd.into_file();
+    let mut file = memfd::own("crr-lazy")?;
     file.write_all(bytes).context("write a memfd")?;
     Ok(file.into())
 }

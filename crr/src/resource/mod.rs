@@ -16,6 +16,7 @@ pub(crate) mod group_stop;
 pub(crate) mod hugetlb;
 pub mod inet;
 pub(crate) mod inotify;
+pub(crate) mod interface;
 pub mod keyring;
 pub mod landlock;
 pub mod ldt;

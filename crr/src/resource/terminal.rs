@@ -399,10 +399,7 @@ fn control(
         return Ok(None);
     };
     let without: Vec<Pid> = members.iter().filter(|task| task.tty == 0).map(|task| task.place.pid).collect();
-    if leader.place.cloned {
-        let reason = format!("controls session {sid}, whose leader can only be cloned by another task");
-        refuse.because(name, reason);
-    } else if !without.is_empty() && members.iter().any(|task| task.place.cloned) {
+    if !without.is_empty() && members.iter().any(|task| task.place.cloned) {
         let reason = format!(
             "controls session {sid}, which has tasks without a terminal beside some that can only be cloned"
         );
@@ -417,7 +414,8 @@ fn control(
     if group.peek().is_none() {
         let reason = format!("has process group {foreground} in the foreground, which has ended");
         refuse.with_hint(name, reason, "have its shell notice that, as before the next prompt");
-    } else if group.all(|task| is_late(&task)) {
+    } else if group.all(|task| is_late(&task)) && !(leader.place.cloned && foreground == sid) {
+        // That of a leader is there from the start (proc_set_tty() of drivers/tty/tty_jobctrl.c).
         let reason = format!(
             "has process group {foreground} in the foreground, whose tasks can only be cloned by others"
         );

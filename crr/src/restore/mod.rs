@@ -34,7 +34,7 @@ use crate::refusal::Refusals;
 use crate::resource;
 use crate::resource::external::given::Given;
 use crate::resource::inet::Wishes;
-use crate::resource::{memory, vdso};
+use crate::resource::{interface, memory, vdso};
 use crate::stats::{self, Stage, Stats};
 use crate::store::{Checkpoint, DirectIo, Source, Unchecked};
 use crate::sys::last_pid::{Chooser, LastPid};
@@ -45,6 +45,7 @@ use foreground::Terminal;
 use images::task::Tree;
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{GenericNamespaced, ListenerOptions};
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -129,7 +130,7 @@ pub(crate) struct Restore<'a> {
     /// Files.
     pub opened: Opened,
     /// What forked children start with.
-    pub environment: Environment,
+    pub environment: &'a Environment,
     /// Abstract name of the socket that restoring tasks connect to.
     pub socket_name: String,
     /// crr's own process group, for the members of a shell job.
@@ -194,7 +195,7 @@ impl PidFile {
 }
 
 /// Restores a tree as children of this process, in the namespaces it is in.
-fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Terminal>)> {
+fn restore_here(options: &Options, mut given: Given) -> Result<(Report, Option<Terminal>)> {
     let began = Instant::now();
     stats::enter(Stage::Read);
     limits::raise_open_files()?;
@@ -218,32 +219,84 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     }
     let environment = Environment::read()?;
     let mut refusals = Refusals::default();
+    interface::find(&mut checkpoint.files, &mut refusals)?;
     let written = vdso::adapt(&mut checkpoint, &lives, &mut refusals)?;
     let descent = Descent::plain(&checkpoint)?;
     preflight::preflight(refusals, &checkpoint, &descent.schedule, &environment, &given, options)?
         .finish("restore")?;
     process::close_on_exec_from(3).context("close_range")?;
+    let last_pid = !kernel::has_set_tid();
+    let known = Known { checkpoint, lives, written, environment, descent, starter, last_pid };
+    let (root, terminal) = loop {
+        // A root that is a sibling of crr's stays its parent's to wait for: its id would not be free.
+        let again = (last_pid && !options.sibling).then(|| given.try_clone()).transpose()?;
+        match (try_to_restore(options, &known, given), again) {
+            (Err(error), Some(again)) if error.is::<Raced>() && began.elapsed() < options.timeout => {
+                log::warn!("{error:#}: all once more");
+                given = again;
+            }
+            (outcome, _) => break outcome?,
+        }
+    };
+    let report = Report {
+        root,
+        tasks: u32::try_from(known.checkpoint.tree.tasks.len())?,
+        bytes: known.checkpoint.memory.page_count * images::id::PAGE_SIZE,
+        total: began.elapsed(),
+    };
+    log::info!(
+        "restored {} tasks under {root}: {} in {:.3} s",
+        report.tasks,
+        crate::progress::bytes(report.bytes),
+        report.total.as_secs_f64(),
+    );
+    Ok((report, terminal))
+}
+
+/// What is known when nothing stands in the way of a restore.
+struct Known {
+    checkpoint: Checkpoint,
+    lives: Lives,
+    written: Vec<Vec<shared::plan::Written>>,
+    environment: Environment,
+    descent: Descent,
+    starter: Option<lazy::Starter>,
+    /// Ids are chosen by what the kernel gave last.
+    last_pid: bool,
+}
+
+/// Marks an error, as its context: nothing but that others forked in the same moment was in the way.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("others got the id of a task")]
+struct Raced;
+
+/// Restores a tree. If that fails, nothing of it is left.
+///
+/// # Errors
+/// [`Raced`] if it is worth to be tried again.
+fn try_to_restore(options: &Options, known: &Known, given: Given) -> Result<(images::Pid, Option<Terminal>)> {
+    let Known { checkpoint, lives, written, environment, descent, starter, last_pid } = known;
+    stats::enter(Stage::Plan);
     let stand_in = needs_stand_in(&checkpoint.tree, options);
     let memory = match (options.lazy_pages, HugePages::here()) {
         (true, _) => Contents::Late,
         (false, Some(huge_pages)) => Contents::Put(huge_pages),
         (false, None) => Contents::Read,
     };
-    let last_pid = !kernel::has_set_tid();
-    let wishes = prepare::Wishes { stand_in, memory, last_pid };
-    let prepare = |descent| prepare::prepare(&checkpoint, descent, &lives, &written, &environment, wishes);
+    let wishes = prepare::Wishes { stand_in, memory, last_pid: *last_pid };
+    let prepare = |descent| prepare::prepare(checkpoint, descent, lives, written, environment, wishes);
     // What stands in for the vDSO of another kernel is written into each task by itself.
     let sharing = if written.iter().all(Vec::is_empty) {
-        descent.with_pages(&checkpoint).and_then(|descent| descent.map(prepare).transpose())
+        descent.with_pages(checkpoint).and_then(|descent| descent.map(prepare).transpose())
     } else {
         Ok(None)
     };
     let preparation = match sharing {
         Ok(Some(preparation)) => preparation,
-        Ok(None) => prepare(descent)?,
+        Ok(None) => prepare(descent.clone())?,
         Err(e) => {
             log::warn!("tasks get copies of the pages that they shared: {e:#}");
-            prepare(descent)?
+            prepare(descent.clone())?
         }
     };
     let later = checkpoint.unchecked(&preparation.lazy);
@@ -261,9 +314,9 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     stats::enter(Stage::Open);
     let programs = preparation.tasks.iter().filter_map(|task| task.program.as_ref());
     let needs = programs.flat_map(|program| program.needs.iter().copied());
-    let opened = Opened::open(&checkpoint, given, &options.sockets, needs)?;
+    let opened = Opened::open(checkpoint, given, &options.sockets, needs)?;
     fault::point(Point::KilledOpened)?;
-    let chooser = if last_pid {
+    let chooser = if *last_pid {
         let last = LastPid::claim(deadline)?;
         let file = opened.raiser.raise(last.file()?)?;
         if fault::is_due(Point::IdsTaken) {
@@ -274,7 +327,7 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
         Chooser::Clone3
     };
     let mut restore = Restore {
-        checkpoint: &checkpoint,
+        checkpoint,
         preparation: raise(preparation, &opened.raiser)?,
         opened,
         environment,
@@ -282,26 +335,14 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
         own_group: nix::unistd::getpgrp().as_raw(),
         chooser,
     };
-    let (root, terminal) = bring_back(&mut restore, options, source, deadline)?;
+    let back = bring_back(&mut restore, options, source, deadline)?;
     options.source.release(!options.lazy_pages);
     restore.opened.socket_files.keep();
     restore.opened.segments.keep();
     restore.opened.ipc.keep();
     restore.opened.message_queues.keep();
     resource::other_name::remove_helpers(&checkpoint.files.paths);
-    let report = Report {
-        root,
-        tasks: u32::try_from(checkpoint.tree.tasks.len())?,
-        bytes: checkpoint.memory.page_count * images::id::PAGE_SIZE,
-        total: began.elapsed(),
-    };
-    log::info!(
-        "restored {} tasks under {root}: {} in {:.3} s",
-        report.tasks,
-        crate::progress::bytes(report.bytes),
-        report.total.as_secs_f64(),
-    );
-    Ok((report, terminal))
+    Ok(back)
 }
 
 /// A name that no other restore uses: abstract names are shared by all pid namespaces of a network namespace.
@@ -321,18 +362,18 @@ fn raise(mut preparation: Preparation, raiser: &open::Raiser) -> Result<Preparat
 }
 
 /// Where contents of memory come from that the tasks do not read themselves.
-enum MemorySource {
+enum MemorySource<'a> {
     /// This process, before they run.
     Now(Fill),
     /// Processes that check these blocks and bring all when the tasks run.
-    Late(lazy::Starter, Unchecked),
+    Late(&'a lazy::Starter, Unchecked),
 }
 
 /// Forks the tree, serves it, takes it over. On failure nothing of it is left.
 fn bring_back(
     restore: &mut Restore<'_>,
     options: &Options,
-    source: MemorySource,
+    source: MemorySource<'_>,
     deadline: Instant,
 ) -> Result<(images::Pid, Option<Terminal>)> {
     stats::enter(Stage::Rebuild);
@@ -341,10 +382,12 @@ fn bring_back(
     let listener =
         ListenerOptions::new().name(name).create_sync().context("listen for the restoring tasks")?;
     let pid = restore.checkpoint.tree.tasks[0].pid;
+    adopt_orphans(restore, true)?;
     let outcome = fork_root(restore, options, pid).and_then(|parent| {
         fault::point(Point::KilledForked)?;
         let Served { parked, held, late, lazy } = serve::serve(restore, &listener, deadline)?;
         // Everybody is there.
+        adopt_orphans(restore, false)?;
         restore.chooser = Chooser::Clone3;
         stats::enter(Stage::PutPages);
         // Before a task is made to do anything in its own memory.
@@ -367,13 +410,25 @@ fn bring_back(
         takeover::take_over(restore, &parked, held, parent)?;
         Ok(terminal)
     });
-    outcome.map(|terminal| (pid, terminal)).inspect_err(|_| {
-        if let Some(op) = fault::op().filter(|_| restore.preparation.control.has_failed_as_told()) {
+    outcome.map(|terminal| (pid, terminal)).map_err(|error| {
+        let control = &restore.preparation.control;
+        if let Some(op) = fault::op().filter(|_| control.has_failed_as_told()) {
             fault::tell(op.point);
         }
-        restore.preparation.control.fail();
+        control.fail();
         undo(restore);
+        let adopted = adopt_orphans(restore, false);
+        if control.take_race() && adopted.is_ok() { error.context(Raced) } else { error }
     })
+}
+
+/// Who may have to begin anew needs all ids to be free: orphans come to this process, which takes them off, for as long as ids are chosen by what the
+/// kernel gave last. No task of a tree is to become an orphan that outlives this.
+fn adopt_orphans(restore: &Restore<'_>, on: bool) -> Result<()> {
+    match restore.chooser {
+        Chooser::LastPid(..) => nix::sys::prctl::set_child_subreaper(on).context("PR_SET_CHILD_SUBREAPER"),
+        Chooser::Clone3 => Ok(()),
+    }
 }
 
 /// Forks the root; its other parent, if it needs one.
@@ -383,10 +438,21 @@ fn fork_root(restore: &Restore<'_>, options: &Options, pid: images::Pid) -> Resu
         return StandIn::fork(restore, pid).map(Some);
     }
     let parent = if options.sibling { nix::unistd::getppid().as_raw() } else { own };
-    births::fork_first(restore, parent, options.sibling)
-        .map(|()| None)
-        .with_context(|| format!("fork the root with pid {pid}"))
+    // Others can get the id. As a sibling of this process, such a child is its parent's to wait for, whatever is done next.
+    let mut left = if options.sibling { TRIES } else { 1 };
+    loop {
+        left -= 1;
+        match births::fork_first(restore, parent, options.sibling) {
+            Err(Errno::EAGAIN) if left > 0 && restore.preparation.control.take_race() => {}
+            forked => {
+                return forked.map(|()| None).with_context(|| format!("fork the root with pid {pid}"));
+            }
+        }
+    }
 }
+
+/// How often others may get the id of a root that is a sibling of crr.
+const TRIES: u32 = 100;
 
 /// Whether the end of this process would send the root a signal that it asked for.
 fn needs_stand_in(tree: &Tree, options: &Options) -> bool {
@@ -402,13 +468,15 @@ fn undo(restore: &Restore<'_>) {
     for &pid in &ours {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
     }
-    // Orphans are init's to reap, but they are to be dead when crr says that it failed. Threads that were seized are
+    // Orphans are init's to reap, if they do not come here, but they are to be dead when crr says that it failed. Threads that were seized are
     // ours to reap, all of a task's before its leader.
+    let adopts = matches!(restore.chooser, Chooser::LastPid(..));
+    let is_left = |pid| if adopts { process::exists(pid) } else { is_alive(pid) };
     let patience = Instant::now() + Duration::from_secs(2);
     let flags = WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
     while Instant::now() < patience {
         while matches!(waitpid(None, Some(flags)), Ok(status) if status != WaitStatus::StillAlive) {}
-        if !ours.iter().any(|&pid| is_alive(pid)) {
+        if !ours.iter().any(|&pid| is_left(pid)) {
             break;
         }
         std::thread::sleep(Duration::from_millis(1));

@@ -168,6 +168,7 @@ impl Opened {
             Need::Path { .. } | Need::Shared(_) => self.mapped.get(&need).map(AsFd::as_fd),
             Need::Description(id) => Some(self.description(id)),
             Need::Directory(path) => Some(self.directory(path)),
+            Need::Terminal(sid) => self.controlling.get(&sid).map(AsFd::as_fd),
             Need::Program(_) | Need::Socket(_) | Need::LastPid => None,
         }
     }
@@ -281,7 +282,12 @@ fn open_need(checkpoint: &Checkpoint, files: &Files, need: Need, raiser: &Raiser
             let object = &checkpoint.memory.shared[id as usize];
             raiser.raise(resource::shared_memory::create(object, &checkpoint.pages)?)
         }
-        Need::Description(_) | Need::Directory(_) | Need::Program(_) | Need::Socket(_) | Need::LastPid => {
+        Need::Description(_)
+        | Need::Directory(_)
+        | Need::Terminal(_)
+        | Need::Program(_)
+        | Need::Socket(_)
+        | Need::LastPid => {
             bail!("not opened by itself: {need:?}")
         }
     }

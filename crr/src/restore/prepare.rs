@@ -12,6 +12,7 @@ use crate::machine::Live;
 use crate::parallel;
 use crate::resource::{robust, tree};
 use crate::store::Checkpoint;
+use crate::sys::memfd;
 use crate::sys::process;
 use crate::sys::shared_page::ControlPage;
 use crate::sys::userfaultfd;
@@ -101,7 +102,7 @@ impl Preparation {
 }
 
 /// How each task comes to be, and who forks those that are forked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Descent {
     makings: Vec<Making>,
     pub(super) schedule: Schedule,
@@ -203,7 +204,10 @@ pub(super) fn prepare(
     let forked = makings.len() - cloned + tree.zombies.len();
     let totals = [schedule.leaders(), forked, cloned].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
     let late = late::all(&checkpoint.files);
+    let controls = checkpoint.files.ptys.iter().filter_map(|pty| pty.live.as_ref()?.control.as_ref());
+    let controlled: BTreeSet<Pid> = controls.map(|control| control.sid).collect();
     let forest = Forest::new(&tree, &spaces, shared, &makings, own_group, totals, late.clone())
+        .with_controlled(controlled.clone())
         .with_written(written)
         .with_lazy(&lazy, lazy_flags);
     let too_many = || Ok::<_, anyhow::Error>(forest.most_areas() as u64 + hole::AREAS > max_map_count()?);
@@ -244,6 +248,7 @@ pub(super) fn prepare(
     if !lent.is_empty() {
         ensure!(!forest.shares_pages(), "tasks that share pages would have to lend memory");
         let forest = Forest::new(&tree, &spaces, shared, &makings, own_group, totals, late.clone())
+            .with_controlled(controlled)
             .with_written(written)
             .with_lazy(&lazy, lazy_flags);
         for (&index, _) in bases.iter().filter(|(_, base)| base.lent) {
@@ -256,7 +261,8 @@ pub(super) fn prepare(
     }
     let lenders: Vec<usize> = lent.keys().copied().collect();
     let try_timer_ids = u64::from(is_disabled(Switch::TimerRestoreIds));
-    let pages_once = u64::from(checkpoint.pages.in_memory() && are_apart(all_spaces));
+    // Who chooses ids may have to begin anew.
+    let pages_once = u64::from(checkpoint.pages.in_memory() && !last_pid && are_apart(all_spaces));
     let mut programs = Programs::default();
     let mut offset = PAGE_SIZE;
     let mut tasks: Vec<Prepared> = Vec::new();
@@ -469,9 +475,7 @@ fn pids(places: &[Place], schedule: &Schedule, free: &mut FreeIds) -> Vec<Pid> {
 }
 
 fn shared_tree(tasks: &[Prepared], len: u64) -> Result<(OwnedFd, ControlPage)> {
-    let memfd =
-        memfd::MemfdOptions::default().close_on_exec(true).create("crr-tree").context("memfd_create")?;
-    let file = memfd.into_file();
+    let file = memfd::own("crr-tree")?;
     file.set_len(len).context("shared-memory tree")?;
     for task in tasks {
         if let Some(program) = &task.program {

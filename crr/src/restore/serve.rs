@@ -69,7 +69,8 @@ impl Peer {
 /// How often a program may exec because of where its vDSO lies.
 const TRIES: u32 = 32;
 
-/// The far ends of sockets that programs give to the tasks which they clone and which then exec.
+/// The far ends of sockets that programs give to the tasks which they clone and which then exec. They stay until who gives them has parked: a
+/// program that execs once more is given them again.
 type Given = BTreeMap<usize, OwnedFd>;
 
 /// Where a parked task has a system call instruction in its hole, by task index.
@@ -127,7 +128,7 @@ pub(super) fn serve(restore: &Restore<'_>, listener: &Listener, deadline: Instan
         };
         for event in &events[..ready] {
             if event.data() == LISTENER {
-                let greeted = greet(restore, listener, &mut given);
+                let greeted = greet(restore, listener, &given);
                 if let Some(peer) = greeted.map_err(|e| first_cause(restore, &peers, e))? {
                     unseen -= usize::from(peer.task.is_some());
                     come(peer, &mut peers)?;
@@ -178,14 +179,14 @@ fn connected(restore: &Restore<'_>) -> Result<(Vec<Peer>, Given)> {
         }
     }
     for peer in &peers {
-        send(restore, peer, &mut given)?;
+        send(restore, peer, &given)?;
     }
     Ok((peers, given))
 }
 
 /// Accepts a process, finds out which it is, sends it everything. Anybody can connect to an abstract name: who is not one
 /// of the tree is sent away.
-fn greet(restore: &Restore<'_>, listener: &Listener, given: &mut Given) -> Result<Option<Peer>> {
+fn greet(restore: &Restore<'_>, listener: &Listener, given: &Given) -> Result<Option<Peer>> {
     fault::point(Point::Accept).context("accept a restoring task")?;
     let Stream::UdSocket(stream) = listener.accept().context("accept a restoring task")?;
     let pid = getsockopt(&stream.as_fd(), sockopt::PeerCredentials).context("SO_PEERCRED")?.pid();
@@ -285,22 +286,18 @@ fn speaker(restore: &Restore<'_>, peer: &Peer, report: &Report) -> Option<usize>
     }
 }
 
-fn send(restore: &Restore<'_>, peer: &Peer, given: &mut Given) -> Result<()> {
+fn send(restore: &Restore<'_>, peer: &Peer, given: &Given) -> Result<()> {
     send_plan(restore, peer, given).with_context(|| format!("task {}: send its plan", peer.pid))
 }
 
-/// Sends the first message and all working fds. A socket that is given away is closed here: its end is to be noticed.
-fn send_plan(restore: &Restore<'_>, peer: &Peer, given: &mut Given) -> Result<()> {
+/// Sends the first message and all working fds.
+fn send_plan(restore: &Restore<'_>, peer: &Peer, given: &Given) -> Result<()> {
     let prepared = peer.task.map(|index| &restore.preparation.tasks[index]).context("no task")?;
     let program = prepared.program.as_ref().context("it execs no program")?;
     let mut fds = vec![restore.preparation.tree.as_raw_fd(), restore.opened.pages.as_raw_fd()];
-    let mut handed = Vec::new();
     for &need in &program.needs {
         let fd = match need {
-            Need::Socket(index) => {
-                handed.push(given.remove(&index).context("a socket that was given away")?);
-                handed.last().map(AsFd::as_fd)
-            }
+            Need::Socket(index) => given.get(&index).map(AsFd::as_fd),
             Need::Program(index) => {
                 let program = restore.preparation.tasks[index].program.as_ref();
                 program.map(|program| restore.preparation.programs[program.file].as_fd())
@@ -401,9 +398,18 @@ impl Progress {
             bail!("task {}: answered twice", tasks[member].pid);
         }
         peer.left -= 1;
-        // It closes the socket next, at once if nobody else has it.
         let prepared = &restore.preparation.tasks[host];
-        let clones = |program: &Program| program.members.len() > 1 || gives(&program.needs);
+        if peer.left == 0 {
+            // Closed here: the end of these sockets is to be noticed.
+            let needs = prepared.program.iter().flat_map(|program| &program.needs);
+            for taker in needs.filter_map(given_to) {
+                given.remove(&taker);
+            }
+        }
+        // It closes the socket next, at once if nobody else has it.
+        let clones = |program: &Program| {
+            program.members.len() > 1 || program.needs.iter().any(|need| given_to(need).is_some())
+        };
         let alone = prepared.making == Making::Forked && !prepared.program.as_ref().is_some_and(clones);
         if alone {
             while nix::unistd::read(&peer.socket, &mut bytes) == Err(Errno::EINTR) {}
@@ -438,9 +444,12 @@ fn receive(socket: &OwnedFd, bytes: &mut [u8], descriptor: &mut Option<OwnedFd>)
     Ok(message.bytes)
 }
 
-/// Whether a program clones tasks that exec.
-fn gives(needs: &[Need]) -> bool {
-    needs.iter().any(|need| matches!(need, Need::Socket(_)))
+/// The task that is given this socket when a program clones it, before it execs.
+const fn given_to(need: &Need) -> Option<usize> {
+    match *need {
+        Need::Socket(taker) => Some(taker),
+        _ => None,
+    }
 }
 
 fn decode(bytes: &[u8; size_of::<Report>()]) -> Report {

@@ -8,6 +8,7 @@ use super::chain::Round;
 use super::packing::{CHUNK_SIZE, Unpacker};
 use super::pages::{BLOCK_SIZE, wrong_checksum};
 use crate::parallel::in_parallel;
+use crate::sys::memfd;
 use anyhow::{Context, Result};
 use images::container::Kind;
 use images::file::Files;
@@ -70,9 +71,7 @@ pub(super) fn assemble(
         .collect::<Result<_>>()?;
     let spans = if memory.page_count > 0 { vec![(0, memory.page_count)] } else { Vec::new() };
     parts.push(Part { dir, file: pages, memory, spans });
-    let made =
-        memfd::MemfdOptions::default().close_on_exec(true).create("crr-pages").context("memfd_create")?;
-    let made = made.into_file();
+    let made = memfd::own("crr-pages")?;
     made.set_len((memory.first_page + memory.page_count) * PAGE_SIZE).context("pages in memory")?;
     for part in &parts {
         let place = || format!("{}/{}", part.dir.display(), Kind::Pages.file_name());

@@ -11,6 +11,7 @@ use crate::page_server::client::{Peer, Server};
 use crate::page_server::fetch::Fetcher;
 use crate::progress::Progress;
 use crate::sys::mapping::SharedMapping;
+use crate::sys::memfd;
 use crate::sys::window::Window;
 use anyhow::{Context, Result};
 use images::container::Kind;
@@ -98,8 +99,7 @@ impl Pages {
     /// All of it is still to come, to a file in memory.
     pub(super) fn at(fetcher: Fetcher, wanted: Listed) -> Result<Self> {
         let number = fetcher.find(&wanted)?;
-        let file = memfd::MemfdOptions::default().close_on_exec(true).create("crr-pages");
-        let file = file.context("memfd_create")?.into_file();
+        let file = memfd::own("crr-pages")?;
         file.set_len(wanted.size).context("pages in memory")?;
         let blocks = (0..wanted.size.div_ceil(BLOCK_SIZE)).collect();
         Ok(Self {
@@ -314,7 +314,7 @@ mod tests {
     fn what_is_taken_is_given_back() {
         let contents: Vec<u8> = (0u8..3).flat_map(|byte| vec![byte + 1; 1 << 20]).collect();
         for in_memory in [true, false] {
-            let file = memfd::MemfdOptions::default().create("pages").unwrap().into_file();
+            let file = ::memfd::MemfdOptions::default().create("pages").unwrap().into_file();
             file.write_all_at(&contents, 0).unwrap();
             let pages = Pages::new(file, in_memory);
             let mut taken = vec![0; (1 << 20) + 8192];

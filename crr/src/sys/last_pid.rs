@@ -72,14 +72,15 @@ impl LastPid {
         Ok(self.0.try_clone().context("dup")?.into())
     }
 
-    /// As [`process::fork_as`]. Nobody else has the right to choose. If a test wants it `taken`, the first try fails.
+    /// As [`process::fork_as`]. Nobody else has the right to choose. If a test wants it ([`ControlPage::take_ids`]), the first try fails.
     ///
     /// # Errors
-    /// EEXIST if the id is taken; EAGAIN if others took it meanwhile and the child would be somebody else's; as clone(2).
-    fn fork(&self, pid: Pid, flags: u64, taken: bool) -> nix::Result<Option<Pid>> {
+    /// EEXIST if the id is taken; EAGAIN if others took it meanwhile and the child would be somebody else's, which is noted in `control`; as clone(2).
+    fn fork(&self, pid: Pid, flags: u64, control: Option<&ControlPage>) -> nix::Result<Option<Pid>> {
         if process::exists(pid) {
             return Err(Errno::EEXIST);
         }
+        let taken = control.is_some_and(ControlPage::are_ids_taken);
         for attempt in 0..TRIES {
             let last = self.read()?;
             if !taken || attempt > 0 {
@@ -97,7 +98,10 @@ impl LastPid {
             match child? {
                 Some(child) if child == pid => return Ok(Some(pid)),
                 // A child of the parent's: not for us to wait for.
-                Some(_) if flags & CLONE_PARENT != 0 => return Err(Errno::EAGAIN),
+                Some(_) if flags & CLONE_PARENT != 0 => {
+                    control.inspect(|control| control.note_race());
+                    return Err(Errno::EAGAIN);
+                }
                 Some(other) => forget(other)?,
                 None => {}
             }
@@ -157,7 +161,7 @@ pub fn fork(pid: Pid, flags: u64) -> nix::Result<Option<Pid>> {
     }
     fault::point(Point::Fork)?;
     let Ok(last) = LastPid::claim(Instant::now() + PATIENCE) else { return Err(Errno::EPERM) };
-    let forked = last.fork(pid, flags, false);
+    let forked = last.fork(pid, flags, None);
     if forked == Ok(None) {
         // The lock is the parent's to give back, and the descriptor, if it is common.
         std::mem::forget(last);
@@ -192,7 +196,7 @@ impl Chooser {
         if !control.begin_choosing() {
             return Err(Errno::ECANCELED);
         }
-        let forked = last.fork(pid, flags, control.are_ids_taken());
+        let forked = last.fork(pid, flags, Some(control));
         if forked != Ok(None) {
             control.end_choosing();
         }

@@ -96,6 +96,18 @@ impl ControlPage {
         self.get().taken.load(Ordering::Relaxed) != 0
     }
 
+    /// Others got the id of a child that is not this process's to wait for. A fault that wants that has had its way.
+    pub(super) fn note_race(&self) {
+        self.get().taken.store(0, Ordering::Relaxed);
+        self.get().raced.store(1, Ordering::Release);
+    }
+
+    /// Whether that has happened; it is forgotten.
+    #[must_use]
+    pub fn take_race(&self) -> bool {
+        self.get().raced.swap(0, Ordering::Acquire) != 0
+    }
+
     /// Has the `count`th op of a family fail, or its process die if there is no error.
     pub fn fail_at(&self, family: Family, count: u32, errno: Option<Errno>) {
         let fault = &self.get().fault;

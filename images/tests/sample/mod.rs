@@ -15,6 +15,7 @@ use images::inet::{
     TcpWindow,
 };
 use images::inotify::{FileWatch, Inotify};
+use images::interface::Interface;
 use images::inventory::{FileEntry, Inventory, StateComponent};
 use images::late::{Process, TaskFile};
 use images::lock::{Lock, LockKind};
@@ -396,6 +397,7 @@ fn files() -> Files {
             }],
             fanout: Some(0x0001_0007),
         }],
+        interfaces: vec![Interface { number: 2, name: b"eth0".to_vec() }],
     }
 }
 

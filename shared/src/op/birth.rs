@@ -28,6 +28,8 @@ pub enum Birth<'a> {
         session: bool,
         /// setpgid to its own group.
         group: bool,
+        /// The terminal that is to control the session; its group is in the foreground then.
+        terminal: Option<Slot>,
     },
     /// Go to a process group, once all leaders are there.
     Group {

@@ -78,7 +78,9 @@ impl Planner<'_> {
     fn settle(&mut self, ops: &mut Vec<u8>, task: &Task, by: usize) {
         let maker = &self.forest.tasks[by];
         let session = task.sid == task.pid;
-        push(ops, &Birth::Lead { session, group: task.pgid == task.pid && !session });
+        let controlled = session && self.forest.controlled.contains(&task.sid);
+        let terminal = controlled.then(|| self.slots.slot(Need::Terminal(task.sid)));
+        push(ops, &Birth::Lead { session, group: task.pgid == task.pid && !session, terminal });
         if task.shares.files.is_none() {
             self.files(ops, &task.fds, self.forest.fds_of(by));
         }

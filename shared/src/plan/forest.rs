@@ -55,6 +55,8 @@ pub struct Forest<'a> {
     pub gatherings: [u32; 3],
     /// Those that are opened when all tasks exist.
     late: BTreeSet<DescriptionId>,
+    /// Sessions that a terminal controls.
+    pub(super) controlled: BTreeSet<Pid>,
     written: &'a [Vec<Written>],
     lazy: &'a [Lazy],
     /// The flags of their descriptors.
@@ -109,6 +111,7 @@ impl<'a> Forest<'a> {
             filters,
             gatherings,
             late,
+            controlled: BTreeSet::new(),
             written: &[],
             lazy: &[],
             lazy_flags: 0,
@@ -120,6 +123,12 @@ impl<'a> Forest<'a> {
             areas: cow::areas(makings, spaces, &inherited),
             inherited,
         }
+    }
+
+    /// With sessions that a terminal controls.
+    #[must_use]
+    pub fn with_controlled(self, controlled: BTreeSet<Pid>) -> Self {
+        Self { controlled, ..self }
     }
 
     /// With memory to be written, for each of the address spaces.

@@ -37,7 +37,7 @@ use images::attribute::{TaskAttributes, ThreadAttributes};
 use images::sharing::Object;
 use images::task::Task;
 use images::thread::Creds;
-use images::{Abi, DescriptionId, PathId, SharedId};
+use images::{Abi, DescriptionId, PathId, Pid, SharedId};
 use seccomp::Programs;
 
 /// READ_IMPLIES_EXEC: memory that a task maps to be read can be executed.
@@ -93,6 +93,8 @@ pub enum Need {
     Program(usize),
     /// The other end of the socket that such a task is restored by, by the index of that task.
     Socket(usize),
+    /// The terminal that controls a session, by the id of that.
+    Terminal(Pid),
     /// `/proc/sys/kernel/ns_last_pid`, where ids are chosen by it.
     LastPid,
 }

@@ -20,6 +20,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 const CLONE_VM: u64 = 0x100;
 const CLONE_PARENT: u64 = 0x8000;
+/// include/uapi/asm-generic/ioctls.h.
+const TIOCSCTTY: usize = 0x540e;
 pub(super) const F_SETFD: usize = 2;
 pub(super) const FD_CLOEXEC: usize = 1;
 
@@ -45,9 +47,12 @@ pub(super) fn step(session: &Session, leader: &mut Leader<'_, '_>, birth: &Birth
             }
             clone(session, flags, exit_signal, stack, Born { session, pid, parent, ops, shares_memory })
         }
-        Birth::Lead { session: new_session, group } => {
+        Birth::Lead { session: new_session, group, terminal } => {
             if new_session {
                 call(nr::__NR_setsid, 0, &[])?;
+            }
+            if let Some(terminal) = terminal {
+                call(nr::__NR_ioctl, u64::from(terminal), &[working_fd(session, terminal)?, TIOCSCTTY, 0])?;
             }
             if group {
                 call(nr::__NR_setpgid, 0, &[0, 0])?;

@@ -78,7 +78,10 @@ unsafe fn after_last(
         match cloned? {
             id if id == tid as usize => return Ok(()),
             // Its parent's to wait for, which has no reason to.
-            _ if args.flags & CLONE_PARENT != 0 => return Err(EAGAIN),
+            _ if args.flags & CLONE_PARENT != 0 => {
+                session.control().raced.store(1, Ordering::Release);
+                return Err(EAGAIN);
+            }
             // The kernel clears the word when the thread has ended.
             _ if args.flags & CLONE_THREAD != 0 => {
                 while gone.load(Ordering::Acquire) != 0 {

@@ -184,6 +184,9 @@ fn ids_that_others_take() {
         Workload::new("zombies", "ends"),
         Workload::new("families", "memory"),
         Workload::new("families", "exit_signals"),
+        // A sibling's maker cannot wait for one that is another process: all of it is tried again.
+        Workload::new("families", "siblings_in_one_memory"),
+        Workload::new("cow", "siblings"),
         Workload::new("cow", "prefork"),
     ];
     isolated_for_both(&here!(), |dir, abi| {
@@ -197,13 +200,32 @@ fn ids_that_others_take() {
             running.looks_like(&before)?;
             running.verify()?;
         }
-        // A sibling's maker cannot wait for one that is another process.
-        let mut running =
-            Workload::new("families", "siblings_in_one_memory").start(&dir.join("sibling"), abi)?;
+        // crr's own parent has to wait for one that is another process.
+        let mut running = Workload::new("tree", "mixed").start(&dir.join("sibling"), abi)?;
+        let before = running.snapshot()?;
         running.dump(&[])?.success()?;
         nothing_left()?;
-        running.restore(&taken)?.code(1)?.says(": try again")?;
-        running.comes_back()
+        running.restore(&[&taken[..], &["-S"]].concat())?.success()?;
+        reap()?;
+        running.looks_like(&before)?;
+        running.verify()
+    });
+}
+
+/// What had been made is made again.
+#[test]
+fn ids_that_others_take_beside_a_socket() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("families", "siblings_beside_a_socket").start(dir, abi)?;
+        let before = running.snapshot()?;
+        running.dump(&[])?.success()?;
+        nothing_left()?;
+        let without = ["-d", "--disable-feature", "clone3-set-tid", "--fault", "ids-taken"];
+        running.restore(&without)?.success()?.says("others got the id of a task")?;
+        running.looks_like(&before)?;
+        running.verify()
     });
 }
 
@@ -213,19 +235,28 @@ fn others_fork_meanwhile() {
     require_root!();
     require_ia32!();
     isolated_for_both(&here!(), |dir, abi| {
-        let mut running = Workload::new("threads", "many").start(dir, abi)?;
-        let before = running.snapshot()?;
-        let mut forks = Command::new("sh").args(["-c", "while :; do (:); done"]).spawn()?;
-        for _ in 0..3 {
-            running.dump(&[])?.success()?;
-            reap()?;
-            running.restore(&["-d", "--disable-feature", "clone3-set-tid"])?.success()?;
-            running.looks_like(&before)?;
+        for workload in
+            [Workload::new("threads", "many"), Workload::new("families", "siblings_in_one_memory")]
+        {
+            others_fork(&dir.join(workload.to_string()), abi, &workload)?;
         }
-        forks.kill()?;
-        forks.wait()?;
-        running.verify()
+        Ok(())
     });
+}
+
+fn others_fork(dir: &Path, abi: Abi, workload: &Workload) -> tests::Result {
+    let mut running = workload.start(dir, abi)?;
+    let before = running.snapshot()?;
+    let mut forks = Command::new("sh").args(["-c", "while :; do (:); done"]).spawn()?;
+    for _ in 0..3 {
+        running.dump(&[])?.success()?;
+        reap()?;
+        running.restore(&["-d", "--disable-feature", "clone3-set-tid"])?.success()?;
+        running.looks_like(&before)?;
+    }
+    forks.kill()?;
+    forks.wait()?;
+    running.verify()
 }
 
 /// Files of every kind, in tables that are shared, of tasks that are reached in other ways than most, more than fit into a message.

@@ -26,6 +26,7 @@ tests::survives! {
     hung_up => ptys("hung_up");
     session => ptys("session");
     session_of_other_abi => ptys("session_of_other_abi");
+    cloned_leader => ptys("cloned_leader");
     several => ptys("several");
     reader_waits => ptys("reader_waits");
 }

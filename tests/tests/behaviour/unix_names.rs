@@ -2,7 +2,8 @@
 
 use anyhow::ensure;
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
 use tests::abi::Abi;
 use tests::case::{Workload, nothing_left};
 use tests::isolate::{isolated, isolated_for_both};
@@ -101,11 +102,45 @@ fn place_taken() {
             std::fs::write(&server, "another")?;
             running.restore(&["-d"])?.code(1)?.says_with_hint("where there is another file now")?;
             assert_eq!(std::fs::read(&server)?, b"another");
+            // Sockets of others, as long as they live.
+            std::fs::remove_file(&server)?;
+            let listening = UnixListener::bind(&server)?;
+            running.restore(&["-d"])?.code(1)?.says_with_hint("where there is another file now")?;
+            drop(listening);
+            std::fs::remove_file(&server)?;
+            let datagrams = UnixDatagram::bind(&server)?;
+            running.restore(&["-d"])?.code(1)?.says_with_hint("where there is another file now")?;
+            drop(datagrams);
             std::fs::rename(running.dir.join("aside"), &server)?;
             running.restore(&["-d"])?.success()?;
             running.looks_like(&before)?;
             running.verify()?;
         }
         Ok(())
+    });
+}
+
+/// A restore that is killed leaves the files of sockets, which are not in the way of the next one.
+#[test]
+fn killed_restores() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = names("listening").start(dir, abi)?;
+        let before = running.snapshot()?;
+        running.dump(&[])?.success()?;
+        nothing_left()?;
+        // Its inode is not used again.
+        std::fs::rename(running.dir.join("server"), running.dir.join("aside"))?;
+        for fault in ["killed-opened", "killed-parked"] {
+            let killed = running.restore(&["-d", "--fault", fault])?;
+            ensure!(killed.status.signal() == Some(9), "{}", killed.status);
+            nothing_left()?;
+            ensure!(running.dir.join("server").exists(), "no file is left");
+        }
+        let output = running.restore(&["-d"])?.success()?;
+        output.says("server: the socket is gone: its file makes room")?;
+        running.looks_like(&before)?;
+        running.verify()
     });
 }

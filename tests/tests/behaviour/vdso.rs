@@ -56,6 +56,7 @@ survives_another_kernel! {
     moved => vdso("moved");
     unmapped => vdso("unmapped");
     crowded => vdso("crowded");
+    crowded_across_abis => vdso("crowded_across_abis");
     restorerless => Workload::new("signals", "without_restorer");
     heap => Workload::new("memory", "heap");
     heap_static => Workload::new("memory-static", "heap");

@@ -205,7 +205,9 @@ fn target(checkpoint: &Checkpoint, description: &Description) -> String {
         }
         Target::PacketSocket(socket) => {
             let socket = &checkpoint.files.packet_sockets[socket as usize];
-            format!("packet socket of protocol {:#06x}, interface {}", socket.protocol, socket.interface)
+            let interface = checkpoint.files.interfaces.iter().find(|one| one.number == socket.interface);
+            let name = interface.map_or_else(|| "any".to_owned(), |interface| printable(&interface.name));
+            format!("packet socket of protocol {:#06x}, interface {name}", socket.protocol)
         }
         Target::Pty { pty, path: id, .. } => format!("{} (pty#{pty})", path(id.0)),
         Target::External(id) => {

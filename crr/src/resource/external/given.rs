@@ -50,6 +50,18 @@ impl Given {
         Self(given)
     }
 
+    /// The same once more, for a restore that may have to be tried again.
+    ///
+    /// # Errors
+    /// As dup(2).
+    pub(crate) fn try_clone(&self) -> Result<Self> {
+        let again = |(inherit, fd): &(Inherit, Option<OwnedFd>)| {
+            let fd = fd.as_ref().map(OwnedFd::try_clone).transpose().context("dup")?;
+            Ok((inherit.clone(), fd))
+        };
+        self.0.iter().map(again).collect::<Result<_>>().map(Self)
+    }
+
     /// Whether a file is opened by its name no more, since something is given in its place.
     pub(crate) fn replaces(&self, files: &Files, path: PathId) -> bool {
         self.0.iter().any(|(inherit, _)| object(files, &inherit.key) == Some(Object::Path(path)))

@@ -23,6 +23,7 @@ use images::event::{Epoll, Notify};
 use images::fanotify::Fanotify;
 use images::file::{Description, FdEntry, Files, Path};
 use images::inotify::Inotify;
+use images::interface::Interface;
 use images::netlink::NetlinkSocket;
 use images::{DescriptionId, Pid, TaskFd};
 use nix::sys::stat::SFlag;
@@ -59,6 +60,7 @@ pub(crate) struct Table {
     inet: inet::Sockets,
     netlink: Vec<(NetlinkSocket, Holder)>,
     packets: packet::Sockets,
+    interfaces: Vec<Interface>,
     network: socket::OwnNetwork,
     terminals: Terminals,
     events: event::Found,
@@ -226,6 +228,7 @@ impl Table {
             message_queues: self.message_queues.into_records(),
             packet_sockets: self.packets.into_records(),
             bpf_maps: self.bpf_maps.into_records(),
+            interfaces: self.interfaces,
         }
     }
 }

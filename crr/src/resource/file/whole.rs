@@ -9,7 +9,7 @@ use crate::resource::external::Key;
 use crate::resource::path::Paths;
 use crate::resource::tree::Standing;
 use crate::resource::unix_socket::half::HalfPolicy;
-use crate::resource::{Refuse, bpf, event, fanotify, inet, inotify, lock, pipe};
+use crate::resource::{Refuse, bpf, event, fanotify, inet, inotify, interface, lock, pipe};
 use anyhow::{Context, Result};
 use images::file::Target;
 use images::memory::{Backing, Space};
@@ -96,14 +96,18 @@ impl Table {
         }
     }
 
-    /// Refuses internet and packet sockets that cannot be had as they are, once all of the tree are known.
+    /// Refuses internet and packet sockets that cannot be had as they are, once all of the tree are known, and finds out about the interfaces that they
+    /// have to do with.
     pub(crate) fn check_network_sockets(
         &mut self,
         policy: inet::Policy,
         refusals: &mut Refusals,
     ) -> Result<()> {
         self.packets.check(policy, refusals);
-        self.inet.check(policy, refusals).context("look at internet sockets")
+        self.inet.check(policy, refusals).context("look at internet sockets")?;
+        let used = self.inet.interfaces().chain(self.packets.interfaces());
+        self.interfaces = interface::dump(used, refusals)?;
+        Ok(())
     }
 
     /// Whether there are TCP connections to be looked at.

@@ -22,6 +22,7 @@ pub use recreate::Wishes;
 pub(crate) use stream::Silenced;
 
 use super::Refuse;
+use super::interface;
 use super::path::CLOSE;
 use super::socket::option;
 use super::unix_socket::Holder;
@@ -228,6 +229,13 @@ impl Sockets {
     /// The inodes of all, each with one who has it.
     pub(crate) fn holders(&self) -> impl Iterator<Item = (u64, &Holder)> {
         self.found.iter().map(|found| (found.record.ino, &found.holder))
+    }
+
+    /// The interfaces that they have to do with, each with who has the socket.
+    pub(crate) fn interfaces(&self) -> impl Iterator<Item = (u32, &Holder)> {
+        self.found
+            .iter()
+            .flat_map(|found| interface::of_inet(&found.record).map(|number| (number, &found.holder)))
     }
 
     /// All records, and the table that holds the traffic of connections.

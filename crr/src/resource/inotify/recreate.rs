@@ -2,10 +2,10 @@
 
 use crate::fault::{self, Point};
 use crate::sys::inotify as sys;
+use crate::sys::memfd;
 use anyhow::{Context, Result, ensure};
 use images::file::Path;
 use images::inotify::Inotify;
-use memfd::MemfdOptions;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::ffi::CString;
 use std::fs::File;
@@ -38,8 +38,8 @@ pub(crate) fn create(record: &Inotify, flags: u32) -> Result<OwnedFd> {
 fn overflow(group: BorrowedFd<'_>) -> Result<()> {
     const EVENT: usize = 16;
     const AT_ONCE: usize = 4096;
-    let memfd = MemfdOptions::default().close_on_exec(true).create("events").context("memfd_create")?;
-    let name = format!("/proc/self/fd/{}", memfd.as_file().as_raw_fd());
+    let memfd = memfd::own("events")?;
+    let name = format!("/proc/self/fd/{}", memfd.as_raw_fd());
     // Its own description tells nobody what happens to it: such files are not opened (alloc_file_pseudo() of fs/file_table.c).
     let file = File::options().read(true).write(true).open(&name).context("memfd")?;
     let wd = sys::watch(group, &CString::new(name)?, IN_ACCESS | IN_MODIFY).context("watch a memfd")?;

@@ -6,6 +6,7 @@ mod diag;
 
 use super::Refuse;
 use super::inet::{Policy, READ_PACKETS};
+use super::interface;
 use super::path::CLOSE;
 use super::socket::{option, restore_owner};
 use super::unix_socket::Holder;
@@ -16,7 +17,7 @@ use images::packet::{PacketMembership, PacketSocket};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::net::if_::InterfaceFlags;
 use nix::sys::stat::FileStat;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
@@ -120,37 +121,33 @@ impl Sockets {
         self.found.iter().map(|found| (found.record.ino, &found.holder))
     }
 
+    /// The interfaces that they have to do with, each with who has the socket.
+    pub(crate) fn interfaces(&self) -> impl Iterator<Item = (u32, &Holder)> {
+        self.found
+            .iter()
+            .flat_map(|found| interface::of_packet(&found.record).map(|number| (number, &found.holder)))
+    }
+
     /// All records.
     pub(crate) fn into_records(self) -> Vec<PacketSocket> {
         self.found.into_iter().map(|found| found.record).collect()
     }
 }
 
-/// Refuses a restore where interfaces are missing that packet sockets are bound to or members on.
+/// Refuses a restore where packets are to be shared out on an interface that is down.
 pub(crate) fn preflight(sockets: &[PacketSocket], refusals: &mut Refusals) -> Result<()> {
     if sockets.is_empty() {
         return Ok(());
     }
     let there = interfaces()?;
-    for socket in sockets {
-        let own = std::iter::once(socket.interface).chain(socket.memberships.iter().map(|one| one.interface));
-        let missing: BTreeSet<u32> =
-            own.filter(|number| *number != 0 && !there.contains_key(number)).collect();
-        let down = socket.fanout.is_some() && there.get(&socket.interface) == Some(&false);
-        let mut refuse = |number: u32, reason: &str, hint: &str| {
-            refusals.push(Refusal {
-                task: None,
-                object: format!("packet socket {}: network interface {number}", socket.ino),
-                reason: reason.into(),
-                hint: Some(hint.into()),
-            });
-        };
-        for number in missing {
-            refuse(number, "is not there", "restore where the interfaces have the numbers that they had");
-        }
-        if down {
-            refuse(socket.interface, "is down, so nobody can share out what comes there", "set it up first");
-        }
+    let is_down = |socket: &&PacketSocket| there.get(&socket.interface) == Some(&false);
+    for socket in sockets.iter().filter(|socket| socket.fanout.is_some()).filter(is_down) {
+        refusals.push(Refusal {
+            task: None,
+            object: format!("packet socket {}: network interface {}", socket.ino, socket.interface),
+            reason: "is down, so nobody can share out what comes there".into(),
+            hint: Some("set it up first".into()),
+        });
     }
     Ok(())
 }

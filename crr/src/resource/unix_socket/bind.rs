@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use images::socket::{Peer, SocketFile, UnixKind, UnixSocket};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::sys::socket::{AddressFamily, SockFlag, socket};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::stat::{Mode, SFlag, lstat, stat};
 use nix::unistd::{chroot, fchdir, mkdir, unlink};
 use std::ffi::OsStr;
@@ -71,6 +71,10 @@ impl Binder {
         match stale(file)? {
             Stale::Absent => {}
             Stale::Same => unlink(path).context("remove the file of the tree that was dumped")?,
+            Stale::Dead => {
+                log::warn!("{}: the socket is gone: its file makes room", path.display());
+                unlink(path).context("remove the file of a socket that is gone")?;
+            }
             Stale::Another => bail!("another file is at {} now", path.display()),
         }
         match place(address, path) {
@@ -134,7 +138,7 @@ pub(crate) fn obstacles(records: &[UnixSocket]) -> Vec<(String, String, &'static
         let mut add = |reason: String, hint| found.push((format!("socket:[{}]", record.ino), reason, hint));
         if let Some(file) = &record.file {
             match stale(file) {
-                Ok(Stale::Absent | Stale::Same) => {}
+                Ok(Stale::Absent | Stale::Same | Stale::Dead) => {}
                 Ok(Stale::Another) => add(
                     format!("bound to {}, where there is another file now", printable(&file.path)),
                     "move that file out of the way",
@@ -185,6 +189,8 @@ pub(crate) enum Stale {
     Absent,
     /// The file that was there at dump.
     Same,
+    /// That of another socket, which is gone: a restore that is killed leaves such files.
+    Dead,
     /// Anything else.
     Another,
 }
@@ -201,9 +207,24 @@ pub(crate) fn stale(file: &SocketFile) -> Result<Stale> {
         Ok(now) => {
             let socket = now.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits();
             let same = socket && (now.st_dev, now.st_ino) == (file.dev, file.ino);
-            Ok(if same { Stale::Same } else { Stale::Another })
+            Ok(match socket {
+                _ if same => Stale::Same,
+                true if is_dead(path) => Stale::Dead,
+                _ => Stale::Another,
+            })
         }
     }
+}
+
+/// Whether the socket is gone that a file was made for: no other one can ever be bound to it (unix_bind_bsd() of net/unix/af_unix.c). A datagram socket
+/// can ask whoever lives: one of its own type is not told, and of others it hears that they are such (unix_find_bsd()).
+fn is_dead(path: &Path) -> bool {
+    let ask = || {
+        let file = open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+        let asks = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+        sys::connect(asks.as_fd(), format!("/proc/self/fd/{}", file.as_raw_fd()).as_bytes())
+    };
+    ask() == Err(Errno::ECONNREFUSED)
 }
 
 /// From where a name leads to a file.

@@ -9,6 +9,9 @@
 //! - Otherwise it is the limit it was given less the time it was seen asleep before it was stopped ([`look`]). That
 //!   can be too long (if it was interrupted by others before), never too short.
 //!
+//! Other calls have no restart block: epoll_wait, rt_sigtimedwait, semtimedop, io_getevents. Their limit is in memory that is theirs to read, or in a
+//! register that a system call keeps, where compilers take it for what it was; so neither is changed, and they start over with all of it.
+//!
 //! At restore the thread makes the same call again with what is left, is interrupted, and so gets a restart block of
 //! its own ([`resume`]).
 

@@ -1,16 +1,21 @@
 //! Internet, netlink and packet sockets: that connections have both ends, and that every address is of the socket's family.
 
 use super::{Check, ensure, inside};
+use crate::resource::interface;
 use images::file::{Files, Target};
 use images::inet::{InetAddress, InetProtocol, InetSocket, InetState};
+use images::interface::Interface;
 use images::packet::PacketSocket;
 use images::socket::SocketOption;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 pub(super) fn check(files: &Files) -> Check {
+    let known = check_interfaces(&files.interfaces)?;
     for (index, socket) in files.inet_sockets.iter().enumerate() {
-        check_socket(index, socket, files).map_err(inside(format_args!("inet#{index}")))?;
+        check_socket(index, socket, files)
+            .and_then(|()| check_known(interface::of_inet(socket), &known))
+            .map_err(inside(format_args!("inet#{index}")))?;
     }
     if let Some(table) = &files.network_hold {
         // It becomes a part of a script.
@@ -22,7 +27,9 @@ pub(super) fn check(files: &Files) -> Check {
         check_options(&socket.options, &socket.filter).map_err(inside(format_args!("netlink#{index}")))?;
     }
     for (index, socket) in files.packet_sockets.iter().enumerate() {
-        check_packet_socket(socket).map_err(inside(format_args!("packet#{index}")))?;
+        check_packet_socket(socket)
+            .and_then(|()| check_known(interface::of_packet(socket), &known))
+            .map_err(inside(format_args!("packet#{index}")))?;
     }
     let (mut open, mut netlink, mut packet) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for description in &files.descriptions {
@@ -103,6 +110,26 @@ fn check_packet_socket(socket: &PacketSocket) -> Check {
         let length = membership.address.len();
         ensure!(length <= 32, "has a membership with an address of {length} bytes");
         ensure!(membership.count > 0, "has a membership that nobody has added");
+    }
+    Ok(())
+}
+
+/// Their numbers.
+fn check_interfaces(interfaces: &[Interface]) -> Result<BTreeSet<u32>, String> {
+    /// IFNAMSIZ, the final NUL included.
+    const NAME_MAX: usize = 16;
+    let mut numbers = BTreeSet::new();
+    for Interface { number, name } in interfaces {
+        ensure!(*number != 0 && numbers.insert(*number), "interface {number} is there twice, or is none");
+        let fits = !name.is_empty() && name.len() < NAME_MAX && !name.contains(&0);
+        ensure!(fits, "interface {number} cannot have its name");
+    }
+    Ok(numbers)
+}
+
+fn check_known(used: impl Iterator<Item = u32>, known: &BTreeSet<u32>) -> Check {
+    for number in used {
+        ensure!(known.contains(&number), "has to do with interface {number}, which has no name");
     }
     Ok(())
 }

@@ -441,6 +441,18 @@ fn inet_sockets() {
     refused("files.img: packet#0: has a membership that nobody has added", |s| {
         s.files.packet_sockets[0].memberships[0].count = 0;
     });
+    refused("files.img: interface 2 is there twice, or is none", |s| {
+        s.files.interfaces.push(s.files.interfaces[0].clone());
+    });
+    refused("files.img: interface 2 cannot have its name", |s| {
+        s.files.interfaces[0].name = vec![b'e'; 16];
+    });
+    refused("files.img: packet#0: has to do with interface 9, which has no name", |s| {
+        s.files.packet_sockets[0].memberships[0].interface = 9;
+    });
+    refused("files.img: inet#0: has to do with interface 9, which has no name", |s| {
+        s.files.inet_sockets[0].local.as_mut().unwrap().scope = 9;
+    });
     refused("files.img: netlink#0 has two descriptions", |s| {
         s.files.descriptions[3].target = Target::NetlinkSocket(0);
     });
