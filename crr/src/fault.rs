@@ -132,7 +132,7 @@ points! {
     Exec = "exec", Fails(Errno::ENOEXEC), "a forked task cannot exec the program that restores it";
     TakeLock = "take-lock", Fails(Errno::EAGAIN), "taking a file lock or a lease again fails";
     CompleteEvents = "complete-events", Fails(Errno::EIO), "having an epoll watch, or a timer run, fails";
-    AddWatch = "add-watch", Fails(Errno::ENOSPC), "adding a watch of inotify fails";
+    AddWatch = "add-watch", Fails(Errno::ENOSPC), "adding a watch of inotify, or a mark of fanotify, fails";
     ReleaseTraffic = "release-traffic", Fails(Errno::EIO), "letting the traffic of TCP connections pass fails";
     Pidfile = "pidfile", Fails(Errno::ENOSPC), "writing the file with the pid of the root fails";
     // Ops, in the program that restores a task.
@@ -178,6 +178,7 @@ points! {
     KilledCopying = "killed-copying", Killed, "a dump is killed while it copies pages";
     KilledPublishing = "killed-publishing", Killed, "a dump is killed while it gives the images their names";
     KilledPublished = "killed-published", Killed, "a dump is killed when the images are complete";
+    KilledDisarming = "killed-disarming", Killed, "a dump is killed when it is about to keep the kernel from undoing what a task has done to semaphores";
     KilledKilling = "killed-killing", Killed, "a dump is killed when it has killed a task of the tree";
     KilledReading = "killed-reading", Killed, "a restore is killed when it has read the images";
     KilledPlanned = "killed-planned", Killed, "a restore is killed when everything is planned";

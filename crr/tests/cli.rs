@@ -269,6 +269,9 @@ namespace net                                  r     0
 message queue /jobs, 2 messages                rw    0
 socket:[7004] (external)                       rw    0
 packet socket of protocol 0x0800, interface 2  rw    0
+BPF map hits, 2 entries                        rw    0
+BPF map /sys/fs/bpf/events                     w     0
+fanotify of 3                                  rw    0
 
 PIPE    CAPACITY  UNREAD
 pipe#0  64.0 KiB  9 B
@@ -306,7 +309,7 @@ pty#0  7            80x24   -        -           6 B    7 B
 pty#1  8 (hung up)
 
 SYSTEM V          KEY         OWNER      CONTENTS
-semaphores 32769  0x5eed0001  1000:1001  2 semaphores
+semaphores 32769  0x5eed0001  1000:1001  2 semaphores, 2 to undo
 queue 3           -           1000:1001  2 messages, 5 B
 ";
 

@@ -1,7 +1,9 @@
 //! Files: paths that the tree refers to, open file descriptions, and who holds them under which number.
 
+use crate::bpf::BpfMap;
 use crate::event::{Epoll, Eventfd, Notify, Timerfd};
 use crate::external::External;
+use crate::fanotify::Fanotify;
 use crate::id::{DescriptionId, PathId, TaskFd};
 use crate::inet::InetSocket;
 use crate::inotify::Inotify;
@@ -48,6 +50,10 @@ pub struct Files {
     pub message_queues: Vec<MessageQueue>,
     /// Packet sockets.
     pub packet_sockets: Vec<PacketSocket>,
+    /// BPF maps, each once however many descriptions are open on it.
+    pub bpf_maps: Vec<BpfMap>,
+    /// Groups of fanotify marks.
+    pub fanotifies: Vec<Fanotify>,
 }
 
 /// A name in the file system and what stood behind it at dump.
@@ -183,6 +189,10 @@ pub enum Target {
     MessageQueue(u32),
     /// A packet socket: index into [`Files::packet_sockets`].
     PacketSocket(u32),
+    /// A BPF map: index into [`Files::bpf_maps`].
+    BpfMap(u32),
+    /// A group of fanotify marks: index into [`Files::fanotifies`].
+    Fanotify(u32),
 }
 
 /// A kind of namespace.
@@ -226,6 +236,8 @@ impl Target {
             | Self::InetSocket(_)
             | Self::NetlinkSocket(_)
             | Self::PacketSocket(_)
+            | Self::BpfMap(_)
+            | Self::Fanotify(_)
             | Self::External(_)
             | Self::Inotify(_) => false,
         }

@@ -14,9 +14,11 @@ extern crate alloc;
 
 pub mod aio;
 pub mod attribute;
+pub mod bpf;
 pub mod container;
 pub mod event;
 pub mod external;
+pub mod fanotify;
 pub mod file;
 pub mod id;
 pub mod inet;

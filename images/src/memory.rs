@@ -69,7 +69,7 @@ pub struct Space {
     /// Page contents of private memory, by rising address. Pages that tasks share copy-on-write lie in `pages.img` once, wherever
     /// the first of these tasks has them.
     pub runs: Vec<Run>,
-    /// Memory policies of private areas, by rising address, not overlapping.
+    /// Memory policies of areas, by rising address, not overlapping.
     pub policies: Vec<AreaPolicy>,
     /// Guard pages (MADV_GUARD_INSTALL), by rising address, not overlapping.
     pub guards: Vec<Guard>,
@@ -304,7 +304,7 @@ pub const AREA_NAME_MAX: usize = 79;
 /// An object of shared memory without a file: anonymous, or a segment of System V.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shared {
-    /// Its size in bytes.
+    /// Its size in bytes; of a segment, the one that it was made with.
     pub size: u64,
     /// Its inode number at dump, for messages only.
     pub ino: u64,
@@ -314,6 +314,18 @@ pub struct Shared {
     pub huge: Option<HugePage>,
     /// What it is as a segment of System V, if it is one.
     pub segment: Option<Object>,
+}
+
+impl Shared {
+    /// Bytes of an area that shows all of it.
+    #[must_use]
+    pub const fn mapped_size(&self) -> u64 {
+        let page = match self.huge {
+            Some(page) => page.size(),
+            None => PAGE_SIZE,
+        };
+        self.size.next_multiple_of(page)
+    }
 }
 
 /// The code of a vDSO.

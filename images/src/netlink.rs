@@ -27,4 +27,7 @@ pub struct NetlinkSocket {
     pub gid: u32,
     /// What getsockopt shows.
     pub options: Vec<SocketOption>,
+    /// Its filter (SO_GET_FILTER): instructions of classic BPF, 8 bytes each.
+    #[serde(serialize_with = "crate::readable::hex")]
+    pub filter: Vec<u8>,
 }

@@ -1,11 +1,13 @@
 """How a test talks to a program without a socket: it puts `NUMBER COMMAND` into /scratch/command by rename, the
-program looks there now and then and puts `NUMBER ANSWER` into /scratch/answer, also by rename."""
+program looks there now and then and puts `NUMBER ANSWER` into /scratch/answer, also by rename. A program that sees
+the directory by another name says so ($SCRATCH)."""
 
 import os
 import threading
 import time
 
-COMMAND, ANSWER = "/scratch/command", "/scratch/answer"
+SCRATCH = os.environ.get("SCRATCH", "/scratch")
+COMMAND, ANSWER = SCRATCH + "/command", SCRATCH + "/answer"
 
 
 def _last():

@@ -1,11 +1,13 @@
 //! The system calls that no crate here wraps.
 //!
 //! # Safety
-//! kcmp(2) and those about pidfds take numbers only, landlock_create_ruleset(2) as used here a null pointer; only FIONREAD writes, to an int of ours.
+//! kcmp(2) and those about pidfds take numbers only, landlock_create_ruleset(2) as used here a null pointer; only FIONREAD and mincore(2) write, to an int
+//! and a vector of ours.
 #![allow(unsafe_code)]
 
 use std::cmp::Ordering;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 
 /// `KCMP_FILE` of `linux/kcmp.h`.
 const KCMP_FILE: libc::c_long = 0;
@@ -53,6 +55,28 @@ pub fn descriptor_of(pid: i32, fd: i32) -> std::io::Result<OwnedFd> {
     let pidfd = own(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
     // SAFETY: numbers only.
     own(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
+}
+
+/// How many pages of a file the page cache has.
+///
+/// # Errors
+/// The file is empty, or is not ours.
+pub fn cached_pages(file: &std::fs::File) -> std::io::Result<usize> {
+    let len = usize::try_from(file.metadata()?.len()).map_err(std::io::Error::other)?;
+    let mut pages = vec![0u8; len.div_ceil(4096)];
+    // SAFETY: a new mapping where the kernel likes, which nobody looks into.
+    let at = unsafe {
+        libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, libc::MAP_SHARED, file.as_raw_fd(), 0)
+    };
+    if at == libc::MAP_FAILED {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: the mapping is there, and the vector has a byte for each of its pages.
+    let done = unsafe { libc::mincore(at, len, pages.as_mut_ptr()) };
+    let done = if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) };
+    // SAFETY: our own mapping.
+    unsafe { libc::munmap(at, len) };
+    done.map(|()| pages.iter().filter(|&&page| page & 1 != 0).count())
 }
 
 /// Bytes that a read of a pipe would find.
@@ -103,6 +127,14 @@ pub fn has_kernel_helpers() -> bool {
         let errno = std::io::Error::last_os_error().raw_os_error();
         answer >= 0 || !matches!(errno, Some(libc::ENOSYS | libc::EPERM))
     })
+}
+
+/// Whether a file is a terminal that can be opened.
+#[must_use]
+pub fn has_terminal(name: &str) -> bool {
+    let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
+    let opened = std::fs::File::options().read(true).write(true).custom_flags(flags).open(name);
+    opened.is_ok_and(|file| std::io::IsTerminal::is_terminal(&file))
 }
 
 /// Sends any signal, also one that nix has no name for.

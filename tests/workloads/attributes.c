@@ -1,5 +1,6 @@
 /* Settings that one system call makes and another reads, of address spaces and of threads. */
 #include "workload.h"
+#include <sys/shm.h>
 #include <setjmp.h>
 #include <x86intrin.h>
 
@@ -242,6 +243,70 @@ static void check_areas(void)
 CASE(area_policies)
 {
 	check_areas();
+}
+
+/* Four pages each: none, one, another, none. */
+static void set_policies(char *area)
+{
+	set_policy(area + 4 * PAGE, 4 * PAGE, BIND | STATIC_NODES);
+	set_policy(area + 8 * PAGE, 4 * PAGE, INTERLEAVE);
+	fill(area + 6 * PAGE, 4 * PAGE, 1);
+}
+
+static void check_policies(char *area, const struct policy *expected)
+{
+	for (size_t i = 0; i < 4; i++) {
+		check_policy(area + 4 * i * PAGE, &expected[i]);
+		check_policy(area + (4 * i + 3) * PAGE, &expected[i]);
+	}
+	CHECK_FILL(area + 6 * PAGE, 4 * PAGE, 1);
+}
+
+/* Anonymous, a memfd, a file, a segment. */
+enum { OBJECTS = 4 };
+static char *objects[OBJECTS];
+static struct policy of_objects[OBJECTS][4];
+static int memfd;
+
+static void sharer(void *unused)
+{
+	(void)unused;
+	/* In one piece, by which the kernel shows the policies all the same; and one that begins with one. */
+	char *whole = MUST((char *)mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0));
+	char *part = MUST((char *)mmap(NULL, 8 * PAGE, PROT_READ, MAP_SHARED, memfd, 4 * PAGE));
+	MUST(munmap(objects[2] + 4 * PAGE, 4 * PAGE));
+	prepared();
+	wait_for_go();
+	check_policies(whole, of_objects[1]);
+	check_policy(part, &of_objects[1][1]);
+	check_policy(part + 4 * PAGE, &of_objects[1][2]);
+	check_policies(objects[0], of_objects[0]);
+	check_policies(objects[3], of_objects[3]);
+	check_policy(objects[2] + 8 * PAGE, &of_objects[2][2]);
+}
+
+/* Policies of memory that tasks share, whose areas are not all those of the one who set them. */
+CASE(shared_policies)
+{
+	int segment = MUST(shmget(IPC_PRIVATE, 16 * PAGE, 0600)), file = MUST(open("shared", O_CREAT | O_RDWR | O_EXCL, 0600));
+	memfd = MUST(memfd_create("shared", 0));
+	MUST(ftruncate(memfd, 16 * (off_t)PAGE));
+	MUST(ftruncate(file, 16 * (off_t)PAGE));
+	objects[0] = MUST((char *)mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	objects[1] = MUST((char *)mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0));
+	objects[2] = MUST((char *)mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0));
+	objects[3] = MUST((char *)shmat(segment, NULL, 0));
+	for (size_t i = 0; i < OBJECTS; i++) {
+		set_policies(objects[i]);
+		for (size_t j = 0; j < 4; j++)
+			of_objects[i][j] = policy_of(objects[i] + 4 * j * PAGE);
+	}
+	pid_t child = spawn(sharer, NULL);
+	MUST(shmctl(segment, IPC_RMID, NULL));
+	checkpoint();
+	for (size_t i = 0; i < OBJECTS; i++)
+		check_policies(objects[i], of_objects[i]);
+	finish(child);
 }
 
 /* The leader's policy, which numa_maps shows for areas without one. */

@@ -195,6 +195,7 @@ impl Dump {
             previous: self.rounds.prev_images_dir.clone(),
             snapshot: self.snapshot,
             compression: self.rounds.compress,
+            direct_io: self.rounds.direct_io,
             timeout: self.timeout,
             progress: level > 0,
         }

@@ -57,6 +57,7 @@ impl PreDump {
             destination: destination.clone(),
             previous: self.rounds.prev_images_dir.clone(),
             compression: self.rounds.compress,
+            direct_io: self.rounds.direct_io,
             timeout: self.timeout,
             progress: level > 0,
         })?;

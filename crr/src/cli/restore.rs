@@ -7,7 +7,7 @@ use crate::changed::Changed;
 use crate::resource::external::given;
 use crate::resource::inet::Wishes;
 use crate::restore::{Options, Validation, restore};
-use crate::store::{Left, Source};
+use crate::store::{DirectIo, Left, Source};
 use anyhow::anyhow;
 use clap::Args;
 use std::fs::File;
@@ -98,6 +98,11 @@ pub(super) struct Restore {
     #[arg(long)]
     lazy_pages: bool,
 
+    /// When page contents are read from the disk past the page cache: "auto" if they are larger than half of the memory that is left. Never
+    /// those that come late, or are put together first.
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_enum)]
+    direct_io: DirectIo,
+
     #[command(flatten)]
     pages: Pages,
 
@@ -182,6 +187,7 @@ impl Restore {
             sockets: Wishes { close: self.tcp_close, map: self.map_addr.clone() },
             validation: self.file_validation,
             lazy_pages: self.lazy_pages,
+            direct_io: self.direct_io,
             timeout: self.timeout,
             progress: level > 0,
             stats: None,

@@ -2,7 +2,7 @@
 
 use super::Usage;
 use crate::progress::bytes;
-use crate::store::{self, Compression, Destination};
+use crate::store::{self, Compression, Destination, DirectIo};
 use anyhow::Result;
 use clap::Args;
 use std::path::PathBuf;
@@ -25,6 +25,10 @@ pub(super) struct Rounds {
     /// Make page contents smaller: with "lz4", or "zstd" and a level, 1 if none is given. A dump stops the tree for longer then.
     #[arg(long, value_name = "METHOD[:LEVEL]", num_args = 0..=1, require_equals = true, default_missing_value = "lz4")]
     pub(super) compress: Option<Compression>,
+
+    /// When page contents are written to the disk past the page cache: "auto" if they are larger than half of the memory that is left.
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_enum)]
+    pub(super) direct_io: DirectIo,
 }
 
 impl Rounds {

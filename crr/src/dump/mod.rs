@@ -20,12 +20,14 @@ use crate::machine;
 use crate::ptrace::{self, Patience};
 use crate::refusal::{Refusals, Refused};
 use crate::resource::external::{self, Key};
+use crate::resource::fanotify;
 use crate::resource::inet::{self, Policy};
 use crate::resource::pipe::Holders;
+use crate::resource::sysv::undo;
 use crate::resource::unix_socket::half::HalfPolicy;
 use crate::resource::{memory, robust, xstate};
 use crate::stats::{self, Stage, Stats};
-use crate::store::{Compression, Destination, Writer};
+use crate::store::{Compression, Destination, DirectIo, Writer};
 use crate::sys::limits;
 use crate::sys::{process, xsave};
 use crate::track::Previous;
@@ -84,6 +86,8 @@ pub struct Options {
     pub snapshot: bool,
     /// Pack page contents.
     pub compression: Option<Compression>,
+    /// When the page file is written past the page cache.
+    pub direct_io: DirectIo,
     /// How long seizing the tree may take.
     pub timeout: Duration,
     /// Show progress on stderr when it is a terminal.
@@ -141,6 +145,7 @@ pub fn dump(options: &Options) -> Result<Report> {
     let open = |dir: &PathBuf| Previous::open(&options.destination, dir);
     let previous = options.previous.as_ref().map(open).transpose()?;
     let mut holders = Holders::scan(&freeze::list(options.root)?)?;
+    fanotify::refuse_judges(holders.fanotify_groups())?;
     if let Some(inode) = writer.inode_of_server() {
         refuse_server(inode, &holders)?;
     }
@@ -165,7 +170,11 @@ pub fn dump(options: &Options) -> Result<Report> {
         twins.make(&mut frozen, tree, &memory.spaces, contents, &patience)?;
     }
     stats::enter(Stage::WritePages);
-    let form = Form { block_pages: memory.block_pages, compression: options.compression };
+    let form = Form {
+        block_pages: memory.block_pages,
+        compression: options.compression,
+        direct_io: options.direct_io,
+    };
     let mut writing = Writing::begin(contents, writer.pages(), form, options.progress)?;
     if options.snapshot {
         writing.up_to(contents.blocks_of_tree())?;
@@ -195,6 +204,8 @@ pub fn dump(options: &Options) -> Result<Report> {
         _ => None,
     };
     if options.after == After::Kill {
+        let patience = Patience::new(LAST_RESORT);
+        undo::disarm::disarm(&mut frozen, &collected.tree, &collected.memory, &collected.undo, &patience)?;
         robust::disarm(&collected.tree);
     }
     let frozen_for = frozen.finish(options.after, &Patience::new(LAST_RESORT)).map_err(|e| {

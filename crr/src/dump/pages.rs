@@ -11,7 +11,7 @@ use crate::progress::Progress;
 use crate::ptrace;
 use crate::resource::hugetlb;
 use crate::resource::memory::SharedObject;
-use crate::store::{Compression, GivenUp, PAGE, Packer, Sink};
+use crate::store::{Aligned, Compression, DirectIo, GivenUp, PAGE, Packer, Sink};
 use crate::sys::pagemap;
 use crate::sys::vm::{self, Remote};
 use crate::track;
@@ -54,6 +54,7 @@ pub(super) struct Form {
     /// Pages under one checksum: 1 or [`BLOCK_PAGES`].
     pub(super) block_pages: u64,
     pub(super) compression: Option<Compression>,
+    pub(super) direct_io: DirectIo,
 }
 
 /// What the records say of pages that were written.
@@ -79,10 +80,12 @@ struct Worker<'a> {
     sink: &'a Sink,
     form: Form,
     packer: Option<Packer>,
-    /// Pages of a chunk.
-    step: Vec<u8>,
-    /// What of a block waits to be written at once, if the sink takes blocks.
-    block: Vec<u8>,
+    /// Blocks are written at once.
+    at_once: bool,
+    /// Pages of a chunk, or of a block if they are written so.
+    pages: Aligned,
+    /// Packed pages of a block that is written so.
+    packed: Vec<u8>,
 }
 
 /// All page contents of a tree, in the order of the page file.
@@ -210,6 +213,7 @@ impl Contents {
         let size = file.metadata().context("fstat")?.len();
         let runs = self.find_data(&file, size)?;
         let huge = hugetlb::of_file(&file).context("fstatfs")?;
+        let (segment, size) = segment.map_or((None, size), |(segment, size)| (Some(segment), size));
         self.sources.push(Source::File(file, format!("shared memory {ino}")));
         Ok(Shared { size, ino, runs, huge, segment })
     }
@@ -309,8 +313,8 @@ impl<'a> Writing<'a> {
     pub(super) fn begin(contents: &'a Contents, sink: &'a Sink, form: Form, show: bool) -> Result<Self> {
         let bytes = contents.pages * PAGE_SIZE;
         // Without pages there is no part of packed ones either, and the file is to be there.
-        let is_plain = form.compression.is_none() || contents.pages == 0;
-        sink.begin(is_plain.then_some(bytes))?;
+        let is_packed = form.compression.is_some() && contents.pages > 0;
+        sink.begin(bytes, is_packed, form.direct_io)?;
         let progress = Progress::new(show, bytes, "writing pages");
         Ok(Self { contents, sink, form, progress, done: 0, whole: Block::default() })
     }
@@ -374,9 +378,11 @@ impl<'a> Writing<'a> {
 
 impl<'a> Worker<'a> {
     fn new(contents: &'a Contents, sink: &'a Sink, form: Form) -> Result<Self> {
-        let step = vec![0u8; usize::try_from(CHUNK_PAGES * PAGE_SIZE)?];
         let packer = form.compression.map(Packer::new).transpose()?;
-        Ok(Self { contents, sink, form, packer, step, block: Vec::new() })
+        let at_once = sink.takes_blocks();
+        let count = if at_once && packer.is_none() { BLOCK_PAGES } else { CHUNK_PAGES };
+        let pages = Aligned::new(usize::try_from(count * PAGE_SIZE)?);
+        Ok(Self { contents, sink, form, packer, at_once, pages, packed: Vec::new() })
     }
 
     /// One block, in steps that stay in the cache between being gathered, summed, packed and written.
@@ -385,39 +391,38 @@ impl<'a> Worker<'a> {
         let (mut first, last) = (start, (start + BLOCK_PAGES).min(self.contents.pages));
         let mut written = Block::default();
         let mut crc = 0;
-        self.block.clear();
+        self.packed.clear();
         while first < last {
             let end = (first + CHUNK_PAGES).min(last);
-            let step = &mut self.step[..usize::try_from((end - first) * PAGE_SIZE)?];
+            let from = if self.at_once && self.packer.is_none() { first - start } else { 0 };
+            let (from, size) =
+                (usize::try_from(from * PAGE_SIZE)?, usize::try_from((end - first) * PAGE_SIZE)?);
+            let step = &mut self.pages.bytes()[from..from + size];
             self.contents.gather(first, end, step, &mut written.lost)?;
             if self.form.block_pages == 1 {
                 written.crcs.extend(step.chunks_exact(PAGE).map(crc32c::crc32c));
             } else {
                 crc = crc32c::crc32c_append(crc, step);
             }
-            let bytes = match &mut self.packer {
-                Some(packer) => packer.pack(step)?,
-                None => step,
-            };
-            let place = match (self.sink.takes_blocks(), &self.form.compression) {
-                (true, _) => {
-                    self.block.extend_from_slice(bytes);
-                    (self.block.len() - bytes.len()) as u64
+            match &mut self.packer {
+                Some(packer) => {
+                    let bytes = packer.pack(step)?;
+                    let place = if self.at_once {
+                        self.packed.extend_from_slice(bytes);
+                        (self.packed.len() - bytes.len()) as u64
+                    } else {
+                        self.sink.append(bytes).context("write pages")?
+                    };
+                    written.chunks.push(Chunk { place, size: u32::try_from(bytes.len())? });
                 }
-                (false, None) => {
-                    self.sink.put(bytes, first * PAGE_SIZE).context("write pages")?;
-                    first * PAGE_SIZE
-                }
-                (false, Some(_)) => self.sink.append(bytes).context("write pages")?,
-            };
-            if self.form.compression.is_some() {
-                written.chunks.push(Chunk { place, size: u32::try_from(bytes.len())? });
+                None if self.at_once => {}
+                None => self.sink.put(step, first * PAGE_SIZE).context("write pages")?,
             }
             fault::point(Point::KilledCopying)?;
             first = end;
         }
-        if self.sink.takes_blocks() {
-            self.write_whole(start, &mut written.chunks).context("write pages")?;
+        if self.at_once {
+            self.write_whole(start, last, &mut written.chunks).context("write pages")?;
         }
         if self.form.block_pages != 1 {
             written.crcs.push(crc);
@@ -426,11 +431,12 @@ impl<'a> Worker<'a> {
     }
 
     /// Writes a block at once; its chunks are told where they are.
-    fn write_whole(&self, start: u64, chunks: &mut [Chunk]) -> Result<()> {
-        if self.form.compression.is_none() {
-            return self.sink.put(&self.block, start * PAGE_SIZE);
+    fn write_whole(&mut self, start: u64, end: u64, chunks: &mut [Chunk]) -> Result<()> {
+        if self.packer.is_none() {
+            let size = usize::try_from((end - start) * PAGE_SIZE)?;
+            return self.sink.put(&self.pages.bytes()[..size], start * PAGE_SIZE);
         }
-        let place = self.sink.append(&self.block)?;
+        let place = self.sink.append(&self.packed)?;
         chunks.iter_mut().for_each(|chunk| chunk.place += place);
         Ok(())
     }

@@ -23,7 +23,7 @@ use crate::remote::{Arg, Cache, Call, Executor};
 use crate::resource::pipe::Holders;
 use crate::resource::{Refuse, sharing};
 use crate::stats::{self, Stage, Stats};
-use crate::store::{Compression, Destination, Writer};
+use crate::store::{Compression, Destination, DirectIo, Writer};
 use crate::sys::{limits, pidfd, userfaultfd};
 use crate::track::soft_dirty::ClearRefs;
 use crate::track::{Previous, Way, instance, keeper};
@@ -51,6 +51,8 @@ pub struct Options {
     pub previous: Option<PathBuf>,
     /// Pack page contents.
     pub compression: Option<Compression>,
+    /// When the page file is written past the page cache.
+    pub direct_io: DirectIo,
     /// How long seizing the tree may take.
     pub timeout: Duration,
     /// Show progress on stderr when it is a terminal.
@@ -152,7 +154,7 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
     let frozen_for = frozen.finish(After::Run, &patience)?;
 
     stats::enter(Stage::WritePages);
-    let form = Form { block_pages: 1, compression: options.compression };
+    let form = Form { block_pages: 1, compression: options.compression, direct_io: options.direct_io };
     let written = contents.write(writer.pages(), form, options.progress)?;
     ptrace::check_interrupted()?;
     stats::enter(Stage::WriteRecords);

@@ -2,6 +2,7 @@
 
 use crate::kernel;
 use crate::refusal::{Refusal, Refusals};
+use crate::resource::creds::CAP_SYS_ADMIN;
 use anyhow::{Context, Result};
 
 /// Refuses a dump that could not see which files a task has mapped, or what tasks share.
@@ -9,7 +10,6 @@ use anyhow::{Context, Result};
 /// # Errors
 /// [`crate::refusal::Refused`], naming what is missing.
 pub(super) fn check() -> Result<()> {
-    const CAP_SYS_ADMIN: u64 = 1 << 21;
     const CAP_CHECKPOINT_RESTORE: u64 = 1 << 40;
     let status = std::fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
     let effective = kernel::effective_capabilities(&status).context("/proc/self/status has no CapEff")?;

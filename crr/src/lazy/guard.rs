@@ -43,7 +43,7 @@ pub(crate) fn run(given: Given) -> Result<()> {
     let mut work = Vec::new();
     let mut file = File::from(given.work);
     file.rewind().and_then(|()| file.read_to_end(&mut work)).context("read what is to come")?;
-    let Work { runs, page_count, unchecked, absent } =
+    let Work { runs, page_count, unchecked, in_memory, absent } =
         postcard::from_bytes(&work).context("read what is to come")?;
     let victims: Vec<(Pid, OwnedFd)> = given.tasks.iter().filter_map(|tracked| open(*tracked)).collect();
     let file = File::from(given.pages);
@@ -53,9 +53,10 @@ pub(crate) fn run(given: Given) -> Result<()> {
         let serving = AssertUnwindSafe(|| {
             nix::sys::prctl::set_name(c"crr-lazy-pages").context("prctl")?;
             // Who has started this hears why nothing comes.
-            let source = Source::new(file, page_count, unchecked, absent).inspect_err(|error| {
-                let _ = (&ready).write_all(format!("{error:#}").as_bytes());
-            })?;
+            let source =
+                Source::new(file, page_count, unchecked, in_memory, absent).inspect_err(|error| {
+                    let _ = (&ready).write_all(format!("{error:#}").as_bytes());
+                })?;
             serve(source, spaces, || {
                 (&ready).write_all(&[READY]).context("tell that pages are brought")?;
                 drop(ready);

@@ -55,6 +55,8 @@ struct Work {
     page_count: u64,
     /// What of it has not been checked.
     unchecked: Unchecked,
+    /// The page file lies in memory, for nobody else.
+    in_memory: bool,
     /// What is not there yet.
     absent: Option<Absent>,
 }
@@ -109,6 +111,7 @@ impl Starter {
             runs: descriptors.keys().map(|&index| lazy[index].runs.clone()).collect(),
             page_count: restore.checkpoint.memory.page_count,
             unchecked,
+            in_memory: restore.checkpoint.pages.in_memory(),
             absent: (restore.checkpoint.pages.absent()).map(|(server, file, blocks)| Absent {
                 server,
                 file,

@@ -2,11 +2,10 @@
 
 use super::fetch::{Absent, Fetch};
 use crate::fault::{self, Point};
-use crate::store::{Unchecked, verify_block};
+use crate::store::{Unchecked, give_back, verify_block};
 use anyhow::{Context, Result};
 use images::id::PAGE_SIZE;
 use images::memory::{BLOCK_PAGES, Run};
-use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -20,6 +19,8 @@ pub(super) struct Source {
     page_count: u64,
     /// Blocks that have not been checked yet.
     unchecked: Unchecked,
+    /// They lie in memory, for nobody else.
+    in_memory: bool,
     /// Brings what is not in the file yet.
     pub(super) fetch: Option<Fetch>,
 }
@@ -36,12 +37,13 @@ impl Source {
         file: File,
         page_count: u64,
         unchecked: Unchecked,
+        in_memory: bool,
         absent: Option<Absent>,
     ) -> Result<Self> {
         let ahead = !fault::is_set(Point::LazyAhead);
         let start = |absent| Fetch::start(absent, file.try_clone().context("dup")?, ahead);
         let fetch = absent.map(start).transpose()?;
-        Ok(Self { file, page_count, unchecked, fetch })
+        Ok(Self { file, page_count, unchecked, in_memory, fetch })
     }
 
     /// Whether pages can be read; else, if so, they are asked for before all others.
@@ -66,13 +68,10 @@ impl Source {
         self.file.read_exact_at(bytes, first_page * PAGE_SIZE).context("pages.img")
     }
 
-    /// These pages are not needed any more: what was fetched lies in memory.
+    /// These pages are not needed any more.
     pub(super) fn give_back(&self, run: Run) {
-        let bytes = |pages: u64| i64::try_from(pages * PAGE_SIZE).unwrap_or(0);
-        if self.fetch.is_some() {
-            let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            // Were it not to be had, there would be more memory in use for a while.
-            let _ = fallocate(&self.file, hole, bytes(run.first_page), bytes(run.pages));
+        if self.in_memory {
+            give_back(&self.file, run.first_page * PAGE_SIZE, run.pages * PAGE_SIZE);
         }
     }
 }

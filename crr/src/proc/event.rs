@@ -7,7 +7,7 @@ const fn bad(field: &'static str) -> Malformed {
 }
 
 /// What follows the name of a line.
-fn field<'a>(text: &'a [u8], name: &'static str) -> Option<&'a [u8]> {
+pub(super) fn field<'a>(text: &'a [u8], name: &'static str) -> Option<&'a [u8]> {
     text.split(|&byte| byte == b'\n')
         .find_map(|line| Some(line.strip_prefix(name.as_bytes())?.strip_prefix(b":")?.trim_ascii()))
 }

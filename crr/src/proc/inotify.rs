@@ -7,14 +7,37 @@ use super::{Malformed, hex};
 pub struct Watch {
     /// Its number.
     pub wd: u32,
-    /// Inode of the file that is watched.
+    /// What is watched.
+    pub file: WatchedFile,
+    /// IN_*: events, IN_EXCL_UNLINK, IN_ONESHOT.
+    pub mask: u32,
+}
+
+/// A file that is watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchedFile {
+    /// Its inode.
     pub ino: u64,
     /// Its file system; the device as the kernel has it, major number from bit 20 on.
     pub device: u32,
-    /// IN_*: events, IN_EXCL_UNLINK, IN_ONESHOT.
-    pub mask: u32,
-    /// A handle by which the file can be opened, of a type of its file system, where that has any.
+    /// A handle by which it can be opened, of a type of its file system, where that has any.
     pub handle: Option<(i32, Vec<u8>)>,
+}
+
+impl WatchedFile {
+    /// By its inode, its device, and the end of a line: show_mark_fhandle() of fs/notify/fdinfo.c.
+    pub(super) fn new(ino: u64, device: u32, end_of_line: &[u8]) -> Option<Self> {
+        let mut words = end_of_line.split(|&byte| byte == b' ').filter(|word| !word.is_empty());
+        let mut value = |name: &[u8]| words.next()?.strip_prefix(name);
+        let handle = match value(b"fhandle-bytes:") {
+            None => None,
+            Some(_) => {
+                let kind = i32::try_from(hex(value(b"fhandle-type:")?)?).ok()?;
+                Some((kind, bytes(value(b"f_handle:")?)?))
+            }
+        };
+        Some(Self { ino, device, handle })
+    }
 }
 
 /// Parses the lines in the kernel's order, which has the youngest watch first.
@@ -26,9 +49,11 @@ pub fn watches(text: &[u8]) -> Result<Vec<Watch>, Malformed> {
     lines.map(|line| watch(line).ok_or(Malformed { file: "fdinfo", field: "inotify" })).collect()
 }
 
-/// inotify_fdinfo() and show_mark_fhandle() of fs/notify/fdinfo.c; all numbers are hexadecimal.
+/// inotify_fdinfo() of fs/notify/fdinfo.c; all numbers are hexadecimal.
 fn watch(line: &[u8]) -> Option<Watch> {
-    let mut words = line.split(|&byte| byte == b' ').filter(|word| !word.is_empty());
+    const HANDLE: &[u8] = b"fhandle-bytes:";
+    let end = line.windows(HANDLE.len()).position(|word| word == HANDLE).unwrap_or(line.len());
+    let mut words = line[..end].split(|&byte| byte == b' ').filter(|word| !word.is_empty());
     let mut value = |name: &[u8]| words.next()?.strip_prefix(name);
     let mut number = |name| hex(value(name)?);
     let wd = u32::try_from(number(b"wd:")?).ok()?;
@@ -36,14 +61,7 @@ fn watch(line: &[u8]) -> Option<Watch> {
     let device = u32::try_from(number(b"sdev:")?).ok()?;
     let mask = u32::try_from(number(b"mask:")?).ok()?;
     number(b"ignored_mask:")?;
-    let handle = match value(b"fhandle-bytes:") {
-        None => None,
-        Some(_) => {
-            let kind = i32::try_from(hex(value(b"fhandle-type:")?)?).ok()?;
-            Some((kind, bytes(value(b"f_handle:")?)?))
-        }
-    };
-    Some(Watch { wd, ino, device, mask, handle })
+    Some(Watch { wd, file: WatchedFile::new(ino, device, &line[end..])?, mask })
 }
 
 fn bytes(text: &[u8]) -> Option<Vec<u8>> {
@@ -64,12 +82,10 @@ mod tests {
         let expected = [
             Watch {
                 wd: 0xf4241,
-                ino: 0x9a_61bd,
-                device: 0xfe0_0000,
+                file: WatchedFile { ino: 0x9a_61bd, device: 0xfe0_0000, handle: Some(handle) },
                 mask: 0x8400_0100,
-                handle: Some(handle),
             },
-            Watch { wd: 2, ino: 12, device: 27, mask: 0x100, handle: None },
+            Watch { wd: 2, file: WatchedFile { ino: 12, device: 27, handle: None }, mask: 0x100 },
         ];
         assert_eq!(watches(text).unwrap(), expected);
         assert_eq!(watches(b"pos:\t0\n"), Ok(vec![]));

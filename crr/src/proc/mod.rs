@@ -2,7 +2,9 @@
 //!
 //! Parsers take bytes, so that they are tested on captured text; only [`Dir`] touches the file system.
 
+pub mod bpf;
 pub mod event;
+pub mod fanotify;
 pub mod fdinfo;
 pub mod inotify;
 pub mod limits;
@@ -16,10 +18,12 @@ pub(crate) mod tasks;
 pub mod timers;
 
 use crate::fault::{self, Point};
+use anyhow::Context;
 use images::Pid;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -111,6 +115,23 @@ impl Dir {
         Ok(())
     }
 
+    /// Calls `each` for every memory area, by rising address. `buffer` is room for their text.
+    ///
+    /// # Errors
+    /// If it cannot be read; as `each`.
+    pub fn areas(
+        &self,
+        buffer: &mut Vec<u8>,
+        each: impl FnMut(smaps::Area<'_>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let open = || {
+            let file = self.open("smaps")?;
+            fault::point(Point::ProcRead)?;
+            anyhow::Ok(file)
+        };
+        smaps::read(File::from(open().context("read smaps")?), buffer, each)
+    }
+
     /// The target of a symbolic link in it.
     ///
     /// # Errors
@@ -154,11 +175,13 @@ pub fn living_thread(pid: Pid) -> Pid {
     /// Of `/proc/PID/task`: itself, its parent, and one for each thread (proc_task_getattr() of fs/proc/base.c).
     const LINKS_OF_ONE: u64 = 3;
     let leader = || -> io::Result<Pid> {
-        let dir = Dir::task(pid)?;
-        if dir.stat("task")?.st_nlink <= LINKS_OF_ONE || !has_ended(pid) {
+        // One call for most: a dump looks at every task of the machine while its tree stands still.
+        if nix::sys::stat::stat(format!("/proc/{pid}/task").as_str())?.st_nlink <= LINKS_OF_ONE
+            || !has_ended(pid)
+        {
             return Ok(pid);
         }
-        let mut tids = dir.numbers::<Pid>("task")?.into_iter();
+        let mut tids = Dir::task(pid)?.numbers::<Pid>("task")?.into_iter();
         Ok(tids.find(|&tid| !has_ended(tid)).unwrap_or(pid))
     };
     leader().unwrap_or(pid)

@@ -5,12 +5,16 @@ use super::{Malformed, decimal};
 /// A mounted directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
+    /// Its number, which fdinfo shows of open files.
+    pub id: u32,
     /// Device of the file system as the kernel has it, major number from bit 20 on.
     pub device: u32,
     /// What of the file system is mounted; `/` for all of it.
     pub root: Vec<u8>,
     /// Where.
     pub point: Vec<u8>,
+    /// The type of the file system.
+    pub kind: Vec<u8>,
 }
 
 /// Parses the file, in the kernel's order: what was mounted later comes later.
@@ -23,11 +27,13 @@ pub fn parse(text: &[u8]) -> Result<Vec<Mount>, Malformed> {
 }
 
 fn mount(line: &[u8]) -> Option<Mount> {
-    let mut words = line.split(|&byte| byte == b' ').skip(2);
+    let mut words = line.split(|&byte| byte == b' ');
+    let (id, _parent) = (decimal(words.next()?)?, words.next()?);
     let (device, root, point) = (words.next()?, words.next()?, words.next()?);
     let colon = device.iter().position(|&byte| byte == b':')?;
     let (major, minor): (u32, u32) = (decimal(&device[..colon])?, decimal(&device[colon + 1..])?);
-    Some(Mount { device: major << 20 | minor, root: unescaped(root), point: unescaped(point) })
+    let kind = words.skip_while(|word| *word != b"-").nth(1)?.to_vec();
+    Some(Mount { id, device: major << 20 | minor, root: unescaped(root), point: unescaped(point), kind })
 }
 
 /// Blanks, tabs, line ends and backslashes are shown by their octal numbers (mangle() of fs/proc_namespace.c).
@@ -59,9 +65,18 @@ mod tests {
         let text = b"27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard\n\
             30 25 0:27 /a\\134b /mnt/with\\040blank rw - tmpfs tmpfs rw\n";
         let mounts = parse(text).unwrap();
-        assert_eq!(mounts[0], Mount { device: 0xfe0_0000, root: b"/".to_vec(), point: b"/".to_vec() });
-        let second = Mount { device: 27, root: b"/a\\b".to_vec(), point: b"/mnt/with blank".to_vec() };
-        assert_eq!(mounts[1..], [second]);
+        let mount = |id, device, [root, point, kind]: [&[u8]; 3]| Mount {
+            id,
+            device,
+            root: root.to_vec(),
+            point: point.to_vec(),
+            kind: kind.to_vec(),
+        };
+        let expected = [
+            mount(27, 0xfe0_0000, [b"/", b"/", b"ext4"]),
+            mount(30, 27, [b"/a\\b", b"/mnt/with blank", b"tmpfs"]),
+        ];
+        assert_eq!(mounts, expected);
         assert!(parse(b"27 1 254 / /\n").is_err());
     }
 }

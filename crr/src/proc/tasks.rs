@@ -56,3 +56,34 @@ pub(crate) fn comm_of(pid: Pid) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/comm"))
         .map_or_else(|_| "?".to_owned(), |comm| comm.trim_end().to_owned())
 }
+
+/// Tasks outside of the tree for a message: the first ones by name, and how many more.
+pub(crate) fn named(pids: impl IntoIterator<Item = Pid>) -> String {
+    const NAMED: usize = 3;
+    let pids: Vec<Pid> = pids.into_iter().collect();
+    let mut names: Vec<String> =
+        pids.iter().take(NAMED).map(|&pid| format!("{pid} ({})", comm_of(pid))).collect();
+    if pids.len() > NAMED {
+        names.push(format!("{} others", pids.len() - NAMED));
+    }
+    match names.split_last() {
+        Some((last, [])) => format!("task {last}"),
+        Some((last, first)) => format!("tasks {} and {last}", first.join(", ")),
+        None => "no task".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{comm_of, named};
+
+    #[test]
+    fn many_are_named_by_the_first() {
+        let pid = nix::unistd::getpid().as_raw();
+        let one = format!("{pid} ({})", comm_of(pid));
+        assert_eq!(named([pid]), format!("task {one}"));
+        assert_eq!(named([pid; 2]), format!("tasks {one} and {one}"));
+        assert_eq!(named([pid; 3]), format!("tasks {one}, {one} and {one}"));
+        assert_eq!(named([pid; 600]), format!("tasks {one}, {one}, {one} and 597 others"));
+    }
+}

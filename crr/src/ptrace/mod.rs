@@ -70,6 +70,14 @@ impl Patience {
         Self { interruptible: false, ..self }
     }
 
+    /// For what a stopped thread has been told to do: not cut short by a signal, and as long from now as an answer may take, if that is
+    /// later. How long a tree takes to stop, and how many tasks were asked before, is not this thread's fault.
+    #[must_use]
+    pub fn for_an_answer(self) -> Self {
+        const ANSWER: Duration = Duration::from_secs(10);
+        Self { until: self.until.max(Instant::now() + ANSWER), interruptible: false }
+    }
+
     /// Without end, for what must not be given up either.
     #[must_use]
     pub fn endless() -> Self {
@@ -325,12 +333,13 @@ impl Stopped {
         request::set_regs(self.tid, &regs.0).map_err(error(self.tid, "write registers"))
     }
 
-    /// From here on the thread dies with this process.
+    /// From here on the thread dies with this process; `unfiltered`, its seccomp is suspended until then.
     ///
     /// # Errors
     /// Everything of [`Error`].
-    pub fn die_with_tracer(&self) -> Result<(), Error> {
-        request::set_options(self.tid, OPTIONS | libc::PTRACE_O_EXITKILL)
+    pub fn die_with_tracer(&self, unfiltered: bool) -> Result<(), Error> {
+        let more = if unfiltered { SUSPEND_SECCOMP } else { 0 };
+        request::set_options(self.tid, OPTIONS | libc::PTRACE_O_EXITKILL | more)
             .map_err(error(self.tid, "tie it to this process"))
     }
 
@@ -734,5 +743,20 @@ pub fn signal_bit(signal: i32) -> u64 {
     match signal {
         1..=64 => 1 << (signal - 1),
         _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Error, Patience};
+    use std::time::Duration;
+
+    #[test]
+    fn an_answer_has_time_of_its_own() {
+        let spent = Patience::new(Duration::ZERO);
+        assert_eq!(spent.check(1), Err(Error::TimedOut(1)));
+        assert_eq!(spent.for_an_answer().check(1), Ok(()));
+        let long = Patience::new(Duration::from_secs(3600));
+        assert_eq!(long.for_an_answer().until(), long.until());
     }
 }

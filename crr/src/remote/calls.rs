@@ -99,4 +99,6 @@ calls! {
     GetMempolicy = 239, 275;
     /// close_range.
     CloseRange = 436, 436;
+    /// pkey_mprotect.
+    PkeyMprotect = 329, 380;
 }

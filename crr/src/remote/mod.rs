@@ -212,6 +212,12 @@ impl Executor {
         }
     }
 
+    /// What it knows of the task.
+    #[must_use]
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
     /// Whether no other call may be made, since a thread could not be put back.
     #[must_use]
     pub fn is_adrift(&self) -> bool {
@@ -245,7 +251,7 @@ impl Executor {
     /// # Errors
     /// When the thread dies or does not come back in time; [`NoRoom`].
     pub fn run(&self, thread: &mut Stopped, batch: &Batch, patience: &Patience) -> Result<Reply> {
-        let patience = &patience.uninterrupted();
+        let patience = &patience.for_an_answer();
         let area = match &self.way {
             Way::Area(area) => *area,
             Way::Single { memory, .. } => return self.run_singly(thread, batch, memory, patience),
@@ -336,7 +342,7 @@ impl Executor {
         args: [u64; 6],
         patience: &Patience,
     ) -> Result<nix::Result<u64>> {
-        let patience = &patience.uninterrupted();
+        let patience = &patience.for_an_answer();
         let saved = Saved::of(thread)?;
         let frame = self.place_frame(thread, &saved)?;
         // Left alone now, it would be lost; and no such call takes long, once the thread gets its turn.

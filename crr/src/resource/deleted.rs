@@ -78,11 +78,6 @@ impl Table {
         }
         let home = fstatfs(&file).map_err(|_| Lost::Unreadable)?;
         let huge = hugetlb::of_file(&file).map_err(|_| Lost::Unreadable)?;
-        if huge.is_some() && !name.starts_with(MEMFD) {
-            return Err(Lost::Kernel(
-                "deleted files of hugetlbfs, and segments of System V with huge pages, are not supported",
-            ));
-        }
         let seals = if name.starts_with(MEMFD) {
             if std::str::from_utf8(name).is_err() {
                 return Err(Lost::Deleted);

@@ -1,12 +1,13 @@
 //! Memory of huge pages (hugetlbfs, MAP_HUGETLB): of which size, what of an object was touched, and whether there are enough.
 
+use super::sysv;
 use crate::refusal::{Refusal, Refusals};
 use anyhow::{Context, Result};
 use images::file::Files;
 use images::id::PAGE_SIZE;
-use images::memory::{Backing, HugePage, Memory, Run, vm};
+use images::memory::{Backing, HugePage, Memory, Run, Shared, vm};
 use nix::sys::statfs::fstatfs;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
@@ -60,7 +61,9 @@ pub(crate) fn find_data(file: &File, page: HugePage) -> Result<Vec<(u64, u64)>> 
 /// Refuses a restore for which there are not enough huge pages: who cannot reserve them cannot map them, and who has not reserved
 /// them is killed when there are none.
 pub(crate) fn preflight(memory: &Memory, files: &Files, refusals: &mut Refusals) -> Result<()> {
-    for (page, wanted) in wanted(memory, files) {
+    let is_segment = |object: &Shared| object.huge.is_some() && object.segment.is_some();
+    let there = if memory.shared.iter().any(is_segment) { sysv::ids()? } else { HashSet::new() };
+    for (page, wanted) in wanted(memory, files, &there) {
         let pool = Pool::read(page)?;
         let free = pool.free.saturating_sub(pool.reserved) + pool.may_come;
         if wanted > free {
@@ -75,10 +78,15 @@ pub(crate) fn preflight(memory: &Memory, files: &Files, refusals: &mut Refusals)
     Ok(())
 }
 
-/// How many huge pages a checkpoint takes: those that are reserved by mapping, else those that have contents.
-fn wanted(memory: &Memory, files: &Files) -> BTreeMap<HugePage, u64> {
-    let objects = memory.shared.iter().map(|object| (object.huge, &object.runs));
-    let mut all: Vec<Ranges> = objects.map(|(huge, runs)| Ranges::of(huge, runs)).collect();
+/// How many huge pages a checkpoint takes: those that are reserved by mapping, else those that have contents. A segment of System V reserves
+/// all of its own when it is made, and those of `there` have theirs.
+fn wanted(memory: &Memory, files: &Files, there: &HashSet<i32>) -> BTreeMap<HugePage, u64> {
+    let of_object = |object: &Shared| match &object.segment {
+        Some(segment) if there.contains(&segment.id) => Ranges::default(),
+        Some(_) => Ranges { page: object.huge, parts: vec![(0, object.size)] },
+        None => Ranges::of(object.huge, &object.runs),
+    };
+    let mut all: Vec<Ranges> = memory.shared.iter().map(of_object).collect();
     let memfds = files.paths.iter().map(|path| path.deleted.as_ref());
     let mut mapped: Vec<Ranges> = memfds
         .map(|deleted| {

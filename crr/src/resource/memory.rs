@@ -5,6 +5,7 @@ use super::aio;
 use super::file::kinds;
 use super::hugetlb;
 use super::path::{Lost, Paths, UNMAP, file_type, link_of};
+use super::pkey;
 use super::sysv;
 use super::view::Use;
 use crate::kernel;
@@ -32,8 +33,8 @@ pub(crate) struct SharedObject {
     pub(crate) file: File,
     /// It is a segment of System V, which was made with this key.
     pub(crate) key: Option<i32>,
-    /// What is known of that segment.
-    pub(crate) segment: Option<Object>,
+    /// What is known of that segment, and the size that it was made with.
+    pub(crate) segment: Option<(Object, u64)>,
     /// Areas of the tree that show it.
     pub(crate) areas: u64,
 }
@@ -261,7 +262,7 @@ impl Backings {
             let hint = "start the program so that it does without";
             refuse.with_hint(describe(area), format!("{reason} (smaps flag {code})"), hint);
         });
-        if area.pkey != 0 {
+        if !pkey::is_implied(area.prot, area.pkey) {
             let hint = "have the program give it key 0 (pkey_mprotect) before the dump";
             refuse.with_hint(describe(area), format!("has protection key {}", area.pkey), hint);
         }
@@ -291,7 +292,7 @@ impl Backings {
             let unmappable = match area.name {
                 b"anon_inode:[io_uring]" => ("io_uring is not supported", kinds::WITHOUT_RING),
                 b"anon_inode:[perf_event]" => ("performance counters are not supported", UNMAP),
-                name if name.starts_with(b"anon_inode:bpf") => ("BPF is not supported", UNMAP),
+                b"anon_inode:bpf-map" => ("mapped BPF maps are not supported", UNMAP),
                 _ => ("mappings of this kind are not supported", UNMAP),
             };
             return Ok(Err((unmappable.0.into(), unmappable.1)));

@@ -1,6 +1,7 @@
 //! Memory policies: which NUMA nodes the pages of a thread or of an address range come from.
 
-use super::Refuse;
+pub(crate) mod shared;
+
 use crate::proc::{Dir, hex};
 use crate::ptrace::{Patience, Stopped};
 use crate::refusal::Refusals;
@@ -84,7 +85,6 @@ pub(crate) fn dump_areas(
     leader: &mut Stopped,
     dir: &Dir,
     (vmas, resident_kib): (&[Vma], u64),
-    refuse: &mut Refuse<'_>,
     patience: &Patience,
 ) -> Result<Vec<AreaPolicy>> {
     let from_kernel =
@@ -114,15 +114,6 @@ pub(crate) fn dump_areas(
     for some in asked.chunks(Batch::ROOM) {
         having.extend(having_policy(executor, leader, some, patience)?);
     }
-    having.retain(|vma| {
-        let private = vma.backing.is_private();
-        if !private {
-            let object = format!("{}-{}", vma.start, vma.end);
-            let hint = "have the program set it back to the default (mbind) before the dump";
-            refuse.with_hint(object, "shared memory with a memory policy (mbind)", hint);
-        }
-        private
-    });
     let mut policies = Vec::with_capacity(having.len());
     for some in having.chunks(WHOLE_ANSWERS) {
         let mut batch = executor.batch(leader)?;

@@ -2,6 +2,7 @@
 
 pub(crate) mod aio;
 pub mod attribute;
+pub(crate) mod bpf;
 pub(crate) mod build_id;
 pub mod creds;
 pub(crate) mod deleted;
@@ -9,6 +10,7 @@ pub(crate) mod device;
 pub(crate) mod dispatch;
 pub(crate) mod event;
 pub mod external;
+pub(crate) mod fanotify;
 pub mod file;
 pub(crate) mod group_stop;
 pub(crate) mod hugetlb;
@@ -30,6 +32,7 @@ pub(crate) mod packet;
 pub mod path;
 pub(crate) mod pidfd;
 pub mod pipe;
+pub(crate) mod pkey;
 pub(crate) mod program;
 pub mod robust;
 pub mod rseq;

@@ -30,8 +30,8 @@ pub(crate) fn dump(
     let protocol = number(libc::SO_PROTOCOL)?;
     let obstacle = if !SUPPORTED.contains(&protocol) {
         Some(format!("netlink sockets of protocol {protocol} ({}) are not supported", name(protocol)))
-    } else if !matches!(sys::filter_length(fd), Ok(0)) {
-        Some("a netlink socket with a filter is not supported".to_owned())
+    } else if sys::filter_length(fd).is_err() {
+        Some("a netlink socket with an eBPF filter (SO_ATTACH_BPF) is not supported".to_owned())
     } else if sys::events(fd).context("poll")? & (libc::POLLIN | libc::POLLERR) != 0 {
         Some(format!("a netlink socket ({}) with something to be read", name(protocol)))
     } else {
@@ -54,6 +54,7 @@ pub(crate) fn dump(
         uid: stat.st_uid,
         gid: stat.st_gid,
         options: option::dump(fd, &[option::SOCKET, option::NETLINK])?,
+        filter: sys::filter(fd).context("SO_GET_FILTER")?,
     }))
 }
 
@@ -95,7 +96,7 @@ pub(crate) fn recreate(record: &NetlinkSocket, flags: u32) -> Result<OwnedFd> {
         let (kind, protocol) = (record.kind.cast_signed(), record.protocol.cast_signed());
         let made = sys::open(libc::AF_NETLINK, kind, protocol).context("socket")?;
         let fd = made.as_fd();
-        option::restore(fd, &record.options)?;
+        option::restore_with_filter(fd, &record.options, &record.filter)?;
         if record.port != 0 {
             bind(fd.as_raw_fd(), &NetlinkAddr::new(record.port, 0)).context("bind")?;
         }

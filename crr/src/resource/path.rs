@@ -1,10 +1,12 @@
 //! Names in the file system, each recorded once for the tree, and only if it still leads to what is open.
 
+use super::Refuse;
 use super::deleted;
 use super::file::O_PATH;
 use super::other_name::{self, Helpers};
 use super::view::{FileSystem, Use};
 use crate::proc::Dir;
+use anyhow::Context;
 use images::PathId;
 use images::file::Path;
 use nix::errno::Errno;
@@ -86,6 +88,11 @@ const UNCOVER: &str = "unmount what lies over it, or have the program let go of 
 pub(crate) const CLOSE: &str = "have the program close it before the dump";
 /// The way out for mappings of any kind that is not supported.
 pub(crate) const UNMAP: &str = "have the program unmap it before the dump";
+
+/// The way out for a program whose file is gone.
+const START_AGAIN: &str = "start the program again from the present file";
+/// The way out for a directory that a task is in.
+const LEAVE: &str = "have the program change to another directory before the dump";
 
 impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -322,6 +329,30 @@ pub(crate) fn link_of(dir: &Dir, name: &str) -> io::Result<Vec<u8>> {
 /// The file type bits of a mode.
 pub(crate) fn file_type(mode: u32) -> SFlag {
     SFlag::from_bits_truncate(mode & SFlag::S_IFMT.bits())
+}
+
+/// The path of a link of a task: `exe`, `cwd`, `root`.
+pub(crate) fn dump_link(
+    dir: &Dir,
+    name: &str,
+    paths: &mut Paths,
+    refuse: &mut Refuse<'_>,
+) -> anyhow::Result<PathId> {
+    let link = link_of(dir, name).with_context(|| format!("read {name}"))?;
+    let stat = dir.stat(name).with_context(|| format!("stat {name}"))?;
+    let what = if name == "exe" { Use::Mapped } else { Use::Directory };
+    Ok(match paths.resolve(&link, &stat, what, || dir.open(name)) {
+        Ok(path) => path,
+        Err(lost) => {
+            let object = format!("{name} ({})", String::from_utf8_lossy(&link));
+            match name {
+                "exe" => refuse.with_hint(object, lost.to_string(), START_AGAIN),
+                "cwd" => refuse.with_hint(object, lost.to_string(), LEAVE),
+                _ => refuse.because(object, lost.to_string()),
+            }
+            PathId(u32::MAX)
+        }
+    })
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::path::file_type;
 use super::unix_socket::Holder;
 use super::{event, socket, terminal};
 use crate::parallel;
-use crate::proc::tasks::{Outsider, comm_of, pids_outside};
+use crate::proc::tasks::{Outsider, named, pids_outside};
 use crate::proc::{Dir, living_thread};
 use crate::refusal::{Refusal, Refusals};
 use crate::sys::kcmp::{Kind, kcmp};
@@ -20,7 +20,7 @@ use images::Pid;
 use images::file::Files;
 use nix::sys::stat::{FileStat, SFlag, stat};
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -90,7 +90,7 @@ impl fmt::Display for Object {
 /// Tasks outside of the tree that hold ends (by what they are ends of, then by task) or event files.
 #[derive(Debug, Default)]
 pub(crate) struct Holders {
-    by_object: HashMap<Object, BTreeMap<Pid, ()>>,
+    by_object: HashMap<Object, BTreeSet<Pid>>,
     /// Their event files, by task and number.
     events: Vec<(Pid, u32)>,
     tree: HashSet<Pid>,
@@ -98,6 +98,8 @@ pub(crate) struct Holders {
     fifos: HashSet<(u64, u64)>,
     /// The tree has masters of pseudo terminals.
     masters: bool,
+    /// Its fanotify groups, by task and number.
+    groups: Vec<(Pid, u32)>,
     /// Its sockets, by inode.
     sockets: HashSet<u64>,
     /// Masters of whatever else: task and descriptor.
@@ -110,8 +112,11 @@ impl Holders {
     pub(crate) fn scan(tree: &[Pid]) -> Result<Self> {
         let mut holders = Self { tree: tree.iter().copied().collect(), ..Self::default() };
         let mut has_any = false;
-        let look = |&pid: &Pid| Ok(Dir::living(pid).map_or(Vec::new(), |dir| look_at(&dir, Fifos::All)));
-        for seen in parallel::map(tree, look)?.into_iter().flatten() {
+        let look = |&pid: &Pid| {
+            let seen = Dir::living(pid).map_or(Vec::new(), |dir| look_at(&dir, Fifos::All));
+            Ok(seen.into_iter().map(|seen| (pid, seen)).collect::<Vec<_>>())
+        };
+        for (pid, seen) in parallel::map(tree, look)?.into_iter().flatten() {
             match seen {
                 Seen::Master(_) => holders.masters = true,
                 Seen::End(object) => {
@@ -121,7 +126,12 @@ impl Holders {
                         holders.sockets.insert(ino);
                     }
                 }
-                Seen::Event(_) => has_any = true,
+                Seen::Event(fd, kind) => {
+                    has_any = true;
+                    if kind == event::Kind::Fanotify {
+                        holders.groups.push((pid, fd));
+                    }
+                }
             }
         }
         if has_any {
@@ -133,6 +143,11 @@ impl Holders {
     /// Whether the tree had masters of pseudo terminals when it was looked at.
     pub(crate) fn has_masters(&self) -> bool {
         self.masters
+    }
+
+    /// The fanotify groups that it had then, by task and number.
+    pub(crate) fn fanotify_groups(&self) -> &[(Pid, u32)] {
+        &self.groups
     }
 
     /// The sockets that it had then, by inode.
@@ -164,7 +179,7 @@ impl Holders {
         self.scan_others()?;
         let holder = |file: &(u64, u64)| {
             let pids = self.by_object.get(&Object::Fifo(file.0, file.1))?;
-            Some((*file, *pids.first_key_value()?.0))
+            Some((*file, *pids.first()?))
         };
         Ok(files.iter().filter_map(holder).collect())
     }
@@ -182,9 +197,9 @@ impl Holders {
         for (pid, seen) in parallel::map(&pids_outside(&self.tree)?, look)?.into_iter().flatten() {
             match seen {
                 Seen::Master(fd) => self.other_masters.push((pid, fd)),
-                Seen::Event(fd) => self.events.push((pid, fd)),
+                Seen::Event(fd, _) => self.events.push((pid, fd)),
                 Seen::End(object) => {
-                    self.by_object.entry(object).or_default().insert(pid, ());
+                    self.by_object.entry(object).or_default().insert(pid);
                 }
             }
         }
@@ -214,8 +229,8 @@ impl Holders {
             self.scan_others()?;
         }
         for (object, ours) in objects {
-            for &pid in self.by_object.get(&object).into_iter().flat_map(BTreeMap::keys) {
-                refuse(object, ours, pid, refusals);
+            if let Some(pids) = self.by_object.get(&object) {
+                refuse(object, ours, pids, refusals);
             }
         }
         Ok(())
@@ -231,18 +246,19 @@ impl Holders {
         let own = nix::unistd::getpid().as_raw();
         for (object, master) in masters {
             let ours = (own, master.as_raw_fd().cast_unsigned());
-            for &(pid, fd) in &self.other_masters {
-                // What is closed by now is open in no other task.
-                if kcmp(Kind::File, ours, (living_thread(pid), fd)) == Ok(Ordering::Equal) {
-                    refuse(object, None, pid, refusals);
-                }
+            // What is closed by now is open in no other task.
+            let has_it = |&&(pid, fd): &&(Pid, u32)| {
+                kcmp(Kind::File, ours, (living_thread(pid), fd)) == Ok(Ordering::Equal)
+            };
+            let pids: BTreeSet<Pid> = self.other_masters.iter().filter(has_it).map(|&(pid, _)| pid).collect();
+            if !pids.is_empty() {
+                refuse(object, None, &pids, refusals);
             }
         }
     }
 }
 
-fn refuse(object: Object, ours: Option<Ours<'_>>, pid: Pid, refusals: &mut Refusals) {
-    let comm = comm_of(pid);
+fn refuse(object: Object, ours: Option<Ours<'_>>, others: &BTreeSet<Pid>, refusals: &mut Refusals) {
     let holder = ours.map(|ours| ours.holder);
     let hint = match (object, ours.and_then(|ours| ours.key)) {
         (Object::Socket(_), None) => "dump a tree that has both, or have one of them close it".to_owned(),
@@ -257,7 +273,7 @@ fn refuse(object: Object, ours: Option<Ours<'_>>, pid: Pid, refusals: &mut Refus
     refusals.push(Refusal {
         task: holder.map(|holder| (holder.pid, holder.name.clone())),
         object: holder.map_or_else(|| object.to_string(), |holder| holder.object.clone()),
-        reason: format!("also open in task {pid} ({comm}), outside of the tree"),
+        reason: format!("also open in {}, outside of the tree", named(others.iter().copied())),
         hint: Some(hint),
     });
 }
@@ -284,12 +300,13 @@ pub(crate) fn preflight(files: &Files, refusals: &mut Refusals) {
         refusals.push(Refusal { task: None, object, reason, hint: None });
     }
     for (object, name) in names {
-        for &pid in holders.by_object.get(&object).into_iter().flat_map(BTreeMap::keys) {
+        if let Some(pids) = holders.by_object.get(&object) {
+            let who = named(pids.iter().copied());
             refusals.push(Refusal {
                 task: None,
-                object: name.clone().into_owned(),
-                reason: format!("is open in task {pid} ({}), which was not there at the dump", comm_of(pid)),
-                hint: Some("end it, and restore again".into()),
+                object: name.into_owned(),
+                reason: format!("is open in {who}, outside of what is restored"),
+                hint: Some("close it there, and restore again".into()),
             });
         }
     }
@@ -300,7 +317,7 @@ enum Seen {
     End(Object),
     /// A master of a pseudo terminal.
     Master(u32),
-    Event(u32),
+    Event(u32, event::Kind),
 }
 
 /// Which named pipes to look for.
@@ -356,8 +373,8 @@ impl Seen {
             Some(Self::End(Object::Pipe(ino)))
         } else if let Some(ino) = socket::inode(link) {
             Some(Self::End(Object::Socket(ino)))
-        } else if event::Kind::of(link).is_some() {
-            Some(Self::Event(fd))
+        } else if let Some(kind) = event::Kind::of(link) {
+            Some(Self::Event(fd, kind))
         } else if link.ends_with(b"/ptmx") {
             Some(Self::Master(fd))
         } else if let Some(number) = terminal::number_in(link)

@@ -14,6 +14,7 @@ use crate::dump::guard::Unguarded;
 use crate::proc::status::Status;
 use crate::ptrace::{Error, Stopped};
 use crate::refusal::Refusals;
+use crate::resource::creds::CAP_SYS_ADMIN;
 use crate::restore::environment::Environment;
 use anyhow::{Result, bail};
 use images::FilterId;
@@ -141,7 +142,6 @@ pub(crate) fn suspend(
 
 /// What stands in the way of a restore.
 pub(crate) fn preflight(refusals: &mut Refusals, tree: &Tree, own: &Environment) {
-    const CAP_SYS_ADMIN: u64 = 1 << 21;
     if own.seccomp == OFF && own.creds.cap_effective & CAP_SYS_ADMIN != 0 {
         return;
     }

@@ -1,25 +1,25 @@
 //! Anonymous memory that tasks share: created once, handed to everyone who maps it.
 
+use crate::store::Pages;
 use crate::sys::mapping::SharedMapping;
 use anyhow::{Context, Result, bail};
 use images::id::PAGE_SIZE;
 use images::memory::{Run, Shared};
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 
 /// Puts contents where they belong.
-pub(super) fn fill(mapping: &mut SharedMapping, runs: &[Run], pages: &File) -> Result<()> {
+pub(super) fn fill(mapping: &mut SharedMapping, runs: &[Run], pages: &Pages) -> Result<()> {
     for run in runs {
         let bytes = mapping.slice(run.start.0, run.pages * PAGE_SIZE);
         let Some(bytes) = bytes else { bail!("shared memory: pages at {} lie beyond its size", run.start) };
-        pages.read_exact_at(bytes, run.first_page * PAGE_SIZE).context("pages.img")?;
+        pages.take(bytes, run.first_page * PAGE_SIZE)?;
     }
     Ok(())
 }
 
 /// As [`fill`], of memory of huge pages, which there may be too few of.
-pub(super) fn fill_huge(mapping: &mut SharedMapping, runs: &[Run], pages: &File) -> Result<()> {
+pub(super) fn fill_huge(mapping: &mut SharedMapping, runs: &[Run], pages: &Pages) -> Result<()> {
     for run in runs {
         mapping.populate(run.start.0, run.pages * PAGE_SIZE).context("take huge pages")?;
     }
@@ -33,7 +33,7 @@ pub(super) fn fill_huge(mapping: &mut SharedMapping, runs: &[Run], pages: &File)
 ///
 /// # Errors
 /// If memory or the page file fall short.
-pub(crate) fn create(object: &Shared, pages: &File) -> Result<OwnedFd> {
+pub(crate) fn create(object: &Shared, pages: &Pages) -> Result<OwnedFd> {
     let mapping = SharedMapping::anonymous(object.size, object.huge);
     let mut mapping = mapping.with_context(|| format!("map {} bytes", object.size))?;
     match object.huge {

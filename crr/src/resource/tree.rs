@@ -1,6 +1,7 @@
 //! Sessions, process groups and parents: which trees can be made again.
 
 use super::Refuse;
+use crate::parallel;
 use crate::proc;
 use crate::proc::tasks::{self, comm_of};
 use crate::refusal::{Refusal, Refusals};
@@ -107,15 +108,18 @@ pub(crate) struct Strangers {
 impl Strangers {
     /// Looks at all tasks but those of the tree.
     pub(crate) fn look(tree: &HashSet<Pid>) -> Result<Self> {
+        let others: Vec<Pid> = tasks::all()?.into_iter().filter(|pid| !tree.contains(pid)).collect();
+        // Those that are gone meanwhile hold nothing any more.
+        let look = |&pid: &Pid| {
+            let of = Some(nix::unistd::Pid::from_raw(pid));
+            let ids = nix::unistd::getsid(of).and_then(|sid| Ok((sid, nix::unistd::getpgid(of)?)));
+            Ok(ids.ok().map(|(sid, pgid)| (pid, proc::living_thread(pid), sid.as_raw(), pgid.as_raw())))
+        };
         let mut strangers = Self::default();
-        for pid in tasks::all()?.into_iter().filter(|pid| !tree.contains(pid)) {
-            let of = nix::unistd::Pid::from_raw(pid);
-            // Those that are gone meanwhile hold nothing any more.
-            if let (Ok(sid), Ok(pgid)) = (nix::unistd::getsid(Some(of)), nix::unistd::getpgid(Some(of))) {
-                strangers.deputies.insert(pid, proc::living_thread(pid));
-                strangers.sessions.entry(sid.as_raw()).or_insert(pid);
-                strangers.groups.entry(pgid.as_raw()).or_insert(pid);
-            }
+        for (pid, deputy, sid, pgid) in parallel::map(&others, look)?.into_iter().flatten() {
+            strangers.deputies.insert(pid, deputy);
+            strangers.sessions.entry(sid).or_insert(pid);
+            strangers.groups.entry(pgid).or_insert(pid);
         }
         Ok(strangers)
     }

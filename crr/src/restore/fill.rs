@@ -12,14 +12,12 @@ use crate::parallel::in_parallel;
 use crate::progress::Progress;
 use crate::ptrace::check_interrupted;
 use crate::store::{Unchecked, verify_bytes};
-use crate::sys::window::Window;
 use crate::sys::{userfaultfd, vm};
 use anyhow::{Context, Result, ensure};
 use images::id::PAGE_SIZE;
 use images::memory::{BLOCK_PAGES, HugePage, Run, Vma, vm as flag};
 use images::{Addr, Pid};
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -102,7 +100,6 @@ impl Fill {
                 })
                 .with_context(|| format!("task {}: userfaultfd", tasks[index].pid))?;
         }
-        let pages = restore.opened.pages.as_fd();
         // Of the file: in memory it has those of the checkpoints that this one builds on, too.
         let page_count = checkpoint.memory.first_page + checkpoint.memory.page_count;
         let runs = self.blocks.iter().flat_map(|(_, pieces)| pieces).map(|piece| piece.run.pages);
@@ -112,35 +109,26 @@ impl Fill {
             ensure!(Instant::now() < deadline, "timed out while memory was put in place");
             let (block, pieces) = &self.blocks[usize::try_from(at)?];
             let count = (page_count - block * BLOCK_PAGES).min(BLOCK_PAGES);
-            let size = usize::try_from(count * PAGE_SIZE)?;
-            let window = Window::map_low(&pages, block * BLOCK_PAGES * PAGE_SIZE, size);
-            let window = window.context("map pages.img")?;
+            let contents = checkpoint.pages.block(block * BLOCK_PAGES * PAGE_SIZE, count * PAGE_SIZE);
+            let contents = contents.context("pages.img")?;
             if let Some(&crc) = self.unchecked.get(block) {
-                verify_bytes(window.bytes(), *block, crc).context("pages.img")?;
+                verify_bytes(contents.bytes(), *block, crc).context("pages.img")?;
             }
             for Piece { task, run } in pieces {
                 let from = usize::try_from((run.first_page - block * BLOCK_PAGES) * PAGE_SIZE)?;
-                let bytes = &window.bytes()[from..from + usize::try_from(run.pages * PAGE_SIZE)?];
+                let bytes = &contents.bytes()[from..from + usize::try_from(run.pages * PAGE_SIZE)?];
                 let (pid, fd) = (tasks[*task].pid, descriptors.get(task).map(AsFd::as_fd));
                 let fd = fd.with_context(|| format!("task {pid}: sent no userfaultfd"))?;
                 put(pid, fd, run.start.0, bytes)
                     .with_context(|| format!("task {pid}: put pages in place"))?;
                 progress.add(bytes.len() as u64);
             }
-            if checkpoint.in_memory {
-                pieces.iter().for_each(|piece| give_back(pages, &piece.run));
+            for Piece { run, .. } in pieces {
+                checkpoint.pages.give_back(run.first_page * PAGE_SIZE, run.pages * PAGE_SIZE);
             }
             Ok(())
         })
     }
-}
-
-/// What was put need not be in memory twice, where the images are.
-fn give_back(pages: BorrowedFd<'_>, run: &Run) {
-    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    let bytes = |pages: u64| i64::try_from(pages * PAGE_SIZE).unwrap_or(0);
-    // Were it not to be had, there would be more memory in use for a while.
-    let _ = fallocate(pages, hole, bytes(run.first_page), bytes(run.pages));
 }
 
 fn put(pid: Pid, fd: BorrowedFd<'_>, start: u64, mut bytes: &[u8]) -> Result<()> {

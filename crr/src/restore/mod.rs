@@ -20,6 +20,7 @@ mod stand_in;
 mod stop;
 mod takeover;
 mod unchanged;
+mod undo;
 
 use self::fill::{Fill, HugePages};
 use self::prepare::Contents;
@@ -35,7 +36,7 @@ use crate::resource::external::given::Given;
 use crate::resource::inet::Wishes;
 use crate::resource::{memory, vdso};
 use crate::stats::{self, Stage, Stats};
-use crate::store::{Checkpoint, Source, Unchecked};
+use crate::store::{Checkpoint, DirectIo, Source, Unchecked};
 use crate::sys::last_pid::{Chooser, LastPid};
 use crate::sys::{limits, process};
 use anyhow::{Context, Result, bail};
@@ -84,6 +85,8 @@ pub struct Options {
     pub validation: Validation,
     /// Let the tasks run before all of their memory is there.
     pub lazy_pages: bool,
+    /// When the page file is read past the page cache.
+    pub direct_io: DirectIo,
     /// How long the tree may take to come back.
     pub timeout: Duration,
     /// Show progress on stderr when it is a terminal.
@@ -198,6 +201,9 @@ fn restore_here(options: &Options, given: Given) -> Result<(Report, Option<Termi
     limits::raise_pending_signals()?;
     let starter = options.lazy_pages.then(lazy::Starter::new).transpose()?;
     let mut checkpoint = Checkpoint::read_but_for_pages(&options.source, options.progress)?;
+    if !options.lazy_pages {
+        checkpoint.go_direct(options.direct_io);
+    }
     fault::point(Point::KilledReading)?;
     if let Some(root) = &options.root {
         nix::unistd::chroot(root).with_context(|| format!("{}: change root", root.display()))?;

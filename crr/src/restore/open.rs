@@ -76,7 +76,7 @@ impl Opened {
         let directories: BTreeSet<PathId> = tasks.iter().flat_map(|task| [task.root, task.cwd]).collect();
         let executed = tasks.iter().map(|task| task.exe).collect();
         let (mut deleted, mut files) =
-            recreate::create_all(&checkpoint.files, &executed, checkpoint.pages.file(), &raiser)?;
+            recreate::create_all(&checkpoint.files, &executed, &checkpoint.pages, &raiser)?;
         inet::recreate::as_wished(&mut files.inet_sockets, wishes);
         let done = std::mem::take(&mut deleted.descriptions);
         let mut late = Places::default();
@@ -88,7 +88,7 @@ impl Opened {
             packet_sockets,
             message_queues,
         } = open_all(&files, given, done, &mut late)?;
-        let segments = sysv::recreate::put_back(&checkpoint.memory, checkpoint.pages.file())?;
+        let segments = sysv::recreate::put_back(&checkpoint.memory, &checkpoint.pages)?;
         let ipc = sysv::objects::put_back(&checkpoint.tree.ipc)?;
         let mut mapped = BTreeMap::new();
         for need in needs.into_iter().filter(|need| matches!(need, Need::Path { .. } | Need::Shared(_))) {
@@ -100,7 +100,8 @@ impl Opened {
             Ok((path, raiser.raise(fd)?))
         };
         let directories = directories.into_iter().map(open_directory).collect::<Result<_>>()?;
-        let pages = raiser.raise(checkpoint.pages.file().try_clone().context("pages.img")?.into())?;
+        let pages =
+            raiser.raise(checkpoint.pages.file_of_pages().try_clone().context("pages.img")?.into())?;
         let inet_records = files.inet_sockets;
         let paths = files.paths;
         Ok(Self {
@@ -278,7 +279,7 @@ fn open_need(checkpoint: &Checkpoint, files: &Files, need: Need, raiser: &Raiser
         }
         Need::Shared(SharedId(id)) => {
             let object = &checkpoint.memory.shared[id as usize];
-            raiser.raise(resource::shared_memory::create(object, checkpoint.pages.file())?)
+            raiser.raise(resource::shared_memory::create(object, &checkpoint.pages)?)
         }
         Need::Description(_) | Need::Directory(_) | Need::Program(_) | Need::Socket(_) | Need::LastPid => {
             bail!("not opened by itself: {need:?}")

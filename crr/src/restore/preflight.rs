@@ -9,7 +9,9 @@ use crate::resource::creds::CAP_SYS_RESOURCE;
 use crate::resource::external::given::Given;
 use crate::resource::terminal::recreate;
 use crate::resource::unix_socket::bind;
-use crate::resource::{aio, attribute, hugetlb, mqueue, packet, pipe, seccomp, sysv, task_file, xstate};
+use crate::resource::{
+    aio, attribute, bpf, fanotify, hugetlb, mqueue, packet, pipe, seccomp, sysv, task_file, xstate,
+};
 use crate::store::Checkpoint;
 use crate::sys::process;
 use anyhow::Result;
@@ -40,6 +42,8 @@ pub(super) fn preflight(
     seccomp::preflight(&mut refusals, &checkpoint.tree, environment);
     attribute::preflight(&mut refusals, checkpoint, &environment.attributes);
     mqueue::recreate::preflight(&mut refusals, &checkpoint.files, environment.creds.cap_effective)?;
+    bpf::recreate::preflight(&mut refusals, &checkpoint.files.bpf_maps, environment.creds.cap_effective)?;
+    fanotify::recreate::preflight(&checkpoint.files, &mut refusals)?;
     room::too_many_areas(&checkpoint.tree, &checkpoint.memory.spaces, &mut refusals)?;
     task_file::preflight(&mut refusals, &checkpoint.files);
     packet::preflight(&checkpoint.files.packet_sockets, &mut refusals)?;

@@ -256,7 +256,7 @@ pub(super) fn prepare(
     }
     let lenders: Vec<usize> = lent.keys().copied().collect();
     let try_timer_ids = u64::from(is_disabled(Switch::TimerRestoreIds));
-    let pages_once = u64::from(checkpoint.in_memory && are_apart(all_spaces));
+    let pages_once = u64::from(checkpoint.pages.in_memory() && are_apart(all_spaces));
     let mut programs = Programs::default();
     let mut offset = PAGE_SIZE;
     let mut tasks: Vec<Prepared> = Vec::new();

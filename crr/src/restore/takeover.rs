@@ -9,14 +9,14 @@ use super::loan;
 use super::lock;
 use super::serve::Parked;
 use super::stand_in::StandIn;
-use super::{Restore, births, stop};
+use super::{Restore, births, stop, undo};
 use crate::fault::{self, Point};
 use crate::keeper::{Keeper, Kill};
 use crate::proc::has_ended;
 use crate::ptrace::{Patience, Seized, Stop, Stopped, regs};
 use crate::resource::wait::resume;
 use crate::resource::xstate;
-use crate::resource::{event, inotify, seccomp};
+use crate::resource::{event, fanotify, inotify, seccomp};
 use crate::sys::sched;
 use anyhow::{Context, Result, ensure};
 use images::seccomp::Seccomp;
@@ -76,6 +76,7 @@ pub(super) fn take_over(
         .map(|(taken, &syscall_at)| ask_for_death_signals(taken, syscall_at, &patience))
         .collect::<Result<_>>()?;
     lock::take_all(restore, &mut all, parked, &patience)?;
+    undo::put_back(restore, &mut all, parked, &patience)?;
     stop::stop_all(restore, &mut all, parked, &patience)?;
     let files = &checkpoint.files;
     let group = |pgid| births::group(restore, pgid);
@@ -103,12 +104,15 @@ pub(super) fn take_over(
     }
     let groups =
         inotify::Groups::of(&files.descriptions, &files.inotifies, |id| restore.opened.description(id))?;
+    let marked =
+        fanotify::Groups::of(&files.descriptions, &files.fanotifies, |id| restore.opened.description(id))?;
     fault::point(Point::KilledFinished)?;
     // What this opens must not be seen by those who watch.
     restore.opened.let_traffic_pass()?;
     // What a task closes is to be closed, as the other end of a pipe and an epoll see it.
     restore.opened.let_go();
     groups.watch(&restore.opened.paths)?;
+    marked.mark(&restore.opened.paths)?;
     let keeper = keep_whole(tasks)?;
     // The last that could fail: now nobody can be disappointed any more.
     restore.opened.let_connections_speak();

@@ -72,6 +72,9 @@ fn uses(checkpoint: &Checkpoint, given: &Given) -> BTreeMap<PathId, Use> {
     for watch in checkpoint.files.inotifies.iter().flat_map(|group| &group.watches) {
         note(watch.path, Use::Name);
     }
+    for mark in checkpoint.files.fanotifies.iter().flat_map(|group| &group.marks) {
+        note(mark.path, Use::Name);
+    }
     uses
 }
 

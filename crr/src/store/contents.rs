@@ -1,18 +1,23 @@
 //! The page contents of a checkpoint: a file, which a page server may have parts of that are not here yet.
 
+use super::PAGE;
 use super::assemble::{Span, used, within};
 use super::chain::Round;
 use super::check;
-use super::pages::BLOCK_SIZE;
+use super::direct::{self, DirectIo};
+use super::pages::{BLOCK_SIZE, block_crc};
 use crate::page_server::Listed;
 use crate::page_server::client::{Peer, Server};
 use crate::page_server::fetch::Fetcher;
 use crate::progress::Progress;
+use crate::sys::mapping::SharedMapping;
+use crate::sys::window::Window;
 use anyhow::{Context, Result};
 use images::container::Kind;
 use images::file::Files;
 use images::id::PAGE_SIZE;
 use images::memory::{CHUNK_PAGES, Memory};
+use nix::fcntl::{FallocateFlags, fallocate};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::Range;
@@ -24,7 +29,54 @@ use std::sync::{Mutex, PoisonError};
 #[derive(Debug)]
 pub struct Pages {
     file: File,
+    /// The same, if it is read past the page cache.
+    direct: Option<File>,
+    /// Room for blocks that are read so, which is not in use.
+    room: Mutex<Vec<SharedMapping>>,
+    /// It lies in memory, and nobody else needs it: what has been read is given back.
+    in_memory: bool,
     absent: Option<Mutex<Absent>>,
+}
+
+/// Bytes of a page file, at an address that an ia32 task could have, too.
+#[derive(Debug)]
+pub(crate) enum Block<'a> {
+    /// As the page cache has them.
+    Window(Window),
+    /// Read past it.
+    Read(Lent<'a>),
+}
+
+impl Block<'_> {
+    /// All of them.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Window(window) => window.bytes(),
+            Self::Read(lent) => lent.room.as_ref().map_or(&[], |room| &room.bytes()[..lent.size]),
+        }
+    }
+}
+
+/// Room for a block. It is there already when the next block is read, which costs less than new pages would.
+#[derive(Debug)]
+pub(crate) struct Lent<'a> {
+    room: Option<SharedMapping>,
+    size: usize,
+    owner: &'a Mutex<Vec<SharedMapping>>,
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.owner.lock().unwrap_or_else(PoisonError::into_inner).extend(self.room.take());
+    }
+}
+
+/// Makes a hole of pages in a file that lies in memory.
+pub(crate) fn give_back(file: &File, place: u64, len: u64) {
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(0);
+    // Were it not to be had, there would be more memory in use for a while.
+    let _ = fallocate(file, hole, bytes(place), bytes(len.next_multiple_of(PAGE_SIZE)));
 }
 
 /// What is not in the file yet.
@@ -37,13 +89,12 @@ struct Absent {
     blocks: BTreeSet<u64>,
 }
 
-impl From<File> for Pages {
-    fn from(file: File) -> Self {
-        Self { file, absent: None }
-    }
-}
-
 impl Pages {
+    /// All of it is here.
+    pub(super) fn new(file: File, in_memory: bool) -> Self {
+        Self { file, direct: None, room: Mutex::default(), in_memory, absent: None }
+    }
+
     /// All of it is still to come, to a file in memory.
     pub(super) fn at(fetcher: Fetcher, wanted: Listed) -> Result<Self> {
         let number = fetcher.find(&wanted)?;
@@ -51,12 +102,28 @@ impl Pages {
         let file = file.context("memfd_create")?.into_file();
         file.set_len(wanted.size).context("pages in memory")?;
         let blocks = (0..wanted.size.div_ceil(BLOCK_SIZE)).collect();
-        Ok(Self { file, absent: Some(Mutex::new(Absent { fetcher, wanted, number, blocks })) })
+        Ok(Self {
+            absent: Some(Mutex::new(Absent { fetcher, wanted, number, blocks })),
+            ..Self::new(file, true)
+        })
     }
 
     /// The file, as far as it is here.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// The file, for whole pages that are read to where a page begins.
+    pub(crate) fn file_of_pages(&self) -> &File {
+        self.direct.as_ref().unwrap_or(&self.file)
+    }
+
+    /// See [`super::Checkpoint::go_direct`].
+    pub(super) fn go_direct(&mut self, wish: DirectIo) {
+        self.direct = direct::for_reading(&self.file, wish);
+        if self.direct.is_some() {
+            log::debug!("pages are read past the page cache");
+        }
     }
 
     /// Brings these blocks here, if they are not. `seen` is told how many bytes have come.
@@ -97,6 +164,56 @@ impl Pages {
         let end = place + bytes.len() as u64;
         self.bring_within(place / BLOCK_SIZE..end.div_ceil(BLOCK_SIZE), |_| true, |_| {})?;
         self.file.read_exact_at(bytes, place).context(Kind::Pages.file_name())
+    }
+
+    /// Whether these contents lie in memory, and nobody else needs them.
+    pub(crate) fn in_memory(&self) -> bool {
+        self.in_memory
+    }
+
+    /// Reads bytes from a place on, to where a page begins, for the only one who needs these pages.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub(crate) fn take(&self, bytes: &mut [u8], place: u64) -> Result<()> {
+        let step = usize::try_from(BLOCK_SIZE)?;
+        for (part, at) in bytes.chunks_mut(step).zip((place..).step_by(step)) {
+            let file = if part.len() % PAGE == 0 { self.file_of_pages() } else { &self.file };
+            file.read_exact_at(part, at).context(Kind::Pages.file_name())?;
+            self.give_back(at, part.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Pages with these bytes are not needed any more: they need not be in memory twice.
+    pub(crate) fn give_back(&self, place: u64, len: u64) {
+        if self.in_memory {
+            give_back(&self.file, place, len);
+        }
+    }
+
+    /// A block, or less.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub(crate) fn block(&self, place: u64, size: u64) -> Result<Block<'_>> {
+        let Some(direct) = &self.direct else {
+            let window = Window::map_low(&self.file, place, usize::try_from(size)?);
+            return window.map(Block::Window).with_context(|| format!("map at {place:#x}"));
+        };
+        let free = self.room.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut room = free.map_or_else(|| SharedMapping::anonymous_low(BLOCK_SIZE), Ok).context("mmap")?;
+        let bytes = room.slice(0, size).context("more than a block")?;
+        direct.read_exact_at(bytes, place).with_context(|| format!("read at {place:#x}"))?;
+        Ok(Block::Read(Lent { room: Some(room), size: usize::try_from(size)?, owner: &self.room }))
+    }
+
+    /// The checksum of a block.
+    pub(super) fn crc(&self, place: u64, size: u64) -> Result<u32> {
+        match &self.direct {
+            Some(_) => Ok(crc32c::crc32c(self.block(place, size)?.bytes())),
+            None => block_crc(&self.file, place, size),
+        }
     }
 
     /// What is still to come: from which server, which file of it, which blocks.
@@ -172,6 +289,7 @@ fn cut(pieces: &[(u64, u64)]) -> impl Iterator<Item = (u64, u32)> {
 mod tests {
     use super::*;
     use images::memory::{Chunk, Method, Packing};
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn packed_pages_come_by_whole_chunks() {
@@ -189,5 +307,25 @@ mod tests {
         let pieces: Vec<_> = cut(&[(10, 20), (4096, 4096 + BLOCK_SIZE + 1)]).collect();
         assert_eq!(pieces, [(10, 10), (4096, 1 << 20), (4096 + BLOCK_SIZE, 1)]);
         assert_eq!(piece(1, BLOCK_SIZE + 5), (BLOCK_SIZE, 5));
+    }
+
+    /// What lies in memory for nobody else is gone when it has been taken; what is on a disk, or others need, stays.
+    #[test]
+    fn what_is_taken_is_given_back() {
+        let contents: Vec<u8> = (0u8..3).flat_map(|byte| vec![byte + 1; 1 << 20]).collect();
+        for in_memory in [true, false] {
+            let file = memfd::MemfdOptions::default().create("pages").unwrap().into_file();
+            file.write_all_at(&contents, 0).unwrap();
+            let pages = Pages::new(file, in_memory);
+            let mut taken = vec![0; (1 << 20) + 8192];
+            pages.take(&mut taken, 4096).unwrap();
+            assert!(taken == contents[4096..4096 + taken.len()]);
+            // The last page of a file whose size is none of pages.
+            pages.take(&mut taken[..5000], 2 << 20).unwrap();
+            assert!(taken[..5000] == contents[2 << 20..(2 << 20) + 5000]);
+            let there = pages.file().metadata().unwrap().blocks() * 512;
+            let given_back = if in_memory { (1 << 20) + 4 * 4096 } else { 0 };
+            assert_eq!(there, (3 << 20) - given_back);
+        }
     }
 }

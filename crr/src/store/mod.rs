@@ -4,10 +4,12 @@
 //! what restore would refuse to read, dump refuses to write.
 
 mod assemble;
+mod available;
 mod chain;
 pub mod check;
 mod contents;
 mod dedup;
+mod direct;
 mod kept;
 mod offer;
 mod packing;
@@ -22,8 +24,10 @@ mod writer;
 
 pub use chain::Round;
 pub use contents::Pages;
-pub(crate) use contents::piece;
+pub(crate) use contents::{give_back, piece};
 pub use dedup::dedup;
+pub(crate) use direct::Aligned;
+pub use direct::DirectIo;
 pub use offer::{Offered, offer};
 pub use packing::Compression;
 pub(crate) use packing::Packer;

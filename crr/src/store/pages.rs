@@ -1,5 +1,6 @@
 //! The checksums of `pages.img`: one per [`BLOCK_PAGES`] pages, computed on all processors.
 
+use super::Pages;
 use crate::parallel::in_parallel;
 use crate::sys::window::Window;
 use anyhow::{Context, Result, bail};
@@ -19,7 +20,8 @@ pub(crate) const BLOCK_SIZE: u64 = BLOCK_PAGES * PAGE_SIZE;
 pub fn block_crcs(pages: &File, page_count: u64) -> Result<Vec<u32>> {
     let blocks = page_count.div_ceil(BLOCK_PAGES);
     let crcs = Mutex::new(vec![0u32; usize::try_from(blocks)?]);
-    for_each_block(pages, page_count, &|_| true, |block, crc| {
+    let crc = |at, size| block_crc(pages, at, size);
+    for_each_block(pages, &crc, page_count, &|_| true, |block, crc| {
         let at = usize::try_from(block)?;
         crcs.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[at] = crc;
         Ok(())
@@ -33,12 +35,13 @@ pub fn block_crcs(pages: &File, page_count: u64) -> Result<Vec<u32>> {
 /// # Errors
 /// Names the first block found corrupt.
 pub(super) fn verify(
-    pages: &File,
+    pages: &Pages,
     memory: &Memory,
     wanted: &(dyn Fn(u64) -> bool + Sync),
     seen: &(dyn Fn(u64) + Sync),
 ) -> Result<()> {
-    for_each_block(pages, memory.page_count, wanted, |block, actual| {
+    let crc = |at, size| pages.crc(at, size);
+    for_each_block(pages.file(), &crc, memory.page_count, wanted, |block, actual| {
         let expected = usize::try_from(block).ok().and_then(|at| memory.block_crcs.get(at)).copied();
         compare_block(block, actual, expected)?;
         seen(BLOCK_SIZE.min(memory.page_count * PAGE_SIZE - block * BLOCK_SIZE));
@@ -74,9 +77,11 @@ pub(super) fn wrong_checksum(page: u64, expected: Option<u32>, actual: u32) -> R
     bail!("is corrupt: bytes from {first:#x}: checksum {actual:08x} instead of {expected:08x}")
 }
 
-/// Calls `each` with the number and checksum of every block that is `wanted`, from several threads; stops at the first error.
+/// Calls `each` with the number and checksum of every block that is `wanted`, from several threads; stops at the first error. `crc_of` has a checksum
+/// by place and size.
 fn for_each_block(
     pages: &File,
+    crc_of: &(dyn Fn(u64, u64) -> Result<u32> + Sync),
     page_count: u64,
     wanted: &(dyn Fn(u64) -> bool + Sync),
     each: impl Fn(u64, u32) -> Result<()> + Sync,
@@ -90,13 +95,13 @@ fn for_each_block(
             return Ok(());
         }
         let size = (page_count * PAGE_SIZE - block * BLOCK_SIZE).min(BLOCK_SIZE);
-        each(block, block_crc(pages, block * BLOCK_SIZE, size)?)
+        each(block, crc_of(block * BLOCK_SIZE, size)?)
     })
 }
 
 /// The checksum of one block. Mapped rather than read: the checksum is the only one to look at the bytes here, and a
 /// copy would cost more than it does.
-fn block_crc(pages: &File, at: u64, size: u64) -> Result<u32> {
+pub(super) fn block_crc(pages: &File, at: u64, size: u64) -> Result<u32> {
     let window = Window::map(pages, at, usize::try_from(size)?).with_context(|| format!("map at {at:#x}"))?;
     Ok(crc32c::crc32c(window.bytes()))
 }

@@ -2,6 +2,7 @@
 
 use super::chain::{Round, ancestors, ancestors_but_for_pages};
 use super::contents::{Pages, bring_parts};
+use super::direct::DirectIo;
 use super::place::Source;
 use super::{assemble, check, pages};
 use crate::fault::io::Faulty;
@@ -41,8 +42,6 @@ pub struct Checkpoint {
     pub memory: Memory,
     /// Page contents: when they have been checked, page n lies at byte 4096 n.
     pub pages: Pages,
-    /// These contents lie in memory, and nobody else needs them.
-    pub in_memory: bool,
     /// Those that this one builds on, the oldest first.
     pub ancestors: Vec<Round>,
 }
@@ -78,8 +77,7 @@ impl Checkpoint {
             let progress = Progress::new(progress, memory.page_count * PAGE_SIZE, "checking pages");
             let seen = |bytes| progress.add(bytes);
             let pages = assemble::assemble((source.name(), file.file()), ancestors, files, memory, &seen);
-            checkpoint.pages = pages.context("checkpoint")?.into();
-            checkpoint.in_memory = true;
+            checkpoint.pages = Pages::new(pages.context("checkpoint")?, true);
             // What was fetched of them takes room where it lies.
             checkpoint.ancestors.iter_mut().for_each(|round| round.pages = None);
         }
@@ -89,6 +87,13 @@ impl Checkpoint {
     /// Whether pages lie in `pages.img` as they are to be read: that alone has not checked them.
     pub(crate) fn has_plain_pages(&self) -> bool {
         are_plain(&self.memory, &self.ancestors)
+    }
+
+    /// From now on whole pages are read past the page cache, if that is wished and can be; not what lies in memory anyway.
+    pub(crate) fn go_direct(&mut self, wish: DirectIo) {
+        if self.has_plain_pages() && !self.pages.in_memory() {
+            self.pages.go_direct(wish);
+        }
     }
 
     /// Brings blocks of [`BLOCK_PAGES`] pages here that a page server has and that are `wanted`, by number.
@@ -120,7 +125,7 @@ impl Checkpoint {
         }
         let blocks = (0..self.memory.page_count.div_ceil(BLOCK_PAGES)).filter(|&block| wanted(block)).count();
         let progress = Progress::new(progress, blocks as u64 * BLOCK_PAGES * PAGE_SIZE, "checking pages");
-        let checked = pages::verify(self.pages.file(), &self.memory, &wanted, &|bytes| progress.add(bytes));
+        let checked = pages::verify(&self.pages, &self.memory, &wanted, &|bytes| progress.add(bytes));
         checked.context(place(source))
     }
 
@@ -161,11 +166,11 @@ impl Checkpoint {
         let (tree, files) = (read_listed(source, &tree)?, read_listed(source, &files)?);
         let memory: Memory = read_listed(source, &memory)?;
         let Source::Server(dir, server) = source else {
-            let pages = open_pages(source, &pages).context(Kind::Pages.file_name())?.into();
+            let pages = open_pages(source, &pages).context(Kind::Pages.file_name())?;
+            let pages = Pages::new(pages, source.is_in_memory());
             check::records(&inventory, &tree, &files, &memory)?;
             let ancestors = ancestors(source.dir(), &inventory, &memory)?;
-            let in_memory = source.is_in_memory();
-            return Ok(Self { inventory, tree, files, memory, pages, in_memory, ancestors });
+            return Ok(Self { inventory, tree, files, memory, pages, ancestors });
         };
         check::records(&inventory, &tree, &files, &memory)?;
         let mut ancestors = ancestors_but_for_pages(dir, &inventory, &memory)?;
@@ -174,9 +179,9 @@ impl Checkpoint {
             Pages::at(Fetcher::connect(server)?, own)?
         } else {
             let room = std::env::temp_dir();
-            bring_parts(server, own, &mut ancestors, (&files, &memory), &room, progress)?.into()
+            Pages::new(bring_parts(server, own, &mut ancestors, (&files, &memory), &room, progress)?, true)
         };
-        Ok(Self { inventory, tree, files, memory, pages, in_memory: true, ancestors })
+        Ok(Self { inventory, tree, files, memory, pages, ancestors })
     }
 }
 

@@ -17,6 +17,9 @@ pub struct SharedMapping {
     len: usize,
 }
 
+// SAFETY: the mapping belongs to this value, whichever thread has it.
+unsafe impl Send for SharedMapping {}
+
 impl SharedMapping {
     /// Maps `len` bytes of new memory, of huge pages if so, which cost nothing until touched.
     ///
@@ -68,20 +71,19 @@ impl SharedMapping {
         Some(unsafe { std::slice::from_raw_parts_mut(start, len) })
     }
 
+    /// All of its bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: mapped for reading until drop; any bytes are valid.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.len) }
+    }
+
     /// Has the kernel make the pages from `offset` on, for writing.
     ///
     /// # Errors
     /// If there are none; where touching them would be the end by SIGBUS. EINVAL beyond its end.
     pub fn populate(&mut self, offset: u64, len: u64) -> nix::Result<()> {
-        let bytes = self.slice(offset, len).ok_or(Errno::EINVAL)?;
-        // SAFETY: inside of the mapping; contents stay as they are.
-        let done =
-            unsafe { libc::madvise(bytes.as_mut_ptr().cast(), bytes.len(), libc::MADV_POPULATE_WRITE) };
-        match Errno::result(done) {
-            // Before Linux 5.14 there is no such call.
-            Ok(_) | Err(Errno::EINVAL) => Ok(()),
-            Err(errno) => Err(errno),
-        }
+        populate(self.slice(offset, len).ok_or(Errno::EINVAL)?)
     }
 
     /// Its entry in `/proc/self/map_files`.
@@ -90,6 +92,20 @@ impl SharedMapping {
         let start = self.base.as_ptr().addr();
         let pages = self.len.next_multiple_of(4096);
         format!("/proc/self/map_files/{start:x}-{:x}", start + pages)
+    }
+}
+
+/// Has the kernel make the pages that these bytes lie in, for writing.
+///
+/// # Errors
+/// If there are none; where touching them would be the end by SIGBUS.
+pub(super) fn populate(bytes: &mut [u8]) -> nix::Result<()> {
+    // SAFETY: memory of ours; contents stay as they are.
+    let done = unsafe { libc::madvise(bytes.as_mut_ptr().cast(), bytes.len(), libc::MADV_POPULATE_WRITE) };
+    match Errno::result(done) {
+        // Before Linux 5.14 there is no such call.
+        Ok(_) | Err(Errno::EINVAL) => Ok(()),
+        Err(errno) => Err(errno),
     }
 }
 

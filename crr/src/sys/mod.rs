@@ -8,8 +8,10 @@
 #![allow(unsafe_code)]
 
 pub mod attribute;
+pub mod bpf;
 pub mod event;
 pub mod exec;
+pub mod fanotify;
 pub mod inotify;
 pub mod int80;
 pub mod kcmp;
@@ -42,6 +44,12 @@ use nix::errno::Errno;
 /// The result of a libc call that answers -1 on failure.
 fn check<T: PartialEq + From<i8>>(value: T) -> nix::Result<T> {
     if value == T::from(-1) { Err(Errno::last()) } else { Ok(value) }
+}
+
+/// The two words of 32 bits that one of 64 is, the lower one first.
+fn halves(word: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = word.to_le_bytes();
+    [u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])]
 }
 
 /// Signals that are pending for the calling thread or process while blocked.

@@ -4,6 +4,7 @@
 //! clone3 without CLONE_VM is fork: safe to return from in both processes as long as this process has one thread.
 #![allow(unsafe_code)]
 
+use super::{check, halves};
 use crate::fault::{self, Point};
 use crate::kernel::disabled::{Switch, is_disabled};
 use images::Pid;
@@ -11,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitStatus, waitpid};
-use shared::abi::common::CloneArgs;
+use shared::abi::common::{CapData, CapHeader, CloneArgs};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// CLONE_FILES: one table of descriptors for both.
@@ -303,4 +304,25 @@ pub fn timer_slack_ns() -> u64 {
     // SAFETY: plain numbers.
     let slack = unsafe { libc::syscall(libc::SYS_prctl, libc::PR_GET_TIMERSLACK) };
     u64::try_from(slack).unwrap_or(0)
+}
+
+/// Does something while these capabilities are not in effect for the calling thread.
+///
+/// # Errors
+/// Never for one that has them, by the manual.
+pub fn without_capabilities<T>(capabilities: u64, body: impl FnOnce() -> T) -> nix::Result<T> {
+    let header = CapHeader::SELF;
+    let mut had = [CapData::default(); 2];
+    // SAFETY: the kernel reads the header and fills in both.
+    check(unsafe { libc::syscall(libc::SYS_capget, &raw const header, &raw mut had) })?;
+    let mut fewer = had;
+    for (set, out) in fewer.iter_mut().zip(halves(capabilities)) {
+        set.effective &= !out;
+    }
+    // SAFETY: the kernel reads all of it.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const fewer) })?;
+    let result = body();
+    // SAFETY: as above.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const had) })?;
+    Ok(result)
 }

@@ -25,6 +25,8 @@ pub const SELF: (u32, u32) = (KEEP, KEEP);
 /// As setresuid(2), and what `make` answers.
 fn by_creator((uid, gid): (u32, u32), make: impl FnOnce() -> nix::Result<i32> + Send) -> nix::Result<i32> {
     let make = move || {
+        // Of huge pages, only who has the right to lock memory can make any.
+        let _ = super::process::keep_capabilities();
         // SAFETY: plain numbers; the thread ends after this.
         check(unsafe { libc::syscall(libc::SYS_setresgid, KEEP, gid, KEEP) })?;
         // SAFETY: as above.
@@ -118,6 +120,14 @@ impl Attached {
         let len = self.len.next_multiple_of(4096);
         // SAFETY: the whole of our own mapping. No reference into it is there, or it is about to be changed by who holds it alone.
         check(unsafe { libc::madvise(self.base.as_ptr().cast(), len, advice) }).map(drop)
+    }
+
+    /// Has the kernel make the pages from `offset` on.
+    ///
+    /// # Errors
+    /// If there are none; EINVAL beyond its end.
+    pub fn populate(&mut self, offset: u64, len: u64) -> nix::Result<()> {
+        super::mapping::populate(self.slice(offset, len).ok_or(Errno::EINVAL)?)
     }
 
     /// Its bytes from `offset` to the end of its last page, if it has that many.

@@ -3,9 +3,11 @@
 
 use images::aio::AioContext;
 use images::attribute::{AreaPolicy, MemoryPolicy, TaskAttributes, ThreadAttributes};
+use images::bpf::{self, BpfMap};
 use images::container::{Kind, TRAILER_SIZE, crc32c, encode};
 use images::event::{Epoll, Eventfd, Notify, Timerfd, Watch};
 use images::external::{External, ExternalKind};
+use images::fanotify::{Fanotify, Mark, Scope};
 use images::file::{Deleted, Description, FdEntry, Files, Namespace, OtherName, Path, Target};
 use images::id::PAGE_SIZE;
 use images::inet::{
@@ -27,7 +29,9 @@ use images::signal::{Action, AltStack, IntervalTimer, Pending};
 use images::socket::{
     Credentials, Message, Peer, PeerCredentials, SocketFile, SocketOption, UnixKind, UnixSocket,
 };
-use images::sysv::{Ipc, Message as QueuedMessage, Object, Queue, Semaphore, SemaphoreSet};
+use images::sysv::{
+    Ipc, Message as QueuedMessage, Object, Queue, Semaphore, SemaphoreSet, UndoList, UndoSum,
+};
 use images::task::{End, GroupStop, ShellJob, Task, Tree, Zombie};
 use images::terminal::{Flow, Line, LineEnd, LivePty, Pty, PtyEnd, Settings};
 use images::thread::{Creds, Dispatch, Regs, RobustList, Rseq, Sched, Thread, UserDesc};
@@ -113,6 +117,15 @@ fn ipc() -> Ipc {
                 QueuedMessage { kind: i64::MAX, bytes: Vec::new() },
             ],
         }],
+        undo_lists: vec![UndoList {
+            task: 100,
+            thread: 100,
+            sums: vec![
+                UndoSum { set: 32_769, semaphore: 0, sum: 1 },
+                UndoSum { set: 32_769, semaphore: 1, sum: -32_768 },
+            ],
+        }],
+        apart: vec![1100],
     }
 }
 
@@ -246,6 +259,9 @@ fn files() -> Files {
             description(Target::MessageQueue(0), 0o4002, 0),
             description(Target::External(3), 0o2, 0),
             description(Target::PacketSocket(0), 0o2, 0),
+            description(Target::BpfMap(0), 0o2, 0),
+            description(Target::BpfMap(1), 0o1, 0),
+            description(Target::Fanotify(0), 0o4002, 0),
         ],
         pipes: vec![
             Pipe { ino: 4242, capacity: 65_536, contents: b"in flight".to_vec(), ..Pipe::default() },
@@ -306,6 +322,7 @@ fn files() -> Files {
             uid: 33,
             gid: 34,
             options: vec![SocketOption { level: 270, name: 11, value: vec![1] }],
+            filter: vec![6, 0, 0, 0, 255, 255, 0, 0],
         }],
         network_hold: Some("crr-0123456789abcdef".to_owned()),
         externals: vec![
@@ -333,6 +350,34 @@ fn files() -> Files {
                 Job { priority: 0, bytes: Vec::new() },
             ]),
         }],
+        fanotifies: vec![Fanotify {
+            flags: 0x602,
+            event_flags: 0o100_000,
+            privileged: true,
+            lost: true,
+            marks: vec![
+                Mark { scope: Scope::Inode, path: PathId(4), flags: 0x240, mask: 0x4800_0002, ignored: 0x20 },
+                Mark { scope: Scope::Mount, path: PathId(2), flags: 0, mask: 0x20, ignored: 0 },
+                Mark { scope: Scope::FileSystem, path: PathId(2), flags: 0x440, mask: 0, ignored: 0x10 },
+            ],
+        }],
+        bpf_maps: vec![
+            BpfMap {
+                kind: bpf::kind::PERCPU_HASH,
+                key_size: 2,
+                value_size: 3,
+                max_entries: 9,
+                flags: 1,
+                name: b"hits".to_vec(),
+                frozen: true,
+                trusted: true,
+                processors: 2,
+                keys: vec![1, 2, 3, 4],
+                values: vec![7; 32],
+                ..BpfMap::default()
+            },
+            BpfMap { kind: 27, max_entries: 4096, pin: b"/sys/fs/bpf/events".to_vec(), ..BpfMap::default() },
+        ],
         packet_sockets: vec![PacketSocket {
             ino: 4646,
             kind: 3,

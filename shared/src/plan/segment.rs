@@ -5,7 +5,7 @@
 //! detached: so shmdt(2) still finds all parts of an attachment by what they have in common, their file (ksys_shmdt(), ipc/shm.c).
 
 use crate::op::{self, Op};
-use crate::range::{Range, find_gap, page_align};
+use crate::range::{Range, find_gap};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use images::SharedId;
@@ -29,7 +29,7 @@ impl Attachment<'_> {
     /// Nothing of it has been detached since, or moved away from the rest.
     fn is_whole(&self) -> bool {
         let attached: u64 = self.areas.iter().map(|vma| vma.end.0 - vma.start.0).sum();
-        attached == page_align(self.object.size)
+        attached == self.object.mapped_size()
     }
 }
 
@@ -84,6 +84,6 @@ pub fn without_room(space: &Space, shared: &[Shared], task_size: u64, hole: u64)
         space.vmas.iter().map(|vma| Range { start: vma.start.0, end: vma.end.0 }).collect();
     let limits = Range { start: super::hole::LOWEST, end: task_size };
     let apart = attachments(&space.vmas, shared).filter(|attachment| !attachment.is_whole());
-    let sizes = apart.map(|attachment| page_align(attachment.object.size));
+    let sizes = apart.map(|attachment| attachment.object.mapped_size());
     sizes.max().filter(|size| find_gap(&taken, limits, size + hole).is_none())
 }

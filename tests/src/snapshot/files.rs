@@ -70,7 +70,7 @@ fn details(info: &str, without_name: &HashSet<String>) -> String {
     let runs_on =
         value("ticks: ").is_some_and(|ticks| ticks != "0") && value("it_interval: ") != Some("(0, 0)");
     for line in info.lines() {
-        if ["pos:", "ino:", "eventfd-id:"].iter().any(|name| line.starts_with(name)) {
+        if ["pos:", "ino:", "eventfd-id:", "map_id:"].iter().any(|name| line.starts_with(name)) {
             continue;
         }
         if runs_on && (line.starts_with("ticks:") || line.starts_with("it_value:")) {
@@ -81,7 +81,7 @@ fn details(info: &str, without_name: &HashSet<String>) -> String {
         } else if line.starts_with("tfd:") {
             // In the order of addresses in the kernel.
             watches.push(line.split(" pos:").next().unwrap_or_default().trim_end().to_owned());
-        } else if line.starts_with("inotify ") {
+        } else if line.starts_with("inotify ") || line.starts_with("fanotify ino:") {
             lines.push(watched(line, without_name));
         } else {
             lines.push(line.replace('\t', ""));

@@ -15,6 +15,7 @@ tests::survives! {
     thread_policies => attributes("thread_policies");
     area_policies => attributes("area_policies");
     area_policies_under_another => attributes("area_policies_under_another");
+    shared_policies => attributes("shared_policies");
     thread_settings => attributes("thread_settings");
     no_counter => attributes("no_counter");
 }

@@ -341,6 +341,7 @@ const DEATHS: &[&str] =
 const ELSEWHERE: &[&str] = &[
     "ids-taken",
     "killed-cloning",
+    "killed-disarming",
     "killed-killing",
     "killed-snapshot",
     "lazy-ahead",

@@ -39,7 +39,7 @@ fn all() {
     require_ia32!();
     isolated_for_both(&here!(), |dir, abi| {
         let huge_pages = Overcommit::raise(64)?;
-        for case in ["private", "shared", "files"] {
+        for case in ["private", "shared", "files", "segments", "deleted"] {
             survives(&dir.join(case), abi, case, &huge_pages).context(case)?;
         }
         Ok(())
@@ -54,14 +54,15 @@ fn survives(dir: &std::path::Path, abi: Abi, case: &'static str, huge_pages: &Ov
     running.verify()?;
     let mut running = Workload::new("hugetlb", case).start(&dir.join("restored"), abi)?;
     let before = running.snapshot()?;
+    // A dump takes none.
+    huge_pages.set(0)?;
     running.dump(&[])?.success()?;
     nothing_left()?;
     // What lies in a file of hugetlbfs is there still.
     if case != "files" {
-        huge_pages.set(0)?;
         running.restore(&["-d"])?.code(1)?.says_with_hint("huge pages of 2.0 MiB")?;
-        huge_pages.set(64)?;
     }
+    huge_pages.set(64)?;
     running.restore(&["-d"])?.success()?;
     running.looks_like(&before)?;
     running.verify()

@@ -1,11 +1,11 @@
 //! Tasks that run before all of their memory is there (`crr restore --lazy-pages`).
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
-use std::fs;
-use std::os::unix::fs::FileExt;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tests::abi::Abi;
@@ -292,4 +292,37 @@ fn a_restore_that_waits() {
         asker.wait()?;
         nothing_left()
     });
+}
+
+/// Pages that had to be unpacked lie in memory, and are given back as they come: else all of them would be there twice.
+#[test]
+fn what_has_come_is_given_back() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("lazy", "large").start(dir, abi)?;
+        running.dump(&["--compress"])?.success()?;
+        nothing_left()?;
+        running.restore_under(ON_DEMAND, &["-d", "--lazy-pages"])?.success()?;
+        let [server] = called("crr-lazy-pages")?[..] else { bail!("not one process brings pages") };
+        let unpacked = memory_file(server, "crr-pages")?;
+        let taken = || anyhow::Ok(unpacked.metadata()?.blocks() * 512);
+        ensure!(taken()? > 100 << 20, "{} bytes are unpacked", taken()?);
+        running.verify()?;
+        ensure!(taken()? < 10 << 20, "{} bytes are still there", taken()?);
+        Ok(())
+    });
+}
+
+/// A file in memory that a process has open.
+fn memory_file(pid: Pid, name: &str) -> Result<File> {
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let path = entry?.path();
+        if fs::read_link(&path)
+            .is_ok_and(|link| link.to_string_lossy().starts_with(&format!("/memfd:{name}")))
+        {
+            return Ok(File::open(path)?);
+        }
+    }
+    bail!("process {pid} has no {name}")
 }

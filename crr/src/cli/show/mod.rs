@@ -229,12 +229,22 @@ fn target(checkpoint: &Checkpoint, description: &Description) -> String {
             };
             format!("message queue /{}{gone}, {contents}", printable(&queue.name))
         }
+        Target::BpfMap(index) => {
+            let map = &checkpoint.files.bpf_maps[index as usize];
+            match map.pin.as_slice() {
+                b"" => format!("BPF map {}, {} entries", printable(&map.name), map.entries()),
+                pin => format!("BPF map {}", printable(pin)),
+            }
+        }
         Target::Namespace(kind) => format!("namespace {}", namespace::name(kind)),
         Target::Epoll(epoll) => {
             format!("epoll of {}", checkpoint.files.epolls[epoll as usize].watches.len())
         }
         Target::Inotify(group) => {
             format!("inotify of {}", checkpoint.files.inotifies[group as usize].watches.len())
+        }
+        Target::Fanotify(group) => {
+            format!("fanotify of {}", checkpoint.files.fanotifies[group as usize].marks.len())
         }
     }
 }

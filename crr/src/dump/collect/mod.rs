@@ -18,7 +18,7 @@ use crate::parallel;
 use crate::proc::{Dir, has_ended, living_thread, stat, status};
 use crate::ptrace::Patience;
 use crate::refusal::Refusals;
-use crate::remote::Cache;
+use crate::remote::{Cache, Target};
 use crate::resource::file::{self, Terminal};
 use crate::resource::inet::Silenced;
 use crate::resource::landlock::Bystanders;
@@ -26,8 +26,9 @@ use crate::resource::namespace::Namespaces;
 use crate::resource::other_name::Helpers;
 use crate::resource::path::{Paths, file_type};
 use crate::resource::pipe::{Holders, Object};
+use crate::resource::sysv::undo;
 use crate::resource::tree::{self, Standing, Strangers};
-use crate::resource::{Refuse, deleted, memory, program, seccomp, sharing, sysv, zombie};
+use crate::resource::{Refuse, deleted, memory, mempolicy, program, seccomp, sharing, sysv, zombie};
 use crate::restore::numbers;
 use crate::stats::{self, Stage};
 use crate::store::Destination;
@@ -57,6 +58,8 @@ pub(super) struct Collected {
     pub(super) silenced: Option<Silenced>,
     /// Names that the restore opens files by.
     pub(super) helpers: Helpers,
+    /// For each list of what is to be undone at the end of tasks, how its task makes calls.
+    pub(super) undo: Vec<Target>,
     /// The pre-dump that this dump builds on.
     pub(super) base: Base,
 }
@@ -66,6 +69,7 @@ pub(super) struct Ready {
     own_namespaces: Namespaces,
     low: LowBuffer,
     bystanders: Bystanders,
+    semaphores: sysv::objects::Sets,
 }
 
 impl Ready {
@@ -76,6 +80,7 @@ impl Ready {
             own_namespaces: Namespaces::of(&Dir::task(nix::unistd::getpid().as_raw())?)?,
             low: LowBuffer::new().context("map a page below 4 GiB")?,
             bystanders: Bystanders::expecting(root)?,
+            semaphores: sysv::objects::Sets::look()?,
         })
     }
 }
@@ -98,8 +103,8 @@ struct Tables {
     snapshot: bool,
     /// Somebody who runs may have memory or files in common with a task; the dump is refused for that, or for something else.
     watched: bool,
-    semaphores: sysv::undo::Sets,
     waits: sysv::objects::Waits,
+    undo: undo::Lists,
     terminal: Terminal,
     mates: Mates,
     buffer: Vec<u8>,
@@ -132,8 +137,8 @@ pub(super) fn collect(
         late: frozen.late,
         snapshot: options.snapshot,
         watched: true,
-        semaphores: sysv::undo::Sets::default(),
         waits: sysv::objects::Waits::default(),
+        undo: undo::Lists::default(),
         terminal: None,
         mates: Mates::default(),
         buffer: Vec::new(),
@@ -197,6 +202,7 @@ pub(super) fn collect(
         tree::check_terminals(&standings, shell_job, &ptys, &strangers, &mut refusals);
         tables.files.check_network_sockets(options.sockets, &mut refusals)?;
         tables.files.relate_message_queues(holders, &pids, &tasks, &mut refusals)?;
+        tables.files.relate_bpf_maps(&pids, &tasks, &mut refusals)?;
         let needs_guard = tables.files.has_connections() || tables.files.has_messages()?;
         if needs_guard && !tables.guarded && refusals.is_empty() {
             bail!(Unguarded);
@@ -207,8 +213,13 @@ pub(super) fn collect(
     }
     if whole && tasks.len() == frozen.tasks.len() {
         sharing::check(&frozen.tasks, &tasks, &spaces, &mut refusals)?;
+        let names: Vec<(Pid, &str)> =
+            frozen.tasks.iter().map(|task| (task.pid, task.name.as_str())).collect();
+        mempolicy::shared::settle(&names, &mut spaces, &mut refusals);
     }
-    let ipc = sysv::objects::dump(&pids, &tables.waits, &mut refusals)?;
+    let undo::Found { lists, apart, ways } = tables.undo.finish(&strangers, &mut refusals)?;
+    let undo = (lists, apart);
+    let ipc = sysv::objects::dump(&mut tables.ready.semaphores, &pids, &tables.waits, undo, &mut refusals)?;
     tables.files.refuse_outsiders(holders, &pids, &mut refusals)?;
     holders.refuse_masters(tables.files.masters(), &mut refusals);
     tables.backings.refuse_outsiders(&pids, &mut refusals)?;
@@ -270,6 +281,7 @@ pub(super) fn collect(
     tables.files.look_into_terminals(&mut on_their_way)?;
     on_their_way.finish("dump")?;
     tables.files.look_into_message_queues()?;
+    tables.files.look_into_bpf_maps()?;
     let silenced = tables.files.look_at_connections(options.sockets)?;
     tables.files.note_pending_events()?;
     let silenced = match options.after {
@@ -284,7 +296,7 @@ pub(super) fn collect(
     let mut too_many = Refusals::default();
     numbers::check(&mut too_many, &tree, &files, &memory);
     too_many.finish("dump")?;
-    Ok(Collected { tree, files, memory, contents, silenced, helpers, base })
+    Ok(Collected { tree, files, memory, contents, silenced, helpers, undo: ways, base })
 }
 
 /// What `stat` tells of a task: memory by a living thread, what its parent is told by the leader.

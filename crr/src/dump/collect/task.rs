@@ -8,7 +8,7 @@ use crate::dump::guard::Unguarded;
 use crate::dump::known::Known;
 use crate::dump::twins::WORTH_A_TWIN_KIB;
 use crate::fault::{self, Point};
-use crate::proc::{Dir, smaps, stat, status};
+use crate::proc::{Dir, stat, status};
 use crate::ptrace::{Patience, Stopped, regs};
 use crate::refusal::Refusals;
 use crate::remote::{Target, in_leftover, is_leftover};
@@ -16,7 +16,7 @@ use crate::resource::file::copies::Copies;
 use crate::resource::namespace::Namespaces;
 use crate::resource::task as properties;
 use crate::resource::{
-    Refuse, dispatch, file, group_stop, limits, memory, robust, rseq, seccomp, signal, thread, timer, vdso,
+    Refuse, dispatch, group_stop, limits, memory, path, robust, rseq, seccomp, signal, thread, timer, vdso,
 };
 use anyhow::{Context, Result, bail};
 use images::attribute::TaskAttributes;
@@ -53,7 +53,7 @@ pub(super) fn collect_task(
     let copies =
         if tables.send_files || shares.files.is_some() { None } else { Copies::open(deputy, refuse)? };
     let fds = tables.dump_files(deputy, dir, copies.as_ref(), refuse)?;
-    let mut link = |name| file::dump_link(dir, name, &mut tables.paths, refuse);
+    let mut link = |name| path::dump_link(dir, name, &mut tables.paths, refuse);
     let exe = link("exe")?;
     let (cwd, root) = match known.directories() {
         Some(other) => (other.cwd, other.root),
@@ -138,13 +138,14 @@ pub(super) fn collect_task(
         }
         let resident_kib = whole.resident_kib;
         let (guarded, late, watched) = (tables.guarded, tables.late, tables.watched);
-        let (bystanders, semaphores) = (&mut tables.ready.bystanders, &mut tables.semaphores);
+        let (bystanders, semaphores) = (&mut tables.ready.bystanders, &mut tables.ready.semaphores);
         let facts = Facts {
             dir,
             vmas: &vmas,
             resident_kib,
             bystanders,
             semaphores,
+            undo: &mut tables.undo,
             guarded,
             late,
             watched,
@@ -229,10 +230,9 @@ pub(in crate::dump) struct Areas {
 }
 
 fn dump_areas(pid: Pid, dir: &Dir, tables: &mut Tables, refuse: &mut Refuse<'_>) -> Result<Areas> {
-    dir.read("smaps", &mut tables.buffer).context("read smaps")?;
     let mut areas = Areas::default();
     let Tables { buffer, backings, paths, .. } = tables;
-    smaps::parse(buffer, |area| -> Result<()> {
+    dir.areas(buffer, |area| {
         if is_leftover(pid, &area) {
             areas.leftovers.push(Addr(area.start));
         } else {

@@ -154,7 +154,7 @@ const WAIT: &str =
     "have the program wait for them (io_getevents) before the dump, or give them more time (--timeout)";
 
 /// Processors that there may ever be (num_possible_cpus() of the kernel).
-fn processors() -> Result<u64> {
+pub(crate) fn processors() -> Result<u64> {
     const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
     let text = fs::read_to_string(POSSIBLE).with_context(|| format!("read {POSSIBLE}"))?;
     count(text.trim()).with_context(|| format!("{POSSIBLE}: {text:?}"))

@@ -8,6 +8,7 @@ use crate::fault::{self, Point};
 use crate::resource::file::{O_ASYNC, reopen};
 use crate::resource::shared_memory;
 use crate::restore::open::Raiser;
+use crate::store::{Aligned, Pages};
 use crate::sys::mapping::SharedMapping;
 use crate::sys::memfd::sealable;
 use anyhow::{Context, Result, bail};
@@ -63,7 +64,7 @@ impl Drop for Scaffold {
 pub(crate) fn create_all(
     files: &Files,
     executed: &BTreeSet<PathId>,
-    pages: &File,
+    pages: &Pages,
     raiser: &Raiser,
 ) -> Result<(Recreated, Files)> {
     let mut files = files.clone();
@@ -134,21 +135,11 @@ fn by_fd(fd: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
-fn memfd(path: &Path, deleted: &Deleted, pages: &File) -> Result<OwnedFd> {
+fn memfd(path: &Path, deleted: &Deleted, pages: &Pages) -> Result<OwnedFd> {
     let name = path.path.strip_prefix(MEMFD).context("not a memfd")?;
     let name = std::str::from_utf8(name).context("its name is no text")?;
     let file = sealable(name, deleted.huge, deleted.seals.unwrap_or_default())?;
-    if deleted.huge.is_some() {
-        // hugetlbfs has no write.
-        file.set_len(path.size).context("size")?;
-        if !deleted.runs.is_empty() {
-            let mut mapping = SharedMapping::of_file(&file, path.size).context("map huge pages")?;
-            shared_memory::fill_huge(&mut mapping, &deleted.runs, pages)?;
-        }
-        own(&file, path, deleted)?;
-    } else {
-        fill(&file, path, deleted, pages)?;
-    }
+    fill(&file, path, deleted, pages)?;
     path_only(&file)
 }
 
@@ -170,7 +161,7 @@ const O_TMPFILE_ALONE: u32 = 0o20_000_000;
 fn unnamed(
     path: &Path,
     deleted: &Deleted,
-    pages: &File,
+    pages: &Pages,
     description: &Description,
     scaffolds: &mut Vec<Scaffold>,
 ) -> Result<Option<OwnedFd>> {
@@ -196,7 +187,7 @@ fn unnamed(
 }
 
 /// A file or a directory under its name, or one like it if that is taken.
-fn named(path: &Path, deleted: &Deleted, pages: &File, scaffolds: &mut Vec<Scaffold>) -> Result<OwnedFd> {
+fn named(path: &Path, deleted: &Deleted, pages: &Pages, scaffolds: &mut Vec<Scaffold>) -> Result<OwnedFd> {
     let is_dir = path.mode & libc::S_IFMT == libc::S_IFDIR;
     let is_fifo = path.mode & libc::S_IFMT == libc::S_IFIFO;
     let (name, file) = under_its_name(path, scaffolds, |name| {
@@ -310,23 +301,32 @@ fn path_only(file: &impl AsRawFd) -> Result<OwnedFd> {
         .context("open by descriptor")
 }
 
-fn fill(file: &File, path: &Path, deleted: &Deleted, pages: &File) -> Result<()> {
-    for run in &deleted.runs {
-        copy(file, run, path.size, pages).context("contents")?;
+fn fill(file: &File, path: &Path, deleted: &Deleted, pages: &Pages) -> Result<()> {
+    if deleted.huge.is_some() {
+        // hugetlbfs has no write.
+        file.set_len(path.size).context("size")?;
+        if !deleted.runs.is_empty() {
+            let mut mapping = SharedMapping::of_file(file, path.size).context("map huge pages")?;
+            shared_memory::fill_huge(&mut mapping, &deleted.runs, pages)?;
+        }
+    } else {
+        for run in &deleted.runs {
+            copy(file, run, path.size, pages).context("contents")?;
+        }
+        file.set_len(path.size).context("size")?;
     }
-    file.set_len(path.size).context("size")?;
     own(file, path, deleted)
 }
 
 /// Copies a run of pages, the last of which may reach beyond the end of the file.
-fn copy(file: &File, run: &Run, size: u64, pages: &File) -> Result<()> {
+fn copy(file: &File, run: &Run, size: u64, pages: &Pages) -> Result<()> {
     const STEP: u64 = 1 << 20;
-    let mut buffer = vec![0; usize::try_from(STEP)?];
+    let mut buffer = Aligned::new(usize::try_from(STEP)?);
     let (start, end) = (run.start.0, (run.start.0 + run.pages * PAGE_SIZE).min(size));
     let mut at = start;
     while at < end {
-        let part = &mut buffer[..usize::try_from(STEP.min(end - at))?];
-        pages.read_exact_at(part, run.first_page * PAGE_SIZE + (at - start)).context("pages.img")?;
+        let part = &mut buffer.bytes()[..usize::try_from(STEP.min(end - at))?];
+        pages.take(part, run.first_page * PAGE_SIZE + (at - start))?;
         file.write_all_at(part, at)?;
         at += part.len() as u64;
     }

@@ -1,4 +1,4 @@
-//! Files that tell events: eventfd, timerfd, signalfd, epoll ([`super::inotify`] apart); and who is told by a signal what happens to a file.
+//! Files that tell events: eventfd, timerfd, signalfd, epoll ([`super::inotify`] and [`super::fanotify`] apart); and who is told by a signal what happens to a file.
 //!
 //! Dump: what fdinfo shows, when a descriptor is found; what takes the whole tree to know (what an epoll watches, whether
 //! an owner is in the tree) when all descriptors are. Restore: the files are made with all others, before the first
@@ -16,8 +16,8 @@ pub(crate) use epoll::highest_number;
 pub(crate) use owner::{is_known, sends_signals};
 
 use super::path::CLOSE;
-use super::{Refuse, inotify};
-use crate::proc::tasks::comm_of;
+use super::{Refuse, fanotify, inotify};
+use crate::proc::tasks::named;
 use crate::proc::{event as shown, living_thread};
 use crate::refusal::Refusals;
 use crate::resource::file::copies;
@@ -28,6 +28,7 @@ use images::file::{Description, Target};
 use images::task::{Task, Zombie};
 use images::{DescriptionId, Pid};
 use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
@@ -75,6 +76,7 @@ pub(crate) enum Kind {
     Signalfd,
     Epoll,
     Inotify,
+    Fanotify,
 }
 
 impl Kind {
@@ -86,6 +88,7 @@ impl Kind {
             b"[signalfd]" => Some(Self::Signalfd),
             b"[eventpoll]" => Some(Self::Epoll),
             b"inotify" => Some(Self::Inotify),
+            b"[fanotify]" => Some(Self::Fanotify),
             _ => None,
         }
     }
@@ -98,6 +101,7 @@ pub(crate) struct Found {
     eventfds: Vec<Place>,
     epolls: Vec<epoll::Found>,
     inotifies: Vec<inotify::Found>,
+    fanotifies: Vec<fanotify::Found>,
     owned: Vec<(Place, Notify)>,
     /// All of them.
     places: Vec<Place>,
@@ -149,6 +153,11 @@ impl Found {
                 self.inotifies.push(inotify::Found { place, watches: crate::proc::inotify::watches(text)? });
                 Some(Target::Inotify(index))
             }
+            Kind::Fanotify => {
+                let index = u32::try_from(self.fanotifies.len()).context("too many fanotify groups")?;
+                self.fanotifies.push(fanotify::Found::look(place, text)?);
+                Some(Target::Fanotify(index))
+            }
         })
     }
 
@@ -169,7 +178,7 @@ impl Found {
         Ok(Some(notify))
     }
 
-    /// Completes all of them but [`Self::inotifies`], once all descriptors are known. The epolls.
+    /// Completes all of them but [`Self::inotifies`] and [`Self::fanotifies`], once all descriptors are known. The epolls.
     pub(crate) fn finish(
         &self,
         descriptions: &mut [Description],
@@ -207,6 +216,11 @@ impl Found {
         &self.inotifies
     }
 
+    /// The fanotify groups.
+    pub(crate) fn fanotifies(&self) -> &[fanotify::Found] {
+        &self.fanotifies
+    }
+
     /// Whether there are any.
     pub(crate) fn is_empty(&self) -> bool {
         self.places.is_empty()
@@ -216,16 +230,19 @@ impl Found {
     pub(crate) fn refuse_outsiders(&self, others: &[(Pid, u32)], refusals: &mut Refusals) -> Result<()> {
         let holders: Vec<(Pid, u32)> = self.places.iter().map(|place| place.holder).collect();
         let sorted = epoll::sort(&holders).context("compare files")?;
-        for &other in others {
-            let seen = (living_thread(other.0), other.1);
+        let mut outsiders: BTreeMap<usize, BTreeSet<Pid>> = BTreeMap::new();
+        for &(pid, fd) in others {
+            let seen = (living_thread(pid), fd);
             // Those that are gone by now have nothing.
             let found = sorted
                 .binary_search_by(|&at| kcmp(kcmp::Kind::File, holders[at], seen).unwrap_or(Ordering::Less));
             if let Ok(at) = found {
-                let comm = comm_of(other.0);
-                let reason = format!("also open in task {} ({comm}), outside of the tree", other.0);
-                self.places[sorted[at]].refuse(refusals, reason, "dump a tree that holds all who have it");
+                outsiders.entry(sorted[at]).or_default().insert(pid);
             }
+        }
+        for (at, pids) in outsiders {
+            let reason = format!("also open in {}, outside of the tree", named(pids));
+            self.places[at].refuse(refusals, reason, "dump a tree that holds all who have it");
         }
         Ok(())
     }

@@ -5,7 +5,8 @@ use crate::fault::{self, Point};
 use crate::resource::external::given::Given;
 use crate::resource::unix_socket::bind::Binder;
 use crate::resource::{
-    event, inet, inotify, mqueue, namespace, netlink, packet, pipe::recreate, terminal, unix_socket,
+    bpf, event, fanotify, inet, inotify, mqueue, namespace, netlink, packet, pipe::recreate, terminal,
+    unix_socket,
 };
 use crate::restore::late::Places;
 use crate::sys::int80::LowBuffer;
@@ -58,6 +59,7 @@ pub(crate) fn open_all(
     let inet_sockets = inet::recreate::create_all(&files.inet_sockets, files.network_hold.as_deref())?;
     let mut ptys = terminal::recreate::create_all(files, &mut ia32)?;
     let mut message_queues = mqueue::recreate::create_all(files)?;
+    let bpf_maps = bpf::recreate::create_all(&files.bpf_maps)?;
     let mut packet_sockets = packet::Deaf::default();
     let mut opened = Vec::with_capacity(files.descriptions.len());
     for (index, description) in files.descriptions.iter().enumerate() {
@@ -91,8 +93,10 @@ pub(crate) fn open_all(
             Target::Signalfd(signals) => event::recreate::signalfd(signals, flags)?,
             Target::Epoll(_) => event::recreate::epoll(flags)?,
             Target::Inotify(index) => inotify::recreate::create(&files.inotifies[index as usize], flags)?,
+            Target::Fanotify(index) => fanotify::recreate::create(&files.fanotifies[index as usize], flags)?,
             Target::Pty { .. } => ptys.open(index)?,
             Target::Namespace(kind) => namespace::open(kind, description, &mut ia32)?,
+            Target::BpfMap(index) => bpf_maps.open(index, flags)?,
             Target::MessageQueue(_) => message_queues.open(index)?,
             Target::Pidfd(_) | Target::TaskFile(_) => late.hold(index)?,
         };

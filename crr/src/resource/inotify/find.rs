@@ -6,7 +6,8 @@
 //! whoever watches them.
 
 use super::Nameless;
-use crate::proc::inotify::Watch;
+use crate::proc::fdinfo;
+use crate::proc::inotify::WatchedFile;
 use crate::proc::mountinfo::{self, Mount};
 use crate::resource::path::{Lost, Paths};
 use crate::sys::inotify as sys;
@@ -27,6 +28,7 @@ const OUTSIDE: Nameless = Nameless {
     reason: "a deleted file that no task of the tree has open",
     hint: "have the program remove the watch (inotify_rm_watch) before the dump",
 };
+const NO_MOUNT: Nameless = Nameless::new("of a mount or file system that crr has no name for");
 const NO_HANDLE: Nameless = Nameless {
     reason: "on a file system that does not tell its name",
     hint: "have the program open the file or directory as well, or close the descriptor, before the dump",
@@ -40,14 +42,17 @@ const FORGOTTEN: Nameless = Nameless {
     hint: "look at the file by its name (ls -ld), and dump again",
 };
 
+/// For the name alone, which nobody is told of.
+const O_PATH: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
+
 /// Where file systems are mounted, each asked once. While it looks for files it is in their file systems, and in the end back where
 /// crr was.
 #[derive(Debug, Default)]
-pub(super) struct Finder {
+pub(crate) struct Finder {
     mounts: Option<Vec<Mount>>,
     /// For each device, the places where it is mounted, by descriptors that only lead there.
     roots: HashMap<u32, Vec<OwnedFd>>,
-    /// What the tree uses otherwise, by device and inode as [`Watch`] has them; made when first needed.
+    /// What the tree uses otherwise, by device and inode as [`WatchedFile`] has them; made when first needed.
     used: Option<HashMap<(u32, u64), (PathBuf, FileStat)>>,
     here: Option<OwnedFd>,
     /// Where it is: device, and which of its places.
@@ -65,11 +70,15 @@ impl Drop for Finder {
 
 impl Finder {
     /// The path of what is watched, or why there is none.
-    pub(super) fn find(&mut self, watch: &Watch, paths: &mut Paths) -> Result<Result<PathId, Nameless>> {
+    pub(crate) fn find(
+        &mut self,
+        watched: &WatchedFile,
+        paths: &mut Paths,
+    ) -> Result<Result<PathId, Nameless>> {
         let (mut seen, mut unopened) = (false, NO_HANDLE);
-        if let Some((kind, handle)) = &watch.handle {
-            for root in 0..self.roots(watch.device)?.len() {
-                self.go(watch.device, root)?;
+        if let Some((kind, handle)) = &watched.handle {
+            for root in 0..self.roots(watched.device)?.len() {
+                self.go(watched.device, root)?;
                 let file = match sys::open_by_handle(*kind, handle) {
                     Ok(file) => file,
                     Err(errno) => {
@@ -78,7 +87,7 @@ impl Finder {
                     }
                 };
                 let stat = fstat(&file).context("fstat")?;
-                if stat.st_ino != watch.ino {
+                if stat.st_ino != watched.ino {
                     continue;
                 }
                 seen = true;
@@ -93,10 +102,26 @@ impl Finder {
             }
         }
         let used = self.used.get_or_insert_with(|| used(paths));
-        if let Some((name, stat)) = used.get(&(watch.device, watch.ino)) {
+        if let Some((name, stat)) = used.get(&(watched.device, watched.ino)) {
             return Ok(paths.watched(name.as_os_str().as_bytes(), stat).map_err(why));
         }
         Ok(Err(if seen { FORGOTTEN } else { unopened }))
+    }
+
+    /// Where a mount is that nothing else is mounted over.
+    pub(crate) fn find_mount(
+        &mut self,
+        is_it: impl Fn(&Mount) -> bool,
+        paths: &mut Paths,
+    ) -> Result<Result<PathId, Nameless>> {
+        let Some(mount) = self.mounts()?.iter().find(|mount| is_it(mount) && is_mounted(mount)) else {
+            return Ok(Err(NO_MOUNT));
+        };
+        let point = mount.point.clone();
+        let there = lstat(OsStr::from_bytes(&point)).context("stat a mount")?;
+        Ok(paths
+            .watched(&point, &there)
+            .map_err(|_| Nameless::new("of a file system that shows the kernel's state")))
     }
 
     /// Makes a place where a device is mounted the current directory.
@@ -111,7 +136,7 @@ impl Finder {
         Ok(())
     }
 
-    fn roots(&mut self, device: u32) -> Result<&[OwnedFd]> {
+    fn mounts(&mut self) -> Result<&[Mount]> {
         if self.mounts.is_none() {
             let text = std::fs::read("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
             let mut mounts = mountinfo::parse(&text)?;
@@ -119,6 +144,11 @@ impl Finder {
             mounts.sort_by_key(|mount| mount.root.len());
             self.mounts = Some(mounts);
         }
+        Ok(self.mounts.as_deref().unwrap_or_default())
+    }
+
+    fn roots(&mut self, device: u32) -> Result<&[OwnedFd]> {
+        self.mounts()?;
         let mounts = self.mounts.iter().flatten().filter(|mount| mount.device == device);
         Ok(self.roots.entry(device).or_insert_with(|| {
             mounts.filter_map(|mount| open_path(OsStr::from_bytes(&mount.point)).ok()).collect()
@@ -126,10 +156,19 @@ impl Finder {
     }
 }
 
+/// Whether its name leads to a mount, and to no other that came over it.
+pub(crate) fn is_mounted(mount: &Mount) -> bool {
+    let open = || -> Result<bool> {
+        let there = nix::fcntl::open(OsStr::from_bytes(&mount.point), O_PATH, Mode::empty())?;
+        let text = std::fs::read(format!("/proc/self/fdinfo/{}", there.as_raw_fd()))?;
+        Ok(fdinfo::parse(&text)?.mount == mount.id)
+    };
+    open().unwrap_or(false)
+}
+
 /// Opens a directory without reading it, which nobody is told of.
 fn open_path<P: nix::NixPath + ?Sized>(path: &P) -> nix::Result<OwnedFd> {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    nix::fcntl::open(path, flags, Mode::empty())
+    nix::fcntl::open(path, O_PATH | OFlag::O_DIRECTORY, Mode::empty())
 }
 
 /// The names that a tree uses, and the directories above them.

@@ -4,7 +4,7 @@
 //! Events that have not been read yet are lost: nobody can look at them without taking them, and a tree that runs on needs them. The
 //! restored group tells so itself, as the kernel does where it has no room for more (IN_Q_OVERFLOW, [`recreate`]).
 
-mod find;
+pub(crate) mod find;
 pub(crate) mod recreate;
 
 use super::event::Place;
@@ -39,7 +39,7 @@ pub(crate) fn dump(found: &[Found], paths: &mut Paths, refusals: &mut Refusals) 
     for Found { place, watches } in found {
         let mut record = Inotify { next: next(watches), ..Inotify::default() };
         for watch in watches.iter().rev() {
-            match finder.find(watch, paths).with_context(|| place.object.clone())? {
+            match finder.find(&watch.file, paths).with_context(|| place.object.clone())? {
                 Ok(path) => record.watches.push(FileWatch { wd: watch.wd, path, mask: watch.mask }),
                 Err(why) => {
                     place.refuse(refusals, format!("watch {} of it: {}", watch.wd, why.reason), why.hint)
@@ -69,13 +69,13 @@ fn next(watches: &[shown::Watch]) -> u32 {
 
 /// Why the name of what is watched is not known.
 #[derive(Clone, Copy, Debug)]
-struct Nameless {
-    reason: &'static str,
-    hint: &'static str,
+pub(crate) struct Nameless {
+    pub(crate) reason: &'static str,
+    pub(crate) hint: &'static str,
 }
 
 impl Nameless {
-    const fn new(reason: &'static str) -> Self {
+    pub(crate) const fn new(reason: &'static str) -> Self {
         Self { reason, hint: CLOSE }
     }
 }

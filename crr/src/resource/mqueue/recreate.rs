@@ -3,12 +3,13 @@
 use super::{contents, open_by_name};
 use crate::refusal::{Refusal, Refusals};
 use crate::resource::creds::CAP_SYS_RESOURCE;
+use crate::resource::limits::Raised;
 use crate::sys::mqueue as sys;
 use anyhow::{Context, Result};
 use images::file::{Description, Files, Target};
 use images::mqueue::MessageQueue;
 use nix::errno::Errno;
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::{Gid, Uid, Whence, fchown, lseek64};
 use std::collections::BTreeMap;
@@ -105,27 +106,6 @@ fn counted(queue: &MessageQueue) -> u64 {
     queue.messages.saturating_mul(queue.size.saturating_add(HEADER)).saturating_add(nodes)
 }
 
-/// crr's own RLIMIT_MSGQUEUE, soft and hard, which is as high as can be had for as long as this value is there.
-struct Raised(u64, u64);
-
-impl Raised {
-    fn new() -> Result<Self> {
-        const LIMIT: Resource = Resource::RLIMIT_MSGQUEUE;
-        let (soft, hard) = getrlimit(LIMIT).context("getrlimit")?;
-        // With CAP_SYS_RESOURCE, or without.
-        setrlimit(LIMIT, RLIM_INFINITY, RLIM_INFINITY)
-            .or_else(|_| setrlimit(LIMIT, hard, hard))
-            .context("setrlimit")?;
-        Ok(Self(soft, hard))
-    }
-}
-
-impl Drop for Raised {
-    fn drop(&mut self) {
-        let _ = setrlimit(Resource::RLIMIT_MSGQUEUE, self.0, self.1);
-    }
-}
-
 /// The names of queues that a restore has made, which go when this value does unless they are to be kept.
 #[derive(Debug, Default)]
 pub(crate) struct Made(Vec<CString>);
@@ -194,7 +174,7 @@ pub(crate) fn create_all(files: &Files) -> Result<Restored> {
     if files.message_queues.is_empty() {
         return Ok(restored);
     }
-    let _raised = Raised::new()?;
+    let _raised = Raised::new(Resource::RLIMIT_MSGQUEUE)?;
     let queues = || files.message_queues.iter().enumerate();
     for (index, queue) in queues().filter(|(_, queue)| queue.unlinked) {
         create_unlinked(queue, index, files, &mut restored).with_context(|| name(queue))?;

@@ -23,7 +23,6 @@ use std::rc::Rc;
 const SOL_PACKET: i32 = 263;
 const PACKET_ADD_MEMBERSHIP: i32 = 1;
 const PACKET_FANOUT: i32 = 18;
-const SO_LOCK_FILTER: u32 = 44;
 
 /// Kinds of groups that share packets out by a program, which nobody can read: PACKET_FANOUT_CBPF, PACKET_FANOUT_EBPF.
 const BY_PROGRAM: [u32; 2] = [6, 7];
@@ -191,11 +190,7 @@ impl Deaf {
         let make = || -> Result<OwnedFd> {
             let made = sys::open(libc::AF_PACKET, record.kind.cast_signed(), 0).context("socket")?;
             let fd = made.as_fd();
-            option::restore(fd, record.options.iter().filter(|option| !is_late(option)))?;
-            if !record.filter.is_empty() {
-                sys::attach_filter(fd, &record.filter).context("attach its filter")?;
-            }
-            option::restore(fd, record.options.iter().filter(|option| is_late(option)))?;
+            option::restore_with_filter(fd, &record.options, &record.filter)?;
             restore_owner(fd, record.uid, record.gid, record.mode)?;
             fcntl(fd, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags.cast_signed())))
                 .context("set flags")?;
@@ -220,10 +215,6 @@ impl Deaf {
 
 fn named(record: &PacketSocket) -> String {
     format!("socket:[{}], a packet socket at interface {}", record.ino, record.interface)
-}
-
-fn is_late(option: &images::socket::SocketOption) -> bool {
-    option.level == libc::SOL_SOCKET.cast_unsigned() && option.name == SO_LOCK_FILTER
 }
 
 fn hear(fd: BorrowedFd<'_>, record: &PacketSocket) -> Result<()> {

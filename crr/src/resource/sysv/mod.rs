@@ -16,20 +16,26 @@ use crate::proc::sysvipc::{self, Segment};
 use crate::refusal::{Refusal, Refusals};
 use crate::resource::memory::SharedObject;
 use crate::sys::mapping::SharedMapping;
+use crate::sys::memfd::sealable;
 use anyhow::{Context, Result};
+use images::memory::HugePage;
 use images::sysv::Object;
 use nix::sys::stat::FileStat;
 use std::cell::OnceCell;
+use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
 
 /// Tells segments from files that only look like them.
 #[derive(Debug, Default)]
 pub(crate) struct Kind {
     device: OnceCell<u64>,
+    /// Where those of huge pages lie, of each size that there is.
+    huge: OnceCell<Vec<u64>>,
 }
 
 impl Kind {
     /// The key of the segment that a mapped file is, if it is one. It then lies where the kernel keeps its own shared memory (shm_mnt,
-    /// mm/shmem.c), as anonymous shared memory does; its name is by newseg() of ipc/shm.c.
+    /// mm/shmem.c; for huge pages hugetlb_file_setup(), fs/hugetlbfs/inode.c), as anonymous shared memory does; its name is by newseg() of ipc/shm.c.
     pub(crate) fn key(&self, name: &[u8], open: &FileStat) -> Result<Option<i32>> {
         let digits = name.strip_prefix(b"/SYSV").and_then(|rest| rest.strip_suffix(b" (deleted)"));
         let Some(key) = digits.and_then(hex).and_then(|key| u32::try_from(key).ok()) else { return Ok(None) };
@@ -42,7 +48,16 @@ impl Kind {
                 *self.device.get_or_init(|| stat.st_dev)
             }
         };
-        Ok((open.st_dev == device).then_some(key.cast_signed()))
+        let is_there = open.st_dev == device || self.huge().contains(&open.st_dev);
+        Ok(is_there.then_some(key.cast_signed()))
+    }
+
+    /// The devices of memory of huge pages: a memfd takes none of these pages.
+    fn huge(&self) -> &[u64] {
+        self.huge.get_or_init(|| {
+            let device = |page| Some(sealable("crr", Some(page), 0).ok()?.metadata().ok()?.dev());
+            HugePage::ALL.into_iter().filter_map(device).collect()
+        })
     }
 }
 
@@ -51,6 +66,11 @@ fn segments() -> Result<Vec<Segment>> {
     const FILE: &str = "/proc/sysvipc/shm";
     let text = std::fs::read(FILE).context(FILE)?;
     Ok(sysvipc::segments(&text)?)
+}
+
+/// The ids of all segments that there are.
+pub(crate) fn ids() -> Result<HashSet<i32>> {
+    Ok(segments()?.iter().map(|row| row.object.id).collect())
 }
 
 /// Completes the records of segments. One that shows in other areas than those of the tree is refused: after a restore its users would no longer
@@ -67,7 +87,7 @@ pub(crate) fn complete(objects: &mut [SharedObject], refusals: &mut Refusals) ->
         let row = rows.iter().find(|row| row.object.id == id);
         let (reason, hint) = match row {
             Some(row) if row.attached == object.areas => {
-                object.segment = Some(Object { key, ..row.object.clone() });
+                object.segment = Some((Object { key, ..row.object.clone() }, row.size));
                 continue;
             }
             Some(row) => (

@@ -3,14 +3,13 @@
 use super::objects::{Kind, PERMISSIONS, make_under_id};
 use super::segments;
 use crate::refusal::{Refusal, Refusals};
+use crate::store::Pages;
 use crate::sys::sysv::{self as sys, Attached};
 use anyhow::{Context, Result, bail};
 use images::id::PAGE_SIZE;
 use images::memory::{Memory, Shared};
 use images::sysv::Object;
 use nix::errno::Errno;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 
 /// The segments of a tree with their contents, attached to this process. Those that were made go when this value does, unless they are to be
 /// kept; what was removed goes with the last task that has it.
@@ -88,7 +87,7 @@ pub(crate) fn preflight(refusals: &mut Refusals, memory: &Memory) -> Result<()> 
 ///
 /// # Errors
 /// Names the one that fails; what was made goes again.
-pub(crate) fn put_back(memory: &Memory, pages: &File) -> Result<Segments> {
+pub(crate) fn put_back(memory: &Memory, pages: &Pages) -> Result<Segments> {
     let mut segments = Segments::default();
     for (shared, segment) in recorded(memory) {
         put_back_one(&mut segments, shared, segment, pages).with_context(|| name(segment))?;
@@ -96,14 +95,14 @@ pub(crate) fn put_back(memory: &Memory, pages: &File) -> Result<Segments> {
     Ok(segments)
 }
 
-fn put_back_one(segments: &mut Segments, shared: &Shared, segment: &Object, pages: &File) -> Result<()> {
+fn put_back_one(segments: &mut Segments, shared: &Shared, segment: &Object, pages: &Pages) -> Result<()> {
     let id = segment.id;
-    let (mut attached, made) = match Attached::new(id, shared.size) {
+    let (mut attached, made) = match Attached::new(id, shared.mapped_size()) {
         Ok(attached) => (attached, false),
         Err(Errno::EINVAL | Errno::EIDRM) => {
             make(shared, segment)?;
             segments.made.push(id);
-            (Attached::new(id, shared.size).context("shmat")?, true)
+            (Attached::new(id, shared.mapped_size()).context("shmat")?, true)
         }
         Err(errno) => return Err(errno).context("shmat"),
     };
@@ -111,9 +110,12 @@ fn put_back_one(segments: &mut Segments, shared: &Shared, segment: &Object, page
         attached.empty().context("empty it")?;
     }
     for run in &shared.runs {
+        if shared.huge.is_some() {
+            attached.populate(run.start.0, run.pages * PAGE_SIZE).context("take huge pages")?;
+        }
         let bytes = attached.slice(run.start.0, run.pages * PAGE_SIZE);
         let Some(bytes) = bytes else { bail!("pages at {} lie beyond its size", run.start) };
-        pages.read_exact_at(bytes, run.first_page * PAGE_SIZE).context("pages.img")?;
+        pages.take(bytes, run.first_page * PAGE_SIZE)?;
     }
     sys::set_segment(id, (segment.uid, segment.gid), segment.mode & PERMISSIONS).context("owner")?;
     if made && segment.mode & Object::LOCKED != 0 {
@@ -134,10 +136,15 @@ const KIND: Kind = Kind {
     remove: sys::remove_segment,
 };
 
+/// include/uapi/linux/shm.h
+const SHM_HUGETLB: u32 = 0o4000;
+const SHM_HUGE_SHIFT: u32 = 26;
+
 /// Makes a segment under its old id.
 fn make(shared: &Shared, segment: &Object) -> Result<()> {
     let creator = (segment.creator_uid, segment.creator_gid);
-    let make = |key| sys::make_segment(key, shared.size, segment.mode & PERMISSIONS, creator);
+    let huge = shared.huge.map_or(0, |page| SHM_HUGETLB | page.shift() << SHM_HUGE_SHIFT);
+    let make = |key| sys::make_segment(key, shared.size, segment.mode & PERMISSIONS | huge, creator);
     let make = || match make(segment.key) {
         // Its own key is but a part of the name that it shows.
         Err(Errno::EEXIST) if segment.mode & Object::REMOVED != 0 => make(libc::IPC_PRIVATE),

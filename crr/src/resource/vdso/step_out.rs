@@ -74,7 +74,7 @@ pub(crate) fn step_out(
         !is_inside(regs, len, &functions, start)
             && around(vmas, vdsos, regs::ip(regs)).is_none_or(|(_, other)| other == start)
     };
-    let patience = &patience.uninterrupted();
+    let patience = &patience.for_an_answer();
     let mask = thread.sigmask()?;
     if mask & trap == 0 && thread.step_until(STEPS, patience, out)? {
         return Ok(true);

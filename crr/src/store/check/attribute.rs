@@ -2,7 +2,7 @@
 
 use super::{Check, ensure, inside};
 use images::attribute::{MemoryPolicy, TaskAttributes, ThreadAttributes};
-use images::memory::Space;
+use images::memory::{Backing, Space, Vma};
 
 /// Words of a mask of MAX_NUMNODES nodes.
 const NODE_WORDS: usize = 16;
@@ -24,14 +24,18 @@ pub(super) fn check_thread(attributes: &ThreadAttributes) -> Check {
     check_policy(&attributes.policy)
 }
 
-/// Each is that of one private area.
+/// Each is that of one area, which is not the kernel's own.
 pub(super) fn check_areas(space: &Space) -> Check {
     let mut vmas = space.vmas.iter();
     for area in &space.policies {
         let name = format_args!("policy of {}-{}", area.start, area.end).to_string();
         let vma = vmas.find(|vma| (vma.start, vma.end) == (area.start, area.end));
-        let private = vma.is_some_and(|vma| vma.backing.is_private());
-        ensure!(private, "{name}: no private memory of that extent, or out of order");
+        let from_kernel =
+            |vma: &Vma| matches!(vma.backing, Backing::Vdso(_) | Backing::Vvar | Backing::VvarVclock);
+        ensure!(
+            vma.is_some_and(|vma| !from_kernel(vma)),
+            "{name}: no memory of that extent, or out of order"
+        );
         ensure!(area.policy.mode != 0, "{name}: none");
         check_policy(&area.policy).map_err(inside(name))?;
     }

@@ -167,6 +167,11 @@ fn check_description(description: &Description, files: &Files) -> Check {
             ensure!((group as usize) < groups, "inotify#{group} of {groups} inotify groups");
             Ok(())
         }
+        Target::Fanotify(group) => {
+            let groups = files.fanotifies.len();
+            ensure!((group as usize) < groups, "fanotify#{group} of {groups} fanotify groups");
+            Ok(())
+        }
         Target::Eventfd(_) | Target::Timerfd(_) | Target::Signalfd(_) | Target::Epoll(_) => {
             event::check_target(&description.target, files)
         }
@@ -174,6 +179,11 @@ fn check_description(description: &Description, files: &Files) -> Check {
         Target::MessageQueue(queue) => {
             let queues = files.message_queues.len();
             ensure!((queue as usize) < queues, "queue#{queue} of {queues} message queues");
+            Ok(())
+        }
+        Target::BpfMap(map) => {
+            let maps = files.bpf_maps.len();
+            ensure!((map as usize) < maps, "map#{map} of {maps} BPF maps");
             Ok(())
         }
         Target::Pidfd(_) | Target::TaskFile(_) => late::check_target(&description.target, files),

@@ -19,8 +19,7 @@ pub(super) fn check(files: &Files) -> Check {
         ensure!(ours, "traffic is held by a table named {table:?}");
     }
     for (index, socket) in files.netlink_sockets.iter().enumerate() {
-        let sizes = socket.options.iter().all(|option| option.value.len() <= 256);
-        ensure!(sizes, "netlink#{index} has an option of more than 256 bytes");
+        check_options(&socket.options, &socket.filter).map_err(inside(format_args!("netlink#{index}")))?;
     }
     for (index, socket) in files.packet_sockets.iter().enumerate() {
         check_packet_socket(socket).map_err(inside(format_args!("packet#{index}")))?;

@@ -98,7 +98,7 @@ fn check_shared(shared: &Shared, memory: &Memory) -> Check {
     ensure!(shared.size <= i64::MAX as u64 - PAGE_SIZE, "{:#x} bytes", shared.size);
     check_runs(&shared.runs, memory)?;
     let end = shared.runs.last().map_or(0, Run::end);
-    ensure!(end <= shared.size.next_multiple_of(PAGE_SIZE), "contents up to {end:#x} of {:#x}", shared.size);
+    ensure!(end <= shared.mapped_size(), "contents up to {end:#x} of {:#x}", shared.size);
     Ok(())
 }
 

@@ -5,8 +5,10 @@
 //! machine is not asked here but by the plan.
 
 mod attribute;
+mod bpf;
 mod event;
 mod externals;
+mod fanotify;
 mod files;
 mod inet;
 mod inotify;
@@ -75,8 +77,10 @@ pub fn records(
     terminals::check(files).map_err(of(Kind::Files))?;
     event::check(files).map_err(of(Kind::Files))?;
     inotify::check(files).map_err(of(Kind::Files))?;
+    bpf::check(files).map_err(of(Kind::Files))?;
+    fanotify::check(files).map_err(of(Kind::Files))?;
     tree::check(tree, files).map_err(of(Kind::Tree))?;
-    ipc::check(&tree.ipc).map_err(of(Kind::Tree))?;
+    ipc::check(tree).map_err(of(Kind::Tree))?;
     terminals::check_control(files, tree).map_err(of(Kind::Files))?;
     event::check_with(tree, files).map_err(of(Kind::Files))?;
     late::check_with(tree, files).map_err(of(Kind::Files))?;

@@ -3,9 +3,11 @@
 use super::sample::Sample;
 use crate::store::check::records;
 use images::aio::AioContext;
+use images::bpf::BpfMap;
 use images::container::Kind;
 use images::event::{Eventfd, Notify, Timerfd, Watch};
 use images::external::ExternalKind;
+use images::fanotify::{Fanotify, Scope};
 use images::file::{Deleted, OtherName, Target};
 use images::inet::{InetProtocol, InetSocket, InetState};
 use images::inotify::Inotify;
@@ -16,7 +18,7 @@ use images::pipe::{Buffer, Fifo};
 use images::seccomp::Seccomp;
 use images::signal::Pending;
 use images::socket::{Credentials, Message, Peer, UnixKind, UnixSocket};
-use images::sysv::{Ipc, Object};
+use images::sysv::{Ipc, Object, UndoList};
 use images::task::{End, GroupStop};
 use images::terminal::{Control, Line, LineEnd, LivePty, PtyEnd};
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, SharedId};
@@ -442,7 +444,7 @@ fn inet_sockets() {
     refused("files.img: netlink#0 has two descriptions", |s| {
         s.files.descriptions[3].target = Target::NetlinkSocket(0);
     });
-    refused("files.img: netlink#0 has an option of more than 256 bytes", |s| {
+    refused("files.img: netlink#0: option 11 has 257 bytes", |s| {
         s.files.netlink_sockets[0].options[0].value.resize(257, 0);
     });
     for table in ["crr-", "crr-a; flush ruleset", "filter"] {
@@ -596,6 +598,25 @@ fn ipc() {
     change("semaphores 32769: -1 has used one", |ipc| ipc.semaphore_sets[0].semaphores[1].last_user = -1);
     change("queue 3: [-1, 101] have used it", |ipc| ipc.queues[0].last_sender = -1);
     change("queue 3: a message of type 0", |ipc| ipc.queues[0].messages[0].kind = 0);
+    change("undo: thread 1100 follows 1100", |ipc| ipc.apart.push(1100));
+    change("undo: no thread 1102 that could be apart", |ipc| ipc.apart.push(1102));
+    change("undo: the list of thread 100 follows that of 100", |ipc| {
+        ipc.undo_lists.push(ipc.undo_lists[0].clone());
+    });
+    change("undo: a list of thread 100 of task 101", |ipc| ipc.undo_lists[0].task = 101);
+    change("undo: thread 1100 has a list that task 100 has too", |ipc| {
+        ipc.undo_lists.push(UndoList { thread: 1100, ..ipc.undo_lists[0].clone() });
+        ipc.apart.clear();
+    });
+    change("undo: thread 100: an empty list", |ipc| ipc.undo_lists[0].sums.clear());
+    change("undo: thread 100: semaphore 0 of set 32769 out of order", |ipc| {
+        ipc.undo_lists[0].sums.reverse();
+    });
+    change("undo: thread 100: semaphore 2 of 2 of set 32769", |ipc| ipc.undo_lists[0].sums[1].semaphore = 2);
+    change("undo: thread 100: semaphore 1 of 0 of set 32770", |ipc| ipc.undo_lists[0].sums[1].set = 32_770);
+    change("undo: thread 100: nothing to undo at semaphore 0 of set 32769", |ipc| {
+        ipc.undo_lists[0].sums[0].sum = 0;
+    });
 }
 
 #[test]
@@ -621,6 +642,46 @@ fn message_queues() {
     change("a message of 6 bytes, of 5", |queue| queue.size = 5);
     change("its messages have no order", |queue| queue.contents.as_mut().unwrap().reverse());
     change("its messages have no order", |queue| queue.contents.as_mut().unwrap()[0].priority = 32_768);
+}
+
+#[test]
+fn bpf_maps() {
+    let target = |s: &mut Sample, index: usize, target| s.files.descriptions[index].target = target;
+    refused("files.img: description#25: map#2 of 2 BPF maps", |s| target(s, 25, Target::BpfMap(2)));
+    refused("files.img: a BPF map has no description", |s| target(s, 26, Target::BpfMap(0)));
+    let change = |what: &str, change: fn(&mut [BpfMap])| {
+        refused(&format!("files.img: BPF map#{what}"), |s| change(&mut s.files.bpf_maps));
+    };
+    change("0: cannot have this name", |maps| maps[0].name = b"a/b".to_vec());
+    change("0: cannot have this name", |maps| maps[0].name = vec![b'a'; 16]);
+    change("0: of type 5 with values for 0 processors", |maps| maps[0].processors = 0);
+    change("0: of type 1 with values for 2 processors", |maps| maps[0].kind = 1);
+    change("0: 3 bytes of keys of 2 bytes", |maps| maps[0].keys.truncate(3));
+    change("0: 31 bytes of values of 16 bytes for 2 entries", |maps| maps[0].values.truncate(31));
+    change("0: entries without values", |maps| {
+        maps[0].value_size = 0;
+        maps[0].values.clear();
+    });
+    change("0: 2 entries of 1", |maps| maps[0].max_entries = 1);
+    change("1: cannot be pinned there", |maps| maps[1].pin = b"events".to_vec());
+    change("1: is pinned, and has contents", |maps| maps[1].values = vec![1]);
+}
+
+#[test]
+fn fanotify_groups() {
+    let target = |s: &mut Sample, index: usize, target| s.files.descriptions[index].target = target;
+    refused("files.img: description#27: fanotify#1 of 1 fanotify groups", |s| {
+        target(s, 27, Target::Fanotify(1))
+    });
+    refused("files.img: fanotify#0 has two descriptions", |s| target(s, 9, Target::Fanotify(0)));
+    refused("files.img: a fanotify group has no description", |s| target(s, 27, Target::Signalfd(1)));
+    let refused = |what: &str, change: fn(&mut Fanotify)| {
+        refused(&format!("files.img: fanotify#0{what}"), |s| change(&mut s.files.fanotifies[0]));
+    };
+    refused(": has flags 0x606", |group| group.flags |= 4);
+    refused(": mark 1: path#9 of 9 paths", |group| group.marks[1].path = PathId(9));
+    refused(": mark 0 has flags 0x241", |group| group.marks[0].flags |= 1);
+    refused(": mark 0 is no file, and can be evicted", |group| group.marks[0].scope = Scope::Mount);
 }
 
 #[test]
@@ -843,7 +904,7 @@ fn attributes_and_policies() {
     refused("tree.img: task 100: thread 100: a memory policy of 17 words of nodes", |s| {
         s.tree.tasks[0].threads[0].attributes.policy.nodes = vec![1; 17]
     });
-    let extent = "no private memory of that extent, or out of order";
+    let extent = "no memory of that extent, or out of order";
     refused(&format!("memory.img: task 100: policy of 0x9001000-0x90c8000: {extent}"), |s| {
         s.memory.spaces[0].policies[0].start = Addr(0x0900_1000)
     });

@@ -2,7 +2,7 @@
 
 use super::sample::{Sample, golden_dir};
 use crate::store::stream::{GivenUp, Stream};
-use crate::store::{Checkpoint, Left, Source, Spool, Writer};
+use crate::store::{Checkpoint, DirectIo, Left, Source, Spool, Writer};
 use images::container::Kind;
 use images::id::PAGE_SIZE;
 use images::memory::{Chunk, Method, Packing};
@@ -28,7 +28,7 @@ impl Sample {
 
     fn write_to(&self, out: File, blocks: &[u64]) -> anyhow::Result<u64> {
         let writer = Writer::stream(Stream::to(out.into())?);
-        writer.pages().begin(Some(self.pages.len() as u64))?;
+        writer.pages().begin(self.pages.len() as u64, false, DirectIo::Never)?;
         // Each by a thread of its own: a later one waits for its turn.
         thread::scope(|scope| {
             let put = |block: u64| {
@@ -67,7 +67,7 @@ fn parts_are_put_together() {
     let mut sample = Sample::golden().with_pages(40);
     let out = tempfile::tempfile().unwrap();
     let writer = Writer::stream(Stream::to(out.try_clone().unwrap().into()).unwrap());
-    writer.pages().begin(None).unwrap();
+    writer.pages().begin(0, true, DirectIo::Never).unwrap();
     let (first, second) = sample.pages.split_at(32 * 4096);
     let chunk = |bytes: &[u8]| Chunk {
         place: writer.pages().append(bytes).unwrap(),
