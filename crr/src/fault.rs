@@ -94,6 +94,8 @@ points! {
     WriteMemory = "write-memory", Fails(Errno::EIO), "writing a task's memory fails";
     Pagemap = "pagemap", Fails(Errno::EIO), "asking for the pages of a task fails";
     Nft = "nft", Fails(Errno::EIO), "the program that holds traffic cannot be run";
+    TwinsAlways = "twins-always", Differs, "each task makes a twin, however little it has";
+    CloneTwin = "clone-twin", Fails(Errno::EAGAIN), "a task cannot make a twin";
     Fork = "fork", Fails(Errno::EAGAIN), "forking a process fails";
     // Images.
     ImageCreate = "image-create", Fails(Errno::EIO), "creating an image fails";
@@ -160,6 +162,7 @@ points! {
     TaskDiesFrozen = "task-dies-frozen", Victim, "a task is killed when the tree is stopped";
     TaskDiesAsked = "task-dies-asked", Victim, "a task is killed while it makes system calls for the dump";
     TaskDiesCopied = "task-dies-copied", Victim, "a task is killed before its pages are copied";
+    TaskDiesSnapshot = "task-dies-snapshot", Victim, "a task is killed when the tree runs on and its twin is copied";
     HelperDiesEarly = "helper-dies-early", Victim, "a restoring task is killed before it has its plan";
     HelperDies = "helper-dies", Op(Family::Map, None), "a restoring task dies while it maps memory";
     HelperDiesParked = "helper-dies-parked", Victim, "a restored task is killed when all wait to be taken over";
@@ -170,6 +173,8 @@ points! {
     KilledCalling = "killed-calling", Killed, "a dump is killed when a task is about to make a system call at an instruction of its own";
     KilledAsking = "killed-asking", Killed, "a dump is killed when a task is about to make a list of system calls";
     KilledCollected = "killed-collected", Killed, "a dump is killed when all is known";
+    KilledCloning = "killed-cloning", Killed, "a dump is killed when a task has made a twin";
+    KilledSnapshot = "killed-snapshot", Killed, "a dump is killed when the tree runs on and twins are copied";
     KilledCopying = "killed-copying", Killed, "a dump is killed while it copies pages";
     KilledPublishing = "killed-publishing", Killed, "a dump is killed while it gives the images their names";
     KilledPublished = "killed-published", Killed, "a dump is killed when the images are complete";

@@ -26,8 +26,12 @@ pub(crate) enum Stage {
     Relations,
     /// Dump: finding the pages that have to be stored.
     FindPages,
-    /// Dump: their contents.
+    /// Dump: having tasks clone themselves (`--snapshot`).
+    Clone,
+    /// Dump: their contents, while the tree stands still.
     WritePages,
+    /// Dump: the rest of them, when it runs on (`--snapshot`).
+    CopyPages,
     /// Dump: all other images.
     WriteRecords,
     /// Dump: killing the tree, or letting it go.

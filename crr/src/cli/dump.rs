@@ -19,6 +19,8 @@ const EXAMPLES: &str = "\
 Examples:
   crr dump -t 1234 -D ckpt            checkpoint the tree under 1234 and kill it
   crr dump -t 1234 -D ckpt -R         checkpoint it and let it run on
+  crr dump -t 1234 -D ckpt -R --snapshot
+                                      and stop it only for as long as a fork takes
   crr dump -t $(pidof job) -D ckpt -j checkpoint a job started from this shell
   crr dump -t 1234 -D ckpt --external 'pipe[77]'
                                       leave a pipe to another program outside
@@ -48,6 +50,11 @@ pub(super) struct Dump {
     /// Let the tree run on after the dump instead of killing it.
     #[arg(short = 'R', long)]
     leave_running: bool,
+
+    /// Copy what is in private memory when the tree runs on already, as it was when the tree stood still: each task is forked for that, so
+    /// what is written meanwhile takes its room twice.
+    #[arg(long, requires = "leave_running", conflicts_with = "leave_stopped")]
+    snapshot: bool,
 
     /// Leave the tree stopped after the dump, as by SIGSTOP.
     #[arg(short = 's', long, conflicts_with = "leave_running")]
@@ -186,6 +193,7 @@ impl Dump {
             link_remap: self.link_remap,
             embed_files: self.embed_files,
             previous: self.rounds.prev_images_dir.clone(),
+            snapshot: self.snapshot,
             compression: self.rounds.compress,
             direct_io: self.rounds.direct_io,
             timeout: self.timeout,

@@ -7,13 +7,14 @@
 //! The leader of a task can end before its other threads. It stays there as a zombie that nobody can stop or ask, and what the
 //! task has is seen by one of the others.
 
-use super::{After, unstoppable};
+use super::{After, twins, unstoppable};
 use crate::fault::{self, Point};
 use crate::keeper::Keeper;
 use crate::proc::tasks::comm_of;
 use crate::proc::{Dir, decimal, stat, status};
 use crate::ptrace::{self, Patience, Seized, Stop, Stopped, Waited};
 use crate::refusal::Refusals;
+use crate::remote::{TWIN, Target};
 use crate::resource::wait::{Looks, Waits};
 use crate::resource::{Refuse, seccomp};
 use anyhow::{Context, Result, bail};
@@ -39,9 +40,27 @@ pub(crate) struct FrozenTask {
     pub(crate) stopped_by: Option<i32>,
     /// Their calls that the kernel continues by restart_syscall(2).
     pub(crate) waits: Waits,
+    /// How it can be asked once more, if it is to be.
+    pub(crate) target: Option<Target>,
+    /// Twins that killed dumps have left for it to wait for ([`super::twins`]).
+    pub(crate) dead_twins: Vec<Pid>,
 }
 
 impl FrozenTask {
+    /// One of which nothing is stopped yet.
+    fn of(pid: Pid, name: String, dir: Dir) -> Self {
+        Self {
+            pid,
+            name,
+            dir,
+            threads: Vec::new(),
+            stopped_by: None,
+            waits: Waits::default(),
+            target: None,
+            dead_twins: Vec::new(),
+        }
+    }
+
     /// A living thread, by which what belongs to the task as a whole is found: the leader unless that has ended.
     pub(crate) fn deputy(&self) -> Pid {
         self.threads.first().map_or(self.pid, Stopped::tid)
@@ -83,13 +102,14 @@ pub(crate) struct Frozen {
     /// A thread did not stop in time, and is refused.
     pub(crate) late: bool,
     since: Instant,
+    /// When it was let run.
+    until: Option<Instant>,
 }
 
 impl Frozen {
-    /// Stops the tree under `root`.
-    pub(crate) fn seize(root: Pid, patience: &Patience, refusals: &mut Refusals) -> Result<Self> {
-        let looks = Looks::take(&list(root)?);
-        let mut frozen = Self {
+    /// Nothing yet.
+    fn begin() -> Self {
+        Self {
             tasks: Vec::new(),
             dead: Vec::new(),
             left_out: Vec::new(),
@@ -98,7 +118,14 @@ impl Frozen {
             guarded: false,
             late: false,
             since: Instant::now(),
-        };
+            until: None,
+        }
+    }
+
+    /// Stops the tree under `root`.
+    pub(crate) fn seize(root: Pid, patience: &Patience, refusals: &mut Refusals) -> Result<Self> {
+        let looks = Looks::take(&list(root)?);
+        let mut frozen = Self::begin();
         let mut queue = VecDeque::from([root]);
         let mut seen = HashSet::from([root]);
         let mut buffer = Vec::new();
@@ -145,6 +172,50 @@ impl Frozen {
         Ok(frozen)
     }
 
+    /// Stops one thread of a task, the first that does so at once; `None` if it has ended, or none does.
+    pub(super) fn seize_one(pid: Pid) -> Result<Option<Self>> {
+        let mut frozen = Self::begin();
+        let looks = Looks::take(&[pid]);
+        let Ok(dir) = Dir::task(pid) else { return Ok(None) };
+        let name = match look_at(pid, &dir)? {
+            Found::Living { name, confined } => {
+                frozen.confined = confined;
+                name
+            }
+            Found::Zombie(_) => return Ok(None),
+            Found::Blocked { reason, .. } => bail!("{reason}"),
+        };
+        for tid in dir.numbers::<Pid>("task")? {
+            let mut task = FrozenTask::of(pid, name.clone(), Dir::task(pid)?);
+            stop_threads(&mut task.threads, &[tid], &Patience::new(GRACE).uninterrupted())?;
+            let Some(thread) = task.threads.first() else { continue };
+            task.dir = Dir::task(tid)?;
+            thread.restart_interrupted(|| dispositions(&task.dir))?;
+            task.waits = Waits::of(tid, &task.dir, &task.threads, &looks);
+            frozen.tasks.push(task);
+            return Ok(Some(frozen));
+        }
+        Ok(None)
+    }
+
+    /// Tells the twins that killed dumps have left from the tree's own zombies: those are for their makers to take off, and no part of the tree.
+    pub(super) fn set_twins_apart(&mut self) -> Result<()> {
+        let mut buffer = Vec::new();
+        let mut own = Vec::with_capacity(self.dead.len());
+        for dead in self.dead.drain(..) {
+            let maker = match dead.name.as_bytes() == TWIN.to_bytes() {
+                true => twins::maker(&dead.dir, &mut buffer)?,
+                false => None,
+            };
+            match maker.and_then(|maker| self.tasks.iter_mut().find(|task| task.pid == maker)) {
+                Some(maker) => maker.dead_twins.push(dead.pid),
+                None => own.push(dead),
+            }
+        }
+        self.dead = own;
+        Ok(())
+    }
+
     /// All pids of the tree that are known.
     pub(crate) fn pids(&self) -> impl Iterator<Item = Pid> {
         let (tasks, dead) = (self.tasks.iter().map(|task| task.pid), self.dead.iter().map(|task| task.pid));
@@ -167,14 +238,7 @@ impl Frozen {
             }
             other => return self.pass_over(pid, other, refusals),
         };
-        self.tasks.push(FrozenTask {
-            pid,
-            name,
-            dir: Dir::task(pid)?,
-            threads: Vec::new(),
-            stopped_by: None,
-            waits: Waits::default(),
-        });
+        self.tasks.push(FrozenTask::of(pid, name, Dir::task(pid)?));
         let Some(task) = self.tasks.last_mut() else { bail!("no task") };
         fault::strike(Point::TaskDiesUnseized, pid);
         let mut tried = HashSet::new();
@@ -270,9 +334,9 @@ impl Frozen {
         self.tasks.last().map_or(0, |task| task.pid)
     }
 
-    /// How long the tree has been stopped.
+    /// How long the tree has been stopped, or was.
     pub(crate) fn elapsed(&self) -> Duration {
-        self.since.elapsed()
+        self.until.unwrap_or_else(Instant::now) - self.since
     }
 
     /// Ends the dump for the tree, and tells how long it was stopped.
@@ -301,7 +365,8 @@ impl Frozen {
         Ok(())
     }
 
-    fn release(&mut self) {
+    /// Lets the tree run on. What was found of it is still to be had.
+    pub(super) fn release(&mut self) {
         for task in self.tasks.drain(..) {
             for thread in task.threads {
                 // Without an answer it goes on as after any stop.
@@ -313,6 +378,7 @@ impl Frozen {
                 let _ = thread.detach(0);
             }
         }
+        self.until.get_or_insert_with(Instant::now);
     }
 
     /// Kills all tasks and waits until they are gone from our hands, so that their pids and files are free as

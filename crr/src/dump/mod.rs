@@ -6,10 +6,12 @@ pub(crate) mod freeze;
 pub(crate) mod guard;
 mod interrupt;
 mod known;
+mod outline;
 mod pages;
 pub mod pre_dump;
 mod rights;
 pub(crate) mod room;
+mod twins;
 mod unstoppable;
 
 use crate::changed::Changed;
@@ -38,10 +40,11 @@ use images::inventory::{Inventory, Parent};
 use images::memory::Run;
 use images::task::Tree;
 use images::{Abi, Pid};
-use pages::Form;
+use pages::{Form, Writing};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
+use twins::Twins;
 
 /// What to do with the tree after a successful dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +82,8 @@ pub struct Options {
     pub embed_files: bool,
     /// The last pre-dump, as seen from the directory of the images.
     pub previous: Option<PathBuf>,
+    /// Copy private memory when the tree runs on.
+    pub snapshot: bool,
     /// Pack page contents.
     pub compression: Option<Compression>,
     /// When the page file is written past the page cache.
@@ -145,6 +150,8 @@ pub fn dump(options: &Options) -> Result<Report> {
         refuse_server(inode, &holders)?;
     }
     fault::point(Point::KilledStarting)?;
+    // Dropped after the tree runs.
+    let mut twins = Twins::default();
     let (mut frozen, mut collected) = seize_and_collect(options, previous, &mut holders, &patience)?;
     fault::point(Point::KilledCollected)?;
     fault::strike(Point::TaskDiesCopied, frozen.last());
@@ -157,13 +164,29 @@ pub fn dump(options: &Options) -> Result<Report> {
         }
         None => {}
     }
+    let Collected { tree, memory, contents, .. } = &mut collected;
+    if options.snapshot {
+        stats::enter(Stage::Clone);
+        twins.make(&mut frozen, tree, &memory.spaces, contents, &patience)?;
+    }
     stats::enter(Stage::WritePages);
     let form = Form {
-        block_pages: collected.memory.block_pages,
+        block_pages: memory.block_pages,
         compression: options.compression,
         direct_io: options.direct_io,
     };
-    let written = collected.contents.write(writer.pages(), form, options.progress)?;
+    let mut writing = Writing::begin(contents, writer.pages(), form, options.progress)?;
+    if options.snapshot {
+        writing.up_to(contents.blocks_of_tree())?;
+        let last = frozen.last();
+        frozen.release();
+        stats::enter(Stage::CopyPages);
+        fault::point(Point::KilledSnapshot)?;
+        fault::strike(Point::TaskDiesSnapshot, last);
+    }
+    writing.up_to(contents.blocks())?;
+    let written = writing.finish();
+    twins.end()?;
     collected.memory.packing = written.packing;
     collected.memory.block_crcs = written.block_crcs;
     ptrace::check_interrupted()?;
@@ -240,7 +263,10 @@ fn seize_and_collect(
     patience: &Patience,
 ) -> Result<(Frozen, Collected)> {
     // With a pre-dump there is no second time: what was not written by the first says nothing.
-    let mut guarded = holders.has_masters() || previous.is_some() || inet::are_connected(holders.sockets());
+    let mut guarded = holders.has_masters()
+        || previous.is_some()
+        || options.snapshot
+        || inet::are_connected(holders.sockets());
     if guarded {
         guard::enter()?;
     }

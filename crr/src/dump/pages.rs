@@ -21,6 +21,8 @@ use images::memory::{BLOCK_PAGES, CHUNK_PAGES, Chunk, Guard, Packing, Run, Share
 use images::{Addr, Pid};
 use nix::errno::Errno;
 use nix::unistd::Whence;
+use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -31,6 +33,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 enum Source {
     /// A task, with its `/proc/PID/mem` for what it may not read itself.
     Task(Pid, File),
+    /// A twin of a task, which has its contents while that one runs on.
+    Twin(Pid, File),
     /// A shared memory object, or a deleted file.
     File(File, String),
 }
@@ -95,6 +99,16 @@ pub(super) struct Contents {
     first_page: u64,
     /// The tasks run meanwhile.
     running: bool,
+    /// Sources that twins may stand in for, by their tasks.
+    twinned: BTreeMap<Pid, usize>,
+}
+
+/// What was added up to some point.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mark {
+    sources: usize,
+    pieces: usize,
+    pages: u64,
 }
 
 impl Contents {
@@ -115,6 +129,40 @@ impl Contents {
     pub(super) fn add_task(&mut self, pid: Pid, memory: File) -> usize {
         self.sources.push(Source::Task(pid, memory));
         self.sources.len() - 1
+    }
+
+    /// As [`Self::add_task`], for what is the same in a twin of the task that may yet come.
+    pub(super) fn add_twinned(&mut self, task: Pid, deputy: Pid, memory: File) -> usize {
+        let source = self.add_task(deputy, memory);
+        self.twinned.insert(task, source);
+        source
+    }
+
+    /// From here on a twin is read in place of its maker.
+    pub(super) fn read_twin(&mut self, maker: Pid, twin: Pid, memory: File) {
+        if let Some(source) = self.twinned.get(&maker).and_then(|&source| self.sources.get_mut(source)) {
+            *source = Source::Twin(twin, memory);
+        }
+    }
+
+    /// What was added so far.
+    pub(super) fn mark(&self) -> Mark {
+        Mark { sources: self.sources.len(), pieces: self.pieces.len(), pages: self.pages }
+    }
+
+    /// Takes out what was added since.
+    pub(super) fn rewind(&mut self, mark: Mark) {
+        self.sources.truncate(mark.sources);
+        self.pieces.truncate(mark.pieces);
+        self.pages = mark.pages;
+        self.twinned.clear();
+    }
+
+    /// Blocks that have to be written while the tree stands still: all up to the last page that is not a twin's.
+    pub(super) fn blocks_of_tree(&self) -> u64 {
+        let of_tree = |piece: &&Piece| !matches!(self.sources.get(piece.source), Some(Source::Twin(..)));
+        let last = self.pieces.iter().rev().find(of_tree);
+        last.map_or(0, |piece| (piece.run.first_page + piece.run.pages).div_ceil(BLOCK_PAGES))
     }
 
     fn push(&mut self, source: usize, start: u64, end: u64, forced: bool) -> Run {
@@ -201,55 +249,14 @@ impl Contents {
 
     /// Writes everything to the page file. Progress is shown if `show` and stderr is a terminal.
     pub(super) fn write(&self, sink: &Sink, form: Form, show: bool) -> Result<Written> {
-        let progress = Progress::new(show, self.pages * PAGE_SIZE, "writing pages");
-        let blocks = usize::try_from(self.pages.div_ceil(BLOCK_PAGES)).context("too many pages")?;
-        let workers = parallel::threads(blocks);
-        let next = AtomicU64::new(0);
-        let failed = AtomicBool::new(false);
-        // Without pages there is no part of packed ones either, and the file is to be there.
-        let is_packed = form.compression.is_some() && self.pages > 0;
-        sink.begin(self.pages * PAGE_SIZE, is_packed, form.direct_io)?;
-        let work = || -> Result<Vec<(u64, Block)>> {
-            let mut worker = Worker::new(self, sink, form)?;
-            let mut done = Vec::new();
-            loop {
-                let block = next.fetch_add(1, Ordering::Relaxed);
-                if block >= blocks as u64 || failed.load(Ordering::Relaxed) {
-                    return Ok(done);
-                }
-                let written =
-                    ptrace::check_interrupted().map_err(Into::into).and_then(|()| worker.write_block(block));
-                match written {
-                    Ok(written) => done.push((block, written)),
-                    Err(e) if e.is::<GivenUp>() => return Ok(done),
-                    Err(e) => {
-                        failed.store(true, Ordering::Relaxed);
-                        sink.give_up();
-                        return Err(e);
-                    }
-                }
-                progress.add(BLOCK_PAGES * PAGE_SIZE);
-            }
-        };
-        std::thread::scope(|scope| {
-            let threads = parallel::others(scope, workers, work);
-            let mut parts = work()?;
-            for thread in threads {
-                parts.extend(
-                    thread.join().unwrap_or_else(|_| Err(anyhow!("a worker that copies pages panicked")))?,
-                );
-            }
-            parts.sort_unstable_by_key(|(block, _)| *block);
-            let mut whole = Block::default();
-            for (_, part) in parts {
-                whole.crcs.extend(part.crcs);
-                whole.chunks.extend(part.chunks);
-                whole.lost.extend(part.lost);
-            }
-            let Block { crcs, chunks, lost } = whole;
-            let packing = form.compression.map(|how| Packing { method: how.method, chunks });
-            Ok(Written { block_crcs: crcs, packing, lost })
-        })
+        let mut writing = Writing::begin(self, sink, form, show)?;
+        writing.up_to(self.blocks())?;
+        Ok(writing.finish())
+    }
+
+    /// How many blocks the page file has.
+    pub(super) fn blocks(&self) -> u64 {
+        self.pages.div_ceil(BLOCK_PAGES)
     }
 
     /// Fills a buffer with the pages `first..last` of the page file.
@@ -286,6 +293,86 @@ impl Contents {
             rest = later;
         }
         Ok(())
+    }
+}
+
+/// The page file while it is written: in one go, or up to some block first and the rest later.
+pub(super) struct Writing<'a> {
+    contents: &'a Contents,
+    sink: &'a Sink,
+    form: Form,
+    progress: Progress,
+    /// Blocks that are written.
+    done: u64,
+    /// What is known of them.
+    whole: Block,
+}
+
+impl<'a> Writing<'a> {
+    /// Begins the page file. Progress is shown if `show` and stderr is a terminal.
+    pub(super) fn begin(contents: &'a Contents, sink: &'a Sink, form: Form, show: bool) -> Result<Self> {
+        let bytes = contents.pages * PAGE_SIZE;
+        // Without pages there is no part of packed ones either, and the file is to be there.
+        let is_packed = form.compression.is_some() && contents.pages > 0;
+        sink.begin(bytes, is_packed, form.direct_io)?;
+        let progress = Progress::new(show, bytes, "writing pages");
+        Ok(Self { contents, sink, form, progress, done: 0, whole: Block::default() })
+    }
+
+    /// Writes the next blocks, up to this one.
+    pub(super) fn up_to(&mut self, end: u64) -> Result<()> {
+        let Self { contents, sink, form, progress, .. } = self;
+        let (contents, sink, form) = (*contents, *sink, *form);
+        let workers = parallel::threads(usize::try_from(end - self.done).context("too many pages")?);
+        let next = AtomicU64::new(self.done);
+        let failed = AtomicBool::new(false);
+        let work = || -> Result<Vec<(u64, Block)>> {
+            let mut worker = Worker::new(contents, sink, form)?;
+            let mut done = Vec::new();
+            loop {
+                let block = next.fetch_add(1, Ordering::Relaxed);
+                if block >= end || failed.load(Ordering::Relaxed) {
+                    return Ok(done);
+                }
+                let written =
+                    ptrace::check_interrupted().map_err(Into::into).and_then(|()| worker.write_block(block));
+                match written {
+                    Ok(written) => done.push((block, written)),
+                    Err(e) if e.is::<GivenUp>() => return Ok(done),
+                    Err(e) => {
+                        failed.store(true, Ordering::Relaxed);
+                        sink.give_up();
+                        return Err(e);
+                    }
+                }
+                progress.add(BLOCK_PAGES * PAGE_SIZE);
+            }
+        };
+        let mut parts = std::thread::scope(|scope| -> Result<_> {
+            let threads = parallel::others(scope, workers, work);
+            let mut parts = work()?;
+            for thread in threads {
+                parts.extend(
+                    thread.join().unwrap_or_else(|_| Err(anyhow!("a worker that copies pages panicked")))?,
+                );
+            }
+            Ok(parts)
+        })?;
+        parts.sort_unstable_by_key(|(block, _)| *block);
+        for (_, part) in parts {
+            self.whole.crcs.extend(part.crcs);
+            self.whole.chunks.extend(part.chunks);
+            self.whole.lost.extend(part.lost);
+        }
+        self.done = end;
+        Ok(())
+    }
+
+    /// What the records say of it, when all blocks are written.
+    pub(super) fn finish(self) -> Written {
+        let Block { crcs, chunks, lost } = self.whole;
+        let packing = self.form.compression.map(|how| Packing { method: how.method, chunks });
+        Written { block_crcs: crcs, packing, lost }
     }
 }
 
@@ -366,21 +453,31 @@ fn seek(file: &File, offset: u64, whence: Whence) -> Result<Option<u64>> {
     }
 }
 
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Task(pid, _) => write!(f, "task {pid}"),
+            Self::Twin(pid, _) => write!(f, "twin {pid}"),
+            Self::File(_, name) => f.write_str(name),
+        }
+    }
+}
+
 impl Source {
     fn read(&self, forced: bool, gather: &[Remote], buffer: &mut [u8]) -> Result<()> {
         match self {
-            Self::Task(pid, _) if !forced => {
+            Self::Task(pid, _) | Self::Twin(pid, _) if !forced => {
                 let n = vm::read(*pid, buffer, gather).unwrap_or(0);
                 if n == buffer.len() {
                     return Ok(());
                 }
                 let (at, _) = locate(gather, n);
-                bail!("task {pid}: cannot read memory at {at} ({n} of {} bytes)", buffer.len())
+                bail!("{self}: cannot read memory at {at} ({n} of {} bytes)", buffer.len())
             }
-            Self::Task(pid, file) => read_each(file, gather, buffer)
-                .map_err(|(at, e)| anyhow!(e).context(format!("task {pid}: read memory at {at}"))),
-            Self::File(file, name) => read_each(file, gather, buffer)
-                .map_err(|(at, e)| anyhow!(e).context(format!("{name}: read at {at}"))),
+            Self::Task(_, file) | Self::Twin(_, file) => read_each(file, gather, buffer)
+                .map_err(|(at, e)| anyhow!(e).context(format!("{self}: read memory at {at}"))),
+            Self::File(file, _) => read_each(file, gather, buffer)
+                .map_err(|(at, e)| anyhow!(e).context(format!("{self}: read at {at}"))),
         }
     }
 }
@@ -388,7 +485,7 @@ impl Source {
 impl Source {
     /// Reads page by page what is left of running tasks. What `/proc/PID/mem` does not give either is not there any more.
     fn read_rest(&self, gather: &[Remote], first: u64, buffer: &mut [u8], lost: &mut Vec<u64>) {
-        let (Self::Task(_, file) | Self::File(file, _)) = self;
+        let (Self::Task(_, file) | Self::Twin(_, file) | Self::File(file, _)) = self;
         let addresses =
             gather.iter().flat_map(|remote| (remote.start().0..).step_by(PAGE).take(remote.len() / PAGE));
         for ((number, address), page) in (first..).zip(addresses).zip(buffer.chunks_exact_mut(PAGE)) {

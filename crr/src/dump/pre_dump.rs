@@ -12,32 +12,30 @@
 //!
 //! With soft-dirty bits there is no descriptor and no keeper, and to protect is to clear the bits.
 
-use super::collect::{abi, ask, task};
 use super::freeze::{Frozen, FrozenTask};
+use super::outline::{self, Areas};
 use super::pages::{Contents, Form, Look, take_out};
 use super::{After, Origin, freeze, guard, interrupt, inventory, refuse_server, rights};
 use crate::lazy;
-use crate::proc::smaps;
 use crate::ptrace::{self, Patience, Stopped};
 use crate::refusal::Refusals;
-use crate::remote::{Arg, Cache, Call, CodeArea, Executor, Gadget, Target, is_leftover};
+use crate::remote::{Arg, Cache, Call, Executor};
 use crate::resource::pipe::Holders;
-use crate::resource::{Refuse, memory, rseq, seccomp, sharing};
+use crate::resource::{Refuse, sharing};
 use crate::stats::{self, Stage, Stats};
 use crate::store::{Compression, Destination, DirectIo, Writer};
 use crate::sys::{limits, pidfd, userfaultfd};
 use crate::track::soft_dirty::ClearRefs;
 use crate::track::{Previous, Way, instance, keeper};
 use anyhow::{Context, Result, bail};
+use images::Pid;
 use images::container::Kind;
 use images::inventory::{Instance, Inventory, PreDump, Tracking};
-use images::memory::{Backing, Memory, Run, Space, Vma};
+use images::memory::{Memory, Run, Space, Vma};
 use images::task::Tree;
-use images::{Addr, PathId, Pid, VdsoId};
 use nix::errno::Errno;
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
-use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -244,66 +242,6 @@ impl Looked {
     }
 }
 
-/// What `/proc/PID/maps` tells of a task.
-#[derive(Debug, Default)]
-struct Areas {
-    anonymous: Vec<Vma>,
-    vdso: Vec<Vma>,
-    code: Vec<CodeArea>,
-    writable: Vec<Range<u64>>,
-    /// A killed dump has left something.
-    leftover: bool,
-    /// Something that may write to memory by its pages, which nothing tells: requests of AIO, rings of io_uring, devices.
-    pins: Option<String>,
-}
-
-impl Areas {
-    fn of(deputy: Pid, text: &[u8]) -> Result<Self> {
-        const PROT_EXEC: u32 = 4;
-        let mut this = Self::default();
-        smaps::parse_maps(text, |area| -> Result<()> {
-            if area.name == b"[vsyscall]" {
-                return Ok(());
-            }
-            if is_leftover(deputy, &area) {
-                this.leftover = true;
-                return Ok(());
-            }
-            if may_pin(area.name) {
-                this.pins = Some(String::from_utf8_lossy(area.name).into_owned());
-            }
-            let backing = match area.name {
-                b"[vdso]" => Backing::Vdso(VdsoId::default()),
-                _ if memory::is_anonymous(&area) => Backing::Anonymous,
-                _ => Backing::SharedFile(PathId(0), 0),
-            };
-            let (start, end) = (Addr(area.start), Addr(area.end));
-            let vma = Vma { start, end, prot: area.prot, flags: 0, backing };
-            match backing {
-                Backing::Anonymous => this.anonymous.push(vma),
-                Backing::Vdso(_) => this.vdso.push(vma),
-                _ => {}
-            }
-            if area.prot & PROT_EXEC != 0 {
-                this.code.push(CodeArea { start, size: end.0 - start.0, key: None });
-            }
-            if !area.shared && area.prot & 3 == 3 {
-                this.writable.push(start.0..end.0);
-            }
-            Ok(())
-        })?;
-        this.code.sort_by_key(|area| area.size);
-        Ok(this)
-    }
-}
-
-/// Whether an area is that of something that may have a task's pages pinned (`FOLL_LONGTERM` and the like of mm/gup.c). What is written
-/// to them that way leaves no trace in the page tables, and it may end before the dump, which would refuse it.
-fn may_pin(name: &[u8]) -> bool {
-    let starts = |prefixes: &[&[u8]]| prefixes.iter().any(|prefix| name.starts_with(prefix));
-    starts(&[b"/[aio]", b"anon_inode:", b"/dev/"]) && !starts(&[b"/dev/zero", b"/dev/shm/"])
-}
-
 /// Looks at one stopped task after the other.
 struct Looker<'a> {
     way: Way,
@@ -364,7 +302,7 @@ impl Looker<'_> {
         let mut refusals = Refusals::default();
         let deputy = frozen.deputy();
         let refuse = &mut Refuse::new(&mut refusals, frozen.pid, &frozen.name);
-        let target = self.target(frozen, areas, refuse)?;
+        let target = outline::target(frozen, areas, &mut self.gadgets, refuse)?;
         if let Err(refused) = refusals.finish("tracking") {
             log::warn!("{refused}");
         }
@@ -381,36 +319,6 @@ impl Looker<'_> {
             log::warn!("task {} ({}) cannot be tracked: userfaultfd: {errno}", frozen.pid, frozen.name);
         }
         Ok(made.ok())
-    }
-
-    /// How to have a task make calls, and by which of its threads; `None` if it cannot now.
-    fn target(
-        &mut self,
-        frozen: &FrozenTask,
-        areas: &Areas,
-        refuse: &mut Refuse<'_>,
-    ) -> Result<Option<(Target, usize)>> {
-        let FrozenTask { pid, dir, threads, .. } = frozen;
-        let deputy = frozen.deputy();
-        let statuses = task::read_statuses(dir, threads, &mut self.buffer)?;
-        let abi = abi::dump_vdso(deputy, dir, &mut areas.vdso.clone(), &mut Vec::new(), refuse)?;
-        let (Some(abi), Some(whole)) = (abi, statuses.first()) else { return Ok(None) };
-        for thread in threads {
-            if thread.dispatch()?.is_some() {
-                refuse.because(format!("thread {}", thread.tid()), "has system call user dispatch");
-                return Ok(None);
-            }
-        }
-        let caller = ask::caller(threads, abi)?;
-        // To ask takes away what a killed dump has left, and a task that shares the memory may stand there.
-        let may_run = !areas.leftover
-            && rseq::dump(deputy, &threads[caller], refuse)?.may_run
-            && seccomp::suspend(threads, &statuses, true, refuse)?
-            && ask::can_be_asked(threads, &[])?;
-        let gadget = Gadget::find(deputy, abi, &areas.code, &mut self.gadgets).filter(|_| may_run);
-        let (ignored, caught, leftovers) = (whole.ignored, whole.caught, Vec::new());
-        Ok(gadget
-            .map(|gadget| (Target { pid: *pid, deputy, abi, gadget, ignored, caught, leftovers }, caller)))
     }
 }
 
@@ -448,30 +356,4 @@ fn make(
     let copy = copy.context("pidfd_getfd")?;
     userfaultfd::enable(copy.as_fd()).context("userfaultfd cannot track writes (needs Linux 6.7)")?;
     Ok(Ok(copy))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn areas_are_told_apart() {
-        let maps = b"08048000-08049000 r-xp 00001000 fe:00 325843                             /bin/a\n\
-            08100000-08200000 rw-p 00000000 00:00 0                                  [heap]\n\
-            f7ee9000-f7ef3000 ---p 00000000 00:00 0 \n\
-            f7f00000-f7f01000 rw-s 00000000 00:01 77                                 /dev/shm/a\n\
-            f7f04000-f7f06000 r-xp 00000000 00:00 0                                  [vdso]\n\
-            ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]\n";
-        let areas = Areas::of(1, maps).unwrap();
-        assert_eq!(
-            areas.anonymous.iter().map(|vma| vma.start.0).collect::<Vec<_>>(),
-            [0x0810_0000, 0xf7ee_9000]
-        );
-        assert_eq!((areas.vdso.len(), areas.code.len(), areas.pins), (1, 2, None));
-        assert_eq!(areas.writable[0], 0x0810_0000..0x0820_0000);
-        for name in ["/[aio] (deleted)", "anon_inode:[io_uring]", "/dev/infiniband/uverbs0"] {
-            let line = format!("f7f00000-f7f01000 rw-s 00000000 00:01 77        {name}\n");
-            assert_eq!(Areas::of(1, line.as_bytes()).unwrap().pins.as_deref(), Some(name));
-        }
-    }
 }

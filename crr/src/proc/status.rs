@@ -26,6 +26,8 @@ pub struct Status {
     pub locked_kib: u64,
     /// Resident memory in KiB.
     pub resident_kib: u64,
+    /// Private memory that differs from its files in KiB, in swap or not.
+    pub private_kib: u64,
     /// Memory nodes that it may use: bit n of word m is node 64 m + n. Empty without CONFIG_CPUSETS.
     pub memory_nodes: Vec<u64>,
     /// False after PR_SET_THP_DISABLE.
@@ -148,6 +150,10 @@ fn set_optional(status: &mut Status, key: &[u8], value: &[u8]) -> Result<(), Mal
             let kib = value.trim_ascii().strip_suffix(b" kB").and_then(decimal);
             status.resident_kib = kib.ok_or_else(|| bad("VmRSS"))?;
         }
+        b"RssAnon" | b"VmSwap" => {
+            let kib: Option<u64> = value.trim_ascii().strip_suffix(b" kB").and_then(decimal);
+            status.private_kib += kib.ok_or_else(|| bad("RssAnon"))?;
+        }
         b"Mems_allowed" => status.memory_nodes = nodes(value).ok_or_else(|| bad("Mems_allowed"))?,
         b"THP_enabled" => status.thp_enabled = Some(value == b"1"),
         b"untag_mask" => {
@@ -179,7 +185,7 @@ mod tests {
     const CAPTURED: &[u8] =
         b"Name:\ta\\\\b\\nc\nUmask:\t0022\nState:\tS (sleeping)\nTgid:\t14901\nNgid:\t0\n\
         Pid:\t14902\nPPid:\t14899\nTracerPid:\t7\nUid:\t1000\t0\t0\t1001\nGid:\t0\t0\t0\t5\nFDSize:\t256\n\
-        Groups:\t4 24 1000 \nKthread:\t0\nVmLck:\t      12 kB\nVmRSS:\t    1500 kB\nTHP_enabled:\t1\n\
+        Groups:\t4 24 1000 \nKthread:\t0\nVmLck:\t      12 kB\nVmRSS:\t    1500 kB\nRssAnon:\t     700 kB\nVmSwap:\t      20 kB\nTHP_enabled:\t1\n\
         untag_mask:\t0xffffffffffffffff\nThreads:\t1\nSigQ:\t0/96365\nSigPnd:\t0000000000000200\n\
         ShdPnd:\t0000000000000000\nSigBlk:\t0000000000010000\nSigIgn:\t0000000000000006\n\
         SigCgt:\t0000000180000002\nCapInh:\t0000000000000000\nCapPrm:\t000001fffeffffff\n\
@@ -198,6 +204,7 @@ mod tests {
         assert_eq!(status.blocked, 0x1_0000);
         assert_eq!((status.locked_kib, status.ignored, status.pending), (12, 6, 0x200));
         assert_eq!((status.resident_kib, status.memory_nodes), (1500, vec![0x10_0000_0003, 0]));
+        assert_eq!(status.private_kib, 720);
         assert_eq!(status.caught, 0x1_8000_0002);
         assert_eq!(status.caps, [0, 0x1ff_feff_ffff, 0x1ff_feff_ffff, 0x1ff_feff_ffff, 1]);
         assert!(status.no_new_privs && status.speculation_forbidden);

@@ -206,6 +206,13 @@ impl Seized {
         Self::seize_with(tid, options, "seize with seccomp suspended")
     }
 
+    /// A child that a traced thread has cloned with CLONE_PTRACE: it is traced as that one is, and stops before it runs anything
+    /// (ptrace_init_task(), include/linux/ptrace.h).
+    #[must_use]
+    pub fn cloned(tid: Pid) -> Self {
+        Self { tid }
+    }
+
     /// Its id.
     #[must_use]
     pub fn tid(&self) -> Pid {
@@ -528,6 +535,17 @@ impl Stopped {
         let more = if unfiltered { SUSPEND_SECCOMP } else { 0 };
         let options = OPTIONS | libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACEEXIT | more;
         request::set_options(self.tid, options).map_err(error(self.tid, "stop it at its end"))
+    }
+
+    /// Makes a thread that is to end stop once more at its end, by [`Stop::Event`] of PTRACE_EVENT_EXIT: it still has all its memory then,
+    /// and whatever becomes of its tracer, it goes on to end. `unfiltered` is for one of a task whose seccomp mode is suspended.
+    ///
+    /// # Errors
+    /// [`Error::Gone`].
+    pub fn hold_at_end(&self, unfiltered: bool) -> Result<(), Error> {
+        let more = if unfiltered { SUSPEND_SECCOMP } else { 0 };
+        let options = OPTIONS | libc::PTRACE_O_TRACEEXIT | more;
+        request::set_options(self.tid, options).map_err(error(self.tid, "hold it at its end"))
     }
 
     /// The program of a seccomp filter, by its place in the order of installation.

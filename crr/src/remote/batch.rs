@@ -58,7 +58,7 @@ pub struct Batch {
 }
 
 /// Bytes of all buffers of a batch at most.
-const MAX_BUFFERS: usize = 0x1_1c00;
+pub(super) const MAX_BUFFERS: usize = 0x1_1c00;
 const _: () = assert!(layout::BUFFERS + MAX_BUFFERS as u64 == layout::SIZE);
 /// Calls that every run adds at the end.
 const CLOSING: usize = 1;
@@ -120,38 +120,19 @@ impl Batch {
     /// The table for an area, `last` being the call that tells the tracer. Also returns where the stack pointer
     /// stands after that call.
     pub(super) fn table(&self, area: Addr, last: (Call, [u64; 3])) -> (Vec<u8>, Addr) {
-        let word = self.abi.word();
-        let mut out = Vec::with_capacity((self.calls.len() + 2) * 64);
-        for (call, args) in &self.calls {
-            self.entry(&mut out, *call, args.map(|arg| self.value(area, arg)));
-        }
-        let [a, b, c] = last.1;
-        self.entry(&mut out, last.0, [a, b, c, 0, 0, 0]);
-        let done = area.offset(layout::TABLE + out.len() as u64 - word);
-        self.word(&mut out, END);
-        (out, done)
-    }
-
-    fn value(&self, area: Addr, arg: Arg) -> u64 {
-        match arg {
+        let value = |arg| match arg {
             Arg::Value(value) => value,
             Arg::Out(buffer) => buffer.place(area).0,
+        };
+        let mut out = Vec::with_capacity((self.calls.len() + 2) * 64);
+        for &(call, args) in &self.calls {
+            entry(self.abi, &mut out, call, args.map(value));
         }
-    }
-
-    fn entry(&self, out: &mut Vec<u8>, call: Call, args: [u64; 6]) {
-        self.word(out, call.number(self.abi));
-        for arg in args {
-            self.word(out, arg);
-        }
-        self.word(out, 0);
-    }
-
-    fn word(&self, out: &mut Vec<u8>, value: u64) {
-        match self.abi {
-            Abi::X86_64 => out.extend(value.to_le_bytes()),
-            Abi::Ia32 => out.extend(low_half(value).to_le_bytes()),
-        }
+        let [a, b, c] = last.1;
+        entry(self.abi, &mut out, last.0, [a, b, c, 0, 0, 0]);
+        let done = area.offset(layout::TABLE + out.len() as u64 - self.abi.word());
+        word(self.abi, &mut out, END);
+        (out, done)
     }
 
     /// The calls one by one.
@@ -169,6 +150,23 @@ impl Batch {
     pub(super) fn answer_sizes(&self) -> (usize, usize) {
         let entry = usize::try_from(self.abi.word() * ENTRY_WORDS).unwrap_or(0);
         (self.calls.len() * entry, self.buffers.len())
+    }
+}
+
+/// Adds a call to a table.
+pub(super) fn entry(abi: Abi, out: &mut Vec<u8>, call: Call, args: [u64; 6]) {
+    word(abi, out, call.number(abi));
+    for arg in args {
+        word(abi, out, arg);
+    }
+    word(abi, out, 0);
+}
+
+/// Adds a word to a table.
+pub(super) fn word(abi: Abi, out: &mut Vec<u8>, value: u64) {
+    match abi {
+        Abi::X86_64 => out.extend(value.to_le_bytes()),
+        Abi::Ia32 => out.extend(low_half(value).to_le_bytes()),
     }
 }
 

@@ -47,6 +47,16 @@ calls! {
     Socket = 41, 359;
     /// sendmsg.
     Sendmsg = 46, 370;
+    /// clone; the order of its last two arguments, 0 here, is that of the ABI.
+    Clone = 56, 120;
+    /// exit.
+    Exit = 60, 1;
+    /// wait4.
+    Wait4 = 61, 114;
+    /// chdir.
+    Chdir = 80, 12;
+    /// setsid.
+    Setsid = 112, 66;
     /// getitimer.
     Getitimer = 36, 105;
     /// sigaltstack.
@@ -87,6 +97,8 @@ calls! {
     Kcmp = 312, 349;
     /// get_mempolicy.
     GetMempolicy = 239, 275;
+    /// close_range.
+    CloseRange = 436, 436;
     /// pkey_mprotect.
     PkeyMprotect = 329, 380;
 }

@@ -20,6 +20,7 @@ mod restart;
 mod single;
 #[cfg(test)]
 mod tests;
+mod twin;
 
 pub use batch::{Arg, Batch, Buffer, Handle, Reply};
 pub use calls::Call;
@@ -29,6 +30,7 @@ pub use leftover::{in_leftover, is_leftover};
 pub(crate) use restart::{SLEEPS_32, SLEEPS_64};
 pub use restart::{in_restart_block, number_in_code};
 pub use single::NoRoom;
+pub use twin::{TWIN, Twin};
 
 use crate::fault::{self, Point};
 use crate::ptrace::regs::{self, Field};
@@ -171,6 +173,13 @@ impl Executor {
                 Err(errno).context("write code to the task")
             }
         }
+    }
+
+    /// One that makes calls by [`Executor::call_at_gadget`] alone, and has no area.
+    #[must_use]
+    pub fn without_area(target: Target) -> Self {
+        let way = Way::Single { memory: Vec::new(), fresh: Err(Errno::ENOMEM) };
+        Self { target, way, stop_came: Cell::new(false), adrift: Cell::new(false) }
     }
 
     /// Maps an area of the executor's size.

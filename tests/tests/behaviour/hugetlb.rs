@@ -50,6 +50,7 @@ fn survives(dir: &std::path::Path, abi: Abi, case: &'static str, huge_pages: &Ov
     Workload::new("hugetlb", case).start(&dir.join("control"), abi)?.verify()?;
     let mut running = Workload::new("hugetlb", case).start(&dir.join("running"), abi)?;
     running.dump(&["--leave-running"])?.success()?;
+    running.dump(&["--leave-running", "--snapshot", "--fault", "twins-always"])?.success()?;
     running.verify()?;
     let mut running = Workload::new("hugetlb", case).start(&dir.join("restored"), abi)?;
     let before = running.snapshot()?;

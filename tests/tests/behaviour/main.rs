@@ -49,6 +49,7 @@ mod room;
 mod rounds;
 mod seccomp;
 mod signals;
+mod snapshots;
 mod stops;
 mod streams;
 mod syscalls;

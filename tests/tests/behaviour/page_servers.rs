@@ -133,8 +133,12 @@ fn one_directory_for_both() {
     isolated_for_both(&here!(), |dir, abi| {
         let mut running = Workload::new("memory", "anonymous").start(dir, abi)?;
         let before = running.snapshot()?;
+        let elsewhere = dir.join("elsewhere");
+        let address = server(&elsewhere)?;
+        let snapshot = ["-R", "--snapshot", "--fault", "twins-always", "--page-server", &address];
+        running.dump(&snapshot)?.success()?;
+        fetch(&elsewhere, running.images())?;
         // The directory has a checkpoint already.
-        running.dump(&["-R"])?.success()?;
         let address = server(&running.images())?;
         let (images, root) = (running.images().display().to_string(), running.root.to_string());
         let (host, port) = address.rsplit_once(':').context("an address")?;

@@ -2,9 +2,12 @@
 
 use super::task::stands_in;
 use crate::dump::guard::Unguarded;
+use crate::dump::twins::wait_args;
 use crate::proc::Dir;
 use crate::ptrace::{Patience, Stopped, regs};
-use crate::remote::{Cache, Executor, Gadget, NoRoom, Target, finds_back, in_restart_block};
+use crate::remote::{
+    Arg, Batch, Cache, Call, Executor, Gadget, NoRoom, Target, finds_back, in_restart_block,
+};
 use crate::resource::file::copies::{self, Copies};
 use crate::resource::landlock::Bystanders;
 use crate::resource::ldt::AskLdt;
@@ -58,6 +61,8 @@ pub(super) struct Facts<'a> {
     pub(super) rseq_untold: bool,
     /// It has to send its open files.
     pub(super) sends_files: bool,
+    /// Twins that killed dumps have left it.
+    pub(super) dead_twins: &'a [Pid],
 }
 
 /// What a task tells of its memory.
@@ -94,6 +99,7 @@ pub(super) fn ask(
         watched,
         rseq_untold,
         sends_files,
+        dead_twins,
     } = facts;
     let caller = match find_caller(threads, target.abi)? {
         Caller::Safe(index) => index,
@@ -113,6 +119,13 @@ pub(super) fn ask(
     let pid = target.deputy;
     let executor = Executor::open(target, &mut threads[caller], memory, patience)?;
     let asked = (|| -> Result<Told> {
+        for twins in dead_twins.chunks(Batch::ROOM) {
+            let mut batch = executor.batch(&threads[caller])?;
+            for &twin in twins {
+                batch.call(Call::Wait4, &wait_args(twin).map(Arg::Value));
+            }
+            executor.run(&mut threads[caller], &batch, patience)?;
+        }
         let mut copies = None;
         if sends_files {
             let numbers = dir.numbers::<u32>("fd").context("list fds")?;

@@ -11,8 +11,8 @@ use super::freeze::{DeadTask, Frozen, FrozenTask};
 use super::guard::Unguarded;
 use super::known::{Known, Mates};
 use super::pages::{Contents, Look};
-use super::room;
 use super::{After, Base, Options};
+use super::{room, twins};
 use crate::kernel;
 use crate::parallel;
 use crate::proc::{Dir, has_ended, living_thread, stat, status};
@@ -35,13 +35,14 @@ use crate::store::Destination;
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result, bail};
 use images::file::Files;
-use images::memory::{BLOCK_PAGES, Memory, Space, Vdso};
+use images::memory::{BLOCK_PAGES, Memory, Space, Vdso, Vma};
 use images::sharing::Shares;
 use images::task::{Task, Tree, Zombie};
 use images::{Abi, Pid};
 use nix::sys::stat::SFlag;
 use shared::plan::family::{self, Kind};
 use shared::plan::tree::Place;
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fs::File;
 use task::collect_task;
@@ -98,6 +99,8 @@ struct Tables {
     send_files: bool,
     /// The dump is refused for a thread that did not stop: this is to find what else is in the way.
     late: bool,
+    /// Tasks are to be asked again, to make twins.
+    snapshot: bool,
     /// Somebody who runs may have memory or files in common with a task; the dump is refused for that, or for something else.
     watched: bool,
     waits: sysv::objects::Waits,
@@ -132,6 +135,7 @@ pub(super) fn collect(
         guarded: frozen.guarded,
         send_files: !kernel::has_pidfd_getfd(),
         late: frozen.late,
+        snapshot: options.snapshot,
         watched: true,
         waits: sysv::objects::Waits::default(),
         undo: undo::Lists::default(),
@@ -139,6 +143,7 @@ pub(super) fn collect(
         mates: Mates::default(),
         buffer: Vec::new(),
     };
+    frozen.set_twins_apart()?;
     let mut task_stats = Vec::with_capacity(frozen.tasks.len());
     for task in &frozen.tasks {
         task_stats.push(
@@ -221,7 +226,12 @@ pub(super) fn collect(
     tables.paths.deleted().refuse_outsiders(&pids, &mut refusals)?;
     refusals.finish("dump")?;
     stats::enter(Stage::FindPages);
-    let (memory, mut contents) = find_contents(frozen, &tasks, spaces, tables.backings, tables.vdsos, &base)?;
+    // Private memory comes last: of a snapshot, all else is copied while the tree stands still.
+    let mut contents = Contents::beyond(base.first_page);
+    let mut shared = Vec::with_capacity(tables.backings.shared.len());
+    for object in tables.backings.shared {
+        shared.push(contents.add_shared(object).context("look for pages of shared memory")?);
+    }
     let (mut paths, deleted, helpers) = tables.paths.into_list()?;
     for deleted::Found { path, file, .. } in deleted {
         let record = &mut paths[path.0 as usize];
@@ -231,7 +241,7 @@ pub(super) fn collect(
                 contents.add_file(file, name()).with_context(|| format!("{}: look for contents", name()))?;
         }
     }
-    for (path, place) in program::of_tree(&tasks, &memory.spaces) {
+    for (path, place) in program::of_tree(&tasks, &spaces) {
         let record = &mut paths[path.0 as usize];
         if !program::is_named(record) {
             continue;
@@ -248,8 +258,22 @@ pub(super) fn collect(
             record.embedded = Some(copy);
         }
     }
+    let found = find_private(frozen, &tasks, &mut spaces, &base, Some(Frames::default()), &mut contents)?;
+    if !found {
+        log::warn!("the kernel moved pages that tasks share: what they share is not kept");
+        find_private(frozen, &tasks, &mut spaces, &base, None, &mut contents)?;
+    }
     stats::enter(Stage::Relations);
-    let memory = Memory { page_count: contents.page_count(), ..memory };
+    let memory = Memory {
+        spaces,
+        shared,
+        vdsos: tables.vdsos,
+        first_page: base.first_page,
+        page_count: contents.page_count(),
+        block_pages: BLOCK_PAGES,
+        block_crcs: Vec::new(),
+        packing: None,
+    };
     let tree = Tree { tasks, shell_job, zombies, filters: tables.filters.into_filters(), ipc };
     room::check(&tree, &memory.spaces, &memory.shared)?;
     // Only now, when nothing else is in the way: it touches them.
@@ -328,66 +352,85 @@ fn look_at_zombies(
     Ok(zombies)
 }
 
-/// Finds all page contents that have to be stored, and gives each its place in the page file.
-fn find_contents(
-    frozen: &Frozen,
-    tasks: &[Task],
-    mut spaces: Vec<Space>,
-    backings: memory::Backings,
-    vdsos: Vec<Vdso>,
-    base: &Base,
-) -> Result<(Memory, Contents)> {
-    let mut contents = find_private(frozen, tasks, &mut spaces, base, Some(Frames::default()))?;
-    if contents.is_none() {
-        log::warn!("the kernel moved pages that tasks share: what they share is not kept");
-        contents = find_private(frozen, tasks, &mut spaces, base, None)?;
-    }
-    let mut contents = contents.context("pages were not found")?;
-    let mut shared = Vec::with_capacity(backings.shared.len());
-    for object in backings.shared {
-        shared.push(contents.add_shared(object).context("look for pages of shared memory")?);
-    }
-    let page_count = contents.page_count();
-    let memory = Memory {
-        spaces,
-        shared,
-        vdsos,
-        first_page: base.first_page,
-        page_count,
-        block_pages: BLOCK_PAGES,
-        block_crcs: Vec::new(),
-        packing: None,
-    };
-    Ok((memory, contents))
-}
-
-/// The contents of private memory. With `frames`, each page that several tasks share once; nothing if the kernel moved such
-/// pages meanwhile.
+/// The contents of private memory, each with its place in the page file. With `frames`, each page that several tasks share once; false, and nothing is found,
+/// if the kernel moved such pages meanwhile.
 fn find_private(
     frozen: &Frozen,
     tasks: &[Task],
     spaces: &mut [Space],
     base: &Base,
     mut frames: Option<Frames>,
-) -> Result<Option<Contents>> {
-    let mut contents = Contents::beyond(base.first_page);
+    contents: &mut Contents,
+) -> Result<bool> {
+    let before = contents.mark();
     // Exec leaves nothing that could be shared with a task of another ABI.
     let owners = |abi| tasks.iter().filter(|task| task.abi == abi && task.shares.memory.is_none()).count();
     let related = [Abi::X86_64, Abi::Ia32].into_iter().filter(|&abi| owners(abi) > 1).collect::<Vec<_>>();
-    let occupied = frozen.tasks.iter().zip(tasks).zip(spaces).filter(|(_, space)| !space.vmas.is_empty());
-    for ((task, record), space) in occupied {
-        let pagemap = File::from(task.dir.open("pagemap").context("open pagemap")?);
-        let memory = File::from(task.dir.open("mem").context("open mem")?);
-        let source = contents.add_task(task.deputy(), memory);
-        let mut frames = frames.as_mut().filter(|_| related.contains(&record.abi));
-        if let Some(frames) = &mut frames {
-            frames.add_task(pagemap.try_clone().context("duplicate pagemap")?);
+    for phase in [Phase::Frozen, Phase::Snapshot] {
+        let occupied = frozen.tasks.iter().zip(tasks).zip(&mut *spaces);
+        for ((task, record), space) in occupied {
+            let groups = phase.areas(task, &space.vmas);
+            if groups.is_empty() {
+                continue;
+            }
+            let pagemap = File::from(task.dir.open("pagemap").context("open pagemap")?);
+            let memory = File::from(task.dir.open("mem").context("open mem")?);
+            let source = match phase {
+                Phase::Frozen => contents.add_task(task.deputy(), memory),
+                Phase::Snapshot => contents.add_twinned(task.pid, task.deputy(), memory),
+            };
+            let mut frames = frames.as_mut().filter(|_| related.contains(&record.abi));
+            if let Some(frames) = &mut frames {
+                frames.add_task(pagemap.try_clone().context("duplicate pagemap")?);
+            }
+            for areas in groups {
+                let (look, kept) = (Look::Only(&pagemap), base.kept(task.pid));
+                let (runs, guards) = contents
+                    .find_private(source, look, &areas, kept, frames.as_deref_mut())
+                    .with_context(|| format!("task {}: look for pages", task.pid))?;
+                space.runs.extend(runs);
+                space.guards.extend(guards);
+            }
+            space.runs.sort_unstable_by_key(|run| run.start);
+            space.guards.sort_unstable_by_key(|guard| guard.start);
         }
-        (space.runs, space.guards) = contents
-            .find_private(source, Look::Only(&pagemap), &space.vmas, base.kept(task.pid), frames)
-            .with_context(|| format!("task {}: look for pages", task.pid))?;
     }
     let confirmed =
         frames.map_or(Ok(true), |frames| frames.confirm()).context("look at shared pages again")?;
-    Ok(confirmed.then_some(contents))
+    if !confirmed {
+        contents.rewind(before);
+        for space in spaces {
+            space.runs.clear();
+            space.guards.clear();
+        }
+    }
+    Ok(confirmed)
+}
+
+/// When contents are copied; those that come first come first in the page file.
+#[derive(Clone, Copy)]
+enum Phase {
+    /// While the tree stands still.
+    Frozen,
+    /// When it runs on, from a twin if the task can make one.
+    Snapshot,
+}
+
+impl Phase {
+    /// The areas of a task whose contents are copied then, as they are looked at together.
+    fn areas<'a>(self, task: &FrozenTask, areas: &'a [Vma]) -> Vec<Cow<'a, [Vma]>> {
+        let is_empty = areas.is_empty();
+        match (self, task.target.is_some()) {
+            _ if is_empty => Vec::new(),
+            (Self::Frozen, false) => vec![Cow::Borrowed(areas)],
+            (Self::Snapshot, false) => Vec::new(),
+            // Few, and far between.
+            (Self::Frozen, true) => {
+                areas.chunks(1).filter(|area| !twins::has_contents(&area[0])).map(Cow::Borrowed).collect()
+            }
+            (Self::Snapshot, true) => {
+                vec![areas.iter().filter(|area| twins::has_contents(area)).cloned().collect()]
+            }
+        }
+    }
 }

@@ -6,6 +6,8 @@ use super::ask::{Facts, ask, can_be_asked, find_gadget};
 use crate::dump::freeze::FrozenTask;
 use crate::dump::guard::Unguarded;
 use crate::dump::known::Known;
+use crate::dump::twins::WORTH_A_TWIN_KIB;
+use crate::fault::{self, Point};
 use crate::proc::{Dir, stat, status};
 use crate::ptrace::{Patience, Stopped, regs};
 use crate::refusal::Refusals;
@@ -35,7 +37,7 @@ pub(super) fn collect_task(
 ) -> Result<Option<(Task, Space)>> {
     let shares = known.shares;
     let (deputy, leader_ended) = (task.deputy(), task.leader_ended());
-    let FrozenTask { pid, name, dir, threads, stopped_by, waits } = task;
+    let FrozenTask { pid, name, dir, threads, stopped_by, waits, target: ask_again, dead_twins } = task;
     let (pid, dir) = (*pid, &*dir);
     // Who sends its files counts on a number that is free. Somebody who is refused, or does not stop, may have the same table.
     let nothing_in_the_way = refusals.is_empty() && !tables.late;
@@ -130,6 +132,10 @@ pub(super) fn collect_task(
         let gadget = find_gadget(deputy, abi, &vmas, &mut tables.gadgets)?;
         let (ignored, caught) = (whole.ignored, whole.caught);
         let target = Target { pid, deputy, abi, gadget, ignored, caught, leftovers };
+        let is_worth_it = whole.private_kib >= WORTH_A_TWIN_KIB || fault::is_set(Point::TwinsAlways);
+        if tables.snapshot && shares.memory.is_none() && is_worth_it {
+            *ask_again = Some(Target { leftovers: Vec::new(), ..target.clone() });
+        }
         let resident_kib = whole.resident_kib;
         let (guarded, late, watched) = (tables.guarded, tables.late, tables.watched);
         let (bystanders, semaphores) = (&mut tables.ready.bystanders, &mut tables.ready.semaphores);
@@ -145,6 +151,7 @@ pub(super) fn collect_task(
             watched,
             rseq_untold,
             sends_files,
+            dead_twins,
         };
         dispatch::suspend(threads, &record.threads, tables.guarded)?;
         let told = ask(target, threads, &mut record, facts, refuse, patience);

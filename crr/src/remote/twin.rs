@@ -1,0 +1,157 @@
+//! A twin of a task: a child that has its private memory as it was at one moment, and runs none of its code.
+//!
+//! The task clones it in a batch. The stack that it is given is a list of calls of its own, which the same code walks as any other; the last of them is
+//! exit(2), and there its tracer holds it, before it has given anything up. So nobody is needed to end it: if crr is killed at any moment, it comes to its
+//! end by itself.
+//!
+//! It keeps nothing of its maker but memory and credentials. Of descriptors it has no copies: it shares the table until it leaves it, so no file is told of
+//! another one who closes it. Its working directory is the root, and it is alone in its session, so that what is sent to the group of its maker is not for it. What is
+//! shared memory to its maker it unmaps. The kernel gives no child timers, pending signals, robust lists, contexts of asynchronous I/O, locks of memory or of files.
+//! It tells its end by no signal, so its maker does not see it by wait(2) unless it asks for such children (`__WALL`, `__WCLONE`).
+
+use super::batch::{MAX_BUFFERS, decode_result, entry, word};
+use super::calls::Call;
+use super::code::ENTRY_WORDS;
+use super::{Arg, Executor};
+use crate::fault::{self, Point};
+use crate::ptrace::{Error, Patience, Seized, Stop, Stopped, Waited};
+use crate::sys::vm;
+use anyhow::{Context, Result, bail};
+use images::{Abi, Addr, Pid};
+use nix::errno::Errno;
+use std::ffi::CStr;
+use std::ops::Range;
+
+/// Bytes of buffers for the strings that its calls take.
+const STRINGS: usize = 64;
+
+/// What a twin is called from its first call on.
+pub const TWIN: &CStr = c"crr-twin";
+
+/// A twin that was cloned, and is not held yet.
+#[derive(Debug)]
+pub struct Twin {
+    pid: Pid,
+    /// Its filters of seccomp have no effect, as those of its maker.
+    unfiltered: bool,
+    abi: Abi,
+    /// Where its list is, and how many calls that has but for the last.
+    list: Addr,
+    calls: usize,
+}
+
+impl Executor {
+    /// Has `thread` clone its task. `shed` are areas that the twin does without; `unfiltered` says that seccomp is suspended. What has been written to the
+    /// area of this executor belongs to the twin from then on, until it is held: nothing else may be run.
+    ///
+    /// Returns the error of the clone, or of what else it would take.
+    ///
+    /// # Errors
+    /// When a thread dies.
+    pub fn clone_twin(
+        &self,
+        thread: &mut Stopped,
+        shed: &[Range<u64>],
+        unfiltered: bool,
+        patience: &Patience,
+    ) -> Result<nix::Result<Twin>> {
+        const FLAGS: i32 = libc::CLONE_PTRACE | libc::CLONE_FILES;
+        let mut batch = self.batch(thread)?;
+        let abi = batch.abi();
+        let (name, root) = (batch.data(TWIN.to_bytes_with_nul()), batch.data(c"/".to_bytes_with_nul()));
+        let (Some(name), Some(root)) = (self.place(name), self.place(root)) else {
+            return Ok(Err(Errno::ENOMEM));
+        };
+        let calls = calls(name, root, shed);
+        let list = list(abi, &calls);
+        if list.len() > MAX_BUFFERS - STRINGS {
+            return Ok(Err(Errno::E2BIG));
+        }
+        let list = batch.data(&list);
+        let cloned = batch.call(Call::Clone, &[Arg::Value(u64::from(FLAGS.cast_unsigned())), Arg::Out(list)]);
+        if let Err(errno) = fault::point(Point::CloneTwin) {
+            return Ok(Err(errno));
+        }
+        let pid = match self.run(thread, &batch, patience)?.result(cloned) {
+            Ok(pid) => Pid::try_from(pid).context("the pid of a twin")?,
+            Err(errno) => return Ok(Err(errno)),
+        };
+        fault::point(Point::KilledCloning)?;
+        let list = self.place(list).context("the list of a twin")?;
+        Ok(Ok(Twin { pid, unfiltered, abi, list, calls: calls.len() }))
+    }
+}
+
+impl Twin {
+    /// Its pid.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Sends it to its end.
+    ///
+    /// # Errors
+    /// When it dies.
+    pub fn start(&self, patience: &Patience) -> Result<(), Error> {
+        let twin = Seized::cloned(self.pid).wait_stop(&patience.uninterrupted())?;
+        twin.hold_at_end(self.unfiltered)?;
+        twin.cont(0).map(drop)
+    }
+
+    /// Waits until it is held at its end, with its memory.
+    ///
+    /// # Errors
+    /// When it dies.
+    pub fn hold(&self, patience: &Patience) -> Result<Stopped> {
+        match Seized::cloned(self.pid).wait(&patience.uninterrupted())? {
+            Waited::Stopped(held) if held.stop() == Stop::Event(libc::PTRACE_EVENT_EXIT) => Ok(held),
+            other => bail!("{other:?} on its way to its end"),
+        }
+    }
+
+    /// Whether it has done all that it is to do, when it is held. Otherwise it is of no use.
+    ///
+    /// # Errors
+    /// When it dies.
+    pub fn outcome(&self) -> Result<nix::Result<()>> {
+        let Self { pid, abi, list, calls, .. } = *self;
+        let words = ENTRY_WORDS * abi.word();
+        let mut table = vec![0u8; usize::try_from(words)? * calls];
+        vm::read_exact(pid, list.offset(abi.word()), &mut table).context("read the answers of a twin")?;
+        let result = |entry: &[u8]| -> nix::Result<u64> {
+            let mut value = [0u8; 8];
+            let last = &entry[entry.len() - usize::try_from(abi.word()).unwrap_or(8)..];
+            value[..last.len()].copy_from_slice(last);
+            decode_result(abi, u64::from_le_bytes(value))
+        };
+        Ok(table.chunks_exact(usize::try_from(words)?).try_for_each(|entry| result(entry).map(drop)))
+    }
+}
+
+/// What a twin does first of all.
+fn calls(name: Addr, root: Addr, shed: &[Range<u64>]) -> Vec<(Call, [u64; 6])> {
+    const PR_SET_NAME: u64 = 15;
+    const ALL: u64 = u32::MAX as u64;
+    // With this flag, close_range(2) makes a table without what is to be closed, and leaves the shared one as it is.
+    const UNSHARE: u64 = 2;
+    let mut calls = vec![
+        (Call::Prctl, [PR_SET_NAME, name.0, 0, 0, 0, 0]),
+        (Call::CloseRange, [0, ALL, UNSHARE, 0, 0, 0]),
+        (Call::Setsid, [0; 6]),
+        (Call::Chdir, [root.0, 0, 0, 0, 0, 0]),
+    ];
+    calls.extend(shed.iter().map(|area| (Call::Munmap, [area.start, area.end - area.start, 0, 0, 0, 0])));
+    calls
+}
+
+/// The stack that a twin begins on: where the result of clone goes, its calls, and its end.
+fn list(abi: Abi, calls: &[(Call, [u64; 6])]) -> Vec<u8> {
+    let mut out = Vec::new();
+    word(abi, &mut out, 0);
+    for &(call, args) in calls {
+        entry(abi, &mut out, call, args);
+    }
+    entry(abi, &mut out, Call::Exit, [0; 6]);
+    out
+}
