@@ -54,8 +54,14 @@ ROWS = {
     "fds-1000/ia32": ("load32", "fds", 1000),
     "fds-1000/x86_64": ("load64", "fds", 1000),
     "fds-10000/x86_64": ("load64", "fds", 10000),
+    "connections-64/ia32": ("load32", "connections", 64),
+    "connections-64/x86_64": ("load64", "connections", 64),
     "connections-5000/ia32": ("load32", "connections", 5000),
     "connections-5000/x86_64": ("load64", "connections", 5000),
+    "served-64/ia32": ("load32", "served", 64),
+    "served-64/x86_64": ("load64", "served", 64),
+    "served-5000/ia32": ("load32", "served", 5000),
+    "served-5000/x86_64": ("load64", "served", 5000),
     "vmas-10000/ia32": ("load32", "vmas", 10000),
     "vmas-10000/x86_64": ("load64", "vmas", 10000),
 }
@@ -71,8 +77,13 @@ SCALES = {
 MEMORY = ("memory", "sparse", "eight")
 MEASURES = ["dump", "restore", "frozen", "dump-peak", "restore-peak", "images"]
 PATIENCE = 120
-# What crr may take of the peer's time.
+# The kinds of load that are connections, within the tree or to a client elsewhere.
+CONNECTED = ("connections", "served")
+# What crr may take of the peer's time; of connections, by the command.
 BAR = 0.5
+CONNECTED_BAR = 0.1
+# Milliseconds that CRIU 4.2 took, without nftables: one that knows nothing newer than Linux 6.15 can dump no internet sockets from 6.16 on.
+RECORDED = {"connections-64": {"dump": 434, "restore": 2200}, "served-64": {"dump": 434, "restore": 2200}}
 
 
 class Failed(Exception):
@@ -109,6 +120,8 @@ class Load:
         # Once restored it is no child that subprocess knows of: reap() takes care of it.
         child.returncode = 0
         until("the load to be ready", lambda: self.word(READY) or self.check_alive())
+        # Who is connected to it from elsewhere.
+        self.clients = others() - {self.pid} if kind == "served" else set()
 
     def word(self, index, value=None):
         if value is not None:
@@ -143,15 +156,18 @@ class Load:
 
     def end(self):
         self.page.close()
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                os.kill(int(entry.name), signal.SIGKILL)
+        for pid in others():
+            os.kill(pid, signal.SIGKILL)
         alone()
         shutil.rmtree(self.dir)
 
 
-def alone():
-    """Reaps until no process of the namespace is left but this one."""
+def others():
+    return {int(e.name) for e in Path("/proc").iterdir() if e.name.isdigit()} - {os.getpid()}
+
+
+def alone(but=frozenset()):
+    """Reaps until no process of the namespace is left but this one, and those."""
 
     def nobody():
         try:
@@ -159,7 +175,7 @@ def alone():
                 pass
         except ChildProcessError:
             pass
-        return not [e for e in Path("/proc").iterdir() if e.name.isdigit() and int(e.name) != os.getpid()]
+        return others() <= but
 
     until("all processes to be gone", nobody)
 
@@ -187,7 +203,7 @@ def one_round(work, row, name, tool):
     said = {command: ["--stats", file] for command, file in stats.items()}
     try:
         measured = {}
-        options = ["--tcp-established"] if ROWS[row][1] == "connections" else []
+        options = ["--tcp-established"] if ROWS[row][1] in CONNECTED else []
         dump = [tool, "dump", "-t", str(load.pid), "-D", images, *options]
         load.beats(10)
         images.mkdir()
@@ -197,7 +213,7 @@ def one_round(work, row, name, tool):
         shutil.rmtree(images)
         images.mkdir()
         measured["dump"], measured["dump-peak"] = run(work, [*dump, *said.get("dump", [])])
-        alone()
+        alone(but=load.clients)
         sizes = [f.stat().st_size for f in images.rglob("*") if f.is_file() and f.suffix != ".log"]
         measured["images"] = sum(sizes) / 2**20
         restore = [tool, "restore", "-D", images, "-d", *options, *said.get("restore", [])]
@@ -275,6 +291,10 @@ def scaling(args):
             print(f"{row:22}{spelled}{max(median['dump-peak'], median['restore-peak']):12.1f}", flush=True)
 
 
+def bar(row, measure):
+    return CONNECTED_BAR if ROWS[row][1] in CONNECTED and measure != "frozen" else BAR
+
+
 def ratio(medians, measure):
     ours, theirs = (medians.get(name, {}).get(measure) for name in ("crr", "criu"))
     return ours / theirs if ours and theirs else 0
@@ -289,7 +309,7 @@ def arguments():
     parser.add_argument("--scaling", action="store_true",
                         help="only crr, with more and more of one thing: " + ", ".join(f"{unit}s" for unit in SCALES))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round to FILE")
-    parser.add_argument("--bar", action="store_true", help=f"fail if crr takes more than {BAR} of the peer's time in dump, restore or frozen")
+    parser.add_argument("--bar", action="store_true", help=f"fail if crr takes more than {BAR} ({CONNECTED_BAR} of connections) of the peer's time in dump, restore or frozen")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--crr", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
@@ -330,17 +350,21 @@ def main():
             name: {} if name in broken else {m: statistics.median(r[m] for r in list_) for m in MEASURES}
             for name, list_ in seen.items()
         }
+        recorded = RECORDED.get(row.split("/")[0])
+        if "criu" in broken and recorded:
+            print(f"{row}: compared with what was recorded of the peer")
+            medians["criu"] = recorded
         show(row, medians, {measure: statistics.median(c[measure] for c in copies) for measure in copies[0]})
         failed += [row] if "crr" in broken else []
-        missed = [m for m in ("dump", "restore", "frozen") if ratio(medians, m) > BAR]
-        slower += [f"{row} {measure} ({ratio(medians, measure):.2f})" for measure in missed]
+        missed = [m for m in ("dump", "restore", "frozen") if ratio(medians, m) > bar(row, m)]
+        slower += [f"{row} {measure} ({ratio(medians, measure):.2f} of {bar(row, measure)})" for measure in missed]
         for command in dict.fromkeys("dump" if measure == "frozen" else measure for measure in missed):
             middle = sorted(seen["crr"], key=lambda one: one[command])[len(seen["crr"]) // 2]
             print(f"{'':20} {command} spent: {spell(middle[f'{command}-stages'], middle[command])}", flush=True)
     if args.json:
         args.json.write_text(json.dumps(rounds, indent=1))
     if slower:
-        print(f"more than {BAR} of the peer's time: " + ", ".join(slower))
+        print("more of the peer's time than may be: " + ", ".join(slower))
     if failed:
         sys.exit("failed: " + ", ".join(failed))
     sys.exit(1 if args.bar and slower else 0)

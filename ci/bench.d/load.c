@@ -13,6 +13,7 @@
  *   ten-tables N  N descriptors as above, in ten tasks that have their own
  *   vmas N     N areas of one page each
  *   connections N  N TCP connections within itself, each with something on its way
+ *   served N   N TCP connections to a task of its own that is no child of it
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -25,11 +26,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -250,17 +253,26 @@ static void make_own_fds(void)
 static void make_ten_tables(void) { make_family(10, make_own_fds, check_fds); }
 static int check_ten_tables(void) { return check_family(check_fds); }
 
-static void make_connections(void)
+/* A socket that listens, where, and descriptors for as many connections as can be had. */
+static int listen_for_many(struct sockaddr_in *address)
 {
-	struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
-	socklen_t length = sizeof address;
+	*address = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr = {htonl(INADDR_LOOPBACK)}};
+	socklen_t length = sizeof *address;
 	struct rlimit limit;
 	need(getrlimit(RLIMIT_NOFILE, &limit) == 0, "getrlimit");
 	limit.rlim_cur = limit.rlim_max;
 	need(setrlimit(RLIMIT_NOFILE, &limit) == 0, "setrlimit");
 	int listener = socket(AF_INET, SOCK_STREAM, 0);
-	need(bind(listener, (void *)&address, length) == 0 && listen(listener, 10) == 0, "listen");
-	need(getsockname(listener, (void *)&address, &length) == 0, "getsockname");
+	need(bind(listener, (void *)address, length) == 0 && listen(listener, 4096) == 0, "listen");
+	need(getsockname(listener, (void *)address, &length) == 0, "getsockname");
+	return listener;
+}
+
+static void make_connections(void)
+{
+	struct sockaddr_in address;
+	socklen_t length = sizeof address;
+	int listener = listen_for_many(&address);
 	fds = calloc((size_t)count * 2, sizeof *fds);
 	for (long i = 0; i < count; i++) {
 		int *ends = fds + 2 * i;
@@ -278,6 +290,55 @@ static int check_connections(void)
 		if (read(ends[1 - i % 2], &heard, sizeof heard) != sizeof heard || heard != i)
 			return 0;
 		if (write(ends[i % 2], &i, sizeof i) != sizeof i)
+			return 0;
+	}
+	return 1;
+}
+
+/* Sends back what comes, over as many connections as there are to be. */
+static void echo(const struct sockaddr_in *address)
+{
+	struct epoll_event event = {.events = EPOLLIN};
+	int epoll = epoll_create1(0);
+	char bytes[64];
+	for (long i = 0; i < count; i++) {
+		event.data.fd = socket(AF_INET, SOCK_STREAM, 0);
+		need(connect(event.data.fd, (const void *)address, sizeof *address) == 0, "connect");
+		need(epoll_ctl(epoll, EPOLL_CTL_ADD, event.data.fd, &event) == 0, "epoll_ctl");
+	}
+	for (;;) {
+		need(epoll_wait(epoll, &event, 1, -1) == 1, "epoll_wait");
+		ssize_t got = read(event.data.fd, bytes, sizeof bytes);
+		need(got > 0 && write(event.data.fd, bytes, (size_t)got) == got, "the server");
+	}
+}
+static void make_served(void)
+{
+	struct sockaddr_in address;
+	int listener = listen_for_many(&address), status;
+	pid_t child = fork();
+	if (child == 0) {
+		close(listener);
+		setsid();
+		if (fork() == 0)
+			echo(&address);
+		_exit(0);
+	}
+	need(child > 0 && waitpid(child, &status, 0) == child, "fork");
+	fds = calloc((size_t)count, sizeof *fds);
+	for (long i = 0; i < count; i++) {
+		fds[i] = accept(listener, NULL, NULL);
+		need(fds[i] >= 0, "accept");
+	}
+}
+static int check_served(void)
+{
+	for (long i = 0; i < count; i++)
+		if (write(fds[i], &i, sizeof i) != sizeof i)
+			return 0;
+	for (long i = 0; i < count; i++) {
+		long heard = -1;
+		if (read(fds[i], &heard, sizeof heard) != sizeof heard || heard != i)
 			return 0;
 	}
 	return 1;
@@ -341,6 +402,7 @@ static const struct kind {
 	{"threads", make_threads, check_threads}, {"fds", make_fds, check_fds},
 	{"ten-tables", make_ten_tables, check_ten_tables},
 	{"tasks", make_tasks, check_tasks},   {"connections", make_connections, check_connections},
+	{"served", make_served, check_served},
 	{"prefork", make_prefork, check_tasks},
 };
 

@@ -173,6 +173,7 @@ points! {
     KilledCopying = "killed-copying", Killed, "a dump is killed while it copies pages";
     KilledPublishing = "killed-publishing", Killed, "a dump is killed while it gives the images their names";
     KilledPublished = "killed-published", Killed, "a dump is killed when the images are complete";
+    KilledDisarming = "killed-disarming", Killed, "a dump is killed when it is about to keep the kernel from undoing what a task has done to semaphores";
     KilledKilling = "killed-killing", Killed, "a dump is killed when it has killed a task of the tree";
     KilledReading = "killed-reading", Killed, "a restore is killed when it has read the images";
     KilledPlanned = "killed-planned", Killed, "a restore is killed when everything is planned";

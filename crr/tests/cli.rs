@@ -309,7 +309,7 @@ pty#0  7            80x24   -        -           6 B    7 B
 pty#1  8 (hung up)
 
 SYSTEM V          KEY         OWNER      CONTENTS
-semaphores 32769  0x5eed0001  1000:1001  2 semaphores
+semaphores 32769  0x5eed0001  1000:1001  2 semaphores, 2 to undo
 queue 3           -           1000:1001  2 messages, 5 B
 ";
 

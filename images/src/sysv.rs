@@ -13,6 +13,33 @@ pub struct Ipc {
     pub semaphore_sets: Vec<SemaphoreSet>,
     /// By rising id.
     pub queues: Vec<Queue>,
+    /// Lists that have something to be undone, by rising thread.
+    pub undo_lists: Vec<UndoList>,
+    /// Threads with a list of their own, apart from that of their task: rising.
+    pub apart: Vec<Pid>,
+}
+
+/// What the kernel is to add to semaphores when the last user of the list ends (SEM_UNDO). The threads of a task have one in common, but
+/// those that are [`Ipc::apart`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UndoList {
+    /// The task whose it is.
+    pub task: Pid,
+    /// A living thread of it that has this list.
+    pub thread: Pid,
+    /// By rising set and semaphore.
+    pub sums: Vec<UndoSum>,
+}
+
+/// What is to be added to one semaphore (`semadj`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UndoSum {
+    /// The id of its set, one of [`Ipc::semaphore_sets`].
+    pub set: i32,
+    /// Its number in there.
+    pub semaphore: u16,
+    /// Not 0.
+    pub sum: i16,
 }
 
 /// A segment of shared memory, a set of semaphores or a message queue, as `/proc/sysvipc` shows it.

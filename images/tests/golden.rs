@@ -56,17 +56,17 @@ fn the_decoder_reads_the_golden_files() {
 fn the_example_of_the_format_description_is_right() {
     let expected = [
         b"crrimage".as_slice(),
-        &[2, 0, 5, 0, 62, 0, 0, 0],
-        &[7, 0, 0, 0, 0, 0, 0, 0],
+        &[2, 0, 6, 0, 62, 0, 0, 0],
+        &[9, 0, 0, 0, 0, 0, 0, 0],
         &[0; 8],
-        // No tasks, no shell job, no zombies, no filters; no namespace, no semaphores, no message queues.
-        &[0; 7],
+        // No tasks, no shell job, no zombies, no filters; no namespace, no semaphores, no message queues, nothing to undo, nobody apart.
+        &[0; 9],
     ]
     .concat();
     let tree = Tree::default();
     let bytes = images::container::encode(Kind::Tree, &tree).unwrap();
-    assert_eq!(bytes[..39], expected);
-    assert_eq!(bytes[39..], crc32c(&expected).to_le_bytes());
+    assert_eq!(bytes[..41], expected);
+    assert_eq!(bytes[41..], crc32c(&expected).to_le_bytes());
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 use std::cmp::Ordering;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 
 /// `KCMP_FILE` of `linux/kcmp.h`.
 const KCMP_FILE: libc::c_long = 0;
@@ -103,6 +104,14 @@ pub fn has_kernel_helpers() -> bool {
         let errno = std::io::Error::last_os_error().raw_os_error();
         answer >= 0 || !matches!(errno, Some(libc::ENOSYS | libc::EPERM))
     })
+}
+
+/// Whether a file is a terminal that can be opened.
+#[must_use]
+pub fn has_terminal(name: &str) -> bool {
+    let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
+    let opened = std::fs::File::options().read(true).write(true).custom_flags(flags).open(name);
+    opened.is_ok_and(|file| std::io::IsTerminal::is_terminal(&file))
 }
 
 /// Sends any signal, also one that nix has no name for.

@@ -192,6 +192,21 @@ CASE(directory)
 	check_visible(outer, &before);
 }
 
+/* As root directory, and as current directory by another name. */
+CASE(root)
+{
+	MUST(mkdir("top", 0755));
+	int outer = MUST(open(".", O_RDONLY | O_DIRECTORY));
+	MUST(chroot("top"));
+	MUST(chdir("/"));
+	MUST(unlinkat(outer, "top", AT_REMOVEDIR));
+	close(outer);
+	checkpoint();
+	CHECK(open("/new", O_CREAT | O_WRONLY, 0600) == -1 && errno == ENOENT, "a file can be made in it");
+	CHECK(access("/proc", F_OK) == -1 && access("/..", F_OK) == 0, "another root");
+	CHECK(chdir("/..") == 0 && access("images-1", F_OK) == -1, "the root does not hold");
+}
+
 /* The program itself. */
 CASE(program)
 {
@@ -292,6 +307,37 @@ CASE(program_in_memory)
 	checkpoint();
 	MUST(readlink("/proc/self/exe", target, sizeof(target) - 1));
 	CHECK(strcmp(target, "/memfd:program (deleted)") == 0, "exe is %s", target);
+}
+
+/* A memfd, fd 5, of which it maps a part. */
+CASE(mapper)
+{
+	char *shared = MUST((char *)mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, 5, PAGE));
+	close(5);
+	prepared();
+	wait_for_go();
+	CHECK_FILL(shared, PAGE, 32);
+	CHECK(shared[PAGE] == 0, "never written");
+	shared[PAGE + 7] = 'm';
+}
+
+/* Memory that tasks of both ABIs map, and no one has open any more. */
+CASE(memfd_between_abis)
+{
+	int fd = MUST(memfd_create("memory", 0));
+	MUST(ftruncate(fd, 4 * PAGE));
+	MUST(dup2(fd, 5));
+	close(fd);
+	char *shared = MUST((char *)mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, 5, 0));
+	fill(shared, PAGE, 31);
+	fill(shared + PAGE, PAGE, 32);
+	pid_t child = spawn_abi(other_abi, "mapper", NULL);
+	close(5);
+	checkpoint();
+	CHECK_FILL(shared, PAGE, 31);
+	CHECK(shared[2 * PAGE + 7] == 0, "already written");
+	finish(child);
+	CHECK(shared[2 * PAGE + 7] == 'm', "the child wrote to another file");
 }
 
 /* A task of the other ABI has the file too: fd 5 and what it maps. */

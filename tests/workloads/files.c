@@ -92,6 +92,77 @@ CASE(descriptions)
 	CHECK((fcntl(third, F_GETFL) & O_NONBLOCK) && !(fcntl(separate, F_GETFL) & O_NONBLOCK), "status flags");
 }
 
+/* More than 32 bits have, with the low half and the high half different. */
+static const off64_t FAR = ((off64_t)5 << 30) + 12345;
+
+static void check_offset(int fd, off64_t expected)
+{
+	off64_t found = lseek64(fd, 0, SEEK_CUR);
+	CHECK(found == expected, "fd %d is at %lld, not %lld", fd, (long long)found, (long long)expected);
+}
+
+/* Offsets beyond 4 GiB, in a file that is nearly all hole, and behind its end. */
+CASE(far)
+{
+	int writer = MUST(open("file", O_RDWR | O_CREAT | O_LARGEFILE, 0600));
+	CHECK(pwrite64(writer, "0123456789", 10, FAR) == 10, "%s", strerror(errno));
+	int reader = MUST(open("file", O_RDONLY | O_LARGEFILE));
+	int behind = MUST(open("file", O_RDWR | O_LARGEFILE));
+	int appender = MUST(open("file", O_WRONLY | O_APPEND | O_LARGEFILE));
+	MUST(lseek64(writer, FAR + 5, SEEK_SET));
+	MUST(lseek64(reader, FAR, SEEK_SET));
+	MUST(lseek64(behind, FAR + (1LL << 40), SEEK_SET));
+	MUST(write(appender, "ab", 2));
+	checkpoint();
+	check_offset(reader, FAR);
+	check_offset(writer, FAR + 5);
+	check_offset(behind, FAR + (1LL << 40));
+	check_offset(appender, FAR + 12);
+	MUST(write(writer, "56", 2));
+	MUST(write(appender, "cd", 2));
+	check_read(reader, "0123456789abcd");
+	check_offset(reader, FAR + 14);
+}
+
+enum { COMMON = 40 };
+
+/* Waits until another task has moved the offset here. */
+static void await_offset(off64_t offset)
+{
+	while (lseek64(COMMON, 0, SEEK_CUR) != offset)
+		sched_yield();
+}
+
+/* Fd COMMON is a description of its parent, of the other ABI. */
+CASE(other_reader)
+{
+	prepared();
+	wait_for_go();
+	check_read(COMMON, "2345");
+	await_offset(FAR + 8);
+	check_read(COMMON, "89");
+	MUST(fcntl(COMMON, F_SETFL, O_APPEND));
+}
+
+/* A file that tasks of both ABIs read by turns, beyond 4 GiB. */
+CASE(between_abis)
+{
+	int file = MUST(open("file", O_RDWR | O_CREAT | O_LARGEFILE, 0600));
+	CHECK(pwrite64(file, "0123456789", 10, FAR) == 10, "%s", strerror(errno));
+	MUST(lseek64(file, FAR, SEEK_SET));
+	MUST(dup2(file, COMMON));
+	close(file);
+	pid_t child = spawn_abi(other_abi, "other_reader", NULL);
+	check_read(COMMON, "01");
+	checkpoint();
+	MUST(kill(child, SIGUSR1));
+	await_offset(FAR + 6);
+	check_read(COMMON, "67");
+	reap(child);
+	check_offset(COMMON, FAR + 10);
+	CHECK(fcntl(COMMON, F_GETFL) & O_APPEND, "flags %#x", fcntl(COMMON, F_GETFL));
+}
+
 /* What exec closes: the child lists what it has. */
 CASE(listed)
 {

@@ -5,6 +5,7 @@
 #include <linux/securebits.h>
 #include <sys/personality.h>
 #include <sys/resource.h>
+#include <sys/utsname.h>
 
 /* One attribute that a prctl reads. */
 static int option(int get)
@@ -396,6 +397,39 @@ CASE(arguments)
 	checkpoint();
 	CHECK(case_argv[1][0] == '#' && case_argv[2] == NULL, "argv");
 	CHECK(strcmp(getenv("ADDED"), "after start") == 0 && getenv("WORKLOADS") != NULL, "environment");
+}
+
+/* Every bit but those that decide about the address space at the next exec, which have a case each. */
+CASE(personality)
+{
+	const unsigned bits = PER_LINUX32 | UNAME26 | FDPIC_FUNCPTRS | MMAP_PAGE_ZERO | ADDR_COMPAT_LAYOUT |
+			      READ_IMPLIES_EXEC | SHORT_INODE | WHOLE_SECONDS | STICKY_TIMEOUTS;
+	struct utsname name;
+	MUST(personality(bits));
+	checkpoint();
+	CHECK((unsigned)personality(0xffffffff) == bits, "personality %#x", (unsigned)personality(0xffffffff));
+	MUST(uname(&name));
+	CHECK(strcmp(name.machine, "i686") == 0, "machine %s", name.machine);
+	CHECK(strncmp(name.release, "2.6.", 4) == 0, "release %s", name.release);
+	/* ret. */
+	char *code = MUST((char *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	code[0] = (char)0xc3;
+	((void (*)(void))(void *)code)();
+}
+
+/* A page at address 0, as System V had it. */
+CASE(page_zero)
+{
+	unsigned persona = (unsigned)MUST(personality(0xffffffff));
+	if (!(persona & MMAP_PAGE_ZERO)) {
+		MUST(personality(persona | MMAP_PAGE_ZERO));
+		MUST(execl("/proc/self/exe", "identity", "page_zero", NULL));
+	}
+	const char *volatile zero = NULL;
+	CHECK(*zero == 0, "it holds %d", *zero);
+	checkpoint();
+	CHECK(*zero == 0, "it holds %d", *zero);
+	CHECK((unsigned)personality(0xffffffff) & MMAP_PAGE_ZERO, "personality");
 }
 
 /* An ia32 address space of 3 GiB instead of 4; x86_64 does not heed it. */

@@ -19,6 +19,15 @@
 
 /* include/uapi/linux/in6.h, which does not go with netinet/in.h. */
 #define IPV6_FLOWINFO 11
+#ifndef IPV6_TRANSPARENT
+#define IPV6_TRANSPARENT 75
+#endif
+#ifndef SO_BUF_LOCK
+#define SO_BUF_LOCK 72
+#endif
+#ifndef SO_RESERVE_MEM
+#define SO_RESERVE_MEM 73
+#endif
 #ifndef IPV6_ROUTER_ALERT_ISOLATE
 #define IPV6_ROUTER_ALERT_ISOLATE 30
 #endif
@@ -217,31 +226,43 @@ CASE(connected)
 	}
 }
 
-/* Until not one byte more goes in: windows are closed, and there is more to send. */
-CASE(full)
+/* As many words as go in, numbered. Returns how many. */
+static uint32_t put_all(int fd)
 {
-	int ends[2];
 	uint32_t count = 0;
-	connection("127.0.0.1", ends);
-	MUST(fcntl(ends[0], F_SETFL, O_NONBLOCK));
+	int flags = MUST(fcntl(fd, F_GETFL));
+	MUST(fcntl(fd, F_SETFL, flags | O_NONBLOCK));
 	for (;;) {
 		uint32_t words[256];
 		for (size_t i = 0; i < LENGTH(words); i++)
 			words[i] = count + (uint32_t)i;
-		ssize_t sent = send(ends[0], words, sizeof(words), 0);
+		ssize_t sent = send(fd, words, sizeof(words), 0);
 		if (sent == -1)
 			break;
 		CHECK(sent % 4 == 0, "%zd bytes are sent", sent);
 		count += (uint32_t)sent / 4;
 	}
 	CHECK(errno == EAGAIN && count > 100000, "%u words, %s", count, strerror(errno));
-	checkpoint();
-	for (uint32_t i = 0; i < count; i++) {
+	MUST(fcntl(fd, F_SETFL, flags));
+	return count;
+}
+
+static void get_all(int fd, uint32_t count)
+{
+	for (uint32_t i = 0; i < count && !failed(); i++) {
 		uint32_t word = 0;
-		CHECK(recv(ends[1], &word, 4, MSG_WAITALL) == 4 && word == i, "word %u is %u", i, word);
-		if (failed())
-			return;
+		CHECK(recv(fd, &word, 4, MSG_WAITALL) == 4 && word == i, "word %u is %u", i, word);
 	}
+}
+
+/* Until not one byte more goes in: windows are closed, and there is more to send. */
+CASE(full)
+{
+	int ends[2];
+	connection("127.0.0.1", ends);
+	uint32_t count = put_all(ends[0]);
+	checkpoint();
+	get_all(ends[1], count);
 	nothing_left_in(ends[1]);
 	put(ends[1], 1000, 3);
 	get(ends[0], 1000, 3);
@@ -286,6 +307,41 @@ CASE(half_closed)
 		if (i == 2) {
 			put(ends[i][0], 20, 9);
 			get(ends[i][1], 20, 9);
+		}
+	}
+}
+
+/* Ends that have said that they send no more, behind data for which the other one has no room: so that it is still to be sent. */
+CASE(last_words)
+{
+	static const unsigned states[][2] = { { TCP_FIN_WAIT1, TCP_ESTABLISHED }, { TCP_FIN_WAIT2, TCP_LAST_ACK }, { TCP_CLOSING, TCP_FIN_WAIT2 } };
+	static const int talkers[] = { 0, 1, 0 };
+	int ends[LENGTH(states)][2];
+	uint32_t counts[LENGTH(states)];
+	for (size_t i = 0; i < LENGTH(states); i++) {
+		connection(hosts[i], ends[i]);
+		counts[i] = put_all(ends[i][talkers[i]]);
+		MUST(shutdown(ends[i][0], SHUT_WR));
+		if (i == 1)
+			await_tcp_state(ends[i][1], TCP_CLOSE_WAIT);
+		if (i > 0)
+			MUST(shutdown(ends[i][1], SHUT_WR));
+		for (size_t end = 0; end < 2; end++)
+			await_tcp_state(ends[i][end], states[i][end]);
+	}
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(states); i++) {
+		int listener = ends[i][1 - talkers[i]];
+		for (size_t end = 0; end < 2; end++)
+			CHECK(state(ends[i][end]) == states[i][end], "connection %zu: end %zu is in state %u", i, end, state(ends[i][end]));
+		get_all(listener, counts[i]);
+		ended(listener);
+		if (i > 0) {
+			ended(ends[i][talkers[i]]);
+			await_tcp_state(ends[i][talkers[i]], TCP_CLOSE);
+		} else {
+			put(listener, 100, 3);
+			get(ends[i][0], 100, 3);
 		}
 	}
 }
@@ -541,10 +597,133 @@ CASE(options)
 	get(fds[2], 10, 1);
 }
 
-/* A segment that waits to be full goes out when it is told to. */
+/* What the kernel changes as connections go: of fresh ones, of one whose buffers have grown, of one with values of its own. */
+CASE(moving_options)
+{
+	static const struct {
+		int level, name;
+	} moving[] = { { IPPROTO_TCP, TCP_QUICKACK }, { IPPROTO_TCP, TCP_WINDOW_CLAMP }, { SOL_SOCKET, SO_RCVBUF }, { SOL_SOCKET, SO_SNDBUF } };
+	int ends[LENGTH(hosts)][2], before[LENGTH(hosts)][2][LENGTH(moving)], off = 0, on = 1, clamp = 20000;
+	for (size_t i = 0; i < LENGTH(hosts); i++)
+		connection(hosts[i], ends[i]);
+	for (int i = 0; i < 200; i++) {
+		put(ends[0][0], 100000, 1);
+		get(ends[0][1], 100000, 1);
+	}
+	MUST(setsockopt(ends[1][0], IPPROTO_TCP, TCP_QUICKACK, &off, sizeof(off)));
+	MUST(setsockopt(ends[1][1], IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on)));
+	MUST(setsockopt(ends[1][1], IPPROTO_TCP, TCP_WINDOW_CLAMP, &clamp, sizeof(clamp)));
+	for (size_t i = 0; i < LENGTH(hosts); i++)
+		for (size_t end = 0; end < 2; end++)
+			for (size_t j = 0; j < LENGTH(moving); j++)
+				before[i][end][j] = option(ends[i][end], moving[j].level, moving[j].name);
+	CHECK(before[0][1][2] > before[2][1][2], "the buffer has not grown: %d", before[0][1][2]);
+	CHECK(before[1][0][0] == 0 && before[1][1][0] == 1 && before[1][1][1] == clamp, "the options are not set");
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(hosts); i++)
+		for (size_t end = 0; end < 2; end++)
+			for (size_t j = 0; j < LENGTH(moving); j++) {
+				int now = option(ends[i][end], moving[j].level, moving[j].name);
+				/* A size is set by its half. */
+				int whole = moving[j].level == SOL_SOCKET ? ~1 : ~0;
+				CHECK((now & whole) == (before[i][end][j] & whole), "connection %zu, end %zu, option %d:%d: %d instead of %d",
+				      i, end, moving[j].level, moving[j].name, now, before[i][end][j]);
+			}
+	for (size_t i = 0; i < LENGTH(hosts); i++) {
+		put(ends[i][0], 50000, 1);
+		get(ends[i][1], 50000, 1);
+	}
+}
+
+/* What only some sockets have. */
+CASE(special_options)
+{
+	struct linger linger = { .l_onoff = 1, .l_linger = 7 }, linger_now;
+	unsigned char key[16] = "a key of 16 byte", shown[32];
+	struct {
+		int fd, level, name, value;
+	} set[] = {
+		{ bound("127.0.0.1", SOCK_STREAM), IPPROTO_TCP, TCP_FASTOPEN, 7 },
+		{ bound("127.0.0.1", SOCK_STREAM), IPPROTO_TCP, TCP_FASTOPEN, 5 },
+		{ bound("127.0.0.1", SOCK_STREAM), IPPROTO_TCP, TCP_WINDOW_CLAMP, 30000 },
+		{ bound("127.0.0.1", SOCK_STREAM), IPPROTO_TCP, TCP_QUICKACK, 0 },
+		{ bound("127.0.0.1", SOCK_DGRAM), IPPROTO_IP, IP_TRANSPARENT, 1 },
+		{ bound("::1", SOCK_DGRAM), IPPROTO_IPV6, IPV6_TRANSPARENT, 1 },
+		{ bound("::1", SOCK_DGRAM), IPPROTO_UDP, UDP_NO_CHECK6_TX, 1 },
+		{ bound("::1", SOCK_DGRAM), IPPROTO_UDP, UDP_NO_CHECK6_RX, 1 },
+		{ bound("127.0.0.1", SOCK_DGRAM), SOL_SOCKET, SO_BUSY_POLL, 50 },
+		{ bound("::1", SOCK_STREAM), SOL_SOCKET, SO_BUF_LOCK, 3 },
+		{ bound("::1", SOCK_DGRAM), SOL_SOCKET, SO_BUF_LOCK, 2 },
+	};
+	int ends[2];
+	socklen_t length = sizeof(linger_now);
+	for (size_t i = 0; i < LENGTH(set); i++) {
+		MUST(setsockopt(set[i].fd, set[i].level, set[i].name, &set[i].value, sizeof(int)));
+		CHECK(option(set[i].fd, set[i].level, set[i].name) == set[i].value, "option %d:%d is not set", set[i].level, set[i].name);
+	}
+	MUST(setsockopt(set[0].fd, IPPROTO_TCP, TCP_FASTOPEN_KEY, key, sizeof(key)));
+	for (size_t i = 0; i < 3; i++)
+		MUST(listen(set[i].fd, 3));
+	connection("127.0.0.1", ends);
+	MUST(setsockopt(ends[0], SOL_SOCKET, SO_LINGER, &linger, sizeof(linger)));
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(set); i++) {
+		int now = option(set[i].fd, set[i].level, set[i].name);
+		CHECK(now == set[i].value, "option %d:%d: %d instead of %d", set[i].level, set[i].name, now, set[i].value);
+	}
+	MUST(getsockopt(ends[0], SOL_SOCKET, SO_LINGER, &linger_now, &length));
+	CHECK(memcmp(&linger_now, &linger, sizeof(linger)) == 0, "SO_LINGER: %d, %d", linger_now.l_onoff, linger_now.l_linger);
+	/* One has a key of its own, the others that of all. */
+	length = sizeof(shown);
+	MUST(getsockopt(set[0].fd, IPPROTO_TCP, TCP_FASTOPEN_KEY, shown, &length));
+	CHECK(length == sizeof(key) && memcmp(shown, key, sizeof(key)) == 0, "another key of its own, of %u bytes", length);
+	length = sizeof(shown);
+	MUST(getsockopt(set[1].fd, IPPROTO_TCP, TCP_FASTOPEN_KEY, shown, &length));
+	CHECK(length == 0, "a key that was that of all is its own now");
+}
+
+/* Memory of the cgroup. A restore without one is told by a file. */
+CASE(reserved)
+{
+	int fds[] = { bound("127.0.0.1", SOCK_STREAM), bound("::1", SOCK_DGRAM) }, bytes = 3 * 4096;
+	for (size_t i = 0; i < LENGTH(fds); i++) {
+		MUST(setsockopt(fds[i], SOL_SOCKET, SO_RESERVE_MEM, &bytes, sizeof(bytes)));
+		CHECK(option(fds[i], SOL_SOCKET, SO_RESERVE_MEM) == bytes, "nothing is reserved");
+	}
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(fds); i++) {
+		int now = option(fds[i], SOL_SOCKET, SO_RESERVE_MEM), wanted = access("none", F_OK) == 0 ? 0 : bytes;
+		CHECK(now == wanted, "socket %zu: %d bytes are reserved instead of %d", i, now, wanted);
+	}
+}
+
+/* The kernel asks the other end for signs of life, and tells when there are none. */
+CASE(keepalive)
+{
+	int ends[2], on = 1, seconds = 1, count = 2;
+	char byte;
+	connection("127.0.0.1", ends);
+	MUST(setsockopt(ends[0], SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on)));
+	MUST(setsockopt(ends[0], IPPROTO_TCP, TCP_KEEPIDLE, &seconds, sizeof(seconds)));
+	MUST(setsockopt(ends[0], IPPROTO_TCP, TCP_KEEPINTVL, &seconds, sizeof(seconds)));
+	MUST(setsockopt(ends[0], IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(count)));
+	checkpoint();
+	put(ends[1], 10, 1);
+	get(ends[0], 10, 1);
+	CHECK(system("PATH=/usr/sbin:/sbin; nft 'add table inet cut; add chain inet cut in { type filter hook input priority 0; }; "
+		     "add rule inet cut in meta l4proto tcp drop'") == 0, "nft");
+	CHECK(recv(ends[0], &byte, 1, 0) == -1 && errno == ETIMEDOUT, "recv: %s", strerror(errno));
+	CHECK(system("PATH=/usr/sbin:/sbin; nft delete table inet cut") == 0, "nft");
+}
+
+/* A segment that waits to be full goes out when it is told to. So does a datagram, of which nothing is there yet. */
 CASE(corked)
 {
-	int ends[2], on = 1, off = 0;
+	int ends[2], on = 1, off = 0, ear = bound("127.0.0.1", SOCK_DGRAM), sender = bound("127.0.0.1", SOCK_DGRAM);
+	struct address to = name_of(ear);
+	char bytes[20];
+	MUST(connect(sender, (void *)&to.bytes, to.length));
+	MUST(setsockopt(sender, IPPROTO_UDP, UDP_CORK, &on, sizeof(on)));
 	connection("127.0.0.1", ends);
 	MUST(setsockopt(ends[0], IPPROTO_TCP, TCP_CORK, &on, sizeof(on)));
 	put(ends[0], 50, 1);
@@ -555,6 +734,53 @@ CASE(corked)
 	MUST(setsockopt(ends[0], IPPROTO_TCP, TCP_CORK, &off, sizeof(off)));
 	get(ends[1], 50, 1);
 	get(ends[1], 5, 2);
+	CHECK(option(sender, IPPROTO_UDP, UDP_CORK) == 1, "UDP_CORK is off");
+	MUST(send(sender, "one", 3, 0));
+	MUST(send(sender, "two", 3, 0));
+	nothing_left_in(ear);
+	MUST(setsockopt(sender, IPPROTO_UDP, UDP_CORK, &off, sizeof(off)));
+	CHECK(recv(ear, bytes, sizeof(bytes), 0) == 6, "not one datagram of both");
+}
+
+/* At addresses that are others after the restore. */
+CASE(mapped)
+{
+	static const char *const old[] = { "10.9.8.7", "fd09::7", "::ffff:10.9.8.7" }, *const new[] = { "10.9.8.8", "fd09::8", "::ffff:10.9.8.8" };
+	int ends[LENGTH(old)][2], listeners[LENGTH(old)], ears[LENGTH(old)];
+	struct address names[LENGTH(old)][4];
+	for (size_t i = 0; i < LENGTH(old); i++) {
+		connection(old[i], ends[i]);
+		put(ends[i][0], 3000, 1);
+		put(ends[i][1], 200, 2);
+		listeners[i] = listening(old[i]);
+		ears[i] = bound(old[i], SOCK_DGRAM);
+		struct address to = name_of(ears[i]);
+		MUST(sendto(ears[i], "heard", 5, 0, (void *)&to.bytes, to.length));
+		names[i][0] = name_of(ends[i][0]);
+		names[i][1] = name_of(ends[i][1]);
+		names[i][2] = name_of(listeners[i]);
+		names[i][3] = to;
+	}
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(old); i++) {
+		int fds[] = { ends[i][0], ends[i][1], listeners[i], ears[i] };
+		char bytes[8] = "";
+		for (size_t j = 0; j < LENGTH(fds); j++) {
+			uint16_t port = ((struct sockaddr_in *)&names[i][j].bytes)->sin_port;
+			names[i][j] = at(new[i], ntohs(port));
+			check_address(name_of(fds[j]), names[i][j]);
+		}
+		check_address(peer_of(ends[i][0]), names[i][1]);
+		check_address(peer_of(ends[i][1]), names[i][0]);
+		get(ends[i][1], 3000, 1);
+		get(ends[i][0], 200, 2);
+		put(ends[i][0], 400, 3);
+		get(ends[i][1], 400, 3);
+		CHECK(recv(ears[i], bytes, sizeof(bytes), MSG_DONTWAIT) == 5 && strcmp(bytes, "heard") == 0, "recv: %s", strerror(errno));
+		int client = connected_to(listeners[i], 0), server = MUST(accept(listeners[i], NULL, NULL));
+		put(client, 10, 1);
+		get(server, 10, 1);
+	}
 }
 
 static void expect(int fd, struct address sender, const char *text, size_t length)
@@ -787,11 +1013,11 @@ static void on_usr1(int signal)
 	over = 1;
 }
 
-CASE(server)
+static void serve(const char *host, const char *host6)
 {
 	struct sigaction action = { .sa_handler = on_usr1 };
 	sigset_t none;
-	int listener = listening("127.0.0.1"), listener6 = listening("::1"), epoll = MUST(epoll_create1(0));
+	int listener = listening(host), listener6 = listening(host6), epoll = MUST(epoll_create1(0));
 	struct epoll_event event = { .events = EPOLLIN };
 	struct address address = name_of(listener), address6 = name_of(listener6);
 	for (int i = 0; i < 2; i++) {
@@ -828,6 +1054,16 @@ CASE(server)
 		if (got <= 0)
 			close(fd);
 	}
+}
+
+CASE(server)
+{
+	serve("127.0.0.1", "::1");
+}
+
+CASE(server_for_all)
+{
+	serve("0.0.0.0", "::");
 }
 
 /* Has a connection, half closed by the other end, of which it sends the rest when it is told to. */

@@ -102,6 +102,66 @@ CASE(waited_for)
 	reap(child);
 }
 
+static void wait_for_flock(void *unused)
+{
+	(void)unused;
+	int fd = MUST(open("whole", O_RDWR));
+	prepared();
+	MUST(flock(fd, LOCK_EX));
+}
+
+static void wait_for_ofd(void *unused)
+{
+	struct flock range = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = FAR };
+	(void)unused;
+	int fd = MUST(open("ofd", O_RDWR));
+	prepared();
+	MUST(fcntl(fd, F_OFD_SETLKW, &range));
+}
+
+/* Whether somebody waits for a lock of a file, as the kernel shows it. */
+static bool is_waited_for(int fd)
+{
+	char line[256], inode[32];
+	bool found = false;
+	struct stat file;
+	FILE *locks = fopen("/proc/locks", "r");
+	if (locks == NULL)
+		die(__FILE__, __LINE__, "/proc/locks");
+	MUST(fstat(fd, &file));
+	snprintf(inode, sizeof(inode), ":%llu ", (unsigned long long)file.st_ino);
+	while (fgets(line, sizeof(line), locks) != NULL)
+		found |= strstr(line, "-> ") != NULL && strstr(line, inode) != NULL;
+	fclose(locks);
+	return found;
+}
+
+static void await_waiter(int fd)
+{
+	while (!is_waited_for(fd))
+		sched_yield();
+}
+
+/* One waits for a lock of a description by flock, another by fcntl. */
+CASE(descriptions_waited_for)
+{
+	int whole = make("whole"), ofd = make("ofd");
+	MUST(flock(whole, LOCK_SH));
+	lock(ofd, F_OFD_SETLK, F_RDLCK, 0, 0);
+	pid_t children[] = { spawn(wait_for_flock, NULL), spawn(wait_for_ofd, NULL) };
+	await_waiter(whole);
+	await_waiter(ofd);
+	checkpoint();
+	await_waiter(whole);
+	await_waiter(ofd);
+	for (size_t i = 0; i < LENGTH(children); i++)
+		CHECK(waitpid(children[i], NULL, WNOHANG) == 0, "who waits got the lock");
+	MUST(flock(whole, LOCK_UN));
+	lock(ofd, F_OFD_SETLK, F_UNLCK, 0, 0);
+	for (size_t i = 0; i < LENGTH(children); i++)
+		reap(children[i]);
+}
+
 /* A description and its lock by way of the other ABI: fd 5. */
 CASE(inheritor)
 {

@@ -460,31 +460,110 @@ CASE(locked)
 	CHECK(!(present[5] & 1), "a page locked on fault came before its fault");
 }
 
+enum { HUGE = 2 << 20 };
+
+/* New memory that the kernel may make huge pages of. */
+static char *map_huge(size_t pages)
+{
+	char *room = map_anonymous((pages + 2) * HUGE);
+	char *memory = (char *)(((uintptr_t)room + HUGE - 1) & ~(uintptr_t)(HUGE - 1));
+	MUST(madvise(memory, pages * HUGE, MADV_HUGEPAGE));
+	return memory;
+}
+
+/* What smaps says of the area that begins at an address. */
+static long kib_of(const char *memory, const char *what)
+{
+	FILE *smaps = fopen("/proc/self/smaps", "r");
+	CHECK(smaps != NULL, "smaps");
+	char line[512];
+	unsigned long start, end;
+	long kib = 0;
+	bool here = false;
+	while (fgets(line, sizeof(line), smaps) != NULL) {
+		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+			here = start == (uintptr_t)memory;
+		else if (here && strncmp(line, what, strlen(what)) == 0)
+			kib = atol(line + strlen(what));
+	}
+	fclose(smaps);
+	return kib;
+}
+
+/* What was huge is huge again, if the kernel has huge pages to give. */
 CASE(huge_pages)
 {
-	const size_t huge = 2 * MIB;
-	char *room = map_anonymous(4 * huge);
-	char *memory = (char *)(((uintptr_t)room + huge - 1) & ~(huge - 1));
-	MUST(madvise(memory, 2 * huge, MADV_HUGEPAGE));
-	fill(memory, 2 * huge, 6);
+	static const char huge[] = "AnonHugePages:";
+	char *memory = map_huge(2);
+	fill(memory, 2 * HUGE, 6);
+	long before = kib_of(memory, huge);
+	printf("%ld KiB in huge pages\n", before);
+	fflush(stdout);
 	checkpoint();
-	CHECK_FILL(memory, 2 * huge, 6);
+	CHECK_FILL(memory, 2 * HUGE, 6);
+	char *other = map_huge(2);
+	memset(other, 1, 2 * HUGE);
+	CHECK(kib_of(memory, huge) >= before || kib_of(other, huge) < before, "%ld KiB in huge pages, not %ld", kib_of(memory, huge),
+	      before);
+}
+
+#ifndef MADV_PAGEOUT
+#define MADV_PAGEOUT 21
+#endif
+
+/* Private and shared memory of which the machine has swap; part of it read back since. */
+CASE(swapped)
+{
+	const size_t length = 4 * MIB;
+	char *private = map_anonymous(length);
+	char *shared = MUST((char *)mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	fill(private, length, 1);
+	fill(shared, length, 2);
+	MUST(madvise(private, length, MADV_PAGEOUT));
+	MUST(madvise(shared, length, MADV_PAGEOUT));
+	CHECK_FILL(private, length / 4, 1);
+	CHECK(kib_of(private, "Swap:") > (long)(length >> 12), "%ld KiB in swap", kib_of(private, "Swap:"));
+	CHECK(kib_of(shared, "Swap:") > (long)(length >> 11), "%ld KiB of shared memory in swap", kib_of(shared, "Swap:"));
+	checkpoint();
+	CHECK_FILL(private, length, 1);
+	CHECK_FILL(shared, length, 2);
+}
+
+/* A protection key that the program has allocated, or whose number it only makes up. */
+static int allocate_key(void)
+{
+#ifdef __x86_64__
+	enum { PKEY_ALLOC = 330 };
+#else
+	enum { PKEY_ALLOC = 381 };
+#endif
+	return (int)syscall(PKEY_ALLOC, 0, 0);
+}
+
+/* What no memory has is the program's all the same. */
+CASE(keys)
+{
+	int key = MUST(allocate_key());
+	printf("NAME protection key %d\n", key);
+	fflush(stdout);
+	checkpoint();
+	CHECK(MUST(allocate_key()) != key, "the key %d is free", key);
 }
 
 /* Reading maps the zero page: present, and without contents. */
 CASE(zero_page)
 {
-	enum { PAGES = 256 };
+	enum { PAGES = 4096, WRITTEN = 256 };
 	char *memory = map_anonymous(PAGES * PAGE);
 	char sum = 0;
 	for (size_t i = 0; i < PAGES; i++)
 		sum |= ((volatile char *)memory)[i * PAGE];
-	/* Written with zeros: anonymous pages that need not be stored. */
-	char *zeros = map_anonymous(PAGES * PAGE);
-	memset(zeros, 0, PAGES * PAGE);
+	/* Written with zeros: pages like all others. */
+	char *zeros = map_anonymous(WRITTEN * PAGE);
+	memset(zeros, 0, WRITTEN * PAGE);
 	checkpoint();
 	for (size_t i = 0; i < PAGES * PAGE; i++)
-		sum |= memory[i] | zeros[i];
+		sum |= memory[i] | zeros[i % (WRITTEN * PAGE)];
 	CHECK(sum == 0, "zeros");
 	memset(memory, 1, PAGES * PAGE);
 }

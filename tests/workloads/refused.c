@@ -3,18 +3,26 @@
 #include <sys/sem.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <netinet/udp.h>
+#include <linux/bpf.h>
 #include <linux/if_packet.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <mqueue.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
+#include <sys/ioctl.h>
 #include <sys/ipc.h>
+#include <sys/mount.h>
 #include <sys/ptrace.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 
 static int make(const char *name)
 {
@@ -51,6 +59,21 @@ static void check_alive(const int *pair)
 	CHECK(read(pair[1], &byte, 1) == 1 && byte == 's', "the socket");
 }
 
+/* The root directory of a file system of a type, where the kernel has it. */
+static void name_root_of(const char *type)
+{
+	MUST(mkdir(type, 0700));
+	if (mount(type, type, type, 0, NULL) != 0) {
+		printf("no %s: %s\n", type, strerror(errno));
+		fflush(stdout);
+		return;
+	}
+	char text[64];
+	snprintf(text, sizeof(text), "files of %s are not supported", type);
+	name_fd(MUST(open(type, O_RDONLY | O_DIRECTORY)));
+	name(text);
+}
+
 CASE(descriptors)
 {
 	int pair[2];
@@ -62,7 +85,10 @@ CASE(descriptors)
 	name_fd(MUST(socket(AF_PACKET, SOCK_PACKET, 0)));
 	name_fd(MUST((int)syscall(SYS_pidfd_open, getppid(), 0)));
 	name_fd(MUST(open("/dev/kmsg", O_RDONLY)));
+	name_fd(MUST(open("/proc/kmsg", O_RDONLY)));
 	name_fd(MUST(open("/proc/pressure/cpu", O_RDWR)));
+	name_root_of("debugfs");
+	name_root_of("tracefs");
 	char path[32];
 	snprintf(path, sizeof(path), "/proc/%d/maps", getppid());
 	name_fd(MUST(open(path, O_RDONLY)));
@@ -169,46 +195,6 @@ static void operate(int set, unsigned short number, short change)
 {
 	struct sembuf operation = { number, change, SEM_UNDO };
 	MUST(semop(set, &operation, 1));
-}
-
-static void holder_of_semaphores(void *argument)
-{
-	int set = *(int *)argument;
-	/* Locked; given; back where it was. */
-	operate(set, 0, -1);
-	operate(set, 1, 5);
-	operate(set, 2, -1);
-	operate(set, 2, 1);
-	prepared();
-	wait_for_go();
-}
-
-/* What is to be undone when a task ends. It still is after the dump was refused. */
-CASE(undone_semaphores)
-{
-	int pair[2], set = MUST(semget(IPC_PRIVATE, 4, 0600));
-	unsigned short values[4] = { 1, 32762, 32767, 0 }, now[4];
-	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
-	MUST(semctl(set, 0, SETALL, values));
-	pid_t child = spawn(holder_of_semaphores, &set);
-	operate(set, 3, 1);
-	for (int i = 0; i < 4; i++) {
-		char text[128];
-		if (i == 2)
-			continue;
-		snprintf(text, sizeof(text), "System V semaphore %d of set %d: is to be undone", i, set);
-		name(text);
-	}
-	checkpoint();
-	check_alive(pair);
-	MUST(semctl(set, 0, GETALL, now));
-	CHECK(now[0] == 0 && now[1] == 32767 && now[2] == 32767 && now[3] == 1, "values %d %d %d", now[0], now[1], now[2]);
-	CHECK(semctl(set, 0, GETPID) == child && semctl(set, 3, GETPID) != child, "who operated last");
-	finish(child);
-	MUST(semctl(set, 0, GETALL, now));
-	values[3] = 1;
-	CHECK(memcmp(values, now, sizeof(now)) == 0, "undone: %d %d %d %d", now[0], now[1], now[2], now[3]);
-	MUST(semctl(set, 0, IPC_RMID));
 }
 
 static void name_lease(int fd, const char *what)
@@ -574,8 +560,168 @@ CASE(protected_sockets)
 	MUST(listen(fd, 1));
 	name_fd(fd);
 	name_fd(MUST(socket(AF_NETLINK, SOCK_RAW, 9)));
+	/* TLS, where the kernel has it. */
+	int listener = MUST(socket(AF_INET, SOCK_STREAM, 0)), tls = MUST(socket(AF_INET, SOCK_STREAM, 0));
+	socklen_t length = sizeof(peer);
+	MUST(listen(listener, 1));
+	MUST(getsockname(listener, (void *)&peer, &length));
+	MUST(connect(tls, (void *)&peer, sizeof(peer)));
+	int other = MUST(accept(listener, NULL, NULL));
+	if (setsockopt(tls, IPPROTO_TCP, TCP_ULP, "tls", 3) == 0) {
+		name_fd(tls);
+		name("a protocol on top of TCP in the kernel (tls) is not supported");
+	}
 	checkpoint();
 	CHECK(fcntl(fd, F_GETFD) == 0, "the socket");
+	CHECK(send(tls, "on", 2, 0) == 2 && recv(other, &(char[2]){ 0 }, 2, MSG_WAITALL) == 2, "the connection");
+}
+
+/* Sockets of other families and protocols, as far as the kernel has any. */
+CASE(socket_families)
+{
+	static const struct {
+		int family, kind, protocol;
+		const char *name;
+	} others[] = {
+		{ 40, SOCK_STREAM, 0, "vsock (AF_VSOCK)" },
+		{ 44, SOCK_RAW, 0, "XDP (AF_XDP)" },
+		{ AF_ALG, SOCK_SEQPACKET, 0, "kernel crypto (AF_ALG)" },
+		{ AF_CAN, SOCK_RAW, 1, "CAN (AF_CAN)" },
+		{ AF_KEY, SOCK_RAW, 2, "IPsec key (AF_KEY)" },
+		{ AF_TIPC, SOCK_SEQPACKET, 0, "TIPC (AF_TIPC)" },
+		{ AF_BLUETOOTH, SOCK_RAW, 1, "Bluetooth (AF_BLUETOOTH)" },
+		{ AF_INET, SOCK_STREAM, 132, "SCTP" },
+		{ AF_INET6, SOCK_STREAM, 262, "MPTCP" },
+	};
+	int pair[2];
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	for (size_t i = 0; i < LENGTH(others); i++) {
+		char text[64];
+		int fd = socket(others[i].family, others[i].kind, others[i].protocol);
+		if (fd == -1)
+			continue;
+		name_fd(fd);
+		snprintf(text, sizeof(text), "%s sockets are not supported", others[i].name);
+		name(text);
+	}
+	checkpoint();
+	check_alive(pair);
+}
+
+/* Sockets by which the kernel is told what to do with the packets of others, or which packets are whose. */
+CASE(routing_sockets)
+{
+	int on = 1, tunnel = 3, pair[2];
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	int router = socket(AF_INET, SOCK_RAW, IPPROTO_IGMP);
+	/* MRT_INIT of linux/mroute.h. */
+	if (setsockopt(router, IPPROTO_IP, 200, &on, sizeof(on)) == 0) {
+		name_fd(router);
+		name("multicast routing (MRT_INIT)");
+	}
+	int alert = MUST(socket(AF_INET6, SOCK_RAW, IPPROTO_RAW));
+	MUST(setsockopt(alert, IPPROTO_IPV6, IPV6_ROUTER_ALERT, &on, sizeof(on)));
+	name_fd(alert);
+	name("IPV6_ROUTER_ALERT");
+	int shared = MUST(socket(AF_PACKET, SOCK_RAW, 0)), by_program = 7 | PACKET_FANOUT_CBPF << 16;
+	struct sockaddr_ll loopback = { .sll_family = AF_PACKET, .sll_protocol = htons(3), .sll_ifindex = 1 };
+	MUST(bind(shared, (void *)&loopback, sizeof(loopback)));
+	MUST(setsockopt(shared, SOL_PACKET, PACKET_FANOUT, &by_program, sizeof(by_program)));
+	name_fd(shared);
+	name("shared out by a program (PACKET_FANOUT_DATA)");
+	int encapsulated = MUST(socket(AF_INET, SOCK_DGRAM, 0));
+	MUST(setsockopt(encapsulated, IPPROTO_UDP, UDP_ENCAP, &tunnel, sizeof(tunnel)));
+	name_fd(encapsulated);
+	name("a tunnel of the kernel (UDP_ENCAP)");
+	checkpoint();
+	check_alive(pair);
+}
+
+/* Answers of the kernel that nobody has read. */
+CASE(netlink_unread)
+{
+	struct {
+		struct nlmsghdr header;
+		struct ifinfomsg link;
+	} request = { .header = { .nlmsg_len = sizeof(request), .nlmsg_type = RTM_GETLINK, .nlmsg_flags = NLM_F_REQUEST },
+		      .link = { .ifi_index = 1 } };
+	char answer[8192];
+	int fd = MUST(socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE));
+	MUST(send(fd, &request, sizeof(request), 0));
+	struct pollfd polled = { .fd = fd, .events = POLLIN };
+	CHECK(poll(&polled, 1, 20000) == 1, "no answer");
+	name_fd(fd);
+	name("a netlink socket (NETLINK_ROUTE) with something to be read");
+	checkpoint();
+	CHECK(recv(fd, answer, sizeof(answer), MSG_DONTWAIT) > 0, "the answer is gone: %s", strerror(errno));
+}
+
+/* Filters of sockets of each family that nobody can read, since they are eBPF. */
+CASE(filters_by_program)
+{
+	struct bpf_insn code[] = { { .code = BPF_ALU64 | BPF_MOV | BPF_K, .imm = -1 }, { .code = BPF_JMP | BPF_EXIT } };
+	union bpf_attr load = { .prog_type = BPF_PROG_TYPE_SOCKET_FILTER,
+				.insns = (uintptr_t)code,
+				.insn_cnt = LENGTH(code),
+				.license = (uintptr_t) "MIT" };
+	int pair[2], program = (int)MUST(syscall(SYS_bpf, BPF_PROG_LOAD, &load, sizeof(load)));
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	int fds[] = { pair[1], MUST(socket(AF_INET, SOCK_STREAM, 0)), MUST(socket(AF_INET6, SOCK_DGRAM, 0)),
+		      MUST(socket(AF_PACKET, SOCK_RAW, 0)), MUST(socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE)) };
+	for (size_t i = 0; i < LENGTH(fds); i++) {
+		MUST(setsockopt(fds[i], SOL_SOCKET, SO_ATTACH_BPF, &program, sizeof(program)));
+		name_fd(fds[i]);
+	}
+	name("a socket with an eBPF filter (SO_ATTACH_BPF) is not supported");
+	MUST(close(program));
+	checkpoint();
+	check_alive(pair);
+}
+
+/* Of one datagram, the first part: by MSG_MORE and by UDP_CORK, of both families, also with an IPv4 address for an IPv6 socket; of a packet. */
+CASE(begun_datagrams)
+{
+	static const struct {
+		int family, kind, protocol;
+		bool mapped, cork;
+	} begun[] = {
+		{ AF_INET, SOCK_DGRAM, 0, false, false },		 { AF_INET, SOCK_DGRAM, 0, false, true },
+		{ AF_INET6, SOCK_DGRAM, 0, false, false },		 { AF_INET6, SOCK_DGRAM, 0, true, false },
+		{ AF_INET6, SOCK_DGRAM, IPPROTO_UDPLITE, false, false }, { AF_INET, SOCK_RAW, 253, false, false },
+		{ AF_INET6, SOCK_RAW, 253, false, false },
+	};
+	int fds[LENGTH(begun)], ears[LENGTH(begun)], on = 1;
+	for (size_t i = 0; i < LENGTH(begun); i++) {
+		struct sockaddr_in6 to = { .sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT };
+		struct sockaddr_in to4 = { .sin_family = AF_INET, .sin_addr = { htonl(INADDR_LOOPBACK) } };
+		socklen_t length = sizeof(to);
+		if (begun[i].mapped)
+			to.sin6_addr = (struct in6_addr){ .s6_addr = { [10] = 0xff, 0xff, 127, 0, 0, 1 } };
+		if (begun[i].family == AF_INET) {
+			memcpy(&to, &to4, sizeof(to4));
+			length = sizeof(to4);
+		}
+		ears[i] = MUST(socket(begun[i].family, begun[i].kind, begun[i].protocol));
+		fds[i] = MUST(socket(begun[i].family, begun[i].kind, begun[i].protocol));
+		MUST(bind(ears[i], (void *)&to, length));
+		MUST(getsockname(ears[i], (void *)&to, &length));
+		MUST(connect(fds[i], (void *)&to, length));
+		if (begun[i].cork)
+			MUST(setsockopt(fds[i], IPPROTO_UDP, UDP_CORK, &on, sizeof(on)));
+		MUST(send(fds[i], "one, ", 5, begun[i].cork ? 0 : MSG_MORE));
+		name_fd(fds[i]);
+	}
+	name("has a datagram that is not complete (MSG_MORE, UDP_CORK)");
+	name("has a packet that is not complete (MSG_MORE), or one that does not leave");
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(begun); i++) {
+		char bytes[64] = "";
+		MUST(send(fds[i], "two", 3, 0));
+		if (begun[i].cork)
+			MUST(setsockopt(fds[i], IPPROTO_UDP, UDP_CORK, &(int){ 0 }, sizeof(int)));
+		ssize_t got = recv(ears[i], bytes, sizeof(bytes), 0);
+		CHECK(got >= 8 && memcmp(bytes + got - 8, "one, two", 8) == 0, "socket %zu: %zd bytes: %.8s", i, got, bytes);
+	}
 }
 
 /* The root holds a task outside of the tree. */
@@ -639,6 +785,13 @@ static void share_epoll(void *unused)
 }
 
 /* Files that tell events, with somebody outside of the tree in the play, or in a state that nobody could bring back. */
+static void only_wait(void *unused)
+{
+	(void)unused;
+	prepared();
+	wait_for_go();
+}
+
 CASE(events)
 {
 	int pair[2];
@@ -689,6 +842,69 @@ CASE(events)
 	check_alive(pair);
 	finish(child);
 	MUST(kill(*outside, SIGUSR1));
+}
+
+/* On the time of a child; on a moment of a clock that may have been changed since, which the kernel tells by the same mark as its coming. */
+CASE(timers)
+{
+	struct sigevent event = { .sigev_notify = SIGEV_NONE };
+	struct itimerspec past = { .it_value = { .tv_sec = 1 } };
+	clockid_t clock;
+	timer_t timer;
+	char text[64];
+	pid_t child = spawn(only_wait, NULL);
+	MUST0(clock_getcpuclockid(child, &clock));
+	MUST(timer_create(clock, &event, &timer));
+	snprintf(text, sizeof(text), "measures the processor time of %d", child);
+	name(text);
+	int told = MUST(timerfd_create(CLOCK_REALTIME, 0));
+	MUST(timerfd_settime(told, TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET, &past, NULL));
+	name_fd(told);
+	name("may have been cancelled by a change of the clock");
+	checkpoint();
+	uint64_t ticks = 0;
+	CHECK(read(told, &ticks, sizeof(ticks)) == sizeof(ticks) && ticks == 1, "%lld ticks", (long long)ticks);
+	finish(child);
+	MUST(timer_delete(timer));
+}
+
+/* Those that are no pseudo terminals; of none is the controlling one. */
+CASE(terminals)
+{
+	static const struct {
+		const char *file, *kind;
+	} terminals[] = {
+		{ "/dev/tty1", "a virtual console" },
+		{ "/dev/ttyS0", "a serial line" },
+		{ "/dev/console", "the console of the machine" },
+	};
+	char text[96];
+	for (size_t i = 0; i < LENGTH(terminals); i++) {
+		int fd = open(terminals[i].file, O_RDWR | O_NOCTTY | O_NONBLOCK);
+		if (fd < 0)
+			continue;
+		snprintf(text, sizeof(text), "fd %d (%s): %s", fd, terminals[i].file, terminals[i].kind);
+		name(text);
+	}
+	checkpoint();
+}
+
+/* Memory of a virtual processor, without a descriptor that leads to it. */
+CASE(device_memory)
+{
+	enum { CREATE_VM = 0xae01, CREATE_VCPU = 0xae41 };
+	int kvm = MUST(open("/dev/kvm", O_RDWR));
+	int machine = MUST(ioctl(kvm, CREATE_VM, 0));
+	int processor = MUST(ioctl(machine, CREATE_VCPU, 0));
+	char *memory = MUST((char *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, processor, 0));
+	close(processor);
+	close(machine);
+	close(kvm);
+	memory[0] = 1;
+	name_address(memory);
+	checkpoint();
+	CHECK(memory[0] == 1, "it is another one");
+	MUST(munmap(memory, PAGE));
 }
 
 static void name_file_watch(int group, int wd, const char *what)
@@ -822,4 +1038,48 @@ CASE(namespace_of_a_thread)
 	check_alive(pair);
 	close(quiet[1]);
 	MUST0(pthread_join(thread, NULL));
+}
+
+static int undo_too(void *set)
+{
+	operate(*(int *)set, 0, -1);
+	wait_for_go();
+	return 0;
+}
+
+/* What is to be undone when the last of two tasks ends. It still is after the dump was refused. */
+CASE(undo_of_two_tasks)
+{
+	int pair[2], set = MUST(semget(IPC_PRIVATE, 1, 0600));
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	operate(set, 0, 5);
+	char text[96];
+	pid_t child = MUST(clone(undo_too, new_stack(), CLONE_SYSVSEM | SIGCHLD, &set));
+	await_sleep(child);
+	snprintf(text, sizeof(text), "thread %d: has a list of semaphores to undo (SEM_UNDO) with thread %d of task %d", child, getpid(),
+	         getpid());
+	name(text);
+	checkpoint();
+	check_alive(pair);
+	CHECK(semctl(set, 0, GETVAL) == 4 && semctl(set, 0, GETPID) == child, "%d", semctl(set, 0, GETVAL));
+	finish(child);
+	CHECK(semctl(set, 0, GETVAL) == 4, "what the child did is undone: %d", semctl(set, 0, GETVAL));
+	operate(set, 0, -4);
+	MUST(semctl(set, 0, IPC_RMID));
+}
+
+/* Somebody outside of the tree has the list, too. */
+CASE(undo_of_a_stranger)
+{
+	int pair[2], set = MUST(semget(IPC_PRIVATE, 1, 0600));
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	operate(set, 0, 5);
+	char text[96];
+	pid_t stranger = leave_sharer(CLONE_SYSVSEM);
+	snprintf(text, sizeof(text), "thread %d: has a list of semaphores to undo (SEM_UNDO) with task %d, outside", getpid(), stranger);
+	name(text);
+	checkpoint();
+	check_alive(pair);
+	MUST(kill(stranger, SIGUSR1));
+	MUST(semctl(set, 0, IPC_RMID));
 }

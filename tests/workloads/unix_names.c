@@ -255,6 +255,38 @@ CASE(waiting)
 	check_serves(server, "server");
 }
 
+/* The same, with something sent over some of them, at which nobody can look: given up, these are closed as if nobody listened any more. */
+CASE(waiting_and_used)
+{
+	const char *abstract = own_name("used");
+	int servers[] = { listening(SOCK_STREAM, "server", 5), listening(SOCK_SEQPACKET, abstract, 5) }, clients[2];
+	int kept = connected(SOCK_STREAM, "server");
+	clients[0] = connected(SOCK_STREAM, "server");
+	say(clients[0], "too early");
+	clients[1] = bound(SOCK_SEQPACKET, "client");
+	connect_to(clients[1], abstract);
+	say(clients[1], "too early");
+	close(connected(SOCK_STREAM, "server"));
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(clients); i++) {
+		struct pollfd polled = { .fd = clients[i], .events = POLLIN };
+		char byte;
+		check_names(clients[i], i == 0 ? "" : "client", i == 0 ? "server" : abstract);
+		CHECK(poll(&polled, 1, 0) == 1 && polled.revents & POLLHUP, "client %zu: %#x", i, polled.revents);
+		CHECK(recv(clients[i], &byte, 1, MSG_DONTWAIT) == -1 && errno == ECONNRESET, "client %zu: %s", i, strerror(errno));
+		CHECK(recv(clients[i], &byte, 1, MSG_DONTWAIT) == 0, "client %zu: %s", i, strerror(errno));
+		CHECK(send(clients[i], "x", 1, MSG_NOSIGNAL) == -1 && errno == EPIPE, "client %zu: %s", i, strerror(errno));
+	}
+	say(kept, "in time");
+	int accepted = MUST(accept(servers[0], NULL, NULL));
+	hear(accepted, "in time");
+	for (size_t i = 0; i < LENGTH(servers); i++) {
+		MUST(fcntl(servers[i], F_SETFL, O_NONBLOCK));
+		CHECK(accept(servers[i], NULL, NULL) == -1 && errno == EAGAIN, "somebody is there");
+		check_serves(servers[i], i == 0 ? "server" : abstract);
+	}
+}
+
 static int shared_server;
 
 static void stay_with_server(void *unused)

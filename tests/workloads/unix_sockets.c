@@ -500,6 +500,67 @@ CASE(descriptors_in_flight)
 	nothing_left_in(packets[1]);
 }
 
+static const char flying[] = "sent by another one";
+
+/* Sends a descriptor that nobody else has, and no other kind of it. */
+static void send_own(int to)
+{
+	int ends[2];
+	MUST(pipe(ends));
+	MUST(write(ends[1], flying, sizeof(flying)));
+	send_fds(to, "f", 1, &ends[0], 1);
+	close(ends[0]);
+	close(ends[1]);
+}
+
+static void send_and_stay(void *end)
+{
+	send_own(*(int *)end);
+	prepared();
+	wait_for_go();
+}
+
+/* The same, of the other ABI, over fd 10. */
+CASE(passes_on)
+{
+	send_own(10);
+	prepared();
+	wait_for_go();
+}
+
+/* Descriptors on their way that are sent by others than who is to receive them: a task of each ABI, and one that is gone. */
+CASE(descriptors_of_others)
+{
+	int ends[3][2];
+	pid_t children[2];
+	for (size_t i = 0; i < LENGTH(ends); i++)
+		pair_of(kinds[i], ends[i]);
+	children[0] = spawn(send_and_stay, &ends[0][0]);
+	MUST(dup2(ends[1][0], 10));
+	children[1] = spawn_abi(other_abi, "passes_on", NULL);
+	close(10);
+	pid_t gone = MUST(fork());
+	if (gone == 0) {
+		send_own(ends[2][0]);
+		_exit(0);
+	}
+	reap(gone);
+	/* The sending ends are with those who sent. */
+	close(ends[0][0]);
+	close(ends[1][0]);
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(ends); i++) {
+		char bytes[64] = "";
+		struct message message = receive(ends[i][1], 64);
+		CHECK(message.bytes[0] == 'f' && message.count == 1, "socket %zu: %zu descriptors", i, message.count);
+		ssize_t got = read(message.fds[0], bytes, sizeof(bytes));
+		CHECK(got == sizeof(flying) && strcmp(bytes, flying) == 0, "socket %zu: %zd bytes", i, got);
+		CHECK(read(message.fds[0], bytes, sizeof(bytes)) == 0, "socket %zu: somebody can write", i);
+	}
+	for (size_t i = 0; i < LENGTH(children); i++)
+		finish(children[i]);
+}
+
 /* A socket in its own queue, and two in each other's. */
 CASE(descriptor_cycles)
 {

@@ -46,6 +46,7 @@ struct functions {
 	int (*gettimeofday)(struct kernel_time *, void *);
 	long (*time)(long *);
 	int (*getcpu)(unsigned *, unsigned *, void *);
+	ssize_t (*getrandom)(void *, size_t, unsigned, void *, size_t);
 };
 
 static struct functions find_all(uintptr_t base)
@@ -57,6 +58,7 @@ static struct functions find_all(uintptr_t base)
 		.gettimeofday = find(base, "__vdso_gettimeofday"),
 		.time = find(base, "__vdso_time"),
 		.getcpu = find(base, "__vdso_getcpu"),
+		.getrandom = find(base, "__vdso_getrandom"),
 	};
 }
 
@@ -85,6 +87,29 @@ static void check_clock(const struct functions *vdso, clockid_t clock)
 	}
 }
 
+/* What getrandom keeps between two calls, in memory of the kind that the function asks for: struct vgetrandom_opaque_params of
+   include/uapi/linux/random.h. */
+static struct random_state {
+	uint32_t size, protection, flags, reserved[13];
+	void *memory;
+} random_state;
+
+static void check_random(const struct functions *vdso)
+{
+	uint64_t found[2][4] = { 0 };
+	if (random_state.memory == NULL) {
+		CHECK(vdso->getrandom(NULL, 0, 0, &random_state, ~(size_t)0) == 0, "what getrandom needs");
+		random_state.memory = MUST(mmap(NULL, random_state.size, (int)random_state.protection,
+						(int)random_state.flags, -1, 0));
+	}
+	for (int i = 0; i < 2; i++) {
+		ssize_t got = vdso->getrandom(found[i], sizeof(found[i]), 0, random_state.memory, random_state.size);
+		CHECK(got == sizeof(found[i]), "getrandom gives %zd", got);
+	}
+	for (size_t i = 0; i < 4; i++)
+		CHECK(found[0][i] != found[1][i] && found[0][i] != 0, "%llx twice", (unsigned long long)found[0][i]);
+}
+
 static void check_functions(const struct functions *vdso)
 {
 	static const clockid_t clocks[] = { CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE, CLOCK_BOOTTIME,
@@ -104,6 +129,8 @@ static void check_functions(const struct functions *vdso)
 	CHECK(vdso->time(NULL) - wanted.seconds < 60 && vdso->time(NULL) >= wanted.seconds - 1, "time");
 	if (vdso->getcpu)
 		CHECK(vdso->getcpu(&cpu, NULL, NULL) == 0 && cpu < 4096, "processor %u", cpu);
+	if (vdso->getrandom)
+		check_random(vdso);
 }
 
 CASE(functions)

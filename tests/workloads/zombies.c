@@ -1,6 +1,7 @@
 /* Children that have ended and are waited for only after the checkpoint. */
 #include "workload.h"
 #include <grp.h>
+#include <sys/resource.h>
 
 static void end_with(void *status)
 {
@@ -189,4 +190,24 @@ CASE(unmissed)
 	spawn(wait_for_end, NULL);
 	checkpoint();
 	CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD, "there is a child");
+}
+
+/* A child that ended by a signal and left a core, which nobody has looked at. */
+CASE(core)
+{
+	struct rlimit all = { RLIM_INFINITY, RLIM_INFINITY };
+	siginfo_t end;
+	pid_t child = MUST(fork());
+	if (child == 0) {
+		MUST(setrlimit(RLIMIT_CORE, &all));
+		/* Little to write. */
+		int filter = MUST(open("/proc/self/coredump_filter", O_WRONLY));
+		MUST(write(filter, "0", 1));
+		abort();
+	}
+	MUST(waitid(P_PID, (id_t)child, &end, WEXITED | WNOWAIT));
+	CHECK(end.si_code == CLD_DUMPED, "it has left no core: code %d", end.si_code);
+	checkpoint();
+	MUST(waitid(P_PID, (id_t)child, &end, WEXITED));
+	CHECK(end.si_code == CLD_DUMPED && end.si_status == SIGABRT, "code %d, signal %d", end.si_code, end.si_status);
 }

@@ -296,7 +296,7 @@ impl Frozen {
     /// If a thread is gone.
     pub(crate) fn doom(&self) -> Result<()> {
         for thread in self.tasks.iter().flat_map(|task| &task.threads) {
-            thread.die_with_tracer()?;
+            thread.die_with_tracer(false)?;
         }
         Ok(())
     }

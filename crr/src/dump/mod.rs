@@ -21,6 +21,7 @@ use crate::resource::external::{self, Key};
 use crate::resource::fanotify;
 use crate::resource::inet::{self, Policy};
 use crate::resource::pipe::Holders;
+use crate::resource::sysv::undo;
 use crate::resource::unix_socket::half::HalfPolicy;
 use crate::resource::{memory, robust, xstate};
 use crate::stats::{self, Stage, Stats};
@@ -142,7 +143,7 @@ pub fn dump(options: &Options) -> Result<Report> {
         refuse_server(inode, &holders)?;
     }
     fault::point(Point::KilledStarting)?;
-    let (frozen, mut collected) = seize_and_collect(options, previous, &mut holders, &patience)?;
+    let (mut frozen, mut collected) = seize_and_collect(options, previous, &mut holders, &patience)?;
     fault::point(Point::KilledCollected)?;
     fault::strike(Point::TaskDiesCopied, frozen.last());
     // So that a tree that is let run has its areas as they were.
@@ -174,6 +175,8 @@ pub fn dump(options: &Options) -> Result<Report> {
         _ => None,
     };
     if options.after == After::Kill {
+        let patience = Patience::new(LAST_RESORT);
+        undo::disarm::disarm(&mut frozen, &collected.tree, &collected.memory, &collected.undo, &patience)?;
         robust::disarm(&collected.tree);
     }
     let frozen_for = frozen.finish(options.after, &Patience::new(LAST_RESORT)).map_err(|e| {

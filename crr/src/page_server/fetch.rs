@@ -3,16 +3,28 @@
 use super::client::{Peer, Server};
 use super::line::{Line, Patience};
 use super::{Frame, Hello, Listed, PAGES, WRONG, Want};
-use anyhow::{Context, Result, bail};
+use crate::ptrace;
+use anyhow::{Context, Result, anyhow, bail};
 use std::collections::VecDeque;
 use std::io::{Read, Write};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// How many answers may be on their way at once: a megabyte each, so that a line of 1 Gbit/s with 60 ms to and fro is full.
 const WINDOW: usize = 8;
 /// More files than a checkpoint can build on.
 const MAX_FILES: u32 = 1 << 16;
+/// How long it is tried to connect again when a connection has broken. Pages start that anew.
+const REUNION: Duration = Duration::from_secs(10);
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(100);
 
-/// A connection that page contents come over.
+/// The connection is of no use any more, which says nothing of the server.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("no pages come")]
+struct Broken;
+
+/// A connection that page contents come over, and what takes its place when it breaks.
 #[derive(Debug)]
 pub(crate) struct Fetcher {
     peer: Peer,
@@ -63,7 +75,7 @@ impl Fetcher {
             files => files.iter().position(is_it),
         };
         let Some(found) = found else {
-            return Err(anyhow::anyhow!(
+            return Err(anyhow!(
                 "it has pages of another checkpoint, or of another round\n  hint: earlier rounds are found by the images beside them"
             ))
             .with_context(|| place(&self.peer));
@@ -71,7 +83,8 @@ impl Fetcher {
         Ok(u32::try_from(found)?)
     }
 
-    /// Brings pieces of a file, each a place and so many bytes: asks for more before those have come that were asked for.
+    /// Brings pieces of a file, each a place and so many bytes: asks for more before those have come that were asked for. Over a new connection
+    /// it asks again.
     ///
     /// # Errors
     /// If the server goes away or cannot read; as `each`, which is given a piece and its place.
@@ -82,28 +95,38 @@ impl Fetcher {
         mut each: impl FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let mut pieces = pieces.into_iter();
-        let mut asked = VecDeque::with_capacity(WINDOW);
+        let mut wanted = VecDeque::with_capacity(WINDOW);
+        // So many of them have been asked for over this connection.
+        let mut asked = 0;
+        let mut broken_since = None;
         loop {
-            while asked.len() < WINDOW
-                && let Some((place, len)) = pieces.next()
-            {
-                self.ask(Want { file, len, place })?;
-                asked.push_back((place, len));
+            wanted.extend(pieces.by_ref().take(WINDOW - wanted.len()));
+            let Some(&(place, len)) = wanted.front() else { return Ok(()) };
+            let ask = |&(place, len): &(u64, u32)| self.ask(Want { file, len, place });
+            match wanted.iter().skip(asked).try_for_each(ask).and_then(|()| self.take(place, len)) {
+                Ok(()) => {
+                    wanted.pop_front();
+                    asked = wanted.len();
+                    broken_since = None;
+                    each(place, &self.bytes)?;
+                }
+                Err(error) if error.is::<Broken>() => {
+                    self.connect_again(error, &mut broken_since)?;
+                    asked = 0;
+                }
+                Err(error) => return Err(error),
             }
-            let Some((place, len)) = asked.pop_front() else { return Ok(()) };
-            self.take(place, len)?;
-            each(place, &self.bytes)?;
         }
     }
 
     fn ask(&mut self, want: Want) -> Result<()> {
         let mut ask = || self.line.write_all(&want.encode()).and_then(|()| self.line.flush());
-        ask().with_context(|| place(&self.peer))
+        ask().context(Broken).with_context(|| place(&self.peer))
     }
 
     fn take(&mut self, at: u64, len: u32) -> Result<()> {
         let mut take = || {
-            let frame = Frame::read(&mut self.line, &mut self.bytes).context("no pages come")?;
+            let frame = Frame::read(&mut self.line, &mut self.bytes).context(Broken)?;
             match frame.what {
                 PAGES if frame.place == at && frame.len == len => Ok(()),
                 WRONG => bail!("it says: {}", String::from_utf8_lossy(&self.bytes)),
@@ -111,6 +134,36 @@ impl Fetcher {
             }
         };
         take().with_context(|| place(&self.peer))
+    }
+
+    /// Connects again, if it is not for too long now that nothing has come.
+    fn connect_again(&mut self, broken: anyhow::Error, since: &mut Option<Instant>) -> Result<()> {
+        // One that breaks whenever it has been made again is not to be made in a hurry.
+        let mut is_first = since.is_none();
+        let end = *since.get_or_insert_with(Instant::now) + REUNION;
+        if is_first {
+            log::warn!("{broken:#}: connecting again");
+        }
+        loop {
+            ptrace::check_interrupted()?;
+            if Instant::now() >= end {
+                return Err(broken);
+            }
+            if !is_first {
+                thread::sleep(PAUSE);
+            }
+            is_first = false;
+            match Self::again(&self.peer) {
+                Ok(Self { files, .. }) if files != self.files => {
+                    return Err(anyhow!("it has other pages than before")).with_context(|| place(&self.peer));
+                }
+                Ok(Self { line, .. }) => {
+                    self.line = line;
+                    return Ok(());
+                }
+                Err(error) => log::debug!("{error:#}"),
+            }
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::process::Command;
@@ -295,4 +295,65 @@ fn servers_are_for_one_thing() {
         send_all(&Client::connect(&at(port, None)).unwrap());
     });
     served.unwrap();
+}
+
+/// A way to a server that ends each connection after so many bytes of what the server says. Its port.
+fn cutting(server: u16, limits: impl Iterator<Item = u64> + Send + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for limit in limits {
+            let (mut near, _) = listener.accept().unwrap();
+            let mut far = TcpStream::connect(("127.0.0.1", server)).unwrap();
+            let (mut asking, mut asked) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+            thread::spawn(move || std::io::copy(&mut asking, &mut asked));
+            thread::spawn(move || {
+                let _ = std::io::copy(&mut Read::by_ref(&mut far).take(limit), &mut near);
+                let _ = (near.shutdown(Shutdown::Both), far.shutdown(Shutdown::Both));
+            });
+        }
+    });
+    port
+}
+
+/// A connection that breaks, wherever that is, is made again: all comes, in order, and once.
+#[test]
+fn broken_connections_are_made_again() {
+    let files = tempfile::tempdir().unwrap();
+    let own = certified(files.path(), "own");
+    for tls in [None, Some(&own)] {
+        let server = giving(tls, vec![offered(&pages(1), Some(7)), offered(&pages(2), Some(8))]);
+        // Also before a new one is of any use.
+        let port = cutting(server, [1 << 17, 1, 1 << 18, 1 << 17, 10_000, u64::MAX].into_iter());
+        let mut fetcher = Fetcher::connect(&at(port, tls)).unwrap();
+        let number = fetcher.find(&Listed { size: 1 << 20, inventory: Some(8) }).unwrap();
+        let mut next = 0;
+        let pieces = (0..16).map(|piece| (piece << 16, 1 << 16));
+        let each = |place, bytes: &[u8]| {
+            assert_eq!((place, bytes), (next, &[2; 1 << 16][..]));
+            next += 1 << 16;
+            Ok(())
+        };
+        fetcher.fetch(number, pieces, each).unwrap();
+        assert_eq!(next, 1 << 20);
+    }
+}
+
+/// What has come in the place of the server has to have the same.
+#[test]
+fn another_server_is_not_taken_for_the_first() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for inventory in [7, 9] {
+            let (mut tcp, _) = listener.accept().unwrap();
+            tcp.read_exact(&mut [0; 12]).unwrap();
+            super::answer(&mut tcp, None).unwrap();
+            tcp.write_all(&1u32.to_le_bytes()).unwrap();
+            tcp.write_all(&Listed { size: 1 << 20, inventory: Some(inventory) }.encode()).unwrap();
+        }
+    });
+    let mut fetcher = Fetcher::connect(&at(port, None)).unwrap();
+    let error = fetcher.fetch(0, [(0, 4096)], |_, _| Ok(())).unwrap_err();
+    assert!(format!("{error:#}").contains("it has other pages than before"), "{error:#}");
 }

@@ -18,10 +18,12 @@ pub(crate) mod tasks;
 pub mod timers;
 
 use crate::fault::{self, Point};
+use anyhow::Context;
 use images::Pid;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -111,6 +113,23 @@ impl Dir {
         }
         buffer.truncate(len);
         Ok(())
+    }
+
+    /// Calls `each` for every memory area, by rising address. `buffer` is room for their text.
+    ///
+    /// # Errors
+    /// If it cannot be read; as `each`.
+    pub fn areas(
+        &self,
+        buffer: &mut Vec<u8>,
+        each: impl FnMut(smaps::Area<'_>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let open = || {
+            let file = self.open("smaps")?;
+            fault::point(Point::ProcRead)?;
+            anyhow::Ok(file)
+        };
+        smaps::read(File::from(open().context("read smaps")?), buffer, each)
     }
 
     /// The target of a symbolic link in it.

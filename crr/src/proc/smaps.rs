@@ -4,6 +4,8 @@
 //! than the first byte of the lines that it does not need.
 
 use super::{Malformed, hex};
+use anyhow::Context;
+use std::io::{ErrorKind, Read};
 
 /// One area. Borrows the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,47 @@ pub struct Area<'a> {
     pub pkey: u32,
     /// Bytes of a page that the kernel would use here.
     pub page_size: u64,
+}
+
+/// Calls `each` for every area of a file while that is read: of a task with as many areas as it may have, the whole text would take 50 MiB.
+/// `buffer` is room for it.
+///
+/// # Errors
+/// If it cannot be read; as [`parse`].
+pub fn read(
+    mut file: impl Read,
+    buffer: &mut Vec<u8>,
+    mut each: impl FnMut(Area<'_>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    const ROOM: usize = 128 << 10;
+    /// seq files hand out at most one page a read.
+    const PAGE: usize = 4096;
+    buffer.resize(ROOM, 0);
+    let mut len = 0;
+    loop {
+        if buffer.len() < len + PAGE {
+            let whole = last_header(&buffer[..len]);
+            parse(&buffer[..whole], &mut each)?;
+            buffer.copy_within(whole..len, 0);
+            len -= whole;
+            // What is left can be one area that fills it.
+            buffer.resize(ROOM.max(len + 2 * PAGE), 0);
+        }
+        match file.read(&mut buffer[len..]) {
+            Ok(0) => return parse(&buffer[..len], each),
+            Ok(got) => len += got,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).context("read smaps"),
+        }
+    }
+}
+
+/// Where the last area begins, which may not be there as a whole.
+fn last_header(text: &[u8]) -> usize {
+    let begins = |&at: &usize| {
+        matches!(text.get(at), Some(b'0'..=b'9' | b'a'..=b'f')) && (at == 0 || text[at - 1] == b'\n')
+    };
+    (0..text.len()).rev().find(begins).unwrap_or(0)
 }
 
 /// Calls `each` for every area, by rising address.
@@ -166,6 +209,37 @@ VmFlags: rd wr mr mw me gd ac
         assert_eq!(areas[2].name, b"[vdso]");
         assert!(areas[3].shared && !areas[2].shared);
         assert_eq!(areas[3].name, b"/dev/zero (deleted)");
+    }
+
+    /// A file that gives a few bytes at a time.
+    struct Slow<'a>(&'a [u8], usize);
+
+    impl Read for Slow<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            let (now, later) = self.0.split_at(self.0.len().min(self.1).min(buffer.len()));
+            buffer[..now.len()].copy_from_slice(now);
+            self.0 = later;
+            Ok(now.len())
+        }
+    }
+
+    #[test]
+    fn text_of_any_length_is_read() {
+        // One that does not fit into the room for all, and one that does not either for itself.
+        let long = format!("fe000000-fe001000 r-xp 0 fe:00 1 {}\nVmFlags: rd \n", "x".repeat(300_000));
+        let text = [&IA32.repeat(1000), long.as_bytes(), IA32].concat();
+        let expected = all(&text).unwrap();
+        for step in [1000, 4096, usize::MAX] {
+            let mut left = expected.iter();
+            let mut buffer = Vec::new();
+            read(Slow(&text, step), &mut buffer, |area| {
+                assert_eq!(Some(&area), left.next());
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(left.len(), 0);
+        }
+        assert!(read(Slow(&text[..text.len() - 40], 4096), &mut Vec::new(), |_| Ok(())).is_err());
     }
 
     #[test]

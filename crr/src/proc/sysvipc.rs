@@ -22,8 +22,10 @@ pub struct SemaphoreSet {
     pub object: Object,
     /// Semaphores in it.
     pub count: u16,
-    /// Somebody has operated on it, or has ended with something to be undone.
-    pub was_used: bool,
+    /// When somebody operated on it last, or ended with something to be undone, in seconds since 1970; 0 for never.
+    pub operated_at: u64,
+    /// When it was made, or last changed otherwise.
+    pub changed_at: u64,
 }
 
 /// A message queue.
@@ -56,7 +58,7 @@ pub fn segments(text: &[u8]) -> Result<Vec<Segment>, Malformed> {
 }
 
 /// All sets of semaphores (`sem`), by the columns of sysvipc_sem_proc_show() (ipc/sem.c): key, id, permissions, number, owner and group, creator
-/// and group, time of the last operation.
+/// and group, times of the last operation and the last change.
 ///
 /// # Errors
 /// [`Malformed`].
@@ -66,7 +68,8 @@ pub fn semaphore_sets(text: &[u8]) -> Result<Vec<SemaphoreSet>, Malformed> {
         Ok(SemaphoreSet {
             object: row.object(4)?,
             count: row.number(3, "nsems")?,
-            was_used: row.number::<u64>(8, "otime")? != 0,
+            operated_at: row.number(8, "otime")?,
+            changed_at: row.number(9, "ctime")?,
         })
     })
 }
@@ -161,9 +164,11 @@ mod tests {
  305419896      32785   600         17     0     0     0     0 1795888829 1795888828
 ";
         let sets = semaphore_sets(text).unwrap();
-        let seen = |set: &SemaphoreSet| (set.object.id, set.object.key, set.count, set.was_used);
-        assert_eq!(seen(&sets[0]), (65558, 0, 2, false));
-        assert_eq!(seen(&sets[1]), (32785, 305_419_896, 17, true));
+        let seen = |set: &SemaphoreSet| (set.object.id, set.object.key, set.count);
+        assert_eq!(seen(&sets[0]), (65558, 0, 2));
+        assert_eq!(seen(&sets[1]), (32785, 305_419_896, 17));
+        assert_eq!((sets[0].operated_at, sets[0].changed_at), (0, 1_795_888_828));
+        assert_eq!((sets[1].operated_at, sets[1].changed_at), (1_795_888_829, 1_795_888_828));
         assert!(semaphore_sets(&text[..120]).is_err());
     }
 

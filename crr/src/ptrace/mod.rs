@@ -326,12 +326,13 @@ impl Stopped {
         request::set_regs(self.tid, &regs.0).map_err(error(self.tid, "write registers"))
     }
 
-    /// From here on the thread dies with this process.
+    /// From here on the thread dies with this process; `unfiltered`, its seccomp is suspended until then.
     ///
     /// # Errors
     /// Everything of [`Error`].
-    pub fn die_with_tracer(&self) -> Result<(), Error> {
-        request::set_options(self.tid, OPTIONS | libc::PTRACE_O_EXITKILL)
+    pub fn die_with_tracer(&self, unfiltered: bool) -> Result<(), Error> {
+        let more = if unfiltered { SUSPEND_SECCOMP } else { 0 };
+        request::set_options(self.tid, OPTIONS | libc::PTRACE_O_EXITKILL | more)
             .map_err(error(self.tid, "tie it to this process"))
     }
 

@@ -87,4 +87,6 @@ calls! {
     Kcmp = 312, 349;
     /// get_mempolicy.
     GetMempolicy = 239, 275;
+    /// pkey_mprotect.
+    PkeyMprotect = 329, 380;
 }

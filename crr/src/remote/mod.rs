@@ -203,6 +203,12 @@ impl Executor {
         }
     }
 
+    /// What it knows of the task.
+    #[must_use]
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
     /// Whether no other call may be made, since a thread could not be put back.
     #[must_use]
     pub fn is_adrift(&self) -> bool {

@@ -74,6 +74,16 @@ pub(crate) fn name(link: &[u8], rdev: u64) -> &'static str {
     }
 }
 
+/// What terminals other than pseudo terminals are called, by their numbers.
+pub(crate) fn terminal(number: (u64, u64)) -> &'static str {
+    match number {
+        (4, 0..64) => "a virtual console",
+        (4, _) => "a serial line",
+        (5, 1) => "the console of the machine",
+        _ => "a terminal",
+    }
+}
+
 /// Whether nobody has a block device for himself. F_GETFL does not show O_EXCL (do_dentry_open() of fs/open.c takes it away), so crr asks for
 /// the device itself, for a moment (bd_may_claim() of block/bdev.c).
 ///
@@ -105,6 +115,13 @@ mod tests {
         assert!(opens(1, 11, O_WRONLY) && !opens(1, 11, 0) && !opens(1, 11, 2));
         assert!(!opens(10, 229, 2) && !opens(10, 232, 0));
         assert!(!opens_again(&stat("/").unwrap(), 0));
+    }
+
+    #[test]
+    fn terminals_are_told_apart() {
+        let names = [(4, 0), (4, 63), (4, 64), (5, 1), (5, 0)].map(terminal);
+        let [console, serial] = ["a virtual console", "a serial line"];
+        assert_eq!(names, [console, console, serial, "the console of the machine", "a terminal"]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! made by one call. If it comes out locked, it is unlocked again.
 
 use super::{Refuse, memory};
-use crate::proc::{Dir, smaps, status};
+use crate::proc::{Dir, status};
 use crate::ptrace::{Patience, Stopped};
 use crate::remote::{Call, Executor};
 use anyhow::{Context, Result};
@@ -82,8 +82,7 @@ fn by_fresh(dir: &Dir, locked: u64, fresh: &Range<u64>) -> Result<u32> {
 /// How the area at an address is locked.
 fn flags_at(dir: &Dir, at: Addr) -> Result<u32> {
     let (mut buffer, mut told) = (Vec::new(), 0);
-    dir.read("smaps", &mut buffer).context("read smaps")?;
-    smaps::parse(&buffer, |area| {
+    dir.areas(&mut buffer, |area| {
         if (area.start..area.end).contains(&at.0) {
             let has = |wanted: &[u8]| area.flags.split(|&byte| byte == b' ').any(|code| code == wanted);
             told = match (has(b"lo"), has(b"lf")) {
@@ -92,7 +91,7 @@ fn flags_at(dir: &Dir, at: Addr) -> Result<u32> {
                 (false, false) => 0,
             };
         }
-        anyhow::Ok(())
+        Ok(())
     })?;
     Ok(told)
 }

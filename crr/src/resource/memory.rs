@@ -5,6 +5,7 @@ use super::aio;
 use super::file::kinds;
 use super::hugetlb;
 use super::path::{Lost, Paths, UNMAP, file_type, link_of};
+use super::pkey;
 use super::sysv;
 use super::view::Use;
 use crate::kernel;
@@ -261,7 +262,7 @@ impl Backings {
             let hint = "start the program so that it does without";
             refuse.with_hint(describe(area), format!("{reason} (smaps flag {code})"), hint);
         });
-        if area.pkey != 0 {
+        if !pkey::is_implied(area.prot, area.pkey) {
             let hint = "have the program give it key 0 (pkey_mprotect) before the dump";
             refuse.with_hint(describe(area), format!("has protection key {}", area.pkey), hint);
         }

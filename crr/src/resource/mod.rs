@@ -33,6 +33,7 @@ pub(crate) mod packet;
 pub mod path;
 pub(crate) mod pidfd;
 pub mod pipe;
+pub(crate) mod pkey;
 pub(crate) mod program;
 pub mod robust;
 pub mod rseq;

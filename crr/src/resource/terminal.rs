@@ -6,6 +6,7 @@ mod flight;
 pub(crate) mod recreate;
 
 use super::Refuse;
+use super::device;
 use super::external::Key;
 use super::path::{CLOSE, Paths};
 use super::pipe::Object;
@@ -23,7 +24,7 @@ use images::terminal::{Control, Flow, LivePty, Pty, PtyEnd};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::{FileStat, fstat, major, makedev, minor, stat};
+use nix::sys::stat::{FileStat, fstat, makedev, stat};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -51,13 +52,19 @@ pub(crate) fn number_in(link: &[u8]) -> Option<u32> {
 
 /// A device number in the kernel's 32-bit form, as /proc shows it: minor bits 0-7, major bits 8-19, more minor bits above.
 fn encoded(rdev: u64) -> u32 {
-    let (major, minor) = (major(rdev), minor(rdev));
+    let (major, minor) = device::number(rdev);
     u32::try_from((minor & 0xff) | major << 8 | (minor & 0xfff00) << 12).unwrap_or(0)
+}
+
+/// Major and minor number of one in that form.
+fn decoded(device: u32) -> (u64, u32) {
+    ((device >> 8 & 0xfff).into(), device & 0xff | device >> 12 & 0xf_ff00)
 }
 
 /// The number of the pseudo terminal with this device number.
 fn number_of(device: u32) -> Option<u32> {
-    (u64::from(device >> 8 & 0xfff) == SLAVE).then_some(device & 0xff | device >> 12 & 0xf_ff00)
+    let (major, number) = decoded(device);
+    (major == SLAVE).then_some(number)
 }
 
 /// A descriptor that is to be looked at.
@@ -78,8 +85,8 @@ pub(crate) enum Kind {
     Pty(Target),
     /// One that has been refused.
     Refused,
-    /// Some other terminal.
-    Other,
+    /// Some other terminal, as [`device::terminal`] calls it.
+    Other(&'static str),
 }
 
 /// A pseudo terminal with descriptors of ours on it.
@@ -113,14 +120,17 @@ impl Terminals {
         refuse: &mut Refuse<'_>,
     ) -> Result<Kind> {
         let Open { copy, link, stat, holder } = open;
-        let device = (major(stat.st_rdev), minor(stat.st_rdev));
+        let device = device::number(stat.st_rdev);
         let (number, end) = match device {
             MULTIPLEXER => (tty::number(copy.as_fd()).context("TIOCGPTN")?, PtyEnd::Master),
             CONTROLLING => match tty::device(copy.as_fd()) {
                 Ok(tty) if shell_job == Some(tty) => return Ok(Kind::ShellJob),
                 Ok(tty) => match number_of(tty) {
                     Some(number) => (number, PtyEnd::Controlling),
-                    None => return Ok(Kind::Other),
+                    None => {
+                        let (major, minor) = decoded(tty);
+                        return Ok(Kind::Other(device::terminal((major, minor.into()))));
+                    }
                 },
                 Err(Errno::EIO) => {
                     refuse.with_hint(
@@ -140,7 +150,7 @@ impl Terminals {
                 (number, if is_hung_up(copy.as_fd())? { PtyEnd::HungUp } else { PtyEnd::Slave })
             }
             _ if shell_job == Some(encoded(stat.st_rdev)) => return Ok(Kind::ShellJob),
-            _ => return Ok(Kind::Other),
+            _ => return Ok(Kind::Other(device::terminal(device))),
         };
         let path = match end {
             PtyEnd::HungUp => Ok(paths.terminal(link.strip_suffix(b" (deleted)").unwrap_or(link), stat)),

@@ -14,7 +14,7 @@ const LEGACY: u64 = 3;
 const SSE: u64 = 2;
 const AVX: u64 = 4;
 /// Component of the protection key rights, whose value after exec the kernel chooses (init_pkru_value of arch/x86/mm/pkeys.c).
-const PKRU: u8 = 9;
+pub(crate) const PKRU: u8 = 9;
 const DEFAULT_PKRU: u32 = 0x5555_5554;
 
 fn bit(component: StateComponent) -> u64 {

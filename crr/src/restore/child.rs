@@ -223,7 +223,7 @@ fn attributes(restore: &Restore<'_>, index: usize) -> Outcome {
     if task.coredump_filter != restore.environment.coredump_filter {
         write("/proc/self/coredump_filter", format!("{:#x}", task.coredump_filter))?;
     }
-    let persona = task.personality & !shared::plan::READ_IMPLIES_EXEC;
+    let persona = task.personality & !shared::plan::LATE_PERSONALITY;
     if persona != restore.environment.personality {
         let persona = nix::sys::personality::Persona::from_bits_retain(persona.cast_signed());
         nix::sys::personality::set(persona).map_err(|errno| (Step::Personality, errno, 0))?;

@@ -20,6 +20,7 @@ mod stand_in;
 mod stop;
 mod takeover;
 mod unchanged;
+mod undo;
 
 use self::fill::{Fill, HugePages};
 use self::prepare::Contents;

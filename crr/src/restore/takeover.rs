@@ -9,7 +9,7 @@ use super::loan;
 use super::lock;
 use super::serve::Parked;
 use super::stand_in::StandIn;
-use super::{Restore, births, stop};
+use super::{Restore, births, stop, undo};
 use crate::fault::{self, Point};
 use crate::keeper::{Keeper, Kill};
 use crate::proc::has_ended;
@@ -76,6 +76,7 @@ pub(super) fn take_over(
         .map(|(taken, &syscall_at)| ask_for_death_signals(taken, syscall_at, &patience))
         .collect::<Result<_>>()?;
     lock::take_all(restore, &mut all, parked, &patience)?;
+    undo::put_back(restore, &mut all, parked, &patience)?;
     stop::stop_all(restore, &mut all, parked, &patience)?;
     let files = &checkpoint.files;
     let group = |pgid| births::group(restore, pgid);

@@ -38,6 +38,23 @@ pub const LISTEN: u8 = 10;
 /// Both have, at the same time.
 pub const CLOSING: u8 = 11;
 
+/// What a state is called by those who look at connections (ss, netstat).
+#[must_use]
+pub fn name(state: u8) -> &'static str {
+    match state {
+        ESTABLISHED => "ESTABLISHED",
+        SYN_SENT => "SYN-SENT",
+        FIN_WAIT1 => "FIN-WAIT-1",
+        FIN_WAIT2 => "FIN-WAIT-2",
+        CLOSE => "CLOSED",
+        CLOSE_WAIT => "CLOSE-WAIT",
+        LAST_ACK => "LAST-ACK",
+        LISTEN => "LISTEN",
+        CLOSING => "CLOSING",
+        _ => "in another state",
+    }
+}
+
 /// What repair mode becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repair {

@@ -30,7 +30,9 @@ use images::signal::{Action, AltStack, IntervalTimer, Pending};
 use images::socket::{
     Credentials, Message, Peer, PeerCredentials, SocketFile, SocketOption, UnixKind, UnixSocket,
 };
-use images::sysv::{Ipc, Message as QueuedMessage, Object, Queue, Semaphore, SemaphoreSet};
+use images::sysv::{
+    Ipc, Message as QueuedMessage, Object, Queue, Semaphore, SemaphoreSet, UndoList, UndoSum,
+};
 use images::task::{End, GroupStop, ShellJob, Task, Tree, Zombie};
 use images::terminal::{Flow, Line, LineEnd, LivePty, Pty, PtyEnd, Settings};
 use images::thread::{Creds, Dispatch, Regs, RobustList, Rseq, Sched, Thread, UserDesc};
@@ -116,6 +118,15 @@ fn ipc() -> Ipc {
                 QueuedMessage { kind: i64::MAX, bytes: Vec::new() },
             ],
         }],
+        undo_lists: vec![UndoList {
+            task: 100,
+            thread: 100,
+            sums: vec![
+                UndoSum { set: 32_769, semaphore: 0, sum: 1 },
+                UndoSum { set: 32_769, semaphore: 1, sum: -32_768 },
+            ],
+        }],
+        apart: vec![1100],
     }
 }
 

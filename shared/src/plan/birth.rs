@@ -7,7 +7,7 @@
 
 use super::cow::Base;
 use super::family::Making;
-use super::{Need, Planner, READ_IMPLIES_EXEC};
+use super::{LATE_PERSONALITY, Need, Planner};
 use crate::op::birth::Birth;
 use crate::op::{self, Op};
 use alloc::collections::BTreeMap;
@@ -93,8 +93,8 @@ impl Planner<'_> {
             push(ops, &Birth::Directory(directory));
             push(ops, &Birth::Umask(task.umask));
         }
-        if (task.personality ^ maker.personality) & !READ_IMPLIES_EXEC != 0 {
-            op::push(ops, &Op::Personality(task.personality & !READ_IMPLIES_EXEC));
+        if (task.personality ^ maker.personality) & !LATE_PERSONALITY != 0 {
+            op::push(ops, &Op::Personality(task.personality & !LATE_PERSONALITY));
         }
     }
 

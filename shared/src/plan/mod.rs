@@ -40,8 +40,12 @@ use images::thread::Creds;
 use images::{Abi, DescriptionId, PathId, Pid, SharedId};
 use seccomp::Programs;
 
-/// READ_IMPLIES_EXEC: would add PROT_EXEC to every mapping the restorer makes, so it is set last.
+/// READ_IMPLIES_EXEC: memory that a task maps to be read can be executed.
 pub const READ_IMPLIES_EXEC: u32 = 0x040_0000;
+/// MMAP_PAGE_ZERO: exec maps the page at address 0, and seals it from Linux 6.10 on (load_elf_binary() of fs/binfmt_elf.c).
+const MMAP_PAGE_ZERO: u32 = 0x010_0000;
+/// Bits of the personality that are set last: they would have their say in what restores the task.
+pub const LATE_PERSONALITY: u32 = READ_IMPLIES_EXEC | MMAP_PAGE_ZERO;
 
 const PR_SET_PDEATHSIG: u32 = 1;
 const PR_SET_DUMPABLE: u32 = 4;
@@ -222,7 +226,7 @@ impl Planner<'_> {
             attribute::before_limits(ops, task);
         }
         limits(ops, machine, task, Moment::Privileged);
-        if task.personality & READ_IMPLIES_EXEC != 0 {
+        if task.personality & LATE_PERSONALITY != 0 {
             op::push(ops, &Op::Personality(task.personality));
         }
         programs.install(ops, task, leader);

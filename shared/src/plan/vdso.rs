@@ -1,6 +1,6 @@
 //! What stands in for a vDSO, and where one that cannot be moved may lie.
 
-use super::{Forest, Machine, READ_IMPLIES_EXEC, Written};
+use super::{Forest, LATE_PERSONALITY, Machine, Written};
 use crate::op::{self, Op, Slot};
 use crate::proto::Vdso;
 use crate::range::merged;
@@ -31,7 +31,7 @@ pub(super) fn settle(forest: &Forest<'_>, members: &[usize], program: Slot) -> V
     let ranges = merged(areas.map(|vma| (start(vma), vma.end.0)).collect());
     let words = ranges.into_iter().flat_map(|(start, end)| [start, end]);
     let taken: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
-    let personality = forest.tasks[members[0]].personality & !READ_IMPLIES_EXEC;
+    let personality = forest.tasks[members[0]].personality & !LATE_PERSONALITY;
     let mut list = Vec::new();
     op::push(&mut list, &Op::Settle { program, personality, taken: &taken });
     list

@@ -16,7 +16,7 @@ pub(super) fn add(snapshot: &mut Snapshot, pid: i32, shared_memory: &mut Renumbe
         .iter()
         .map(|area| {
             let stack = stack_pointers.iter().any(|sp| addresses(&area.line).is_some_and(|r| r.contains(sp)));
-            format!("{} {}{}", range(area), area.anonymous, if stack { " stack" } else { "" })
+            format!("{} {} kB{}", range(area), area.anonymous, if stack { " stack" } else { "" })
         })
         .collect();
     let lines = areas.into_iter().map(|area| area.line).collect();
@@ -59,8 +59,8 @@ struct Area {
     line: String,
     /// VmFlags.
     flags: String,
-    /// Anonymous, in kB.
-    anonymous: String,
+    /// Anonymous and Swap, in kB: a look from outside can bring pages back from there.
+    anonymous: u64,
 }
 
 fn parse(text: &str, shared_memory: &mut Renumber) -> Vec<Area> {
@@ -76,7 +76,10 @@ fn parse(text: &str, shared_memory: &mut Renumber) -> Vec<Area> {
                     value.split_whitespace().filter(|flag| !VOLATILE_FLAGS.contains(flag)).collect();
                 area.flags = kept.join(" ");
             }
-            (Some(("Anonymous", value)), Some(area)) => value.trim().clone_into(&mut area.anonymous),
+            (Some(("Anonymous" | "Swap", value)), Some(area)) => {
+                area.anonymous +=
+                    value.trim().strip_suffix(" kB").and_then(|kib| kib.parse().ok()).unwrap_or(0);
+            }
             (Some(_), _) => {}
         }
     }
@@ -106,6 +109,7 @@ Anonymous:             0 kB
 VmFlags: rd wr sh sd mr mw
 f7d01000-f7d02000 rw-p 00000000 00:00 0
 Anonymous:             4 kB
+Swap:                  8 kB
 VmFlags: rd wr mr mw
 ";
 
@@ -122,7 +126,7 @@ VmFlags: rd wr mr mw
         assert_eq!(areas.len(), 2);
         assert_eq!(areas[0].line, "f7d00000-f7d01000 rw-s 00000000 00:01 #1 /dev/zero (deleted)");
         assert_eq!(areas[0].flags, "rd wr sh mr mw");
-        assert_eq!(areas[1].anonymous, "4 kB");
+        assert_eq!(areas[1].anonymous, 12);
         let again = parse(&SMAPS.replace("1025", "9"), &mut numbers);
         assert!(again[0].line.contains(" #2 "));
     }

@@ -16,10 +16,12 @@ tests::survives! {
     mapped => deleted("mapped");
     only_mapped => deleted("only_mapped");
     directory => deleted("directory");
+    root => deleted("root");
     program => deleted("program");
     flags => deleted("flags");
     program_in_memory => deleted("program_in_memory");
     memfd => deleted("memfd");
+    memfd_between_abis => deleted("memfd_between_abis");
     between_abis => deleted("between_abis");
 }
 

@@ -325,8 +325,15 @@ const DEATHS: &[&str] =
     &["task-dies-unseized:2", "task-dies-frozen", "task-dies-asked", "task-dies-asked:3", "task-dies-copied"];
 
 /// Faults that have a test of their own.
-const ELSEWHERE: &[&str] =
-    &["ids-taken", "killed-killing", "lazy-ahead", "nft", "vdso-differs", "vdso-immovable"];
+const ELSEWHERE: &[&str] = &[
+    "ids-taken",
+    "killed-disarming",
+    "killed-killing",
+    "lazy-ahead",
+    "nft",
+    "vdso-differs",
+    "vdso-immovable",
+];
 
 /// Marks the files of sockets.
 const SOCKET: &str = " (socket)";

@@ -53,14 +53,15 @@ fn survives(dir: &std::path::Path, abi: Abi, case: &'static str, huge_pages: &Ov
     running.verify()?;
     let mut running = Workload::new("hugetlb", case).start(&dir.join("restored"), abi)?;
     let before = running.snapshot()?;
+    // A dump takes none.
+    huge_pages.set(0)?;
     running.dump(&[])?.success()?;
     nothing_left()?;
     // What lies in a file of hugetlbfs is there still.
     if case != "files" {
-        huge_pages.set(0)?;
         running.restore(&["-d"])?.code(1)?.says_with_hint("huge pages of 2.0 MiB")?;
-        huge_pages.set(64)?;
     }
+    huge_pages.set(64)?;
     running.restore(&["-d"])?.success()?;
     running.looks_like(&before)?;
     running.verify()

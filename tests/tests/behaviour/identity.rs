@@ -18,5 +18,7 @@ tests::survives! {
     thread_credentials => identity("thread_credentials");
     chrooted => identity("chrooted");
     arguments => identity("arguments");
+    personality => identity("personality");
+    page_zero => identity("page_zero");
     three_gigabytes => identity("three_gigabytes");
 }

@@ -5,16 +5,17 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use tests::abi::Abi;
 use tests::case::{Running, Workload, nothing_left};
-use tests::isolate::{isolated, isolated_for};
+use tests::isolate::{isolated, isolated_for, isolated_for_both};
 use tests::kills::kill_dumps;
-use tests::{here, require_ia32, require_root, wait};
+use tests::{here, needs, require_ia32, require_root, wait};
 
-const fn inet(case: &'static str) -> Workload {
+pub(crate) const fn inet(case: &'static str) -> Workload {
     Workload::new("inet", case)
 }
 
@@ -22,12 +23,16 @@ tests::survives! {
     connected => inet("connected");
     full => inet("full");
     half_closed => inet("half_closed");
+    last_words => inet("last_words");
     listening => inet("listening");
     not_accepted => inet("not_accepted");
     idle => inet("idle");
     lingering => inet("lingering");
     options => inet("options");
+    moving_options => inet("moving_options");
+    special_options => inet("special_options");
     corked => inet("corked");
+    keepalive => inet("keepalive");
     datagrams => inet("datagrams");
     udp_lite => inet("udp_lite");
     datagrams_shut_down => inet("datagrams_shut_down");
@@ -39,7 +44,7 @@ tests::survives! {
 }
 
 /// The ports that a workload has printed.
-fn ports(running: &Running) -> tests::Result<Vec<u16>> {
+pub(crate) fn ports(running: &Running) -> tests::Result<Vec<u16>> {
     let log = running.log()?;
     let line = log.lines().next().context("no ports")?;
     line.split(' ').map(|port| port.parse().context("a port")).collect()
@@ -88,12 +93,12 @@ fn with_clients(
     Ok(())
 }
 
-fn ask(client: &mut TcpStream, bytes: &[u8]) -> tests::Result {
+pub(crate) fn ask(client: &mut TcpStream, bytes: &[u8]) -> tests::Result {
     Ok(client.write_all(bytes)?)
 }
 
 /// What the server answers.
-fn hear(client: &mut TcpStream, bytes: &[u8]) -> tests::Result {
+pub(crate) fn hear(client: &mut TcpStream, bytes: &[u8]) -> tests::Result {
     let mut answer = vec![0; bytes.len()];
     client.read_exact(&mut answer)?;
     let expected: Vec<u8> = bytes.iter().map(|byte| byte.wrapping_add(1)).collect();
@@ -102,11 +107,11 @@ fn hear(client: &mut TcpStream, bytes: &[u8]) -> tests::Result {
 }
 
 /// Tables of nftables.
-fn tables() -> tests::Result<String> {
+pub(crate) fn tables() -> tests::Result<String> {
     nft("list tables")
 }
 
-fn nft(commands: &str) -> tests::Result<String> {
+pub(crate) fn nft(commands: &str) -> tests::Result<String> {
     let output = Command::new("nft").arg(commands).output()?;
     ensure!(output.status.success(), "nft: {}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
@@ -177,7 +182,8 @@ fn connections_elsewhere_are_refused() {
             let output = running.dump(&[])?.code(1)?;
             for client in clients.iter_mut() {
                 let (local, peer) = (client.peer_addr()?, client.local_addr()?);
-                output.says_with_hint(&format!("connected from {local} to {peer}, outside of the tree"))?;
+                let state = "(ESTABLISHED), outside of the tree";
+                output.says_with_hint(&format!("connected from {local} to {peer} {state}"))?;
             }
             running.looks_like(&before)?;
             for client in clients.iter_mut() {
@@ -358,5 +364,55 @@ fn closed_by_a_client_elsewhere() {
             ensure!(answer == [b'b'; 4000], "another answer, of {} bytes", answer.len());
         }
         Ok(())
+    });
+}
+
+/// Memory cgroups of this machine, by the root of their hierarchy, of either version.
+fn memory_cgroups() -> Option<&'static Path> {
+    let of_memory = Path::new("/sys/fs/cgroup/memory");
+    if of_memory.exists() {
+        return Some(of_memory);
+    }
+    let unified = Path::new("/sys/fs/cgroup");
+    let controllers = std::fs::read_to_string(unified.join("cgroup.controllers")).unwrap_or_default();
+    controllers.split_whitespace().any(|one| one == "memory").then_some(unified)
+}
+
+/// Makes a memory cgroup that counts what sockets use, and enters it.
+fn enter_memory_cgroup(root: &Path, name: &str) -> tests::Result<PathBuf> {
+    let group = root.join(name);
+    std::fs::create_dir(&group)?;
+    if root.join("cgroup.controllers").exists() {
+        std::fs::write(root.join("cgroup.subtree_control"), "+memory")?;
+    } else {
+        std::fs::write(group.join("memory.kmem.tcp.limit_in_bytes"), "1G")?;
+    }
+    std::fs::write(group.join("cgroup.procs"), "0")?;
+    Ok(group)
+}
+
+/// Memory is reserved again (SO_RESERVE_MEM), by a restore that has a memory cgroup; one that has none says that it is not.
+#[test]
+fn reserved_memory() {
+    require_root!();
+    require_ia32!();
+    let Some(root) = memory_cgroups() else {
+        needs::in_kernel(&here!(), false, "memory cgroups");
+        return;
+    };
+    isolated_for_both(&here!(), |dir, abi| {
+        std::fs::create_dir_all(dir)?;
+        let group = enter_memory_cgroup(root, &format!("crr-test-{}", dir.metadata()?.ino()))?;
+        let mut running = inet("reserved").start(dir, abi)?;
+        let before = running.snapshot()?;
+        running.cycle(&before)?;
+        running.dump(&[])?.success()?;
+        nothing_left()?;
+        let leave = format!(r#"echo 0 > {}/cgroup.procs && exec "$@""#, root.display());
+        running.restore_under(&["sh", "-c", &leave, "sh"], &["-d"])?.success()?.says("SO_RESERVE_MEM")?;
+        std::fs::write(running.dir.join("none"), "")?;
+        running.verify()?;
+        std::fs::write(root.join("cgroup.procs"), "0")?;
+        Ok(std::fs::remove_dir(group)?)
     });
 }

@@ -12,6 +12,7 @@ const fn locks(case: &'static str) -> Workload {
 tests::survives! {
     kinds => locks("kinds");
     waited_for => locks("waited_for");
+    descriptions_waited_for => locks("descriptions_waited_for");
     between_abis => locks("between_abis");
     leases => locks("leases");
     leases_between_abis => locks("leases_between_abis");

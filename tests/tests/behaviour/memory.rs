@@ -1,10 +1,13 @@
 //! Private memory.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use tests::abi::Abi;
 use tests::case::{Workload, nothing_left};
 use tests::isolate::{isolated, isolated_for_both};
-use tests::{here, require_ia32, require_root};
+use tests::{here, modes, needs, require_ia32, require_root};
 
 const fn memory(case: &'static str) -> Workload {
     Workload::new("memory", case)
@@ -49,6 +52,60 @@ fn sparse_memory_costs_what_is_touched() {
                 assert!(bytes < 4 << 20, "{abi} {workload}: the images have {bytes} bytes");
                 tests::case::nothing_left()?;
             }
+        }
+        Ok(())
+    });
+}
+
+/// Sixteen megabytes that were only read, all of it by the page of zeros, cost nothing.
+#[test]
+fn the_page_of_zeros_is_not_stored() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = memory("zero_page").start(dir, abi)?;
+        running.dump(&[])?.success()?;
+        let bytes = tests::case::images_size(&running.images())?;
+        assert!(bytes < 4 << 20, "the images have {bytes} bytes");
+        running.comes_back()
+    });
+}
+
+/// A file of the machine's swap, until it is dropped.
+struct Swap(PathBuf);
+
+impl Swap {
+    /// `None` where there can be none.
+    fn on(dir: &Path) -> tests::Result<Option<Self>> {
+        let file = dir.join("swap");
+        // One with holes is refused.
+        fs::write(&file, vec![0; 32 << 20])?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+        let swap = |program| Command::new(program).arg(&file).output();
+        let made = swap("mkswap")?.status.success() && swap("swapon")?.status.success();
+        Ok(made.then_some(Self(file)))
+    }
+}
+
+impl Drop for Swap {
+    fn drop(&mut self) {
+        let _ = Command::new("swapoff").arg(&self.0).status();
+    }
+}
+
+/// Pages that lie in swap at the dump.
+#[test]
+fn swapped() {
+    require_root!();
+    require_ia32!();
+    let test = here!();
+    isolated_for_both(&test, |dir, abi| {
+        fs::create_dir_all(dir)?;
+        let swap = Swap::on(dir)?;
+        if needs::in_kernel(&test, swap.is_some(), "swap") {
+            memory("swapped").start(&dir.join("control"), abi)?.verify()?;
+            modes::left_running(&dir.join("left_running"), &memory("swapped"), abi)?;
+            modes::restored(&dir.join("restored"), &memory("swapped"), abi)?;
         }
         Ok(())
     });

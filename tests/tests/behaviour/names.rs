@@ -1,5 +1,6 @@
 //! Every way a file can be named.
 
+use anyhow::Context;
 use std::path::Path;
 use tests::case::{Workload, nothing_left};
 use tests::isolate::isolated_for_both;
@@ -210,4 +211,35 @@ fn validation() {
         running.restore(&["-d", "--file-validation", "filesize"])?.success()?;
         running.verify()
     });
+}
+
+/// By build-ids, a program of another time is the same, and one of another build is not. (Of a library whose head a task has not looked at, nothing is known.)
+#[test]
+fn validation_by_build_id() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = names("program").start(dir, abi)?;
+        running.dump(&[])?.success()?;
+        nothing_left()?;
+        let program = dir.join("copy");
+        let same = std::fs::read(&program)?;
+        let mut other = same.clone();
+        other[build_id_at(&same)?] ^= 1;
+        std::fs::write(&program, other)?;
+        let by_build_id = ["-d", "--file-validation", "buildid"];
+        let says = "/copy: is mapped and has changed since the dump (other build-id)";
+        running.restore(&by_build_id)?.code(1)?.says_with_hint(says)?;
+        nothing_left()?;
+        std::fs::write(&program, same)?;
+        running.restore(&by_build_id)?.success()?;
+        running.verify()
+    });
+}
+
+/// Where the first byte of the build-id of a program lies: behind the header of its note, of a hash of 20 bytes.
+fn build_id_at(program: &[u8]) -> Result<usize> {
+    const HEADER: &[u8] = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0";
+    let found = program.windows(HEADER.len()).position(|bytes| bytes == HEADER);
+    Ok(found.context("the workload has no build-id")? + HEADER.len())
 }

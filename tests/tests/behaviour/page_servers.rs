@@ -4,10 +4,12 @@ use anyhow::{Context, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use tests::abi::Abi;
 use tests::case::{Running, Workload, memory_arrives, nothing_left};
@@ -360,6 +362,56 @@ fn servers_that_do_not_give() {
         refused("pages.img: is corrupt")?;
         pages.set_len(size - 4096)?;
         refused("it has pages of another checkpoint")
+    });
+}
+
+/// A way to a server on which each connection ends after so many bytes of what the server says; its address, and how many there have been.
+fn breaking(server: String, limit: u64) -> Result<(String, Arc<AtomicUsize>)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?.to_string();
+    let count = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&count);
+    thread::spawn(move || -> Result {
+        loop {
+            let (mut near, _) = listener.accept()?;
+            counting.fetch_add(1, Ordering::Relaxed);
+            let mut far = TcpStream::connect(&server)?;
+            let (mut asking, mut asked) = (near.try_clone()?, far.try_clone()?);
+            thread::spawn(move || io::copy(&mut asking, &mut asked));
+            thread::spawn(move || {
+                let _ = io::copy(&mut Read::by_ref(&mut far).take(limit), &mut near);
+                let _ = (near.shutdown(Shutdown::Both), far.shutdown(Shutdown::Both));
+            });
+        }
+    });
+    Ok((address, count))
+}
+
+/// Connections that break are made again, in the background, while somebody waits, and before the tasks run.
+#[test]
+fn connections_that_break() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let cases = [
+            (&[][..], &["--lazy-pages"][..]),
+            (&["env", "CRR_FAULT=lazy-ahead"], &["--lazy-pages"]),
+            (&[], &[]),
+        ];
+        for (number, (under, restoring)) in cases.into_iter().enumerate() {
+            let mut running = Workload::new("lazy", "large").start(&dir.join(number.to_string()), abi)?;
+            running.dump(&[])?.success()?;
+            nothing_left()?;
+            let (address, server) = giving(&running)?;
+            let (address, connections) = breaking(address, 20 << 20)?;
+            let options = [&["-d", "--page-server", &address], restoring].concat();
+            running.restore_under(under, &options)?.success()?;
+            verify(&running, &server)?;
+            let connections = connections.load(Ordering::Relaxed);
+            // 128 MiB by 20, and those that are there from the start.
+            ensure!(connections > 6, "{connections} connections");
+        }
+        Ok(())
     });
 }
 

@@ -51,10 +51,11 @@ macro_rules! refusals {
 }
 
 refusals! {
-    descriptors late_in_flight files_of_tasks message_queues events undone_semaphores leases lease_of_another listener
+    descriptors late_in_flight files_of_tasks message_queues events undo_of_two_tasks undo_of_a_stranger leases lease_of_another listener
     namespace waiting_for_a_signal namespace_of_a_thread
     stranger stranger_with_memory stranger_with_files stranger_with_directories stranger_with_deleted_file
-    stranger_with_lock stranger_with_socket protected_sockets tracer watches
+    stranger_with_lock stranger_with_socket protected_sockets timers tracer watches
+    begun_datagrams socket_families routing_sockets netlink_unread
 }
 
 /// Dumps a workload with threads that do not stop: each is named, with everything else, soon after the time is up; and the
@@ -119,8 +120,25 @@ fn memory_to_itself() {
 fn kernel_helpers() {
     require_root!();
     require_ia32!();
-    let cases = ["kernel_helpers", "rings", "kernel_thread"];
+    let cases = ["kernel_helpers", "rings", "kernel_thread", "filters_by_program"];
     refused_by(&here!(), tests::sys::has_kernel_helpers(), "io_uring, perf, BPF and userfaultfd", &cases);
+}
+
+/// Virtual consoles, serial lines, the console of the machine: each by its kind.
+#[test]
+fn terminals() {
+    require_root!();
+    require_ia32!();
+    let there = ["/dev/tty1", "/dev/ttyS0", "/dev/console"].into_iter().any(tests::sys::has_terminal);
+    refused_by(&here!(), there, "a console or a serial line", &["terminals"]);
+}
+
+#[test]
+fn device_memory() {
+    require_root!();
+    require_ia32!();
+    let there = std::path::Path::new("/dev/kvm").exists();
+    refused_by(&here!(), there, "KVM", &["device_memory"]);
 }
 
 /// Keyrings of a thread and of a task.

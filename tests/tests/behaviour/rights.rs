@@ -42,6 +42,30 @@ fn one_capability_is_enough_for_own_tasks() {
     });
 }
 
+/// Root without CAP_SYS_RESOURCE, as in most containers, has all that a dump and a restore take.
+#[test]
+fn without_the_right_to_resources() {
+    require_root!();
+    require_ia32!();
+    let under = ["setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource"];
+    let cases =
+        [("identity", "arguments"), ("identity", "limits"), ("memory", "heap"), ("threads", "waiting")];
+    isolated(&here!(), |dir| {
+        for (abi, case) in Abi::ALL.into_iter().flat_map(|abi| cases.map(|case| (abi, case))) {
+            let mut running = start(dir, abi, case)?;
+            let before = running.snapshot()?;
+            let args = running.dump_args(&[])?;
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            crr_under(&under, &running.dir, &args)?.success()?;
+            nothing_left()?;
+            running.restore_under(&under, &["-d"])?.success()?;
+            running.looks_like(&before)?;
+            running.verify()?;
+        }
+        Ok(())
+    });
+}
+
 /// What is missing is named, and the task runs on.
 #[test]
 fn missing_capabilities_are_named() {

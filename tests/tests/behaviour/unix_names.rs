@@ -1,12 +1,13 @@
 //! Unix sockets with addresses.
 
 use anyhow::ensure;
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use tests::abi::Abi;
 use tests::case::{Workload, nothing_left};
 use tests::isolate::{isolated, isolated_for_both};
-use tests::{here, require_ia32, require_root};
+use tests::{here, require_ia32, require_root, wait};
 
 const fn names(case: &'static str) -> Workload {
     Workload::new("unix_names", case)
@@ -41,6 +42,47 @@ fn other_end() {
             running.verify()?;
         }
         Ok(())
+    });
+}
+
+/// Data sent over connections that nobody has accepted stands in the way, as does who has closed one, unless they can be given up.
+#[test]
+fn waiting_and_used() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = names("waiting_and_used").start(dir, abi)?;
+        let before = running.snapshot()?;
+        let output = running.dump(&[])?.code(1)?;
+        output.says_with_hint("has sent data over a connection that waits to be accepted")?;
+        output.says_with_hint("a connection waits to be accepted, and its client has closed it")?;
+        assert_eq!(output.stderr.matches("has sent data over").count(), 2, "{}", output.stderr);
+        running.looks_like(&before)?;
+        running.dump(&["--skip-in-flight"])?.success()?;
+        running.comes_back()
+    });
+}
+
+/// A client elsewhere waits to be accepted: in the way, unless it can be given up, which it is told when the tree ends.
+#[test]
+fn waiting_elsewhere() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = names("listening").start(dir, abi)?;
+        let mut client = UnixStream::connect(running.dir.join("server"))?;
+        client.write_all(b"too early")?;
+        client.set_read_timeout(Some(wait::STEP))?;
+        let before = running.snapshot()?;
+        running.dump(&[])?.code(1)?.says_with_hint("a connection waits to be accepted, by socket:[")?;
+        running.looks_like(&before)?;
+        running.dump(&["--skip-in-flight"])?.success()?;
+        nothing_left()?;
+        let told = client.read(&mut [0]).map_err(|e| e.kind());
+        ensure!(told == Err(ErrorKind::ConnectionReset), "the client is told {told:?}");
+        running.restore(&["-d"])?.success()?;
+        running.looks_like(&before)?;
+        running.verify()
     });
 }
 

@@ -15,6 +15,7 @@ tests::survives! {
     unconnected => sockets("unconnected");
     options => sockets("options");
     descriptors_in_flight => sockets("descriptors_in_flight");
+    descriptors_of_others => sockets("descriptors_of_others");
     descriptor_cycles => sockets("descriptor_cycles");
     senders => sockets("senders");
     out_of_band => sockets("out_of_band");

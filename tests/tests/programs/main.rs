@@ -3,6 +3,7 @@
 //! it works, and a client that knows what the right answers are asks it before and after.
 
 mod daemons;
+mod outages;
 mod postgres;
 mod screens;
 mod servers;
@@ -81,6 +82,12 @@ programs! {
     /// SQLite on disk.
     python32_sqlite in Namespace => |world| sqlite(world, PYTHON32);
     python64_sqlite in Namespace => |world| sqlite(world, PYTHON64);
+    /// SQLite with a transaction that is open at the dump: on disk, and in memory.
+    python32_transactions in Namespace => |world| transactions(world, PYTHON32);
+    python64_transactions in Namespace => |world| transactions(world, PYTHON64);
+    /// A disk in a memfd.
+    python32_ramdisk in Namespace => |world| right_answers(world, &[PYTHON32, "/scratch/ramdisk.py"]);
+    python64_ramdisk in Namespace => |world| right_answers(world, &[PYTHON64, "/scratch/ramdisk.py"]);
     /// SQLite and a locked file, for which processes of both ABIs fight.
     mixed_sqlite in Namespace => |world| right_answers(world, &[PYTHON64, "/scratch/fight.py"]);
     mixed_sqlite_in_chroot in Chroot => |world| right_answers(world, &[PYTHON32, "/scratch/fight.py"]);
@@ -89,6 +96,9 @@ programs! {
     perl32_family_in_chroot in Chroot => |world| right_answers(world, &["/usr/bin/perl", "/scratch/family.pl"]);
     /// A pool of Java threads, with the just-in-time compilers and the collector beside them.
     java32_threads in Namespace => |world| right_answers(world, &["/usr/bin/java", "/scratch/Numbers.java"]);
+    /// Java with a large heap.
+    #[ignore = "a gigabyte of images: for ci/stress"]
+    java32_heap in Namespace => |world| right_answers(world, &["/usr/bin/java", "-Xmx300m", "/scratch/Heap.java"]);
     java32_threads_in_chroot in Chroot => |world| right_answers(world, &["/usr/bin/java", "/scratch/Numbers.java"]);
     /// A parent that forks and waits for children all the time, with alarms.
     php32_forks in Namespace => |world| right_answers(world, &["/usr/bin/php", "/scratch/forks.php"]);
@@ -123,6 +133,9 @@ programs! {
     java32_clients in Chroot => daemons::java;
     sshd32_clients in Chroot => daemons::sshd;
     mariadb32_clients in Chroot => daemons::mariadb;
+    /// Ten outages under a benchmark, without a request that fails.
+    redis32_outages in Chroot => outages::redis;
+    postgres32_outages in Chroot => outages::postgres;
     /// Echo requests, by a raw socket.
     busybox32_pings in Chroot => |world| daemons::ping(world, "127.0.0.1");
     busybox32_pings_by_ipv6 in Chroot => |world| daemons::ping(world, "::1");
@@ -283,6 +296,44 @@ fn sqlite(world: &World, python: &str) -> Result {
             .output()?;
         let other = String::from_utf8(other.stdout)?;
         ensure!(other.trim() == format!("{rows} {total}"), "round {round}: the file has {other}");
+    }
+    Ok(())
+}
+
+/// `programs/transaction.py`: what was begun before a round is committed after it, and nobody else sees or changes anything meanwhile.
+fn transactions(world: &World, python: &str) -> Result {
+    const BEGIN: &str = "import sqlite3, sys; sqlite3.connect(sys.argv[1], 0).execute('BEGIN IMMEDIATE')";
+    let mut running = world.start(&[python, "/scratch/transaction.py"])?;
+    let host_python = world.root.join(&PYTHON64[1..]);
+    let elsewhere = |name: &str| -> Result<String> {
+        let file = world.dir.join(name);
+        let asked = Command::new(&host_python).arg(world.dir.join("ledger_sum.py")).arg(file).output()?;
+        ensure!(asked.status.success(), "{name}: {}", String::from_utf8_lossy(&asked.stderr));
+        Ok(String::from_utf8(asked.stdout)?.trim().to_owned())
+    };
+    let sums = |rows: u64| (1..=rows).map(|id| id * 37 % 1009).sum::<u64>();
+    let files = ["rollback.sqlite", "wal.sqlite"];
+    let (mut rows, mut committed) = (0, "0 None".to_owned());
+    for round in 1..=ROUNDS {
+        rows += 300;
+        ensure!(running.ask_numbers("open 300")? == [rows], "round {round}: rows got lost");
+        running.round()?;
+        for name in files {
+            let seen = elsewhere(name)?;
+            ensure!(seen == committed, "round {round}: {name} shows {seen}, not {committed}");
+            let locked = Command::new(&host_python).args(["-c", BEGIN]).arg(world.dir.join(name)).output()?;
+            let said = String::from_utf8_lossy(&locked.stderr);
+            ensure!(said.contains("database is locked"), "round {round}: {name}: {said}");
+        }
+        ensure!(running.ask_numbers("commit")? == [rows; 3], "round {round}: rows got lost");
+        committed = format!("{rows} {}", sums(rows));
+        let answer = running.ask("check")?;
+        let expected = [format!("{committed} ok").as_str(); 3].join(" ");
+        ensure!(answer == expected, "round {round}: {answer}");
+        for name in files {
+            let seen = elsewhere(name)?;
+            ensure!(seen == committed, "round {round}: {name} has {seen}, not {committed}");
+        }
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 use crate::ROUNDS;
 use crate::servers::connect;
-use crate::world::World;
+use crate::world::{Running, World};
 use anyhow::{Context, bail, ensure};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -11,11 +11,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use tests::{Result, wait};
 
-const PORT: u16 = 5440;
-const BIN: &str = "/usr/lib/postgresql/15/bin";
+pub(crate) const PORT: u16 = 5440;
+pub(crate) const BIN: &str = "/usr/lib/postgresql/15/bin";
 
 /// A session: the frontend's part of protocol 3.0 that queries in text take.
-struct Session {
+pub(crate) struct Session {
     stream: TcpStream,
     /// Payloads of notifications not asked for yet.
     notified: Vec<String>,
@@ -45,7 +45,7 @@ impl Session {
     }
 
     /// The one value of the answer.
-    fn value(&mut self, query: &str) -> Result<String> {
+    pub(crate) fn value(&mut self, query: &str) -> Result<String> {
         let mut rows = self.query(query)?;
         ensure!(rows.len() == 1, "{query}: {rows:?}");
         Ok(rows.remove(0))
@@ -90,8 +90,8 @@ fn columns(row: &[u8]) -> Option<String> {
     Some(columns.join(" "))
 }
 
-/// A transaction with an open cursor and what it has not committed, a lock that it holds, a listener, queries with parallel workers.
-pub(crate) fn sessions(world: &World) -> Result {
+/// Makes the database and starts the server.
+pub(crate) fn start(world: &World) -> Result<Running<'_>> {
     std::fs::set_permissions(&world.dir, std::fs::Permissions::from_mode(0o777))?;
     let as_postgres = ["/usr/bin/setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"];
     let initdb = format!("{BIN}/initdb");
@@ -106,13 +106,22 @@ pub(crate) fn sessions(world: &World) -> Result {
     ensure!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
     let (postgres, port) = (format!("{BIN}/postgres"), PORT.to_string());
     let server = [&postgres, "-D", "/scratch/data", "-k", "/scratch", "-p", &port];
-    let mut running = world.start(&[&as_postgres[..], &server].concat())?;
+    world.start(&[&as_postgres[..], &server].concat())
+}
+
+/// A session of a server that has just been started: it says that it starts up until it has.
+pub(crate) fn first_session(running: &Running<'_>) -> Result<Session> {
     let first = wait::until(wait::STEP, "the server answers", || {
         running.still_runs()?;
-        // It says that it starts up until it has.
         Ok(Session::new().ok())
     });
-    let mut writer = first.with_context(|| world.read("log").unwrap_or_default())?;
+    first.with_context(|| running.world.read("log").unwrap_or_default())
+}
+
+/// A transaction with an open cursor and what it has not committed, a lock that it holds, a listener, queries with parallel workers.
+pub(crate) fn sessions(world: &World) -> Result {
+    let mut running = start(world)?;
+    let mut writer = first_session(&running)?;
     let (mut listener, mut other) = (Session::new()?, Session::new()?);
     writer.query("CREATE TABLE numbers AS SELECT generate_series(1, 5000) AS n")?;
     writer.query("BEGIN")?;

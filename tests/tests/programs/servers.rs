@@ -234,17 +234,42 @@ fn subscriber(port: u16, turns: &Turns) -> Result {
     Ok(())
 }
 
-/// nginx, a master with two workers: a long download goes on, and one connection serves request after request.
+/// nginx, a master with two workers: a long download and an upload go on, and one connection serves request after request.
 pub(crate) fn nginx(world: &World) -> Result {
     let config = "daemon off; worker_processes 2; pid /scratch/nginx.pid; error_log /scratch/errors;
         events { worker_connections 64; }
-        http { access_log off; keepalive_requests 1000000; server { listen 127.0.0.1:8080; root /scratch; } }";
+        http { access_log off; keepalive_requests 1000000; 
+            server { listen 127.0.0.1:8080; root /scratch;
+                location /uploaded { dav_methods PUT; client_max_body_size 64m; root /scratch/uploads; } } }";
+    let uploads = world.dir.join("uploads");
+    fs::create_dir(&uploads)?;
+    // The workers run as another user.
+    fs::set_permissions(&uploads, std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
     fs::write(world.dir.join("nginx.conf"), config)?;
     fs::write(world.dir.join("small"), "small")?;
     fs::write(world.dir.join("large"), large())?;
     make_readable(world)?;
     let program = ["/usr/sbin/nginx", "-c", "/scratch/nginx.conf", "-e", "/scratch/errors"];
-    beside_rounds(world, &program, 8080, &[&download, &requests])
+    beside_rounds(world, &program, 8080, &[&download, &upload, &requests])?;
+    ensure!(fs::read(uploads.join("uploaded"))? == large(), "the upload differs");
+    Ok(())
+}
+
+/// Sends slowly, until the rounds are over; then the rest.
+fn upload(port: u16, turns: &Turns) -> Result {
+    let mut stream = connect(port)?;
+    let contents = large();
+    write!(stream, "PUT /uploaded HTTP/1.1\r\nHost: here\r\nContent-Length: {}\r\n\r\n", contents.len())?;
+    for part in contents.chunks(32 << 10) {
+        stream.write_all(part)?;
+        if turns.next() {
+            thread::sleep(Duration::from_millis(3));
+        }
+    }
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.1 201"), "the answer is {answer:?}");
+    Ok(())
 }
 
 /// Lets the users that servers run as find files.

@@ -11,7 +11,12 @@ pub(super) fn ipc(ipc: &Ipc) -> String {
         table.row([format!("{what} {}", object.id), key, format!("{}:{}", object.uid, object.gid), contents]);
     };
     for set in &ipc.semaphore_sets {
-        row("semaphores", &set.object, format!("{} semaphores", set.semaphores.len()));
+        let sums = ipc.undo_lists.iter().flat_map(|list| &list.sums);
+        let undo = match sums.filter(|sum| sum.set == set.object.id).count() {
+            0 => String::new(),
+            count => format!(", {count} to undo"),
+        };
+        row("semaphores", &set.object, format!("{} semaphores{undo}", set.semaphores.len()));
     }
     for queue in &ipc.queues {
         let size: usize = queue.messages.iter().map(|message| message.bytes.len()).sum();

@@ -9,11 +9,12 @@ use crate::resource::file::copies::{self, Copies};
 use crate::resource::landlock::Bystanders;
 use crate::resource::ldt::AskLdt;
 use crate::resource::signal::AskSignals;
-use crate::resource::sysv::undo;
+use crate::resource::sysv::objects::Sets;
+use crate::resource::sysv::undo::Lists;
 use crate::resource::task::AskTask;
 use crate::resource::thread::AskThread;
 use crate::resource::tracees::AskTracees;
-use crate::resource::{Refuse, aio, lock_future, memory, mempolicy, rseq, timer};
+use crate::resource::{Refuse, aio, lock_future, memory, mempolicy, pkey, rseq, timer};
 use anyhow::{Context, Result, bail};
 use images::aio::AioContext;
 use images::attribute::AreaPolicy;
@@ -47,7 +48,8 @@ pub(super) struct Facts<'a> {
     pub(super) vmas: &'a [Vma],
     pub(super) resident_kib: u64,
     pub(super) bystanders: &'a mut Bystanders,
-    pub(super) semaphores: &'a mut undo::Sets,
+    pub(super) semaphores: &'a mut Sets,
+    pub(super) undo: &'a mut Lists,
     pub(super) guarded: bool,
     pub(super) late: bool,
     /// Somebody who runs may have its memory, too.
@@ -86,6 +88,7 @@ pub(super) fn ask(
         resident_kib,
         bystanders,
         semaphores,
+        undo,
         guarded,
         late,
         watched,
@@ -131,7 +134,7 @@ pub(super) fn ask(
             true => aio::dump(&executor, deputy, pid, vmas, refuse, patience)?,
             false => Vec::new(),
         };
-        undo::refuse(semaphores, &executor, threads, refuse, patience)?;
+        undo.find(semaphores, &executor, threads, refuse, patience)?;
         if rseq_untold {
             for (thread, record) in threads.iter_mut().zip(&mut record.threads) {
                 record.rseq = rseq::ask(pid, &executor, thread, refuse, patience)?;
@@ -209,6 +212,7 @@ fn ask_deputy(
     record.interval_timers = about_signals.timers(&reply)?;
     record.ldt = about_ldt.dump(&reply, executor, deputy, patience)?;
     timer::ask_times(executor, deputy, &mut record.timers, patience)?;
+    pkey::check(executor, deputy, refuse, patience)?;
     let inside = about_task.read(&reply, refuse)?;
     about_tracees.check(&reply, refuse)?;
     record.dumpable = inside.dumpable;

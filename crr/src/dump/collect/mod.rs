@@ -18,7 +18,7 @@ use crate::parallel;
 use crate::proc::{Dir, has_ended, living_thread, stat, status};
 use crate::ptrace::Patience;
 use crate::refusal::Refusals;
-use crate::remote::Cache;
+use crate::remote::{Cache, Target};
 use crate::resource::file::{self, Terminal};
 use crate::resource::inet::Silenced;
 use crate::resource::landlock::Bystanders;
@@ -26,6 +26,7 @@ use crate::resource::namespace::Namespaces;
 use crate::resource::other_name::Helpers;
 use crate::resource::path::{Paths, file_type};
 use crate::resource::pipe::{Holders, Object};
+use crate::resource::sysv::undo;
 use crate::resource::tree::{self, Standing, Strangers};
 use crate::resource::{Refuse, deleted, memory, program, seccomp, sharing, sysv, zombie};
 use crate::restore::numbers;
@@ -56,6 +57,8 @@ pub(super) struct Collected {
     pub(super) silenced: Option<Silenced>,
     /// Names that the restore opens files by.
     pub(super) helpers: Helpers,
+    /// For each list of what is to be undone at the end of tasks, how its task makes calls.
+    pub(super) undo: Vec<Target>,
     /// The pre-dump that this dump builds on.
     pub(super) base: Base,
 }
@@ -65,6 +68,7 @@ pub(super) struct Ready {
     own_namespaces: Namespaces,
     low: LowBuffer,
     bystanders: Bystanders,
+    semaphores: sysv::objects::Sets,
 }
 
 impl Ready {
@@ -75,6 +79,7 @@ impl Ready {
             own_namespaces: Namespaces::of(&Dir::task(nix::unistd::getpid().as_raw())?)?,
             low: LowBuffer::new().context("map a page below 4 GiB")?,
             bystanders: Bystanders::expecting(root)?,
+            semaphores: sysv::objects::Sets::look()?,
         })
     }
 }
@@ -95,8 +100,8 @@ struct Tables {
     late: bool,
     /// Somebody who runs may have memory or files in common with a task; the dump is refused for that, or for something else.
     watched: bool,
-    semaphores: sysv::undo::Sets,
     waits: sysv::objects::Waits,
+    undo: undo::Lists,
     terminal: Terminal,
     mates: Mates,
     buffer: Vec<u8>,
@@ -128,8 +133,8 @@ pub(super) fn collect(
         send_files: !kernel::has_pidfd_getfd(),
         late: frozen.late,
         watched: true,
-        semaphores: sysv::undo::Sets::default(),
         waits: sysv::objects::Waits::default(),
+        undo: undo::Lists::default(),
         terminal: None,
         mates: Mates::default(),
         buffer: Vec::new(),
@@ -204,7 +209,9 @@ pub(super) fn collect(
     if whole && tasks.len() == frozen.tasks.len() {
         sharing::check(&frozen.tasks, &tasks, &spaces, &mut refusals)?;
     }
-    let ipc = sysv::objects::dump(&pids, &tables.waits, &mut refusals)?;
+    let undo::Found { lists, apart, ways } = tables.undo.finish(&strangers, &mut refusals)?;
+    let undo = (lists, apart);
+    let ipc = sysv::objects::dump(&mut tables.ready.semaphores, &pids, &tables.waits, undo, &mut refusals)?;
     tables.files.refuse_outsiders(holders, &pids, &mut refusals)?;
     holders.refuse_masters(tables.files.masters(), &mut refusals);
     tables.backings.refuse_outsiders(&pids, &mut refusals)?;
@@ -262,7 +269,7 @@ pub(super) fn collect(
     let mut too_many = Refusals::default();
     numbers::check(&mut too_many, &tree, &files, &memory);
     too_many.finish("dump")?;
-    Ok(Collected { tree, files, memory, contents, silenced, helpers, base })
+    Ok(Collected { tree, files, memory, contents, silenced, helpers, undo: ways, base })
 }
 
 /// What `stat` tells of a task: memory by a living thread, what its parent is told by the leader.

@@ -6,7 +6,7 @@ use super::ask::{Facts, ask, can_be_asked, find_gadget};
 use crate::dump::freeze::FrozenTask;
 use crate::dump::guard::Unguarded;
 use crate::dump::known::Known;
-use crate::proc::{Dir, smaps, stat, status};
+use crate::proc::{Dir, stat, status};
 use crate::ptrace::{Patience, Stopped, regs};
 use crate::refusal::Refusals;
 use crate::remote::{Target, in_leftover, is_leftover};
@@ -132,13 +132,14 @@ pub(super) fn collect_task(
         let target = Target { pid, deputy, abi, gadget, ignored, caught, leftovers };
         let resident_kib = whole.resident_kib;
         let (guarded, late, watched) = (tables.guarded, tables.late, tables.watched);
-        let (bystanders, semaphores) = (&mut tables.ready.bystanders, &mut tables.semaphores);
+        let (bystanders, semaphores) = (&mut tables.ready.bystanders, &mut tables.ready.semaphores);
         let facts = Facts {
             dir,
             vmas: &vmas,
             resident_kib,
             bystanders,
             semaphores,
+            undo: &mut tables.undo,
             guarded,
             late,
             watched,
@@ -222,10 +223,9 @@ pub(in crate::dump) struct Areas {
 }
 
 fn dump_areas(pid: Pid, dir: &Dir, tables: &mut Tables, refuse: &mut Refuse<'_>) -> Result<Areas> {
-    dir.read("smaps", &mut tables.buffer).context("read smaps")?;
     let mut areas = Areas::default();
     let Tables { buffer, backings, paths, .. } = tables;
-    smaps::parse(buffer, |area| -> Result<()> {
+    dir.areas(buffer, |area| {
         if is_leftover(pid, &area) {
             areas.leftovers.push(Addr(area.start));
         } else {

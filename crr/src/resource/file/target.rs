@@ -114,7 +114,8 @@ impl Table {
             return Ok(self.sockets.add(own()?, &open.stat, holder, refuse)?.map(Target::UnixSocket));
         }
         if !matches!(family, libc::AF_INET | libc::AF_INET6 | libc::AF_NETLINK | libc::AF_PACKET) {
-            refuse_kind(open, refuse);
+            let reason = format!("{} sockets are not supported", kinds::family(family));
+            refuse.with_hint(&holder.object, reason, CLOSE);
             return Ok(None);
         }
         if !self.network.has(copy)? {
@@ -153,8 +154,8 @@ impl Table {
             terminal::Kind::Pty(target) => Some(target),
             terminal::Kind::ShellJob => Some(Target::Terminal(paths.terminal(&open.link, &open.stat))),
             terminal::Kind::Refused => None,
-            terminal::Kind::Other => {
-                refuse_terminal(open, terminal, refuse);
+            terminal::Kind::Other(what) => {
+                refuse_terminal(open, what, terminal, refuse);
                 None
             }
         })
@@ -231,16 +232,17 @@ fn is_terminal(rdev: u64) -> bool {
     matches!(device::number(rdev), (4, _) | (5, 0..=2) | (136..=143, _))
 }
 
-fn refuse_terminal(open: &Open, terminal: Terminal, refuse: &mut Refuse<'_>) {
+fn refuse_terminal(open: &Open, what: &'static str, terminal: Terminal, refuse: &mut Refuse<'_>) {
     let outside = match Key::all_of(&open.link, &open.stat, open.info.mount).first() {
         Some(key) => format!("leave it outside with --external {key}"),
         None => CLOSE.to_owned(),
     };
     if terminal.is_some() {
-        refuse.with_hint(open.describe(), "a terminal other than that of the shell job", &outside);
+        let reason = format!("{what} other than that of the shell job");
+        refuse.with_hint(open.describe(), reason, &outside);
     } else {
         let hint = format!("use --shell-job to restore it on the terminal of crr restore, or {outside}");
-        refuse.with_hint(open.describe(), "a terminal", &hint);
+        refuse.with_hint(open.describe(), what, &hint);
     }
 }
 

@@ -3,7 +3,7 @@
 use super::address::Shown;
 use super::{
     Ends, Found, Policy, Sockets, TcpPolicy, addresses, diag, inject, is_connected, listed, listens_at,
-    queue, stream,
+    queue, stream, unsent,
 };
 use crate::refusal::Refusals;
 use crate::resource::Refuse;
@@ -25,6 +25,7 @@ const ESTABLISHED: &str =
     "use --tcp-established to keep it, or --tcp-close to have the socket come back closed";
 const IN_FLIGHT: &str = "have the program accept them, or use --skip-in-flight to have them reset";
 const READ: &str = "have the program read it before the dump";
+const COMPLETE: &str = "have the program send the rest before the dump";
 pub(crate) const READ_PACKETS: &str =
     "have the program read them before the dump, or use --skip-in-flight to lose them";
 
@@ -58,6 +59,7 @@ impl Sockets {
             self.find_waiting(index, &mut connections, &mut known)?;
         }
         let mut listed = listed::Listed::default();
+        let mut patience = unsent::Patience::default();
         let mut queues = Vec::new();
         for index in 0..self.found.len() {
             let found = &self.found[index];
@@ -77,7 +79,7 @@ impl Sockets {
                     continue;
                 }
                 InetProtocol::Ping | InetProtocol::Raw(_) => {
-                    self.check_packets(index, policy, &mut listed, &mut refuse)?;
+                    self.check_packets(index, policy, &mut listed, &mut patience, &mut refuse)?;
                     continue;
                 }
             }
@@ -141,7 +143,9 @@ impl Sockets {
             ours += usize::from(found.listens_at().is_some_and(|own| listens_at(own, there.local)));
         }
         if waiting > ours && !policy.skip_in_flight {
-            let reason = format!("{} connections wait to be accepted", waiting - ours);
+            let at = found.record.local.as_ref().map(|local| format!(" at {}", Shown(local)));
+            let reason =
+                format!("{} connections wait to be accepted{}", waiting - ours, at.unwrap_or_default());
             refuse.with_hint(&found.holder.object, reason, IN_FLIGHT);
         }
         Ok(())
@@ -189,7 +193,12 @@ impl Sockets {
         let inside = connections.ours.contains_key(&Ends::of(&found.record)?.seen_from_there());
         if !inside && policy.tcp == TcpPolicy::Refuse {
             let (local, peer) = addresses(&found.record)?;
-            let reason = format!("connected from {} to {}, outside of the tree", Shown(&local), Shown(&peer));
+            let reason = format!(
+                "connected from {} to {} ({}), outside of the tree",
+                Shown(&local),
+                Shown(&peer),
+                tcp::name(found.state)
+            );
             refuse.with_hint(&found.holder.object, reason, ESTABLISHED);
         }
         if !inside && policy.tcp == TcpPolicy::Close {
@@ -209,21 +218,20 @@ impl Sockets {
         refuse: &mut Refuse<'_>,
     ) -> Result<bool> {
         let found = &mut self.found[index];
-        let unsent = sys::unreceived_bytes(found.socket.as_fd()).context("SIOCOUTQ")?;
-        let corked = |option: &images::socket::SocketOption| {
-            (option.level, option.name) == (libc::IPPROTO_UDP.cast_unsigned(), 1)
-                && option.value.first() == Some(&1)
-        };
-        if unsent > 0 && found.record.options.iter().any(corked) {
-            let reason = "has a datagram that is not complete (UDP_CORK)";
-            refuse.with_hint(&found.holder.object, reason, "have the program send it before the dump");
+        let fd = found.socket.as_fd();
+        // Sending takes a port.
+        if found.record.local.is_some()
+            && unsent::has_begun(fd, found.record.v6).context("look for a datagram")?
+        {
+            let reason = "has a datagram that is not complete (MSG_MORE, UDP_CORK)";
+            refuse.with_hint(&found.holder.object, reason, COMPLETE);
         }
         // Only one that is connected can be shut down to anyone's knowledge.
         if found.record.peer.is_some() {
             found.record.shutdown = known.of(&found.record)?.shutdown;
         }
         // One that receives nothing more is always readable, and may have something to be read.
-        Ok(sys::events(found.socket.as_fd()).context("poll")? & libc::POLLIN != 0)
+        Ok(sys::events(fd).context("poll")? & libc::POLLIN != 0)
     }
 
     /// Refuses a raw socket, or one for ping, with something to be read: only the first packet could be looked at (raw_recvmsg() and ping_recvmsg()
@@ -233,6 +241,7 @@ impl Sockets {
         index: usize,
         policy: Policy,
         listed: &mut listed::Listed,
+        patience: &mut unsent::Patience,
         refuse: &mut Refuse<'_>,
     ) -> Result<()> {
         let found = &mut self.found[index];
@@ -241,6 +250,12 @@ impl Sockets {
         let object = &found.holder.object;
         if matches!(found.record.peer, Some(peer) if peer.ip.to_canonical() != peer.ip) {
             refuse.with_hint(object, "is connected to an IPv4 address in IPv6 clothes", CLOSE);
+        }
+        if let InetProtocol::Raw(_) = found.record.protocol
+            && patience.is_stuck(fd)?
+        {
+            let reason = "has a packet that is not complete (MSG_MORE), or one that does not leave";
+            refuse.with_hint(object, reason, COMPLETE);
         }
         // SK_MEMINFO_RMEM_ALLOC comes first. That there is something to be read is also told of who has shut reading down.
         let queued = sys::option(fd, libc::SOL_SOCKET, SO_MEMINFO).context("SO_MEMINFO")?;

@@ -13,6 +13,7 @@ mod multicast;
 mod queue;
 pub(crate) mod recreate;
 mod stream;
+mod unsent;
 
 pub(crate) use address::Shown;
 pub(crate) use check::READ_PACKETS;
@@ -294,10 +295,16 @@ fn protocol(fd: BorrowedFd<'_>) -> Result<Option<InetProtocol>> {
 
 /// What to call a socket of another protocol.
 fn kind_of(fd: BorrowedFd<'_>) -> Result<String> {
+    // include/uapi/linux/in.h.
+    const IPPROTO_L2TP: i32 = 115;
+    const IPPROTO_SMC: i32 = 256;
     let number = |name| sys::number(fd, libc::SOL_SOCKET, name).context("getsockopt");
     Ok(match (number(libc::SO_TYPE)?, number(libc::SO_PROTOCOL)?) {
         (_, libc::IPPROTO_SCTP) => "SCTP".to_owned(),
         (_, libc::IPPROTO_MPTCP) => "MPTCP".to_owned(),
+        (_, libc::IPPROTO_DCCP) => "DCCP".to_owned(),
+        (_, IPPROTO_L2TP) => "L2TP".to_owned(),
+        (_, IPPROTO_SMC) => "SMC".to_owned(),
         (_, protocol) => format!("inet (protocol {protocol})"),
     })
 }

@@ -193,7 +193,7 @@ fn create(record: &InetSocket) -> Result<OwnedFd> {
     if let InetProtocol::Raw(_) = record.protocol {
         deafen(fd)?;
     }
-    option::restore(fd, record.options.iter().filter(|option| !is_late(option)))?;
+    option::restore(fd, record.options.iter().filter(|option| !is_late(record, option)))?;
     // Others of the tree are at the same port. What it was is put back in the end.
     sys::set_option(fd, libc::SOL_SOCKET, SO_REUSEADDR, &1i32.to_ne_bytes()).context("SO_REUSEADDR")?;
     match &record.state {
@@ -243,9 +243,16 @@ fn deafen(fd: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// Options that are set when everything else is done.
-fn is_late(option: &SocketOption) -> bool {
-    const LATE: [i32; 2] = [SO_REUSEADDR, option::SO_LOCK_FILTER];
-    option.level == libc::SOL_SOCKET.cast_unsigned() && LATE.contains(&option.name.cast_signed())
+fn is_late(record: &InetSocket, option: &SocketOption) -> bool {
+    match (option.level.cast_signed(), option.name.cast_signed()) {
+        (libc::SOL_SOCKET, name) => [SO_REUSEADDR, option::SO_LOCK_FILTER].contains(&name),
+        // The kernel changes them as a connection is made, and as it goes.
+        (libc::IPPROTO_TCP, name) => {
+            [option::TCP_WINDOW_CLAMP, option::TCP_QUICKACK].contains(&name)
+                && !matches!(record.state, InetState::Closed | InetState::Listening(_))
+        }
+        _ => false,
+    }
 }
 
 /// What would be in the way of all the rest.
@@ -255,7 +262,7 @@ fn complete(fd: BorrowedFd<'_>, record: &InetSocket) -> Result<()> {
     } else if let InetProtocol::Raw(_) = record.protocol {
         sys::detach_filter(fd).context("hear again")?;
     }
-    option::restore(fd, record.options.iter().filter(|option| is_late(option)))
+    option::restore(fd, record.options.iter().filter(|option| is_late(record, option)))
 }
 
 /// A connection as it was, in repair mode.
@@ -469,7 +476,7 @@ impl Restored {
         }
         for &(record, socket, _) in &connections {
             // What the sending of the rest may have taken more room for.
-            told(record, complete(socket, record).and_then(|()| Sizes.put_back(socket, &record.options)));
+            told(record, Sizes.put_back(socket, &record.options).and_then(|()| complete(socket, record)));
         }
         self.sockets.clear();
         self.hold = None;

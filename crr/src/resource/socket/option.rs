@@ -13,6 +13,9 @@ pub(crate) const SO_LOCK_FILTER: i32 = 44;
 pub(crate) enum How {
     /// setsockopt with the same value.
     Same,
+    /// As [`How::Same`], as far as there is something to be had: sock_reserve_memory() of net/core/sock.c takes it from the memory cgroup of who made the socket, and
+    /// the root one has none. Without it the socket works as well.
+    Reserve,
     /// As [`How::Same`], by root also beyond the limit of the system; the kernel doubles what it is given.
     Buffer { force: i32 },
 }
@@ -28,8 +31,9 @@ pub(crate) const SOCKET: Level = (
         (25, How::Same), // SO_BINDTODEVICE
         (SO_SNDBUF, How::Buffer { force: 32 }),
         (SO_RCVBUF, How::Buffer { force: 33 }),
-        (72, How::Same), // SO_BUF_LOCK
-        (1, How::Same),  // SO_DEBUG
+        (72, How::Same),    // SO_BUF_LOCK
+        (73, How::Reserve), // SO_RESERVE_MEM
+        (1, How::Same),     // SO_DEBUG
         (SO_REUSEADDR, How::Same),
         (5, How::Same),  // SO_DONTROUTE
         (6, How::Same),  // SO_BROADCAST
@@ -166,18 +170,20 @@ pub(crate) const IPV6_MULTICAST: Level = (
     ],
 );
 
-/// IPPROTO_TCP, by include/uapi/linux/tcp.h. Not TCP_QUICKACK, which the kernel changes as it goes.
+/// IPPROTO_TCP, by include/uapi/linux/tcp.h.
 pub(crate) const TCP: Level = (
     libc::IPPROTO_TCP,
     &[
-        (1, How::Same),  // TCP_NODELAY
-        (3, How::Same),  // TCP_CORK
-        (4, How::Same),  // TCP_KEEPIDLE
-        (5, How::Same),  // TCP_KEEPINTVL
-        (6, How::Same),  // TCP_KEEPCNT
-        (7, How::Same),  // TCP_SYNCNT
-        (8, How::Same),  // TCP_LINGER2
-        (9, How::Same),  // TCP_DEFER_ACCEPT
+        (1, How::Same), // TCP_NODELAY
+        (3, How::Same), // TCP_CORK
+        (4, How::Same), // TCP_KEEPIDLE
+        (5, How::Same), // TCP_KEEPINTVL
+        (6, How::Same), // TCP_KEEPCNT
+        (7, How::Same), // TCP_SYNCNT
+        (8, How::Same), // TCP_LINGER2
+        (9, How::Same), // TCP_DEFER_ACCEPT
+        (TCP_QUICKACK, How::Same),
+        (TCP_WINDOW_CLAMP, How::Same),
         (13, How::Same), // TCP_CONGESTION
         (16, How::Same), // TCP_THIN_LINEAR_TIMEOUTS
         (18, How::Same), // TCP_USER_TIMEOUT
@@ -185,6 +191,7 @@ pub(crate) const TCP: Level = (
         (25, How::Same), // TCP_NOTSENT_LOWAT
         (27, How::Same), // TCP_SAVE_SYN
         (30, How::Same), // TCP_FASTOPEN_CONNECT
+        (33, How::Same), // TCP_FASTOPEN_KEY: nothing where the socket has that of the network namespace
         (34, How::Same), // TCP_FASTOPEN_NO_COOKIE
         (36, How::Same), // TCP_INQ
         (37, How::Same), // TCP_TX_DELAY
@@ -194,12 +201,11 @@ pub(crate) const TCP: Level = (
     ],
 );
 
-/// IPPROTO_TCP of sockets that are not connected: what is negotiated, or moves, with a connection.
+/// IPPROTO_TCP of sockets that are not connected: of others it is what is negotiated that is shown.
 pub(crate) const TCP_BEFORE: Level = (
     libc::IPPROTO_TCP,
     &[
-        (2, How::Same),  // TCP_MAXSEG
-        (10, How::Same), // TCP_WINDOW_CLAMP
+        (2, How::Same), // TCP_MAXSEG
     ],
 );
 
@@ -299,6 +305,10 @@ pub(crate) const SO_SNDBUF: i32 = 7;
 const SO_RCVBUF: i32 = 8;
 /// SO_PEEK_OFF.
 pub(crate) const SO_PEEK_OFF: i32 = 42;
+/// TCP_WINDOW_CLAMP.
+pub(crate) const TCP_WINDOW_CLAMP: i32 = 10;
+/// TCP_QUICKACK: whether what is received is acknowledged at once (1), or with what is sent.
+pub(crate) const TCP_QUICKACK: i32 = 12;
 /// SO_SNDBUFFORCE.
 pub(crate) const SO_SNDBUFFORCE: i32 = 32;
 
@@ -358,6 +368,13 @@ pub(crate) fn restore<'a>(
             let of_level = LEVELS.iter().filter(|(known, _)| *known == level);
             match of_level.flat_map(|(_, names)| *names).find(|(known, _)| *known == name) {
                 Some((_, How::Buffer { force })) => set_buffer(socket, *force, name, &option.value),
+                Some((_, How::Reserve)) => match sys::set_option(socket, level, name, &option.value) {
+                    Err(errno @ (Errno::EOPNOTSUPP | Errno::ENOMEM)) => {
+                        log::warn!("memory of a socket is not reserved (SO_RESERVE_MEM): {}", errno.desc());
+                        Ok(())
+                    }
+                    set => Ok(set?),
+                },
                 Some((_, How::Same)) => Ok(sys::set_option(socket, level, name, &option.value)?),
                 None => bail!("unknown"),
             }

@@ -5,6 +5,7 @@
 //! meanwhile; what is gone is made again with what the image has of it. To be the same takes the same id and key, the same creator, and
 //! the same IPC namespace of the same boot, since others give out the same ids.
 
+use super::undo::{self, Operations};
 use super::{queues, semaphores};
 use crate::machine;
 use crate::refusal::{Refusal, Refusals};
@@ -15,10 +16,11 @@ use crate::sys::sysv::{queues as queue_calls, semaphores as set_calls};
 use anyhow::{Context, Result, bail};
 use images::Pid;
 use images::inventory::Inventory;
-use images::sysv::{Ipc, Object};
+use images::sysv::{Ipc, Object, UndoList};
 use std::collections::{BTreeSet, HashSet};
 use std::os::unix::fs::MetadataExt;
 
+pub(crate) use super::semaphores::Sets;
 pub(crate) use super::waits::Waits;
 
 /// Permissions proper.
@@ -28,11 +30,19 @@ pub(super) const PERMISSIONS: u32 = 0o777;
 ///
 /// # Errors
 /// If `/proc` does not tell which there are, or one cannot be looked at.
-pub(crate) fn dump(tree: &HashSet<Pid>, waits: &Waits, refusals: &mut Refusals) -> Result<Ipc> {
+pub(crate) fn dump(
+    sets: &mut Sets,
+    tree: &HashSet<Pid>,
+    waits: &Waits,
+    (undo_lists, apart): (Vec<UndoList>, Vec<Pid>),
+    refusals: &mut Refusals,
+) -> Result<Ipc> {
     let namespace = namespace()?;
-    let semaphore_sets = semaphores::dump(tree, &waits.sets, refusals)?;
+    let undone = undo_lists.iter().flat_map(|list| &list.sums).map(|sum| sum.set);
+    let named = waits.sets.iter().copied().chain(undone).collect();
+    let semaphore_sets = semaphores::dump(sets, tree, &named, refusals)?;
     let queues = queues::dump(tree, &waits.queues, refusals)?;
-    Ok(Ipc { namespace, semaphore_sets, queues })
+    Ok(Ipc { namespace, semaphore_sets, queues, undo_lists, apart })
 }
 
 /// The inode of the present IPC namespace; 0 where the kernel has but one.
@@ -44,10 +54,10 @@ fn namespace() -> Result<u64> {
     }
 }
 
-/// Whether one is the tree's, by who used it last and by the calls that wait at it. Who else uses it is told: it is not to be expected at another
+/// Whether one is the tree's, by who used it last, or by what else names it: calls that wait at it, what is to be undone. Who else uses it is told: it is not to be expected at another
 /// place.
-pub(super) fn is_used(name: &str, users: &BTreeSet<Pid>, tree: &HashSet<Pid>, is_waited_at: bool) -> bool {
-    let is_used = is_waited_at || users.iter().any(|pid| tree.contains(pid));
+pub(super) fn is_used(name: &str, users: &BTreeSet<Pid>, tree: &HashSet<Pid>, is_named: bool) -> bool {
+    let is_used = is_named || users.iter().any(|pid| tree.contains(pid));
     for pid in users.iter().filter(|pid| is_used && !tree.contains(pid) && **pid > 0) {
         if process::exists(*pid) {
             log::warn!("{name}: process {pid}, which is outside of the tree, uses it too");
@@ -122,7 +132,7 @@ pub(crate) fn preflight(
         return Ok(());
     }
     let here = Here::look(inventory, ipc, environment)?;
-    semaphores::preflight(here, &ipc.semaphore_sets, refusals)?;
+    semaphores::preflight(here, ipc, refusals)?;
     queues::preflight(here, &ipc.queues, refusals)
 }
 
@@ -146,6 +156,19 @@ pub(super) fn refuse(name: String, reason: String, hint: &str, refusals: &mut Re
 pub(crate) struct Made {
     pub(super) sets: Vec<i32>,
     pub(super) queues: Vec<i32>,
+    /// Semaphores with something to be undone, from when it may be.
+    pub(crate) adjusted: Vec<Adjusted>,
+}
+
+/// A semaphore at which restored tasks have something to be undone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Adjusted {
+    pub(super) set: i32,
+    pub(super) number: u16,
+    /// Its value before the restore.
+    pub(super) before: u16,
+    /// Its value when the kernel has undone all.
+    pub(super) undone: u16,
 }
 
 impl Made {
@@ -153,11 +176,17 @@ impl Made {
     pub(crate) fn keep(&mut self) {
         self.sets.clear();
         self.queues.clear();
+        self.adjusted.clear();
     }
 }
 
 impl Drop for Made {
     fn drop(&mut self) {
+        // The tasks are dead. Who has got it in that moment has it.
+        for adjusted in &self.adjusted {
+            let back = Operations::adjust(adjusted.number, adjusted.undone, 0, adjusted.before);
+            let _ = undo::restore::operate(adjusted.set, &back);
+        }
         for id in &self.sets {
             let _ = set_calls::remove(*id);
         }

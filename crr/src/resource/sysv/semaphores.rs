@@ -1,42 +1,99 @@
 //! Sets of semaphores.
 
 use super::objects::{self, Here, Kind, Made, PERMISSIONS};
+use super::undo;
 use crate::proc::sysvipc::{self, SemaphoreSet as Row};
 use crate::refusal::Refusals;
 use crate::resource::unix_socket::maker::in_process;
 use crate::sys::sysv::{SELF, semaphores as sys};
 use anyhow::{Context, Result};
 use images::Pid;
-use images::sysv::{Semaphore, SemaphoreSet};
+use images::sysv::{Ipc, Semaphore, SemaphoreSet};
 use nix::errno::Errno;
+use nix::time::{ClockId, clock_gettime};
 use std::collections::{BTreeSet, HashSet};
 
+/// The sets that there are. What is in them, and who used it last, takes several calls for each of the whole namespace: that is looked at
+/// before the tree stands still, and again only where something may have changed since.
+#[derive(Debug)]
+pub(crate) struct Sets {
+    before: Vec<(Row, Vec<Semaphore>)>,
+    /// When that look began.
+    since: u64,
+    /// Those that are there when the tree stands still.
+    now: Option<Vec<Row>>,
+}
+
+impl Sets {
+    /// The look before.
+    ///
+    /// # Errors
+    /// If `/proc` does not tell which there are.
+    pub(crate) fn look() -> Result<Self> {
+        let since = seconds().context("clock")?;
+        let looked = all()?.into_iter().filter_map(|row| {
+            let semaphores = look(&row).ok()?;
+            Some((row, semaphores))
+        });
+        Ok(Self { before: looked.collect(), since, now: None })
+    }
+
+    /// Those that are there now, when the tree stands still: read once.
+    pub(super) fn now(&mut self) -> Result<&[Row]> {
+        let rows = match self.now.take() {
+            Some(rows) => rows,
+            None => all()?,
+        };
+        Ok(self.now.insert(rows))
+    }
+
+    /// What is in a set. Who changes anything of a set has the second noted in it (set_semotime() and its callers, semctl_setval(),
+    /// semctl_main() of ipc/sem.c): one whose times are before the first look, and the same as then, was not changed since. If the clock was set
+    /// back meanwhile, nothing is known.
+    fn semaphores(&self, row: &Row, now: u64) -> nix::Result<Vec<Semaphore>> {
+        let is_old = now >= self.since && row.operated_at.max(row.changed_at) < self.since;
+        match self.before.iter().find(|(before, _)| is_old && before == row) {
+            Some((_, semaphores)) => Ok(semaphores.clone()),
+            None => look(row),
+        }
+    }
+}
+
+/// The clock by which the kernel notes when sets are changed (ktime_get_real_seconds()).
+fn seconds() -> nix::Result<u64> {
+    let now = clock_gettime(ClockId::CLOCK_REALTIME_COARSE)?;
+    Ok(u64::try_from(now.tv_sec()).unwrap_or(0))
+}
+
 /// All sets that there are.
-pub(super) fn all() -> Result<Vec<Row>> {
+fn all() -> Result<Vec<Row>> {
     const FILE: &str = "/proc/sysvipc/sem";
     let text = std::fs::read(FILE).context(FILE)?;
     Ok(sysvipc::semaphore_sets(&text)?)
 }
 
-fn name(id: i32) -> String {
+pub(super) fn name(id: i32) -> String {
     format!("System V semaphores {id}")
 }
 
-/// Those that a tree uses, or waits at. Who used one is told to those alone who may read it: what crr may not read, without privileges, and nobody of
+/// Those that a tree uses, or waits at, or has something to undo at: `named` are the last two. Who used one is told to those alone who may read it: what crr may not read, without privileges, and nobody of
 /// the tree waits at, is taken for one of others.
 pub(super) fn dump(
+    sets: &mut Sets,
     tree: &HashSet<Pid>,
-    waited_at: &BTreeSet<i32>,
+    named: &BTreeSet<i32>,
     refusals: &mut Refusals,
 ) -> Result<Vec<SemaphoreSet>> {
     let mut found = Vec::new();
-    for row in all()? {
+    let now = seconds().context("clock")?;
+    sets.now()?;
+    for row in sets.now.iter().flatten() {
         let id = row.object.id;
-        let semaphores = match look(&row) {
+        let semaphores = match sets.semaphores(row, now) {
             // It has gone meanwhile.
             Err(Errno::EINVAL | Errno::EIDRM) => continue,
             Err(Errno::EACCES) => {
-                if waited_at.contains(&id) {
+                if named.contains(&id) {
                     objects::refuse_unreadable(name(id), refusals);
                 }
                 continue;
@@ -44,8 +101,9 @@ pub(super) fn dump(
             semaphores => semaphores.with_context(|| name(id))?,
         };
         let users = semaphores.iter().map(|semaphore| semaphore.last_user).collect();
-        if objects::is_used(&name(id), &users, tree, waited_at.contains(&id)) {
-            found.push(SemaphoreSet { object: row.object, was_used: row.was_used, semaphores });
+        if objects::is_used(&name(id), &users, tree, named.contains(&id)) {
+            let (object, was_used) = (row.object.clone(), row.operated_at != 0);
+            found.push(SemaphoreSet { object, was_used, semaphores });
         }
     }
     found.sort_unstable_by_key(|set| set.object.id);
@@ -59,15 +117,17 @@ fn look(row: &Row) -> nix::Result<Vec<Semaphore>> {
     numbered.map(|(number, value)| Ok(Semaphore { value, last_user: sys::last_user(id, number)? })).collect()
 }
 
-pub(super) fn preflight(here: Here, sets: &[SemaphoreSet], refusals: &mut Refusals) -> Result<()> {
+pub(super) fn preflight(here: Here, ipc: &Ipc, refusals: &mut Refusals) -> Result<()> {
     let rows = all()?;
-    for set in sets {
+    for set in &ipc.semaphore_sets {
         let id = set.object.id;
         let count = |id| rows.iter().find(|row| row.object.id == id).map(|row| usize::from(row.count));
         let fits = |object: &images::sysv::Object| count(object.id) == Some(set.semaphores.len());
         let obstacle = here.obstacle(&set.object, rows.iter().map(|row| &row.object), fits);
         if let Some((reason, other)) = obstacle {
             objects::refuse(name(id), reason, &objects::remove_it("-s", other), refusals);
+        } else if count(id).is_some() {
+            undo::restore::preflight(ipc, set, refusals)?;
         }
     }
     Ok(())
@@ -123,4 +183,28 @@ fn set_values(set: &SemaphoreSet, user: Pid) -> nix::Result<()> {
     let mut operations =
         there_and_back.map(|change| libc::sembuf { sem_num: number, sem_op: change, sem_flg: flags });
     sys::operate(set.object.id, &mut operations)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use images::sysv::Object;
+
+    #[test]
+    fn what_may_have_changed_is_asked_again() {
+        let object = Object { id: -1, key: 0, mode: 0o600, uid: 0, gid: 0, creator_uid: 0, creator_gid: 0 };
+        let row = Row { object, count: 1, operated_at: 90, changed_at: 80 };
+        let before = vec![Semaphore { value: 3, last_user: 7 }];
+        let answer = |since, now, row: &Row| {
+            let before = vec![(Row { operated_at: 90, ..row.clone() }, before.clone())];
+            Sets { before, since, now: None }.semaphores(row, now)
+        };
+        // There is no set with such an id.
+        let asked = Err(Errno::EINVAL);
+        assert_eq!(answer(91, 91, &row), Ok(before.clone()));
+        assert_eq!(answer(90, 91, &row), asked);
+        assert_eq!(answer(91, 90, &row), asked);
+        assert_eq!(answer(91, 92, &Row { changed_at: 91, ..row.clone() }), asked);
+        assert_eq!(answer(91, 92, &Row { operated_at: 89, ..row }), asked);
+    }
 }

@@ -31,6 +31,8 @@ pub(super) struct Known<'a> {
     ours: HashMap<u32, u32>,
     /// Inodes of clients that wait, each with that of the listening socket.
     waiting: HashMap<u32, u32>,
+    /// Those of them that are of the tree and given up, since they have sent something.
+    given_up: HashSet<u32>,
     pub(super) outside: Outside,
     skip_in_flight: bool,
 }
@@ -56,8 +58,10 @@ impl Sockets {
             let listener = *listener;
             entry.waiting.clone().into_iter().map(move |client| (client, listener))
         };
-        let waiting = all.iter().flat_map(clients).collect();
-        let mut known = Known { policy, all, ours, waiting, outside: Outside::default(), skip_in_flight };
+        let waiting: HashMap<u32, u32> = all.iter().flat_map(clients).collect();
+        let given_up = if skip_in_flight { self.used(&waiting)? } else { HashSet::new() };
+        let outside = Outside::default();
+        let mut known = Known { policy, all, ours, waiting, given_up, outside, skip_in_flight };
         for found in &mut self.found {
             let holder = found.holder.clone();
             let mut refuse = Refuse::new(refusals, holder.pid, &holder.name);
@@ -69,6 +73,17 @@ impl Sockets {
         self.check_senders(&known.all, refusals);
         self.check_waiting(refusals);
         Ok(())
+    }
+
+    /// Clients that wait to be accepted, and have sent something.
+    fn used(&self, waiting: &HashMap<u32, u32>) -> Result<HashSet<u32>> {
+        let mut used = HashSet::new();
+        for found in self.found.iter().filter(|found| waiting.contains_key(&inode(found))) {
+            if has_sent(found)? {
+                used.insert(inode(found));
+            }
+        }
+        Ok(used)
     }
 
     /// Refuses messages that nobody could send again in the name of who did: one outside of the tree has an abstract name still.
@@ -100,6 +115,11 @@ impl Sockets {
             }
         }
     }
+}
+
+/// Whether something that a socket has sent was not received.
+fn has_sent(found: &Found) -> Result<bool> {
+    Ok(sys::unreceived_bytes(found.socket.as_fd()).context("SIOCOUTQ")? > 0)
 }
 
 /// The number by which the kernel's diagnostics know a socket.
@@ -136,6 +156,7 @@ impl Known<'_> {
         let mut waiting = Vec::new();
         for client in &entry.waiting {
             match (client, self.ours.get(client)) {
+                (_, Some(_)) if self.given_up.contains(client) => {}
                 (_, None) if self.skip_in_flight || *self.policy != HalfPolicy::Refuse => {}
                 (0, _) => {
                     let reason = "a connection waits to be accepted, and its client has closed it";
@@ -156,10 +177,13 @@ impl Known<'_> {
         let Some(&index) = self.ours.get(&listener) else {
             return self.half(found, listener, false, refuse);
         };
-        let object = &found.holder.object;
-        if sys::unreceived_bytes(found.socket.as_fd()).context("SIOCOUTQ")? > 0 {
+        if self.given_up.contains(&inode(found)) {
+            // As the kernel does when the socket that listens is closed: unix_release_sock() of net/unix/af_unix.c.
+            return Ok(Some(Peer::Closed { address: peer_name(found)?, reset: true }));
+        }
+        if has_sent(found)? {
             let reason = "has sent data over a connection that waits to be accepted: nobody can look at that";
-            refuse.with_hint(object, reason, ACCEPT);
+            refuse.with_hint(&found.holder.object, reason, ACCEPT_OR_SKIP);
             return Ok(None);
         }
         Ok(Some(Peer::Waiting { listener: index, connector: credentials_of(found.holder.pid)? }))

@@ -80,7 +80,7 @@ pub fn records(
     bpf::check(files).map_err(of(Kind::Files))?;
     fanotify::check(files).map_err(of(Kind::Files))?;
     tree::check(tree, files).map_err(of(Kind::Tree))?;
-    ipc::check(&tree.ipc).map_err(of(Kind::Tree))?;
+    ipc::check(tree).map_err(of(Kind::Tree))?;
     terminals::check_control(files, tree).map_err(of(Kind::Files))?;
     event::check_with(tree, files).map_err(of(Kind::Files))?;
     late::check_with(tree, files).map_err(of(Kind::Files))?;

@@ -18,7 +18,7 @@ use images::pipe::{Buffer, Fifo};
 use images::seccomp::Seccomp;
 use images::signal::Pending;
 use images::socket::{Credentials, Message, Peer, UnixKind, UnixSocket};
-use images::sysv::{Ipc, Object};
+use images::sysv::{Ipc, Object, UndoList};
 use images::task::{End, GroupStop};
 use images::terminal::{Control, Line, LineEnd, LivePty, PtyEnd};
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, SharedId};
@@ -610,6 +610,25 @@ fn ipc() {
     change("semaphores 32769: -1 has used one", |ipc| ipc.semaphore_sets[0].semaphores[1].last_user = -1);
     change("queue 3: [-1, 101] have used it", |ipc| ipc.queues[0].last_sender = -1);
     change("queue 3: a message of type 0", |ipc| ipc.queues[0].messages[0].kind = 0);
+    change("undo: thread 1100 follows 1100", |ipc| ipc.apart.push(1100));
+    change("undo: no thread 1102 that could be apart", |ipc| ipc.apart.push(1102));
+    change("undo: the list of thread 100 follows that of 100", |ipc| {
+        ipc.undo_lists.push(ipc.undo_lists[0].clone());
+    });
+    change("undo: a list of thread 100 of task 101", |ipc| ipc.undo_lists[0].task = 101);
+    change("undo: thread 1100 has a list that task 100 has too", |ipc| {
+        ipc.undo_lists.push(UndoList { thread: 1100, ..ipc.undo_lists[0].clone() });
+        ipc.apart.clear();
+    });
+    change("undo: thread 100: an empty list", |ipc| ipc.undo_lists[0].sums.clear());
+    change("undo: thread 100: semaphore 0 of set 32769 out of order", |ipc| {
+        ipc.undo_lists[0].sums.reverse();
+    });
+    change("undo: thread 100: semaphore 2 of 2 of set 32769", |ipc| ipc.undo_lists[0].sums[1].semaphore = 2);
+    change("undo: thread 100: semaphore 1 of 0 of set 32770", |ipc| ipc.undo_lists[0].sums[1].set = 32_770);
+    change("undo: thread 100: nothing to undo at semaphore 0 of set 32769", |ipc| {
+        ipc.undo_lists[0].sums[0].sum = 0;
+    });
 }
 
 #[test]

@@ -79,6 +79,16 @@ pub fn values(id: i32, count: u16) -> nix::Result<Vec<u16>> {
     Ok(values)
 }
 
+/// The value of a semaphore.
+///
+/// # Errors
+/// EINVAL or EIDRM when its set is gone, EACCES.
+pub fn value(id: i32, number: u16) -> nix::Result<u16> {
+    // SAFETY: numbers only.
+    let value = check(unsafe { libc::semctl(id, i32::from(number), libc::GETVAL) })?;
+    u16::try_from(value).map_err(|_| Errno::ERANGE)
+}
+
 /// Who operated last on a semaphore; 0 for a process that cannot be seen from here.
 ///
 /// # Errors

@@ -1,0 +1,191 @@
+//! Internet sockets whose other ends are behind a real interface, whose addresses have changed, or whose traffic crr is not to hold.
+
+use super::inet::{ask, hear, inet, nft, ports, tables};
+use anyhow::{Context, ensure};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use tests::abi::Abi;
+use tests::case::{Running, nothing_left};
+use tests::isolate::isolated_for_both;
+use tests::{Result, here, require_ia32, require_root, wait};
+
+fn ip(arguments: &str) -> Result {
+    let output = Command::new("ip").args(arguments.split(' ')).output()?;
+    ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// A client of both addresses, which has asked once.
+fn clients(running: &Running, hosts: [&str; 2]) -> Result<Vec<TcpStream>> {
+    let mut clients = Vec::new();
+    for (host, port) in hosts.into_iter().zip(ports(running)?) {
+        let mut client = TcpStream::connect((host, port)).with_context(|| format!("{host} port {port}"))?;
+        client.set_read_timeout(Some(wait::STEP))?;
+        client.set_write_timeout(Some(wait::STEP))?;
+        ask(&mut client, b"before").and_then(|()| hear(&mut client, b"before"))?;
+        clients.push(client);
+    }
+    Ok(clients)
+}
+
+/// A thread in a network namespace of its own, which does what it is told: sockets that it makes stay there, whoever has them.
+struct Elsewhere {
+    work: Sender<Box<dyn FnOnce() + Send>>,
+    _thread: JoinHandle<()>,
+}
+
+impl Elsewhere {
+    /// One that is reached by a pair of interfaces: at 10.1.1.1 and fd01::1, from 10.1.1.2 and fd01::2.
+    fn new() -> Result<Self> {
+        let (work, told) = channel::<Box<dyn FnOnce() + Send>>();
+        let thread = std::thread::spawn(move || told.into_iter().for_each(|task| task()));
+        let there = Self { work, _thread: thread };
+        there.run(|| Ok(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?))?;
+        let tid = there.run(|| Ok(nix::unistd::gettid()))?;
+        ip(&format!("link add here type veth peer name there netns {tid}"))?;
+        let set_up = |name: &str, host: u8| {
+            ip(&format!("addr add 10.1.1.{host}/24 dev {name}"))?;
+            ip(&format!("addr add fd01::{host}/64 dev {name} nodad"))?;
+            ip(&format!("link set {name} up"))
+        };
+        set_up("here", 2)?;
+        there.run(move || set_up("there", 1))?;
+        Ok(there)
+    }
+
+    /// What `task` gives, there.
+    fn run<T: Send + 'static>(&self, task: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+        let (answer, answered) = channel();
+        self.work
+            .send(Box::new(move || drop(answer.send(task()))))
+            .ok()
+            .context("the thread elsewhere is gone")?;
+        answered.recv().context("the thread elsewhere is gone")?
+    }
+}
+
+/// The other ends are behind an interface: what they send meanwhile is held there, and no reset goes to them, neither from the kernel that knows of no such
+/// connection, nor from the sockets that are closed.
+#[test]
+fn behind_an_interface() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let there = Elsewhere::new()?;
+        let mut running = inet("server_for_all").start(dir, abi)?;
+        there.run(|| {
+            nft("add table inet watch; add chain inet watch in { type filter hook input priority 0; }; \
+                 add rule inet watch in tcp flags & rst == rst counter; add rule inet watch in meta l4proto icmp counter; \
+                 add rule inet watch in icmpv6 type destination-unreachable counter")
+        })?;
+        // Addresses of both sides are known to each other once somebody has spoken.
+        wait::until(wait::STEP, "the interfaces carry traffic", || {
+            let ports = ports(&running)?;
+            let reached = there.run(move || Ok(TcpStream::connect(("fd01::2", ports[1])).is_ok()))?;
+            Ok(reached.then_some(()))
+        })?;
+        let (port, port6) = (ports(&running)?[0], ports(&running)?[1]);
+        let connect = move || {
+            let mut clients = Vec::new();
+            for server in [("10.1.1.2", port), ("fd01::2", port6)] {
+                let mut client = TcpStream::connect(server)?;
+                client.set_read_timeout(Some(wait::STEP))?;
+                ask(&mut client, b"before").and_then(|()| hear(&mut client, b"before"))?;
+                clients.push(client);
+            }
+            Ok(clients)
+        };
+        let mut clients = there.run(connect)?;
+        for round in 0..3 {
+            running.dump(&["--tcp-established"])?.success()?;
+            nothing_left()?;
+            for client in &mut clients {
+                ask(client, &[round; 3000])?;
+            }
+            held_traffic(2)?;
+            running.restore(&["-d"])?.success()?;
+            for client in &mut clients {
+                hear(client, &[round; 3000])?;
+            }
+        }
+        let seen = there.run(|| nft("list table inet watch"))?;
+        ensure!(seen.matches("counter packets 0 ").count() == 3, "the other end has got:\n{seen}");
+        ensure!(tables()?.is_empty(), "tables:\n{}", tables()?);
+        running.verify()?;
+        ip("link del here")
+    });
+}
+
+/// The traffic of clients of so many families is held, in both directions.
+fn held_traffic(count: usize) -> Result {
+    let table = tables()?;
+    let name = table.split_whitespace().nth(2).context("no table holds anything")?.to_owned();
+    let rules = nft(&format!("list table inet {name}"))?;
+    ensure!(rules.matches("-held drop").count() == 2 * count, "{rules}");
+    Ok(())
+}
+
+/// `--network-lock skip`: traffic is held by whoever dumps, and crr leaves it alone.
+#[test]
+fn held_by_others() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = inet("server").start(dir, abi)?;
+        let mut clients = clients(&running, ["127.0.0.1", "::1"])?;
+        let before = running.snapshot()?;
+        nft("add table inet own; add chain inet own in { type filter hook input priority 0; }; \
+             add rule inet own in meta l4proto tcp drop")?;
+        running.dump(&["--tcp-established", "--network-lock", "skip"])?.success()?;
+        nothing_left()?;
+        ensure!(tables()? == "table inet own\n", "tables:\n{}", tables()?);
+        let shown =
+            tests::command::crr(dir, &["show", &running.images().display().to_string()])?.success()?;
+        ensure!(!shown.stdout.contains("crr-"), "a table is named:\n{}", shown.stdout);
+        for client in &mut clients {
+            ask(client, &[7; 3000])?;
+        }
+        running.restore(&["-d"])?.success()?;
+        ensure!(tables()? == "table inet own\n", "tables:\n{}", tables()?);
+        nft("delete table inet own")?;
+        running.looks_like(&before)?;
+        for client in &mut clients {
+            hear(client, &[7; 3000])?;
+            ask(client, b"after").and_then(|()| hear(client, b"after"))?;
+        }
+        running.verify()
+    });
+}
+
+/// The machine has other addresses by the time of the restore: refused without a word about them, before there is any process.
+#[test]
+fn other_addresses() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), moves);
+}
+
+fn moves(dir: &Path, abi: Abi) -> Result {
+    let addresses = |verb: &str, host: u8| {
+        ip(&format!("addr {verb} 10.9.8.{host}/32 dev lo"))?;
+        ip(&format!("addr {verb} fd09::{host}/128 dev lo"))
+    };
+    addresses("add", 7)?;
+    let mut running = inet("mapped").start(dir, abi)?;
+    running.dump(&[])?.success()?;
+    nothing_left()?;
+    addresses("del", 7)?;
+    addresses("add", 8)?;
+    running.restore(&["-d"])?.code(1)?.says("10.9.8.7")?;
+    nothing_left()?;
+    let half = running.restore(&["-d", "--map-addr", "10.9.8.7=10.9.8.8"])?.code(1)?;
+    half.says("fd09::7")?;
+    nothing_left()?;
+    let both = ["-d", "--map-addr", "10.9.8.7=10.9.8.8", "--map-addr", "fd09::7=fd09::8"];
+    running.restore(&both)?.success()?;
+    running.verify()?;
+    addresses("del", 8)
+}
