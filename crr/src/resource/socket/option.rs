@@ -351,10 +351,27 @@ pub(crate) fn restore_with_filter(
     restore(socket, options.iter().filter(locks))
 }
 
+/// What a kernel without an option does, as the value of that option, where it is not 0: those that came since Linux 5.10.
+const WITHOUT: [(i32, i32, i32); 5] = [
+    (libc::SOL_SOCKET, 74, 1),        // SO_TXREHASH
+    (libc::SOL_SOCKET, 83, 1),        // SO_PASSRIGHTS
+    (libc::IPPROTO_TCP, 44, 120_000), // TCP_RTO_MAX_MS: TCP_RTO_MAX_SEC of include/net/tcp.h
+    (libc::IPPROTO_TCP, 45, 200_000), // TCP_RTO_MIN_US
+    (libc::IPPROTO_TCP, 46, 200_000), // TCP_DELACK_MAX_US
+];
+
+/// Whether a socket of a kernel that does not know an option is as if it had this value.
+fn goes_without(level: i32, name: i32, value: &[u8]) -> bool {
+    match WITHOUT.iter().find(|(of, option, _)| (*of, *option) == (level, name)) {
+        Some((.., wanted)) => value == wanted.to_ne_bytes(),
+        None => value.iter().all(|&byte| byte == 0),
+    }
+}
+
 /// Sets those options that differ from what a socket has now.
 ///
 /// # Errors
-/// An option that this kernel does not take.
+/// An option that this kernel does not take, and does not do without.
 pub(crate) fn restore<'a>(
     socket: BorrowedFd<'_>,
     options: impl IntoIterator<Item = &'a SocketOption>,
@@ -362,8 +379,12 @@ pub(crate) fn restore<'a>(
     for option in options {
         let (level, name) = (option.level.cast_signed(), option.name.cast_signed());
         let set = || -> Result<()> {
-            if sys::option(socket, level, name).is_ok_and(|now| now == option.value) {
-                return Ok(());
+            match sys::option(socket, level, name) {
+                Ok(now) if now == option.value => return Ok(()),
+                Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) if goes_without(level, name, &option.value) => {
+                    return Ok(());
+                }
+                _ => {}
             }
             let of_level = LEVELS.iter().filter(|(known, _)| *known == level);
             match of_level.flat_map(|(_, names)| *names).find(|(known, _)| *known == name) {
@@ -416,5 +437,19 @@ mod tests {
         assert_ne!(dump(b.as_fd(), &[SOCKET]).unwrap(), dumped);
         restore(b.as_fd(), &dumped).unwrap();
         assert_eq!(dump(b.as_fd(), &[SOCKET]).unwrap(), dumped);
+    }
+
+    /// Unix sockets have no SO_TXREHASH: to them it is as to any on a kernel that does not know it.
+    #[test]
+    fn an_option_that_is_not_known_may_be_as_it_is_without() {
+        let (socket, _) = UnixStream::pair().unwrap();
+        let level = libc::SOL_SOCKET.cast_unsigned();
+        let set = |name, value: i32| {
+            restore(socket.as_fd(), &[SocketOption { level, name, value: value.to_ne_bytes().to_vec() }])
+        };
+        set(74, 1).unwrap();
+        assert!(set(74, 0).is_err());
+        set(10_000, 0).unwrap();
+        assert!(set(10_000, 1).is_err());
     }
 }
