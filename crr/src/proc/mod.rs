@@ -124,10 +124,10 @@ impl Dir {
         buffer: &mut Vec<u8>,
         each: impl FnMut(smaps::Area<'_>) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let open = || {
+        let open = || -> io::Result<OwnedFd> {
             let file = self.open("smaps")?;
             fault::point(Point::ProcRead)?;
-            anyhow::Ok(file)
+            Ok(file)
         };
         smaps::read(File::from(open().context("read smaps")?), buffer, each)
     }

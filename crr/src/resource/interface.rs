@@ -110,6 +110,8 @@ pub(crate) fn dump<'a>(
 pub(crate) fn find(files: &mut Files, refusals: &mut Refusals) -> Result<()> {
     let options = files.inet_sockets.iter().flat_map(|one| &one.options);
     let options = options.chain(files.packet_sockets.iter().flat_map(|one| &one.options));
+    let options = options.chain(files.netlink_sockets.iter().flat_map(|one| &one.options));
+    let options = options.chain(files.unix_sockets.iter().flat_map(|one| &one.options));
     let bound: Vec<&[u8]> = options.filter_map(device).collect();
     if bound.is_empty() && files.interfaces.is_empty() {
         return Ok(());

@@ -47,15 +47,19 @@ use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{GenericNamespaced, ListenerOptions};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 use open::Opened;
 pub(crate) use prepare::Lives;
 use prepare::{Descent, Preparation};
 use serve::Served;
 use shared::plan::tree::OUTSIDE;
 use stand_in::StandIn;
-use std::collections::BTreeMap;
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -226,12 +230,16 @@ fn restore_here(options: &Options, mut given: Given) -> Result<(Report, Option<T
         .finish("restore")?;
     process::close_on_exec_from(3).context("close_range")?;
     let last_pid = !kernel::has_set_tid();
-    let known = Known { checkpoint, lives, written, environment, descent, starter, last_pid };
+    if last_pid {
+        // It may be taken once more.
+        checkpoint.pages.keep_what_is_taken();
+    }
+    let deadline = OnceCell::new();
+    let known = Known { checkpoint, lives, written, environment, descent, starter, last_pid, deadline };
     let (root, terminal) = loop {
-        // A root that is a sibling of crr's stays its parent's to wait for: its id would not be free.
         let again = (last_pid && !options.sibling).then(|| given.try_clone()).transpose()?;
         match (try_to_restore(options, &known, given), again) {
-            (Err(error), Some(again)) if error.is::<Raced>() && began.elapsed() < options.timeout => {
+            (Err(error), Some(again)) if error.is::<Raced>() && known.has_time() => {
                 log::warn!("{error:#}: all once more");
                 given = again;
             }
@@ -263,6 +271,15 @@ struct Known {
     starter: Option<lazy::Starter>,
     /// Ids are chosen by what the kernel gave last.
     last_pid: bool,
+    /// When a tree has to be there, for all attempts. It is set when its pages are: how long they take is not the tree's doing.
+    deadline: OnceCell<Instant>,
+}
+
+impl Known {
+    /// Whether there is time to begin anew.
+    fn has_time(&self) -> bool {
+        self.deadline.get().is_some_and(|&deadline| Instant::now() < deadline)
+    }
 }
 
 /// Marks an error, as its context: nothing but that others forked in the same moment was in the way.
@@ -275,7 +292,7 @@ struct Raced;
 /// # Errors
 /// [`Raced`] if it is worth to be tried again.
 fn try_to_restore(options: &Options, known: &Known, given: Given) -> Result<(images::Pid, Option<Terminal>)> {
-    let Known { checkpoint, lives, written, environment, descent, starter, last_pid } = known;
+    let Known { checkpoint, lives, written, environment, descent, starter, last_pid, deadline } = known;
     stats::enter(Stage::Plan);
     let stand_in = needs_stand_in(&checkpoint.tree, options);
     let memory = match (options.lazy_pages, HugePages::here()) {
@@ -304,8 +321,7 @@ fn try_to_restore(options: &Options, known: &Known, given: Given) -> Result<(ima
     let at_once = |block| !later.contains_key(&block);
     checkpoint.bring_pages(&options.source, options.progress, |block| starter.is_none() || at_once(block))?;
     checkpoint.check_pages(&options.source, options.progress, at_once)?;
-    // How long pages take that come over the network is not the tree's doing.
-    let deadline = Instant::now() + options.timeout;
+    let deadline = *deadline.get_or_init(|| Instant::now() + options.timeout);
     let source = match starter {
         Some(starter) => MemorySource::Late(starter, later),
         None => MemorySource::Now(Fill::of(&preparation, later)),
@@ -382,12 +398,18 @@ fn bring_back(
     let listener =
         ListenerOptions::new().name(name).create_sync().context("listen for the restoring tasks")?;
     let pid = restore.checkpoint.tree.tasks[0].pid;
-    adopt_orphans(restore, true)?;
+    let orphans = Orphans::adopt(may_begin_anew(restore, options))?;
+    // Pages have been checked by several threads.
+    let threads =
+        restore.checkpoint.tree.tasks.iter().flat_map(|task| &task.threads).map(|thread| thread.tid);
+    process::outlive_threads(&threads.chain(restore.preparation.pids.iter().copied()).collect());
+    let mut forked = false;
     let outcome = fork_root(restore, options, pid).and_then(|parent| {
+        forked = true;
         fault::point(Point::KilledForked)?;
         let Served { parked, held, late, lazy } = serve::serve(restore, &listener, deadline)?;
         // Everybody is there.
-        adopt_orphans(restore, false)?;
+        orphans.leave()?;
         restore.chooser = Chooser::Clone3;
         stats::enter(Stage::PutPages);
         // Before a task is made to do anything in its own memory.
@@ -416,18 +438,35 @@ fn bring_back(
             fault::tell(op.point);
         }
         control.fail();
-        undo(restore);
-        let adopted = adopt_orphans(restore, false);
-        if control.take_race() && adopted.is_ok() { error.context(Raced) } else { error }
+        undo(restore, forked, may_begin_anew(restore, options));
+        let left = orphans.leave();
+        if control.take_race() && left.is_ok() { error.context(Raced) } else { error }
     })
 }
 
-/// Who may have to begin anew needs all ids to be free: orphans come to this process, which takes them off, for as long as ids are chosen by what the
-/// kernel gave last. No task of a tree is to become an orphan that outlives this.
-fn adopt_orphans(restore: &Restore<'_>, on: bool) -> Result<()> {
-    match restore.chooser {
-        Chooser::LastPid(..) => nix::sys::prctl::set_child_subreaper(on).context("PR_SET_CHILD_SUBREAPER"),
-        Chooser::Clone3 => Ok(()),
+/// Whether a restore that fails may have to begin anew, for which all ids have to be free. A root that is a sibling of crr's stays its parent's to
+/// wait for.
+fn may_begin_anew(restore: &Restore<'_>, options: &Options) -> bool {
+    matches!(restore.chooser, Chooser::LastPid(..)) && !options.sibling
+}
+
+/// Orphans come to this process, which takes them off: no task of a tree is to become one that outlives a failure. What was so before, if it is to be
+/// changed.
+struct Orphans(Option<bool>);
+
+impl Orphans {
+    fn adopt(wanted: bool) -> Result<Self> {
+        let before = wanted.then(prctl::get_child_subreaper).transpose().context("PR_GET_CHILD_SUBREAPER")?;
+        if wanted {
+            prctl::set_child_subreaper(true).context("PR_SET_CHILD_SUBREAPER")?;
+        }
+        Ok(Self(before))
+    }
+
+    /// Leaves them to whom they went before.
+    fn leave(&self) -> Result<()> {
+        let Some(before) = self.0 else { return Ok(()) };
+        prctl::set_child_subreaper(before).context("PR_SET_CHILD_SUBREAPER")
     }
 }
 
@@ -461,20 +500,29 @@ fn needs_stand_in(tree: &Tree, options: &Options) -> bool {
 }
 
 /// Kills whatever of the tree exists. All of its pids were free before the first fork, and a task that is gone
-/// with its parent (see `births`) is gone for good.
-fn undo(restore: &Restore<'_>) {
-    let pids = restore.preparation.pids[OUTSIDE + 1..].iter().rev().copied();
-    let ours: Vec<images::Pid> = pids.filter(|&pid| is_ours(restore, pid)).collect();
-    for &pid in &ours {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-    }
+/// with its parent (see `births`) is gone for good. If their ids are to be free, it is waited for longer: they may have gigabytes to give back.
+/// `forked`: the root was; else a process of its id is somebody else's, who was faster.
+fn undo(restore: &Restore<'_>, forked: bool, ids_wanted: bool) {
+    let pids = &restore.preparation.pids[OUTSIDE + 1..];
     // Orphans are init's to reap, if they do not come here, but they are to be dead when crr says that it failed. Threads that were seized are
     // ours to reap, all of a task's before its leader.
-    let adopts = matches!(restore.chooser, Chooser::LastPid(..));
-    let is_left = |pid| if adopts { process::exists(pid) } else { is_alive(pid) };
-    let patience = Instant::now() + Duration::from_secs(2);
+    // Who had a wrong id, and ended by itself, is in a group of the tree: that keeps an id, too, until it has been waited for.
+    let is_left = |pid| match ids_wanted {
+        true => process::exists(pid) || killpg(Pid::from_raw(pid), None).is_ok(),
+        false => is_alive(pid),
+    };
+    let patience = Instant::now() + Duration::from_secs(if ids_wanted { 30 } else { 2 });
     let flags = WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
+    // Once its parent is dead, nothing shows of an orphan whose it is.
+    let mut ours = BTreeSet::new();
     while Instant::now() < patience {
+        // One that was in the middle of a clone when it was killed has left another one.
+        let is_more = |pid: &images::Pid| !ours.contains(pid) && is_ours(restore, forked, *pid);
+        let more: Vec<images::Pid> = pids.iter().rev().copied().filter(is_more).collect();
+        for &pid in &more {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        ours.extend(more);
         while matches!(waitpid(None, Some(flags)), Ok(status) if status != WaitStatus::StillAlive) {}
         if !ours.iter().any(|&pid| is_left(pid)) {
             break;
@@ -488,14 +536,14 @@ fn is_alive(pid: images::Pid) -> bool {
     !proc::has_ended(proc::living_thread(pid))
 }
 
-/// Whether a process with a pid of the tree is one that this restore made: an ancestor of it is the root we forked, or
+/// Whether a process with a pid of the tree is one that this restore made: an ancestor of it is the root, if we forked one, or
 /// this process itself.
-fn is_ours(restore: &Restore<'_>, pid: images::Pid) -> bool {
+fn is_ours(restore: &Restore<'_>, forked: bool, pid: images::Pid) -> bool {
     let root = restore.checkpoint.tree.tasks[0].pid;
     let own = std::process::id().cast_signed();
     let mut at = pid;
     for _ in 0..=restore.preparation.pids.len() {
-        if at == root || at == own {
+        if (forked && at == root) || at == own {
             return true;
         }
         let Ok(stat) = std::fs::read_to_string(format!("/proc/{at}/stat")) else { return false };

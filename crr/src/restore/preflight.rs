@@ -80,7 +80,9 @@ fn pids(refusals: &mut Refusals, checkpoint: &Checkpoint, schedule: &Schedule) {
     }
     let threads = checkpoint.tree.tasks.iter().flat_map(|task| &task.threads).map(|thread| thread.tid);
     let zombies = checkpoint.tree.zombies.iter().map(|zombie| zombie.pid);
-    for tid in threads.chain(zombies).chain(schedule.dead_leaders()) {
+    let ids: BTreeSet<Pid> = threads.chain(zombies).chain(schedule.dead_leaders()).collect();
+    process::outlive_threads(&ids);
+    for tid in ids {
         let object = format!("pid {tid}");
         if limit.is_some_and(|limit| tid >= limit) {
             refuse(refusals, object, "is beyond kernel.pid_max", Some("raise kernel.pid_max"));

@@ -36,6 +36,8 @@ pub struct Pages {
     room: Mutex<Vec<SharedMapping>>,
     /// It lies in memory, and nobody else needs it: what has been read is given back.
     in_memory: bool,
+    /// What is taken may be taken once more.
+    stays: bool,
     absent: Option<Mutex<Absent>>,
 }
 
@@ -93,7 +95,7 @@ struct Absent {
 impl Pages {
     /// All of it is here.
     pub(super) fn new(file: File, in_memory: bool) -> Self {
-        Self { file, direct: None, room: Mutex::default(), in_memory, absent: None }
+        Self { file, direct: None, room: Mutex::default(), in_memory, stays: false, absent: None }
     }
 
     /// All of it is still to come, to a file in memory.
@@ -171,6 +173,11 @@ impl Pages {
         self.in_memory
     }
 
+    /// Has what is taken stay where it is: a restore that begins anew takes it once more.
+    pub(crate) fn keep_what_is_taken(&mut self) {
+        self.stays = true;
+    }
+
     /// Reads bytes from a place on, to where a page begins, for the only one who needs these pages.
     ///
     /// # Errors
@@ -180,7 +187,9 @@ impl Pages {
         for (part, at) in bytes.chunks_mut(step).zip((place..).step_by(step)) {
             let file = if part.len() % PAGE == 0 { self.file_of_pages() } else { &self.file };
             file.read_exact_at(part, at).context(Kind::Pages.file_name())?;
-            self.give_back(at, part.len() as u64);
+            if !self.stays {
+                self.give_back(at, part.len() as u64);
+            }
         }
         Ok(())
     }

@@ -13,7 +13,9 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use nix::sys::wait::{WaitStatus, waitpid};
 use shared::abi::common::{CapData, CapHeader, CloneArgs};
+use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// CLONE_FILES: one table of descriptors for both.
 pub const CLONE_FILES: u64 = 0x400;
@@ -34,7 +36,23 @@ pub fn fork(flags: u64) -> nix::Result<Option<Pid>> {
 /// # Errors
 /// EEXIST if the id is taken, ENOSYS before Linux 5.3, E2BIG before 5.5; as clone3(2).
 pub fn fork_as(pid: Pid, flags: u64) -> nix::Result<Option<Pid>> {
+    /// Between the end of whoever had an id and its coming free, the kernel runs a few instructions (release_task() of kernel/exit.c).
+    const MOMENT: Duration = Duration::from_secs(1);
     fault::point(Point::Fork)?;
+    let mut since = None;
+    loop {
+        match clone_as(pid, flags) {
+            Err(Errno::EEXIST) if !exists(pid) => {}
+            forked => return forked,
+        }
+        if since.get_or_insert_with(Instant::now).elapsed() > MOMENT {
+            return Err(Errno::EEXIST);
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
+}
+
+fn clone_as(pid: Pid, flags: u64) -> nix::Result<Option<Pid>> {
     let args = CloneArgs {
         flags,
         exit_signal: exit_signal(flags),
@@ -92,6 +110,22 @@ pub fn child_moves(areas: &[(u64, u64)]) -> nix::Result<bool> {
 #[must_use]
 pub fn exists(tid: Pid) -> bool {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(tid), None) != Err(Errno::ESRCH)
+}
+
+/// Waits until no thread of this process but the calling one has any of these ids, for a second at most: one that was joined is there a moment longer
+/// (the kernel wakes who joins before it takes the thread off its lists).
+pub fn outlive_threads(ids: &BTreeSet<Pid>) {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let own = nix::unistd::gettid().as_raw();
+    let in_the_way = || {
+        let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+        let mut threads = threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        threads.any(|tid: Pid| tid != own && ids.contains(&tid))
+    };
+    let until = Instant::now() + PATIENCE;
+    while in_the_way() && Instant::now() < until {
+        std::thread::sleep(Duration::from_micros(100));
+    }
 }
 
 /// Ends this process at once, running no destructors: for a forked child.

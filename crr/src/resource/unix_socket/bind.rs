@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::stat::{Mode, SFlag, lstat, stat};
+use nix::sys::statfs::fstatfs;
 use nix::unistd::{chroot, fchdir, mkdir, unlink};
 use std::ffi::OsStr;
 use std::fs;
@@ -217,10 +218,17 @@ pub(crate) fn stale(file: &SocketFile) -> Result<Stale> {
 }
 
 /// Whether the socket is gone that a file was made for: no other one can ever be bound to it (unix_bind_bsd() of net/unix/af_unix.c). A datagram socket
-/// can ask whoever lives: one of its own type is not told, and of others it hears that they are such (unix_find_bsd()).
+/// can ask whoever lives: one of its own type is not told, and of others it hears that they are such (unix_find_bsd()). Of a file system that other
+/// machines have, too, nobody here knows whether one of them has it bound.
 fn is_dead(path: &Path) -> bool {
+    /// nfs, cifs, smb3, 9p, fuse (and virtiofs), ceph, gfs2, ocfs2: include/uapi/linux/magic.h and where they are.
+    const SHARED: [i64; 8] =
+        [0x6969, 0xff53_4d42, 0xfe53_4d42, 0x0102_1997, 0x6573_5546, 0x00c3_6400, 0x0116_1970, 0x7461_636f];
     let ask = || {
         let file = open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+        if SHARED.contains(&fstatfs(&file)?.filesystem_type().0) {
+            return Err(Errno::EXDEV);
+        }
         let asks = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
         sys::connect(asks.as_fd(), format!("/proc/self/fd/{}", file.as_raw_fd()).as_bytes())
     };
