@@ -15,6 +15,26 @@ pub mod kind {
     pub const STACK: u32 = 23;
 }
 
+/// BPF_F_MMAPABLE.
+pub const MMAPABLE: u32 = 1 << 10;
+/// Flags that a map is made again with: BPF_F_NO_PREALLOC, BPF_F_ZERO_SEED, BPF_F_RDONLY_PROG, BPF_F_WRONLY_PROG, BPF_F_MMAPABLE, BPF_F_INNER_MAP.
+pub const FLAGS: u32 = 1 | 1 << 6 | 1 << 7 | 1 << 8 | MMAPABLE | 1 << 12;
+
+/// Whether maps of a type are made again.
+#[must_use]
+pub const fn can_be_made(kind: u32) -> bool {
+    matches!(
+        kind,
+        kind::HASH
+            | kind::ARRAY
+            | kind::PERCPU_HASH
+            | kind::PERCPU_ARRAY
+            | kind::LPM_TRIE
+            | kind::QUEUE
+            | kind::STACK
+    )
+}
+
 /// A map.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BpfMap {

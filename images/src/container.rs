@@ -123,7 +123,7 @@ pub enum Error {
     #[error("uses a reserved header field ({0:#x}) that this crr does not know")]
     Reserved(u64),
     /// No image is that large.
-    #[error("claims an impossible payload of {0} bytes")]
+    #[error("has a payload of {0} bytes, more than any image may have")]
     Oversized(u64),
     /// The length in the header does not fit the file.
     #[error("has {actual} bytes, by its header it must have {claimed}")]
@@ -158,11 +158,11 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
 /// The bytes of a metadata file.
 ///
 /// # Errors
-/// [`Error::Decode`] if a record cannot be expressed, which the record types rule out.
+/// [`Error::Decode`] if a record cannot be expressed, which the record types rule out; [`Error::Oversized`] for one that nobody would read.
 pub fn encode<T: Serialize>(kind: Kind, record: &T) -> Result<Vec<u8>, Error> {
     let mut out = alloc::vec![0u8; HEADER_SIZE];
     out = postcard::to_extend(record, out).map_err(|_| Error::Decode)?;
-    let payload = (out.len() - HEADER_SIZE) as u64;
+    let payload = possible((out.len() - HEADER_SIZE) as u64)?;
     out[..8].copy_from_slice(&MAGIC);
     out[8..10].copy_from_slice(&kind.code().to_le_bytes());
     out[10..12].copy_from_slice(&kind.version().to_le_bytes());
@@ -207,10 +207,12 @@ pub fn check_header(kind: Kind, start: &[u8]) -> Result<u64, Error> {
     if u64_at(24) != 0 {
         return Err(Error::Reserved(u64_at(24)));
     }
-    match u64_at(16) {
-        payload if payload > MAX_PAYLOAD => Err(Error::Oversized(payload)),
-        payload => Ok(payload + (HEADER_SIZE + TRAILER_SIZE) as u64),
-    }
+    Ok(possible(u64_at(16))? + (HEADER_SIZE + TRAILER_SIZE) as u64)
+}
+
+/// The length of a payload, if a file may have that.
+const fn possible(payload: u64) -> Result<u64, Error> {
+    if payload > MAX_PAYLOAD { Err(Error::Oversized(payload)) } else { Ok(payload) }
 }
 
 /// The record of a metadata file.
@@ -327,6 +329,9 @@ mod tests {
         let huge = (MAX_PAYLOAD + 1).to_le_bytes();
         assert_eq!(error(&with_header(16, &huge)), Error::Oversized(MAX_PAYLOAD + 1));
         assert_eq!(error(&with_header(16, &[0xff; 8])), Error::Oversized(u64::MAX));
+        // What is written goes by the same rule.
+        assert_eq!(possible(MAX_PAYLOAD), Ok(MAX_PAYLOAD));
+        assert_eq!(possible(MAX_PAYLOAD + 1), Err(Error::Oversized(MAX_PAYLOAD + 1)));
     }
 
     #[test]

@@ -417,6 +417,48 @@ CASE(personality)
 	((void (*)(void))(void *)code)();
 }
 
+static unsigned personality_of(pid_t thread)
+{
+	char path[64], text[16] = "";
+	snprintf(path, sizeof(path), "/proc/self/task/%d/personality", thread);
+	int fd = MUST(open(path, O_RDONLY | O_CLOEXEC));
+	MUST((int)read(fd, text, sizeof(text) - 1));
+	close(fd);
+	return (unsigned)strtoul(text, NULL, 16);
+}
+
+static pid_t second_thread;
+
+static void *execute_data(void *unused)
+{
+	(void)unused;
+	second_thread = thread_id();
+	__atomic_store_n(&thread_arrived, 1, __ATOMIC_SEQ_CST);
+	syscall(SYS_futex, &thread_leave, 0, 0, NULL);
+	/* ret. */
+	char *code = MUST((char *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	code[0] = (char)0xc3;
+	((void (*)(void))(void *)code)();
+	return NULL;
+}
+
+/* Each thread has a personality of its own. */
+CASE(personality_of_threads)
+{
+	const unsigned bits = PER_LINUX | ADDR_NO_RANDOMIZE | MMAP_PAGE_ZERO | READ_IMPLIES_EXEC;
+	pthread_t thread;
+	MUST(personality(bits));
+	MUST0(pthread_create(&thread, NULL, execute_data, NULL));
+	await(&thread_arrived, 1);
+	CHECK(personality_of(second_thread) == bits, "personality %#x at first", personality_of(second_thread));
+	checkpoint();
+	CHECK(personality_of(getpid()) == bits, "personality %#x", personality_of(getpid()));
+	CHECK(personality_of(second_thread) == bits, "personality %#x of the thread", personality_of(second_thread));
+	thread_leave = 1;
+	syscall(SYS_futex, &thread_leave, 1, 1);
+	MUST0(pthread_join(thread, NULL));
+}
+
 /* A page at address 0, as System V had it. */
 CASE(page_zero)
 {

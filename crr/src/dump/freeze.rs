@@ -11,16 +11,18 @@ use super::{After, twins, unstoppable};
 use crate::fault::{self, Point};
 use crate::keeper::Keeper;
 use crate::proc::tasks::comm_of;
-use crate::proc::{Dir, decimal, stat, status};
+use crate::proc::{Dir, decimal, living_thread, stat, status};
 use crate::ptrace::{self, Patience, Seized, Stop, Stopped, Waited};
 use crate::refusal::Refusals;
-use crate::remote::{TWIN, Target};
+use crate::remote::Target;
 use crate::resource::wait::{Looks, Waits};
 use crate::resource::{Refuse, seccomp};
+use crate::sys::kcmp::{Kind, kcmp};
 use anyhow::{Context, Result, bail};
 use images::Pid;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
+use std::cmp::Ordering;
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::time::{Duration, Instant};
@@ -172,30 +174,49 @@ impl Frozen {
         Ok(frozen)
     }
 
-    /// Stops one thread of a task, the first that does so at once; `None` if it has ended, or none does.
-    pub(super) fn seize_one(pid: Pid) -> Result<Option<Self>> {
+    /// Stops a task of the tree once more, and those that share its memory, each with all its threads: nothing runs that has this memory. `mates` shared it
+    /// when the tree stood still; who was cloned to share it since is found among their children. `None` if the task has ended.
+    ///
+    /// # Errors
+    /// [`crate::refusal::Refused`] if one of them cannot be stopped, or does not stop at once.
+    pub(super) fn seize_space(pid: Pid, mates: &[Pid]) -> Result<Option<Self>> {
         let mut frozen = Self::begin();
-        let looks = Looks::take(&[pid]);
-        let Ok(dir) = Dir::task(pid) else { return Ok(None) };
-        let name = match look_at(pid, &dir)? {
-            Found::Living { name, confined } => {
-                frozen.confined = confined;
-                name
+        let mut refusals = Refusals::default();
+        let all: Vec<Pid> = std::iter::once(pid).chain(mates.iter().copied()).collect();
+        let looks = Looks::take(&all);
+        let patience = Patience::new(AT_ONCE).uninterrupted();
+        let mut seen: HashSet<Pid> = all.iter().copied().collect();
+        let mut queue = VecDeque::from(all);
+        let mut buffer = Vec::new();
+        while let Some(next) = queue.pop_front() {
+            // A child may have its own, and a mate may have run another program since.
+            let is_same = |first: &FrozenTask| {
+                kcmp(Kind::Vm, (first.deputy(), 0), (living_thread(next), 0)) == Ok(Ordering::Equal)
+            };
+            if !frozen.tasks.first().is_none_or(is_same) {
+                continue;
             }
-            Found::Zombie(_) => return Ok(None),
-            Found::Blocked { reason, .. } => bail!("{reason}"),
-        };
-        for tid in dir.numbers::<Pid>("task")? {
-            let mut task = FrozenTask::of(pid, name.clone(), Dir::task(pid)?);
-            stop_threads(&mut task.threads, &[tid], &Patience::new(GRACE).uninterrupted())?;
-            let Some(thread) = task.threads.first() else { continue };
-            task.dir = Dir::task(tid)?;
-            thread.restart_interrupted(|| dispositions(&task.dir))?;
-            task.waits = Waits::of(tid, &task.dir, &task.threads, &looks);
-            frozen.tasks.push(task);
-            return Ok(Some(frozen));
+            let dir = match Dir::task(next) {
+                Ok(dir) => dir,
+                Err(_gone) if next != pid => continue,
+                Err(_gone) => return Ok(None),
+            };
+            match frozen.seize_task(next, &dir, &looks, &patience, &mut refusals) {
+                Err(e) if is_gone(&e) => drop(frozen.tasks.pop_if(|task| task.pid == next)),
+                seized => seized.with_context(|| format!("task {next}: stop"))?,
+            }
+            if !frozen.left_out.is_empty() {
+                break;
+            }
+            if frozen.tasks.is_empty() {
+                return Ok(None);
+            }
+            // A stopped task makes no more of them.
+            let children = children(&dir, &mut buffer).unwrap_or_default();
+            queue.extend(children.into_iter().filter(|&child| seen.insert(child)));
         }
-        Ok(None)
+        refusals.finish("stop")?;
+        Ok(Some(frozen))
     }
 
     /// Tells the twins that killed dumps have left from the tree's own zombies: those are for their makers to take off, and no part of the tree.
@@ -203,11 +224,7 @@ impl Frozen {
         let mut buffer = Vec::new();
         let mut own = Vec::with_capacity(self.dead.len());
         for dead in self.dead.drain(..) {
-            let maker = match dead.name.as_bytes() == TWIN.to_bytes() {
-                true => twins::maker(&dead.dir, &mut buffer)?,
-                false => None,
-            };
-            match maker.and_then(|maker| self.tasks.iter_mut().find(|task| task.pid == maker)) {
+            match twins::maker(&dead.dir, &mut self.tasks, &mut buffer)? {
                 Some(maker) => maker.dead_twins.push(dead.pid),
                 None => own.push(dead),
             }
@@ -502,6 +519,9 @@ pub(super) fn list(root: Pid) -> Result<Vec<Pid>> {
 
 /// How long each further task of a tree may take to stop that is refused anyway, since a thread of it did not.
 const GRACE: Duration = Duration::from_millis(250);
+
+/// How long a task that runs on may take to be stopped once more: meanwhile those of its threads that have stopped stand still for the others.
+const AT_ONCE: Duration = Duration::from_secs(2);
 
 /// Seizes and stops threads of one task. Those that end meanwhile are left out, those that do not stop in time returned.
 fn stop_threads(stopped: &mut Vec<Stopped>, tids: &[Pid], patience: &Patience) -> Result<Vec<Pid>> {

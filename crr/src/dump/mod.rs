@@ -145,7 +145,7 @@ pub fn dump(options: &Options) -> Result<Report> {
     let open = |dir: &PathBuf| Previous::open(&options.destination, dir);
     let previous = options.previous.as_ref().map(open).transpose()?;
     let mut holders = Holders::scan(&freeze::list(options.root)?)?;
-    fanotify::refuse_judges(holders.fanotify_groups())?;
+    fanotify::refuse_judges(holders.fanotify_groups(), "dump")?;
     if let Some(inode) = writer.inode_of_server() {
         refuse_server(inode, &holders)?;
     }
@@ -167,7 +167,7 @@ pub fn dump(options: &Options) -> Result<Report> {
     let Collected { tree, memory, contents, .. } = &mut collected;
     if options.snapshot {
         stats::enter(Stage::Clone);
-        twins.make(&mut frozen, tree, &memory.spaces, contents, &patience)?;
+        twins.make(&mut frozen, tree, &memory.spaces, contents)?;
     }
     stats::enter(Stage::WritePages);
     let form = Form {
@@ -186,7 +186,8 @@ pub fn dump(options: &Options) -> Result<Report> {
     }
     writing.up_to(contents.blocks())?;
     let written = writing.finish();
-    twins.end()?;
+    twins.check()?;
+    twins.end();
     collected.memory.packing = written.packing;
     collected.memory.block_crcs = written.block_crcs;
     ptrace::check_interrupted()?;
@@ -211,6 +212,8 @@ pub fn dump(options: &Options) -> Result<Report> {
     let frozen_for = frozen.finish(options.after, &Patience::new(LAST_RESORT)).map_err(|e| {
         e.context(Changed { how: "the checkpoint is complete, but not all tasks were ended".to_owned() })
     })?;
+    // The checkpoint is complete, and crr ends right after it: what does not come loose at once is let go by that.
+    twins.take_off();
     let outside = external::arguments(&collected.files);
     let held_by = collected.files.network_hold.filter(|_| options.after == After::Kill);
     Ok(Report { tasks, threads, bytes, outside, held_by, frozen: frozen_for, total: started.elapsed() })
@@ -279,6 +282,7 @@ fn seize_and_collect(
         frozen.guarded = guarded;
         fault::point(Point::KilledFrozen)?;
         fault::strike(Point::TaskDiesFrozen, frozen.last());
+        fanotify::refuse_judges(&fanotify::groups_of_stopped(&frozen.tasks)?, "dump")?;
         if frozen.late {
             // There is no dump, but time is needed to find everything in its way.
             let patience = &Patience::new(options.timeout);

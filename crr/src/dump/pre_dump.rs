@@ -21,7 +21,7 @@ use crate::ptrace::{self, Patience, Stopped};
 use crate::refusal::Refusals;
 use crate::remote::{Arg, Cache, Call, Executor};
 use crate::resource::pipe::Holders;
-use crate::resource::{Refuse, sharing};
+use crate::resource::{Refuse, fanotify, sharing};
 use crate::stats::{self, Stage, Stats};
 use crate::store::{Compression, Destination, DirectIo, Writer};
 use crate::sys::{limits, pidfd, userfaultfd};
@@ -100,6 +100,7 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
     let origin = Origin::read()?;
     let way = Way::choose()?;
     let writer = Writer::create(&options.destination)?;
+    fanotify::refuse_judges(&fanotify::groups_of(&freeze::list(options.root)?)?, "pre-dump")?;
     if let Some(inode) = writer.inode_of_server() {
         refuse_server(inode, &Holders::scan(&freeze::list(options.root)?)?)?;
     }
@@ -117,6 +118,7 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
     let mut frozen = Frozen::seize(options.root, &patience, &mut refusals)?;
     frozen.guarded = true;
     refusals.finish("pre-dump")?;
+    fanotify::refuse_judges(&fanotify::groups_of_stopped(&frozen.tasks)?, "pre-dump")?;
     stats::enter(Stage::Tasks);
     let repeated = match way {
         // There it shows when areas are put under a second descriptor.

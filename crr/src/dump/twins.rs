@@ -6,11 +6,13 @@
 //! write       what twins do not have: shared memory, deleted files, tasks with little to copy, and areas that fork does not copy as they are
 //! let run
 //! write       the rest, from the twins
-//! end         the twins; each maker waits for its own, for which one of its threads stops for a moment
+//! end         the twins
+//! write       the records: the dump is complete
+//! take off    each maker waits for its own twins, for which it stops for a moment, with all who share its memory
 //! ```
 //!
 //! A twin is a child of its maker, since nobody else's it can be. It is held where all that it can do is end, so it is gone with crr, whatever becomes of that.
-//! Then its maker has a zombie that it does not know of until it ends or waits for children that tell nothing of their end; the next dump knows it by its name, and has its maker
+//! Then its maker has a zombie that it does not know of until it ends or waits for children that tell nothing of their end; the next dump knows it ([`maker`]), and has its maker
 //! wait for it. When a maker ends first, its twin is an orphan like any other.
 //!
 //! Nothing is on its way into the memory of a task when it is cloned, by pages that the kernel has pinned (which would then arrive in the twin's copy, or in none): a
@@ -20,22 +22,25 @@ use super::collect::ask;
 use super::freeze::{Frozen, FrozenTask};
 use super::outline::{self, Areas};
 use super::pages::Contents;
+use crate::proc::tasks::comm_of;
 use crate::proc::{Dir, stat};
-use crate::ptrace::{Patience, Seized, Stopped, Waited};
+use crate::ptrace::{Error, Patience, Seized, Stopped, Waited};
 use crate::refusal::Refusals;
-use crate::remote::{Cache, Call, Executor, Twin};
+use crate::remote::{Cache, Call, Executor, TWIN, Twin};
 use crate::resource::{Refuse, dispatch, memory};
+use crate::sys::vm as remote_memory;
 use anyhow::{Context, Result};
-use images::Pid;
-use images::memory::{Backing, Space, Vma, vm};
+use images::id::PAGE_SIZE;
+use images::memory::{Backing, Run, Space, Vma, vm};
 use images::seccomp::Seccomp;
 use images::task::{Task, Tree};
-use nix::errno::Errno;
+use images::{Addr, Pid};
 use nix::sys::signal::{Signal, kill};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::ops::Range;
+use std::time::Duration;
 
 /// A task with less private memory is copied faster than cloned.
 pub(super) const WORTH_A_TWIN_KIB: u64 = 1024;
@@ -70,12 +75,31 @@ fn is_shed(area: &Vma) -> bool {
     }
 }
 
-/// All twins of a tree, by their pids; those that are held. Dropped, when the tree runs, they are ended and taken off by their makers.
+/// All twins of a tree. Dropped, when the tree runs, they are ended and taken off by their makers.
 #[derive(Debug, Default)]
 pub(super) struct Twins {
-    twins: BTreeMap<Pid, Option<Stopped>>,
-    /// The tasks of the tree.
-    tree: HashSet<Pid>,
+    twins: BTreeMap<Pid, Child>,
+    /// The tasks of the tree, and whose memory each of them has.
+    tree: BTreeMap<Pid, Pid>,
+    /// How much there is to copy, pages.
+    pages: u64,
+}
+
+/// A twin, until its parent has waited for it.
+#[derive(Debug)]
+struct Child {
+    /// `/proc/PID`, by which it is never taken for another one of its number. `None` if that could not be opened.
+    dir: Option<Dir>,
+    state: State,
+    /// Pages that it surely has.
+    known: Vec<Addr>,
+}
+
+#[derive(Debug)]
+enum State {
+    OnItsWay,
+    Held(Stopped),
+    Ended,
 }
 
 impl Twins {
@@ -90,16 +114,19 @@ impl Twins {
         tree: &Tree,
         spaces: &[Space],
         contents: &mut Contents,
-        patience: &Patience,
     ) -> Result<()> {
-        self.tree = frozen.tasks.iter().map(|task| task.pid).collect();
+        self.tree =
+            tree.tasks.iter().map(|task| (task.pid, task.shares.memory.unwrap_or(task.pid))).collect();
+        self.pages = spaces.iter().flat_map(|space| &space.runs).map(|run| run.pages).sum();
+        let patience = &self.patience();
         let mut cloned = Vec::new();
         let mut failures = Vec::new();
         for ((task, record), space) in frozen.tasks.iter_mut().zip(&tree.tasks).zip(spaces) {
             let pid = task.pid;
-            match clone(task, record, &space.vmas, patience).with_context(|| format!("task {pid}"))? {
+            // At once, so that it is ended whatever happens.
+            let note = |twin| drop(self.twins.insert(twin, Child::of(twin, space)));
+            match clone(task, record, &space.vmas, patience, note).with_context(|| format!("task {pid}"))? {
                 Some(Ok(twin)) => {
-                    self.twins.insert(twin.pid(), None);
                     twin.start(patience).with_context(|| format!("the twin of task {pid}"))?;
                     cloned.push((pid, twin));
                 }
@@ -109,15 +136,21 @@ impl Twins {
         }
         for (maker, twin) in cloned {
             let pid = twin.pid();
-            let held = twin.hold(patience).with_context(|| format!("the twin of task {maker}"))?;
-            self.twins.insert(pid, Some(held));
-            match twin.outcome().with_context(|| format!("the twin of task {maker}"))? {
+            let Some(child) = self.twins.get_mut(&pid) else { continue };
+            let of = || format!("the twin of task {maker}");
+            child.state = State::Held(twin.hold(patience).with_context(of)?);
+            match twin.outcome().with_context(of)? {
                 Ok(()) => {
-                    let dir = Dir::task(pid)?;
-                    dies_first(&dir);
+                    let dir = child.dir.as_ref().context("open its directory").with_context(of)?;
+                    dies_first(dir);
                     contents.read_twin(maker, pid, File::from(dir.open("mem").context("open mem")?));
                 }
-                Err(errno) => failures.push((maker, errno)),
+                Err(errno) => {
+                    // It may have the descriptors of its maker, whose peers would not see these closed.
+                    child.let_end(pid);
+                    child.wait_for_end(pid, patience).with_context(of)?;
+                    failures.push((maker, errno));
+                }
             }
         }
         if let Some((pid, errno)) = failures.first() {
@@ -130,65 +163,141 @@ impl Twins {
         Ok(())
     }
 
-    /// Ends all twins, when the tree runs.
-    ///
-    /// # Errors
-    /// If one does not end.
-    pub(super) fn end(mut self) -> Result<()> {
-        self.end_all()
+    /// How long to wait for a fork, which copies page tables, and for the end of a twin, which gives back what it has.
+    fn patience(&self) -> Patience {
+        const PAGES_OF_A_SECOND: u64 = (1 << 30) / PAGE_SIZE;
+        Patience::new(Duration::from_secs(60 + self.pages / PAGES_OF_A_SECOND)).uninterrupted()
     }
 
-    fn end_all(&mut self) -> Result<()> {
-        let mut parents: BTreeMap<Pid, Vec<Pid>> = BTreeMap::new();
-        for (&pid, held) in &mut self.twins {
-            // It stays a child of that one until it is waited for, if that one lives.
-            let parent = Dir::task(pid).ok().and_then(|dir| parent(&dir).ok());
-            if let Some(parent) = parent.filter(|parent| self.tree.contains(parent)) {
-                parents.entry(parent).or_default().push(pid);
+    /// Looks whether all twins have kept their memory until now, when it is copied. Where memory is short the kernel takes that of what it ends
+    /// (`__oom_reap_task_mm()`, mm/oom_kill.c): anonymous memory cannot be read from then on, but private memory of a file shows that file.
+    ///
+    /// # Errors
+    /// If one has not.
+    pub(super) fn check(&self) -> Result<()> {
+        // Those that have ended could not do all that they were to, and nothing was copied from them.
+        let held = self.twins.iter().filter(|(_, child)| matches!(child.state, State::Held(_)));
+        for (&pid, child) in held {
+            for &page in &child.known {
+                let mut word = [0u8; 8];
+                remote_memory::read_exact(pid, page, &mut word).with_context(|| {
+                    format!("twin {pid} has lost its memory while it was copied: there was too little memory")
+                })?;
             }
-            // At its end it is no more to be killed (synchronize_group_exit(), kernel/exit.c). One that is gone is as good.
-            let _ = match held.take() {
-                Some(held) => held.cont(0).is_ok(),
-                None => kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).is_ok(),
-            };
         }
-        for pid in std::mem::take(&mut self.twins).into_keys() {
-            wait_for_end(pid).with_context(|| format!("twin {pid}: wait for its end"))?;
+        Ok(())
+    }
+
+    /// Ends all twins, when nobody needs their memory any more.
+    pub(super) fn end(&mut self) {
+        self.twins.iter_mut().for_each(|(&pid, twin)| twin.let_end(pid));
+        let patience = self.patience();
+        for (&pid, twin) in &mut self.twins {
+            if let Err(e) = twin.wait_for_end(pid, &patience) {
+                log::warn!("twin {pid}: wait for its end: {e}");
+            }
+        }
+    }
+
+    /// Has their parents wait for them. The last thing that a dump does: whatever was seized for it is let go by the kernel right after.
+    pub(super) fn take_off(mut self) {
+        self.all_off();
+    }
+
+    fn all_off(&mut self) {
+        let mut parents: BTreeMap<Pid, Vec<(Pid, Dir)>> = BTreeMap::new();
+        for (pid, twin) in std::mem::take(&mut self.twins) {
+            let (Some(dir), State::Ended) = (twin.dir, twin.state) else { continue };
+            // It stays a child of that one until it is waited for, if that one lives.
+            let parent = parent(&dir).ok().filter(|parent| self.tree.contains_key(parent));
+            if let Some(parent) = parent {
+                parents.entry(parent).or_default().push((pid, dir));
+            }
         }
         for (parent, twins) in parents {
-            if let Err(e) = take_off(parent, &twins) {
+            if let Err(e) = take_off(parent, &self.mates(parent), &twins) {
                 log::warn!("task {parent} keeps a zombie that the dump has made: {e:#}");
+            }
+        }
+    }
+
+    /// Who has shared the memory of a task when the tree stood still.
+    fn mates(&self, pid: Pid) -> Vec<Pid> {
+        let whose = self.tree.get(&pid);
+        let all = self.tree.iter().filter(|&(&mate, of)| mate != pid && Some(of) == whose);
+        all.map(|(&mate, _)| mate).collect()
+    }
+}
+
+impl Drop for Twins {
+    fn drop(&mut self) {
+        self.end();
+        self.all_off();
+    }
+}
+
+impl Child {
+    /// One that was cloned just now.
+    fn of(pid: Pid, space: &Space) -> Self {
+        Self { dir: Dir::task(pid).ok(), state: State::OnItsWay, known: known(space) }
+    }
+
+    fn let_end(&mut self, pid: Pid) {
+        if matches!(self.state, State::Ended) {
+            return;
+        }
+        // One that is gone is as good.
+        if let State::Held(held) = std::mem::replace(&mut self.state, State::OnItsWay) {
+            // There it is no more to be killed (synchronize_group_exit(), kernel/exit.c).
+            let _ = held.cont(0);
+        } else if !self.dir.as_ref().is_some_and(has_ended) {
+            let _ = kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+
+    /// Waits until it has ended, let go or killed. From here on it is for its parent to wait for.
+    fn wait_for_end(&mut self, pid: Pid, patience: &Patience) -> Result<(), Error> {
+        while !matches!(self.state, State::Ended) {
+            match Seized::cloned(pid).wait(patience) {
+                Ok(Waited::Ended(_)) | Err(Error::Gone(_)) => self.state = State::Ended,
+                // A stop that was not told yet, or at its end.
+                Ok(Waited::Stopped(stopped)) => drop(stopped.cont(0)),
+                Err(e) => return Err(e),
             }
         }
         Ok(())
     }
 }
 
-impl Drop for Twins {
-    fn drop(&mut self) {
-        if let Err(e) = self.end_all() {
-            log::warn!("{e:#}");
-        }
+/// Whether a task has ended, or is gone.
+fn has_ended(dir: &Dir) -> bool {
+    let mut buffer = Vec::new();
+    match dir.read("stat", &mut buffer) {
+        Ok(()) => stat::parse(&buffer).is_ok_and(|stat| matches!(stat.state, b'Z' | b'X')),
+        Err(e) => e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH),
     }
 }
 
-/// Waits until a twin that was let go, or killed, has ended. From here on it is for its parent to wait for.
-fn wait_for_end(pid: Pid) -> Result<()> {
-    loop {
-        match Seized::cloned(pid).wait(&Patience::endless())? {
-            Waited::Ended(_) => return Ok(()),
-            // A stop that was not told yet, or at its end.
-            Waited::Stopped(stopped) => drop(stopped.cont(0)),
-        }
-    }
+/// Pages that a twin has for as long as nobody takes its memory: the first and the last that can be read of what is anonymous.
+fn known(space: &Space) -> Vec<Addr> {
+    const PROT_READ: u32 = 1;
+    let is_known = |run: &&Run| {
+        let area = space.vmas.get(space.vmas.partition_point(|area| area.end <= run.start));
+        area.is_some_and(|area| {
+            matches!(area.backing, Backing::Anonymous) && area.prot & PROT_READ != 0 && has_contents(area)
+        })
+    };
+    let ends = [space.runs.iter().find(is_known), space.runs.iter().rev().find(is_known)];
+    ends.into_iter().flatten().map(|run| run.start).collect()
 }
 
-/// Has a stopped task make a twin. `None` if it is to have none, or why it cannot.
+/// Has a stopped task make a twin, which is `note`d as soon as it is there. `None` if it is to have none, or why it cannot.
 fn clone(
     task: &mut FrozenTask,
     record: &Task,
     areas: &[Vma],
     patience: &Patience,
+    note: impl FnOnce(Pid),
 ) -> Result<Option<nix::Result<Twin>>> {
     // The leader that has ended is in the record, and no thread that could be asked.
     let records = &record.threads[usize::from(task.leader_ended())..];
@@ -201,6 +310,9 @@ fn clone(
         let thread = &mut task.threads[caller];
         let executor = Executor::open(target, thread, memory, patience)?;
         let cloned = executor.clone_twin(thread, &shed(areas), unfiltered, patience);
+        if let Ok(Ok(twin)) = &cloned {
+            note(twin.pid());
+        }
         executor.close(thread, patience)?;
         cloned
     })();
@@ -223,12 +335,33 @@ fn parent(dir: &Dir) -> Result<Pid> {
     Ok(stat::parse(&buffer)?.ppid)
 }
 
-/// The maker of a twin that a killed dump has left; `None` for any other zombie that happens to be called so.
-pub(super) fn maker(dir: &Dir, buffer: &mut Vec<u8>) -> Result<Option<Pid>> {
+/// The maker of a twin that a killed dump has left; `None` for any other zombie. It is known by its name or, if it was killed before it took that, by the one
+/// that it has from the thread that made it: nobody else is likely to be a child that tells nobody of its end, has run no other program, and was killed.
+pub(super) fn maker<'a>(
+    dir: &Dir,
+    tasks: &'a mut [FrozenTask],
+    buffer: &mut Vec<u8>,
+) -> Result<Option<&'a mut FrozenTask>> {
     const TELLS_NOBODY: i32 = 0;
+    /// PF_FORKNOEXEC of include/linux/sched.h.
+    const RAN_NO_PROGRAM: u64 = 0x40;
     dir.read("stat", buffer)?;
     let stat = stat::parse(buffer)?;
-    Ok((stat.exit_signal == TELLS_NOBODY).then_some(stat.ppid))
+    if stat.exit_signal != TELLS_NOBODY || stat.flags & RAN_NO_PROGRAM == 0 {
+        return Ok(None);
+    }
+    let Some(maker) = tasks.iter_mut().find(|task| task.pid == stat.ppid) else { return Ok(None) };
+    if stat.comm == TWIN.to_bytes() {
+        return Ok(Some(maker));
+    }
+    // A filter of seccomp may end it, too, which counts when nobody traces it.
+    let is_killed = [libc::SIGKILL, libc::SIGSYS].contains(&(stat.exit_code & 0x7f).cast_signed());
+    let name = String::from_utf8_lossy(&stat.comm);
+    let is_twin = is_killed && maker.threads.iter().any(|thread| comm_of(thread.tid()) == name);
+    if is_twin {
+        log::warn!("task {}: its zombie {name} is taken for what a killed dump has left", maker.pid);
+    }
+    Ok(Some(maker).filter(|_| is_twin))
 }
 
 /// The arguments by which a task waits for a twin that has ended, and does not where there is none.
@@ -237,22 +370,25 @@ pub(super) fn wait_args(twin: Pid) -> [u64; 3] {
     [u64::from(twin.unsigned_abs()), 0, u64::from(OPTIONS.cast_unsigned())]
 }
 
-/// Has a running task wait for its twins that have ended.
-fn take_off(parent: Pid, twins: &[Pid]) -> Result<()> {
-    let Some(mut frozen) = Frozen::seize_one(parent)? else { return Ok(()) };
+/// Has a running task wait for its twins that have ended. Nothing that has its memory runs meanwhile: what is below the stack of one thread may be the stack
+/// of another, and code may be changed.
+fn take_off(parent: Pid, mates: &[Pid], twins: &[(Pid, Dir)]) -> Result<()> {
+    let Some(mut frozen) = Frozen::seize_space(parent, mates)? else { return Ok(()) };
     let Some(task) = frozen.tasks.first_mut() else { return Ok(()) };
-    let Some(dispatch) = task.threads.first().map(Stopped::dispatch).transpose()? else { return Ok(()) };
-    if dispatch.is_some() {
-        task.threads[0].set_dispatch(None)?;
-    }
-    let waited = wait_for(task, twins);
-    if dispatch.is_some() {
-        task.threads[0].set_dispatch(dispatch.as_ref())?;
-    }
-    waited
+    let dispatches = task.threads.iter().map(Stopped::dispatch).collect::<Result<Vec<_>, _>>()?;
+    let affected = || dispatches.iter().enumerate().filter_map(|(index, own)| Some((index, own.as_ref()?)));
+    let suspended = affected().try_for_each(|(index, _)| task.threads[index].set_dispatch(None));
+    let waited = suspended.map_err(Into::into).and_then(|()| wait_for(task, twins));
+    // Each gets its own back, whatever came of the others.
+    let resumed =
+        affected().map(|(index, own)| task.threads[index].set_dispatch(Some(own))).fold(Ok(()), Result::and);
+    waited.and(resumed.map_err(Into::into))
 }
 
-fn wait_for(task: &mut FrozenTask, twins: &[Pid]) -> Result<()> {
+fn wait_for(task: &mut FrozenTask, twins: &[(Pid, Dir)]) -> Result<()> {
+    /// Somebody else may have stopped its cgroup, where it makes no call.
+    const LONG_ENOUGH: Duration = Duration::from_secs(60);
+    let patience = &Patience::new(LONG_ENOUGH).uninterrupted();
     let mut buffer = Vec::new();
     let mut refusals = Refusals::default();
     task.dir.read("maps", &mut buffer).context("read maps")?;
@@ -262,16 +398,11 @@ fn wait_for(task: &mut FrozenTask, twins: &[Pid]) -> Result<()> {
     refusals.finish("wait")?;
     let (target, caller) = target.context("it cannot be asked now")?;
     let executor = Executor::without_area(target);
-    for &twin in twins {
+    // It may have waited for such children itself, or for all, and have others of these numbers.
+    for &(twin, _) in twins.iter().filter(|(_, dir)| parent(dir).is_ok_and(|parent| parent == task.pid)) {
         let [pid, status, options] = wait_args(twin);
         let args = [pid, status, options, 0, 0, 0];
-        let waited =
-            executor.call_at_gadget(&mut task.threads[caller], Call::Wait4, args, &Patience::endless())?;
-        match waited {
-            // It may have waited for such children itself, or for all.
-            Ok(_) | Err(Errno::ECHILD) => {}
-            Err(errno) => return Err(errno).context("wait4"),
-        }
+        executor.call_at_gadget(&mut task.threads[caller], Call::Wait4, args, patience)?.context("wait4")?;
     }
     Ok(())
 }
@@ -279,7 +410,7 @@ fn wait_for(task: &mut FrozenTask, twins: &[Pid]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use images::{Addr, PathId, SharedId};
+    use images::{PathId, SharedId};
 
     #[test]
     fn what_twins_do_without_is_joined() {
@@ -303,5 +434,26 @@ mod tests {
         let had: Vec<bool> = areas.iter().map(has_contents).collect();
         assert_eq!(had, [true, true, true, true, false, false, true]);
         assert!(!has_contents(&area(1, Backing::Anonymous, vm::WIPE_ON_FORK)));
+    }
+
+    #[test]
+    fn what_twins_surely_have_is_anonymous() {
+        let area = |start: u64, prot, backing| Vma {
+            start: Addr(start),
+            end: Addr(start + 0x4000),
+            prot,
+            flags: 0,
+            backing,
+        };
+        let vmas = vec![
+            area(0x1_0000, 3, Backing::PrivateFile(PathId(0), 0)),
+            area(0x2_0000, 3, Backing::Anonymous),
+            area(0x2_4000, 3, Backing::Anonymous),
+            area(0x3_0000, 0, Backing::Anonymous),
+        ];
+        let run = |start| Run { start: Addr(start), pages: 1, first_page: 0 };
+        let runs = vec![run(0x1_0000), run(0x2_1000), run(0x2_3000), run(0x2_4000), run(0x3_0000)];
+        assert_eq!(known(&Space { vmas, runs, ..Space::default() }), [Addr(0x2_1000), Addr(0x2_4000)]);
+        assert_eq!(known(&Space::default()), []);
     }
 }

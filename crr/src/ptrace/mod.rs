@@ -538,13 +538,13 @@ impl Stopped {
     }
 
     /// Makes a thread that is to end stop once more at its end, by [`Stop::Event`] of PTRACE_EVENT_EXIT: it still has all its memory then,
-    /// and whatever becomes of its tracer, it goes on to end. `unfiltered` is for one of a task whose seccomp mode is suspended.
+    /// and if its tracer ends, so does it, wherever it is. `unfiltered` is for one of a task whose seccomp mode is suspended.
     ///
     /// # Errors
     /// [`Error::Gone`].
     pub fn hold_at_end(&self, unfiltered: bool) -> Result<(), Error> {
         let more = if unfiltered { SUSPEND_SECCOMP } else { 0 };
-        let options = OPTIONS | libc::PTRACE_O_TRACEEXIT | more;
+        let options = OPTIONS | libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACEEXIT | more;
         request::set_options(self.tid, options).map_err(error(self.tid, "hold it at its end"))
     }
 

@@ -51,6 +51,8 @@ calls! {
     Clone = 56, 120;
     /// exit.
     Exit = 60, 1;
+    /// exit_group.
+    ExitGroup = 231, 252;
     /// wait4.
     Wait4 = 61, 114;
     /// chdir.

@@ -1,11 +1,13 @@
 //! A twin of a task: a child that has its private memory as it was at one moment, and runs none of its code.
 //!
 //! The task clones it in a batch. The stack that it is given is a list of calls of its own, which the same code walks as any other; the last of them is
-//! exit(2), and there its tracer holds it, before it has given anything up. So nobody is needed to end it: if crr is killed at any moment, it comes to its
-//! end by itself.
+//! exit(2), and there its tracer holds it, before it has given anything up. So nobody is needed to end it: if crr is killed at any moment, it is killed too, or
+//! comes to its end by itself.
 //!
-//! It keeps nothing of its maker but memory and credentials. Of descriptors it has no copies: it shares the table until it leaves it, so no file is told of
-//! another one who closes it. Its working directory is the root, and it is alone in its session, so that what is sent to the group of its maker is not for it. What is
+//! It keeps nothing of its maker but memory and credentials. It shares the table of descriptors until it leaves that by close_range(2), and has none from then
+//! on. In between the kernel may copy the first 64 to a new table, and close these (dup_fd(), fs/file.c): no lock goes, since that is the old table's, but a file
+//! system that is told of each close (`->flush` of FUSE and NFS) is told of one more. Its working directory is the root, and it is alone in its session, so that
+//! what is sent to the group of its maker is not for it. What is
 //! shared memory to its maker it unmaps. The kernel gives no child timers, pending signals, robust lists, contexts of asynchronous I/O, locks of memory or of files.
 //! It tells its end by no signal, so its maker does not see it by wait(2) unless it asks for such children (`__WALL`, `__WCLONE`).
 
@@ -62,12 +64,17 @@ impl Executor {
         let (Some(name), Some(root)) = (self.place(name), self.place(root)) else {
             return Ok(Err(Errno::ENOMEM));
         };
+        let area = match self.fresh() {
+            Ok(area) => area,
+            Err(errno) => return Ok(Err(errno)),
+        };
         let calls = calls(name, root, shed);
-        let list = list(abi, &calls);
+        let list = list(abi, &calls, area);
         if list.len() > MAX_BUFFERS - STRINGS {
             return Ok(Err(Errno::E2BIG));
         }
         let list = batch.data(&list);
+        let place = self.place(list).context("the list of a twin")?;
         let cloned = batch.call(Call::Clone, &[Arg::Value(u64::from(FLAGS.cast_unsigned())), Arg::Out(list)]);
         if let Err(errno) = fault::point(Point::CloneTwin) {
             return Ok(Err(errno));
@@ -77,8 +84,7 @@ impl Executor {
             Err(errno) => return Ok(Err(errno)),
         };
         fault::point(Point::KilledCloning)?;
-        let list = self.place(list).context("the list of a twin")?;
-        Ok(Ok(Twin { pid, unfiltered, abi, list, calls: calls.len() }))
+        Ok(Ok(Twin { pid, unfiltered, abi, list: place, calls: calls.len() }))
     }
 }
 
@@ -94,7 +100,7 @@ impl Twin {
     /// # Errors
     /// When it dies.
     pub fn start(&self, patience: &Patience) -> Result<(), Error> {
-        let twin = Seized::cloned(self.pid).wait_stop(&patience.uninterrupted())?;
+        let twin = Seized::cloned(self.pid).wait_stop(&patience.for_an_answer())?;
         twin.hold_at_end(self.unfiltered)?;
         twin.cont(0).map(drop)
     }
@@ -104,7 +110,7 @@ impl Twin {
     /// # Errors
     /// When it dies.
     pub fn hold(&self, patience: &Patience) -> Result<Stopped> {
-        match Seized::cloned(self.pid).wait(&patience.uninterrupted())? {
+        match Seized::cloned(self.pid).wait(&patience.for_an_answer())? {
             Waited::Stopped(held) if held.stop() == Stop::Event(libc::PTRACE_EVENT_EXIT) => Ok(held),
             other => bail!("{other:?} on its way to its end"),
         }
@@ -145,13 +151,18 @@ fn calls(name: Addr, root: Addr, shed: &[Range<u64>]) -> Vec<(Call, [u64; 6])> {
     calls
 }
 
-/// The stack that a twin begins on: where the result of clone goes, its calls, and its end.
-fn list(abi: Abi, calls: &[(Call, [u64; 6])]) -> Vec<u8> {
+/// The stack that a twin begins on: where the result of clone goes, its calls, and its end, behind which nothing is to come. Should filters of seccomp, which
+/// count when nobody traces it, refuse one way to end, there is another; at last it takes away the code that it is in, and dies of that, SIGSEGV being blocked.
+fn list(abi: Abi, calls: &[(Call, [u64; 6])], area: Range<u64>) -> Vec<u8> {
+    let ends = [
+        (Call::Exit, [0; 6]),
+        (Call::ExitGroup, [0; 6]),
+        (Call::Munmap, [area.start, area.end - area.start, 0, 0, 0, 0]),
+    ];
     let mut out = Vec::new();
     word(abi, &mut out, 0);
-    for &(call, args) in calls {
+    for &(call, args) in calls.iter().chain(&ends) {
         entry(abi, &mut out, call, args);
     }
-    entry(abi, &mut out, Call::Exit, [0; 6]);
     out
 }

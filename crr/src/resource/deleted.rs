@@ -7,9 +7,11 @@ use super::hugetlb;
 use super::path::Lost;
 use crate::proc::Dir;
 use crate::proc::tasks::outside;
+use crate::progress;
 use crate::refusal::{Refusal, Refusals};
 use anyhow::Result;
 use images::file::Deleted;
+use images::memory::HugePage;
 use images::{PathId, Pid};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{FileStat, SFlag, stat};
@@ -20,6 +22,7 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use xattr::FileExt;
 
@@ -175,7 +178,10 @@ pub(crate) fn preflight(path: &images::file::Path, refusals: &mut Refusals) {
         None => "there is no directory to make it in".to_owned(),
         Some(dir) if !dir.is_dir() => format!("{} is no directory any more", dir.display()),
         Some(dir) => match nix::unistd::access(dir, AccessFlags::W_OK | AccessFlags::X_OK) {
-            Ok(()) => return,
+            Ok(()) => match other_pages(dir, path.deleted.as_ref().and_then(|deleted| deleted.huge)) {
+                Some(wrong) => wrong,
+                None => return,
+            },
             Err(errno) => format!("cannot be made in {}: {}", dir.display(), errno.desc().to_lowercase()),
         },
     };
@@ -185,6 +191,19 @@ pub(crate) fn preflight(path: &images::file::Path, refusals: &mut Refusals) {
         reason: wrong,
         hint: Some("put the directories of the dump back in their place".into()),
     });
+}
+
+/// Why a file that is made in a directory would not be of these pages, if so.
+fn other_pages(dir: &Path, huge: Option<HugePage>) -> Option<String> {
+    let opened = File::options().read(true).custom_flags(libc::O_PATH).open(dir).ok()?;
+    if hugetlb::of_file(&opened).ok()? == huge {
+        return None;
+    }
+    let dir = dir.display();
+    Some(match huge {
+        Some(page) => format!("{dir} is on no hugetlbfs with pages of {}", progress::bytes(page.size())),
+        None => format!("{dir} is on a hugetlbfs now"),
+    })
 }
 
 pub(crate) fn xattrs(file: &File) -> std::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {

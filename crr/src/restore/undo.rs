@@ -6,7 +6,6 @@ use super::Restore;
 use super::takeover::{Taken, by_thread, call};
 use crate::ptrace::{Patience, Stopped, regs};
 use crate::resource::sysv::undo::{self, Operations};
-use crate::resource::unix_socket::maker::in_process;
 use crate::sys::process;
 use anyhow::{Context, Result, bail};
 use images::{Abi, Pid};
@@ -26,8 +25,9 @@ pub(super) fn put_back(
             .and_then(succeeded)
             .with_context(|| format!("thread {tid}: unshare"))?;
     }
-    for step in undo::restore::steps(ipc, &mut restore.opened.ipc.adjusted)? {
+    for step in undo::restore::steps(&restore.checkpoint.tree, &restore.opened.ipc)? {
         let (task, thread) = find(all, step.thread)?;
+        restore.opened.ipc.adjusted.push(step.adjusted);
         by_thread(&mut all[task], thread, |stopped| {
             operate(step.set, &step.operations, stopped, parked[task], patience)
         })
@@ -37,13 +37,17 @@ pub(super) fn put_back(
     for (user, set, operations) in undo::restore::signatures(ipc) {
         let tasks = &restore.checkpoint.tree.tasks;
         let signed = match tasks.iter().position(|task| task.pid == user) {
-            Some(task) => by_thread(&mut all[task], 0, |stopped| {
-                operate(set, &operations, stopped, parked[task], patience)
-            })
-            .and_then(succeeded),
+            Some(task) => {
+                let result = by_thread(&mut all[task], 0, |stopped| {
+                    operate(set, &operations, stopped, parked[task], patience)
+                });
+                succeeded(
+                    result.with_context(|| format!("task {user}: operate on System V semaphores {set}"))?,
+                )
+            }
             // A thread, or somebody outside of the tree, has that id.
             None if process::exists(user) => continue,
-            None => in_process(user, 0, || undo::restore::operate(set, &operations)).map(drop),
+            None => undo::restore::operate_as(user, set, &operations),
         };
         // It may not use the set any more, or somebody else has used it just now.
         if let Err(e) = signed {

@@ -8,6 +8,7 @@
 use super::{check, halves};
 use nix::errno::Errno;
 use std::ffi::CStr;
+use std::fmt;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 // enum bpf_cmd.
@@ -34,6 +35,16 @@ pub enum Kind {
     Map,
     /// Links.
     Link,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Program => "program",
+            Self::Map => "map",
+            Self::Link => "link",
+        })
+    }
 }
 
 impl Kind {
@@ -126,10 +137,10 @@ fn name_in(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_ne_bytes()).take_while(|&byte| byte != 0).collect()
 }
 
-/// What a map is.
+/// What a map is, of a descriptor that is known to be one of a map: of programs and links the kernel tells something else in the same place.
 ///
 /// # Errors
-/// EBADF, EINVAL for anything but a map.
+/// EBADF, EINVAL for what is not of BPF.
 pub fn map_info(map: BorrowedFd<'_>) -> nix::Result<MapInfo> {
     let mut words = [0; 22];
     info(map, &mut words)?;
@@ -285,6 +296,19 @@ impl<'a> Entries<'a> {
         }
     }
 
+    /// The value of a key.
+    ///
+    /// # Errors
+    /// ENOENT if there is none, EINVAL for a key of another size.
+    pub fn value_of(&mut self, key: &[u8]) -> nix::Result<&[u8]> {
+        if key.len() != self.key.len() {
+            return Err(Errno::EINVAL);
+        }
+        self.key.copy_from_slice(key);
+        self.look_up()?;
+        Ok(&self.value)
+    }
+
     fn look_up(&mut self) -> nix::Result<()> {
         // A map without keys wants none.
         let key = if self.key.is_empty() { 0 } else { self.key.as_ptr() as u64 };
@@ -321,7 +345,7 @@ impl<'a> Entries<'a> {
 /// Loads a program that does nothing but name a map, and lets it go.
 ///
 /// # Errors
-/// EACCES if the map is for one other program alone (excl_prog_hash), EPERM without CAP_BPF.
+/// EACCES if the map is for one other program alone (excl_prog_hash), EPERM without CAP_BPF, or before Linux 5.11 beyond RLIMIT_MEMLOCK.
 pub fn use_in_program(map: BorrowedFd<'_>) -> nix::Result<()> {
     const SOCKET_FILTER: u32 = 1;
     // r1 = the map (BPF_PSEUDO_MAP_FD); r0 = 0; exit.

@@ -84,6 +84,31 @@ pub fn remove_segment(id: i32) -> nix::Result<()> {
     check(unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) }).map(drop)
 }
 
+/// Whether mremap(2) moves huge pages of 2 MiB: from Linux 5.16 on.
+#[must_use]
+pub fn moves_huge_pages() -> bool {
+    const PAGE: usize = 2 << 20;
+    const FLAGS: i32 = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    let flags = libc::MAP_PRIVATE
+        | libc::MAP_ANONYMOUS
+        | libc::MAP_NORESERVE
+        | libc::MAP_HUGETLB
+        | libc::MAP_HUGE_2MB;
+    // SAFETY: a fresh mapping where the kernel likes, that takes no huge page.
+    let pages = unsafe { libc::mmap(std::ptr::null_mut(), 2 * PAGE, libc::PROT_NONE, flags, -1, 0) };
+    if pages == libc::MAP_FAILED {
+        return false;
+    }
+    let second = pages.wrapping_byte_add(PAGE);
+    // SAFETY: from one page of our own mapping to the other.
+    let moved = unsafe { libc::mremap(pages, PAGE, PAGE, FLAGS, second) };
+    // What was there is unmapped before the kernel sees whether it can move anything (mremap_to(), mm/mremap.c).
+    let left = if moved == second { second } else { pages };
+    // SAFETY: what is left of our own mapping, to which there is no reference.
+    unsafe { libc::munmap(left, PAGE) };
+    moved == second
+}
+
 /// A segment that this process has attached, and children that it forks have not; detached when dropped.
 #[derive(Debug)]
 pub struct Attached {
@@ -92,10 +117,10 @@ pub struct Attached {
 }
 
 impl Attached {
-    /// Attaches a segment of `len` bytes.
+    /// Attaches a segment of `len` bytes, in whole pages.
     ///
     /// # Errors
-    /// As shmat(2).
+    /// As shmat(2); ERANGE if it is of another size.
     pub fn new(id: i32, len: u64) -> nix::Result<Self> {
         let len = usize::try_from(len).map_err(|_| Errno::ENOMEM)?;
         // SAFETY: a new mapping where the kernel likes.
@@ -104,8 +129,17 @@ impl Attached {
             return Err(Errno::last());
         }
         let attached = NonNull::new(at.cast()).map(|base| Self { base, len }).ok_or(Errno::ENOMEM)?;
+        // There is a link for an area of these bounds alone (proc_map_files_lookup(), fs/proc/base.c).
+        std::fs::symlink_metadata(attached.path()).map_err(|_| Errno::ERANGE)?;
         attached.advise(libc::MADV_DONTFORK)?;
         Ok(attached)
+    }
+
+    /// Its entry in `/proc/self/map_files`.
+    #[must_use]
+    pub fn path(&self) -> String {
+        let start = self.base.as_ptr().addr();
+        format!("/proc/self/map_files/{start:x}-{:x}", start + self.len.next_multiple_of(4096))
     }
 
     /// Makes it all zeros, with no page in memory.

@@ -198,6 +198,7 @@ impl Planner<'_> {
             let mut own = Vec::new();
             thread::ops(&mut own, machine, task.abi, record);
             attribute::policy(&mut own, &task.threads[0].attributes.policy, &record.attributes.policy);
+            late_personality(&mut own, task);
             programs.install(&mut own, task, record);
             creds::ops(&mut own, &machine.creds, &record.creds);
             last_of_thread(&mut own, record);
@@ -226,9 +227,7 @@ impl Planner<'_> {
             attribute::before_limits(ops, task);
         }
         limits(ops, machine, task, Moment::Privileged);
-        if task.personality & LATE_PERSONALITY != 0 {
-            op::push(ops, &Op::Personality(task.personality));
-        }
+        late_personality(ops, task);
         programs.install(ops, task, leader);
         creds::ops(ops, &machine.creds, &leader.creds);
         // A change of credentials resets dumpable for the whole address space (commit_creds, kernel/cred.c), so those of
@@ -295,6 +294,14 @@ fn last_of_thread(ops: &mut Vec<u8>, thread: &images::thread::Thread) {
     const PR_SET_NO_NEW_PRIVS: u32 = 38;
     if thread.creds.no_new_privs {
         op::push(ops, &Op::Prctl { option: PR_SET_NO_NEW_PRIVS, args: [1, 0, 0] });
+    }
+}
+
+/// The bits that are set last, by each thread: it has a personality of its own, which is at first that of the one that clones it
+/// (dup_task_struct(), kernel/fork.c).
+fn late_personality(ops: &mut Vec<u8>, task: &Task) {
+    if task.personality & LATE_PERSONALITY != 0 {
+        op::push(ops, &Op::Personality(task.personality));
     }
 }
 

@@ -9,7 +9,7 @@ use crate::range::{Range, find_gap};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use images::SharedId;
-use images::memory::{Backing, Shared, Space, Vma, vm};
+use images::memory::{Backing, HugePage, Shared, Space, Vma, vm};
 
 const PROT_READ: u32 = 1;
 const PROT_READ_WRITE: u32 = 3;
@@ -83,7 +83,20 @@ pub fn without_room(space: &Space, shared: &[Shared], task_size: u64, hole: u64)
     let taken: Vec<Range> =
         space.vmas.iter().map(|vma| Range { start: vma.start.0, end: vma.end.0 }).collect();
     let limits = Range { start: super::hole::LOWEST, end: task_size };
+    // Huge pages lie at a multiple of their size, and the gap may not.
+    let room = |object: &Shared| object.mapped_size() + object.huge.map_or(0, HugePage::size);
+    let fits = |object: &&Shared| find_gap(&taken, limits, room(object) + hole).is_some();
+    apart(space, shared).filter(|object| !fits(object)).map(Shared::mapped_size).max()
+}
+
+/// Whether a space has parts of a segment of huge pages, which have to be moved to their places.
+#[must_use]
+pub fn moves_huge_pages(space: &Space, shared: &[Shared]) -> bool {
+    apart(space, shared).any(|object| object.huge.is_some())
+}
+
+/// The segments that a space does not have attached as a whole.
+fn apart<'a>(space: &'a Space, shared: &'a [Shared]) -> impl Iterator<Item = &'a Shared> {
     let apart = attachments(&space.vmas, shared).filter(|attachment| !attachment.is_whole());
-    let sizes = apart.map(|attachment| attachment.object.mapped_size());
-    sizes.max().filter(|size| find_gap(&taken, limits, size + hole).is_none())
+    apart.map(|attachment| attachment.object)
 }

@@ -19,6 +19,7 @@ tests::survives! {
     chrooted => identity("chrooted");
     arguments => identity("arguments");
     personality => identity("personality");
+    personality_of_threads => identity("personality_of_threads");
     page_zero => identity("page_zero");
     three_gigabytes => identity("three_gigabytes");
 }

@@ -3,7 +3,9 @@
 use anyhow::{Context, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -22,11 +24,20 @@ fn status_of(pid: i32, field: &str) -> Result<String> {
     Ok(line.trim().to_owned())
 }
 
-/// The twins of a task, living or not.
+/// The twins of a task, living or not. One that is killed at once has not taken its name: it is known by telling nobody of its end.
 fn twins(pid: Pid) -> Result<Vec<i32>> {
+    const EXIT_SIGNAL: usize = 38 - 3;
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
     let children = children.split_whitespace().filter_map(|word| word.parse().ok());
-    Ok(children.filter(|&pid| status_of(pid, "Name:").is_ok_and(|name| name == "crr-twin")).collect())
+    let tells_nobody = |&pid: &i32| stat_of(pid).is_ok_and(|fields| fields[EXIT_SIGNAL] == "0");
+    Ok(children.filter(tells_nobody).collect())
+}
+
+/// What `/proc/PID/stat` tells behind the name, from field 3 of proc(5) on.
+fn stat_of(pid: i32) -> Result<Vec<String>> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    Ok(fields.split_whitespace().map(str::to_owned).collect())
 }
 
 /// A dump that has let the tree run on, and waits until somebody reads its pages.
@@ -110,10 +121,10 @@ fn holds_nothing(twin: i32) -> Result {
     ensure!(fds.is_empty(), "it has descriptors: {fds:?}");
     let cwd = fs::read_link(format!("/proc/{twin}/cwd"))?;
     ensure!(cwd == Path::new("/"), "it is in {}", cwd.display());
-    let stat = fs::read_to_string(format!("/proc/{twin}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    ensure!(status_of(twin, "Name:")? == "crr-twin", "its name");
+    let fields = stat_of(twin)?;
     let own = twin.to_string();
-    ensure!(fields[2] == own && fields[3] == own && fields[4] == "0", "group, session, terminal: {stat}");
+    ensure!(fields[2] == own && fields[3] == own && fields[4] == "0", "group, session, terminal: {fields:?}");
     let maps = fs::read_to_string(format!("/proc/{twin}/maps"))?;
     // What it was made by.
     let shared = maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|prot| prot.ends_with('s')));
@@ -294,6 +305,37 @@ fn a_task_that_dies_meanwhile() {
         running.dump(&[])?.success()?;
         nothing_left()?;
         command::crr(&running.dir, &["restore", "-D", &images, "-d"])?.success()?;
+        running.looks_like(&before)?;
+        running.verify()
+    });
+}
+
+/// A task that somebody else traces when all is copied, so that it cannot be stopped to wait for its twin: the checkpoint is complete nevertheless, and the next
+/// dump has it wait.
+#[test]
+fn a_task_that_cannot_be_stopped_in_the_end() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("snapshot", "kinds").start(dir, abi)?;
+        let before = running.snapshot()?;
+        let paused = Paused::start(&running, &[])?;
+        let (stderr, stream) = (paused.stderr.clone(), running.dir.join("a.tar"));
+        ptrace::seize(running.root, ptrace::Options::empty())?;
+        paused.finish(&stream)?;
+        let said = fs::read_to_string(stderr)?;
+        ensure!(said.contains("keeps a zombie that the dump has made"), "crr said: {said}");
+        ensure!(said.contains("traced by"), "crr said: {said}");
+        ensure!(twins(running.root)?.len() == 1, "its twin is gone");
+        ptrace::interrupt(running.root)?;
+        waitpid(running.root, None)?;
+        ptrace::detach(running.root, None)?;
+        running.dump(&["--leave-running"])?.success()?;
+        leaves_nothing(&running)?;
+        running.looks_like(&before)?;
+        verify_and_end(&running)?;
+        let args = ["restore", "-D", "-", "-d"];
+        command::crr_under(&["bash", "-c", "exec \"$@\" < a.tar", "bash"], &running.dir, &args)?.success()?;
         running.looks_like(&before)?;
         running.verify()
     });

@@ -215,11 +215,11 @@ pub(super) fn collect(
         sharing::check(&frozen.tasks, &tasks, &spaces, &mut refusals)?;
         let names: Vec<(Pid, &str)> =
             frozen.tasks.iter().map(|task| (task.pid, task.name.as_str())).collect();
-        mempolicy::shared::settle(&names, &mut spaces, &mut refusals);
+        mempolicy::shared::settle(&names, &mut spaces, &mut refusals)?;
     }
-    let undo::Found { lists, apart, ways } = tables.undo.finish(&strangers, &mut refusals)?;
-    let undo = (lists, apart);
-    let ipc = sysv::objects::dump(&mut tables.ready.semaphores, &pids, &tables.waits, undo, &mut refusals)?;
+    let undo = tables.undo.finish(&strangers, &mut refusals)?;
+    let (ipc, undo) =
+        sysv::objects::dump(&mut tables.ready.semaphores, &pids, &tables.waits, undo, &mut refusals)?;
     tables.files.refuse_outsiders(holders, &pids, &mut refusals)?;
     holders.refuse_masters(tables.files.masters(), &mut refusals);
     tables.backings.refuse_outsiders(&pids, &mut refusals)?;
@@ -276,6 +276,7 @@ pub(super) fn collect(
     };
     let tree = Tree { tasks, shell_job, zombies, filters: tables.filters.into_filters(), ipc };
     room::check(&tree, &memory.spaces, &memory.shared)?;
+    sysv::check_parts(&tree.tasks, &memory.spaces, &memory.shared)?;
     // Only now, when nothing else is in the way: it touches them.
     let mut on_their_way = Refusals::default();
     tables.files.look_into_terminals(&mut on_their_way)?;
@@ -296,7 +297,7 @@ pub(super) fn collect(
     let mut too_many = Refusals::default();
     numbers::check(&mut too_many, &tree, &files, &memory);
     too_many.finish("dump")?;
-    Ok(Collected { tree, files, memory, contents, silenced, helpers, undo: ways, base })
+    Ok(Collected { tree, files, memory, contents, silenced, helpers, undo, base })
 }
 
 /// What `stat` tells of a task: memory by a living thread, what its parent is told by the leader.

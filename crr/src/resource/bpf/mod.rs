@@ -10,24 +10,32 @@ pub(crate) mod recreate;
 
 use super::Refuse;
 use super::creds::{CAP_PERFMON, CAP_SYS_ADMIN};
+use super::limits::Raised;
+use crate::kernel;
 use crate::proc::bpf as shown;
 use crate::refusal::Refusals;
 use crate::sys::bpf as sys;
 use anyhow::{Context, Result};
 use images::Pid;
-use images::bpf::{BpfMap, kind};
+use images::bpf::{BpfMap, FLAGS, can_be_made, kind};
 use images::file::{Description, FdEntry, Target};
 use images::task::Task;
 use nix::errno::Errno;
+use nix::fcntl::readlink;
+use nix::sys::resource::Resource;
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ffi::CStr;
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
-/// Flags that a map is made again with: BPF_F_NO_PREALLOC, BPF_F_ZERO_SEED, BPF_F_RDONLY_PROG, BPF_F_WRONLY_PROG, BPF_F_MMAPABLE, BPF_F_INNER_MAP.
-const FLAGS: u32 = 1 | 1 << 6 | 1 << 7 | 1 << 8 | MMAPABLE | 1 << 12;
-/// BPF_F_MMAPABLE.
-const MMAPABLE: u32 = 1 << 10;
 /// BPF_F_NUMA_NODE.
 const ON_A_NODE: u32 = 1 << 2;
+/// Bytes that may be in a map that is made again. They are looked at entry by entry while the tree stands still.
+const MOST: u64 = 1 << 30;
+/// CAP_BPF, as a bit.
+const CAP_BPF: u64 = 1 << 39;
+const WITHOUT_CAP_BPF: &str = "making it again, as by a task without CAP_PERFMON, takes CAP_BPF";
 
 /// A map of the tree.
 #[derive(Debug)]
@@ -48,6 +56,26 @@ pub(crate) struct Table(Vec<Found>);
 /// Whether a descriptor is one of a map, by its link in `/proc/PID/fd`.
 pub(crate) fn is_map(link: &[u8]) -> bool {
     link == b"anon_inode:bpf-map"
+}
+
+/// Opens what is pinned under a name; `None` if it is something else than a map. What the kernel tells of a program or of a link would
+/// be taken for a map's.
+fn open_pinned(name: &CStr, access: u32) -> nix::Result<Option<OwnedFd>> {
+    let pinned = sys::open_pinned(name, access)?;
+    let link = readlink(format!("/proc/self/fd/{}", pinned.as_raw_fd()).as_str())?;
+    Ok(is_map(link.as_bytes()).then_some(pinned))
+}
+
+/// Whether the kernel has CAP_BPF and CAP_PERFMON (Linux 5.8); before, CAP_SYS_ADMIN stands for both.
+fn kernel_has_cap_bpf() -> Result<bool> {
+    const LAST: &str = "/proc/sys/kernel/cap_last_cap";
+    let last: u32 = fs::read_to_string(LAST).context(LAST)?.trim().parse().context(LAST)?;
+    Ok(last >= CAP_BPF.trailing_zeros())
+}
+
+/// Whether somebody with these capabilities can make a map as a task without CAP_PERFMON: without CAP_SYS_ADMIN, then, which stands for it.
+fn can_make_untrusted(capabilities: u64) -> Result<bool> {
+    Ok(capabilities & CAP_BPF != 0 || !kernel_has_cap_bpf()?)
 }
 
 impl Table {
@@ -113,6 +141,12 @@ impl Table {
         if own.is_empty() {
             return Ok(());
         }
+        let status = fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
+        let capabilities =
+            kernel::effective_capabilities(&status).context("/proc/self/status has no CapEff")?;
+        let can_make_untrusted = can_make_untrusted(capabilities)?;
+        // Before Linux 5.11 the memory of programs, too, counts as locked, whatever the privileges.
+        let _raised = Raised::new(Resource::RLIMIT_MEMLOCK)?;
         let mut outside = holders::find(&own, tree)?;
         for (id, pin) in pins {
             if let pins::Pin::Elsewhere(place) = pin {
@@ -120,24 +154,27 @@ impl Table {
             }
         }
         for found in self.0.iter_mut().filter(|found| found.record.pin.is_empty()) {
+            if found.record.is_per_processor() {
+                found.record.processors = u32::try_from(super::aio::processors()?).context("processors")?;
+            }
             let mut obstacle = found.obstacle()?;
             if let Some(holder) = outside.get(&found.info.id) {
                 obstacle = Some(format!(
                     "a BPF map that {holder} holds, too: after a restore there would be two of it"
                 ));
-            } else if obstacle.is_none() && !found.is_for_all_programs()? {
-                obstacle = Some(
-                    "a BPF map for one program alone (excl_prog_hash), and for which is shown nowhere".into(),
-                );
+            } else if obstacle.is_none() {
+                obstacle = found.exclusive()?.map(str::to_owned);
             }
+            let task = (found.task.0, &*found.task.1);
             if let Some(reason) = obstacle {
                 let hint = format!(
                     "pin it (bpftool map pin id {} /sys/fs/bpf/NAME), so that it stays on the host",
                     found.info.id
                 );
-                refusals.task((found.task.0, &found.task.1), &found.object, reason, Some(&hint));
-            } else if found.record.is_per_processor() {
-                found.record.processors = u32::try_from(super::aio::processors()?).context("processors")?;
+                refusals.task(task, &found.object, reason, Some(&hint));
+            }
+            if !found.record.trusted && !can_make_untrusted {
+                refusals.task(task, &found.object, WITHOUT_CAP_BPF, Some("run crr as root"));
             }
         }
         Ok(())
@@ -164,6 +201,7 @@ impl Found {
         if let Some(reason) = kind_obstacle(info.kind) {
             return Ok(Some(reason));
         }
+        let entry = self.record.value_bytes().saturating_add(info.key_size.into());
         let reason = if info.interface != 0 {
             "a BPF map that belongs to a network device is not supported"
         } else if info.has_types {
@@ -175,6 +213,8 @@ impl Found {
                 "BPF maps with flags {:#x} and map_extra {:#x} are not supported",
                 info.flags, info.extra
             )));
+        } else if u64::from(info.max_entries).saturating_mul(entry) > MOST {
+            "a BPF map that could have more than 1 GiB in it"
         } else if matches!(info.kind, kind::QUEUE | kind::STACK)
             && !sys::Entries::of(self.map.as_fd(), info, info.value_size.into())?
                 .is_empty()
@@ -187,11 +227,17 @@ impl Found {
         Ok(Some(reason.to_owned()))
     }
 
-    /// Whether any program may use it: the kernel tells when one is loaded (check_map_prog_compatibility() of kernel/bpf/verifier.c).
-    fn is_for_all_programs(&self) -> Result<bool> {
+    /// Why not all programs may use it, or none is known that may: the kernel tells when one is loaded (check_map_prog_compatibility() of
+    /// kernel/bpf/verifier.c).
+    fn exclusive(&self) -> Result<Option<&'static str>> {
         match sys::use_in_program(self.map.as_fd()) {
-            Err(Errno::EACCES) => Ok(false),
-            loaded => loaded.map(|()| true).context("load a BPF program that uses the map"),
+            Err(Errno::EACCES) => {
+                Ok(Some("a BPF map for one program alone (excl_prog_hash), and for which is shown nowhere"))
+            }
+            Err(Errno::EPERM) => {
+                Ok(Some("a BPF map, perhaps for one program alone: crr may load none that would tell"))
+            }
+            loaded => loaded.map(|()| None).context("load a BPF program that uses the map"),
         }
     }
 }
@@ -213,13 +259,7 @@ pub(crate) fn trusted(tasks: &[Task], descriptions: &[Description]) -> HashSet<u
 fn kind_obstacle(number: u32) -> Option<String> {
     // enum bpf_map_type.
     let name = match number {
-        kind::HASH
-        | kind::ARRAY
-        | kind::PERCPU_HASH
-        | kind::PERCPU_ARRAY
-        | kind::LPM_TRIE
-        | kind::QUEUE
-        | kind::STACK => return None,
+        known if can_be_made(known) => return None,
         9 | 10 => {
             return Some(
                 "a BPF map that drops what was not used for long (LRU), in an order that is shown nowhere"
@@ -255,5 +295,11 @@ mod tests {
         assert_eq!(kind_obstacle(kind::ARRAY), None);
         assert_eq!(kind_obstacle(12).as_deref(), Some("BPF maps of maps are not supported"));
         assert_eq!(kind_obstacle(99).as_deref(), Some("BPF maps of type 99 are not supported"));
+    }
+
+    #[test]
+    fn who_has_cap_bpf_can_make_all_maps() {
+        assert!(can_make_untrusted(CAP_BPF).unwrap());
+        assert_eq!(can_make_untrusted(CAP_SYS_ADMIN | CAP_PERFMON).unwrap(), !kernel_has_cap_bpf().unwrap());
     }
 }

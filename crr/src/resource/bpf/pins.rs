@@ -1,5 +1,6 @@
 //! Names of maps: bpf file systems, looked through in all mount namespaces that tasks are in.
 
+use super::open_pinned;
 use crate::proc::mountinfo::{self, Mount};
 use crate::proc::tasks::{comm_of, pids_outside};
 use crate::sys::bpf as sys;
@@ -83,9 +84,8 @@ fn walk(dir: &Path, note: &mut impl FnMut(u32, &Path)) {
         match entry.file_type() {
             Ok(kind) if kind.is_dir() => walk(&name, note),
             Ok(kind) if kind.is_file() => {
-                // Programs and links cannot be opened for reading alone.
                 if let Ok(c_name) = CString::new(name.as_os_str().as_bytes())
-                    && let Ok(map) = sys::open_pinned(&c_name, sys::READ_ONLY)
+                    && let Ok(Some(map)) = open_pinned(&c_name, sys::READ_ONLY)
                     && let Ok(info) = sys::map_info(map.as_fd())
                 {
                     note(info.id, &name);

@@ -1,12 +1,13 @@
 //! Maps at the restore: those that are pinned are opened by name, others are made again, with what was in them.
 
-use super::{contents, describe};
+use super::{WITHOUT_CAP_BPF, can_make_untrusted, contents, describe, kernel_has_cap_bpf};
 use crate::refusal::{Refusal, Refusals};
 use crate::resource::creds::{CAP_PERFMON, CAP_SYS_ADMIN};
 use crate::resource::limits::Raised;
 use crate::sys::{bpf as sys, process};
 use anyhow::{Context, Result};
 use images::bpf::BpfMap;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::resource::Resource;
@@ -16,7 +17,7 @@ use std::os::fd::{AsFd, OwnedFd};
 /// What keeps maps from being there again.
 ///
 /// # Errors
-/// If the machine does not tell how many processors it may have.
+/// If the machine does not tell how many processors it may have, or capabilities.
 pub(crate) fn preflight(refusals: &mut Refusals, maps: &[BpfMap], capabilities: u64) -> Result<()> {
     for map in maps {
         let mut refuse = |reason: String, hint: Option<&str>| {
@@ -29,6 +30,8 @@ pub(crate) fn preflight(refusals: &mut Refusals, maps: &[BpfMap], capabilities: 
             if let Err(reason) = open_pinned(map) {
                 refuse(reason, Some("pin one like it there (bpftool map pin)"));
             }
+        } else if !map.trusted && !can_make_untrusted(capabilities)? {
+            refuse(WITHOUT_CAP_BPF.to_owned(), Some("run crr as root"));
         } else if map.processors != 0 {
             let here = crate::resource::aio::processors()?;
             if here != u64::from(map.processors) {
@@ -44,8 +47,8 @@ pub(crate) fn preflight(refusals: &mut Refusals, maps: &[BpfMap], capabilities: 
 fn open_pinned(map: &BpfMap) -> Result<OwnedFd, String> {
     let name = CString::new(map.pin.as_slice()).map_err(|_| "not a path".to_owned())?;
     let told = |errno: nix::Error| errno.desc().to_lowercase();
-    let pinned = sys::open_pinned(&name, 0).map_err(told)?;
-    let now = sys::map_info(pinned.as_fd()).map_err(|_| "is no map now".to_owned())?;
+    let pinned = super::open_pinned(&name, 0).map_err(told)?.ok_or("is no map now")?;
+    let now = sys::map_info(pinned.as_fd()).map_err(told)?;
     let same = (now.kind, now.key_size, now.value_size, now.max_entries, now.flags)
         == (map.kind, map.key_size, map.value_size, map.max_entries, map.flags);
     if same { Ok(pinned) } else { Err("is a map of another kind or size now".to_owned()) }
@@ -99,7 +102,11 @@ fn make(map: &BpfMap) -> Result<OwnedFd> {
         sys::create(new)
     } else {
         // CAP_BPF is enough to make one.
-        process::without_capabilities(CAP_PERFMON | CAP_SYS_ADMIN, || sys::create(new))?
+        match process::without_capabilities(CAP_PERFMON | CAP_SYS_ADMIN, || sys::create(new))? {
+            // Where there is none, and only CAP_SYS_ADMIN may make such a map, nobody without it has programs that could use it either.
+            Err(Errno::EPERM) if !kernel_has_cap_bpf()? => sys::create(new),
+            made => made,
+        }
     };
     let made = made.context("make it again")?;
     let info = sys::map_info(made.as_fd()).context("look at it")?;

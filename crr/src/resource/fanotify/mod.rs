@@ -1,7 +1,8 @@
 //! fanotify: groups, by what fdinfo shows of each mark: how much is marked, the events, and by what the marked file, mount or file system is found again.
 //!
 //! Groups that are asked before something is done (FAN_CLASS_CONTENT, FAN_CLASS_PRE_CONTENT) are refused before the tree is stopped: a
-//! program that stands still answers to nobody, and crr itself would wait for its answer.
+//! program that stands still answers to nobody, and crr itself would wait for its answer. Those that it got since are refused before anything
+//! but procfs is opened.
 //!
 //! Events that have not been read yet are lost, as those of [`super::inotify`], and the restored group tells so ([`overflow`]).
 
@@ -9,13 +10,17 @@ mod overflow;
 pub(crate) mod recreate;
 
 use super::creds::CAP_SYS_ADMIN;
-use super::event::Place;
+use super::event::{Kind, Place};
 use super::inotify::Nameless;
 use super::inotify::find::Finder;
 use super::path::{CLOSE, Paths};
-use crate::proc::fanotify as shown;
+use crate::dump::freeze::FrozenTask;
+use crate::parallel;
 use crate::proc::tasks::comm_of;
+use crate::proc::{Dir, fanotify as shown, living_thread};
+use crate::ptrace::Stopped;
 use crate::refusal::Refusals;
+use crate::sys::kcmp::{self, kcmp};
 use crate::sys::{fanotify, inotify as sys, process};
 use anyhow::{Context, Result};
 use images::fanotify::{Fanotify, Mark, Scope};
@@ -23,8 +28,10 @@ use images::file::{Description, Target};
 use images::task::Task;
 use images::{DescriptionId, PathId, Pid};
 use nix::errno::Errno;
+use std::cmp::Ordering;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 /// FAN_CLASS_CONTENT, FAN_CLASS_PRE_CONTENT.
 const JUDGES: u32 = 0xc;
@@ -64,11 +71,47 @@ impl Found {
     }
 }
 
-/// Refuses a tree with a group that is asked for permission, among these descriptors of its tasks: before it is stopped.
+/// The groups of tasks, by thread and number. A task that is gone has none.
+pub(crate) fn groups_of(tasks: &[Pid]) -> Result<Vec<(Pid, u32)>> {
+    groups(tasks.iter().map(|&pid| living_thread(pid)))
+}
+
+/// Those of a stopped tree, also where threads have descriptors of their own.
+pub(crate) fn groups_of_stopped(tasks: &[FrozenTask]) -> Result<Vec<(Pid, u32)>> {
+    let with_own = tasks.iter().flat_map(|task| {
+        let deputy = task.deputy();
+        let has_own = move |&tid: &Pid| {
+            tid == deputy || kcmp(kcmp::Kind::Files, (deputy, 0), (tid, 0)) != Ok(Ordering::Equal)
+        };
+        task.threads.iter().map(Stopped::tid).filter(has_own)
+    });
+    groups(with_own)
+}
+
+/// What the links in procfs tell.
+fn groups(threads: impl Iterator<Item = Pid>) -> Result<Vec<(Pid, u32)>> {
+    let look = |&tid: &Pid| {
+        groups_in(tid).map(|numbers| numbers.into_iter().map(|fd| (tid, fd)).collect::<Vec<_>>())
+    };
+    Ok(parallel::map(&threads.collect::<Vec<_>>(), look)?.into_iter().flatten().collect())
+}
+
+fn groups_in(tid: Pid) -> Result<Vec<u32>> {
+    let Ok(task) = Dir::task(tid) else { return Ok(Vec::new()) };
+    let numbers = task.numbers::<u32>("fd").unwrap_or_default();
+    let group = |&fd: &u32| {
+        let link = task.link(&format!("fd/{fd}"));
+        Ok(link.is_ok_and(|link| Kind::of(link.as_bytes()) == Some(Kind::Fanotify)).then_some(fd))
+    };
+    Ok(parallel::map(&numbers, group)?.into_iter().flatten().collect())
+}
+
+/// Refuses a tree with a group that is asked for permission, among these descriptors of its tasks: before it is stopped, and when it stands still,
+/// since it may have got one in between. Nothing is opened but procfs.
 ///
 /// # Errors
-/// [`crate::refusal::Refused`].
-pub(crate) fn refuse_judges(groups: &[(Pid, u32)]) -> Result<()> {
+/// [`crate::refusal::Refused`], by which `command` is refused.
+pub(crate) fn refuse_judges(groups: &[(Pid, u32)], command: &'static str) -> Result<()> {
     let mut refusals = Refusals::default();
     for (pid, fd) in groups {
         // One that is gone by now is no obstacle.
@@ -82,7 +125,7 @@ pub(crate) fn refuse_judges(groups: &[(Pid, u32)]) -> Result<()> {
             );
         }
     }
-    Ok(refusals.finish("dump")?)
+    Ok(refusals.finish(command)?)
 }
 
 /// Finds what all of them are told of, once all descriptions of the tree are known.

@@ -255,14 +255,15 @@ fn is_late(record: &InetSocket, option: &SocketOption) -> bool {
     }
 }
 
-/// What would be in the way of all the rest.
+/// What would be in the way of all the rest. An option that cannot be set does not keep the others from it.
 fn complete(fd: BorrowedFd<'_>, record: &InetSocket) -> Result<()> {
     if !record.filter.is_empty() {
         sys::attach_filter(fd, &record.filter).context("attach its filter")?;
     } else if let InetProtocol::Raw(_) = record.protocol {
         sys::detach_filter(fd).context("hear again")?;
     }
-    option::restore(fd, record.options.iter().filter(|option| is_late(record, option)))
+    let late = record.options.iter().filter(|option| is_late(record, option));
+    late.map(|option| option::restore(fd, [option])).fold(Ok(()), Result::and)
 }
 
 /// A connection as it was, in repair mode.
@@ -476,7 +477,8 @@ impl Restored {
         }
         for &(record, socket, _) in &connections {
             // What the sending of the rest may have taken more room for.
-            told(record, Sizes.put_back(socket, &record.options).and_then(|()| complete(socket, record)));
+            told(record, Sizes.put_back(socket, &record.options));
+            told(record, complete(socket, record));
         }
         self.sockets.clear();
         self.hold = None;

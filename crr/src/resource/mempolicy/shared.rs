@@ -1,13 +1,17 @@
 //! Memory policies of shared memory.
 //!
-//! mbind(2) gives one to the memory itself, by offset (mpol_set_shared_policy(), mm/mempolicy.c), so all who map it have it; and it splits the area of who
+//! mbind(2) gives one to the memory itself, by offset (mpol_set_shared_policy(), mm/mempolicy.c), so all who map it have it, if it is of tmpfs, as
+//! anonymous memory is (shmem_vm_ops of mm/shmem.c; those of huge pages and of other files have no set_policy); and it splits the area of who
 //! calls, which keeps other bounds than those of other tasks. The kernel tells the policy of an address alone. So an area is asked at its
 //! beginning, and taken to have the same up to its end, unless other areas of that memory tell more.
 
+use crate::proc::living_thread;
 use crate::refusal::Refusals;
+use anyhow::{Context, Result};
 use images::Pid;
-use images::attribute::MemoryPolicy;
+use images::attribute::{AreaPolicy, MemoryPolicy};
 use images::memory::{Backing, Space};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What an area shows of shared memory, as offsets.
@@ -22,9 +26,32 @@ struct Part<'a> {
 
 /// Leaves each policy to an area that has no other in it, whose task gives it to all others again; an area that no other one explains is refused. The
 /// spaces are those of `tasks`, by id and name.
-pub(crate) fn settle(tasks: &[(Pid, &str)], spaces: &mut [Space], refusals: &mut Refusals) {
+///
+/// # Errors
+/// If the kernel does not tell what an area shows.
+pub(crate) fn settle(tasks: &[(Pid, &str)], spaces: &mut [Space], refusals: &mut Refusals) -> Result<()> {
+    settle_those(tasks, spaces, refusals, |part, at| {
+        let pid = living_thread(tasks[part.space].0);
+        let link = format!("/proc/{pid}/map_files/{:x}-{:x}", at.start.0, at.end.0);
+        Ok(statfs(link.as_str()).context(link)?.filesystem_type() == TMPFS_MAGIC)
+    })
+}
+
+/// [`settle`], where `is_by_offset` tells whether the memory of an area with a policy has that itself. Other memory does not: there a policy is that of the
+/// area (vma_replace_policy(), mm/mempolicy.c), and no other area has to do with it.
+fn settle_those(
+    tasks: &[(Pid, &str)],
+    spaces: &mut [Space],
+    refusals: &mut Refusals,
+    is_by_offset: impl Fn(&Part<'_>, &AreaPolicy) -> Result<bool>,
+) -> Result<()> {
     let mut left_to_others = Vec::new();
-    for parts in objects(spaces).values().filter(|parts| parts.iter().any(|part| part.index.is_some())) {
+    for parts in objects(spaces).values() {
+        let having = parts.iter().find_map(|part| Some((part, &spaces[part.space].policies[part.index?])));
+        let Some((part, area)) = having else { continue };
+        if !is_by_offset(part, area)? {
+            continue;
+        }
         for part in parts {
             let Some(index) = part.index else { continue };
             match explain(part, parts) {
@@ -45,6 +72,7 @@ pub(crate) fn settle(tasks: &[(Pid, &str)], spaces: &mut [Space], refusals: &mut
     for (space, index) in left_to_others.into_iter().rev() {
         spaces[space].policies.remove(index);
     }
+    Ok(())
 }
 
 /// The areas of each shared memory.
@@ -93,7 +121,6 @@ fn explain(part: &Part<'_>, parts: &[Part<'_>]) -> Explained {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use images::attribute::AreaPolicy;
     use images::memory::Vma;
     use images::{Addr, SharedId};
 
@@ -117,10 +144,15 @@ mod tests {
 
     /// How many policies are left to each, or nothing if it is refused.
     fn left(spaces: &[&[(u64, u64, bool)]]) -> Option<Vec<usize>> {
+        left_of(true, spaces)
+    }
+
+    /// The same of memory that has policies itself, or of other memory.
+    fn left_of(is_by_offset: bool, spaces: &[&[(u64, u64, bool)]]) -> Option<Vec<usize>> {
         let mut spaces: Vec<Space> = spaces.iter().map(|areas| space(areas)).collect();
         let tasks: Vec<(Pid, &str)> = spaces.iter().map(|_| (1, "a")).collect();
         let mut refusals = Refusals::default();
-        settle(&tasks, &mut spaces, &mut refusals);
+        settle_those(&tasks, &mut spaces, &mut refusals, |_, _| Ok(is_by_offset)).unwrap();
         refusals.is_empty().then(|| spaces.iter().map(|space| space.policies.len()).collect())
     }
 
@@ -135,6 +167,9 @@ mod tests {
         assert_eq!(left(&[split, &[(4 * P, 16 * P, true)]]), Some(vec![1, 0]));
         assert_eq!(left(&[split, &[(4 * P, 6 * P, true), (6 * P, 8 * P, true)]]), Some(vec![1, 2]));
         assert_eq!(left(&[&[(0, 16 * P, true)], &[(4 * P, 16 * P, true)]]), Some(vec![1, 1]));
+        // Of huge pages, or of a file elsewhere: each area has its own.
+        let apart: &[&[_]] = &[&[(0, 16 * P, true)], &[(4 * P, 8 * P, false)], &[(4 * P, 16 * P, true)]];
+        assert_eq!((left_of(true, apart), left_of(false, apart)), (None, Some(vec![1, 0, 1])));
         // What is behind the end of the one nobody tells of the other.
         assert_eq!(left(&[&[(4 * P, 8 * P, true)], &[(4 * P, 16 * P, true)]]), None);
         assert_eq!(left(&[&[(8 * P, 16 * P, false)], &[(4 * P, 16 * P, true)]]), None);

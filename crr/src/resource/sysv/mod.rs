@@ -17,10 +17,13 @@ use crate::refusal::{Refusal, Refusals};
 use crate::resource::memory::SharedObject;
 use crate::sys::mapping::SharedMapping;
 use crate::sys::memfd::sealable;
+use crate::sys::sysv as sys;
 use anyhow::{Context, Result};
-use images::memory::HugePage;
+use images::memory::{HugePage, Shared, Space};
 use images::sysv::Object;
+use images::task::Task;
 use nix::sys::stat::FileStat;
+use shared::plan::segment::moves_huge_pages;
 use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
@@ -52,13 +55,34 @@ impl Kind {
         Ok(is_there.then_some(key.cast_signed()))
     }
 
-    /// The devices of memory of huge pages: a memfd takes none of these pages.
+    /// The devices of memory of huge pages: a memfd takes none of these pages. Where vm.memfd_noexec forbids one that can be executed, it is sealed
+    /// against that.
     fn huge(&self) -> &[u64] {
+        const F_SEAL_EXEC: u32 = 0x20;
         self.huge.get_or_init(|| {
-            let device = |page| Some(sealable("crr", Some(page), 0).ok()?.metadata().ok()?.dev());
+            let device = |page| Some(sealable("crr", Some(page), F_SEAL_EXEC).ok()?.metadata().ok()?.dev());
             HugePage::ALL.into_iter().filter_map(device).collect()
         })
     }
+}
+
+/// Refuses parts of segments of huge pages where the kernel does not move these: a restore could not put them in their places.
+///
+/// # Errors
+/// [`crate::refusal::Refused`].
+pub(crate) fn check_parts(tasks: &[Task], spaces: &[Space], shared: &[Shared]) -> Result<()> {
+    let mut refusals = Refusals::default();
+    let mut having = tasks.iter().zip(spaces).filter(|(_, space)| moves_huge_pages(space, shared)).peekable();
+    if having.peek().is_none() || sys::moves_huge_pages() {
+        return Ok(());
+    }
+    for (task, _) in having {
+        let comm = String::from_utf8_lossy(&task.threads[0].comm);
+        let reason = "has a part of a segment of System V of huge pages, which this kernel does not move";
+        let hint = "have the program detach it, or run Linux 5.16";
+        refusals.task((task.pid, &comm), "address space", reason, Some(hint));
+    }
+    Ok(refusals.finish("dump")?)
 }
 
 /// All segments that there are.

@@ -5,10 +5,11 @@
 //! meanwhile; what is gone is made again with what the image has of it. To be the same takes the same id and key, the same creator, and
 //! the same IPC namespace of the same boot, since others give out the same ids.
 
-use super::undo::{self, Operations};
+use super::undo;
 use super::{queues, semaphores};
 use crate::machine;
 use crate::refusal::{Refusal, Refusals};
+use crate::remote::Target;
 use crate::resource::creds::CAP_SYS_RESOURCE;
 use crate::restore::environment::Environment;
 use crate::sys::process;
@@ -16,7 +17,7 @@ use crate::sys::sysv::{queues as queue_calls, semaphores as set_calls};
 use anyhow::{Context, Result, bail};
 use images::Pid;
 use images::inventory::Inventory;
-use images::sysv::{Ipc, Object, UndoList};
+use images::sysv::{Ipc, Object};
 use std::collections::{BTreeSet, HashSet};
 use std::os::unix::fs::MetadataExt;
 
@@ -26,7 +27,7 @@ pub(crate) use super::waits::Waits;
 /// Permissions proper.
 pub(super) const PERMISSIONS: u32 = 0o777;
 
-/// Records what a tree uses, which has these process ids.
+/// Records what a tree uses, which has these process ids. With it comes, for each list of what is to be undone, how its task makes calls.
 ///
 /// # Errors
 /// If `/proc` does not tell which there are, or one cannot be looked at.
@@ -34,15 +35,17 @@ pub(crate) fn dump(
     sets: &mut Sets,
     tree: &HashSet<Pid>,
     waits: &Waits,
-    (undo_lists, apart): (Vec<UndoList>, Vec<Pid>),
+    mut undo: undo::Found,
     refusals: &mut Refusals,
-) -> Result<Ipc> {
+) -> Result<(Ipc, Vec<Target>)> {
     let namespace = namespace()?;
-    let undone = undo_lists.iter().flat_map(|list| &list.sums).map(|sum| sum.set);
+    let undone = undo.lists.iter().flat_map(|list| &list.sums).map(|sum| sum.set);
     let named = waits.sets.iter().copied().chain(undone).collect();
     let semaphore_sets = semaphores::dump(sets, tree, &named, refusals)?;
     let queues = queues::dump(tree, &waits.queues, refusals)?;
-    Ok(Ipc { namespace, semaphore_sets, queues, undo_lists, apart })
+    undo.keep_to(&semaphore_sets);
+    let undo::Found { lists: undo_lists, apart, ways } = undo;
+    Ok((Ipc { namespace, semaphore_sets, queues, undo_lists, apart }, ways))
 }
 
 /// The inode of the present IPC namespace; 0 where the kernel has but one.
@@ -156,18 +159,19 @@ pub(super) fn refuse(name: String, reason: String, hint: &str, refusals: &mut Re
 pub(crate) struct Made {
     pub(super) sets: Vec<i32>,
     pub(super) queues: Vec<i32>,
-    /// Semaphores with something to be undone, from when it may be.
+    /// What was filled into lists, in that order, from when it may be undone.
     pub(crate) adjusted: Vec<Adjusted>,
 }
 
-/// A semaphore at which restored tasks have something to be undone.
+/// A semaphore at which a restored task has something to be undone.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Adjusted {
     pub(super) set: i32,
     pub(super) number: u16,
+    pub(super) user: Pid,
     /// Its value before the restore.
     pub(super) before: u16,
-    /// Its value when the kernel has undone all.
+    /// Its value when the kernel has undone this, and what was filled in before this.
     pub(super) undone: u16,
 }
 
@@ -182,10 +186,9 @@ impl Made {
 
 impl Drop for Made {
     fn drop(&mut self) {
-        // The tasks are dead. Who has got it in that moment has it.
-        for adjusted in &self.adjusted {
-            let back = Operations::adjust(adjusted.number, adjusted.undone, 0, adjusted.before);
-            let _ = undo::restore::operate(adjusted.set, &back);
+        // The tasks are dead. The last that one of them has done tells the value, and who has got it in that moment has it.
+        for adjusted in self.adjusted.iter().rev() {
+            undo::restore::take_back(adjusted);
         }
         for id in &self.sets {
             let _ = set_calls::remove(*id);

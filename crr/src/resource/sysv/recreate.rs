@@ -3,13 +3,16 @@
 use super::objects::{Kind, PERMISSIONS, make_under_id};
 use super::segments;
 use crate::refusal::{Refusal, Refusals};
+use crate::resource::hugetlb;
 use crate::store::Pages;
 use crate::sys::sysv::{self as sys, Attached};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use images::id::PAGE_SIZE;
-use images::memory::{Memory, Shared};
+use images::memory::{HugePage, Memory, Shared};
 use images::sysv::Object;
 use nix::errno::Errno;
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 
 /// The segments of a tree with their contents, attached to this process. Those that were made go when this value does, unless they are to be
 /// kept; what was removed goes with the last task that has it.
@@ -55,6 +58,24 @@ fn is_same(there: &Object, segment: &Object) -> bool {
     what(there) == what(segment)
 }
 
+/// Whether a segment that is there is made of the recorded pages: the kernel shows that of one that is attached.
+fn is_of_its_pages(shared: &Shared, segment: &Object) -> Result<bool> {
+    match Attached::new(segment.id, shared.mapped_size()) {
+        Ok(attached) => Ok(pages_of(&attached)? == shared.huge),
+        Err(Errno::ERANGE) => Ok(false),
+        // It has gone just now, and is made again.
+        Err(Errno::EINVAL | Errno::EIDRM) => Ok(true),
+        Err(errno) => Err(errno).context("shmat"),
+    }
+}
+
+/// The pages that a segment is made of, if they are huge.
+fn pages_of(attached: &Attached) -> Result<Option<HugePage>> {
+    let path = attached.path();
+    let file = File::options().read(true).custom_flags(libc::O_PATH).open(&path).context(path)?;
+    hugetlb::of_file(&file).context("fstatfs")
+}
+
 /// Segments that keep those of the tree from being put back.
 ///
 /// # Errors
@@ -70,7 +91,13 @@ pub(crate) fn preflight(refusals: &mut Refusals, memory: &Memory) -> Result<()> 
         let by_key = || rows.iter().find(|row| found_by_key && row.object.key == segment.key);
         let reason = match (by_id, by_key()) {
             (Some(row), _) if row.attached != 0 => "is attached by somebody else".to_owned(),
-            (Some(row), _) if is_same(&row.object, segment) && row.size == shared.size => continue,
+            (Some(row), _)
+                if is_same(&row.object, segment)
+                    && row.size == shared.size
+                    && is_of_its_pages(shared, segment).with_context(|| name(segment))? =>
+            {
+                continue;
+            }
             (Some(_), _) => "is another segment now".to_owned(),
             (None, Some(row)) => {
                 format!("its key {:#x} is that of segment {} now", segment.key, row.object.id)
@@ -107,6 +134,7 @@ fn put_back_one(segments: &mut Segments, shared: &Shared, segment: &Object, page
         Err(errno) => return Err(errno).context("shmat"),
     };
     if !made {
+        ensure!(pages_of(&attached)? == shared.huge, "is another segment now");
         attached.empty().context("empty it")?;
     }
     for run in &shared.runs {

@@ -1,7 +1,7 @@
 //! BPF maps: that each is open, and that its entries are some that it can have.
 
 use super::{Check, ensure, inside};
-use images::bpf::BpfMap;
+use images::bpf::{BpfMap, FLAGS, can_be_made};
 use images::file::{Files, Target};
 use std::collections::BTreeSet;
 
@@ -32,8 +32,12 @@ fn check_map(map: &BpfMap) -> Check {
         let can_be = pin[0] == b'/' && pin.len() < PATH_MAX && !pin.contains(&0);
         ensure!(can_be, "cannot be pinned there");
         ensure!(map.keys.is_empty() && map.values.is_empty(), "is pinned, and has contents");
+        ensure!(map.processors == 0, "is pinned, with values for {} processors", map.processors);
         return Ok(());
     }
+    // With another type, the kernel could take values for descriptors, or have more of them than the record.
+    ensure!(can_be_made(map.kind), "of type {}, which cannot be made again", map.kind);
+    ensure!(map.flags & !FLAGS == 0, "has flags {:#x}", map.flags);
     ensure!(
         map.is_per_processor() == (map.processors != 0),
         "of type {} with values for {} processors",

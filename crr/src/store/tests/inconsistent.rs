@@ -666,6 +666,9 @@ fn bpf_maps() {
     };
     change("0: cannot have this name", |maps| maps[0].name = b"a/b".to_vec());
     change("0: cannot have this name", |maps| maps[0].name = vec![b'a'; 16]);
+    change("0: of type 10, which cannot be made again", |maps| maps[0].kind = 10);
+    change("0: of type 12, which cannot be made again", |maps| maps[0].kind = 12);
+    change("0: has flags 0x5", |maps| maps[0].flags |= 4);
     change("0: of type 5 with values for 0 processors", |maps| maps[0].processors = 0);
     change("0: of type 1 with values for 2 processors", |maps| maps[0].kind = 1);
     change("0: 3 bytes of keys of 2 bytes", |maps| maps[0].keys.truncate(3));
@@ -677,6 +680,7 @@ fn bpf_maps() {
     change("0: 2 entries of 1", |maps| maps[0].max_entries = 1);
     change("1: cannot be pinned there", |maps| maps[1].pin = b"events".to_vec());
     change("1: is pinned, and has contents", |maps| maps[1].values = vec![1]);
+    change("1: is pinned, with values for 2 processors", |maps| maps[1].processors = 2);
 }
 
 #[test]

@@ -63,7 +63,8 @@ fn empty(
     if record.threads.iter().any(|thread| thread.seccomp != Seccomp::Off) {
         task.threads.iter().try_for_each(|thread| thread.die_with_tracer(true))?;
     }
-    dispatch::suspend(&task.threads, &record.threads, true)?;
+    let records = &record.threads[usize::from(task.leader_ended())..];
+    dispatch::suspend(&task.threads, records, true)?;
     let thread = task.threads.iter_mut().find(|thread| thread.tid() == list.thread);
     let thread = thread.context("no such thread")?;
     let holder = holder_of(&tree.tasks, index, Object::Memory);

@@ -14,7 +14,7 @@ pub(crate) mod restore;
 mod search;
 
 use super::semaphores::{self, Sets};
-use crate::proc::sysvipc::SemaphoreSet;
+use crate::proc::sysvipc::SemaphoreSet as Row;
 use crate::ptrace::{Patience, Stopped};
 use crate::refusal::{Refusal, Refusals};
 use crate::remote::{Arg, Batch, Call, Executor, Handle, Target};
@@ -24,7 +24,7 @@ use crate::sys::kcmp::{Kind, kcmp};
 use crate::sys::sysv::semaphores as sys;
 use anyhow::{Context, Result, bail};
 use images::Pid;
-use images::sysv::{UndoList, UndoSum};
+use images::sysv::{SemaphoreSet, UndoList, UndoSum};
 use nix::errno::Errno;
 pub(crate) use operations::Operations;
 use search::{Question, Search};
@@ -56,6 +56,19 @@ pub(crate) struct Found {
     pub(crate) ways: Vec<Target>,
 }
 
+impl Found {
+    /// Leaves out the sets that are not among these, which have gone since: nothing is undone there.
+    pub(in crate::resource::sysv) fn keep_to(&mut self, sets: &[SemaphoreSet]) {
+        let both = self.lists.drain(..).zip(self.ways.drain(..));
+        let kept = both.filter_map(|(mut list, way)| {
+            list.sums.retain(|sum| sets.iter().any(|set| set.object.id == sum.set));
+            (!list.sums.is_empty()).then_some((list, way))
+        });
+        let (lists, ways) = kept.unzip();
+        (self.lists, self.ways) = (lists, ways);
+    }
+}
+
 impl Lists {
     /// Finds what the threads of a task have to be undone.
     ///
@@ -71,23 +84,33 @@ impl Lists {
     ) -> Result<()> {
         // Nobody has anything to undo at a set that nobody has ever operated on.
         let mut sets = sets.now()?.iter().filter(|set| set.operated_at != 0).peekable();
-        let Some(deputy) = threads.first().map(Stopped::tid).filter(|_| sets.peek().is_some()) else {
+        if sets.peek().is_none() && threads.len() < 2 {
             return Ok(());
-        };
+        }
         // A thread without a list. It gets one whenever it makes another thread.
         sys::forget_undo().context("unshare")?;
         let none = nix::unistd::gettid().as_raw();
-        for thread in threads {
+        let mut common = None;
+        for (index, thread) in threads.iter_mut().enumerate() {
             let tid = thread.tid();
-            let is_common = tid == deputy;
-            if !is_common && is_same(tid, deputy)? {
+            let is_common = match common {
+                Some(deputy) => is_same(tid, deputy)?,
+                None => false,
+            };
+            if is_common {
                 continue;
             }
-            if !is_common {
+            if index > 0 {
                 self.apart.push(tid);
             }
-            // Who has never had anything to undo has no list.
-            if is_same(tid, none)? || !self.note(tid, refuse)? {
+            // Who has never had anything to undo, nor made a thread, has no list: nor one in common with others like it.
+            if is_same(tid, none)? {
+                continue;
+            }
+            if index == 0 {
+                common = Some(tid);
+            }
+            if !self.note(tid, refuse)? {
                 continue;
             }
             let mut sums = Vec::new();
@@ -171,7 +194,7 @@ fn is_same(tid: Pid, other: Pid) -> Result<bool> {
 
 /// What a thread would have undone at the semaphores of a set.
 fn sums_of_set(
-    set: &SemaphoreSet,
+    set: &Row,
     executor: &Executor,
     thread: &mut Stopped,
     refuse: &mut Refuse<'_>,

@@ -6,14 +6,16 @@
 
 use super::Operations;
 use crate::refusal::Refusals;
-use crate::resource::sysv::objects::{self, Adjusted};
+use crate::resource::sysv::objects::{self, Adjusted, Made};
 use crate::resource::sysv::semaphores;
+use crate::resource::unix_socket::maker::in_process;
 use crate::sys::process;
 use crate::sys::sysv::semaphores as sys;
 use anyhow::{Context, Result, bail};
 use images::Pid;
 use images::sysv::{Ipc, Semaphore, SemaphoreSet};
-use std::collections::BTreeMap;
+use images::task::Tree;
+use std::collections::{BTreeMap, HashSet};
 
 /// A semaphore that somebody has something to undo at.
 struct Held {
@@ -65,6 +67,13 @@ impl Held {
     }
 }
 
+/// Its value now, and who used it last.
+fn look(held: &Held) -> Result<(u16, Pid)> {
+    let value = sys::value(held.set, held.number);
+    let both = value.and_then(|value| Ok((value, sys::last_user(held.set, held.number)?)));
+    both.with_context(|| semaphores::name(held.set))
+}
+
 /// Refuses to put back what is to be undone at a set that is there, if somebody else may have used it meanwhile.
 ///
 /// # Errors
@@ -76,9 +85,7 @@ pub(in crate::resource::sysv) fn preflight(
 ) -> Result<()> {
     let id = set.object.id;
     for held in Held::all(ipc).iter().filter(|held| held.set == id) {
-        let (value, last_user) = sys::value(id, held.number)
-            .and_then(|value| Ok((value, sys::last_user(id, held.number)?)))
-            .with_context(|| semaphores::name(id))?;
+        let (value, last_user) = look(held)?;
         if let Some(reason) = held.obstacle(value, last_user, process::exists) {
             let object = format!("System V semaphore {} of set {id}", held.number);
             let hint = format!(
@@ -97,31 +104,67 @@ pub(crate) struct Step {
     pub(crate) thread: Pid,
     pub(crate) set: i32,
     pub(crate) operations: Operations,
+    /// What it takes to go back, from the moment in which they may have been done.
+    pub(crate) adjusted: Adjusted,
 }
 
-/// What the threads have to do so that all lists and values are as they were. `adjusted` is told of it.
+/// What the threads have to do so that all lists and values are as they were. A set that this restore has `made` was nobody else's before.
 ///
 /// # Errors
-/// If somebody has used a semaphore just now.
-pub(crate) fn steps(ipc: &Ipc, adjusted: &mut Vec<Adjusted>) -> Result<Vec<Step>> {
+/// If somebody has used a semaphore since it was looked at first.
+pub(crate) fn steps(tree: &Tree, made: &Made) -> Result<Vec<Step>> {
+    let ipc = &tree.ipc;
+    let threads = tree.tasks.iter().flat_map(|task| &task.threads).map(|thread| thread.tid);
+    let own: HashSet<Pid> = threads.chain(tree.zombies.iter().map(|zombie| zombie.pid)).collect();
+    let is_stranger = |pid| !own.contains(&pid) && process::exists(pid);
     let mut now = BTreeMap::new();
     for held in Held::all(ipc) {
-        let (set, number, undone) = (held.set, held.number, held.undone());
-        let value = sys::value(set, number).with_context(|| semaphores::name(set))?;
-        if value != held.record.value && value != undone {
-            bail!("System V semaphore {number} of set {set}: somebody has used it just now");
+        let (set, number) = (held.set, held.number);
+        let (value, last_user) = look(&held)?;
+        let obstacle = if made.sets.contains(&set) {
+            (value != held.record.value)
+                .then(|| format!("somebody has used it just now: its value is {value}"))
+        } else {
+            held.obstacle(value, last_user, is_stranger)
+        };
+        if let Some(obstacle) = obstacle {
+            bail!("System V semaphore {number} of set {set}: {obstacle}");
         }
-        now.insert((set, number), (value, held.record.value));
-        adjusted.push(Adjusted { set, number, before: value, undone });
+        now.insert((set, number), Progress { before: value, from: value, held: Held { total: 0, ..held } });
     }
     let mut steps = Vec::new();
     for (list, sum) in ipc.undo_lists.iter().flat_map(|list| list.sums.iter().map(move |sum| (list, sum))) {
-        let Some((from, to)) = now.get_mut(&(sum.set, sum.semaphore)) else { continue };
-        let operations = Operations::adjust(sum.semaphore, *from, sum.sum.into(), *to);
-        steps.push(Step { thread: list.thread, set: sum.set, operations });
-        *from = *to;
+        let Some(progress) = now.get_mut(&(sum.set, sum.semaphore)) else { continue };
+        let Progress { before, from, held } = progress;
+        let operations = Operations::adjust(sum.semaphore, *from, sum.sum.into(), held.record.value);
+        *from = held.record.value;
+        held.total += i64::from(sum.sum);
+        let (set, number, user) = (held.set, held.number, list.task);
+        let adjusted = Adjusted { set, number, user, before: *before, undone: held.undone() };
+        steps.push(Step { thread: list.thread, set, operations, adjusted });
     }
     Ok(steps)
+}
+
+/// A semaphore on its way, list after list.
+struct Progress {
+    before: u16,
+    from: u16,
+    /// With the sum of the lists that are filled by then.
+    held: Held,
+}
+
+/// After the end of a task that has undone something, puts the value back to what it was before the restore, in the name of that task: so the next restore
+/// finds it as this one did.
+pub(in crate::resource::sysv) fn take_back(adjusted: &Adjusted) {
+    let Adjusted { set, number, user, before, undone } = *adjusted;
+    if before == undone || sys::value(set, number) != Ok(undone) {
+        return;
+    }
+    let back = Operations::adjust(number, undone, 0, before);
+    if let Err(e) = operate_as(user, set, &back) {
+        log::warn!("System V semaphore {number} of set {set} was {before} before this restore: {e:#}");
+    }
 }
 
 /// Operations that change nothing, by those who had used a semaphore last: after [`steps`] that is another one.
@@ -134,17 +177,41 @@ pub(crate) fn signatures(ipc: &Ipc) -> Vec<(Pid, i32, Operations)> {
     Held::all(ipc).into_iter().filter(other).map(sign).collect()
 }
 
-/// Operates on a set as this process.
+/// Operates on a set as a process with this id, or as another where that cannot be had.
 ///
 /// # Errors
-/// As semop(2).
-pub(crate) fn operate(set: i32, operations: &Operations) -> nix::Result<()> {
-    sys::operate(set, &mut operations.list())
+/// As fork(2) and semop(2).
+pub(crate) fn operate_as(user: Pid, set: i32, operations: &Operations) -> Result<()> {
+    // The process is a bare copy of this one, and makes one call and no more.
+    let mut list = operations.list();
+    in_process(user, 0, || sys::operate(set, &mut list)).map(drop)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::sysv::SELF;
+
+    #[test]
+    fn a_failed_restore_leaves_values_as_they_were() {
+        let set = sys::make(libc::IPC_PRIVATE, 1, 0o600, SELF).unwrap();
+        let after = |there, before, undone: &[u16]| {
+            sys::set_value(set, 0, there).unwrap();
+            for &undone in undone.iter().rev() {
+                take_back(&Adjusted { set, number: 0, user: 1, before, undone });
+            }
+            let is_ours = sys::last_user(set, 0) == Ok(nix::unistd::getpid().as_raw());
+            (sys::value(set, 0).unwrap(), is_ours)
+        };
+        // Of two lists, both, the first, and none was filled.
+        assert_eq!([2, 1, 0].map(|there| after(there, 0, &[1, 2])), [(0, false), (0, false), (0, true)]);
+        // The value was that already, and whoever used it last is still shown.
+        assert_eq!(after(1, 1, &[1]), (1, true));
+        assert_eq!([2, 1].map(|there| after(there, 2, &[1, 2])), [(2, true), (2, false)]);
+        // Somebody else has it now.
+        assert_eq!(after(3, 0, &[1, 2]), (3, true));
+        sys::remove(set).unwrap();
+    }
 
     #[test]
     fn others_are_told_from_the_tree() {
