@@ -143,6 +143,8 @@ programs! {
     busybox32_pings_by_ipv6 in Chroot => |world| daemons::ping(world, "::1");
     /// Recorded in rounds while it works.
     redis32_in_rounds in Chroot => servers::redis_in_rounds;
+    /// Copied while it works.
+    redis32_in_snapshots in Chroot => servers::redis_in_snapshots;
     /// Restored with memory that comes later.
     redis32_lazily in Chroot => servers::redis_lazily;
     java32_lazily in Chroot => daemons::java_lazily;

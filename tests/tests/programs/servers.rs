@@ -3,6 +3,7 @@
 use crate::ROUNDS;
 use crate::world::{Running, World};
 use anyhow::{Context, ensure};
+use nix::sys::signal::{Signal, kill};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -143,6 +144,71 @@ pub(crate) fn redis_lazily(world: &World) -> Result {
     }
     case::memory_arrives()?;
     running.end()
+}
+
+/// redis that takes writes while a snapshot of it is copied: what comes back is the moment at which it stood still, not one of the moments after.
+pub(crate) fn redis_in_snapshots(world: &World) -> Result {
+    let program = ["/usr/bin/redis-server", "--port", "6403", "--dir", "/scratch", "--save", ""];
+    let mut running = world.start(&program)?;
+    let mut keys = Keys::of_server(6403);
+    keys.set_some(1).with_context(|| world.read("log").unwrap_or_default())?;
+    for round in 2..=4 {
+        let images = world.dir.join(format!("snapshot-{round}"));
+        fs::create_dir(&images)?;
+        let (root, images) = (running.root.to_string(), images.to_string_lossy());
+        let (over, pushed) = (AtomicBool::new(false), AtomicU64::new(0));
+        let (before, after, seen) = thread::scope(|scope| {
+            // Both lists grow by one request: at no moment they differ.
+            let writer = scope.spawn(|| -> Result<u64> {
+                let mut stream = connect(6403)?;
+                let mut answers = BufReader::new(stream.try_clone()?).lines();
+                while !over.load(Ordering::Relaxed) {
+                    stream.write_all(
+                        b"EVAL \"redis.call('RPUSH', 'a', '0'); return redis.call('RPUSH', 'b', '0')\" 0\r\n",
+                    )?;
+                    let answer = answers.next().context("closed")??;
+                    pushed.store(answer.trim_start_matches(':').parse()?, Ordering::Relaxed);
+                }
+                Ok(pushed.load(Ordering::Relaxed))
+            });
+            let began = wait::until(wait::STEP, "it is written to", || {
+                let seen = pushed.load(Ordering::Relaxed);
+                Ok((seen > 0 || writer.is_finished()).then_some(seen))
+            });
+            let dumped = world.crr(&["dump", "-t", &root, "-D", &images, "-R", "--snapshot", "--tcp-close"]);
+            let seen = pushed.load(Ordering::Relaxed);
+            let goes_on = wait::until(wait::STEP, "it is written to", || {
+                Ok((pushed.load(Ordering::Relaxed) > seen || writer.is_finished()).then_some(()))
+            });
+            over.store(true, Ordering::Relaxed);
+            let last = writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
+            dumped?;
+            goes_on?;
+            Ok::<_, anyhow::Error>((began?, last, seen))
+        })?;
+        ensure!(after > seen, "{after} pushes, {seen} when it was dumped");
+        kill(running.root, Signal::SIGKILL)?;
+        case::nothing_left()?;
+        world.crr(&["restore", "-D", &images, "-d"])?;
+        running.dumps += 1;
+        let [a, b] = ["a", "b"].map(|list| length(6403, list));
+        let (a, b) = (a?, b?);
+        // One may have been carried out whose answer was still on its way.
+        ensure!(a == b && (before..=seen + 1).contains(&a), "{a} and {b} pushes, of {before} to {seen}");
+        keys.check()?;
+        keys.set_some(round)?;
+    }
+    running.end()
+}
+
+/// How long a list of a redis is.
+fn length(port: u16, list: &str) -> Result<u64> {
+    let mut stream = connect(port)?;
+    let mut answer = String::new();
+    let mut answers = BufReader::new(stream.try_clone()?);
+    stream.write_all(format!("LLEN {list}\r\n").as_bytes())?;
+    answers.read_line(&mut answer)?;
+    answer.trim().trim_start_matches(':').parse().with_context(|| answer)
 }
 
 /// Keys of a redis, with what each is to hold.
