@@ -17,12 +17,18 @@ fn refused(dir: &std::path::Path, abi: Abi, case: &'static str) -> Result {
 pub(crate) fn is_refused(dir: &std::path::Path, abi: Abi, workload: &Workload) -> Result {
     let mut running = workload.start(&dir.join(abi.name()), abi)?;
     let before = running.snapshot()?;
-    let output = running.dump(&[])?.code(1)?;
-    names_all(&running, &output)?;
-    output.says(&format!("task {}", running.root))?;
-    no_inventory(&running);
+    is_named(&mut running)?;
     running.looks_like(&before)?;
     running.verify()
+}
+
+/// A dump is refused, names all that the workload says, and leaves nothing.
+pub(crate) fn is_named(running: &mut Running) -> Result {
+    let output = running.dump(&[])?.code(1)?;
+    names_all(running, &output)?;
+    output.says(&format!("task {}", running.root))?;
+    no_inventory(running);
+    Ok(())
 }
 
 /// A dump names all that the workload says, each with a way out.

@@ -78,14 +78,18 @@ pub(crate) fn groups_of(tasks: &[Pid]) -> Result<Vec<(Pid, u32)>> {
 
 /// Those of a stopped tree, also where threads have descriptors of their own.
 pub(crate) fn groups_of_stopped(tasks: &[FrozenTask]) -> Result<Vec<(Pid, u32)>> {
-    let with_own = tasks.iter().flat_map(|task| {
+    let mut with_own = Vec::with_capacity(tasks.len());
+    for task in tasks {
         let deputy = task.deputy();
-        let has_own = move |&tid: &Pid| {
-            tid == deputy || kcmp(kcmp::Kind::Files, (deputy, 0), (tid, 0)) != Ok(Ordering::Equal)
-        };
-        task.threads.iter().map(Stopped::tid).filter(has_own)
-    });
-    groups(with_own)
+        with_own.push(deputy);
+        for tid in task.threads.iter().map(Stopped::tid).filter(|&tid| tid != deputy) {
+            let order = kcmp(kcmp::Kind::Files, (deputy, 0), (tid, 0));
+            if order.context("kcmp (needs CONFIG_KCMP)")? != Ordering::Equal {
+                with_own.push(tid);
+            }
+        }
+    }
+    groups(with_own.into_iter())
 }
 
 /// What the links in procfs tell.
