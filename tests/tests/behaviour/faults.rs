@@ -95,7 +95,7 @@ const DUMP: &[Trial] = &[
             ("proc-list:25", Fails("stop: Input/output error")),
             ("pidfd-open", Fails("pidfd_open: EMFILE")),
             ("pidfd-getfd", Fails("pidfd_getfd: EMFILE")),
-            ("kcmp", Fails("compare memory of tasks: EIO")),
+            ("kcmp", Fails("compare file descriptors of threads: EIO")),
             ("kcmp:30", Fails("EIO")),
             ("read-memory", Fails("read the vDSO: EIO")),
             ("read-memory:25", Copes("EIO")),

@@ -70,7 +70,7 @@ impl Drop for Benchmark<'_> {
 
 /// redis-benchmark: ten connections that increment a counter.
 pub(crate) fn redis(world: &World) -> Result {
-    const REQUESTS: u64 = 60_000;
+    const REQUESTS: u64 = 400_000;
     let program = ["/usr/bin/redis-server", "--port", "6403", "--dir", "/scratch", "--save", ""];
     let mut running = world.start(&program)?;
     let mut stream = connect(6403).with_context(|| world.read("log").unwrap_or_default())?;
@@ -94,7 +94,7 @@ pub(crate) fn redis(world: &World) -> Result {
 /// pgbench: two sessions with transactions over four tables.
 pub(crate) fn postgres(world: &World) -> Result {
     const CLIENTS: u64 = 2;
-    const TRANSACTIONS: u64 = 400;
+    const TRANSACTIONS: u64 = 4000;
     let mut running = postgres::start(world)?;
     let mut session = postgres::first_session(&running)?;
     let port = postgres::PORT.to_string();

@@ -84,7 +84,7 @@ pub(crate) fn groups_of_stopped(tasks: &[FrozenTask]) -> Result<Vec<(Pid, u32)>>
         with_own.push(deputy);
         for tid in task.threads.iter().map(Stopped::tid).filter(|&tid| tid != deputy) {
             let order = kcmp(kcmp::Kind::Files, (deputy, 0), (tid, 0));
-            if order.context("kcmp (needs CONFIG_KCMP)")? != Ordering::Equal {
+            if order.context("compare file descriptors of threads")? != Ordering::Equal {
                 with_own.push(tid);
             }
         }
