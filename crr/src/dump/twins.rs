@@ -38,7 +38,7 @@ use images::{Addr, Pid};
 use nix::sys::signal::{Signal, kill};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::Write;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -250,7 +250,7 @@ impl Child {
         if let State::Held(held) = std::mem::replace(&mut self.state, State::OnItsWay) {
             // There it is no more to be killed (synchronize_group_exit(), kernel/exit.c).
             let _ = held.cont(0);
-        } else if !self.dir.as_ref().is_some_and(has_ended) {
+        } else if !self.dir.as_ref().is_some_and(Dir::has_ended) {
             let _ = kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
@@ -266,15 +266,6 @@ impl Child {
             }
         }
         Ok(())
-    }
-}
-
-/// Whether a task has ended, or is gone.
-fn has_ended(dir: &Dir) -> bool {
-    let mut buffer = Vec::new();
-    match dir.read("stat", &mut buffer) {
-        Ok(()) => stat::parse(&buffer).is_ok_and(|stat| matches!(stat.state, b'Z' | b'X')),
-        Err(e) => e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH),
     }
 }
 

@@ -63,6 +63,16 @@ impl Dir {
         Self::task(living_thread(pid))
     }
 
+    /// Whether the task that it is of has ended, as [`has_ended`]; never another one with the same id.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        let mut buffer = Vec::new();
+        match self.read("stat", &mut buffer) {
+            Ok(()) => stat::parse(&buffer).is_ok_and(|stat| matches!(stat.state, b'Z' | b'X')),
+            Err(e) => is_gone(&e),
+        }
+    }
+
     /// A directory below this one: `task/TID`, `fdinfo`.
     ///
     /// # Errors
@@ -190,11 +200,12 @@ pub fn living_thread(pid: Pid) -> Pid {
 /// Whether a thread has ended: it is gone, or a zombie. One that cannot be looked at (EMFILE) has not.
 #[must_use]
 pub fn has_ended(tid: Pid) -> bool {
-    let mut buffer = Vec::new();
-    match Dir::task(tid).and_then(|dir| dir.read("stat", &mut buffer)) {
-        Ok(()) => stat::parse(&buffer).is_ok_and(|stat| matches!(stat.state, b'Z' | b'X')),
-        Err(e) => e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH),
-    }
+    Dir::task(tid).map_or_else(|e| is_gone(&e), |dir| dir.has_ended())
+}
+
+/// What /proc answers for a task that is not there any more.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 impl AsFd for Dir {

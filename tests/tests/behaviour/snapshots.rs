@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use tests::abi::Abi;
 use tests::case::{Running, Workload, nothing_left, reap};
 use tests::isolate::isolated_for_both;
+use tests::snapshot::Snapshot;
 use tests::{Result, command, here, modes, require_ia32, require_root, wait};
 
 const SNAPSHOT: [&str; 2] = ["--leave-running", "--snapshot"];
@@ -229,11 +230,16 @@ fn runs_on_and_comes_back(dir: &Path, workload: &Workload, abi: Abi) -> Result {
     let before = running.snapshot()?;
     running.dump(&[&SNAPSHOT[..], &["--fault", "twins-always"]].concat())?.success()?;
     running.looks_like(&before)?;
+    comes_back(running, &before)
+}
+
+/// Ends the tree by a further dump, and restores the one before.
+fn comes_back(mut running: Running, before: &Snapshot) -> Result {
     let images = running.images().display().to_string();
     running.dump(&[])?.success()?;
     nothing_left()?;
     command::crr(&running.dir, &["restore", "-D", &images, "-d"])?.success()?;
-    running.looks_like(&before)?;
+    running.looks_like(before)?;
     running.verify()
 }
 
@@ -301,12 +307,7 @@ fn a_task_that_dies_meanwhile() {
         let before = running.snapshot()?;
         running.dump(&[&SNAPSHOT[..], &["--fault", "task-dies-snapshot"]].concat())?.success()?;
         leaves_nothing(&running)?;
-        let images = running.images().display().to_string();
-        running.dump(&[])?.success()?;
-        nothing_left()?;
-        command::crr(&running.dir, &["restore", "-D", &images, "-d"])?.success()?;
-        running.looks_like(&before)?;
-        running.verify()
+        comes_back(running, &before)
     });
 }
 
