@@ -429,15 +429,14 @@ CASE(sealed)
 /* MAP_DROPPABLE in place of MAP_PRIVATE: the kernel may take pages away, which are zeros then. */
 CASE(droppable)
 {
-	char *memory = mmap(NULL, 8 * PAGE, PROT_READ | PROT_WRITE, 0x08 | MAP_ANONYMOUS, -1, 0);
+	enum { DROPPABLE = 16 << 20 };
+	char *memory = mmap(NULL, DROPPABLE, PROT_READ | PROT_WRITE, 0x08 | MAP_ANONYMOUS, -1, 0);
 	bool here = has(memory == MAP_FAILED ? -1 : 0, "MAP_DROPPABLE");
 	if (here)
-		memset(memory, 7, 4 * PAGE);
+		memset(memory, 7, DROPPABLE / 2);
 	checkpoint();
-	for (size_t i = 0; here && i < 8; i++) {
-		char at = memory[i * PAGE + 5];
-		CHECK(at == 0 || (i < 4 && at == 7), "page %zu: %d", i, at);
-	}
+	for (size_t at = 5; here && at < DROPPABLE; at += PAGE)
+		CHECK(memory[at] == 0 || (at < DROPPABLE / 2 && memory[at] == 7), "at %zu: %d", at, memory[at]);
 }
 
 CASE(locked)
