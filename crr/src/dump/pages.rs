@@ -654,7 +654,7 @@ fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, b
     const FILE_OR_SHARED: u64 = 1 << 61;
     const CHUNK_PAGES: u64 = 1 << 16;
     let mut words = vec![0u8; usize::try_from(CHUNK_PAGES * 8)?];
-    for vma in areas.iter().filter(|vma| vma.backing.is_private() && !can_be_dropped(vma)) {
+    for vma in areas.iter().filter(|vma| vma.backing.is_private()) {
         let mut at = vma.start.0;
         while at < vma.end.0 {
             let pages = ((vma.end.0 - at) / PAGE_SIZE).min(CHUNK_PAGES);
