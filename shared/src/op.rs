@@ -90,6 +90,8 @@ pub enum Op<'a> {
     },
     /// pkey_alloc, as often as it takes to have the keys up to this one: it gives the lowest that is free.
     AllocateKeys(u32),
+    /// wrpkru: the thread may use memory of all keys. One that allocates keys, or is cloned after that, may use theirs.
+    AllowKeys,
     /// pkey_free of the keys whose bits are set.
     FreeKeys(u32),
     /// pkey_mprotect.

@@ -530,7 +530,7 @@ CASE(swapped)
 }
 
 /* Protection keys: pkeys(7). */
-static int thread_ready, thread_go;
+static int thread_ready, thread_go, mate_ready;
 
 #ifdef __x86_64__
 enum { PKEY_MPROTECT = 329, PKEY_ALLOC = 330, PKEY_FREE = 331 };
@@ -644,6 +644,17 @@ static void child_with_keys(void *unused)
 	CHECK(execute(keyed.code) == 42, "the child's code");
 }
 
+/* Has the memory of its parent, and waits at a word that has a key. */
+static int mate_at_key(void *word)
+{
+	struct timespec limit = { 1000, 0 };
+	__atomic_store_n(&mate_ready, 1, __ATOMIC_SEQ_CST);
+	while (__atomic_load_n((int *)word, __ATOMIC_SEQ_CST) == 0)
+		if (syscall(SYS_futex, word, 0, 0, &limit) == -1 && errno != EAGAIN)
+			return errno;
+	return 0;
+}
+
 /* Of memory of all sorts, with rights that differ by thread; one that is freed, and one that no memory has. */
 CASE(keys)
 {
@@ -678,6 +689,11 @@ CASE(keys)
 	while (!__atomic_load_n(&thread_ready, __ATOMIC_SEQ_CST))
 		sched_yield();
 	pid_t child = spawn(child_with_keys, NULL);
+	int *word = (int *)map_anonymous(PAGE);
+	protect_by_key((char *)word, PAGE, PROT_READ | PROT_WRITE, keyed.a);
+	pid_t mate = MUST(clone(mate_at_key, map_anonymous(16 * PAGE) + 16 * PAGE, CLONE_VM | SIGCHLD, word));
+	while (!__atomic_load_n(&mate_ready, __ATOMIC_SEQ_CST))
+		sched_yield();
 	deny(keyed.a, NO_ACCESS);
 	deny(keyed.c, NO_WRITE);
 	uint32_t rights = key_rights();
@@ -701,6 +717,9 @@ CASE(keys)
 	finish(child);
 	CHECK(allocate_key(0) == keyed.b && allocate_key(0) == 6, "the next keys");
 	deny(keyed.a, 0);
+	__atomic_store_n(word, 1, __ATOMIC_SEQ_CST);
+	syscall(SYS_futex, word, 1, 1);
+	reap(mate);
 	CHECK_FILL(keyed.closed, 4 * PAGE, 1);
 	CHECK_FILL(keyed.read_only, 2 * PAGE, 2);
 	CHECK_FILL(keyed.shared, PAGE, 3);

@@ -59,6 +59,7 @@ impl Op<'_> {
             Self::Fill { .. } | Self::Write { .. } => Family::Fill,
             Self::Protect { .. }
             | Self::AllocateKeys(_)
+            | Self::AllowKeys
             | Self::FreeKeys(_)
             | Self::ProtectByKey { .. }
             | Self::Advise { .. }

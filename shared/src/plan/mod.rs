@@ -253,6 +253,7 @@ impl Planner<'_> {
         let mates = self.mates(index);
         if let (Some(_), Some((word, _))) = (task.shares.memory, mates) {
             op::push(ops, &Op::Birth(Birth::AwaitMapped(word)));
+            pkey::allow(ops, &self.forest.spaces[self.forest.holder(index, Object::Memory)]);
             attribute::policy(ops, &base.policy, &task.threads[0].attributes.policy);
         } else {
             if let Some((word, tasks)) = mates {

@@ -45,6 +45,13 @@ pub fn are_needed(space: &Space) -> bool {
     space.keys != 0 || execute_only(space).is_some_and(|own| own != FIRST || has_another(own))
 }
 
+/// Has a thread use what another task allocates, from whom it has the address space.
+pub(super) fn allow(list: &mut Vec<u8>, space: &Space) {
+    if are_needed(space) {
+        op::push(list, &Op::AllowKeys);
+    }
+}
+
 /// Allocates what areas will have, before there are any.
 pub(super) fn allocate(list: &mut Vec<u8>, space: &Space) {
     if !are_needed(space) {

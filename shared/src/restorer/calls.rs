@@ -49,6 +49,10 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
             plain(nr::__NR_mprotect, addr, &[size(addr)?, size(len)?, prot as usize])
         }
         Op::AllocateKeys(last) => pkey::allocate(last),
+        Op::AllowKeys => {
+            pkey::allow();
+            Ok(())
+        }
         Op::FreeKeys(keys) => pkey::free(keys),
         Op::ProtectByKey { addr, len, prot, key } => {
             let args = [size(addr)?, size(len)?, prot as usize, key as usize];

@@ -1,11 +1,12 @@
 //! Protection keys (pkeys(7)).
 //!
 //! # Safety
-//! See the parent module: the calls here touch no memory.
+//! See the parent module: nothing here touches memory.
 
 use super::Failure;
 use super::calls::plain;
 use crate::sys::{self, nr};
+use core::arch::asm;
 
 /// Allocates the keys from 1 on, up to the last. Whoever allocates a key may use the memory that gets it; threads that are cloned later, too.
 pub(super) fn allocate(last: u32) -> Result<(), Failure> {
@@ -18,6 +19,12 @@ pub(super) fn allocate(last: u32) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Gives the thread all rights, as those have who allocated the keys.
+pub(super) fn allow() {
+    // SAFETY: there are keys, so there is the instruction. Rights that are given take nothing from anybody.
+    unsafe { asm!("wrpkru", in("eax") 0, in("ecx") 0, in("edx") 0, options(nostack)) };
 }
 
 pub(super) fn free(keys: u32) -> Result<(), Failure> {

@@ -125,7 +125,7 @@ pub(super) fn collect_task(
         ldt: Vec::new(),
         threads: records,
     };
-    let (mut layout, mut policies, mut aio, mut keys) = (stat.layout, Vec::new(), Vec::new(), 0);
+    let (mut layout, mut policies, mut aio, mut keys) = (stat.layout, Vec::new(), Vec::new(), None);
     let asked = may_run
         && seccomp::suspend(threads, &statuses, tables.guarded, refuse)?
         && can_be_asked(threads, &leftovers)?
@@ -161,7 +161,7 @@ pub(super) fn collect_task(
         let told = ask(target, threads, &mut record, facts, refuse, patience);
         dispatch::resume(threads, &record.threads)?;
         if let Some(told) = told? {
-            (layout.brk, policies, aio, keys) = (told.brk, told.policies, told.aio, told.keys);
+            (layout.brk, policies, aio, keys) = (told.brk, told.policies, told.aio, Some(told.keys));
             if sends_files {
                 record.fds = tables.dump_files(deputy, dir, told.copies.as_ref(), refuse)?;
             }
@@ -187,9 +187,9 @@ pub(super) fn collect_task(
     }
     dir.read("auxv", &mut tables.buffer).context("read auxv")?;
     let auxv = cut_auxv(&tables.buffer, abi).to_vec();
-    let space =
-        Space { vmas, runs: Vec::new(), policies, guards: Vec::new(), names, aio, keys, layout, auxv };
-    if asked {
+    let (runs, guards, allocated) = (Vec::new(), Vec::new(), keys.unwrap_or(0));
+    let space = Space { vmas, runs, policies, guards, names, aio, keys: allocated, layout, auxv };
+    if keys.is_some() {
         pkey::check(&space, refuse);
     }
     Ok(Some((record, space)))
