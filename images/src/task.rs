@@ -104,7 +104,7 @@ pub struct Task {
     pub root: PathId,
     /// File mode creation mask.
     pub umask: u32,
-    /// `personality(2)`.
+    /// `personality(2)` of the leader, and of each thread that has no other.
     pub personality: u32,
     /// PR_GET_DUMPABLE: 0 or 1.
     pub dumpable: u32,

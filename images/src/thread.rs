@@ -55,6 +55,8 @@ pub struct Thread {
     pub dispatch: Option<Dispatch>,
     /// Further settings.
     pub attributes: ThreadAttributes,
+    /// `personality(2)`, where it is another than that of the task.
+    pub personality: Option<u32>,
 }
 
 /// General registers: `struct user_regs_struct` of x86_64 in its order (r15 … gs), whatever the ABI of the task and the

@@ -459,6 +459,27 @@ CASE(personality_of_threads)
 	MUST0(pthread_join(thread, NULL));
 }
 
+/* One that has changed its own: data can be executed that it maps, but not what others do. */
+static void *with_executable_data(void *unused)
+{
+	MUST(personality(PER_LINUX | READ_IMPLIES_EXEC));
+	return execute_data(unused);
+}
+
+CASE(personality_of_one_thread)
+{
+	pthread_t thread;
+	MUST(personality(PER_LINUX | ADDR_NO_RANDOMIZE));
+	MUST0(pthread_create(&thread, NULL, with_executable_data, NULL));
+	await(&thread_arrived, 1);
+	checkpoint();
+	CHECK(personality_of(getpid()) == (PER_LINUX | ADDR_NO_RANDOMIZE), "personality %#x", personality_of(getpid()));
+	CHECK(personality_of(second_thread) == READ_IMPLIES_EXEC, "personality %#x of the thread", personality_of(second_thread));
+	thread_leave = 1;
+	syscall(SYS_futex, &thread_leave, 1, 1);
+	MUST0(pthread_join(thread, NULL));
+}
+
 /* A page at address 0, as System V had it. */
 CASE(page_zero)
 {

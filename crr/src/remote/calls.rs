@@ -69,6 +69,8 @@ calls! {
     ModifyLdt = 154, 123;
     /// prctl.
     Prctl = 157, 172;
+    /// personality.
+    Personality = 135, 136;
     /// arch_prctl.
     ArchPrctl = 158, 384;
     /// semtimedop; semtimedop_time64 of ia32.

@@ -88,6 +88,7 @@ pub(crate) fn dump_outside(
         attributes: ThreadAttributes::default(),
         time_left_ns: wait.and_then(|wait| wait.left),
         regs,
+        personality: None,
     })
 }
 
@@ -147,6 +148,7 @@ pub(crate) fn dump_ended(
         seccomp: others.iter().find(alike).map_or(Seccomp::Off, |thread| thread.seccomp.clone()),
         dispatch: None,
         attributes: deputy.attributes.clone(),
+        personality: None,
     })
 }
 
@@ -179,6 +181,7 @@ pub(crate) struct AskThread {
     timer_slack: Handle,
     securebits: Handle,
     attributes: attribute::AskThread,
+    personality: Handle,
     landlock: AskLandlock,
     keyrings: AskKeyrings,
 }
@@ -186,6 +189,8 @@ pub(crate) struct AskThread {
 impl AskThread {
     /// `stranger` is one whom the thread may look at unless it is in a Landlock domain.
     pub(crate) fn new(batch: &mut Batch, stranger: Option<Pid>) -> Self {
+        /// personality(2) tells what there is, and leaves it.
+        const NO_CHANGE: u64 = 0xffff_ffff;
         let mut prctl_to = |option, room| {
             let buffer = batch.buffer(room);
             (batch.call(Call::Prctl, &[Arg::Value(option), Arg::Out(buffer)]), buffer)
@@ -205,16 +210,18 @@ impl AskThread {
             timer_slack,
             securebits,
             attributes: attribute::AskThread::new(batch),
+            personality: batch.call(Call::Personality, &[Arg::Value(NO_CHANGE)]),
             landlock: AskLandlock::new(batch, stranger),
             keyrings: AskKeyrings::new(batch),
         }
     }
 
-    /// Completes a thread by its own answers.
+    /// Completes a thread by its own answers; `personality` is that of its task.
     pub(crate) fn fill(
         &self,
         reply: &Reply,
         thread: &mut Thread,
+        personality: u32,
         task_dir: &Dir,
         refuse: &mut Refuse<'_>,
     ) -> Result<()> {
@@ -226,6 +233,8 @@ impl AskThread {
         thread.parent_death_signal = reply.u32(self.death_signal.1, 0);
         thread.timer_slack_ns = reply.result(self.timer_slack).context("PR_GET_TIMERSLACK")?;
         thread.creds.securebits = low_half(reply.result(self.securebits).context("PR_GET_SECUREBITS")?);
+        let own = low_half(reply.result(self.personality).context("personality")?);
+        thread.personality = Some(own).filter(|&own| own != personality);
         self.landlock.check(reply, thread.tid, refuse)?;
         self.keyrings.check(reply, thread.tid, refuse)?;
         thread.attributes = self.attributes.read(reply, thread.tid, task_dir, refuse)?;

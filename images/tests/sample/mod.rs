@@ -660,6 +660,7 @@ fn thread(tid: Pid, abi: Abi, seccomp: Seccomp) -> Thread {
             no_new_privs: true,
         },
         parent_death_signal: 15,
+        personality: (tid > 1000).then_some(0x40_0008),
         timer_slack_ns: 50_000,
         seccomp,
         dispatch: (abi == Abi::X86_64).then_some(Dispatch {

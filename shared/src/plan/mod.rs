@@ -37,7 +37,7 @@ pub use forest::{Forest, Written};
 use images::attribute::{TaskAttributes, ThreadAttributes};
 use images::sharing::Object;
 use images::task::Task;
-use images::thread::Creds;
+use images::thread::{Creds, Thread};
 use images::{Abi, DescriptionId, PathId, Pid, SharedId};
 use seccomp::Programs;
 
@@ -199,7 +199,7 @@ impl Planner<'_> {
             let mut own = Vec::new();
             thread::ops(&mut own, machine, task.abi, record);
             attribute::policy(&mut own, &task.threads[0].attributes.policy, &record.attributes.policy);
-            late_personality(&mut own, task);
+            late_personality(&mut own, task, record);
             programs.install(&mut own, task, record);
             creds::ops(&mut own, &machine.creds, &record.creds);
             last_of_thread(&mut own, record);
@@ -228,7 +228,7 @@ impl Planner<'_> {
             attribute::before_limits(ops, task);
         }
         limits(ops, machine, task, Moment::Privileged);
-        late_personality(ops, task);
+        late_personality(ops, task, leader);
         programs.install(ops, task, leader);
         creds::ops(ops, &machine.creds, &leader.creds);
         // A change of credentials resets dumpable for the whole address space (commit_creds, kernel/cred.c), so those of
@@ -292,18 +292,19 @@ impl Planner<'_> {
 pub const TIE: u32 = 9;
 
 /// What would stand in the way of a change of credentials.
-fn last_of_thread(ops: &mut Vec<u8>, thread: &images::thread::Thread) {
+fn last_of_thread(ops: &mut Vec<u8>, thread: &Thread) {
     const PR_SET_NO_NEW_PRIVS: u32 = 38;
     if thread.creds.no_new_privs {
         op::push(ops, &Op::Prctl { option: PR_SET_NO_NEW_PRIVS, args: [1, 0, 0] });
     }
 }
 
-/// The bits that are set last, by each thread: it has a personality of its own, which is at first that of the one that clones it
-/// (dup_task_struct(), kernel/fork.c).
-fn late_personality(ops: &mut Vec<u8>, task: &Task) {
-    if task.personality & LATE_PERSONALITY != 0 {
-        op::push(ops, &Op::Personality(task.personality));
+/// The personality of each thread, which is at first that of the one that clones it (dup_task_struct(), kernel/fork.c): that of the task without
+/// the bits that are set last.
+fn late_personality(ops: &mut Vec<u8>, task: &Task, thread: &Thread) {
+    let wanted = thread.personality.unwrap_or(task.personality);
+    if wanted != task.personality & !LATE_PERSONALITY {
+        op::push(ops, &Op::Personality(wanted));
     }
 }
 

@@ -54,6 +54,7 @@ pub(crate) fn thread(tid: i32, seccomp: Seccomp) -> Thread {
         },
         creds: creds(1000),
         parent_death_signal: 0,
+        personality: None,
         timer_slack_ns: 0,
         seccomp,
         dispatch: None,

@@ -139,6 +139,8 @@ fn add_thread(snapshot: &mut Snapshot, pid: i32, tid: i32, of_root: bool) -> cra
     }
     // "-1 SP PC": stopped outside of a system call, in a page fault for instance. It runs.
     let shown = if syscall.starts_with("-1 ") { "running" } else { syscall.trim_end() };
+    let personality = read(&format!("{proc}/personality"))?.trim_end().to_owned();
+    snapshot.insert(key("personality"), Rule::Equal, vec![personality]);
     snapshot.insert(key("syscall"), Rule::Syscall, vec![shown.to_owned()]);
     Ok(())
 }

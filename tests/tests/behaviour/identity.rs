@@ -20,6 +20,7 @@ tests::survives! {
     arguments => identity("arguments");
     personality => identity("personality");
     personality_of_threads => identity("personality_of_threads");
+    personality_of_one_thread => identity("personality_of_one_thread");
     page_zero => identity("page_zero");
     three_gigabytes => identity("three_gigabytes");
 }

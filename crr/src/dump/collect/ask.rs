@@ -145,12 +145,15 @@ pub(super) fn ask(
         };
         let memory = (vmas, resident_kib);
         let policies = mempolicy::dump_areas(&executor, deputy, dir, memory, patience)?;
+        let personality = record.personality;
         for (thread, record) in others.iter_mut().zip(record.threads.iter_mut().skip(1)) {
             let mut batch = executor.batch(thread)?;
             let about_thread = AskThread::new(&mut batch, bystanders.for_thread(&record.creds)?);
             let reply = executor.run(thread, &batch, patience)?;
             let tid = thread.tid();
-            about_thread.fill(&reply, record, dir, refuse).with_context(|| format!("thread {tid}"))?;
+            about_thread
+                .fill(&reply, record, personality, dir, refuse)
+                .with_context(|| format!("thread {tid}"))?;
         }
         let aio = match has_rings {
             true => aio::dump(&executor, deputy, pid, vmas, refuse, patience)?,
@@ -241,7 +244,7 @@ fn ask_deputy(
     record.xcomp_permission = inside.xcomp_permission;
     record.attributes = inside.attributes;
     if let Some(thread) = record.threads.first_mut() {
-        about_thread.fill(&reply, thread, dir, refuse)?;
+        about_thread.fill(&reply, thread, record.personality, dir, refuse)?;
     }
     Ok(inside.brk)
 }

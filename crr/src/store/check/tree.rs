@@ -77,10 +77,9 @@ fn check_place(index: usize, task: &Task, before: &BTreeSet<Pid>) -> Check {
     // 0 is how a task outside of the pid namespace looks from inside.
     ensure!(task.ppid >= 0 && task.pgid >= 0 && task.sid >= 0, "has negative relatives");
     ensure!(index == 0 || before.contains(&task.ppid), "its parent {} does not stand before it", task.ppid);
-    ensure!(
-        task.threads.first().map(|thread| thread.tid) == Some(task.pid),
-        "its leader does not stand first"
-    );
+    let leader = task.threads.first();
+    ensure!(leader.map(|thread| thread.tid) == Some(task.pid), "its leader does not stand first");
+    ensure!(leader.is_some_and(|thread| thread.personality.is_none()), "its leader has two personalities");
     Ok(())
 }
 

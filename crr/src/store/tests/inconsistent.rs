@@ -203,6 +203,9 @@ fn timers() {
 #[test]
 fn properties_of_threads() {
     refused("tree.img: task 100: thread -4: is no tid", |s| s.tree.tasks[0].threads[1].tid = -4);
+    refused("tree.img: task 100: its leader has two personalities", |s| {
+        s.tree.tasks[0].threads[0].personality = Some(0);
+    });
     refused("tree.img: task 100: thread 100: a name of 16 bytes", |s| {
         s.tree.tasks[0].threads[0].comm = vec![b'x'; 16]
     });
