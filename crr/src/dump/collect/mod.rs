@@ -19,6 +19,7 @@ use crate::proc::{Dir, has_ended, living_thread, stat, status};
 use crate::ptrace::Patience;
 use crate::refusal::Refusals;
 use crate::remote::{Cache, Target};
+use crate::resource::file::links::Links;
 use crate::resource::file::{self, Terminal};
 use crate::resource::inet::Silenced;
 use crate::resource::landlock::Bystanders;
@@ -124,10 +125,13 @@ pub(super) fn collect(
     base: Base,
 ) -> Result<Collected> {
     let output = (options.destination == Destination::Stream).then(Object::standard_output).flatten();
+    let links = std::mem::take(&mut frozen.links);
+    // Who still runs may have closed some, and opened others.
+    let links = if frozen.late { Links::default() } else { links };
     let mut tables = Tables {
         ready,
         paths: Paths::new(options.ghost_limit, options.link_remap),
-        files: file::Table::new(&options.external, output),
+        files: file::Table::new(&options.external, output, links),
         backings: memory::Backings::new(base.parent.is_some()),
         vdsos: Vec::new(),
         gadgets: Cache::default(),
