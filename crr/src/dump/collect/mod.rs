@@ -33,7 +33,7 @@ use crate::resource::{Refuse, deleted, memory, mempolicy, program, seccomp, shar
 use crate::restore::numbers;
 use crate::stats::{self, Stage};
 use crate::store::Destination;
-use crate::sys::int80::LowBuffer;
+use crate::sys::int80::{self, LowBuffer};
 use anyhow::{Context, Result, bail};
 use images::file::Files;
 use images::memory::{BLOCK_PAGES, Memory, Space, Vdso, Vma};
@@ -77,6 +77,7 @@ impl Ready {
     /// For the tree under `root`.
     pub(super) fn get(root: Pid) -> Result<Self> {
         parallel::processors();
+        int80::available().context("try an ia32 system call")?;
         Ok(Self {
             own_namespaces: Namespaces::of(&Dir::task(nix::unistd::getpid().as_raw())?)?,
             low: LowBuffer::new().context("map a page below 4 GiB")?,
