@@ -15,8 +15,8 @@ use crate::refusal::Refusals;
 use crate::remote::{Target, in_leftover, is_leftover};
 use crate::resource::file::copies::Copies;
 use crate::resource::{
-    Refuse, dispatch, group_stop, memory, namespace, path, pkey, robust, rseq, seccomp, signal, thread, timer,
-    vdso,
+    Refuse, dispatch, group_stop, memory, namespace, path, pkey, robust, rseq, seccomp, signal, thread,
+    timer, vdso,
 };
 use anyhow::{Context, Result, bail};
 use images::attribute::TaskAttributes;
