@@ -67,7 +67,7 @@ impl Kind {
     pub const fn version(self) -> u16 {
         match self {
             Self::Tree => 7,
-            Self::Files => 8,
+            Self::Files => 9,
             Self::Inventory => 4,
             Self::Memory => 6,
             Self::Pages => 2,

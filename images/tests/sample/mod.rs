@@ -12,7 +12,7 @@ use images::file::{Deleted, Description, FdEntry, Files, Namespace, OtherName, P
 use images::id::PAGE_SIZE;
 use images::inet::{
     Datagram, InetAddress, InetProtocol, InetSocket, InetState, Membership, TcpAgreement, TcpConnection,
-    TcpWindow,
+    TcpUrgent, TcpWindow,
 };
 use images::inotify::{FileWatch, Inotify};
 use images::interface::Interface;
@@ -411,6 +411,7 @@ fn inet_sockets() -> Vec<InetSocket> {
         outgoing: b"question".to_vec(),
         unsent: 3,
         incoming: b"answ".to_vec(),
+        urgent: Some(TcpUrgent { at: 3, read: false }),
         agreed: TcpAgreement { mss: 1460, window_scale: Some((7, 9)), sack: true, timestamp: Some(1 << 31) },
         window: TcpWindow { snd_wl1: 1, snd_wnd: 2, max_window: 3, rcv_wnd: 4, rcv_wup: 5 },
         ended_here: true,

@@ -9,7 +9,7 @@ use images::event::{Eventfd, Notify, Timerfd, Watch};
 use images::external::ExternalKind;
 use images::fanotify::{Fanotify, Scope};
 use images::file::{Deleted, OtherName, Target};
-use images::inet::{InetProtocol, InetSocket, InetState};
+use images::inet::{InetProtocol, InetSocket, InetState, TcpUrgent};
 use images::inotify::Inotify;
 use images::late::{Process, TaskFile};
 use images::memory::{Backing, Chunk, Guard, Method, Packing, Run, Shared, vm};
@@ -486,6 +486,10 @@ fn inet_sockets() {
     refused(2, "has not sent 3 of 2 bytes", |s| {
         let InetState::Connected(connection) = &mut s.state else { panic!() };
         connection.outgoing.truncate(2);
+    });
+    refused(2, "has byte 4 of 4 as urgent", |s| {
+        let InetState::Connected(connection) = &mut s.state else { panic!() };
+        connection.urgent = Some(TcpUrgent { at: 4, read: true });
     });
     refused(3, "listens without an address", |s| s.local = None);
     refused(3, "connects to nobody", |s| s.state = InetState::Connecting);
