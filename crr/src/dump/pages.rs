@@ -588,7 +588,7 @@ fn find_parts(look: Look<'_>, vmas: &[Vma], kept: &[Run]) -> Result<(Vec<Part>, 
                 guards.push(Guard { start: Addr(start), end: Addr(end) });
                 continue;
             }
-            if !vma.backing.is_private() {
+            if !vma.backing.is_private() || can_be_dropped(vma) {
                 continue;
             }
             for run in track::part(kept, start, end) {
@@ -601,6 +601,13 @@ fn find_parts(look: Look<'_>, vmas: &[Vma], kept: &[Run]) -> Result<(Vec<Part>, 
     };
     scan(look, first.start.0, last.end.0, vmas, found)?;
     Ok((parts, guards))
+}
+
+/// Whether the kernel may drop pages at any moment, which are zeros then (MAP_DROPPABLE). They are left out, so that no two restores have the same state of a random
+/// number generator: what getrandom() of the vDSO keeps there is made anew when the generation in it, 0 by then, is none (lib/vdso/getrandom.c), and at its end the function looks whether that has happened
+/// meanwhile.
+fn can_be_dropped(vma: &Vma) -> bool {
+    vma.flags & images::memory::vm::DROPPABLE != 0
 }
 
 /// Adds what lies between two addresses of an area, unless that is nothing.
@@ -647,7 +654,7 @@ fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, b
     const FILE_OR_SHARED: u64 = 1 << 61;
     const CHUNK_PAGES: u64 = 1 << 16;
     let mut words = vec![0u8; usize::try_from(CHUNK_PAGES * 8)?];
-    for vma in areas.iter().filter(|vma| vma.backing.is_private()) {
+    for vma in areas.iter().filter(|vma| vma.backing.is_private() && !can_be_dropped(vma)) {
         let mut at = vma.start.0;
         while at < vma.end.0 {
             let pages = ((vma.end.0 - at) / PAGE_SIZE).min(CHUNK_PAGES);

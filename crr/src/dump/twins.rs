@@ -328,6 +328,7 @@ fn parent(dir: &Dir) -> Result<Pid> {
 
 /// The maker of a twin that a killed dump has left; `None` for any other zombie. It is known by its name or, if it was killed before it took that, by the one
 /// that it has from the thread that made it: nobody else is likely to be a child that tells nobody of its end, has run no other program, and was killed.
+/// One whose maker has ended is a zombie of the task that took it in, which was told of its end (reparent_leader(), kernel/exit.c), and is known by its name alone.
 pub(super) fn maker<'a>(
     dir: &Dir,
     tasks: &'a mut [FrozenTask],
@@ -338,12 +339,15 @@ pub(super) fn maker<'a>(
     const RAN_NO_PROGRAM: u64 = 0x40;
     dir.read_record("stat", buffer)?;
     let stat = stat::parse(buffer)?;
-    if stat.exit_signal != TELLS_NOBODY || stat.flags & RAN_NO_PROGRAM == 0 {
+    if stat.flags & RAN_NO_PROGRAM == 0 {
         return Ok(None);
     }
     let Some(maker) = tasks.iter_mut().find(|task| task.pid == stat.ppid) else { return Ok(None) };
     if stat.comm == TWIN.to_bytes() {
         return Ok(Some(maker));
+    }
+    if stat.exit_signal != TELLS_NOBODY {
+        return Ok(None);
     }
     // A filter of seccomp may end it, too, which counts when nobody traces it.
     let is_killed = [libc::SIGKILL, libc::SIGSYS].contains(&(stat.exit_code & 0x7f).cast_signed());

@@ -29,13 +29,14 @@ use crate::resource::path::{Paths, file_type};
 use crate::resource::pipe::{Holders, Object};
 use crate::resource::sysv::undo;
 use crate::resource::tree::{self, Standing, Strangers};
-use crate::resource::{Refuse, deleted, memory, mempolicy, program, seccomp, sharing, sysv, zombie};
+use crate::resource::{Refuse, deleted, memory, mempolicy, pkey, program, seccomp, sharing, sysv, zombie};
 use crate::restore::numbers;
 use crate::stats::{self, Stage};
 use crate::store::Destination;
 use crate::sys::int80::LowBuffer;
 use anyhow::{Context, Result, bail};
 use images::file::Files;
+use images::inventory::StateComponent;
 use images::memory::{BLOCK_PAGES, Memory, Space, Vdso, Vma};
 use images::sharing::Shares;
 use images::task::{Task, Tree, Zombie};
@@ -71,6 +72,8 @@ pub(super) struct Ready {
     low: LowBuffer,
     bystanders: Bystanders,
     semaphores: sysv::objects::Sets,
+    /// Where the protection key rights of threads lie.
+    rights: Option<StateComponent>,
 }
 
 impl Ready {
@@ -82,6 +85,7 @@ impl Ready {
             low: LowBuffer::new().context("map a page below 4 GiB")?,
             bystanders: Bystanders::expecting(root)?,
             semaphores: sysv::objects::Sets::look()?,
+            rights: pkey::place_of_rights(),
         })
     }
 }

@@ -15,7 +15,8 @@ use crate::refusal::Refusals;
 use crate::remote::{Target, in_leftover, is_leftover};
 use crate::resource::file::copies::Copies;
 use crate::resource::{
-    Refuse, dispatch, group_stop, memory, namespace, path, robust, rseq, seccomp, signal, thread, timer, vdso,
+    Refuse, dispatch, group_stop, memory, namespace, path, pkey, robust, rseq, seccomp, signal, thread,
+    timer, vdso,
 };
 use anyhow::{Context, Result, bail};
 use images::attribute::TaskAttributes;
@@ -66,6 +67,7 @@ pub(super) fn collect_task(
 
     let mut records = Vec::with_capacity(threads.len());
     let (mut may_run, mut rseq_untold) = (true, false);
+    let rights = tables.ready.rights;
     for (thread, status) in threads.iter_mut().zip(&statuses) {
         // A mask that is another one for the time must not be left like that.
         let out = vdso::step_out(thread, status.ignored, &vmas, &tables.vdsos, tables.guarded, patience)?;
@@ -82,6 +84,7 @@ pub(super) fn collect_task(
         record.rseq = registration.rseq;
         vdso::rewind(deputy, &mut record.regs, &vmas, &tables.vdsos)?;
         robust::check(&record, &vmas, refuse);
+        may_run &= pkey::can_be_asked(&record, &vmas, rights, refuse);
         record.seccomp = tables.filters.dump(thread, status, refuse)?;
         tables.waits.note(thread, &record.regs)?;
         check_leftovers(&record, &leftovers, stopped_by.is_some(), refuse);
@@ -121,7 +124,7 @@ pub(super) fn collect_task(
         ldt: Vec::new(),
         threads: records,
     };
-    let (mut layout, mut policies, mut aio) = (stat.layout, Vec::new(), Vec::new());
+    let (mut layout, mut policies, mut aio, mut keys) = (stat.layout, Vec::new(), Vec::new(), 0);
     let asked = may_run
         && seccomp::suspend(threads, &statuses, tables.guarded, refuse)?
         && can_be_asked(threads, &leftovers)?
@@ -149,6 +152,7 @@ pub(super) fn collect_task(
             late,
             watched,
             rseq_untold,
+            has_keys: rights.is_some(),
             sends_files,
             dead_twins,
         };
@@ -156,7 +160,7 @@ pub(super) fn collect_task(
         let told = ask(target, threads, &mut record, facts, refuse, patience);
         dispatch::resume(threads, &record.threads)?;
         if let Some(told) = told? {
-            (layout.brk, policies, aio) = (told.brk, told.policies, told.aio);
+            (layout.brk, policies, aio, keys) = (told.brk, told.policies, told.aio, told.keys);
             if sends_files {
                 record.fds = tables.dump_files(deputy, dir, told.copies.as_ref(), refuse)?;
             }
@@ -181,10 +185,12 @@ pub(super) fn collect_task(
         return Ok(Some((record, Space::default())));
     }
     let auxv = cut_auxv(&auxv, abi).to_vec();
-    Ok(Some((
-        record,
-        Space { vmas, runs: Vec::new(), policies, guards: Vec::new(), names, aio, layout, auxv },
-    )))
+    let space =
+        Space { vmas, runs: Vec::new(), policies, guards: Vec::new(), names, aio, keys, layout, auxv };
+    if asked {
+        pkey::check(&space, refuse);
+    }
+    Ok(Some((record, space)))
 }
 
 impl Tables {
