@@ -15,6 +15,7 @@ use crate::proc::{Dir, decimal, living_thread, stat, status};
 use crate::ptrace::{self, Patience, Seized, Stop, Stopped, Waited};
 use crate::refusal::Refusals;
 use crate::remote::Target;
+use crate::resource::file::links::Links;
 use crate::resource::wait::{Looks, Waits};
 use crate::resource::{Refuse, seccomp};
 use crate::sys::kcmp::{Kind, kcmp};
@@ -113,6 +114,8 @@ pub(crate) struct Frozen {
     pub(crate) guarded: bool,
     /// A thread did not stop in time, and is refused.
     pub(crate) late: bool,
+    /// What their descriptors lead to, when that has been read.
+    pub(crate) links: Links,
     since: Instant,
     /// When it was let run.
     until: Option<Instant>,
@@ -129,6 +132,7 @@ impl Frozen {
             confined: false,
             guarded: false,
             late: false,
+            links: Links::default(),
             since: Instant::now(),
             until: None,
         }

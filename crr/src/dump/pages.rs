@@ -167,7 +167,13 @@ impl Contents {
 
     fn push(&mut self, source: usize, start: u64, end: u64, forced: bool) -> Run {
         let run = Run { start: Addr(start), pages: (end - start) / PAGE_SIZE, first_page: self.pages };
-        self.pieces.push(Piece { source, run, forced });
+        match self.pieces.last_mut() {
+            // Areas that lie side by side are read as one.
+            Some(last) if (last.source, last.forced, last.run.end()) == (source, forced, start) => {
+                last.run.pages += run.pages;
+            }
+            _ => self.pieces.push(Piece { source, run, forced }),
+        }
         self.pages += run.pages;
         Run { first_page: self.first_page + run.first_page, ..run }
     }
@@ -675,6 +681,20 @@ fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, b
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn areas_that_lie_side_by_side_are_read_as_one() {
+        let mut contents = Contents::beyond(7);
+        let areas = [(0, 1, false), (0, 2, false), (0, 3, true), (0, 4, true), (0, 6, true), (1, 7, true)];
+        let of = |(source, page, forced): (usize, u64, bool)| (source, page * PAGE_SIZE, forced);
+        for (number, (source, start, forced)) in (7..).zip(areas.map(of)) {
+            let run = contents.push(source, start, start + PAGE_SIZE, forced);
+            assert_eq!(run, Run { start: Addr(start), pages: 1, first_page: number });
+        }
+        let pieces =
+            contents.pieces.iter().map(|piece| (piece.source, piece.run.first_page, piece.run.pages));
+        assert_eq!(pieces.collect::<Vec<_>>(), [(0, 0, 2), (0, 2, 2), (0, 4, 1), (1, 5, 1)]);
+    }
 
     #[test]
     fn pages_are_taken_out_of_runs() {

@@ -252,7 +252,7 @@ pub fn has_ended(tid: Pid) -> bool {
 }
 
 /// What /proc answers for a task that is not there any more.
-fn is_gone(error: &io::Error) -> bool {
+pub(crate) fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 

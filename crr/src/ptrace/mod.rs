@@ -7,6 +7,7 @@
 //! Neither type detaches when dropped: who seizes a tree owns the decision how it goes on (see
 //! `dump::freeze`), and the kernel detaches everything when crr ends.
 
+mod calls;
 mod interrupted;
 pub mod regs;
 
@@ -19,6 +20,8 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
+
+pub use calls::{make_call, make_calls};
 
 /// What can go wrong with a traced thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -20,6 +20,7 @@ use crate::proc::{Dir, stat, status};
 use crate::ptrace::Patience;
 use crate::refusal::Refusals;
 use crate::remote::{Cache, Target};
+use crate::resource::file::links::Links;
 use crate::resource::file::{self, Terminal};
 use crate::resource::inet::Silenced;
 use crate::resource::landlock::Bystanders;
@@ -33,7 +34,7 @@ use crate::resource::{Refuse, deleted, memory, mempolicy, pkey, program, seccomp
 use crate::restore::numbers;
 use crate::stats::{self, Stage};
 use crate::store::Destination;
-use crate::sys::int80::LowBuffer;
+use crate::sys::int80::{self, LowBuffer};
 use anyhow::{Context, Result, bail};
 use images::file::Files;
 use images::inventory::StateComponent;
@@ -80,6 +81,7 @@ impl Ready {
     /// For the tree under `root`.
     pub(super) fn get(root: Pid) -> Result<Self> {
         parallel::processors();
+        int80::available().context("try an ia32 system call")?;
         Ok(Self {
             own_namespaces: Namespaces::of(&Dir::task(nix::unistd::getpid().as_raw())?)?,
             low: LowBuffer::new().context("map a page below 4 GiB")?,
@@ -129,10 +131,13 @@ pub(super) fn collect(
     base: Base,
 ) -> Result<Collected> {
     let output = (options.destination == Destination::Stream).then(Object::standard_output).flatten();
+    let links = std::mem::take(&mut frozen.links);
+    // Who still runs may have closed some, and opened others.
+    let links = if frozen.late { Links::default() } else { links };
     let mut tables = Tables {
         ready,
         paths: Paths::new(options.ghost_limit, options.link_remap),
-        files: file::Table::new(&options.external, output),
+        files: file::Table::new(&options.external, output, links),
         backings: memory::Backings::new(base.parent.is_some()),
         vdsos: Vec::new(),
         gadgets: Cache::default(),
