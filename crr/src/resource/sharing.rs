@@ -33,8 +33,16 @@ pub(crate) fn find(
     refusals: &mut Refusals,
 ) -> Result<Vec<Shares>> {
     let mut shares = vec![Shares::default(); tasks.len()];
+    let all: Vec<usize> = (0..tasks.len()).collect();
+    let mut with_one_memory = Vec::new();
     for (object, kind, what) in KINDS {
-        let order = in_order(tasks, kind).with_context(|| format!("compare {what} of tasks"))?;
+        // CLONE_SIGHAND demands CLONE_VM.
+        let candidates = if kind == Kind::Sighand { &with_one_memory } else { &all };
+        let order = in_order(tasks, candidates, kind).with_context(|| format!("compare {what} of tasks"))?;
+        if kind == Kind::Vm {
+            with_one_memory = order.iter().filter(|class| class.len() > 1).flatten().copied().collect();
+            with_one_memory.sort_unstable();
+        }
         // The sort is stable: the first of equals is the first of the tree.
         for class in &order {
             for &index in &class[1..] {
@@ -61,12 +69,13 @@ pub(crate) fn find(
 
 /// Tasks whose memory is that of an earlier one of them, too.
 pub(crate) fn with_memory_of_others(tasks: &[FrozenTask]) -> Result<HashSet<Pid>> {
-    let classes = in_order(tasks, Kind::Vm).context("compare memory of tasks")?;
+    let all: Vec<usize> = (0..tasks.len()).collect();
+    let classes = in_order(tasks, &all, Kind::Vm).context("compare memory of tasks")?;
     Ok(classes.iter().flat_map(|class| &class[1..]).map(|&index| tasks[index].pid).collect())
 }
 
-/// The tasks with the same object of a kind together, by sorting them in the kernel's order.
-fn in_order(tasks: &[FrozenTask], kind: Kind) -> nix::Result<Vec<Vec<usize>>> {
+/// Of some tasks, given in the order of the tree, those with the same object of a kind together, by sorting them in the kernel's order.
+fn in_order(tasks: &[FrozenTask], some: &[usize], kind: Kind) -> nix::Result<Vec<Vec<usize>>> {
     let mut failure = None;
     let mut compare = |a: usize, b: usize| match kcmp(kind, (tasks[a].deputy(), 0), (tasks[b].deputy(), 0)) {
         Ok(order) => order,
@@ -75,7 +84,7 @@ fn in_order(tasks: &[FrozenTask], kind: Kind) -> nix::Result<Vec<Vec<usize>>> {
             Ordering::Equal
         }
     };
-    let mut sorted: Vec<usize> = (0..tasks.len()).collect();
+    let mut sorted = some.to_vec();
     sorted.sort_by(|&a, &b| if a == b { Ordering::Equal } else { compare(a, b) });
     let classes = sorted.chunk_by(|&a, &b| compare(a, b) == Ordering::Equal).map(<[usize]>::to_vec).collect();
     failure.map_or(Ok(classes), Err)

@@ -92,7 +92,7 @@ const DUMP: &[Trial] = &[
             ("proc-read:70", Copes(IO_ERROR)),
             ("proc-read:140", Copes(IO_ERROR)),
             ("proc-list", Copes(IO_ERROR)),
-            ("proc-list:25", Fails("stop: Input/output error")),
+            ("proc-list:20", Fails("stop: Input/output error")),
             ("pidfd-open", Fails("pidfd_open: EMFILE")),
             ("pidfd-getfd", Fails("pidfd_getfd: EMFILE")),
             ("kcmp", Fails("compare file descriptors of threads: EIO")),

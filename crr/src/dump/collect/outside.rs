@@ -68,7 +68,7 @@ fn look_at_task(dir: &Dir) -> Result<Outside> {
         small,
         rlimits,
         timers,
-        auxv: buffer,
+        auxv: buffer.as_slice().to_vec(),
         statuses: Vec::new(),
         scheds: Vec::new(),
         odd_namespaces: Vec::new(),
