@@ -67,9 +67,9 @@ impl Kind {
     pub const fn version(self) -> u16 {
         match self {
             Self::Tree => 6,
-            Self::Files => 8,
+            Self::Files => 9,
             Self::Inventory => 4,
-            Self::Memory => 5,
+            Self::Memory => 6,
             Self::Pages => 2,
         }
     }

@@ -95,6 +95,8 @@ pub struct TcpConnection {
     /// Received, and not yet read.
     #[serde(serialize_with = "crate::readable::text")]
     pub incoming: Vec<u8>,
+    /// The byte of these that was sent as urgent (MSG_OOB).
+    pub urgent: Option<TcpUrgent>,
     /// What the ends agreed on.
     pub agreed: TcpAgreement,
     /// Windows (TCP_REPAIR_WINDOW).
@@ -105,6 +107,15 @@ pub struct TcpConnection {
     pub ended_there: bool,
     /// Index of the socket at the other end, if that is in the tree.
     pub other_end: Option<u32>,
+}
+
+/// A byte in the stream that was sent as urgent. Reading stops before it, and passes over it where it is not read in line (SO_OOBINLINE).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpUrgent {
+    /// How many bytes of the queue are before it.
+    pub at: u32,
+    /// It was read on its own.
+    pub read: bool,
 }
 
 /// Options of TCP that both ends agreed on when they connected.

@@ -10,6 +10,7 @@
 #include <netinet/udp.h>
 #include <poll.h>
 #include <sys/epoll.h>
+#include <linux/sockios.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
@@ -266,6 +267,161 @@ CASE(full)
 	nothing_left_in(ends[1]);
 	put(ends[1], 1000, 3);
 	get(ends[0], 1000, 3);
+}
+
+/* What is to be read of a connection whose other end has sent something as urgent. */
+struct urgent {
+	const char *host;
+	/* Bytes before and behind the urgent one. */
+	size_t before, behind;
+	bool in_line, taken, at_mark, ended;
+	int ends[2];
+};
+
+static void check_mark(const struct urgent *urgent, bool expected)
+{
+	int mark = -1;
+	MUST(ioctl(urgent->ends[1], SIOCATMARK, &mark));
+	CHECK(mark == expected, "%zu bytes before, %zu behind: at the mark: %d", urgent->before, urgent->behind, mark);
+}
+
+static volatile sig_atomic_t told;
+
+static void on_urgent(int signal)
+{
+	(void)signal;
+	told = told + 1;
+}
+
+static void send_urgent(struct urgent *urgent)
+{
+	int on = 1, *ends = urgent->ends;
+	connection(urgent->host, ends);
+	MUST(fcntl(ends[1], F_SETOWN, getpid()));
+	if (urgent->in_line)
+		MUST(setsockopt(ends[1], SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on)));
+	put(ends[0], urgent->before, 1);
+	CHECK(send(ends[0], "!", 1, MSG_OOB) == 1, "send: %s", strerror(errno));
+	put(ends[0], urgent->behind, 2);
+	if (urgent->ended)
+		MUST(shutdown(ends[0], SHUT_WR));
+	/* All of it is there. */
+	struct pollfd polled = { .fd = ends[1], .events = POLLPRI };
+	CHECK(poll(&polled, 1, 20000) == 1, "poll: %s", strerror(errno));
+	for (int left = 1; left != 0; sched_yield())
+		MUST(ioctl(ends[0], SIOCOUTQ, &left));
+	if (urgent->ended)
+		await_tcp_state(ends[1], TCP_CLOSE_WAIT);
+	if (urgent->at_mark)
+		get(ends[1], urgent->before, 1);
+	char byte;
+	if (urgent->taken)
+		CHECK(recv(ends[1], &byte, 1, MSG_OOB) == 1 && byte == '!', "recv: %s", strerror(errno));
+}
+
+static void read_urgent(const struct urgent *urgent)
+{
+	char byte = 0;
+	int fd = urgent->ends[1];
+	struct pollfd polled = { .fd = fd, .events = POLLPRI };
+	CHECK(poll(&polled, 1, 0) == !urgent->taken, "%zu before: %s urgent data", urgent->before, urgent->taken ? "has" : "no");
+	if (!urgent->at_mark && urgent->before > 0) {
+		check_mark(urgent, false);
+		/* Reading does not go past the mark. */
+		char *most = map_anonymous(urgent->before + PAGE);
+		size_t have = 0;
+		while (have < urgent->before) {
+			ssize_t got = recv(fd, most + have, urgent->before + PAGE - have, 0);
+			CHECK(got > 0 && (size_t)got <= urgent->before - have, "%zd bytes after %zu of %zu", got, have, urgent->before);
+			if (got <= 0)
+				break;
+			have += (size_t)got;
+		}
+		CHECK_FILL(most, have, 1);
+		MUST(munmap(most, urgent->before + PAGE));
+	}
+	check_mark(urgent, true);
+	if (urgent->in_line)
+		CHECK(recv(fd, &byte, 1, 0) == 1 && byte == '!', "in line there is %d: %s", byte, strerror(errno));
+	else if (urgent->taken)
+		CHECK(recv(fd, &byte, 1, MSG_OOB) == -1 && errno == EINVAL, "it is there twice: %s", strerror(errno));
+	else
+		CHECK(recv(fd, &byte, 1, MSG_OOB) == 1 && byte == '!', "urgent is %d: %s", byte, strerror(errno));
+	get(fd, urgent->behind, 2);
+	if (urgent->ended)
+		ended(fd);
+	else
+		nothing_left_in(fd);
+}
+
+/* Urgent data, not read, or read before what is around it: of all that, nothing is lost, and it is still where it was. */
+CASE(urgent)
+{
+	static struct urgent all[] = {
+		{ .host = "127.0.0.1", .before = 3, .behind = 4 },
+		{ .host = "::1", .before = 3, .behind = 4, .taken = true },
+		{ .host = "::ffff:127.0.0.1", .before = 3, .behind = 4, .in_line = true },
+		{ .host = "127.0.0.1", .before = 3, .behind = 4, .at_mark = true },
+		{ .host = "127.0.0.1", .before = 3, .behind = 4, .at_mark = true, .taken = true },
+		{ .host = "::1", .before = 3, .behind = 4, .at_mark = true, .in_line = true },
+		{ .host = "127.0.0.1", .before = 0, .behind = 0 },
+		{ .host = "127.0.0.1", .before = 5, .behind = 0, .taken = true },
+		{ .host = "127.0.0.1", .before = 20000, .behind = 15000 },
+		{ .host = "::1", .before = 15000, .behind = 20000, .in_line = true },
+		{ .host = "127.0.0.1", .before = 9, .behind = 2000, .ended = true },
+		{ .host = "::1", .before = 0, .behind = 70, .ended = true, .taken = true },
+	};
+	struct sigaction action = { .sa_handler = on_urgent };
+	MUST(sigaction(SIGURG, &action, NULL));
+	for (size_t i = 0; i < LENGTH(all); i++)
+		send_urgent(&all[i]);
+	int before = told;
+	CHECK(before >= (int)LENGTH(all), "SIGURG came %d times", before);
+	checkpoint();
+	CHECK(told == before, "SIGURG came %d times, not %d", (int)told, before);
+	for (size_t i = 0; i < LENGTH(all) && !failed(); i++) {
+		read_urgent(&all[i]);
+		/* And again, in the other direction. */
+		struct pollfd polled = { .fd = all[i].ends[0], .events = POLLPRI };
+		char byte = 0;
+		CHECK(send(all[i].ends[1], "ab?", 3, MSG_OOB) == 3, "send: %s", strerror(errno));
+		CHECK(poll(&polled, 1, 20000) == 1, "poll: %s", strerror(errno));
+		CHECK(recv(polled.fd, &byte, 1, MSG_OOB) == 1 && byte == '?', "urgent is %d: %s", byte, strerror(errno));
+	}
+}
+
+/* Urgent data that is announced, and still behind what there is no room for. */
+CASE(urgent_announced)
+{
+	int ends[2], announced = 0;
+	connection("127.0.0.1", ends);
+	put_all(ends[0]);
+	while (send(ends[0], "!", 1, MSG_OOB | MSG_DONTWAIT) != 1) {
+		char bytes[4096];
+		CHECK(recv(ends[1], bytes, sizeof(bytes), 0) > 0, "recv: %s", strerror(errno));
+	}
+	while (!announced) {
+		char byte;
+		announced = recv(ends[1], &byte, 1, MSG_OOB) == -1 && errno == EAGAIN;
+		sched_yield();
+	}
+	checkpoint();
+}
+
+/* … of a connection that has ended, before what is not urgent was read. */
+CASE(urgent_ended)
+{
+	int ends[2];
+	connection("127.0.0.1", ends);
+	CHECK(send(ends[0], "ab!", 3, MSG_OOB) == 3 && send(ends[0], "cd", 2, 0) == 2, "send: %s", strerror(errno));
+	for (size_t i = 0; i < 2; i++)
+		MUST(shutdown(ends[i], SHUT_WR));
+	await_tcp_state(ends[1], TCP_CLOSE);
+	checkpoint();
+	char bytes[8];
+	CHECK(recv(ends[1], bytes, sizeof(bytes), 0) == 2 && memcmp(bytes, "ab", 2) == 0, "recv: %s", strerror(errno));
+	CHECK(recv(ends[1], bytes, sizeof(bytes), 0) == 2 && memcmp(bytes, "cd", 2) == 0, "recv: %s", strerror(errno));
+	ended(ends[1]);
 }
 
 /* Ends that have said that they send no more: one, the other, both; with data behind which that is. */
@@ -1086,6 +1242,26 @@ CASE(closed_there)
 	ended(fd);
 	memset(bytes, 'b', sizeof(bytes));
 	CHECK(send(fd, bytes, sizeof(bytes), 0) == sizeof(bytes), "send: %s", strerror(errno));
+}
+
+/* Has a connection over which the other end has sent something urgent, and the end of its stream. */
+CASE(urgent_there)
+{
+	int listener = listening("127.0.0.1"), mark = 0;
+	struct address address = name_of(listener);
+	printf("%d\nLISTENS\n", ntohs(((struct sockaddr_in *)&address.bytes)->sin_port));
+	fflush(stdout);
+	int fd = MUST(accept(listener, NULL, NULL));
+	await_tcp_state(fd, TCP_CLOSE_WAIT);
+	checkpoint();
+	char bytes[8];
+	CHECK(recv(fd, bytes, sizeof(bytes), 0) == 3 && memcmp(bytes, "abc", 3) == 0, "recv: %s", strerror(errno));
+	MUST(ioctl(fd, SIOCATMARK, &mark));
+	CHECK(mark == 1, "not at the mark");
+	CHECK(recv(fd, bytes, sizeof(bytes), MSG_OOB) == 1 && bytes[0] == '!', "urgent is %d: %s", bytes[0], strerror(errno));
+	CHECK(recv(fd, bytes, sizeof(bytes), 0) == 3 && memcmp(bytes, "def", 3) == 0, "recv: %s", strerror(errno));
+	ended(fd);
+	CHECK(send(fd, "bbbb", 4, 0) == 4, "send: %s", strerror(errno));
 }
 
 /* Its SYN is answered by nobody for now. */

@@ -2,9 +2,10 @@
 
 use anyhow::{Context, ensure};
 use nix::sys::signal::Signal;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,6 +23,7 @@ pub(crate) const fn inet(case: &'static str) -> Workload {
 tests::survives! {
     connected => inet("connected");
     full => inet("full");
+    urgent => inet("urgent");
     half_closed => inet("half_closed");
     last_words => inet("last_words");
     listening => inet("listening");
@@ -330,38 +332,80 @@ fn connections_elsewhere_can_be_closed() {
     });
 }
 
+/// A workload of `case` with a client outside of the tree that has done `speak`, and hears `answer` and the end after a restore.
+fn with_one_that_spoke(
+    dir: &Path,
+    case: &'static str,
+    speak: fn(&mut TcpStream) -> tests::Result,
+    answer: &[u8],
+) -> tests::Result {
+    for abi in Abi::ALL {
+        let dir = dir.join(abi.name());
+        let client = std::thread::spawn({
+            let log = dir.join("log");
+            move || -> tests::Result<TcpStream> {
+                let port = wait::until(wait::STEP, "it listens", || {
+                    let log = std::fs::read_to_string(&log).unwrap_or_default();
+                    Ok(log.contains("LISTENS").then(|| log.lines().next().map(str::to_owned)).flatten())
+                })?;
+                let mut client = TcpStream::connect(("127.0.0.1", port.parse()?))?;
+                speak(&mut client)?;
+                client.shutdown(Shutdown::Write)?;
+                Ok(client)
+            }
+        });
+        let mut running = inet(case).start(&dir, abi)?;
+        let mut client = client.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
+        let before = running.snapshot()?;
+        running.dump(&["--tcp-established"])?.success()?;
+        nothing_left()?;
+        running.restore(&["-d"])?.success()?;
+        running.looks_like(&before)?;
+        running.verify()?;
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard)?;
+        ensure!(heard == answer, "another answer, of {} bytes", heard.len());
+    }
+    Ok(())
+}
+
 /// The other end has said that it sends no more before the dump.
 #[test]
 fn closed_by_a_client_elsewhere() {
     require_root!();
     require_ia32!();
-    isolated(&here!(), |dir| {
-        for abi in Abi::ALL {
-            let dir = dir.join(abi.name());
-            let client = std::thread::spawn({
-                let log = dir.join("log");
-                move || -> tests::Result<TcpStream> {
-                    let port = wait::until(wait::STEP, "it listens", || {
-                        let log = std::fs::read_to_string(&log).unwrap_or_default();
-                        Ok(log.contains("LISTENS").then(|| log.lines().next().map(str::to_owned)).flatten())
-                    })?;
-                    let mut client = TcpStream::connect(("127.0.0.1", port.parse()?))?;
-                    client.write_all(&[b'a'; 4000])?;
-                    client.shutdown(Shutdown::Write)?;
-                    Ok(client)
-                }
-            });
-            let mut running = inet("closed_there").start(&dir, abi)?;
-            let mut client = client.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
+    let speak = |client: &mut TcpStream| ask(client, &[b'a'; 4000]);
+    isolated(&here!(), |dir| with_one_that_spoke(dir, "closed_there", speak, &[b'b'; 4000]));
+}
+
+/// The other end has sent something urgent before that.
+#[test]
+fn urgent_data_of_a_client_elsewhere() {
+    require_root!();
+    require_ia32!();
+    let speak = |client: &mut TcpStream| {
+        ask(client, b"abc")?;
+        send(client.as_raw_fd(), b"!", MsgFlags::MSG_OOB)?;
+        ask(client, b"def")
+    };
+    isolated(&here!(), |dir| with_one_that_spoke(dir, "urgent_there", speak, b"bbbb"));
+}
+
+/// Urgent data that nobody can look at is named.
+#[test]
+fn urgent_data_that_cannot_be_kept() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        for (case, reason) in [
+            ("urgent_announced", "has urgent data announced that has not come yet"),
+            ("urgent_ended", "its connection has ended, with urgent data (MSG_OOB) among what is to be read"),
+        ] {
+            let mut running = inet(case).start(&dir.join(case), abi)?;
             let before = running.snapshot()?;
-            running.dump(&["--tcp-established"])?.success()?;
-            nothing_left()?;
-            running.restore(&["-d"])?.success()?;
+            running.dump(&[])?.code(1)?.says_with_hint(reason)?;
             running.looks_like(&before)?;
             running.verify()?;
-            let mut answer = Vec::new();
-            client.read_to_end(&mut answer)?;
-            ensure!(answer == [b'b'; 4000], "another answer, of {} bytes", answer.len());
         }
         Ok(())
     });

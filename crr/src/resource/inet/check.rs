@@ -1,9 +1,10 @@
 //! What stands in the way of a dump of internet sockets, found once all of the tree are known.
 
 use super::address::Shown;
+use super::urgent::Told;
 use super::{
     Ends, Found, Policy, Sockets, TcpPolicy, addresses, diag, inject, is_connected, listed, listens_at,
-    queue, stream, unsent,
+    queue, stream, unsent, urgent,
 };
 use crate::refusal::Refusals;
 use crate::resource::Refuse;
@@ -60,7 +61,7 @@ impl Sockets {
         }
         let mut listed = listed::Listed::default();
         let mut patience = unsent::Patience::default();
-        let mut queues = Vec::new();
+        let (mut queues, mut ended) = (Vec::new(), Vec::new());
         for index in 0..self.found.len() {
             let found = &self.found[index];
             let Holder { pid, name, object } = found.holder.clone();
@@ -90,7 +91,7 @@ impl Sockets {
             }
             match &found.record.state {
                 InetState::Listening(_) => self.check_listening(index, policy, &connections, &mut refuse)?,
-                InetState::Ended(_) => self.check_ended(index, &mut refuse)?,
+                InetState::Ended(_) => ended.push(index),
                 InetState::Connecting => {
                     self.found[index].record.peer = known.of(&self.found[index].record)?.peer;
                 }
@@ -100,6 +101,7 @@ impl Sockets {
                 _ => {}
             }
         }
+        self.read_ended(&ended, refusals)?;
         self.read_queues(&queues, refusals)
     }
 
@@ -151,18 +153,32 @@ impl Sockets {
         Ok(())
     }
 
-    /// Reads what is left of a connection that has ended.
-    fn check_ended(&mut self, index: usize, refuse: &mut Refuse<'_>) -> Result<()> {
-        let found = &mut self.found[index];
-        let fd = found.socket.as_fd();
-        let unread = pipe::readable_bytes(fd).context("FIONREAD")?;
-        if unread > 0 && peek_offset::get(fd).is_ok_and(|offset| offset >= 0) {
-            let reason = "its connection has ended, and its data is looked at by offset (SO_PEEK_OFF)";
-            refuse.with_hint(&found.holder.object, reason, READ);
-            return Ok(());
+    /// Reads what is left of connections that have ended.
+    fn read_ended(&mut self, ended: &[usize], refusals: &mut Refusals) -> Result<()> {
+        let mut unread = Vec::new();
+        for &index in ended {
+            let fd = self.found[index].socket.as_fd();
+            if pipe::readable_bytes(fd).context("FIONREAD")? > 0 || sys::at_mark(fd).context("SIOCATMARK")? {
+                unread.push(index);
+            }
         }
-        let incoming = stream::peek(fd, unread).context("read its queue")?;
-        found.record.state = InetState::Ended(incoming);
+        let sockets: Vec<BorrowedFd<'_>> =
+            unread.iter().map(|&index| self.found[index].socket.as_fd()).collect();
+        for (index, has_urgent) in unread.into_iter().zip(urgent::among(&sockets)?) {
+            let found = &mut self.found[index];
+            let fd = found.socket.as_fd();
+            let reason = if has_urgent {
+                "its connection has ended, with urgent data (MSG_OOB) among what is to be read"
+            } else if peek_offset::get(fd).is_ok_and(|offset| offset >= 0) {
+                "its connection has ended, and its data is looked at by offset (SO_PEEK_OFF)"
+            } else {
+                let bytes = pipe::readable_bytes(fd).context("FIONREAD")?;
+                found.record.state = InetState::Ended(stream::peek(fd, bytes).context("read its queue")?);
+                continue;
+            };
+            let Holder { pid, name, object } = &found.holder;
+            Refuse::new(refusals, *pid, name).with_hint(object, reason, READ);
+        }
         Ok(())
     }
 
@@ -204,8 +220,9 @@ impl Sockets {
         if !inside && policy.tcp == TcpPolicy::Close {
             found.record.state = InetState::Ended(Vec::new());
             found.record.peer = None;
-        } else if sys::events(found.socket.as_fd()).context("poll")? & libc::POLLPRI != 0 {
-            refuse.with_hint(&found.holder.object, "has urgent data to be read (MSG_OOB)", READ);
+        } else if urgent::told(found.socket.as_fd()).context("look for urgent data")? == Told::Announced {
+            let reason = "has urgent data announced that has not come yet (MSG_OOB)";
+            refuse.with_hint(&found.holder.object, reason, READ);
         }
         Ok(())
     }

@@ -1,13 +1,13 @@
 //! Packets as other machines would have sent them, for sockets of this one: datagrams that were in a queue, and the end of a
-//! stream that the other end has sent.
+//! stream, or the urgent data in it, that the other end has sent.
 
 use super::address::on_the_wire;
 use super::hold::MARK;
 use crate::sys::socket as sys;
 use anyhow::{Context, Result};
 use etherparse::checksum::Sum16BitWords;
-use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
-use images::inet::{Datagram, InetAddress, TcpConnection};
+use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep, TcpHeader};
+use images::inet::{Datagram, InetAddress, TcpConnection, TcpUrgent};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, sendto, socket,
 };
@@ -55,19 +55,27 @@ impl Injector {
         peer: &InetAddress,
         connection: &TcpConnection,
     ) -> Result<()> {
-        let (from, to) = (on_the_wire(peer), on_the_wire(local));
-        let acknowledged = connection
-            .send_seq
-            .wrapping_sub(u32::try_from(connection.outgoing.len()).context("outgoing queue")?);
-        let shift = connection.agreed.window_scale.map_or(0, |(sent, _)| sent);
-        let window = u16::try_from(connection.window.snd_wnd >> shift).unwrap_or(u16::MAX);
-        let builder = ip(from.ip(), to.ip())?
-            .tcp(from.port(), to.port(), connection.receive_seq, window)
-            .fin()
-            .ack(acknowledged);
+        let builder = segment(local, peer, connection, connection.receive_seq)?.fin();
         let mut packet = Vec::with_capacity(builder.size(0));
         builder.write_to_vec(&mut packet, &[]).context("make a packet")?;
-        self.send(&packet, to)
+        self.send(&packet, on_the_wire(local))
+    }
+
+    /// The byte that the other end of a connection sent as urgent.
+    pub(super) fn urgent(
+        &mut self,
+        local: &InetAddress,
+        peer: &InetAddress,
+        connection: &TcpConnection,
+        urgent: TcpUrgent,
+    ) -> Result<()> {
+        let byte = connection.incoming.get(urgent.at as usize).context("no such byte")?;
+        let behind = u32::try_from(connection.incoming.len()).context("incoming queue")? - urgent.at;
+        // A pointer that is 0 is to the first byte, whatever net.ipv4.tcp_stdurg is: tcp_check_urg() of net/ipv4/tcp_input.c.
+        let builder = segment(local, peer, connection, connection.receive_seq.wrapping_sub(behind))?.urg(0);
+        let mut packet = Vec::with_capacity(builder.size(1));
+        builder.write_to_vec(&mut packet, &[*byte]).context("make a packet")?;
+        self.send(&packet, on_the_wire(local))
     }
 
     /// The other end of a connection resets it.
@@ -94,6 +102,21 @@ impl Injector {
         .with_context(|| format!("send a packet to {to}"))
         .map(drop)
     }
+}
+
+/// A segment from the other end of a connection, which acknowledges what it has acknowledged.
+fn segment(
+    local: &InetAddress,
+    peer: &InetAddress,
+    connection: &TcpConnection,
+    sequence: u32,
+) -> Result<PacketBuilderStep<TcpHeader>> {
+    let (from, to) = (on_the_wire(peer), on_the_wire(local));
+    let outgoing = u32::try_from(connection.outgoing.len()).context("outgoing queue")?;
+    let shift = connection.agreed.window_scale.map_or(0, |(sent, _)| sent);
+    let window = u16::try_from(connection.window.snd_wnd >> shift).unwrap_or(u16::MAX);
+    let builder = ip(from.ip(), to.ip())?.tcp(from.port(), to.port(), sequence, window);
+    Ok(builder.ack(connection.send_seq.wrapping_sub(outgoing)))
 }
 
 fn ip(from: IpAddr, to: IpAddr) -> Result<PacketBuilderStep<IpHeaders>> {

@@ -14,6 +14,7 @@ mod queue;
 pub(crate) mod recreate;
 mod stream;
 mod unsent;
+mod urgent;
 
 pub(crate) use address::Shown;
 pub(crate) use check::READ_PACKETS;

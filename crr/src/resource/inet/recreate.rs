@@ -4,7 +4,7 @@
 use super::address::{Shown, on_the_wire, to_nix};
 use super::hold::Hold;
 use super::inject::{Injector, own_addresses};
-use super::{diag, listens_at, multicast};
+use super::{diag, listens_at, multicast, urgent};
 use crate::fault::{self, Point};
 use crate::resource::socket::option::{self, SO_REUSEADDR};
 use crate::resource::socket::restore_owner;
@@ -105,6 +105,10 @@ pub(crate) fn create_all(records: &[InetSocket], table: Option<&str>) -> Result<
     for record in records {
         restored.sockets.push(Rc::new(create(record).with_context(|| named(record))?));
     }
+    // It is acknowledged, so the other end has to be there.
+    for (record, socket) in records.iter().zip(&restored.sockets) {
+        receive_urgent(socket.as_fd(), record).with_context(|| named(record))?;
+    }
     for (record, socket) in records.iter().zip(&restored.sockets) {
         if let (InetState::Listening(backlog), Some(local)) = (&record.state, &record.local) {
             at_port(local, || listen_again(socket, *backlog))
@@ -115,11 +119,13 @@ pub(crate) fn create_all(records: &[InetSocket], table: Option<&str>) -> Result<
     Ok(restored)
 }
 
-/// Fails if a packet would have to be sent that leaves this machine: one is made for each datagram in a queue, and for the ends of
-/// streams.
+/// Fails if a packet would have to be sent that leaves this machine: one is made for each datagram in a queue, and for urgent data
+/// and the ends of streams.
 fn refuse_foreign(records: &[InetSocket]) -> Result<()> {
     let injected = |record: &InetSocket| match &record.state {
-        InetState::Connected(connection) => connection.ended_there && connection.other_end.is_none(),
+        InetState::Connected(connection) => {
+            connection.urgent.is_some() || connection.ended_there && connection.other_end.is_none()
+        }
         InetState::Ended(incoming) => !incoming.is_empty(),
         _ => false,
     };
@@ -271,10 +277,31 @@ fn connected(socket: &OwnedFd, record: &InetSocket, connection: &TcpConnection) 
     let fd = socket.as_fd();
     let (local, peer) = super::addresses(record)?;
     make(fd, record, (&local, &peer), connection)?;
+    if connection.urgent.is_none() {
+        tcp::set_window(fd, &connection.window).context("TCP_REPAIR_WINDOW")?;
+    }
+    Ok(())
+}
+
+/// Brings urgent data to a connection that has received what is before it, and the rest.
+fn receive_urgent(fd: BorrowedFd<'_>, record: &InetSocket) -> Result<()> {
+    let InetState::Connected(connection) = &record.state else { return Ok(()) };
+    let Some(urgent) = connection.urgent else { return Ok(()) };
+    let (local, peer) = super::addresses(record)?;
+    let sizes = Sizes::widen(fd)?;
+    tcp::choose(fd, Queue::Receive).context("TCP_REPAIR_QUEUE")?;
+    // For now, so that there is room for one byte where its stream stands.
+    let received = tcp::sequence(fd).context("TCP_QUEUE_SEQ")?;
+    let window = TcpWindow { snd_wl1: received, rcv_wnd: 1 << 10, rcv_wup: received, ..connection.window };
+    tcp::set_window(fd, &window).context("TCP_REPAIR_WINDOW")?;
+    urgent::bring(fd, (&local, &peer), connection, urgent)?;
+    let behind = connection.incoming.get(urgent.at as usize + 1..).unwrap_or_default();
+    fill(fd, behind).with_context(|| format!("put {} bytes back behind urgent data", behind.len()))?;
+    sizes.put_back(fd, &record.options)?;
     tcp::set_window(fd, &connection.window).context("TCP_REPAIR_WINDOW")
 }
 
-/// A connection in repair mode, with its queues.
+/// A connection in repair mode, with its queues; but for urgent data, and what is behind it.
 fn make(
     fd: BorrowedFd<'_>,
     record: &InetSocket,
@@ -296,7 +323,9 @@ fn make(
     connect(fd.as_raw_fd(), &*to_nix(peer)).context("connect")?;
     agree(fd, connection)?;
     let sizes = Sizes::widen(fd)?;
-    for (queue, bytes) in [(Queue::Receive, connection.incoming.as_slice()), (Queue::Send, sent)] {
+    let incoming = connection.incoming.as_slice();
+    let received = connection.urgent.map_or(incoming, |urgent| &incoming[..urgent.at as usize]);
+    for (queue, bytes) in [(Queue::Receive, received), (Queue::Send, sent)] {
         tcp::choose(fd, queue).context("TCP_REPAIR_QUEUE")?;
         fill(fd, bytes)
             .with_context(|| format!("put {} bytes back into its queue ({queue:?})", bytes.len()))?;
@@ -315,6 +344,7 @@ fn ended(socket: &OwnedFd, record: &InetSocket, incoming: &[u8]) -> Result<()> {
         outgoing: Vec::new(),
         unsent: 0,
         incoming: incoming.to_vec(),
+        urgent: None,
         agreed: TcpAgreement { mss: 1400, window_scale: None, sack: false, timestamp: None },
         window: TcpWindow::default(),
         ended_here: false,

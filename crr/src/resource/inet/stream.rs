@@ -8,9 +8,10 @@
 //! can be missing where it came from.
 
 use super::hold::Hold;
+use super::urgent;
 use crate::keeper::Keeper;
 use crate::resource::socket::before::Before;
-use crate::resource::socket::{option, peek_offset};
+use crate::resource::socket::option;
 use crate::sys::socket as sys;
 use crate::sys::tcp::{self, Queue, Repair};
 use anyhow::{Context, Result, bail};
@@ -21,7 +22,7 @@ use std::rc::Rc;
 const PEEK: i32 = libc::MSG_PEEK | libc::MSG_DONTWAIT;
 
 /// What repair mode changes.
-const CHANGED: [(i32, i32); 1] = [(libc::SOL_SOCKET, option::SO_REUSEADDR)];
+const CHANGED: [(i32, i32); 2] = [(libc::SOL_SOCKET, option::SO_REUSEADDR), urgent::CHANGED];
 
 /// Switches repair mode off, without a word, and puts back what it has changed.
 fn put_back(before: &Before<Rc<OwnedFd>>) {
@@ -161,6 +162,7 @@ fn look_at_outgoing(fd: BorrowedFd<'_>) -> Result<TcpConnection> {
         outgoing,
         unsent,
         incoming: Vec::new(),
+        urgent: None,
         agreed: TcpAgreement {
             mss: tcp::mss(fd).context("TCP_MAXSEG")?,
             window_scale: info.window_scale,
@@ -176,22 +178,17 @@ fn look_at_outgoing(fd: BorrowedFd<'_>) -> Result<TcpConnection> {
 
 fn look_at_incoming(one: &Before<Rc<OwnedFd>>, connection: &mut TcpConnection) -> Result<()> {
     let fd = one.socket.as_fd();
-    if one.has_peek_offset() {
-        peek_offset::set(fd, 0).context("SO_PEEK_OFF")?;
-    }
     tcp::choose(fd, Queue::Receive).context("TCP_REPAIR_QUEUE")?;
     let numbers = || -> Result<(u32, u8)> {
         Ok((tcp::sequence(fd).context("TCP_QUEUE_SEQ")?, tcp::info(fd).context("TCP_INFO")?.state))
     };
-    let ((sequence, state), (incoming, window)) = at_one_moment(numbers, |_| {
-        let readable = crate::sys::pipe::readable_bytes(fd).context("FIONREAD")?;
-        Ok((peek(fd, readable)?, tcp::window(fd).context("TCP_REPAIR_WINDOW")?))
-    })
-    .context("read its incoming queue")?;
+    let ((sequence, state), ((incoming, urgent), window)) =
+        at_one_moment(numbers, |_| Ok((urgent::look(one)?, tcp::window(fd).context("TCP_REPAIR_WINDOW")?)))
+            .context("read its incoming queue")?;
     if state == tcp::CLOSE {
         bail!("a TCP connection has ended meanwhile: dump again");
     }
-    (connection.incoming, connection.window) = (incoming, window);
+    (connection.incoming, connection.urgent, connection.window) = (incoming, urgent, window);
     connection.ended_there = matches!(state, tcp::CLOSE_WAIT | tcp::LAST_ACK | tcp::CLOSING);
     connection.receive_seq = sequence.wrapping_sub(u32::from(connection.ended_there));
     if connection.ended_there {
@@ -223,12 +220,19 @@ fn at_one_moment<N: PartialEq, T>(
 
 /// As much of the chosen queue, or of what was received, without taking it out.
 pub(super) fn peek(fd: BorrowedFd<'_>, bytes: usize) -> Result<Vec<u8>> {
+    let found = peek_some(fd, bytes)?;
+    if found.len() != bytes {
+        bail!("{} of {bytes} bytes are there", found.len());
+    }
+    Ok(found)
+}
+
+/// The same, as far as one call goes.
+pub(super) fn peek_some(fd: BorrowedFd<'_>, bytes: usize) -> Result<Vec<u8>> {
     let mut buffer = vec![0u8; bytes];
     if bytes > 0 {
         let length = sys::receive(fd, &mut buffer, PEEK)?.length;
-        if length != bytes {
-            bail!("{length} of {bytes} bytes are there");
-        }
+        buffer.truncate(length);
     }
     Ok(buffer)
 }

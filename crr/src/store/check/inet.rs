@@ -79,6 +79,10 @@ fn check_socket(index: usize, socket: &InetSocket, files: &Files) -> Check {
             ensure!(unsent <= outgoing, "has not sent {unsent} of {outgoing} bytes");
             let most = i32::MAX as usize;
             ensure!(outgoing.max(connection.incoming.len()) <= most, "has a queue of more than 2 GiB");
+            if let Some(urgent) = connection.urgent {
+                let received = connection.incoming.len();
+                ensure!((urgent.at as usize) < received, "has byte {} of {received} as urgent", urgent.at);
+            }
             if let Some(other) = connection.other_end {
                 let back = files.inet_sockets.get(other as usize).map(|other| (&other.state, other));
                 let mutual = matches!(back, Some((InetState::Connected(there), socket))

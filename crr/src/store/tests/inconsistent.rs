@@ -9,7 +9,7 @@ use images::event::{Eventfd, Notify, Timerfd, Watch};
 use images::external::ExternalKind;
 use images::fanotify::{Fanotify, Scope};
 use images::file::{Deleted, OtherName, Target};
-use images::inet::{InetProtocol, InetSocket, InetState};
+use images::inet::{InetProtocol, InetSocket, InetState, TcpUrgent};
 use images::inotify::Inotify;
 use images::late::{Process, TaskFile};
 use images::memory::{Backing, Chunk, Guard, Method, Packing, Run, Shared, vm};
@@ -484,6 +484,10 @@ fn inet_sockets() {
         let InetState::Connected(connection) = &mut s.state else { panic!() };
         connection.outgoing.truncate(2);
     });
+    refused(2, "has byte 4 of 4 as urgent", |s| {
+        let InetState::Connected(connection) = &mut s.state else { panic!() };
+        connection.urgent = Some(TcpUrgent { at: 4, read: true });
+    });
     refused(3, "listens without an address", |s| s.local = None);
     refused(3, "connects to nobody", |s| s.state = InetState::Connecting);
     refused(4, "has data and no address", |s| s.local = None);
@@ -842,6 +846,21 @@ fn guard_pages() {
         guard(s, 0x090c_7000, 0x090c_9000)
     });
     refused(&format!("{wrong} 0x9000000-0x9001000: has contents"), |s| guard(s, 0x0900_0000, 0x0900_1000));
+}
+
+#[test]
+fn protection_keys() {
+    let area = "memory.img: task 100: 0x8048000-0x8058000: protection key 3";
+    refused(area, |s| s.memory.spaces[0].keys = 1 << 4);
+    refused(area, |s| {
+        s.memory.spaces[0].keys = 1 << 15;
+        s.memory.spaces[0].vmas[0].prot = 6;
+    });
+    refused("memory.img: task 100: protection keys 0x9", |s| s.memory.spaces[0].keys = 9);
+    refused("memory.img: task 100: 0xd000000-0xd001000: protection key 15", |s| {
+        let ring = s.memory.spaces[0].vmas.iter_mut().find(|vma| vma.backing == Backing::AioRing);
+        ring.unwrap().flags = 15 << vm::KEY_SHIFT;
+    });
 }
 
 #[test]

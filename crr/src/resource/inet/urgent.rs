@@ -1,0 +1,119 @@
+//! Urgent data of TCP (MSG_OOB): a byte in the stream before which reading stops, and which can be read on its own.
+//!
+//! The kernel shows where it is only by what it does (net/ipv4/tcp.c): tcp_recv_urg() gives the byte where it is not read in line (SO_OOBINLINE) and was not
+//! read yet, tcp_ioctl() counts what is to be read up to it (SIOCINQ, not in line), and tcp_recvmsg_locked() stops at it. So sockets are in line while
+//! they are looked at, for all bytes to be counted and looked at.
+
+use super::inject::Injector;
+use super::stream;
+use crate::keeper::Keeper;
+use crate::resource::socket::before::Before;
+use crate::resource::socket::peek_offset;
+use crate::sys::{pipe, socket as sys};
+use anyhow::{Context, Result, bail};
+use images::inet::{InetAddress, TcpConnection, TcpUrgent};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// What looking changes.
+pub(super) const CHANGED: (i32, i32) = (libc::SOL_SOCKET, libc::SO_OOBINLINE);
+
+/// How long a segment takes at most that this machine sends to itself.
+const ARRIVES_MS: u16 = 2000;
+
+/// What tcp_recv_urg() tells of a socket that is not read in line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// There is none, or it was read.
+    Nothing,
+    /// It is there.
+    Byte,
+    /// It is on its way.
+    Announced,
+}
+
+/// Asks a socket for urgent data.
+///
+/// # Errors
+/// As recv(2).
+pub(super) fn told(fd: BorrowedFd<'_>) -> nix::Result<Told> {
+    let peeked = sys::receive(fd, &mut [0], libc::MSG_OOB | libc::MSG_PEEK | libc::MSG_DONTWAIT);
+    match peeked.map(|received| received.length) {
+        Ok(1) => Ok(Told::Byte),
+        Ok(_) | Err(Errno::EAGAIN) => Ok(Told::Announced),
+        Err(Errno::EINVAL) => Ok(Told::Nothing),
+        // The connection has ended.
+        Err(Errno::ENOTCONN) => Ok(Told::Byte),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn set_in_line(fd: BorrowedFd<'_>, on: bool) -> Result<()> {
+    sys::set_option(fd, CHANGED.0, CHANGED.1, &i32::from(on).to_ne_bytes()).context("SO_OOBINLINE")
+}
+
+/// What was received and not read, and the byte in it that was sent as urgent. What is changed for that is for the caller to put back.
+pub(super) fn look<S: AsFd>(one: &Before<S>) -> Result<(Vec<u8>, Option<TcpUrgent>)> {
+    let fd = one.socket.as_fd();
+    set_in_line(fd, false)?;
+    let told = told(fd).context("look for urgent data")?;
+    set_in_line(fd, true)?;
+    if one.has_peek_offset() {
+        peek_offset::set(fd, 0).context("SO_PEEK_OFF")?;
+    }
+    let bytes = pipe::readable_bytes(fd).context("FIONREAD")?;
+    let mut incoming = stream::peek_some(fd, bytes)?;
+    let mark = match incoming.len() {
+        _ if sys::at_mark(fd).context("SIOCATMARK")? => Some(0),
+        length => (length < bytes).then_some(length),
+    };
+    if let Some(length) = mark.filter(|&mark| mark > 0) {
+        peek_offset::set(fd, i32::try_from(length)?)
+            .context("look behind urgent data that was received (SO_PEEK_OFF of TCP came with Linux 6.10)")?;
+        incoming.extend(stream::peek(fd, bytes - length)?);
+    }
+    let urgent = match (mark, told) {
+        (Some(at), Told::Nothing | Told::Byte) if at < bytes => {
+            Some(TcpUrgent { at: u32::try_from(at)?, read: told == Told::Nothing })
+        }
+        (None, Told::Nothing) => None,
+        _ => bail!("urgent data is announced, or arrived before others: dump again"),
+    };
+    Ok((incoming, urgent))
+}
+
+/// Whether there is urgent data in the queues of these sockets, read or not.
+pub(super) fn among(sockets: &[BorrowedFd<'_>]) -> Result<Vec<bool>> {
+    if sockets.is_empty() {
+        return Ok(Vec::new());
+    }
+    let before = sockets.iter().map(|&fd| Before::of(fd, &[CHANGED])).collect::<Result<Vec<_>>>()?;
+    let _keeper = Keeper::new(|| before.iter().for_each(Before::put_back)).context("keep SO_OOBINLINE")?;
+    let is_there = |&fd: &BorrowedFd<'_>| -> Result<bool> {
+        let readable = || pipe::readable_bytes(fd).context("FIONREAD");
+        set_in_line(fd, false)?;
+        let (told, up_to_it) = (told(fd).context("look for urgent data")?, readable()?);
+        set_in_line(fd, true)?;
+        Ok(told != Told::Nothing || sys::at_mark(fd).context("SIOCATMARK")? || up_to_it < readable()?)
+    };
+    sockets.iter().map(is_there).collect()
+}
+
+/// Brings the urgent byte to a connection in repair mode that has received what is before it.
+pub(super) fn bring(
+    fd: BorrowedFd<'_>,
+    (local, peer): (&InetAddress, &InetAddress),
+    connection: &TcpConnection,
+    urgent: TcpUrgent,
+) -> Result<()> {
+    Injector::default().urgent(local, peer, connection, urgent)?;
+    if poll(&mut [PollFd::new(fd, PollFlags::POLLPRI)], PollTimeout::from(ARRIVES_MS)).context("poll")? == 0 {
+        bail!("urgent data does not arrive");
+    }
+    if urgent.read {
+        set_in_line(fd, false)?;
+        sys::receive(fd, &mut [0], libc::MSG_OOB | libc::MSG_DONTWAIT).context("read urgent data")?;
+    }
+    Ok(())
+}
