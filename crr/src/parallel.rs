@@ -17,7 +17,10 @@ pub(crate) fn processors() -> usize {
 
 /// How many threads are worth having for some units of work, two of which take longer than starting one.
 pub(crate) fn threads(units: usize) -> usize {
-    processors().min(MAX_THREADS).min(units / 2).max(1)
+    match units / 2 {
+        0 | 1 => 1,
+        worth => processors().min(MAX_THREADS).min(worth),
+    }
 }
 
 thread_local! {

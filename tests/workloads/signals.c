@@ -342,7 +342,7 @@ CASE(delivered_at_once)
 }
 
 /* The two signals that the C library keeps for itself, blocked and pending. */
-CASE(library_signals)
+static void keep_library_signals(void)
 {
 	uint64_t mask = (uint64_t)3 << 31, pending = 0;
 	MUST(syscall(SYS_rt_sigprocmask, SIG_BLOCK, &mask, NULL, 8));
@@ -351,4 +351,18 @@ CASE(library_signals)
 	checkpoint();
 	MUST(syscall(SYS_rt_sigpending, &pending, 8));
 	CHECK(pending == mask, "pending %llx", (unsigned long long)pending);
+}
+
+CASE(library_signals)
+{
+	keep_library_signals();
+}
+
+/* So much memory that crr has threads, whose library uses these signals. */
+CASE(library_signals_of_a_large_task)
+{
+	static volatile char memory[8 << 20];
+	for (size_t at = 0; at < sizeof memory; at += PAGE)
+		memory[at] = 1;
+	keep_library_signals();
 }

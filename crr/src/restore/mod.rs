@@ -406,6 +406,9 @@ fn bring_back(
     let threads =
         restore.checkpoint.tree.tasks.iter().flat_map(|task| &task.threads).map(|thread| thread.tid);
     process::outlive_threads(&threads.chain(restore.preparation.pids.iter().copied()).collect());
+    // With its first thread the C library lets two signals through that it uses itself (32 and 33), and tasks begin with this mask: what
+    // pends for them is to wait.
+    process::block_all_signals().context("block signals")?;
     if restore.preparation.pids.len() > FEW {
         heap::trim();
     }

@@ -54,7 +54,7 @@ pub(super) fn take_over(
     fault::point(Point::KilledSeized)?;
     fault::strike(Point::HelperDiesHeld, tasks[0].pid);
     // From here on every thread dies with this process (PTRACE_O_EXITKILL), and no leader with its parent.
-    set_death_signals(&mut all, parked, &patience, |thread, _| (thread == 0).then_some(0))?;
+    set_death_signals(&mut all, parked, &patience, |number, _| (number == 0).then_some(0))?;
     fault::point(Point::KilledUntied)?;
     if let Some(stand_in) = stand_in {
         stand_in.leave();

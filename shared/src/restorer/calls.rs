@@ -233,14 +233,17 @@ fn place(session: &Session, area: Special, addr: u64) -> Result<(), Failure> {
         Special::VvarVclock => 1,
         Special::Vdso => 2,
     };
-    // It moves away under the calls that go through it.
-    sys::set_entry(0);
     let before: u64 = session.start.special[..wanted].iter().map(|area| area.len).sum();
-    let from = session.start.parking_addr + before;
+    let (from, to) = (size(session.start.parking_addr + before)?, size(addr)?);
+    // It must not move away under the call that moves it.
+    let entry = if area == Special::Vdso { sys::take_entry() } else { 0 };
     // SAFETY: nothing of this program uses the area, and the plan's place for it is free.
-    unsafe { sys::move_mapping(size(from)?, size(addr)?, size(session.start.special[wanted].len)?) }
-        .map(drop)
-        .map_err(|errno| Failure::new(errno, addr))
+    unsafe { sys::move_mapping(from, to, size(session.start.special[wanted].len)?) }
+        .map_err(|errno| Failure::new(errno, addr))?;
+    if entry != 0 {
+        sys::set_entry(to + (entry - from));
+    }
+    Ok(())
 }
 
 fn write(addr: u64, prot: u32, bytes: &[u8]) -> Result<(), Failure> {

@@ -42,7 +42,7 @@ pub(super) fn step(session: &Session, leader: &mut Leader<'_, '_>, birth: &Birth
             let shares_memory = flags & CLONE_VM != 0;
             if shares_memory {
                 // The vDSO moves away while the other task may be in a call through it.
-                sys::set_entry(0);
+                sys::take_entry();
                 leader.expect_one_more();
             }
             clone(session, flags, exit_signal, stack, Born { session, pid, parent, ops, shares_memory })

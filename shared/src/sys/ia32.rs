@@ -131,9 +131,14 @@ global_asm!(
 static ENTRY: AtomicUsize = AtomicUsize::new(0);
 
 /// Makes system calls through the vDSO's entry point from now on, which is far quicker than `int 0x80` where that is
-/// emulated; 0 goes back. Nobody may be in a call while the vDSO moves.
+/// emulated. Nobody may be in a call while the vDSO moves.
 pub fn set_entry(entry: usize) {
     ENTRY.store(entry, Ordering::Relaxed);
+}
+
+/// Goes back to `int 0x80`; what the entry point was, or 0.
+pub fn take_entry() -> usize {
+    ENTRY.swap(0, Ordering::Relaxed)
 }
 
 unsafe extern "C" {

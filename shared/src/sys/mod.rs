@@ -21,7 +21,7 @@ use ia32 as arch;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as arch;
 
-pub use arch::{foreign_call, set_entry, syscall6};
+pub use arch::{foreign_call, set_entry, syscall6, take_entry};
 pub use linux_raw_sys::general as nr;
 
 /// A kernel error number, positive.

@@ -15,6 +15,7 @@ tests::survives! {
     frame_nested => signals("frame_nested");
     interval_timers => signals("interval_timers");
     library_signals => signals("library_signals");
+    library_signals_of_a_large_task => signals("library_signals_of_a_large_task");
     ticking => signals("ticking").busy();
     delivered_at_once => signals("delivered_at_once");
 }
