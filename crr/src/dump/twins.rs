@@ -322,7 +322,7 @@ fn dies_first(dir: &Dir) {
 /// Who a task is a child of.
 fn parent(dir: &Dir) -> Result<Pid> {
     let mut buffer = Vec::new();
-    dir.read("stat", &mut buffer)?;
+    dir.read_record("stat", &mut buffer)?;
     Ok(stat::parse(&buffer)?.ppid)
 }
 
@@ -337,7 +337,7 @@ pub(super) fn maker<'a>(
     const TELLS_NOBODY: i32 = 0;
     /// PF_FORKNOEXEC of include/linux/sched.h.
     const RAN_NO_PROGRAM: u64 = 0x40;
-    dir.read("stat", buffer)?;
+    dir.read_record("stat", buffer)?;
     let stat = stat::parse(buffer)?;
     if stat.flags & RAN_NO_PROGRAM == 0 {
         return Ok(None);

@@ -4,6 +4,7 @@
 
 pub(super) mod abi;
 pub(super) mod ask;
+pub(super) mod outside;
 pub(super) mod task;
 
 use super::frames::Frames;
@@ -15,7 +16,7 @@ use super::{After, Base, Options};
 use super::{room, twins};
 use crate::kernel;
 use crate::parallel;
-use crate::proc::{Dir, has_ended, living_thread, stat, status};
+use crate::proc::{Dir, stat, status};
 use crate::ptrace::Patience;
 use crate::refusal::Refusals;
 use crate::remote::{Cache, Target};
@@ -185,12 +186,12 @@ pub(super) fn collect(
     stats::enter(Stage::Tasks);
     let mut tasks = Vec::with_capacity(task_stats.len());
     let mut spaces = Vec::with_capacity(task_stats.len());
-    for ((frozen_task, stat), shares) in frozen.tasks.iter_mut().zip(task_stats).zip(shares) {
+    let looks = task_stats.into_iter().zip(outside::look(&frozen.tasks)?);
+    for ((frozen_task, look), shares) in frozen.tasks.iter_mut().zip(looks).zip(shares) {
         let pid = frozen_task.pid;
         let known = Known { shares, tasks: &tasks, spaces: &spaces };
-        let one = collect_task(frozen_task, stat, known, &mut tables, &mut refusals, patience);
-        let died = |e: anyhow::Error| if has_ended(living_thread(pid)) { e.context("died") } else { e };
-        if let Some((task, space)) = one.map_err(died).with_context(|| format!("task {pid}"))? {
+        let one = collect_task(frozen_task, look, known, &mut tables, &mut refusals, patience);
+        if let Some((task, space)) = one.map_err(outside::in_task(pid))? {
             tasks.push(task);
             spaces.push(space);
         }
@@ -311,10 +312,10 @@ pub(super) fn collect(
 
 /// What `stat` tells of a task: memory by a living thread, what its parent is told by the leader.
 fn read_stat(task: &FrozenTask, buffer: &mut Vec<u8>) -> Result<stat::Stat> {
-    task.dir.read("stat", buffer)?;
+    task.dir.read_record("stat", buffer)?;
     let mut stat = stat::parse(buffer)?;
     if task.leader_ended() {
-        task.dir.read(&format!("task/{}/stat", task.pid), buffer)?;
+        task.dir.read_record(&format!("task/{}/stat", task.pid), buffer)?;
         let of_leader = stat::parse(buffer)?;
         (stat.exit_signal, stat.exit_code) = (of_leader.exit_signal, of_leader.exit_code);
     }
@@ -349,9 +350,9 @@ fn look_at_zombies(
 ) -> Result<Vec<Zombie>> {
     let mut zombies = Vec::with_capacity(dead.len());
     for DeadTask { pid, name, dir } in dead {
-        dir.read("stat", buffer).with_context(|| format!("task {pid}: read stat"))?;
+        dir.read_record("stat", buffer).with_context(|| format!("task {pid}: read stat"))?;
         let stat = stat::parse(buffer).with_context(|| format!("task {pid}"))?;
-        dir.read("status", buffer).with_context(|| format!("task {pid}: read status"))?;
+        dir.read_record("status", buffer).with_context(|| format!("task {pid}: read status"))?;
         let status = status::parse(buffer).with_context(|| format!("task {pid}"))?;
         let mut refuse = Refuse::new(refusals, *pid, name);
         let stranded = stranded(stat.ppid, stat.pgid);
