@@ -95,7 +95,7 @@ impl<'scope> Aside<'scope> {
         }
         let read = move || {
             let mut text = Vec::new();
-            dir.read("statm", &mut text).context("read statm")?;
+            dir.read_record("statm", &mut text).context("read statm")?;
             let resident = text.split(|&byte| byte == b' ').nth(1).and_then(decimal::<u64>);
             resident.filter(|&pages| pages <= MOST_PAGES).map(|_| with_policies(dir)).transpose()
         };
