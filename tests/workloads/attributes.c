@@ -211,19 +211,21 @@ CASE(thread_policies)
 		MUST0(pthread_join(threads[i], NULL));
 }
 
-/* Areas with and without pages, and one of a file, more than are asked about at once. */
-static void check_areas(void)
+/* More areas than are asked about at once, and so many that they are read about all together. */
+enum { SOME = 150, MANY = 1500 };
+
+/* Areas with and without pages, and one of a file. */
+static void check_areas(size_t count)
 {
-	enum { AREAS = 150 };
 	static const int modes[] = { 0, BIND | STATIC_NODES, INTERLEAVE, PREFERRED };
-	char *memory = map_anonymous(2 * AREAS * PAGE);
-	static struct policy before[AREAS], of_file;
+	char *memory = map_anonymous(2 * count * PAGE);
+	static struct policy before[MANY], of_file;
 	int fd = MUST(open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
 	char *file = MUST((char *)mmap(NULL, PAGE, PROT_READ, MAP_PRIVATE, fd, 0));
 	close(fd);
 	set_policy(file, PAGE, INTERLEAVE | STATIC_NODES);
 	of_file = policy_of(file);
-	for (size_t i = 0; i < AREAS; i++) {
+	for (size_t i = 0; i < count; i++) {
 		char *area = memory + 2 * i * PAGE;
 		if (modes[i % 4] != 0)
 			set_policy(area, 2 * PAGE, modes[i % 4]);
@@ -233,7 +235,7 @@ static void check_areas(void)
 	}
 	checkpoint();
 	check_policy(file, &of_file);
-	for (size_t i = 0; i < AREAS; i++) {
+	for (size_t i = 0; i < count; i++) {
 		check_policy(memory + 2 * i * PAGE, &before[i]);
 		if (i % 3 == 0)
 			CHECK_FILL(memory + 2 * i * PAGE, 2 * PAGE, (uint32_t)i);
@@ -242,7 +244,12 @@ static void check_areas(void)
 
 CASE(area_policies)
 {
-	check_areas();
+	check_areas(SOME);
+}
+
+CASE(policies_of_many_areas)
+{
+	check_areas(MANY);
 }
 
 /* Four pages each: none, one, another, none. */
@@ -313,7 +320,7 @@ CASE(shared_policies)
 CASE(area_policies_under_another)
 {
 	set_policy(NULL, 0, BIND);
-	check_areas();
+	check_areas(SOME);
 }
 
 static sigjmp_buf no_counter;

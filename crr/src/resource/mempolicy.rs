@@ -2,7 +2,8 @@
 
 pub(crate) mod shared;
 
-use crate::proc::{Dir, hex};
+use crate::parallel;
+use crate::proc::{Dir, decimal, hex};
 use crate::ptrace::{Patience, Stopped};
 use crate::refusal::Refusals;
 use crate::remote::{Arg, Batch, Buffer, Call, Executor, Handle, Reply};
@@ -12,6 +13,7 @@ use images::attribute::{AreaPolicy, MemoryPolicy};
 use images::memory::{Backing, Space, Vma};
 use images::task::Task;
 use images::{Abi, Addr, Pid};
+use std::thread::{self, Scope, ScopedJoinHandle};
 
 /// MPOL_F_ADDR: the policy of an address, not of the thread.
 const MPOL_F_ADDR: u64 = 2;
@@ -75,7 +77,51 @@ pub(super) fn inherited() -> MemoryPolicy {
     MemoryPolicy { mode, nodes: trimmed(nodes.to_vec()) }
 }
 
-/// The policies of a task's areas; `resident_kib` is how much of them is in memory.
+/// Areas from which on it is worth a thread to read of all which have a policy ([`Aside`]).
+pub(crate) const MANY_AREAS: usize = 1024;
+
+/// The areas that have a policy, being read by a thread of its own while this one reads what else procfs tells of them: asking for so many would take
+/// longer than that.
+#[derive(Debug)]
+pub(crate) struct Aside<'scope>(ScopedJoinHandle<'scope, Result<Option<Vec<u64>>>>);
+
+impl<'scope> Aside<'scope> {
+    /// Begins, if there is a processor for it.
+    pub(crate) fn begin(scope: &'scope Scope<'scope, '_>, dir: &'scope Dir) -> Option<Self> {
+        /// As it looks at all pages, there should not be too many for so many areas.
+        const MOST_PAGES: u64 = MANY_AREAS as u64 * 32;
+        if parallel::processors() == 1 {
+            return None;
+        }
+        let read = move || {
+            let mut text = Vec::new();
+            dir.read_record("statm", &mut text).context("read statm")?;
+            let resident = text.split(|&byte| byte == b' ').nth(1).and_then(decimal::<u64>);
+            resident.filter(|&pages| pages <= MOST_PAGES).map(|_| with_policies(dir)).transpose()
+        };
+        thread::Builder::new().spawn_scoped(scope, read).ok().map(Self)
+    }
+
+    /// The starts of the areas, in order; `None` if they have to be asked about all the same.
+    ///
+    /// # Errors
+    /// If that cannot be read.
+    pub(crate) fn finish(self) -> Result<Option<Vec<u64>>> {
+        self.0.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+/// The areas of which `numa_maps` tells another policy than the default.
+fn with_policies(dir: &Dir) -> Result<Vec<u64>> {
+    let mut text = Vec::new();
+    match dir.read("numa_maps", &mut text) {
+        // Without CONFIG_NUMA there are no policies.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        read => read.map(|()| not_default(&text)).context("read numa_maps"),
+    }
+}
+
+/// The policies of a task's areas; `resident_kib` is how much of them is in memory, `told` what [`Aside`] has found.
 ///
 /// Each area is asked about by a call of the task. `numa_maps` tells of all at once, but looks at every page: it is taken
 /// where that costs less, which is for small tasks in ia32 code (by some virtual machines, `int 0x80` is
@@ -85,6 +131,7 @@ pub(crate) fn dump_areas(
     leader: &mut Stopped,
     dir: &Dir,
     (vmas, resident_kib): (&[Vma], u64),
+    told: Option<Vec<u64>>,
     patience: &Patience,
 ) -> Result<Vec<AreaPolicy>> {
     let from_kernel =
@@ -97,17 +144,11 @@ pub(crate) fn dump_areas(
     } else {
         0
     };
-    if resident_kib < kib_for_an_area * vmas.len() as u64 {
-        let mut text = Vec::new();
-        if let Err(e) = dir.read("numa_maps", &mut text) {
-            // Without CONFIG_NUMA there are no policies.
-            return if e.kind() == std::io::ErrorKind::NotFound {
-                Ok(Vec::new())
-            } else {
-                Err(e).context("read numa_maps")
-            };
-        }
-        let told = not_default(&text);
+    let told = match told {
+        None if resident_kib < kib_for_an_area * vmas.len() as u64 => Some(with_policies(dir)?),
+        told => told,
+    };
+    if let Some(told) = told {
         asked.retain(|vma| told.binary_search(&vma.start.0).is_ok());
     }
     let mut having = Vec::new();

@@ -20,6 +20,7 @@ const PROG_LOAD: libc::c_int = 5;
 const OBJ_GET: libc::c_int = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const MAP_FREEZE: libc::c_int = 22;
+const MAP_LOOKUP_BATCH: libc::c_int = 24;
 
 /// Access modes of a description: BPF_F_RDONLY, BPF_F_WRONLY.
 pub const READ_ONLY: u32 = 1 << 3;
@@ -339,6 +340,67 @@ impl<'a> Entries<'a> {
         let mut attributes = [number(self.map).into(), key.as_ptr() as u64, value.as_ptr() as u64];
         // SAFETY: key and value are as large as those of the map.
         unsafe { call(MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
+    }
+}
+
+/// The entries of a map, many by one call: since Linux 5.6, or later for some types of maps.
+#[derive(Debug)]
+pub struct Batches<'a> {
+    map: BorrowedFd<'a>,
+    sizes: (usize, usize),
+    /// Entries that there is room for.
+    count: u32,
+    keys: Vec<u8>,
+    values: Vec<u8>,
+    /// Where the kernel goes on, in words of its own: a key, or the number of a place in a hash table.
+    place: Vec<u8>,
+    started: bool,
+    ended: bool,
+}
+
+impl<'a> Batches<'a> {
+    /// Of a map with keys and values of so many bytes.
+    ///
+    /// # Errors
+    /// Never where the sizes are those that the kernel tells.
+    pub fn of(map: BorrowedFd<'a>, info: &MapInfo, value_bytes: u64) -> nix::Result<Self> {
+        const ROOM: u64 = 1 << 20;
+        const MOST: u64 = 1 << 12;
+        let number = |size: u64| usize::try_from(size).map_err(|_| Errno::E2BIG);
+        let count = (ROOM / (u64::from(info.key_size) + value_bytes).max(1)).clamp(1, MOST);
+        let sizes = (number(info.key_size.into())?, number(value_bytes)?);
+        let (keys, values) = (vec![0; sizes.0 * number(count)?], vec![0; sizes.1 * number(count)?]);
+        let place = vec![0; sizes.0.max(size_of::<u32>())];
+        let count = u32::try_from(count).map_err(|_| Errno::E2BIG)?;
+        Ok(Self { map, sizes, count, keys, values, place, started: false, ended: false })
+    }
+
+    /// The next ones, in the order of [`Entries::next_entry`]: their keys, and their values. `None` after the last.
+    ///
+    /// # Errors
+    /// As bpf(2), if this kernel does not do so for such a map; ENOSPC if there is no room for those that lie in one place of a hash table.
+    pub fn next_batch(&mut self) -> nix::Result<Option<(&[u8], &[u8])>> {
+        if self.ended {
+            return Ok(None);
+        }
+        let place = self.place.as_mut_ptr() as u64;
+        let mut attributes = [
+            if self.started { place } else { 0 },
+            place,
+            self.keys.as_mut_ptr() as u64,
+            self.values.as_mut_ptr() as u64,
+            pair(self.count, number(self.map)),
+        ];
+        // SAFETY: there is room for `count` keys and values of the map, and for what tells where to go on.
+        match unsafe { call(MAP_LOOKUP_BATCH, &mut attributes) } {
+            // The end was reached, mostly not without some.
+            Err(Errno::ENOENT) => self.ended = true,
+            found => drop(found?),
+        }
+        self.started = true;
+        let [found, _] = halves(attributes[4]);
+        let found = usize::try_from(found.min(self.count)).map_err(|_| Errno::E2BIG)?;
+        Ok(Some((&self.keys[..found * self.sizes.0], &self.values[..found * self.sizes.1])))
     }
 }
 

@@ -14,6 +14,7 @@ tests::survives! {
     lock_future_on_fault => attributes("lock_future_on_fault");
     thread_policies => attributes("thread_policies");
     area_policies => attributes("area_policies");
+    policies_of_many_areas => attributes("policies_of_many_areas");
     area_policies_under_another => attributes("area_policies_under_another");
     shared_policies => attributes("shared_policies");
     thread_settings => attributes("thread_settings");

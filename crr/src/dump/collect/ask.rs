@@ -50,6 +50,8 @@ pub(super) struct Facts<'a> {
     pub(super) dir: &'a Dir,
     pub(super) vmas: &'a [Vma],
     pub(super) resident_kib: u64,
+    /// The areas that have policies, if that is known.
+    pub(super) with_policies: Option<Vec<u64>>,
     pub(super) bystanders: &'a mut Bystanders,
     pub(super) semaphores: &'a mut Sets,
     pub(super) undo: &'a mut Lists,
@@ -95,6 +97,7 @@ pub(super) fn ask(
         dir,
         vmas,
         resident_kib,
+        with_policies,
         bystanders,
         semaphores,
         undo,
@@ -144,7 +147,7 @@ pub(super) fn ask(
             false => 0,
         };
         let memory = (vmas, resident_kib);
-        let policies = mempolicy::dump_areas(&executor, deputy, dir, memory, patience)?;
+        let policies = mempolicy::dump_areas(&executor, deputy, dir, memory, with_policies, patience)?;
         let personality = record.personality;
         for (thread, record) in others.iter_mut().zip(record.threads.iter_mut().skip(1)) {
             let mut batch = executor.batch(thread)?;

@@ -14,9 +14,10 @@ use crate::ptrace::{Patience, regs};
 use crate::refusal::Refusals;
 use crate::remote::{Target, in_leftover, is_leftover};
 use crate::resource::file::copies::Copies;
+use crate::resource::mempolicy::Aside;
 use crate::resource::{
-    Refuse, dispatch, group_stop, memory, namespace, path, pkey, robust, rseq, seccomp, signal, thread,
-    timer, vdso,
+    Refuse, dispatch, group_stop, memory, mempolicy, namespace, path, pkey, robust, rseq, seccomp, signal,
+    thread, timer, vdso,
 };
 use anyhow::{Context, Result, bail};
 use images::attribute::TaskAttributes;
@@ -47,7 +48,7 @@ pub(super) fn collect_task(
     for (tid, name) in odd_namespaces {
         namespace::refuse_odd(tid, name, refuse);
     }
-    let Areas { abi, vmas, names, leftovers } = match known.areas(&tables.mates) {
+    let Areas { abi, vmas, names, leftovers, with_policies } = match known.areas(&tables.mates) {
         Some(areas) => areas,
         None => dump_areas(deputy, dir, tables, refuse)?,
     };
@@ -145,6 +146,7 @@ pub(super) fn collect_task(
             dir,
             vmas: &vmas,
             resident_kib,
+            with_policies,
             bystanders,
             semaphores,
             undo: &mut tables.undo,
@@ -216,19 +218,29 @@ pub(in crate::dump) struct Areas {
     pub(in crate::dump) names: Vec<AreaName>,
     /// Where those lie that dumps have left in it that were killed.
     pub(in crate::dump) leftovers: Vec<Addr>,
+    /// The areas that have memory policies, if that is known.
+    pub(in crate::dump) with_policies: Option<Vec<u64>>,
 }
 
 fn dump_areas(pid: Pid, dir: &Dir, tables: &mut Tables, refuse: &mut Refuse<'_>) -> Result<Areas> {
     let mut areas = Areas::default();
     let Tables { buffer, backings, paths, .. } = tables;
-    dir.areas(buffer, |area| {
-        if is_leftover(pid, &area) {
-            areas.leftovers.push(Addr(area.start));
-        } else {
-            areas.vmas.extend(backings.dump_area(&area, dir, paths, refuse)?);
-            areas.names.extend(memory::dump_name(&area));
-        }
-        Ok(())
+    areas.with_policies = std::thread::scope(|scope| {
+        let (mut count, mut aside) = (0, None);
+        dir.areas(buffer, |area| {
+            count += 1;
+            if count == mempolicy::MANY_AREAS {
+                aside = Aside::begin(scope, dir);
+            }
+            if is_leftover(pid, &area) {
+                areas.leftovers.push(Addr(area.start));
+            } else {
+                areas.vmas.extend(backings.dump_area(&area, dir, paths, refuse)?);
+                areas.names.extend(memory::dump_name(&area));
+            }
+            Ok(())
+        })?;
+        aside.map_or(Ok(None), Aside::finish)
     })?;
     areas.abi = dump_vdso(pid, dir, &mut areas.vmas, &mut tables.vdsos, refuse)?;
     Ok(areas)

@@ -28,7 +28,7 @@ impl Open {
     pub(super) fn look(link: &Link, info_dir: &Dir, copies: &Copies) -> Result<Self> {
         let Link { fd, target } = link;
         let mut text = Vec::new();
-        info_dir.read(&fd.to_string(), &mut text)?;
+        info_dir.read_record(&fd.to_string(), &mut text)?;
         let info = fdinfo::parse(&text)?;
         if !(target.starts_with(b"anon_inode:") || pidfd::is_one(target)) {
             text = Vec::new();
