@@ -36,6 +36,7 @@ tests::survives! {
     corked => inet("corked");
     keepalive => inet("keepalive");
     datagrams => inet("datagrams");
+    datagrams_full => inet("datagrams_full");
     udp_lite => inet("udp_lite");
     datagrams_shut_down => inet("datagrams_shut_down");
     multicast => inet("multicast");
