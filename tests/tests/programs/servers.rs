@@ -201,6 +201,27 @@ pub(crate) fn redis_in_snapshots(world: &World) -> Result {
     running.end()
 }
 
+/// redis with a GiB of data, in one round: it has the same digest of all that before and after.
+pub(crate) fn redis_with_a_gigabyte(world: &World) -> Result {
+    let program =
+        ["/usr/bin/redis-server", "--port", "6404", "--save", "", "--enable-debug-command", "local"];
+    let mut running = world.start(&program)?;
+    let mut stream = connect(6404)?;
+    stream.set_read_timeout(Some(wait::STEP))?;
+    let mut answers = BufReader::new(stream.try_clone()?).lines();
+    let mut ask = |request: &str| -> Result<String> {
+        stream.write_all(format!("{request}\r\n").as_bytes())?;
+        Ok(answers.next().context("closed")??)
+    };
+    let made = ask("DEBUG POPULATE 262144 key 4096")?;
+    ensure!(made == "+OK", "DEBUG POPULATE answers {made:?}");
+    let before = ask("DEBUG DIGEST")?;
+    running.round_with(&["--tcp-established"])?;
+    let after = ask("DEBUG DIGEST")?;
+    ensure!(before == after && before.len() > 40, "its digest is {after:?}, not {before:?}");
+    Ok(())
+}
+
 /// How long a list of a redis is.
 fn length(port: u16, list: &str) -> Result<u64> {
     let mut stream = connect(port)?;
