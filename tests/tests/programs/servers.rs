@@ -370,7 +370,15 @@ pub(super) fn large() -> Vec<u8> {
 }
 
 pub(super) fn ask_for(stream: &mut TcpStream, name: &str) -> Result<(BufReader<TcpStream>, usize)> {
-    write!(stream, "GET /{name} HTTP/1.1\r\nHost: here\r\n\r\n")?;
+    send_request(stream, name)?;
+    answer_to(stream)
+}
+
+fn send_request(stream: &mut TcpStream, name: &str) -> Result {
+    Ok(write!(stream, "GET /{name} HTTP/1.1\r\nHost: here\r\n\r\n")?)
+}
+
+fn answer_to(stream: &TcpStream) -> Result<(BufReader<TcpStream>, usize)> {
     let mut answer = BufReader::new(stream.try_clone()?);
     let mut length = 0;
     for number in 0.. {
@@ -412,6 +420,24 @@ pub(super) fn requests(port: u16, turns: &Turns) -> Result {
         answer.read_exact(&mut bytes)?;
         ensure!(bytes == b"small", "answer {count} is {bytes:?}");
         count += 1;
+    }
+    Ok(())
+}
+
+/// Hundreds of connections that stay open, all of which wait for an answer at a time.
+pub(super) fn requests_of_many(port: u16, turns: &Turns) -> Result {
+    const CLIENTS: usize = 250;
+    let mut streams = (0..CLIENTS).map(|_| connect(port)).collect::<Result<Vec<_>>>()?;
+    while turns.next() {
+        for (number, stream) in streams.iter_mut().enumerate() {
+            send_request(stream, &format!("of-{number}"))?;
+        }
+        for (number, stream) in streams.iter().enumerate() {
+            let (mut answer, length) = answer_to(stream)?;
+            let mut bytes = vec![0; length];
+            answer.read_exact(&mut bytes)?;
+            ensure!(bytes == format!("of-{number}").as_bytes(), "client {number} got {bytes:?}");
+        }
     }
     Ok(())
 }
