@@ -1312,6 +1312,29 @@ CASE(closed_there)
 	CHECK(send(fd, bytes, sizeof(bytes), 0) == sizeof(bytes), "send: %s", strerror(errno));
 }
 
+/* Errors that have not been told: of a connection that was reset, and of a datagram that nobody takes. */
+CASE(errors)
+{
+	struct linger reset = { .l_onoff = 1 };
+	int ends[2], error = 0, nobody = bound("127.0.0.1", SOCK_DGRAM), fd = bound("127.0.0.1", SOCK_DGRAM);
+	socklen_t length = sizeof(error);
+	struct address to = name_of(nobody);
+	close(nobody);
+	MUST(connect(fd, (void *)&to.bytes, to.length));
+	MUST(send(fd, "lost", 4, 0));
+	connection("127.0.0.1", ends);
+	MUST(setsockopt(ends[0], SOL_SOCKET, SO_LINGER, &reset, sizeof(reset)));
+	close(ends[0]);
+	struct pollfd polled[] = { { .fd = fd }, { .fd = ends[1] } };
+	for (size_t i = 0; i < LENGTH(polled); i++)
+		CHECK(poll(&polled[i], 1, 20000) == 1 && (polled[i].revents & POLLERR) != 0, "events %#x", polled[i].revents);
+	checkpoint();
+	MUST(getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length));
+	CHECK(error == ECONNREFUSED, "the datagram: %s", strerror(error));
+	MUST(getsockopt(ends[1], SOL_SOCKET, SO_ERROR, &error, &length));
+	CHECK(error == ECONNRESET, "the connection: %s", strerror(error));
+}
+
 /* Has a connection over which the other end has sent something urgent, and the end of its stream. */
 CASE(urgent_there)
 {

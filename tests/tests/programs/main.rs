@@ -127,6 +127,7 @@ programs! {
     less32_on_terminal64 in Chroot => |world| screens::less(world, PYTHON64);
     /// Servers with clients that stay connected.
     redis32_clients in Chroot => servers::redis;
+    redis32_local_client in Chroot => servers::redis_with_a_local_client;
     nginx32_clients in Chroot => servers::nginx;
     memcached32_clients in Chroot => daemons::memcached;
     apache32_clients in Chroot => daemons::apache;
@@ -140,6 +141,7 @@ programs! {
     mixed_clients_in_chroot in Chroot => |world| right_answers(world, &[PYTHON32, "/scratch/clients.py"]);
     /// Ten outages under a benchmark, without a request that fails.
     redis32_outages in Chroot => outages::redis;
+    nginx32_outages in Chroot => outages::nginx;
     postgres32_outages in Chroot => outages::postgres;
     /// Echo requests, by a raw socket.
     busybox32_pings in Chroot => |world| daemons::ping(world, "127.0.0.1");

@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -87,6 +88,27 @@ pub(crate) fn redis(world: &World) -> Result {
     let program =
         ["/usr/bin/redis-server", "--port", "6400", "--appendonly", "yes", "--dir", "/scratch", "--save", ""];
     beside_rounds(world, &program, 6400, &[&counter, &subscriber])
+}
+
+/// redis with a client by a unix socket outside of the tree: that one is told the end, and the next one is served.
+pub(crate) fn redis_with_a_local_client(world: &World) -> Result {
+    let options = ["--port", "6405", "--unixsocket", "/scratch/local", "--dir", "/scratch", "--save", ""];
+    let mut running = world.start(&[&["/usr/bin/redis-server"], &options[..]].concat())?;
+    drop(connect(6405).with_context(|| world.read("log").unwrap_or_default())?);
+    std::env::set_current_dir(&world.dir)?;
+    for round in 1..=ROUNDS {
+        let mut client = UnixStream::connect("local")?;
+        client.set_read_timeout(Some(PATIENCE))?;
+        client.write_all(b"INCR count\r\n")?;
+        let mut answer = BufReader::new(client);
+        let mut line = String::new();
+        answer.read_line(&mut line)?;
+        ensure!(line == format!(":{round}\r\n"), "round {round}: the answer is {line:?}");
+        running.round_with(&["--unix-half", "close"])?;
+        let rest = answer.read_line(&mut line)?;
+        ensure!(rest == 0, "round {round}: more is heard: {line:?}");
+    }
+    running.end()
 }
 
 /// redis with data that changes between the rounds of an incremental dump.
