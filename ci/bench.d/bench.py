@@ -9,6 +9,7 @@ its rounds.
   dump-peak,      peak resident memory of the tool, MiB
   restore-peak
   images          bytes in all images, MiB
+  synced          with --disk: dump, and until the images are on the disk, ms. A restore reads them from there
 
 Where crr takes more than half of the peer's time, the stages of the round in the middle follow, in ms (`--stats`).
 
@@ -40,6 +41,11 @@ ROWS = {
     "tiny/ia32": ("load32", "memory", 1),
     "tiny/x86_64": ("load64", "memory", 1),
     "memory-1g/ia32": ("load32", "memory", 1024),
+    "memory-1g+snapshot/ia32": ("load32", "memory", 1024),
+    "memory-1g+direct/ia32": ("load32", "memory", 1024),
+    "packable-1g/ia32": ("load32", "packable", 1024),
+    "packable-1g+lz4/ia32": ("load32", "packable", 1024),
+    "packable-1g+zstd/ia32": ("load32", "packable", 1024),
     "memory-2g/x86_64": ("load64", "memory", 2048),
     "memory-2g-8/x86_64": ("load64", "eight", 2048),
     "memory-8g/x86_64": ("load64", "memory", 8192),
@@ -65,6 +71,13 @@ ROWS = {
     "vmas-10000/ia32": ("load32", "vmas", 10000),
     "vmas-10000/x86_64": ("load64", "vmas", 10000),
 }
+# What crr is given in rows with these names, to be compared with the row without: for the dump that leaves the load running, for the other one, for the restore.
+VARIANTS = {
+    "snapshot": (["--snapshot"], [], []),
+    "lz4": (["--compress=lz4"], ["--compress=lz4"], []),
+    "zstd": (["--compress=zstd"], ["--compress=zstd"], []),
+    "direct": (["--direct-io=always"], ["--direct-io=always"], ["--direct-io=always"]),
+}
 # What is to grow in proportion, for --scaling: unit -> (load, its sizes as (kind, number)).
 SCALES = {
     "task": ("load64", [("tasks", 50), ("tasks", 200), ("tasks", 1000)]),
@@ -74,8 +87,8 @@ SCALES = {
     "MiB": ("load64", [("memory", 64), ("memory", 512), ("memory", 4096)]),
 }
 # The kinds of load that are memory before all, by MiB.
-MEMORY = ("memory", "sparse", "eight")
-MEASURES = ["dump", "restore", "frozen", "dump-peak", "restore-peak", "images"]
+MEMORY = ("memory", "sparse", "eight", "packable")
+MEASURES = ["dump", "synced", "restore", "frozen", "dump-peak", "restore-peak", "images"]
 PATIENCE = 120
 # The kinds of load that are connections, within the tree or to a client elsewhere.
 CONNECTED = ("connections", "served")
@@ -195,8 +208,22 @@ def run(work, command):
     return int(wall) / 1e6, int(peak) / 1024
 
 
-def one_round(work, row, name, tool):
-    images = work / "images"
+def variant(row, name):
+    """What a tool is given in a row, for each of its three commands."""
+    return VARIANTS.get(row.split("/")[0].partition("+")[2], ([], [], [])) if name == "crr" else ([], [], [])
+
+
+def put_on_disk(files):
+    """Has the disk take files, and the cache forget them."""
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def one_round(work, row, name, tool, disk=None):
+    images = (disk or work) / "crr-bench-images"
     load = Load(work, row)
     # Only crr tells where its time went.
     stats = {command: work / f"{command}.json" for command in ("dump", "restore")} if name == "crr" else {}
@@ -204,19 +231,24 @@ def one_round(work, row, name, tool):
     try:
         measured = {}
         options = ["--tcp-established"] if ROWS[row][1] in CONNECTED else []
+        for_running, for_dump, for_restore = variant(row, name)
         dump = [tool, "dump", "-t", str(load.pid), "-D", images, *options]
         load.beats(10)
         images.mkdir()
         load.start_watch()
-        run(work, [*dump, "-R"])
+        run(work, [*dump, "-R", *for_running])
         measured["frozen"] = load.longest_gap()
         shutil.rmtree(images)
         images.mkdir()
-        measured["dump"], measured["dump-peak"] = run(work, [*dump, *said.get("dump", [])])
+        measured["dump"], measured["dump-peak"] = run(work, [*dump, *for_dump, *said.get("dump", [])])
+        files = [f for f in images.rglob("*") if f.is_file() and f.suffix != ".log"]
+        if disk:
+            start = time.monotonic()
+            put_on_disk(files)
+            measured["synced"] = measured["dump"] + (time.monotonic() - start) * 1000
         alone(but=load.clients)
-        sizes = [f.stat().st_size for f in images.rglob("*") if f.is_file() and f.suffix != ".log"]
-        measured["images"] = sum(sizes) / 2**20
-        restore = [tool, "restore", "-D", images, "-d", *options, *said.get("restore", [])]
+        measured["images"] = sum(f.stat().st_size for f in files) / 2**20
+        restore = [tool, "restore", "-D", images, "-d", *options, *for_restore, *said.get("restore", [])]
         measured["restore"], measured["restore-peak"] = run(work, restore)
         for command, file in stats.items():
             measured[f"{command}-stages"] = stages(json.loads(file.read_text()))
@@ -239,26 +271,26 @@ def spell(stages, wall):
     return ", ".join(f"{name} {ms:.1f} ({ms / wall:.0%})" for name, ms in parts if ms > 0.03 * wall)
 
 
-def copy_limit(work, row):
+def copy_limit(work, row, disk):
     """Milliseconds for a plain copy to a file, and back, of as much memory as a row has."""
     _, kind, number = ROWS[row]
-    if kind not in MEMORY or number < 64:
+    if kind not in MEMORY or number < 64 or disk:
         return {}
     said = subprocess.run([work / "copy", work / "copied", str(number)], check=True, capture_output=True, timeout=PATIENCE)
     return dict(zip(("dump", "restore"), map(float, said.stdout.split())))
 
 
-def enough_memory(row):
+def enough_memory(row, disk=None):
     """The load and its images: one of them is gone while the other one is made."""
     _, kind, number = ROWS[row]
-    need = 2 * number + 1024 if kind in MEMORY else 512
+    need = (1 if disk else 2) * number + 1024 if kind in MEMORY else 512
     available = int(re.search(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text())[1]) // 1024
     return need < available
 
 
 def show(row, medians, limits):
     names = list(medians)
-    for measure in MEASURES:
+    for measure in (m for m in MEASURES if any(m in medians[name] for name in names)):
         values = [medians[name].get(measure) for name in names]
         texts = ["failed" if v is None else f"{v:.3f}" if v < 10 else f"{v:.1f}" for v in values]
         ratio = ""
@@ -286,7 +318,7 @@ def scaling(args):
                 print(f"{row:22} skipped: not enough memory")
                 continue
             rounds = [one_round(args.work, row, "crr", args.crr) for _ in range(args.rounds)]
-            median = {m: statistics.median(r[m] for r in rounds) for m in MEASURES}
+            median = {m: statistics.median(r[m] for r in rounds) for m in MEASURES if m in rounds[0]}
             spelled = "".join(f"{median[m]:7.0f} ms{median[m] * 1000 / number:9.1f} us" for m in ("dump", "restore"))
             print(f"{row:22}{spelled}{max(median['dump-peak'], median['restore-peak']):12.1f}", flush=True)
 
@@ -308,6 +340,8 @@ def arguments():
                         help="only rows that match: " + ", ".join(ROWS))
     parser.add_argument("--scaling", action="store_true",
                         help="only crr, with more and more of one thing: " + ", ".join(f"{unit}s" for unit in SCALES))
+    parser.add_argument("--disk", type=Path, metavar="DIR",
+                        help="images in this directory, of a disk, instead of a tmpfs: each is on the disk, and out of the cache, before it is restored")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round to FILE")
     parser.add_argument("--bar", action="store_true", help=f"fail if crr takes more than {BAR} ({CONNECTED_BAR} of connections) of the peer's time in dump, restore or frozen")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
@@ -329,25 +363,25 @@ def main():
     print(f"{'row':20} {'median of ' + str(args.rounds):14}{heading}", flush=True)
     rounds, slower, failed = {}, [], []
     for row in filter(args.rows.search, ROWS):
-        if not enough_memory(row):
+        if not enough_memory(row, args.disk):
             print(f"{row:20} skipped: not enough memory")
             continue
         seen = rounds[row] = {name: [] for name in tools}
         broken = set()
         copies = []
         for number in range(args.rounds):
-            copies.append(copy_limit(args.work, row))
+            copies.append(copy_limit(args.work, row, args.disk))
             # Neither tool always has the warmer machine.
             for name in sorted(tools, reverse=number % 2 == 1):
                 if name in broken:
                     continue
                 try:
-                    seen[name].append(one_round(args.work, row, name, tools[name]))
+                    seen[name].append(one_round(args.work, row, name, tools[name], args.disk))
                 except (Failed, subprocess.SubprocessError) as error:
                     broken.add(name)
                     print(f"{name}: {row}: {error}", file=sys.stderr, flush=True)
         medians = {
-            name: {} if name in broken else {m: statistics.median(r[m] for r in list_) for m in MEASURES}
+            name: {} if name in broken else {m: statistics.median(r[m] for r in list_) for m in MEASURES if m in list_[0]}
             for name, list_ in seen.items()
         }
         recorded = RECORDED.get(row.split("/")[0])

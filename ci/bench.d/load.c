@@ -72,14 +72,18 @@ static uint64_t mix(uint64_t x)
 
 enum { page = 4096, words = page / 8 };
 
+/* Of eight words, how many are small numbers. */
+static int small_words;
+
 /* Fills or checks a page whose contents depend on its number alone. */
 static int page_is(uint64_t *at, uint64_t number, int fill)
 {
 	uint64_t value = mix(number + 1);
 	for (int i = 0; i < words; i++, value += 0x632be59bd9b4e019u) {
+		uint64_t word = i % 8 < small_words ? (uint64_t)i % 3 : value;
 		if (fill)
-			at[i] = value;
-		else if (at[i] != value)
+			at[i] = word;
+		else if (at[i] != word)
 			return 0;
 	}
 	return 1;
@@ -105,6 +109,13 @@ static void make_memory(void)
 	pages_are(count << 8, 1);
 }
 static int check_memory(void) { return pages_are(count << 8, 0); }
+
+/* What can be packed to a third. */
+static void make_packable(void)
+{
+	small_words = 5;
+	make_memory();
+}
 
 /* A chunk of pages, and where it lies in a mapping of 100 GiB. */
 enum { chunk_pages = 16 };
@@ -398,6 +409,7 @@ static const struct kind {
 	int (*check)(void);
 } kinds[] = {
 	{"memory", make_memory, check_memory}, {"sparse", make_sparse, check_sparse},
+	{"packable", make_packable, check_memory},
 	{"eight", make_eight, check_eight},    {"vmas", make_vmas, check_vmas},
 	{"threads", make_threads, check_threads}, {"fds", make_fds, check_fds},
 	{"ten-tables", make_ten_tables, check_ten_tables},

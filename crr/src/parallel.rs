@@ -80,14 +80,20 @@ pub(crate) fn in_parallel(count: u64, each: impl Fn(u64) -> Result<()> + Sync) -
     })
 }
 
+/// Items that one thread takes at a time in [`map`]: starting a thread costs as much as some fifty system calls.
+const CHUNK: usize = 32;
+
+/// Whether [`map`] takes several threads for so many items, where there are processors for them.
+pub(crate) fn is_worth(items: usize) -> bool {
+    items > CHUNK
+}
+
 /// What `each` makes of every item, in their order: by several threads if there are many items, each of which costs a few system calls.
 pub(crate) fn map<T: Sync, R: Send + Sync>(
     items: &[T],
     each: impl Fn(&T) -> Result<R> + Sync,
 ) -> Result<Vec<R>> {
-    /// Starting a thread costs as much as some fifty system calls.
-    const CHUNK: usize = 32;
-    if items.len() <= CHUNK {
+    if !is_worth(items.len()) {
         return items.iter().map(each).collect();
     }
     let chunks: Vec<(&[T], OnceLock<Vec<R>>)> =

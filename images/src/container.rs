@@ -69,7 +69,7 @@ impl Kind {
             Self::Tree => 6,
             Self::Files => 9,
             Self::Inventory => 4,
-            Self::Memory => 5,
+            Self::Memory => 6,
             Self::Pages => 2,
         }
     }

@@ -77,6 +77,8 @@ pub struct Space {
     pub names: Vec<AreaName>,
     /// Contexts of asynchronous I/O, by rising address, one for each of their rings.
     pub aio: Vec<AioContext>,
+    /// Protection keys that are allocated (pkey_alloc): bits 1 to 15.
+    pub keys: u16,
     /// What `/proc/PID/stat` and brk(2) tell of the layout.
     pub layout: Layout,
     /// `/proc/PID/auxv`, as bytes in the layout of the task's ABI.
@@ -193,6 +195,12 @@ impl Vma {
     pub fn huge(&self) -> Option<HugePage> {
         HugePage::ALL.into_iter().find(|page| self.flags & page.bit() != 0)
     }
+
+    /// Its protection key.
+    #[must_use]
+    pub const fn key(&self) -> u32 {
+        (self.flags & vm::KEY) >> vm::KEY_SHIFT
+    }
 }
 
 impl Backing {
@@ -244,6 +252,10 @@ pub mod vm {
     /// No code of smaps: of the vDSO and the areas around it, put there by a restore on another kernel than that of the
     /// dump, beside those that the task had.
     pub const PARKED: u32 = 1 << 16;
+    /// The protection key (`ProtectionKey` of smaps), a number of four bits.
+    pub const KEY: u32 = 15 << KEY_SHIFT;
+    /// The lowest of these.
+    pub const KEY_SHIFT: u32 = 24;
 }
 
 /// Consecutive pages with their place in `pages.img`, or in that of a checkpoint that this one builds on.

@@ -88,6 +88,21 @@ pub enum Op<'a> {
         /// PROT_*.
         prot: u32,
     },
+    /// pkey_alloc, as often as it takes to have the keys up to this one: it gives the lowest that is free.
+    AllocateKeys(u32),
+    /// pkey_free of the keys whose bits are set.
+    FreeKeys(u32),
+    /// pkey_mprotect.
+    ProtectByKey {
+        /// Address.
+        addr: u64,
+        /// Bytes.
+        len: u64,
+        /// PROT_*.
+        prot: u32,
+        /// The key.
+        key: u32,
+    },
     /// madvise.
     Advise {
         /// Address.

@@ -92,7 +92,7 @@ prop_compose! {
                 }
             }
         }
-        Space { vmas, runs, policies: Vec::new(), guards: Vec::new(), names: Vec::new(), aio: Vec::new(), layout: Layout::default(), auxv: vec![1, 2, 3] }
+        Space { vmas, runs, policies: Vec::new(), guards: Vec::new(), names: Vec::new(), aio: Vec::new(), keys: 0, layout: Layout::default(), auxv: vec![1, 2, 3] }
     }
 }
 

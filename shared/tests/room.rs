@@ -30,6 +30,7 @@ fn space() -> Space {
         guards: Vec::new(),
         names: Vec::new(),
         aio: Vec::new(),
+        keys: 0,
         layout: Layout::default(),
         auxv: vec![0xff; 400],
     }

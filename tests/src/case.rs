@@ -331,6 +331,14 @@ impl Running {
     /// # Errors
     /// It found something wrong, or did not end well and alone.
     pub fn passed(self) -> crate::Result {
+        self.ends()
+    }
+
+    /// The same of one that is to be restored once more.
+    ///
+    /// # Errors
+    /// It found something wrong, or did not end well and alone.
+    pub fn ends(&self) -> crate::Result {
         let status = wait::until(wait::STEP, "the workload ends", || {
             match waitpid(self.root, Some(WaitPidFlag::WNOHANG))? {
                 WaitStatus::StillAlive => Ok(None),

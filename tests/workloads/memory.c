@@ -1,6 +1,7 @@
 /* Private memory: contents, protections, holes, heap, stacks, advice, locks, extremes of the address space. */
 #include "workload.h"
 #include <setjmp.h>
+#include <sys/rseq.h>
 
 CASE(anonymous)
 {
@@ -429,15 +430,14 @@ CASE(sealed)
 /* MAP_DROPPABLE in place of MAP_PRIVATE: the kernel may take pages away, which are zeros then. */
 CASE(droppable)
 {
-	char *memory = mmap(NULL, 8 * PAGE, PROT_READ | PROT_WRITE, 0x08 | MAP_ANONYMOUS, -1, 0);
+	enum { DROPPABLE = 16 << 20 };
+	char *memory = mmap(NULL, DROPPABLE, PROT_READ | PROT_WRITE, 0x08 | MAP_ANONYMOUS, -1, 0);
 	bool here = has(memory == MAP_FAILED ? -1 : 0, "MAP_DROPPABLE");
 	if (here)
-		memset(memory, 7, 4 * PAGE);
+		memset(memory, 7, DROPPABLE / 2);
 	checkpoint();
-	for (size_t i = 0; here && i < 8; i++) {
-		char at = memory[i * PAGE + 5];
-		CHECK(at == 0 || (i < 4 && at == 7), "page %zu: %d", i, at);
-	}
+	for (size_t at = 5; here && at < DROPPABLE; at += PAGE)
+		CHECK(memory[at] == 0 || (at < DROPPABLE / 2 && memory[at] == 7), "at %zu: %d", at, memory[at]);
 }
 
 CASE(locked)
@@ -529,25 +529,225 @@ CASE(swapped)
 	CHECK_FILL(shared, length, 2);
 }
 
-/* A protection key that the program has allocated, or whose number it only makes up. */
-static int allocate_key(void)
-{
+/* Protection keys: pkeys(7). */
+static int thread_ready, thread_go;
+
 #ifdef __x86_64__
-	enum { PKEY_ALLOC = 330 };
+enum { PKEY_MPROTECT = 329, PKEY_ALLOC = 330, PKEY_FREE = 331 };
 #else
-	enum { PKEY_ALLOC = 381 };
+enum { PKEY_MPROTECT = 380, PKEY_ALLOC = 381, PKEY_FREE = 382 };
 #endif
-	return (int)syscall(PKEY_ALLOC, 0, 0);
+enum { NO_ACCESS = 1, NO_WRITE = 2 };
+
+static int allocate_key(unsigned rights)
+{
+	return (int)MUST(syscall(PKEY_ALLOC, 0, rights));
 }
 
-/* What no memory has is the program's all the same. */
+static void protect_by_key(char *memory, size_t length, int protection, int key)
+{
+	MUST(syscall(PKEY_MPROTECT, memory, length, protection, key));
+}
+
+static uint32_t key_rights(void)
+{
+	uint32_t rights, zero;
+	__asm__ volatile(".byte 0x0f, 0x01, 0xee" : "=a"(rights), "=d"(zero) : "c"(0)); /* rdpkru */
+	return rights;
+}
+
+static void set_key_rights(uint32_t rights)
+{
+	__asm__ volatile(".byte 0x0f, 0x01, 0xef" : : "a"(rights), "c"(0), "d"(0) : "memory"); /* wrpkru */
+}
+
+/* Denies something with one key, and allows all else with it. */
+static void deny(int key, unsigned rights)
+{
+	set_key_rights((key_rights() & ~(3u << 2 * key)) | rights << 2 * key);
+}
+
+static void check_key(const char *memory, int key)
+{
+	CHECK(kib_of(memory, "ProtectionKey:") == key, "key %ld at %p, not %d", kib_of(memory, "ProtectionKey:"), (const void *)memory, key);
+}
+
+/* Whether the kernel may read, or write, memory on behalf of this thread, which depends on its rights. */
+static bool may_read(const char *memory)
+{
+	int ends[2];
+	MUST(pipe(ends));
+	bool may = write(ends[1], memory, 1) == 1;
+	CHECK(may || errno == EFAULT, "write: %s", strerror(errno));
+	close(ends[0]);
+	close(ends[1]);
+	return may;
+}
+
+static bool may_write(char *memory)
+{
+	int fd = MUST(open("/dev/zero", O_RDONLY));
+	bool may = read(fd, memory, 1) == 1;
+	CHECK(may || errno == EFAULT, "read: %s", strerror(errno));
+	close(fd);
+	return may;
+}
+
+/* Memory that may only be executed: mov eax, 42; ret. */
+static char *code_to_execute(void)
+{
+	static const unsigned char code[] = { 0xb8, 42, 0, 0, 0, 0xc3 };
+	char *memory = map_anonymous(PAGE);
+	memcpy(memory, code, sizeof(code));
+	MUST(mprotect(memory, PAGE, PROT_EXEC));
+	return memory;
+}
+
+static int execute(const char *code)
+{
+	return ((int (*)(void))(uintptr_t)code)();
+}
+
+static struct {
+	char *closed, *read_only, *shared, *file, *explicit, *none, *code;
+	int a, b, c, d;
+} keyed;
+
+/* Has other rights than the one that made it. */
+static void *thread_with_keys(void *unused)
+{
+	(void)unused;
+	deny(keyed.a, 0);
+	deny(keyed.c, NO_ACCESS);
+	uint32_t rights = key_rights();
+	__atomic_store_n(&thread_ready, 1, __ATOMIC_SEQ_CST);
+	syscall(SYS_futex, &thread_go, 0, 0, NULL);
+	CHECK(key_rights() == rights, "rights %#x of the thread, not %#x", key_rights(), rights);
+	CHECK(may_read(keyed.closed) && !may_read(keyed.shared), "the thread's rights");
+	return NULL;
+}
+
+/* Has all keys of its parent, and one more. */
+static void child_with_keys(void *unused)
+{
+	(void)unused;
+	char *own = map_anonymous(PAGE);
+	int key = allocate_key(0);
+	fill(own, PAGE, 9);
+	protect_by_key(own, PAGE, PROT_READ | PROT_WRITE, key);
+	prepared();
+	wait_for_go();
+	check_key(own, key);
+	CHECK_FILL(own, PAGE, 9);
+	CHECK(key == keyed.b && allocate_key(0) == 6 && allocate_key(0) == 7, "keys of the child");
+	check_key(keyed.shared, keyed.c);
+	CHECK(execute(keyed.code) == 42, "the child's code");
+}
+
+/* Of memory of all sorts, with rights that differ by thread; one that is freed, and one that no memory has. */
 CASE(keys)
 {
-	int key = MUST(allocate_key());
-	printf("NAME protection key %d\n", key);
-	fflush(stdout);
+	pthread_t thread;
+	keyed.a = allocate_key(0), keyed.b = allocate_key(0), keyed.c = allocate_key(0), keyed.d = allocate_key(NO_WRITE);
+	keyed.closed = map_anonymous(4 * PAGE);
+	fill(keyed.closed, 4 * PAGE, 1);
+	protect_by_key(keyed.closed, 2 * PAGE, PROT_READ | PROT_WRITE, keyed.a);
+	keyed.read_only = map_anonymous(2 * PAGE);
+	fill(keyed.read_only, 2 * PAGE, 2);
+	protect_by_key(keyed.read_only, 2 * PAGE, PROT_READ, keyed.c);
+	keyed.shared = MUST((char *)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+	fill(keyed.shared, PAGE, 3);
+	protect_by_key(keyed.shared, PAGE, PROT_READ | PROT_WRITE, keyed.c);
+	int fd = MUST(memfd_create("file", 0));
+	MUST(ftruncate(fd, 2 * PAGE));
+	keyed.file = MUST((char *)mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0));
+	fill(keyed.file, PAGE, 4);
+	protect_by_key(keyed.file, 2 * PAGE, PROT_READ | PROT_WRITE, keyed.a);
+	keyed.none = map_anonymous(PAGE);
+	protect_by_key(keyed.none, PAGE, PROT_NONE, keyed.c);
+	/* The kernel takes a key for the first; the others have what the program says. */
+	keyed.code = code_to_execute();
+	keyed.explicit = code_to_execute();
+	protect_by_key(keyed.explicit, PAGE, PROT_EXEC, keyed.a);
+	char *unprotected = code_to_execute();
+	protect_by_key(unprotected, PAGE, PROT_EXEC, 0);
+	check_key(keyed.code, 5);
+	check_key(unprotected, 0);
+	MUST(syscall(PKEY_FREE, keyed.b));
+	MUST0(pthread_create(&thread, NULL, thread_with_keys, NULL));
+	while (!__atomic_load_n(&thread_ready, __ATOMIC_SEQ_CST))
+		sched_yield();
+	pid_t child = spawn(child_with_keys, NULL);
+	deny(keyed.a, NO_ACCESS);
+	deny(keyed.c, NO_WRITE);
+	uint32_t rights = key_rights();
 	checkpoint();
-	CHECK(MUST(allocate_key()) != key, "the key %d is free", key);
+	CHECK(key_rights() == rights, "rights %#x, not %#x", key_rights(), rights);
+	CHECK(!may_read(keyed.closed) && !may_read(keyed.file), "read in spite of its key");
+	CHECK(may_read(keyed.shared) && !may_write(keyed.shared), "written in spite of its key");
+	check_key(keyed.closed, keyed.a);
+	check_key(keyed.closed + 2 * PAGE, 0);
+	check_key(keyed.read_only, keyed.c);
+	check_key(keyed.shared, keyed.c);
+	check_key(keyed.file, keyed.a);
+	check_key(keyed.none, keyed.c);
+	check_key(keyed.code, 5);
+	check_key(keyed.explicit, keyed.a);
+	check_key(unprotected, 0);
+	CHECK(execute(keyed.code) == 42 && execute(keyed.explicit) == 42 && execute(unprotected) == 42, "the code");
+	thread_go = 1;
+	syscall(SYS_futex, &thread_go, 1, 1);
+	MUST0(pthread_join(thread, NULL));
+	finish(child);
+	CHECK(allocate_key(0) == keyed.b && allocate_key(0) == 6, "the next keys");
+	deny(keyed.a, 0);
+	CHECK_FILL(keyed.closed, 4 * PAGE, 1);
+	CHECK_FILL(keyed.read_only, 2 * PAGE, 2);
+	CHECK_FILL(keyed.shared, PAGE, 3);
+	CHECK_FILL(keyed.file, PAGE, 4);
+}
+
+/* Nothing but the key that the kernel has taken, which is not the first. */
+CASE(keys_of_code)
+{
+	int key = allocate_key(0);
+	char *code = code_to_execute();
+	MUST(syscall(PKEY_FREE, key));
+	checkpoint();
+	check_key(code, key + 1);
+	CHECK(execute(code) == 42, "the code");
+	CHECK(allocate_key(0) == key && allocate_key(0) == key + 2, "the next keys");
+}
+
+/* Memory keeps a key that is freed. */
+CASE(keys_freed)
+{
+	int key = allocate_key(0);
+	protect_by_key(map_anonymous(PAGE), PAGE, PROT_READ, key);
+	MUST(syscall(PKEY_FREE, key));
+	checkpoint();
+}
+
+/* May use nothing, so it cannot be asked; the kernel is not to write its number of a processor, either. */
+static void *thread_without_rights(void *unused)
+{
+	(void)unused;
+	char *area = (char *)__builtin_thread_pointer() + __rseq_offset;
+	enum { RSEQ_UNREGISTER = 1, RSEQ_SIGNATURE = 0x53053053 };
+	if (__rseq_size != 0)
+		MUST(syscall(SYS_rseq, area, 32, RSEQ_UNREGISTER, RSEQ_SIGNATURE));
+	__atomic_store_n(&thread_ready, 1, __ATOMIC_SEQ_CST);
+	__asm__ volatile(".byte 0x0f, 0x01, 0xef\n1: pause\njmp 1b" : : "a"(3), "c"(0), "d"(0)); /* wrpkru */
+	return NULL;
+}
+
+CASE(keys_denied)
+{
+	pthread_t thread;
+	MUST0(pthread_create(&thread, NULL, thread_without_rights, NULL));
+	while (!__atomic_load_n(&thread_ready, __ATOMIC_SEQ_CST))
+		sched_yield();
+	checkpoint();
 }
 
 /* Reading maps the zero page: present, and without contents. */

@@ -215,3 +215,23 @@ CASE(family)
 		finish(children[i]);
 	look();
 }
+
+/* Is killed, and with it the parent of its twin. */
+static void ends_early(void *unused)
+{
+	(void)unused;
+	add("private memory", map_anonymous(4 * MIB), 4 * MIB);
+	prepared();
+	pause();
+}
+
+/* A task that takes in orphans, and waits for its own child alone. */
+CASE(takes_in)
+{
+	MUST(prctl(PR_SET_CHILD_SUBREAPER, 1));
+	pid_t child = spawn(ends_early, NULL);
+	checkpoint();
+	MUST(kill(child, SIGKILL));
+	MUST(waitpid(child, NULL, 0));
+	no_children();
+}

@@ -137,6 +137,22 @@ static void check_functions(const struct functions *vdso)
 		check_random(vdso);
 }
 
+/* Numbers that its state gives when it is back: told, so that two restores can be compared. */
+CASE(random)
+{
+	struct functions vdso = find_all(getauxval(AT_SYSINFO_EHDR));
+	uint64_t number = 0;
+	if (vdso.getrandom)
+		check_random(&vdso);
+	checkpoint();
+	if (random_state.memory == NULL)
+		return;
+	ssize_t got = vdso.getrandom(&number, sizeof(number), 0, random_state.memory, random_state.size);
+	CHECK(got == sizeof(number), "getrandom gives %zd", got);
+	printf("NUMBER %016llx\n", (unsigned long long)number);
+	fflush(stdout);
+}
+
 CASE(functions)
 {
 	uintptr_t base = getauxval(AT_SYSINFO_EHDR);

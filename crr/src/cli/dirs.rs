@@ -1,4 +1,4 @@
-//! Where images, logs and pid files go: the same flags and the same rule for dump and restore.
+//! Where images, logs, pid and statistics files go: the same flags and the same rule for dump and restore.
 
 use crate::store::{Destination, STREAM, Source, Spool};
 use anyhow::{Context, Result, bail};
@@ -15,7 +15,7 @@ pub(super) struct Dirs {
     #[arg(short = 'D', long, value_name = "DIR", default_value = ".")]
     images_dir: PathBuf,
 
-    /// Directory that relative names of log and pid files start from [default: the images directory; of a stream, the working directory].
+    /// Directory that relative names of log, pid and statistics files start from [default: the images directory; of a stream, the working directory].
     #[arg(short = 'W', long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
 
@@ -27,7 +27,7 @@ pub(super) struct Dirs {
 /// What a command tells of its stages, if it has any.
 #[derive(Debug, Args)]
 pub(super) struct Stats {
-    /// Write to this file, as JSON, how long each stage took, and what it took of memory and processor time. It stays empty if the command fails.
+    /// Write to this file, as JSON, how long each stage took, and what it took of memory and processor time. It stays empty if the command fails. A relative name starts from --work-dir.
     #[arg(long, value_name = "FILE")]
     stats: Option<PathBuf>,
 }

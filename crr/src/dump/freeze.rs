@@ -15,6 +15,7 @@ use crate::proc::{Dir, decimal, living_thread, stat, status};
 use crate::ptrace::{self, Patience, Seized, Stop, Stopped, Waited};
 use crate::refusal::Refusals;
 use crate::remote::Target;
+use crate::resource::file::links::Links;
 use crate::resource::wait::{Looks, Waits};
 use crate::resource::{Refuse, seccomp};
 use crate::sys::kcmp::{Kind, kcmp};
@@ -68,6 +69,16 @@ impl FrozenTask {
         self.threads.first().map_or(self.pid, Stopped::tid)
     }
 
+    /// The children of its threads. One that has ended has none: they are given to another (find_new_reaper(), kernel/exit.c).
+    fn children(&self, buffer: &mut Vec<u8>) -> Result<Vec<Pid>> {
+        let mut all = Vec::new();
+        for thread in &self.threads {
+            let of_thread = children_of_thread(&self.dir, thread.tid(), buffer);
+            all.extend(of_thread.with_context(|| format!("task {}: list children", self.pid))?);
+        }
+        Ok(all)
+    }
+
     /// Whether the leader has ended while other threads go on.
     pub(crate) fn leader_ended(&self) -> bool {
         self.deputy() != self.pid
@@ -103,6 +114,8 @@ pub(crate) struct Frozen {
     pub(crate) guarded: bool,
     /// A thread did not stop in time, and is refused.
     pub(crate) late: bool,
+    /// What their descriptors lead to, when that has been read.
+    pub(crate) links: Links,
     since: Instant,
     /// When it was let run.
     until: Option<Instant>,
@@ -119,6 +132,7 @@ impl Frozen {
             confined: false,
             guarded: false,
             late: false,
+            links: Links::default(),
             since: Instant::now(),
             until: None,
         }
@@ -137,8 +151,7 @@ impl Frozen {
                     break;
                 }
                 for task in &frozen.tasks {
-                    let children = children(&task.dir, &mut buffer)
-                        .with_context(|| format!("task {}: list children", task.pid))?;
+                    let children = task.children(&mut buffer)?;
                     queue.extend(children.into_iter().filter(|&child| seen.insert(child)));
                 }
                 continue;
@@ -161,11 +174,13 @@ impl Frozen {
                 }
                 Err(e) => return Err(e.context(format!("task {pid}: stop"))),
             }
-            for child in children(&dir, &mut buffer).with_context(|| format!("task {pid}: list children"))? {
-                if seen.insert(child) {
-                    queue.push_back(child);
+            let children = match frozen.tasks.last().filter(|task| task.pid == pid) {
+                Some(task) => task.children(&mut buffer)?,
+                None => {
+                    children(pid, &dir, &mut buffer).with_context(|| format!("task {pid}: list children"))?
                 }
-            }
+            };
+            queue.extend(children.into_iter().filter(|&child| seen.insert(child)));
             if let Some(task) = frozen.tasks.last_mut().filter(|task| task.pid == pid && !task.leader_ended())
             {
                 task.dir = dir;
@@ -212,7 +227,7 @@ impl Frozen {
                 return Ok(None);
             }
             // A stopped task makes no more of them.
-            let children = children(&dir, &mut buffer).unwrap_or_default();
+            let children = children(next, &dir, &mut buffer).unwrap_or_default();
             queue.extend(children.into_iter().filter(|&child| seen.insert(child)));
         }
         refusals.finish("stop")?;
@@ -260,7 +275,7 @@ impl Frozen {
         fault::strike(Point::TaskDiesUnseized, pid);
         let mut tried = HashSet::new();
         loop {
-            let mut new = dir.numbers::<Pid>("task")?;
+            let mut new = dir.threads(pid)?;
             new.retain(|tid| tried.insert(*tid));
             new.retain(|&tid| {
                 let is_worker = tid != pid && unstoppable::is_worker(dir, tid);
@@ -289,6 +304,10 @@ impl Frozen {
                         return self.let_go();
                     }
                 }
+            }
+            // Those that have stopped stay, so if there are as many, they are all there are.
+            if dir.thread_count()? == task.threads.len() {
+                break;
             }
         }
         // The directory lists the leader first as long as tids have not wrapped; threads of a wrapped range follow it.
@@ -452,7 +471,7 @@ enum Found {
 
 fn look_at(pid: Pid, dir: &Dir) -> Result<Found> {
     let mut buffer = Vec::new();
-    dir.read("stat", &mut buffer)?;
+    dir.read_record("stat", &mut buffer)?;
     let stat = stat::parse(&buffer)?;
     let name = String::from_utf8_lossy(&stat.comm).into_owned();
     let refuse =
@@ -472,7 +491,7 @@ fn look_at(pid: Pid, dir: &Dir) -> Result<Found> {
         // On its way out of the table.
         b'X' => bail!(ptrace::Error::Gone(pid)),
         _ => {
-            dir.read("status", &mut buffer)?;
+            dir.read_record("status", &mut buffer)?;
             status::parse(&buffer)?
         }
     };
@@ -490,9 +509,9 @@ fn look_at(pid: Pid, dir: &Dir) -> Result<Found> {
 
 /// The status of a living thread of a task whose leader has ended; `None` if there is none.
 fn status_of_another(pid: Pid, dir: &Dir, buffer: &mut Vec<u8>) -> Result<Option<status::Status>> {
-    for tid in dir.numbers::<Pid>("task")?.into_iter().filter(|&tid| tid != pid) {
+    for tid in dir.threads(pid)?.into_iter().filter(|&tid| tid != pid) {
         // Threads that end meanwhile leave nothing.
-        if dir.read(&format!("task/{tid}/status"), buffer).is_ok() {
+        if dir.read_record(&format!("task/{tid}/status"), buffer).is_ok() {
             let status = status::parse(buffer)?;
             if !matches!(status.state, b'Z' | b'X') {
                 return Ok(Some(status));
@@ -511,7 +530,7 @@ pub(super) fn list(root: Pid) -> Result<Vec<Pid>> {
     while let Some(&pid) = all.get(next) {
         next += 1;
         if let Ok(dir) = Dir::task(pid) {
-            all.extend(children(&dir, &mut buffer).unwrap_or_default());
+            all.extend(children(pid, &dir, &mut buffer).unwrap_or_default());
         }
     }
     Ok(all)
@@ -556,15 +575,15 @@ fn stop_threads(stopped: &mut Vec<Stopped>, tids: &[Pid], patience: &Patience) -
 /// Which signals a task ignores, and which it handles.
 fn dispositions(dir: &Dir) -> Result<(u64, u64)> {
     let mut buffer = Vec::new();
-    dir.read("status", &mut buffer)?;
+    dir.read_record("status", &mut buffer)?;
     let status = status::parse(&buffer)?;
     Ok((status.ignored, status.caught))
 }
 
-/// Children of all threads of a task.
-fn children(dir: &Dir, buffer: &mut Vec<u8>) -> Result<Vec<Pid>> {
+/// Children of all threads of a task that may be running.
+fn children(pid: Pid, dir: &Dir, buffer: &mut Vec<u8>) -> Result<Vec<Pid>> {
     let mut all = Vec::new();
-    for tid in dir.numbers::<Pid>("task")? {
+    for tid in dir.threads(pid)? {
         all.extend(children_of_thread(dir, tid, buffer)?);
     }
     Ok(all)

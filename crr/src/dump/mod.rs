@@ -21,6 +21,7 @@ use crate::ptrace::{self, Patience};
 use crate::refusal::{Refusals, Refused};
 use crate::resource::external::{self, Key};
 use crate::resource::fanotify;
+use crate::resource::file::links::Links;
 use crate::resource::inet::{self, Policy};
 use crate::resource::pipe::Holders;
 use crate::resource::sysv::undo;
@@ -282,7 +283,8 @@ fn seize_and_collect(
         frozen.guarded = guarded;
         fault::point(Point::KilledFrozen)?;
         fault::strike(Point::TaskDiesFrozen, frozen.last());
-        fanotify::refuse_judges(&fanotify::groups_of_stopped(&frozen.tasks)?, "dump")?;
+        frozen.links = Links::read(&frozen.tasks)?;
+        fanotify::refuse_judges(&frozen.links.fanotify_groups(), "dump")?;
         if frozen.late {
             // There is no dump, but time is needed to find everything in its way.
             let patience = &Patience::new(options.timeout);

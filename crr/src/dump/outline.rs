@@ -1,11 +1,12 @@
 //! Asking a stopped task of which no more is known than its areas: for a round, or when a snapshot is done.
 
-use super::collect::{abi, ask, task};
+use super::collect::{abi, ask, outside};
 use super::freeze::FrozenTask;
 use crate::proc::smaps;
+use crate::ptrace::Stopped;
 use crate::remote::{Cache, CodeArea, Gadget, Target, is_leftover};
 use crate::resource::{Refuse, memory, rseq, seccomp};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use images::memory::{Backing, Vma};
 use images::{Addr, PathId, Pid, VdsoId};
 use std::ops::Range;
@@ -79,7 +80,12 @@ pub(super) fn target(
 ) -> Result<Option<(Target, usize)>> {
     let FrozenTask { pid, dir, threads, .. } = frozen;
     let deputy = frozen.deputy();
-    let statuses = task::read_statuses(dir, threads, &mut Vec::new())?;
+    let mut buffer = Vec::new();
+    let mut statuses = Vec::with_capacity(threads.len());
+    for tid in threads.iter().map(Stopped::tid) {
+        let status = outside::read_status(dir, tid, &mut buffer);
+        statuses.push(status.with_context(|| format!("thread {tid}"))?);
+    }
     let abi = abi::dump_vdso(deputy, dir, &mut areas.vdso.clone(), &mut Vec::new(), refuse)?;
     let (Some(abi), Some(whole)) = (abi, statuses.first()) else { return Ok(None) };
     for thread in threads {

@@ -167,7 +167,13 @@ impl Contents {
 
     fn push(&mut self, source: usize, start: u64, end: u64, forced: bool) -> Run {
         let run = Run { start: Addr(start), pages: (end - start) / PAGE_SIZE, first_page: self.pages };
-        self.pieces.push(Piece { source, run, forced });
+        match self.pieces.last_mut() {
+            // Areas that lie side by side are read as one.
+            Some(last) if (last.source, last.forced, last.run.end()) == (source, forced, start) => {
+                last.run.pages += run.pages;
+            }
+            _ => self.pieces.push(Piece { source, run, forced }),
+        }
         self.pages += run.pages;
         Run { first_page: self.first_page + run.first_page, ..run }
     }
@@ -588,7 +594,7 @@ fn find_parts(look: Look<'_>, vmas: &[Vma], kept: &[Run]) -> Result<(Vec<Part>, 
                 guards.push(Guard { start: Addr(start), end: Addr(end) });
                 continue;
             }
-            if !vma.backing.is_private() {
+            if !vma.backing.is_private() || can_be_dropped(vma) {
                 continue;
             }
             for run in track::part(kept, start, end) {
@@ -601,6 +607,13 @@ fn find_parts(look: Look<'_>, vmas: &[Vma], kept: &[Run]) -> Result<(Vec<Part>, 
     };
     scan(look, first.start.0, last.end.0, vmas, found)?;
     Ok((parts, guards))
+}
+
+/// Whether the kernel may drop pages at any moment, which are zeros then (MAP_DROPPABLE). They are left out, so that no two restores have the same state of a random
+/// number generator: what getrandom() of the vDSO keeps there is made anew when the generation in it, 0 by then, is none (lib/vdso/getrandom.c), and at its end the function looks whether that has happened
+/// meanwhile.
+fn can_be_dropped(vma: &Vma) -> bool {
+    vma.flags & images::memory::vm::DROPPABLE != 0
 }
 
 /// Adds what lies between two addresses of an area, unless that is nothing.
@@ -647,7 +660,7 @@ fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, b
     const FILE_OR_SHARED: u64 = 1 << 61;
     const CHUNK_PAGES: u64 = 1 << 16;
     let mut words = vec![0u8; usize::try_from(CHUNK_PAGES * 8)?];
-    for vma in areas.iter().filter(|vma| vma.backing.is_private()) {
+    for vma in areas.iter().filter(|vma| vma.backing.is_private() && !can_be_dropped(vma)) {
         let mut at = vma.start.0;
         while at < vma.end.0 {
             let pages = ((vma.end.0 - at) / PAGE_SIZE).min(CHUNK_PAGES);
@@ -668,6 +681,20 @@ fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, b
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn areas_that_lie_side_by_side_are_read_as_one() {
+        let mut contents = Contents::beyond(7);
+        let areas = [(0, 1, false), (0, 2, false), (0, 3, true), (0, 4, true), (0, 6, true), (1, 7, true)];
+        let of = |(source, page, forced): (usize, u64, bool)| (source, page * PAGE_SIZE, forced);
+        for (number, (source, start, forced)) in (7..).zip(areas.map(of)) {
+            let run = contents.push(source, start, start + PAGE_SIZE, forced);
+            assert_eq!(run, Run { start: Addr(start), pages: 1, first_page: number });
+        }
+        let pieces =
+            contents.pieces.iter().map(|piece| (piece.source, piece.run.first_page, piece.run.pages));
+        assert_eq!(pieces.collect::<Vec<_>>(), [(0, 0, 2), (0, 2, 2), (0, 4, 1), (1, 5, 1)]);
+    }
 
     #[test]
     fn pages_are_taken_out_of_runs() {

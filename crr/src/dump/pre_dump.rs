@@ -20,6 +20,7 @@ use crate::lazy;
 use crate::ptrace::{self, Patience, Stopped};
 use crate::refusal::Refusals;
 use crate::remote::{Arg, Cache, Call, Executor};
+use crate::resource::file::links::Links;
 use crate::resource::pipe::Holders;
 use crate::resource::{Refuse, fanotify, sharing};
 use crate::stats::{self, Stage, Stats};
@@ -118,7 +119,7 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
     let mut frozen = Frozen::seize(options.root, &patience, &mut refusals)?;
     frozen.guarded = true;
     refusals.finish("pre-dump")?;
-    fanotify::refuse_judges(&fanotify::groups_of_stopped(&frozen.tasks)?, "pre-dump")?;
+    fanotify::refuse_judges(&Links::read(&frozen.tasks)?.fanotify_groups(), "pre-dump")?;
     stats::enter(Stage::Tasks);
     let repeated = match way {
         // There it shows when areas are put under a second descriptor.

@@ -322,12 +322,13 @@ fn dies_first(dir: &Dir) {
 /// Who a task is a child of.
 fn parent(dir: &Dir) -> Result<Pid> {
     let mut buffer = Vec::new();
-    dir.read("stat", &mut buffer)?;
+    dir.read_record("stat", &mut buffer)?;
     Ok(stat::parse(&buffer)?.ppid)
 }
 
 /// The maker of a twin that a killed dump has left; `None` for any other zombie. It is known by its name or, if it was killed before it took that, by the one
 /// that it has from the thread that made it: nobody else is likely to be a child that tells nobody of its end, has run no other program, and was killed.
+/// One whose maker has ended is a zombie of the task that took it in, which was told of its end (reparent_leader(), kernel/exit.c), and is known by its name alone.
 pub(super) fn maker<'a>(
     dir: &Dir,
     tasks: &'a mut [FrozenTask],
@@ -336,14 +337,17 @@ pub(super) fn maker<'a>(
     const TELLS_NOBODY: i32 = 0;
     /// PF_FORKNOEXEC of include/linux/sched.h.
     const RAN_NO_PROGRAM: u64 = 0x40;
-    dir.read("stat", buffer)?;
+    dir.read_record("stat", buffer)?;
     let stat = stat::parse(buffer)?;
-    if stat.exit_signal != TELLS_NOBODY || stat.flags & RAN_NO_PROGRAM == 0 {
+    if stat.flags & RAN_NO_PROGRAM == 0 {
         return Ok(None);
     }
     let Some(maker) = tasks.iter_mut().find(|task| task.pid == stat.ppid) else { return Ok(None) };
     if stat.comm == TWIN.to_bytes() {
         return Ok(Some(maker));
+    }
+    if stat.exit_signal != TELLS_NOBODY {
+        return Ok(None);
     }
     // A filter of seccomp may end it, too, which counts when nobody traces it.
     let is_killed = [libc::SIGKILL, libc::SIGSYS].contains(&(stat.exit_code & 0x7f).cast_signed());

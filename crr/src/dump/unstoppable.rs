@@ -61,7 +61,7 @@ pub(super) fn refuse(dir: &Dir, tid: Pid, first: bool, refuse: &mut Refuse<'_>) 
 
 fn text(dir: &Dir, tid: Pid, name: &str) -> Option<String> {
     let mut buffer = Vec::new();
-    dir.read(&format!("task/{tid}/{name}"), &mut buffer).ok()?;
+    dir.read_record(&format!("task/{tid}/{name}"), &mut buffer).ok()?;
     Some(String::from_utf8_lossy(buffer.trim_ascii()).into_owned())
 }
 

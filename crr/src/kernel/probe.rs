@@ -92,24 +92,27 @@ pub(super) fn ptrace() -> Found {
 }
 
 /// Asks for pid 1, which is always taken: with the right to choose, and only then, the answer is EEXIST
-/// (alloc_pid() in kernel/pid.c). So no process is ever made.
+/// (alloc_pid() in kernel/pid.c). So no process is ever made. The kernel comes to that only when it has made all else of the child:
+/// sharing the memory, it copies no page tables for that.
 pub(super) fn clone3_set_tid() -> Found {
+    /// Below where anything can be mapped: a child, were there one, would die of its first step.
+    const NOWHERE: u64 = 16;
     let wanted: [i32; 1] = [1];
     let arguments = clone_args {
-        flags: 0,
+        flags: libc::CLONE_VM as u64,
         pidfd: 0,
         child_tid: 0,
         parent_tid: 0,
         exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()),
-        stack: 0,
-        stack_size: 0,
+        stack: NOWHERE,
+        stack_size: NOWHERE,
         tls: 0,
         set_tid: address_of(&wanted),
         set_tid_size: 1,
         cgroup: 0,
     };
     let size = size_of::<clone_args>() as u64;
-    // SAFETY: the arguments are borrowed for the call; a child, were there one, would have its own copy of this.
+    // SAFETY: the arguments are borrowed for the call; a child, were there one, would have no stack to do anything with.
     let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size) };
     match Errno::result(result) {
         Err(Errno::EEXIST) => Ok("pids can be chosen".to_owned()),
@@ -117,8 +120,6 @@ pub(super) fn clone3_set_tid() -> Found {
         Err(Errno::ENOSYS) => Err("there is no clone3 (Linux 5.3, or a filter of a container)".to_owned()),
         Err(Errno::E2BIG) => Err("clone3 does not know set_tid (Linux 5.5)".to_owned()),
         Err(errno) => Err(format!("clone3: {errno}")),
-        // SAFETY: a child that must not be: it leaves without running any of this process's exit handlers.
-        Ok(0) => unsafe { libc::_exit(0) },
         Ok(pid) => Err(format!("clone3: made process {pid} instead of pid 1")),
     }
 }

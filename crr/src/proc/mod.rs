@@ -22,9 +22,11 @@ use anyhow::Context;
 use images::Pid;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
+use rustix::fs::RawDir;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Text that is not as the kernel writes it.
@@ -67,7 +69,7 @@ impl Dir {
     #[must_use]
     pub fn has_ended(&self) -> bool {
         let mut buffer = Vec::new();
-        match self.read("stat", &mut buffer) {
+        match self.read_record("stat", &mut buffer) {
             Ok(()) => stat::parse(&buffer).is_ok_and(|stat| matches!(stat.state, b'Z' | b'X')),
             Err(e) => is_gone(&e),
         }
@@ -105,6 +107,26 @@ impl Dir {
     /// # Errors
     /// Whatever openat and read answer.
     pub fn read(&self, name: &str, buffer: &mut Vec<u8>) -> io::Result<()> {
+        self.read_until(name, buffer, |n, _room| n == 0)
+    }
+
+    /// As [`Dir::read`], for a file that the kernel makes as a whole, and that ends where a read leaves room: `stat`, `status` and all
+    /// others that are ONE() or single_open() in fs/proc/base.c (seq_read_iter(), fs/seq_file.c), and the small ones of
+    /// simple_read_from_buffer(). Not for lists, which a read cuts between records: `children`, `maps`, `timers`.
+    ///
+    /// # Errors
+    /// Whatever openat and read answer.
+    pub fn read_record(&self, name: &str, buffer: &mut Vec<u8>) -> io::Result<()> {
+        self.read_until(name, buffer, |n, room| n < room)
+    }
+
+    /// Reads up to the read that is the last one, as told from what it read and what it had room for.
+    fn read_until(
+        &self,
+        name: &str,
+        buffer: &mut Vec<u8>,
+        is_last: impl Fn(usize, usize) -> bool,
+    ) -> io::Result<()> {
         /// seq files hand out at most one page a read; more room only spares growing the vector.
         const CHUNK: usize = 4096;
         let file = self.open(name)?;
@@ -114,9 +136,14 @@ impl Dir {
             if buffer.len() < len + CHUNK {
                 buffer.resize((len + CHUNK).max(buffer.len() * 2), 0);
             }
+            let room = buffer.len() - len;
             match nix::unistd::read(&file, &mut buffer[len..]) {
-                Ok(0) => break,
-                Ok(n) => len += n,
+                Ok(n) => {
+                    len += n;
+                    if is_last(n, room) {
+                        break;
+                    }
+                }
                 Err(nix::errno::Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -165,28 +192,49 @@ impl Dir {
     pub fn numbers<T: std::str::FromStr + Ord>(&self, name: &str) -> io::Result<Vec<T>> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         fault::point(Point::ProcList)?;
-        let mut dir = nix::dir::Dir::openat(&self.fd, name, flags, Mode::empty())?;
+        let dir = openat(&self.fd, name, flags, Mode::empty())?;
         let mut numbers = Vec::new();
-        for entry in dir.iter() {
-            let entry = entry?;
-            if let Some(number) = entry.file_name().to_str().ok().and_then(|name| name.parse().ok()) {
-                numbers.push(number);
-            }
+        let mut room = [MaybeUninit::uninit(); LISTED_AT_ONCE];
+        let mut entries = RawDir::new(dir, &mut room);
+        while let Some(entry) = entries.next() {
+            numbers.extend(decimal::<T>(entry?.file_name().to_bytes()));
         }
         numbers.sort_unstable();
         Ok(numbers)
     }
+
+    /// How many threads a task has, one that has ended but is still there included; by its own directory or that of one of its threads.
+    ///
+    /// # Errors
+    /// Whatever fstatat answers.
+    pub fn thread_count(&self) -> io::Result<usize> {
+        let links = self.stat("task")?.st_nlink.saturating_sub(LINKS_OF_NONE);
+        Ok(usize::try_from(links).unwrap_or(usize::MAX))
+    }
+
+    /// The ids of the threads of the task `pid`, rising; by its own directory or that of one of its threads.
+    ///
+    /// # Errors
+    /// Whatever reading the directory answers.
+    pub fn threads(&self, pid: Pid) -> io::Result<Vec<Pid>> {
+        // One call for most tasks. A leader stays until it is the last, and who becomes the only one by exec is the leader (de_thread()).
+        if self.thread_count()? == 1 { Ok(vec![pid]) } else { self.numbers("task") }
+    }
 }
+
+/// Links to `/proc/PID/task` itself and from its parent: there is one more for each thread (proc_task_getattr() of fs/proc/base.c).
+const LINKS_OF_NONE: u64 = 2;
+
+/// Room for entries of a directory: most of those that are listed take less.
+const LISTED_AT_ONCE: usize = 0x4000;
 
 /// A living thread of a task: its leader or, where that has ended while others go on, one of these. The leader of a
 /// task that has ended altogether, or is gone.
 #[must_use]
 pub fn living_thread(pid: Pid) -> Pid {
-    /// Of `/proc/PID/task`: itself, its parent, and one for each thread (proc_task_getattr() of fs/proc/base.c).
-    const LINKS_OF_ONE: u64 = 3;
     let leader = || -> io::Result<Pid> {
         // One call for most: a dump looks at every task of the machine while its tree stands still.
-        if nix::sys::stat::stat(format!("/proc/{pid}/task").as_str())?.st_nlink <= LINKS_OF_ONE
+        if nix::sys::stat::stat(format!("/proc/{pid}/task").as_str())?.st_nlink <= LINKS_OF_NONE + 1
             || !has_ended(pid)
         {
             return Ok(pid);
@@ -204,7 +252,7 @@ pub fn has_ended(tid: Pid) -> bool {
 }
 
 /// What /proc answers for a task that is not there any more.
-fn is_gone(error: &io::Error) -> bool {
+pub(crate) fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 

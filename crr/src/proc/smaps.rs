@@ -84,7 +84,7 @@ pub fn parse<'a, E: From<Malformed>>(
     mut each: impl FnMut(Area<'a>) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut area: Option<Area<'a>> = None;
-    for line in text.split(|&b| b == b'\n') {
+    for line in lines(text) {
         match line.first() {
             Some(b'0'..=b'9' | b'a'..=b'f') => {
                 if let Some(done) = area.replace(header(line)?) {
@@ -125,7 +125,14 @@ pub fn parse_maps<'a, E: From<Malformed>>(
     text: &'a [u8],
     mut each: impl FnMut(Area<'a>) -> Result<(), E>,
 ) -> Result<(), E> {
-    text.split(|&b| b == b'\n').filter(|line| !line.is_empty()).try_for_each(|line| each(header(line)?))
+    lines(text).filter(|line| !line.is_empty()).try_for_each(|line| each(header(line)?))
+}
+
+/// The lines of a text, the last one also if nothing ends it. Most are there to be passed over.
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut from = 0;
+    let ends = memchr::memchr_iter(b'\n', text).chain(std::iter::once(text.len()));
+    ends.map(move |end| &text[std::mem::replace(&mut from, end + 1)..end])
 }
 
 const fn bad(field: &'static str) -> Malformed {

@@ -7,6 +7,7 @@
 //! Neither type detaches when dropped: who seizes a tree owns the decision how it goes on (see
 //! `dump::freeze`), and the kernel detaches everything when crr ends.
 
+mod calls;
 mod interrupted;
 pub mod regs;
 
@@ -17,7 +18,10 @@ use images::thread::{Dispatch, Regs, Rseq, UserDesc};
 use images::{Abi, Addr, Pid};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
+
+pub use calls::{make_call, make_calls};
 
 /// What can go wrong with a traced thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -164,6 +168,8 @@ pub enum Waited {
 pub struct Stopped {
     tid: Pid,
     stop: Stop,
+    /// Its general registers, once they have been read: they stay what they are as long as nobody sets them.
+    regs: RefCell<Option<Box<Regs>>>,
 }
 
 /// PTRACE_O_TRACESYSGOOD: without it a system call stop looks like SIGTRAP.
@@ -296,7 +302,7 @@ impl Seized {
             libc::PTRACE_EVENT_STOP => Stop::Group(signal),
             event => Stop::Event(event),
         };
-        Waited::Stopped(Stopped { tid: self.tid, stop })
+        Waited::Stopped(Stopped { tid: self.tid, stop, regs: RefCell::default() })
     }
 }
 
@@ -318,7 +324,12 @@ impl Stopped {
     /// # Errors
     /// Everything of [`Error`].
     pub fn regs(&self) -> Result<Regs, Error> {
-        request::get_regs(self.tid).map(Regs).map_err(error(self.tid, "read registers"))
+        if let Some(known) = &*self.regs.borrow() {
+            return Ok(Regs::clone(known));
+        }
+        let regs = request::get_regs(self.tid).map(Regs).map_err(error(self.tid, "read registers"))?;
+        self.regs.replace(Some(Box::new(regs.clone())));
+        Ok(regs)
     }
 
     /// Sets the general registers, and with the code segment the mode: all of them or, if there is one that cannot be
@@ -330,6 +341,7 @@ impl Stopped {
         if regs::not_settable(regs).is_some() {
             return Err(error(self.tid, "write registers")(Errno::EIO));
         }
+        self.regs.take();
         request::set_regs(self.tid, &regs.0).map_err(error(self.tid, "write registers"))
     }
 
@@ -474,6 +486,8 @@ impl Stopped {
     /// # Errors
     /// Everything of [`Error`].
     pub fn set_thread_area(&self, tls: UserDesc) -> Result<(), Error> {
+        // The base of a segment register that selects it changes, too.
+        self.regs.take();
         request::set_thread_area(self.tid, tls).map_err(error(self.tid, "write GDT entry"))
     }
 
@@ -633,8 +647,7 @@ impl Stopped {
         for _ in 0..limit {
             let stop = self.advance(request::Resume::Step, 0, patience)?;
             if stop != Stop::Signal(libc::SIGTRAP) || !self.was_stepped()? {
-                let this = Self { tid: self.tid, stop };
-                self.stop = this.settle(patience)?.stop;
+                self.settle_here(patience)?;
                 return Ok(false);
             }
             found = suits(&self.regs()?);
@@ -663,7 +676,7 @@ impl Stopped {
         let ran = match self.advance(request::Resume::Cont, 0, patience) {
             Err(Error::TimedOut(_)) => {
                 self.interrupt()?;
-                self.stop = Seized { tid: self.tid }.wait_stop(&Patience::endless())?.stop;
+                *self = Seized { tid: self.tid }.wait_stop(&Patience::endless())?;
                 self.stop
             }
             ran => ran?,
@@ -674,9 +687,19 @@ impl Stopped {
             self.drop_trap(&Patience::endless())?;
             return Ok(true);
         }
-        let this = Self { tid: self.tid, stop: self.stop };
-        self.stop = this.settle(&Patience::endless())?.stop;
+        self.settle_here(&Patience::endless())?;
         Ok(false)
+    }
+
+    /// As [`Stopped::settle`], for a caller that keeps the thread.
+    fn settle_here(&mut self, patience: &Patience) -> Result<(), Error> {
+        *self = self.take().settle(patience)?;
+        Ok(())
+    }
+
+    /// The thread, to be put back as what it becomes. If it is not, nothing is known of its registers.
+    fn take(&mut self) -> Self {
+        Self { tid: self.tid, stop: self.stop, regs: RefCell::new(self.regs.take()) }
     }
 
     /// From the stop for a trap to an interrupt-stop, without that signal.
@@ -696,8 +719,7 @@ impl Stopped {
     }
 
     fn advance(&mut self, how: request::Resume, signal: i32, patience: &Patience) -> Result<Stop, Error> {
-        let this = Self { tid: self.tid, stop: self.stop };
-        self.stop = this.resume(how, signal)?.wait_stop(patience)?.stop;
+        *self = self.take().resume(how, signal)?.wait_stop(patience)?;
         Ok(self.stop)
     }
 

@@ -6,6 +6,7 @@
 
 use crate::sys::vm;
 use images::{Abi, Addr, Pid};
+use memchr::memmem;
 use std::collections::HashMap;
 
 /// Places in a task's code.
@@ -137,7 +138,7 @@ fn search(pid: Pid, abi: Abi, area: &CodeArea) -> Offsets {
         let at = area.start.offset(offset);
         let read = vm::read(pid, &mut buffer[..len], &[vm::Remote::new(at, len)]).unwrap_or(0);
         let code = &buffer[..read];
-        let position = |bytes| find_bytes(code, bytes).map(|at| offset + at);
+        let position = |bytes| memmem::find(code, bytes).map(|at| offset + at as u64);
         found.syscall = found.syscall.or_else(|| position(instruction(abi)));
         found.returning = found.returning.or_else(|| position(returning(abi)));
         found.sigreturn = found.sigreturn.or_else(|| position(sigreturn(abi)));
@@ -147,10 +148,6 @@ fn search(pid: Pid, abi: Abi, area: &CodeArea) -> Offsets {
         offset += CHUNK;
     }
     found
-}
-
-fn find_bytes(code: &[u8], bytes: &[u8]) -> Option<u64> {
-    code.windows(bytes.len()).position(|window| window == bytes).map(|at| at as u64)
 }
 
 #[cfg(test)]

@@ -125,7 +125,7 @@ impl AskThread {
             // Without CAP_SYS_RESOURCE it may not ask, so its flags are looked at.
             Err(Errno::EPERM) => {
                 let mut text = Vec::new();
-                task_dir.read(&format!("task/{tid}/stat"), &mut text).context("read stat")?;
+                task_dir.read_record(&format!("task/{tid}/stat"), &mut text).context("read stat")?;
                 stat::parse(&text)?.flags & stat::PF_IO_FLUSHER == stat::PF_IO_FLUSHER
             }
             Err(_) => false,

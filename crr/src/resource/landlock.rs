@@ -34,7 +34,7 @@ impl Bystanders {
         let mut bystanders = Self::default();
         let ids = || -> Result<(u32, u32)> {
             let mut text = Vec::new();
-            Dir::task(task)?.read("status", &mut text)?;
+            Dir::task(task)?.read_record("status", &mut text)?;
             let status = status::parse(&text)?;
             Ok((status.uid[0], status.gid[0]))
         };

@@ -9,7 +9,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 /// # Errors
 /// If the file cannot be read.
 pub fn dump_limits(dir: &Dir, buffer: &mut Vec<u8>) -> Result<Vec<(u64, u64)>> {
-    dir.read("limits", buffer).context("read limits")?;
+    dir.read_record("limits", buffer).context("read limits")?;
     Ok(limits::parse(buffer)?)
 }
 

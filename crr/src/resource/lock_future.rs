@@ -72,7 +72,7 @@ pub(crate) fn dump(
 /// A fresh area is locked only if the task asked for that, and the locked total then exceeds the `locked` bytes of the task's own areas.
 fn by_fresh(dir: &Dir, locked: u64, fresh: &Range<u64>) -> Result<u32> {
     let mut buffer = Vec::new();
-    dir.read("status", &mut buffer).context("read status")?;
+    dir.read_record("status", &mut buffer).context("read status")?;
     if status::parse(&buffer)?.locked_kib * 1024 < locked + (fresh.end - fresh.start) {
         return Ok(0);
     }

@@ -5,7 +5,6 @@ use super::aio;
 use super::file::kinds;
 use super::hugetlb;
 use super::path::{Lost, Paths, UNMAP, file_type, link_of};
-use super::pkey;
 use super::sysv;
 use super::view::Use;
 use crate::kernel;
@@ -262,17 +261,13 @@ impl Backings {
             let hint = "start the program so that it does without";
             refuse.with_hint(describe(area), format!("{reason} (smaps flag {code})"), hint);
         });
-        if !pkey::is_implied(area.prot, area.pkey) {
-            let hint = "have the program give it key 0 (pkey_mprotect) before the dump";
-            refuse.with_hint(describe(area), format!("has protection key {}", area.pkey), hint);
-        }
         let huge = if backing.is_private() && is_huge(area.flags) {
             let page = hugetlb::of_size(area.page_size).context("huge pages of an unknown size")?;
             page.bit()
         } else {
             0
         };
-        let flags = bits | huge;
+        let flags = bits | huge | area.pkey << vm::KEY_SHIFT;
         Ok(Some(Vma { start: Addr(area.start), end: Addr(area.end), prot: area.prot, flags, backing }))
     }
 

@@ -4,8 +4,8 @@ use super::Refuse;
 use super::file::reopen::{Ia32, open_with};
 use super::path::CLOSE;
 use crate::proc::Dir;
-use crate::ptrace::Stopped;
 use anyhow::{Context, Result};
+use images::Pid;
 use images::file::{Description, Namespace};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, stat};
@@ -48,28 +48,18 @@ impl Namespaces {
         Ok(Self(links))
     }
 
-    /// Refuses each namespace that a thread other than the first has for itself.
-    pub(crate) fn refuse_threads(
-        &self,
-        dir: &Dir,
-        threads: &[Stopped],
-        refuse: &mut Refuse<'_>,
-    ) -> Result<()> {
-        for thread in threads.iter().skip(1) {
-            let tid = thread.tid();
-            let thread_dir = dir.dir(&format!("task/{tid}")).with_context(|| format!("thread {tid}"))?;
-            let names = NAMES.iter().zip(&self.0);
-            for (name, first) in names.filter(|(name, _)| !OF_WHOLE_TASKS.contains(name)) {
-                let Some(first) = first else { continue };
-                let own = thread_dir.link(name).with_context(|| format!("thread {tid}: read {name}"))?;
-                if own != *first {
-                    let object = format!("thread {tid}: namespace {}", name.trim_start_matches("ns/"));
-                    let hint = "have the program keep all threads of a task in the same namespaces";
-                    refuse.with_hint(object, "has one of its own (unshare, setns)", hint);
-                }
+    /// Those of a thread other than the first that it has for itself; `dir` is that of its task.
+    pub(crate) fn differing(&self, dir: &Dir, tid: Pid) -> Result<Vec<&'static str>> {
+        let dir = dir.dir(&format!("task/{tid}"))?;
+        let mut differing = Vec::new();
+        for (name, first) in NAMES.into_iter().zip(&self.0).filter(|(name, _)| !OF_WHOLE_TASKS.contains(name))
+        {
+            let Some(first) = first else { continue };
+            if dir.link(name).with_context(|| format!("read {name}"))? != *first {
+                differing.push(name);
             }
         }
-        Ok(())
+        Ok(differing)
     }
 
     /// Refuses each namespace that is not crr's own.
@@ -82,6 +72,13 @@ impl Namespaces {
             }
         }
     }
+}
+
+/// Refuses a namespace that a thread has for itself.
+pub(crate) fn refuse_odd(tid: Pid, name: &str, refuse: &mut Refuse<'_>) {
+    let object = format!("thread {tid}: namespace {}", name.trim_start_matches("ns/"));
+    let hint = "have the program keep all threads of a task in the same namespaces";
+    refuse.with_hint(object, "has one of its own (unshare, setns)", hint);
 }
 
 /// What `/proc/PID/ns` calls each kind, and links to namespaces begin with (`ns_get_path` of fs/nsfs.c).

@@ -1,63 +1,108 @@
-//! Protection keys of memory (pkeys(7)): those that a task has allocated are refused.
+//! Protection keys of memory (pkeys(7)): which a task has allocated, and whether its threads may use memory that has none.
 //!
-//! The one that the kernel takes for memory that may only be executed is another matter: it counts as not allocated, and a restore gets it by
-//! protecting that memory again (execute_only_pkey() and mm_pkey_is_allocated() of arch/x86).
+//! The one that the kernel takes for memory that may only be executed counts as not allocated (mm_pkey_is_allocated() of arch/x86). How all of them come back
+//! is planned by [`shared::plan::pkey`]; the rights of a thread are in its extended state.
 
 use super::Refuse;
-use super::xstate::PKRU;
+use super::xstate::{PKRU, contents};
+use crate::ptrace::regs;
 use crate::ptrace::{Patience, Stopped};
+use crate::refusal::Refusals;
 use crate::remote::{Arg, Call, Executor, Handle};
+use crate::store::Checkpoint;
 use crate::sys::process::enabled_xfeatures;
+use crate::sys::xsave;
 use anyhow::{Context, Result, bail};
+use images::inventory::StateComponent;
+use images::memory::{Space, Vma};
+use images::thread::Thread;
 use nix::errno::Errno;
+use shared::plan::pkey::{are_needed, strange};
 
 /// Keys that a program can allocate: 0 is that of all other memory.
-const KEYS: std::ops::RangeInclusive<u64> = 1..=15;
-/// The key of memory that may only be executed, where no other one is allocated: the lowest that is free.
-const EXECUTE_ONLY: u32 = 1;
+const KEYS: std::ops::RangeInclusive<u16> = 1..=15;
 const PROT_READ: u64 = 1;
-const PROT_EXEC: u32 = 4;
 /// The last page of an address space of 56 bits, in its low half that of one of 32 bits: the kernel lets nobody map either (TASK_SIZE_MAX and
 /// IA32_PAGE_OFFSET of arch/x86).
 const NOWHERE: u64 = 0x00ff_ffff_ffff_f000;
 const PAGE: u64 = 4096;
 
-/// Whether an area has its key by its protection alone.
-pub(crate) fn is_implied(prot: u32, key: u32) -> bool {
-    key == 0 || (prot == PROT_EXEC && key == EXECUTE_ONLY)
+/// Where the rights of a thread lie in its extended state, if this processor has keys.
+pub(crate) fn place_of_rights() -> Option<StateComponent> {
+    (enabled_xfeatures() >> PKRU & 1 != 0).then(|| xsave::component(PKRU))
 }
 
-/// Refuses keys that a task has allocated, whether memory has them or not. It asks for the protection of a page that is not there: the kernel looks
+/// The keys that a task has allocated, whether memory has them or not. It asks for the protection of a page that is not there: the kernel looks
 /// at the key first, EINVAL, and then finds no memory, ENOMEM (do_mprotect_pkey() of mm/mprotect.c).
-pub(crate) fn check(
-    executor: &Executor,
-    deputy: &mut Stopped,
-    refuse: &mut Refuse<'_>,
-    patience: &Patience,
-) -> Result<()> {
-    if enabled_xfeatures() >> PKRU & 1 == 0 {
-        return Ok(());
-    }
+pub(crate) fn ask(executor: &Executor, deputy: &mut Stopped, patience: &Patience) -> Result<u16> {
     let mut batch = executor.batch(deputy)?;
-    let mut ask = |key| {
-        let args = [NOWHERE, PAGE, PROT_READ, key].map(Arg::Value);
+    let mut call = |key: u16| {
+        let args = [NOWHERE, PAGE, PROT_READ, key.into()].map(Arg::Value);
         (key, batch.call(Call::PkeyMprotect, &args))
     };
-    let asked: Vec<(u64, Handle)> = KEYS.map(&mut ask).collect();
+    let asked: Vec<(u16, Handle)> = KEYS.map(&mut call).collect();
     let reply = executor.run(deputy, &batch, patience)?;
+    let mut allocated = 0;
     for (key, handle) in asked {
         match reply.result(handle) {
-            Err(Errno::ENOMEM) => {
-                let hint = "have the program free it (pkey_free) before the dump";
-                refuse.with_hint(format!("protection key {key}"), "is allocated (pkey_alloc)", hint);
-            }
+            Err(Errno::ENOMEM) => allocated |= 1 << key,
             // ENOSYS: from a kernel without CONFIG_X86_INTEL_MEMORY_PROTECTION_KEYS.
             Err(Errno::EINVAL | Errno::ENOSYS) => {}
             Err(errno) => return Err(errno).context("ask for protection keys"),
             Ok(_) => bail!("ask for protection keys: there is memory at {NOWHERE:#x}"),
         }
     }
-    Ok(())
+    Ok(allocated)
+}
+
+/// Refuses areas whose key has been freed, or is one that no program could give them.
+pub(crate) fn check(space: &Space, refuse: &mut Refuse<'_>) {
+    for vma in strange(space) {
+        let object = format!("{}-{}", vma.start, vma.end);
+        let reason = format!("has protection key {}, which is not allocated", vma.key());
+        refuse.with_hint(object, reason, "have the program give it key 0 (pkey_mprotect) before the dump");
+    }
+}
+
+/// Whether a thread can make calls for crr: it needs memory that has no key, and its own stack. Refused if not.
+pub(crate) fn can_be_asked(
+    thread: &Thread,
+    vmas: &[Vma],
+    place: Option<StateComponent>,
+    refuse: &mut Refuse<'_>,
+) -> bool {
+    let Some(rights) = place.and_then(|place| contents(&thread.xstate, place)).and_then(<[u8]>::first_chunk)
+    else {
+        return true;
+    };
+    let rights = u32::from_le_bytes(*rights);
+    let sp = regs::sp(&thread.regs);
+    let stack = vmas.get(vmas.partition_point(|vma| vma.end <= sp)).filter(|vma| vma.start <= sp);
+    let denied = [0, stack.map_or(0, Vma::key)].into_iter().find(|&key| denies(rights, key));
+    if let Some(key) = denied {
+        let reason = format!("may not use memory with protection key {key} now, so it cannot be asked");
+        refuse.with_hint(format!("thread {}", thread.tid), reason, "dump again");
+    }
+    denied.is_none()
+}
+
+/// Whether a thread with these rights may not read, or not write, memory with a key: two bits for each.
+const fn denies(rights: u32, key: u32) -> bool {
+    rights >> (2 * key) & 3 != 0
+}
+
+/// A processor without keys cannot restore who has some.
+pub(crate) fn preflight(refusals: &mut Refusals, checkpoint: &Checkpoint, here: &[StateComponent]) {
+    if here.iter().any(|component| component.number == PKRU) {
+        return;
+    }
+    for (task, space) in checkpoint.tree.tasks.iter().zip(&checkpoint.memory.spaces) {
+        if are_needed(space) {
+            let comm = String::from_utf8_lossy(&task.threads[0].comm).into_owned();
+            let reason = "are in use, and this processor, or kernel, has none";
+            refusals.task((task.pid, &comm), "protection keys", reason, None);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -65,8 +110,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_to_execute_has_its_key_by_that() {
-        assert!(is_implied(3, 0) && is_implied(PROT_EXEC, 0) && is_implied(PROT_EXEC, EXECUTE_ONLY));
-        assert!(!is_implied(3, 1) && !is_implied(PROT_EXEC | 1, 1) && !is_implied(PROT_EXEC, 2));
+    fn rights_are_two_bits_for_each_key() {
+        let of_exec = 0x5555_5554;
+        assert!(!denies(of_exec, 0) && denies(of_exec, 1) && denies(of_exec, 15));
+        assert!(denies(2, 0) && !denies(2, 1) && denies(8, 1) && !denies(8, 2));
     }
 }

@@ -10,22 +10,22 @@ use images::attribute::TaskAttributes;
 
 /// What small files in `/proc/PID` tell.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Outside {
+pub(crate) struct Small {
     pub(crate) personality: u32,
     pub(crate) oom_score_adj: i32,
     pub(crate) coredump_filter: u32,
 }
 
 /// Reads them.
-pub(crate) fn dump_outside(dir: &Dir, buffer: &mut Vec<u8>) -> Result<Outside> {
+pub(crate) fn read_small(dir: &Dir, buffer: &mut Vec<u8>) -> Result<Small> {
     let mut read = |name: &str| -> Result<Vec<u8>> {
-        dir.read(name, buffer).with_context(|| format!("read {name}"))?;
+        dir.read_record(name, buffer).with_context(|| format!("read {name}"))?;
         Ok(buffer.trim_ascii().to_vec())
     };
     let personality = hex(&read("personality")?).context("personality")?;
     let oom_score_adj = decimal(&read("oom_score_adj")?).context("oom_score_adj")?;
     let coredump_filter = hex(&read("coredump_filter")?).context("coredump_filter")?;
-    Ok(Outside {
+    Ok(Small {
         personality: low_half(personality),
         oom_score_adj,
         coredump_filter: low_half(coredump_filter),

@@ -50,7 +50,7 @@ fn dump_tls(thread: &Stopped) -> Result<Vec<UserDesc>, Error> {
 /// What is observed of a thread without its help, but for what has a file of its own. The rest is asked and filled in by [`AskThread::fill`], and what is pending comes last of all.
 pub(crate) fn dump_outside(
     thread: &Stopped,
-    status: &Status,
+    (status, sched): (&Status, Sched),
     wait: Option<Wait>,
     low: &LowBuffer,
     refuse: &mut Refuse<'_>,
@@ -79,7 +79,7 @@ pub(crate) fn dump_outside(
         robust_list_32: low.robust_list_32(tid).context("read the ia32 robust list")?,
         rseq: None,
         clear_child_tid: Addr(0),
-        sched: dump_sched(tid)?,
+        sched,
         creds: creds::dump_creds(status, 0),
         parent_death_signal: 0,
         timer_slack_ns: 0,
@@ -101,7 +101,7 @@ pub(crate) fn dump_ended(
     refuse: &mut Refuse<'_>,
 ) -> Result<Thread> {
     let mut buffer = Vec::new();
-    task_dir.read(&format!("task/{pid}/status"), &mut buffer).context("read status")?;
+    task_dir.read_record(&format!("task/{pid}/status"), &mut buffer).context("read status")?;
     let status = status::parse(&buffer)?;
     let deputy = others.first().context("no other thread")?;
     let [signal, code, ..] = exit_code.unwrap_or(0).to_le_bytes();
@@ -118,7 +118,7 @@ pub(crate) fn dump_ended(
         );
     }
     // Readable only while it is not another's (CAP_SYS_NICE).
-    let slack = Dir::task(pid).and_then(|dir| dir.read("timerslack_ns", &mut buffer)).ok();
+    let slack = Dir::task(pid).and_then(|dir| dir.read_record("timerslack_ns", &mut buffer)).ok();
     let timer_slack_ns = slack.and_then(|()| decimal(&buffer)).unwrap_or(0);
     let alike = |thread: &&Thread| match &thread.seccomp {
         Seccomp::Off => status.seccomp == 0,

@@ -17,16 +17,20 @@ const TIMES_SIZE: usize = 32;
 /// Timers that one batch asks about.
 const AT_ONCE: usize = 50;
 
+/// What is shown of the timers of a task.
+pub(crate) fn read(dir: &Dir, buffer: &mut Vec<u8>) -> Result<Vec<Shown>> {
+    dir.read("timers", buffer).context("list POSIX timers (needs CONFIG_CHECKPOINT_RESTORE)")?;
+    Ok(timers::parse(buffer)?)
+}
+
 /// The timers of a task, without their times. Those that cannot be restored are refused.
 pub(crate) fn dump_timers(
     pid: Pid,
     dir: &Dir,
-    buffer: &mut Vec<u8>,
+    shown: Vec<Shown>,
     refuse: &mut Refuse<'_>,
 ) -> Result<Vec<Timer>> {
-    dir.read("timers", buffer).context("list POSIX timers (needs CONFIG_CHECKPOINT_RESTORE)")?;
-    let shown = timers::parse(buffer)?;
-    let threads = if shown.is_empty() { Vec::new() } else { dir.numbers::<Pid>("task")? };
+    let threads = if shown.is_empty() { Vec::new() } else { dir.threads(pid)? };
     for timer in &shown {
         let object = || format!("POSIX timer {}", timer.id);
         match owner(timer.clock) {

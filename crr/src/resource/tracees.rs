@@ -49,7 +49,7 @@ fn of(tracer: Pid) -> Result<Vec<Pid>> {
         // Who is gone meanwhile is traced by nobody.
         let Ok(dir) = Dir::task(pid) else { continue };
         for tid in dir.numbers::<Pid>("task").unwrap_or_default() {
-            if dir.read(&format!("task/{tid}/status"), &mut buffer).is_ok()
+            if dir.read_record(&format!("task/{tid}/status"), &mut buffer).is_ok()
                 && status::parse(&buffer).is_ok_and(|status| threads.contains(&status.tracer))
             {
                 found.push(tid);

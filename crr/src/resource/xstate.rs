@@ -27,7 +27,8 @@ fn header(area: &[u8]) -> u64 {
         .map_or(LEGACY, u64::from_le_bytes)
 }
 
-fn contents(area: &[u8], component: StateComponent) -> Option<&[u8]> {
+/// The bytes of a component, if the area has room for it.
+pub(crate) fn contents(area: &[u8], component: StateComponent) -> Option<&[u8]> {
     let start = usize::try_from(component.offset).ok()?;
     area.get(start..start.checked_add(usize::try_from(component.size).ok()?)?)
 }
@@ -75,6 +76,14 @@ pub fn fitted(area: &[u8], from: &[StateComponent], to: &[StateComponent], size:
             target.copy_from_slice(contents);
             present |= bit(*component);
         }
+    }
+    let has_keys = |layout: &[StateComponent]| layout.iter().find(|place| place.number == PKRU).copied();
+    if let (None, Some(place)) = (has_keys(from), has_keys(to))
+        && let Some(rights) = usize::try_from(place.offset).ok().and_then(|at| out.get_mut(at..at + 4))
+    {
+        // Left out it would be 0: all may be done with memory that gets a key (copy_uabi_to_xstate() of arch/x86/kernel/fpu/xstate.c).
+        rights.copy_from_slice(&DEFAULT_PKRU.to_le_bytes());
+        present |= bit(place);
     }
     out[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&present.to_le_bytes());
     out
@@ -163,6 +172,14 @@ mod tests {
         assert_eq!(in_use(&keys, &WITH_MPX), 3);
         keys[2688] = 0;
         assert_eq!(in_use(&keys, &WITH_MPX), 3 | 1 << 9);
+    }
+
+    #[test]
+    fn where_there_are_keys_nobody_has_rights_without_asking() {
+        let fitted = fitted(&area(&[YMM], 832, &[2], &[]), &[YMM], &WITH_MPX, 2696);
+        let mut expected = area(&WITH_MPX, 2696, &[2], &[9]);
+        expected[2688..2692].copy_from_slice(&DEFAULT_PKRU.to_le_bytes());
+        assert_eq!(fitted, expected);
     }
 
     #[test]

@@ -28,12 +28,14 @@ pub(super) struct Origin<'a> {
     pub(super) socket: Option<BorrowedFd<'a>>,
     /// A courier forked it and waits for a word from it.
     courier: Option<BorrowedFd<'a>>,
+    /// The coordinator forked it, or who stands in for that; all others have the signal actions of one like themselves.
+    first: bool,
 }
 
 impl<'a> Origin<'a> {
     /// For the root.
     pub(super) fn outside(pid: Pid) -> Self {
-        Self { outside: pid, socket: None, courier: None }
+        Self { outside: pid, socket: None, courier: None, first: true }
     }
 }
 
@@ -56,7 +58,9 @@ impl<'a> Kin<'a> {
             await_adoption(courier)?;
         }
         tie(parent)?;
-        process::default_signal_actions();
+        if origin.first {
+            process::default_signal_actions();
+        }
         Ok(this)
     }
 
@@ -65,7 +69,7 @@ impl<'a> Kin<'a> {
         if self.process.reaper {
             prctl::set_child_subreaper(true).map_err(|errno| (Step::Reaper, errno, 0))?;
         }
-        let origin = || Origin { outside: self.outside, socket, courier: None };
+        let origin = || Origin { outside: self.outside, socket, courier: None, first: false };
         fork_all(self.restore, &self.process.before, origin)?;
         let own = nix::unistd::Pid::from_raw(0);
         let (session, group) = match self.process.role {
@@ -280,7 +284,8 @@ pub(super) fn deliver(restore: &Restore<'_>, index: usize, origin: &Origin<'_>) 
     let failed = |errno| (Step::Fork, errno, 0);
     let (answer, tell) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(failed)?;
     let births = &restore.preparation.schedule.processes[index].after;
-    let next = || Origin { outside: origin.outside, socket: None, courier: Some(tell.as_fd()) };
+    let courier = Some(tell.as_fd());
+    let next = || Origin { outside: origin.outside, socket: None, courier, first: false };
     fork_all(restore, births, next)?;
     drop(tell);
     match nix::unistd::read(answer.as_fd(), &mut [0]) {

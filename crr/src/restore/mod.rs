@@ -38,7 +38,7 @@ use crate::resource::{interface, memory, vdso};
 use crate::stats::{self, Stage, Stats};
 use crate::store::{Checkpoint, DirectIo, Source, Unchecked};
 use crate::sys::last_pid::{Chooser, LastPid};
-use crate::sys::{limits, process};
+use crate::sys::{heap, limits, process};
 use anyhow::{Context, Result, bail};
 use environment::Environment;
 use foreground::Terminal;
@@ -385,6 +385,9 @@ enum MemorySource<'a> {
     Late(&'a lazy::Starter, Unchecked),
 }
 
+/// Forking so many costs less than making smaller what they are copies of.
+const FEW: usize = 8;
+
 /// Forks the tree, serves it, takes it over. On failure nothing of it is left.
 fn bring_back(
     restore: &mut Restore<'_>,
@@ -403,6 +406,9 @@ fn bring_back(
     let threads =
         restore.checkpoint.tree.tasks.iter().flat_map(|task| &task.threads).map(|thread| thread.tid);
     process::outlive_threads(&threads.chain(restore.preparation.pids.iter().copied()).collect());
+    if restore.preparation.pids.len() > FEW {
+        heap::trim();
+    }
     let mut forked = false;
     let outcome = fork_root(restore, options, pid).and_then(|parent| {
         forked = true;

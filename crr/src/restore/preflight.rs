@@ -10,7 +10,7 @@ use crate::resource::external::given::Given;
 use crate::resource::terminal::recreate;
 use crate::resource::unix_socket::bind;
 use crate::resource::{
-    aio, attribute, bpf, fanotify, hugetlb, mqueue, packet, pipe, seccomp, sysv, task_file, xstate,
+    aio, attribute, bpf, fanotify, hugetlb, mqueue, packet, pipe, pkey, seccomp, sysv, task_file, xstate,
 };
 use crate::store::Checkpoint;
 use crate::sys::process;
@@ -49,6 +49,7 @@ pub(super) fn preflight(
     packet::preflight(&checkpoint.files.packet_sockets, &mut refusals)?;
     hugetlb::preflight(&checkpoint.memory, &checkpoint.files, &mut refusals)?;
     aio::preflight(&checkpoint.memory, &mut refusals)?;
+    pkey::preflight(&mut refusals, checkpoint, &environment.xstate_layout);
     sysv::recreate::preflight(&mut refusals, &checkpoint.memory)?;
     sysv::objects::preflight(&checkpoint.inventory, &checkpoint.tree.ipc, environment, &mut refusals)?;
     numbers::check(&mut refusals, &checkpoint.tree, &checkpoint.files, &checkpoint.memory);

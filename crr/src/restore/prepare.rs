@@ -29,6 +29,7 @@ use shared::proto::{FILLERS_FROM, Gathering, MAX_FILLERS, SLOT_FILES, Start};
 use shared::range::{Range, page_align};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
@@ -54,8 +55,6 @@ pub(crate) struct Program {
     pub file: usize,
     /// Files that its ops name, in slot order.
     pub needs: Vec<Need>,
-    /// Encoded ops, to name the one that failed.
-    pub ops: Vec<u8>,
     /// Tasks that it restores.
     pub members: Vec<usize>,
 }
@@ -92,6 +91,18 @@ impl Preparation {
     #[must_use]
     pub(crate) fn is_task(&self, pid: Pid) -> bool {
         self.places.iter().any(|place| place.pid == pid)
+    }
+
+    /// The encoded ops of a task's program, to name the one that failed. They lie where the program finds them: each process that is forked would have
+    /// pages of a copy.
+    ///
+    /// # Errors
+    /// If they cannot be read again.
+    pub(crate) fn ops(&self, task: usize) -> Result<Vec<u8>> {
+        let start = &self.tasks[task].start;
+        let mut ops = vec![0; usize::try_from(start.plan_len)?];
+        File::from(self.tree.try_clone()?).read_exact_at(&mut ops, start.plan_offset)?;
+        Ok(ops)
     }
 
     /// How many come to a gathering.
@@ -192,9 +203,9 @@ pub(super) fn prepare(
         machines.insert(abi, machine);
         blobs.insert(abi, Blob::of(abi)?);
     }
-    let mut tree = checkpoint.tree.clone();
+    let mut tree = Cow::Borrowed(&checkpoint.tree);
     if stand_in {
-        tree.tasks[0].threads.iter_mut().for_each(|thread| thread.parent_death_signal = 0);
+        tree.to_mut().tasks[0].threads.iter_mut().for_each(|thread| thread.parent_death_signal = 0);
     }
     let own_group = nix::unistd::getpgrp().as_raw();
     let (all_spaces, shared) = (&checkpoint.memory.spaces, &checkpoint.memory.shared);
@@ -264,6 +275,7 @@ pub(super) fn prepare(
     // Who chooses ids may have to begin anew.
     let pages_once = u64::from(checkpoint.pages.in_memory() && !last_pid && are_apart(all_spaces));
     let mut programs = Programs::default();
+    let tree_file = memfd::own("crr-tree")?;
     let mut offset = PAGE_SIZE;
     let mut tasks: Vec<Prepared> = Vec::new();
     for (index, task) in tree.tasks.iter().enumerate() {
@@ -280,16 +292,18 @@ pub(super) fn prepare(
                     try_timer_ids,
                     ..contents.start(hole::task_size(task), base, offset)
                 };
+                tree_file.write_all_at(&ops, offset).context("shared-memory tree")?;
                 offset += page_align(contents.plan);
                 let file = programs.file(task.abi, base, &blobs)?;
-                (start, Some(Program { file, needs, ops, members }))
+                (start, Some(Program { file, needs, members }))
             }
             // Makers stand first.
             None => (tasks[forest.host(index)].start, None),
         };
         tasks.push(Prepared { making, start, program, joins_late, lent });
     }
-    let (tree, control) = shared_tree(&tasks, offset)?;
+    tree_file.set_len(offset).context("shared-memory tree")?;
+    let control = control_page(&tree_file)?;
     let by_pid = (0..).zip(&pids).map(|(process, &pid)| (pid, process)).collect();
     let programs = programs.files;
     let run_first = matches!(memory, Contents::Late);
@@ -302,7 +316,7 @@ pub(super) fn prepare(
         by_pid,
         totals,
         programs,
-        tree,
+        tree: tree_file.into(),
         control,
         lazy,
         run_first,
@@ -367,7 +381,8 @@ impl Programs {
 struct FreeIds {
     used: BTreeSet<Pid>,
     next: Pid,
-    each: usize,
+    /// They would come at the same time as the tree's threads, and all of these by turns.
+    last_pid: bool,
 }
 
 impl FreeIds {
@@ -377,9 +392,7 @@ impl FreeIds {
         let used = threads.chain(zombies).chain(schedule.dead_leaders()).collect();
         let limit = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok();
         let next = limit.and_then(|limit| limit.trim().parse().ok()).unwrap_or(32768);
-        // They would come at the same time as the tree's threads, and all of these by turns.
-        let each = if last_pid { 0 } else { (parallel::processors() - 1).min(MAX_FILLERS) };
-        Self { used, next, each }
+        Self { used, next, last_pid }
     }
 
     /// For threads that help to read the pages of these address spaces.
@@ -387,10 +400,10 @@ impl FreeIds {
         let mut ids = [0; MAX_FILLERS];
         let large =
             |space: &Space| space.runs.iter().map(|run| run.pages).sum::<u64>() * PAGE_SIZE >= FILLERS_FROM;
-        if !spaces.into_iter().any(large) {
+        if self.last_pid || !spaces.into_iter().any(large) {
             return ids;
         }
-        for id in &mut ids[..self.each] {
+        for id in &mut ids[..(parallel::processors() - 1).min(MAX_FILLERS)] {
             *id = u64::from(self.free().cast_unsigned());
         }
         ids
@@ -474,20 +487,13 @@ fn pids(places: &[Place], schedule: &Schedule, free: &mut FreeIds) -> Vec<Pid> {
     schedule.processes.iter().map(|process| process.role).map(pid).collect()
 }
 
-fn shared_tree(tasks: &[Prepared], len: u64) -> Result<(OwnedFd, ControlPage)> {
-    let file = memfd::own("crr-tree")?;
-    file.set_len(len).context("shared-memory tree")?;
-    for task in tasks {
-        if let Some(program) = &task.program {
-            file.write_all_at(&program.ops, task.start.plan_offset).context("shared-memory tree")?;
-        }
-    }
+fn control_page(tree: &File) -> Result<ControlPage> {
     fault::point(Point::SharedTree).context("map the control page")?;
-    let control = ControlPage::map(file.as_fd()).context("map the control page")?;
+    let control = ControlPage::map(tree.as_fd()).context("map the control page")?;
     if let Some(op) = fault::op() {
         control.fail_at(op.family, op.count, op.errno);
     }
-    Ok((file.into(), control))
+    Ok(control)
 }
 
 /// This process's limits, which forked children have too.

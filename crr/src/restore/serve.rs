@@ -489,8 +489,8 @@ fn explain(restore: &Restore<'_>, peer: &Peer, task: Option<usize>, report: &Rep
         Some(Stage::Clear) => anyhow!("{who}: make room in the address space, at {value:#x}: {cause}"),
         Some(Stage::Ops) => {
             let thread = if report.tid == 0 { String::new() } else { format!(", thread {}", report.tid) };
-            let program = peer.task.and_then(|index| restore.preparation.tasks[index].program.as_ref());
-            let op = failed_op(program.map_or(&[][..], |program| &program.ops), report);
+            let ops = peer.task.and_then(|index| restore.preparation.ops(index).ok()).unwrap_or_default();
+            let op = failed_op(&ops, report);
             anyhow!("{who}{thread}: {op} ({value:#x}): {cause}")
         }
         _ => anyhow!("{who}: stage {}: {cause}", report.stage),

@@ -13,7 +13,7 @@ use super::{Restore, births, stop, undo};
 use crate::fault::{self, Point};
 use crate::keeper::{Keeper, Kill};
 use crate::proc::has_ended;
-use crate::ptrace::{Patience, Seized, Stop, Stopped, regs};
+use crate::ptrace::{self, Patience, Seized, Stop, Stopped, regs};
 use crate::resource::wait::resume;
 use crate::resource::xstate;
 use crate::resource::{event, fanotify, inotify, seccomp};
@@ -26,7 +26,6 @@ use images::thread::{Sched, Thread};
 use images::{Abi, Pid};
 use shared::plan::family::{Making, holder_of};
 use shared::plan::seccomp::is_held;
-use shared::proto::Start;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -49,32 +48,24 @@ pub(super) fn take_over(
     stand_in: Option<StandIn>,
 ) -> Result<()> {
     let patience = Patience::new(Duration::from_secs(10));
-    let mut all = Vec::new();
     let checkpoint = restore.checkpoint;
     let tasks = &checkpoint.tree.tasks;
-    for (index, task) in tasks.iter().enumerate() {
-        all.push(
-            stop(task, held.take(index), &patience)
-                .with_context(|| format!("task {}: take it over", task.pid))?,
-        );
-    }
+    let mut all = stop_threads(tasks, &mut held, &patience)?;
     fault::point(Point::KilledSeized)?;
     fault::strike(Point::HelperDiesHeld, tasks[0].pid);
-    // From here on every thread dies with this process (PTRACE_O_EXITKILL), and none with its parent.
-    let all: Vec<Vec<Taken<'_>>> = (all.into_iter().zip(parked))
-        .map(|(taken, &syscall_at)| untie(taken, syscall_at, &patience))
-        .collect::<Result<_>>()?;
+    // From here on every thread dies with this process (PTRACE_O_EXITKILL), and no leader with its parent.
+    set_death_signals(&mut all, parked, &patience, |thread, _| (thread == 0).then_some(0))?;
     fault::point(Point::KilledUntied)?;
     if let Some(stand_in) = stand_in {
         stand_in.leave();
     }
-    let all: Vec<Vec<Taken<'_>>> = (all.into_iter().zip(tasks).zip(parked))
+    let mut all: Vec<Vec<Taken<'_>>> = (all.into_iter().zip(tasks).zip(parked))
         .map(|((taken, task), &syscall_at)| end_leader(restore, task, taken, syscall_at, &patience))
         .collect::<Result<_>>()?;
     // Those who had to go are gone: each would have sent what is asked for now.
-    let mut all: Vec<Vec<Taken<'_>>> = (all.into_iter().zip(parked))
-        .map(|(taken, &syscall_at)| ask_for_death_signals(taken, syscall_at, &patience))
-        .collect::<Result<_>>()?;
+    set_death_signals(&mut all, parked, &patience, |_, record| {
+        Some(record.parent_death_signal).filter(|&signal| signal != 0)
+    })?;
     lock::take_all(restore, &mut all, parked, &patience)?;
     undo::put_back(restore, &mut all, parked, &patience)?;
     stop::stop_all(restore, &mut all, parked, &patience)?;
@@ -87,21 +78,19 @@ pub(super) fn take_over(
             .with_context(|| format!("task {}: have its epolls watch its signals", tasks[index].pid))?;
         all[index].insert(0, first);
     }
-    // The hole goes with the last of those who share an address space: until then others need it.
-    let last_in: BTreeMap<Pid, usize> =
-        (0..tasks.len()).map(|index| (holder_of(tasks, index, Object::Memory), index)).collect();
-    let mut finished = Vec::new();
-    for (index, taken) in all.into_iter().enumerate() {
-        let (task, prepared, syscall_at) = (&tasks[index], &restore.preparation.tasks[index], parked[index]);
-        let memory = holder_of(tasks, index, Object::Memory);
-        let hole = (last_in[&memory] == index).then_some(&prepared.start);
-        let taken = finish(restore, task, taken, hole, syscall_at, &patience)
-            .with_context(|| format!("task {}: set its threads' state", task.pid))?;
+    enter_waits(&mut all, parked, &patience)?;
+    remove_holes(restore, &mut all, parked, &patience)?;
+    for ((task, taken), prepared) in tasks.iter().zip(&all).zip(&restore.preparation.tasks) {
+        for thread in taken {
+            set_state(restore, task.pid, thread).with_context(|| {
+                format!("task {}: set its threads' state: thread {}", task.pid, thread.record.tid)
+            })?;
+        }
         if prepared.making != Making::Forked {
             attributes(task).with_context(|| format!("task {}", task.pid))?;
         }
-        finished.extend(taken);
     }
+    let finished: Vec<Taken<'_>> = all.into_iter().flatten().collect();
     let groups =
         inotify::Groups::of(&files.descriptions, &files.inotifies, |id| restore.opened.description(id))?;
     let marked =
@@ -143,43 +132,67 @@ fn keep_whole(tasks: &[Task]) -> Result<Option<Keeper<Kill>>> {
     Keeper::of_killing(pids).map(Some).context("watch over the tasks until they are let go")
 }
 
-fn stop<'a>(task: &'a Task, held: Option<Vec<Seized>>, patience: &Patience) -> Result<Vec<Taken<'a>>> {
-    let seize = || task.threads.iter().map(|record| Seized::seize_for_life(record.tid)).collect();
-    let seized: Vec<Seized> = held.map_or_else(seize, Ok)?;
-    for thread in &seized {
-        thread.interrupt()?;
+/// Seizes all threads that are not held yet, and stops all: while one is asked, those before it are on their way.
+fn stop_threads<'a>(tasks: &'a [Task], held: &mut Held, patience: &Patience) -> Result<Vec<Vec<Taken<'a>>>> {
+    let of = |task: &Task| format!("task {}: take it over", task.pid);
+    let mut asked = Vec::with_capacity(tasks.len());
+    for (index, task) in tasks.iter().enumerate() {
+        let seize = || task.threads.iter().map(|record| Seized::seize_for_life(record.tid)).collect();
+        let seized: Result<Vec<Seized>, _> = held.take(index).map_or_else(seize, Ok);
+        let seized = seized.with_context(|| of(task))?;
+        seized.iter().try_for_each(Seized::interrupt).with_context(|| of(task))?;
+        asked.push(seized);
     }
-    let mut taken = Vec::new();
-    for (record, thread) in task.threads.iter().zip(seized) {
-        taken.push(Taken { record, stopped: thread.wait_stop(patience)?.settle(patience)?, answer: None });
+    let mut all = Vec::with_capacity(tasks.len());
+    for (task, seized) in tasks.iter().zip(asked) {
+        let stop = |(record, thread): (&'a Thread, Seized)| -> Result<Taken<'a>> {
+            Ok(Taken { record, stopped: thread.wait_stop(patience)?.settle(patience)?, answer: None })
+        };
+        let taken: Result<Vec<_>> = task.threads.iter().zip(seized).map(stop).collect();
+        all.push(taken.with_context(|| of(task))?);
     }
-    Ok(taken)
+    Ok(all)
 }
 
-/// Sets the state of a task's threads; they stay stopped.
-fn finish<'a>(
-    restore: &Restore<'_>,
-    task: &'a Task,
-    taken: Vec<Taken<'a>>,
-    hole: Option<&Start>,
-    syscall_at: u64,
+/// Has threads make the calls that `set_up` sets them up for, all at the same time: it is told the index of the task, that of the
+/// thread, and says whether there is one. `answered` takes each answer.
+fn make_calls<'a>(
+    all: &mut [Vec<Taken<'a>>],
     patience: &Patience,
-) -> Result<Vec<Taken<'a>>> {
-    let (records, parked): (Vec<&Thread>, _) =
-        taken.into_iter().map(|thread| (thread.record, (thread.record, thread.stopped))).unzip();
-    let entered = resume::enter(syscall_at, parked, patience)?;
-    let mut taken: Vec<Taken<'a>> = (records.into_iter().zip(entered))
-        .map(|(record, (stopped, answer))| Taken { record, stopped, answer })
-        .collect();
-    if let Some(start) = hole {
-        let first = taken.remove(0);
-        let stopped = remove_hole(restore, task, first.stopped, start, syscall_at, patience);
-        taken.insert(0, Taken { stopped: stopped.context("remove the hole")?, ..first });
+    set_up: impl Fn(usize, usize, &Taken<'a>) -> Result<bool>,
+    answered: impl Fn(&mut Taken<'a>, i64) -> Result<()>,
+) -> Result<()> {
+    let mut threads = Vec::new();
+    let mut places = Vec::new();
+    for (task, taken) in all.iter_mut().enumerate() {
+        for (number, thread) in std::mem::take(taken).into_iter().enumerate() {
+            let tid = thread.record.tid;
+            let calls = set_up(task, number, &thread).with_context(|| format!("thread {tid}"))?;
+            let Taken { record, stopped, answer } = thread;
+            threads.push((stopped, calls));
+            places.push((task, record, answer));
+        }
     }
-    for thread in &taken {
-        set_state(restore, task.pid, thread).with_context(|| format!("thread {}", thread.record.tid))?;
+    let made = ptrace::make_calls(threads, patience)?;
+    for ((task, record, answer), (stopped, result)) in places.into_iter().zip(made) {
+        let mut thread = Taken { record, stopped, answer };
+        if let Some(result) = result {
+            answered(&mut thread, result).with_context(|| format!("thread {}", record.tid))?;
+        }
+        all[task].push(thread);
     }
-    Ok(taken)
+    Ok(())
+}
+
+/// Has threads enter their waits again.
+fn enter_waits(all: &mut [Vec<Taken<'_>>], parked: &Parked, patience: &Patience) -> Result<()> {
+    let set_up =
+        |task: usize, _, thread: &Taken<'_>| resume::set_up(parked[task], thread.record, &thread.stopped);
+    let answered = |thread: &mut Taken<'_>, answer| {
+        thread.answer = Some(answer);
+        Ok(())
+    };
+    make_calls(all, patience, set_up, answered).context("continue the waits")
 }
 
 /// What a forked child writes about itself before it execs, for a task that was cloned and may see another /proc.
@@ -193,24 +206,22 @@ fn attributes(task: &Task) -> Result<()> {
     write("coredump_filter", format!("{:#x}", task.coredump_filter))
 }
 
-/// Unties a leader from its parent, with whom it dies until now.
-fn untie<'a>(mut taken: Vec<Taken<'a>>, syscall_at: u64, patience: &Patience) -> Result<Vec<Taken<'a>>> {
-    let leader = taken.remove(0);
-    taken.insert(0, set_death_signal(leader, syscall_at, 0, patience)?);
-    Ok(taken)
-}
-
-/// Has each thread of a task ask for the signal that it had asked for.
-fn ask_for_death_signals<'a>(
-    taken: Vec<Taken<'a>>,
-    syscall_at: u64,
+/// Has threads ask for a signal when their parent ends: those that `signal` names one for, by the thread's index and its record. 0 is none.
+fn set_death_signals(
+    all: &mut [Vec<Taken<'_>>],
+    parked: &Parked,
     patience: &Patience,
-) -> Result<Vec<Taken<'a>>> {
-    let ask = |thread: Taken<'a>| match thread.record.parent_death_signal {
-        0 => Ok(thread),
-        signal => set_death_signal(thread, syscall_at, signal, patience),
+    signal: impl Fn(usize, &Thread) -> Option<u32>,
+) -> Result<()> {
+    const PR_SET_PDEATHSIG: u64 = 1;
+    let (prctl_64, prctl_32) = (157, 172);
+    let set_up = |task: usize, number, thread: &Taken<'_>| {
+        let Some(signal) = signal(number, thread.record) else { return Ok(false) };
+        let args = [PR_SET_PDEATHSIG, u64::from(signal)];
+        lead_to_call(&thread.stopped, parked[task], [prctl_64, prctl_32], &args)?;
+        Ok(true)
     };
-    taken.into_iter().map(ask).collect()
+    make_calls(all, patience, set_up, |_, result| succeeded(result)).context("set parent-death signals")
 }
 
 /// Has a leader end that had ended: it calls exit(2), and is let go where it has nothing left but to do so. While other
@@ -246,23 +257,6 @@ fn end_leader<'a>(
     Ok(taken)
 }
 
-/// Has a thread ask for a signal when its parent ends.
-fn set_death_signal<'a>(
-    taken: Taken<'a>,
-    syscall_at: u64,
-    signal: u32,
-    patience: &Patience,
-) -> Result<Taken<'a>> {
-    const PR_SET_PDEATHSIG: u64 = 1;
-    let (prctl_64, prctl_32) = (157, 172);
-    let Taken { record, stopped, answer } = taken;
-    let args = [PR_SET_PDEATHSIG, u64::from(signal)];
-    let stopped = call(stopped, syscall_at, [prctl_64, prctl_32], &args, patience)
-        .and_then(succeeded)
-        .with_context(|| format!("thread {}: set its parent-death signal", record.tid))?;
-    Ok(Taken { record, stopped, answer })
-}
-
 /// Has a task add signalfds to its epolls by itself.
 fn add_watches<'a>(
     taken: Taken<'a>,
@@ -278,45 +272,60 @@ fn add_watches<'a>(
         let event = [own.watch.events.to_le_bytes().as_slice(), &own.watch.data.to_le_bytes()].concat();
         let place = stopped.write_below_stack(&event)?;
         let args = [own.epoll.into(), EPOLL_CTL_ADD, own.watch.fd.into(), place.0];
-        stopped =
-            call(stopped, syscall_at, [epoll_ctl_64, epoll_ctl_32], &args, patience).and_then(succeeded)?;
+        let result;
+        (stopped, result) = call(stopped, syscall_at, [epoll_ctl_64, epoll_ctl_32], &args, patience)?;
+        succeeded(result)?;
     }
     Ok(Taken { record, stopped, answer })
 }
 
-/// Unmaps the hole, code included: the thread does not run there again. What the hole lay in is mapped instead.
-fn remove_hole(
+/// Unmaps the holes, code included: no thread runs there again. What a hole lay in is mapped instead.
+fn remove_holes(
     restore: &Restore<'_>,
-    task: &Task,
-    stopped: Stopped,
-    start: &Start,
-    syscall_at: u64,
+    all: &mut [Vec<Taken<'_>>],
+    parked: &Parked,
     patience: &Patience,
-) -> Result<Stopped> {
+) -> Result<()> {
     let (munmap_64, munmap_32) = (11, 91);
-    let range = [start.hole_start, start.hole_end - start.hole_start];
-    let checkpoint = restore.checkpoint;
-    let holder = task.shares.memory.unwrap_or(task.pid);
-    let at =
-        checkpoint.tree.tasks.iter().position(|other| other.pid == holder).context("its address space")?;
-    let lent = restore.preparation.tasks[at].lent.as_ref();
-    let unmap =
-        |stopped| call(stopped, syscall_at, [munmap_64, munmap_32], &range, patience).and_then(succeeded);
-    let Some(lent) = lent else { return unmap(stopped) };
-    // Not by the task's pid: its leader may have ended by now.
-    let call_place = loan::call_place(stopped.tid(), task.abi, &checkpoint.memory.spaces[at])?;
-    loan::give_back(unmap(stopped)?, lent, call_place, patience)
+    let (checkpoint, prepared) = (restore.checkpoint, &restore.preparation.tasks);
+    let tasks = &checkpoint.tree.tasks;
+    // By the last of those who share an address space, once; none of them needs it any more.
+    let holder = |index| holder_of(tasks, index, Object::Memory);
+    let last_in: BTreeMap<Pid, usize> = (0..tasks.len()).map(|index| (holder(index), index)).collect();
+    let set_up = |task, number, thread: &Taken<'_>| {
+        if number != 0 || last_in[&holder(task)] != task {
+            return Ok(false);
+        }
+        let start = &prepared[task].start;
+        let range = [start.hole_start, start.hole_end - start.hole_start];
+        lead_to_call(&thread.stopped, parked[task], [munmap_64, munmap_32], &range)?;
+        Ok(true)
+    };
+    make_calls(all, patience, set_up, |_, result| succeeded(result)).context("remove the holes")?;
+    for (at, task) in tasks.iter().enumerate() {
+        let Some(lent) = &prepared[at].lent else { continue };
+        let index = last_in[&holder(at)];
+        let first = all[index].remove(0);
+        let give_back = || {
+            // Not by the task's pid: its leader may have ended by now.
+            let space = &checkpoint.memory.spaces[at];
+            let call_place = loan::call_place(first.record.tid, tasks[index].abi, space)?;
+            loan::give_back(first.stopped, lent, call_place, patience)
+        };
+        let stopped = give_back().with_context(|| format!("task {}: map what the hole lay in", task.pid))?;
+        all[index].insert(0, Taken { stopped, ..first });
+    }
+    Ok(())
 }
 
-fn succeeded((stopped, result): (Stopped, i64)) -> Result<Stopped> {
+fn succeeded(result: i64) -> Result<()> {
     match result {
-        0 => Ok(stopped),
+        0 => Ok(()),
         errno => Err(nix::errno::Errno::from_raw(i32::try_from(-errno)?).into()),
     }
 }
 
-/// Runs a system call (by its numbers in x86_64 and ia32) at the instruction in the hole. On entry an interrupt is
-/// asked for, so that the thread stops again on its way out, before it could run what follows. With it comes the result.
+/// Runs a system call (by its numbers in x86_64 and ia32) at the instruction in the hole. With the thread comes the result.
 pub(super) fn call(
     stopped: Stopped,
     syscall_at: u64,
@@ -325,11 +334,7 @@ pub(super) fn call(
     patience: &Patience,
 ) -> Result<(Stopped, i64)> {
     lead_to_call(&stopped, syscall_at, numbers, args)?;
-    let entered = stopped.cont_to_syscall(0)?.wait_stop(patience)?;
-    entered.interrupt()?;
-    let out = entered.cont(0)?.wait_stop(patience)?.settle(patience)?;
-    let result = regs::get_signed(&out.regs()?, regs::Field::Ax);
-    Ok((out, result))
+    Ok(ptrace::make_call(stopped, patience)?)
 }
 
 /// Sets the registers for a system call at the instruction in the hole.

@@ -16,6 +16,7 @@ use std::arch::asm;
 use std::ffi::CStr;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::OnceLock;
 
 /// get_robust_list by the 64-bit call; `None` when no list is registered.
 ///
@@ -36,11 +37,10 @@ const GET_ROBUST_LIST: u32 = 312;
 #[derive(Debug)]
 pub struct LowBuffer {
     base: NonNull<u32>,
-    available: bool,
 }
 
 impl LowBuffer {
-    /// Maps one page below 4 GiB (below 2 GiB by MAP_32BIT), and looks whether ia32 calls can be made.
+    /// Maps one page below 4 GiB (below 2 GiB by MAP_32BIT).
     ///
     /// # Errors
     /// ENOMEM.
@@ -53,7 +53,7 @@ impl LowBuffer {
             return Err(Errno::last());
         }
         let base = NonNull::new(base.cast()).ok_or(Errno::ENOMEM)?;
-        Ok(Self { base, available: available()? })
+        Ok(Self { base })
     }
 
     const SIZE: usize = 4096;
@@ -63,7 +63,7 @@ impl LowBuffer {
     /// # Errors
     /// ESRCH when gone, EPERM.
     pub fn robust_list_32(&self, tid: Pid) -> nix::Result<Option<RobustList>> {
-        if !self.available {
+        if !available()? {
             return Ok(None);
         }
         let base = u32::try_from(self.base.as_ptr().expose_provenance()).map_err(|_| Errno::EFAULT)?;
@@ -79,6 +79,9 @@ impl LowBuffer {
     }
 }
 
+// SAFETY: a mapping is no thread's, and whoever has this is the only one to use its own.
+unsafe impl Send for LowBuffer {}
+
 impl Drop for LowBuffer {
     fn drop(&mut self) {
         // SAFETY: our own mapping, to which no reference is left. A failure leaves one page mapped.
@@ -87,11 +90,20 @@ impl Drop for LowBuffer {
 }
 
 /// Whether this kernel takes ia32 system calls. Booted with `ia32_emulation=0` it answers `int 0x80` with SIGSEGV, so
-/// a child tries it.
+/// a child tries it, once: a dump has that done before the tree stands still.
 ///
 /// # Errors
 /// If no child can be made.
 pub fn available() -> nix::Result<bool> {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    match KNOWN.get() {
+        Some(&known) => Ok(known),
+        None => try_out().map(|found| *KNOWN.get_or_init(|| found)),
+    }
+}
+
+/// As [`available`], by trying it.
+fn try_out() -> nix::Result<bool> {
     // SAFETY: the child makes two system calls and touches nothing.
     match unsafe { nix::unistd::fork() }? {
         nix::unistd::ForkResult::Child => {

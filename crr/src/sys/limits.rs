@@ -1,7 +1,10 @@
 //! crr's own resource limits.
 
+use super::process;
 use anyhow::{Context, Result};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::os::fd::RawFd;
 
 /// Raises the soft limit of open files to the hard one: a tree has more of them than one program usually needs. A restore
 /// does so before this process's limits are compared with the tasks'.
@@ -10,6 +13,27 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// Never, by the manual.
 pub fn raise_open_files() -> Result<()> {
     raise(Resource::RLIMIT_NOFILE)
+}
+
+/// How many files crr may have open.
+#[must_use]
+pub fn open_files() -> usize {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX))
+}
+
+/// Makes the table of open files large enough for so many more. If it has to grow when several threads are there, who makes it grow waits for all
+/// processors to have passed through the kernel's scheduler (synchronize_rcu() in expand_fdtable(), fs/file.c): many milliseconds.
+pub fn make_room_for_files(count: usize) {
+    // What cannot be done costs that time, no more.
+    let Ok(lowest) = number_beyond(0) else { return };
+    let _ = number_beyond(lowest.saturating_add(i32::try_from(count).unwrap_or(i32::MAX)));
+}
+
+/// A number that is free, and none below it from `least` on, by having it in use for a moment.
+fn number_beyond(least: RawFd) -> nix::Result<RawFd> {
+    let number = fcntl(std::io::stdin(), FcntlArg::F_DUPFD_CLOEXEC(least))?;
+    drop(process::own_fd(number));
+    Ok(number)
 }
 
 /// Raises the soft limit of queued signals to the hard one, for a restore as [`raise_open_files`]: a tree can have more of

@@ -20,7 +20,8 @@ pub fn layout(features: u64) -> Vec<StateComponent> {
 }
 
 /// Extended state enumeration: sub-leaf n is component n, EAX its size, EBX its offset.
-fn component(number: u8) -> StateComponent {
+#[must_use]
+pub fn component(number: u8) -> StateComponent {
     const LEAF: u32 = 0xd;
     // Newer compilers declare this intrinsic safe.
     #[allow(unused_unsafe)]

@@ -40,7 +40,7 @@ use std::path::Path;
 pub(crate) fn instance(pid: Pid) -> Result<Instance> {
     let mut text = Vec::new();
     proc::Dir::task(pid)
-        .and_then(|dir| dir.read("stat", &mut text))
+        .and_then(|dir| dir.read_record("stat", &mut text))
         .with_context(|| format!("no task {pid}"))?;
     Ok(Instance { pid, start_time: stat::parse(&text)?.start_time })
 }

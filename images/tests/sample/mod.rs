@@ -702,7 +702,7 @@ fn space(abi: Abi, first_page: u64) -> Space {
     let vdso = VdsoId(if abi == Abi::X86_64 { 0 } else { 1 });
     Space {
         vmas: vec![
-            vma(0x0804_8000, 16, 5, Backing::PrivateFile(PathId(1), 0)),
+            Vma { flags: 3 << vm::KEY_SHIFT, ..vma(0x0804_8000, 16, 5, Backing::PrivateFile(PathId(1), 0)) },
             vma(0x0900_0000, 200, 3, Backing::Anonymous),
             vma(0x0a00_0000, 4, 3, Backing::Shared(SharedId(0), 0)),
             Vma { flags: vm::SEALED, ..vma(0x0b00_0000, 1, 1, Backing::SharedFile(PathId(4), 0)) },
@@ -727,6 +727,7 @@ fn space(abi: Abi, first_page: u64) -> Space {
         guards: vec![Guard { start: Addr(0x0900_2000), end: Addr(0x0900_4000) }],
         names: vec![AreaName { start: Addr(0x0900_0000), end: Addr(0x090c_8000), name: b"Go: heap".into() }],
         aio: vec![AioContext { start: Addr(0x0d00_0000), head: 126, tail: 1, events: vec![7; 64] }],
+        keys: 1 << 3 | 1 << 15,
         layout: Layout { start_brk: Addr(0x0900_0000), brk: Addr(0x0900_1234), ..Layout::default() },
         auxv: vec![0; 2 * usize::try_from(abi.word()).unwrap()],
     }

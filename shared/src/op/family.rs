@@ -58,6 +58,9 @@ impl Op<'_> {
             }
             Self::Fill { .. } | Self::Write { .. } => Family::Fill,
             Self::Protect { .. }
+            | Self::AllocateKeys(_)
+            | Self::FreeKeys(_)
+            | Self::ProtectByKey { .. }
             | Self::Advise { .. }
             | Self::Populate { .. }
             | Self::Seal { .. }

@@ -5,6 +5,7 @@
 //! have copies of their pages.
 
 use super::family::{Making, SIGCHLD};
+use super::pkey;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -186,14 +187,15 @@ impl<'a> Kin<'a> {
 }
 
 /// Whether an address space has nothing that is set up in an order of its own: where pages lie is no matter of policy, all of them
-/// can be touched and come one by one, no area is sealed or goes without notice, and no segment of System V is attached.
+/// can be touched and come one by one, no protection key is allocated, no area is sealed or goes without notice, and no segment of System V is attached.
 pub(super) fn is_plain(space: &Space, shared: &[Shared]) -> bool {
     let is_segment = |id: SharedId| shared.get(id.0 as usize).is_some_and(|object| object.segment.is_some());
     let plain = |vma: &Vma| {
         let odd = matches!(vma.backing, Backing::Shared(id, _) if is_segment(id));
         vma.flags & (vm::SEALED | vm::DROPPABLE) == 0 && vma.huge().is_none() && !odd
     };
-    space.policies.is_empty() && space.guards.is_empty() && space.vmas.iter().all(plain)
+    let simple = space.policies.is_empty() && space.guards.is_empty() && !pkey::are_needed(space);
+    simple && space.vmas.iter().all(plain)
 }
 
 /// Whether there is a page that is the same at the same address. Both lists rise.

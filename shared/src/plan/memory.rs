@@ -1,7 +1,7 @@
 //! An address space as ops: all mappings, then all contents in the order of the page file (so that they become few
 //! large reads), then what has to wait for the contents, then the kernel's own areas and the layout.
 
-use super::{Need, Slots, attribute, segment};
+use super::{Need, Slots, attribute, pkey, segment};
 use crate::op::{self, Op, Special};
 use alloc::vec::Vec;
 use images::PathId;
@@ -10,6 +10,7 @@ use images::memory::{Backing, Run, Shared, Space, Vma, vm};
 
 const PROT_READ: u32 = 1;
 const PROT_WRITE: u32 = 2;
+const PROT_EXEC: u32 = 4;
 const MAP_SHARED: u32 = 0x01;
 const MAP_PRIVATE: u32 = 0x02;
 /// In place of shared and private.
@@ -36,6 +37,7 @@ const ADVICE_AFTER: [(u32, u32); 6] = [
 
 /// Appends the ops of a space.
 pub fn ops(list: &mut Vec<u8>, slots: &mut Slots, exe: PathId, space: &Space, shared: &[Shared]) {
+    pkey::allocate(list, space);
     let filled = filled(space);
     let mut opened = Vec::with_capacity(space.vmas.len());
     for group in groups(&space.vmas) {
@@ -66,9 +68,11 @@ pub fn ops(list: &mut Vec<u8>, slots: &mut Slots, exe: PathId, space: &Space, sh
         op::push(list, &Op::Advise { addr, len, advice: MADV_GUARD_INSTALL });
     }
     names(list, space);
+    pkey::protect(list, space, &mut opened);
     for (vma, &prot) in space.vmas.iter().zip(&opened) {
         finish(list, vma, prot);
     }
+    pkey::free(list, space);
     layout(list, slots, exe, space);
 }
 
@@ -115,12 +119,14 @@ pub(super) fn groups(vmas: &[Vma]) -> impl Iterator<Item = core::ops::Range<usiz
 }
 
 /// Protection while contents come in. Private memory counts against the commit limit (smaps `ac`) from the moment it
-/// is writable, and still does when it is no longer.
+/// is writable, and still does when it is no longer. Memory that may only be executed can be read at first: the kernel takes a protection key for it,
+/// and whoever is cloned meanwhile is not to have that.
 pub(super) fn open_prot(group: &[Vma], has_contents: bool) -> u32 {
     let first = &group[0];
     match (has_contents || group.len() > 1, first.backing.is_private() && first.flags & vm::ACCOUNTED != 0) {
         (true, _) => PROT_READ | PROT_WRITE,
         (false, true) => first.prot | PROT_WRITE,
+        (false, false) if first.prot == PROT_EXEC => PROT_READ | PROT_EXEC,
         (false, false) => first.prot,
     }
 }
@@ -149,7 +155,8 @@ pub(super) fn map(list: &mut Vec<u8>, slots: &mut Slots, group: &[Vma], prot: u3
     }
     let (addr, len) = (vma.start.0, group[group.len() - 1].end.0 - vma.start.0);
     op::push(list, &Op::Map { addr, len, prot, flags, fd, offset });
-    if !has_contents && vma.huge().is_none() && group.iter().any(|vma| vma.prot != prot) {
+    let is_writable = prot & PROT_WRITE != 0;
+    if is_writable && !has_contents && vma.huge().is_none() && group.iter().any(|vma| vma.prot != prot) {
         // mprotect takes the accounting back from an area that never had a page (mprotect_fixup, mm/mprotect.c).
         op::push(list, &Op::Populate { addr, len: PAGE_SIZE });
     }

@@ -18,6 +18,7 @@ pub mod lazy;
 pub mod ldt;
 pub mod loan;
 pub mod memory;
+pub mod pkey;
 pub mod seccomp;
 pub mod segment;
 pub mod signal;

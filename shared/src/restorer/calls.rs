@@ -4,7 +4,7 @@
 //! See the parent module: the plan decides what is touched, and it never names the hole.
 
 use super::receive::size;
-use super::{Failure, Session, aio, late, lazy, ldt, mempolicy, seccomp, sysv, timer, vdso};
+use super::{Failure, Session, aio, late, lazy, ldt, mempolicy, pkey, seccomp, sysv, timer, vdso};
 use crate::abi::common::{CapData, CapHeader, PrctlMmMap, Rlimit64};
 use crate::abi::native::{ITimerVal, SigAction, SigEvent, Stack, TimeVal, Word};
 use crate::op::{Op, Special};
@@ -47,6 +47,12 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
         Op::AttachParts { id, flags, parts } => sysv::attach_parts(id, flags, parts),
         Op::Protect { addr, len, prot } => {
             plain(nr::__NR_mprotect, addr, &[size(addr)?, size(len)?, prot as usize])
+        }
+        Op::AllocateKeys(last) => pkey::allocate(last),
+        Op::FreeKeys(keys) => pkey::free(keys),
+        Op::ProtectByKey { addr, len, prot, key } => {
+            let args = [size(addr)?, size(len)?, prot as usize, key as usize];
+            plain(nr::__NR_pkey_mprotect, addr, &args)
         }
         Op::Advise { addr, len, advice } => {
             match plain(nr::__NR_madvise, addr, &[size(addr)?, size(len)?, advice as usize]) {

@@ -32,17 +32,27 @@ impl Fills {
         Self { iov: [IoVec { base: 0, len: 0 }; BATCH], count: 0, offset: 0, bytes: 0, cut: 0 }
     }
 
-    /// Adds one, after carrying out the others if it does not continue them in the page file.
+    /// Adds one, after carrying out the others if it does not continue them in the page file. If it continues the last one in memory, too, both are
+    /// one segment: areas that lie side by side then have their pages made at once, however small they are.
     pub(super) fn add(&mut self, session: &Session, addr: u64, len: u64, offset: u64) -> Result<(), Failure> {
-        if self.count == BATCH || (self.count > 0 && offset != self.offset + self.bytes) {
+        if self.count > 0 && offset != self.offset + self.bytes {
             self.flush(session)?;
         }
-        if self.count == 0 {
-            self.offset = offset;
-        }
         let word = |value: u64| Word::try_from(value).map_err(|_| Failure::wrong(value));
-        self.iov[self.count] = IoVec { base: word(addr)?, len: word(len)? };
-        self.count += 1;
+        let (base, size) = (word(addr)?, word(len)?);
+        match self.iov[..self.count].last_mut() {
+            Some(last) if last.base.checked_add(last.len) == Some(base) => last.len += size,
+            _ => {
+                if self.count == BATCH {
+                    self.flush(session)?;
+                }
+                if self.count == 0 {
+                    self.offset = offset;
+                }
+                self.iov[self.count] = IoVec { base, len: size };
+                self.count += 1;
+            }
+        }
         self.bytes += len;
         Ok(())
     }

@@ -24,6 +24,7 @@ mod lazy;
 mod ldt;
 mod memory;
 mod mempolicy;
+mod pkey;
 mod probe;
 mod receive;
 mod run;

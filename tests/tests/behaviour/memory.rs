@@ -1,11 +1,12 @@
 //! Private memory.
 
+use anyhow::ensure;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tests::abi::Abi;
-use tests::case::{Workload, nothing_left};
+use tests::case::{Running, Workload, nothing_left};
 use tests::isolate::{isolated, isolated_for_both};
 use tests::{here, modes, needs, require_ia32, require_root};
 
@@ -68,6 +69,34 @@ fn the_page_of_zeros_is_not_stored() {
         let bytes = tests::case::images_size(&running.images())?;
         assert!(bytes < 4 << 20, "the images have {bytes} bytes");
         running.comes_back()
+    });
+}
+
+/// Memory that the kernel may drop at any moment is in no image, however that is made, and comes back as if it had been dropped.
+#[test]
+fn what_can_be_dropped_is_not_stored() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = memory("droppable").start(dir, abi)?;
+        let before = running.snapshot()?;
+        let small = |running: &Running, how: &str| {
+            let bytes = tests::case::images_size(&running.images())?;
+            ensure!(bytes < 4 << 20, "{how}: the images have {bytes} bytes");
+            Ok(())
+        };
+        for options in [&["--leave-running"][..], &["--leave-running", "--snapshot"]] {
+            running.dump(options)?.success()?;
+            small(&running, &options.join(" "))?;
+        }
+        running.pre_dump(&[])?.success()?;
+        small(&running, "pre-dump")?;
+        running.dump_on_rounds(&[])?.success()?;
+        small(&running, "on a pre-dump")?;
+        nothing_left()?;
+        running.restore(&["-d", "--lazy-pages"])?.success()?;
+        running.looks_like(&before)?;
+        running.verify()
     });
 }
 

@@ -276,6 +276,34 @@ fn killed_dumps_harm_nothing() {
     });
 }
 
+/// The twin of a killed dump whose maker ends, too, goes to the task that takes in orphans, which need not wait for it: the next dump has it do so.
+#[test]
+fn a_twin_that_another_task_took_in() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("snapshot", "takes_in").start(dir, abi)?;
+        let root = running.root;
+        let children = || -> Result<Vec<i32>> {
+            let children = fs::read_to_string(format!("/proc/{root}/task/{root}/children"))?;
+            Ok(children.split_whitespace().filter_map(|word| word.parse().ok()).collect())
+        };
+        let maker = children()?;
+        running.dump(&[&SNAPSHOT[..], &["--fault", "killed-copying"]].concat())?.code(128 + 9)?;
+        command::none_left()?;
+        kill(Pid::from_raw(maker[0]), Signal::SIGKILL)?;
+        wait::until(wait::STEP, "its twin is taken in", || {
+            let all = children()?;
+            let ended = |&pid: &i32| status_of(pid, "State:").is_ok_and(|state| state.starts_with('Z'));
+            Ok((all.len() == 2 && all.iter().all(ended)).then_some(()))
+        })?;
+        running.dump(&["--leave-running"])?.success()?;
+        ensure!(children()? == maker, "children: {:?}", children()?);
+        running.dump(&[])?.success()?;
+        running.comes_back()
+    });
+}
+
 /// A signal for crr, or the end of the process that was started, while twins are copied: the dump ends, and nothing is left.
 #[test]
 fn an_interrupted_dump_leaves_nothing() {

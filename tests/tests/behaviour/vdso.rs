@@ -1,7 +1,9 @@
 //! The vDSO, on the kernel of the dump and on one whose vDSO differs: crr is told to take it for another one.
 
+use anyhow::ensure;
+use nix::sys::signal::Signal;
 use tests::abi::Abi;
-use tests::case::Workload;
+use tests::case::{Workload, nothing_left};
 use tests::isolate::{isolated, isolated_for_both};
 use tests::modes::{Kernel, between_kernels, by_turns, on_another_kernel, on_another_kernel_and_back};
 use tests::{here, require_ia32, require_root};
@@ -21,6 +23,28 @@ tests::survives! {
     traps => vdso("traps").busy();
     traps_blocked => vdso("traps_blocked").busy();
     traps_ignored => vdso("traps_ignored").busy();
+}
+
+/// What getrandom of the vDSO keeps is made anew: two restores of one image do not give the same numbers.
+#[test]
+fn no_number_comes_twice() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = vdso("random").start(dir, abi)?;
+        running.dump(&[])?.success()?;
+        nothing_left()?;
+        let mut numbers = Vec::new();
+        for _ in 0..2 {
+            running.restore(&["-d"])?.success()?;
+            running.signal(Signal::SIGUSR1)?;
+            running.ends()?;
+            let log = running.log()?;
+            numbers.extend(log.lines().rfind(|line| line.starts_with("NUMBER")).map(str::to_owned));
+        }
+        ensure!(numbers.is_empty() || numbers[0] != numbers[1], "{numbers:?}");
+        Ok(())
+    });
 }
 
 /// For each `name => workload`, tests of both ABIs that end on another kernel, and on one that cannot move its vDSO.

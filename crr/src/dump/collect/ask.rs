@@ -59,6 +59,8 @@ pub(super) struct Facts<'a> {
     pub(super) watched: bool,
     /// The kernel does not tell what threads have registered with rseq.
     pub(super) rseq_untold: bool,
+    /// The processor has protection keys.
+    pub(super) has_keys: bool,
     /// It has to send its open files.
     pub(super) sends_files: bool,
     /// Twins that killed dumps have left it.
@@ -72,6 +74,8 @@ pub(super) struct Told {
     /// Its open files, if it was asked for them and can send them.
     pub(super) copies: Option<Copies>,
     pub(super) aio: Vec<AioContext>,
+    /// Protection keys that are allocated.
+    pub(super) keys: u16,
 }
 
 /// Has the task tell what only it can. Its executor is unmapped again even if that fails.
@@ -98,6 +102,7 @@ pub(super) fn ask(
         late,
         watched,
         rseq_untold,
+        has_keys,
         sends_files,
         dead_twins,
     } = facts;
@@ -134,6 +139,10 @@ pub(super) fn ask(
         let [deputy, others @ ..] = &mut *threads else { bail!("no thread") };
         let stranger = bystanders.for_thread(&record.threads[0].creds)?;
         let brk = ask_deputy(&executor, deputy, record, (dir, stranger), refuse, patience)?;
+        let keys = match has_keys && record.shares.memory.is_none() {
+            true => pkey::ask(&executor, deputy, patience)?,
+            false => 0,
+        };
         let memory = (vmas, resident_kib);
         let policies = mempolicy::dump_areas(&executor, deputy, dir, memory, patience)?;
         for (thread, record) in others.iter_mut().zip(record.threads.iter_mut().skip(1)) {
@@ -156,7 +165,7 @@ pub(super) fn ask(
         let facts = lock_future::Facts { dir, vmas, policies: &policies };
         let locks = lock_future::dump(&executor, &mut threads[caller], record, facts, refuse, patience)?;
         record.attributes.lock_future = locks;
-        Ok(Told { brk, policies, copies, aio })
+        Ok(Told { brk, policies, copies, aio, keys })
     })();
     let closed = executor.close(&mut threads[caller], patience);
     let told = match asked.map_err(|e| (e.downcast_ref().copied(), e)) {
@@ -225,7 +234,6 @@ fn ask_deputy(
     record.interval_timers = about_signals.timers(&reply)?;
     record.ldt = about_ldt.dump(&reply, executor, deputy, patience)?;
     timer::ask_times(executor, deputy, &mut record.timers, patience)?;
-    pkey::check(executor, deputy, refuse, patience)?;
     let inside = about_task.read(&reply, refuse)?;
     about_tracees.check(&reply, refuse)?;
     record.dumpable = inside.dumpable;

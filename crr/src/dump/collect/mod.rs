@@ -4,6 +4,7 @@
 
 pub(super) mod abi;
 pub(super) mod ask;
+pub(super) mod outside;
 pub(super) mod task;
 
 use super::frames::Frames;
@@ -15,10 +16,11 @@ use super::{After, Base, Options};
 use super::{room, twins};
 use crate::kernel;
 use crate::parallel;
-use crate::proc::{Dir, has_ended, living_thread, stat, status};
+use crate::proc::{Dir, stat, status};
 use crate::ptrace::Patience;
 use crate::refusal::Refusals;
 use crate::remote::{Cache, Target};
+use crate::resource::file::links::Links;
 use crate::resource::file::{self, Terminal};
 use crate::resource::inet::Silenced;
 use crate::resource::landlock::Bystanders;
@@ -28,13 +30,14 @@ use crate::resource::path::{Paths, file_type};
 use crate::resource::pipe::{Holders, Object};
 use crate::resource::sysv::undo;
 use crate::resource::tree::{self, Standing, Strangers};
-use crate::resource::{Refuse, deleted, memory, mempolicy, program, seccomp, sharing, sysv, zombie};
+use crate::resource::{Refuse, deleted, memory, mempolicy, pkey, program, seccomp, sharing, sysv, zombie};
 use crate::restore::numbers;
 use crate::stats::{self, Stage};
 use crate::store::Destination;
-use crate::sys::int80::LowBuffer;
+use crate::sys::int80::{self, LowBuffer};
 use anyhow::{Context, Result, bail};
 use images::file::Files;
+use images::inventory::StateComponent;
 use images::memory::{BLOCK_PAGES, Memory, Space, Vdso, Vma};
 use images::sharing::Shares;
 use images::task::{Task, Tree, Zombie};
@@ -70,17 +73,21 @@ pub(super) struct Ready {
     low: LowBuffer,
     bystanders: Bystanders,
     semaphores: sysv::objects::Sets,
+    /// Where the protection key rights of threads lie.
+    rights: Option<StateComponent>,
 }
 
 impl Ready {
     /// For the tree under `root`.
     pub(super) fn get(root: Pid) -> Result<Self> {
         parallel::processors();
+        int80::available().context("try an ia32 system call")?;
         Ok(Self {
             own_namespaces: Namespaces::of(&Dir::task(nix::unistd::getpid().as_raw())?)?,
             low: LowBuffer::new().context("map a page below 4 GiB")?,
             bystanders: Bystanders::expecting(root)?,
             semaphores: sysv::objects::Sets::look()?,
+            rights: pkey::place_of_rights(),
         })
     }
 }
@@ -124,10 +131,13 @@ pub(super) fn collect(
     base: Base,
 ) -> Result<Collected> {
     let output = (options.destination == Destination::Stream).then(Object::standard_output).flatten();
+    let links = std::mem::take(&mut frozen.links);
+    // Who still runs may have closed some, and opened others.
+    let links = if frozen.late { Links::default() } else { links };
     let mut tables = Tables {
         ready,
         paths: Paths::new(options.ghost_limit, options.link_remap),
-        files: file::Table::new(&options.external, output),
+        files: file::Table::new(&options.external, output, links),
         backings: memory::Backings::new(base.parent.is_some()),
         vdsos: Vec::new(),
         gadgets: Cache::default(),
@@ -176,12 +186,12 @@ pub(super) fn collect(
     stats::enter(Stage::Tasks);
     let mut tasks = Vec::with_capacity(task_stats.len());
     let mut spaces = Vec::with_capacity(task_stats.len());
-    for ((frozen_task, stat), shares) in frozen.tasks.iter_mut().zip(task_stats).zip(shares) {
+    let looks = task_stats.into_iter().zip(outside::look(&frozen.tasks)?);
+    for ((frozen_task, look), shares) in frozen.tasks.iter_mut().zip(looks).zip(shares) {
         let pid = frozen_task.pid;
         let known = Known { shares, tasks: &tasks, spaces: &spaces };
-        let one = collect_task(frozen_task, stat, known, &mut tables, &mut refusals, patience);
-        let died = |e: anyhow::Error| if has_ended(living_thread(pid)) { e.context("died") } else { e };
-        if let Some((task, space)) = one.map_err(died).with_context(|| format!("task {pid}"))? {
+        let one = collect_task(frozen_task, look, known, &mut tables, &mut refusals, patience);
+        if let Some((task, space)) = one.map_err(outside::in_task(pid))? {
             tasks.push(task);
             spaces.push(space);
         }
@@ -302,10 +312,10 @@ pub(super) fn collect(
 
 /// What `stat` tells of a task: memory by a living thread, what its parent is told by the leader.
 fn read_stat(task: &FrozenTask, buffer: &mut Vec<u8>) -> Result<stat::Stat> {
-    task.dir.read("stat", buffer)?;
+    task.dir.read_record("stat", buffer)?;
     let mut stat = stat::parse(buffer)?;
     if task.leader_ended() {
-        task.dir.read(&format!("task/{}/stat", task.pid), buffer)?;
+        task.dir.read_record(&format!("task/{}/stat", task.pid), buffer)?;
         let of_leader = stat::parse(buffer)?;
         (stat.exit_signal, stat.exit_code) = (of_leader.exit_signal, of_leader.exit_code);
     }
@@ -340,9 +350,9 @@ fn look_at_zombies(
 ) -> Result<Vec<Zombie>> {
     let mut zombies = Vec::with_capacity(dead.len());
     for DeadTask { pid, name, dir } in dead {
-        dir.read("stat", buffer).with_context(|| format!("task {pid}: read stat"))?;
+        dir.read_record("stat", buffer).with_context(|| format!("task {pid}: read stat"))?;
         let stat = stat::parse(buffer).with_context(|| format!("task {pid}"))?;
-        dir.read("status", buffer).with_context(|| format!("task {pid}: read status"))?;
+        dir.read_record("status", buffer).with_context(|| format!("task {pid}: read status"))?;
         let status = status::parse(buffer).with_context(|| format!("task {pid}"))?;
         let mut refuse = Refuse::new(refusals, *pid, name);
         let stranded = stranded(stat.ppid, stat.pgid);

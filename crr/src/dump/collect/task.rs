@@ -3,20 +3,20 @@
 use super::Tables;
 use super::abi::{cut_auxv, dump_vdso};
 use super::ask::{Facts, ask, can_be_asked, find_gadget};
+use super::outside::Outside;
 use crate::dump::freeze::FrozenTask;
 use crate::dump::guard::Unguarded;
 use crate::dump::known::Known;
 use crate::dump::twins::WORTH_A_TWIN_KIB;
 use crate::fault::{self, Point};
-use crate::proc::{Dir, stat, status};
-use crate::ptrace::{Patience, Stopped, regs};
+use crate::proc::{Dir, stat};
+use crate::ptrace::{Patience, regs};
 use crate::refusal::Refusals;
 use crate::remote::{Target, in_leftover, is_leftover};
 use crate::resource::file::copies::Copies;
-use crate::resource::namespace::Namespaces;
-use crate::resource::task as properties;
 use crate::resource::{
-    Refuse, dispatch, group_stop, limits, memory, path, robust, rseq, seccomp, signal, thread, timer, vdso,
+    Refuse, dispatch, group_stop, memory, namespace, path, pkey, robust, rseq, seccomp, signal, thread,
+    timer, vdso,
 };
 use anyhow::{Context, Result, bail};
 use images::attribute::TaskAttributes;
@@ -29,7 +29,7 @@ use images::{Abi, Addr, Pid};
 /// One task. Nothing is asked of a task that could not answer or would be harmed. `None` when it is of an ABI that crr does not know, which is then refused.
 pub(super) fn collect_task(
     task: &mut FrozenTask,
-    stat: stat::Stat,
+    (stat, outside): (stat::Stat, Outside),
     known: Known<'_>,
     tables: &mut Tables,
     refusals: &mut Refusals,
@@ -42,9 +42,11 @@ pub(super) fn collect_task(
     // Who sends its files counts on a number that is free. Somebody who is refused, or does not stop, may have the same table.
     let nothing_in_the_way = refusals.is_empty() && !tables.late;
     let refuse = &mut Refuse::new(refusals, pid, name);
-    let namespaces = Namespaces::of(dir)?;
+    let Outside { namespaces, small, rlimits, timers, auxv, statuses, scheds, odd_namespaces } = outside;
     namespaces.refuse_others(&tables.ready.own_namespaces, refuse);
-    namespaces.refuse_threads(dir, threads, refuse)?;
+    for (tid, name) in odd_namespaces {
+        namespace::refuse_odd(tid, name, refuse);
+    }
     let Areas { abi, vmas, names, leftovers } = match known.areas(&tables.mates) {
         Some(areas) => areas,
         None => dump_areas(deputy, dir, tables, refuse)?,
@@ -59,14 +61,13 @@ pub(super) fn collect_task(
         Some(other) => (other.cwd, other.root),
         None => (link("cwd")?, link("root")?),
     };
-    let outside = properties::dump_outside(dir, &mut tables.buffer)?;
-    let timers = timer::dump_timers(pid, dir, &mut tables.buffer, refuse)?;
-    let statuses = read_statuses(dir, threads, &mut tables.buffer)?;
+    let timers = timer::dump_timers(pid, dir, timers, refuse)?;
     let Some(whole) = statuses.first() else { return Ok(None) };
     let Some(abi) = abi else { return Ok(None) };
 
     let mut records = Vec::with_capacity(threads.len());
     let (mut may_run, mut rseq_untold) = (true, false);
+    let rights = tables.ready.rights;
     for (thread, status) in threads.iter_mut().zip(&statuses) {
         // A mask that is another one for the time must not be left like that.
         let out = vdso::step_out(thread, status.ignored, &vmas, &tables.vdsos, tables.guarded, patience)?;
@@ -74,15 +75,16 @@ pub(super) fn collect_task(
             bail!(Unguarded);
         }
     }
-    for (thread, status) in threads.iter().zip(&statuses) {
+    for ((thread, status), sched) in threads.iter().zip(&statuses).zip(scheds) {
         let registration = rseq::dump(deputy, thread, refuse)?;
         may_run &= registration.may_run;
         rseq_untold |= registration.untold;
         let wait = waits.get(thread.tid());
-        let mut record = thread::dump_outside(thread, status, wait, &tables.ready.low, refuse)?;
+        let mut record = thread::dump_outside(thread, (status, sched), wait, &tables.ready.low, refuse)?;
         record.rseq = registration.rseq;
         vdso::rewind(deputy, &mut record.regs, &vmas, &tables.vdsos)?;
         robust::check(&record, &vmas, refuse);
+        may_run &= pkey::can_be_asked(&record, &vmas, rights, refuse);
         record.seccomp = tables.filters.dump(thread, status, refuse)?;
         tables.waits.note(thread, &record.regs)?;
         check_leftovers(&record, &leftovers, stopped_by.is_some(), refuse);
@@ -104,14 +106,14 @@ pub(super) fn collect_task(
         cwd,
         root,
         umask: whole.umask.context("no umask")?,
-        personality: outside.personality,
+        personality: small.personality,
         dumpable: 1,
         child_subreaper: false,
-        oom_score_adj: outside.oom_score_adj,
-        coredump_filter: outside.coredump_filter,
+        oom_score_adj: small.oom_score_adj,
+        coredump_filter: small.coredump_filter,
         xcomp_permission: 0,
         attributes: TaskAttributes::default(),
-        rlimits: limits::dump_limits(dir, &mut tables.buffer)?,
+        rlimits,
         actions: Vec::new(),
         pending: signal::dump_shared_pending(threads)?,
         stopped: None,
@@ -122,7 +124,7 @@ pub(super) fn collect_task(
         ldt: Vec::new(),
         threads: records,
     };
-    let (mut layout, mut policies, mut aio) = (stat.layout, Vec::new(), Vec::new());
+    let (mut layout, mut policies, mut aio, mut keys) = (stat.layout, Vec::new(), Vec::new(), 0);
     let asked = may_run
         && seccomp::suspend(threads, &statuses, tables.guarded, refuse)?
         && can_be_asked(threads, &leftovers)?
@@ -150,6 +152,7 @@ pub(super) fn collect_task(
             late,
             watched,
             rseq_untold,
+            has_keys: rights.is_some(),
             sends_files,
             dead_twins,
         };
@@ -157,7 +160,7 @@ pub(super) fn collect_task(
         let told = ask(target, threads, &mut record, facts, refuse, patience);
         dispatch::resume(threads, &record.threads)?;
         if let Some(told) = told? {
-            (layout.brk, policies, aio) = (told.brk, told.policies, told.aio);
+            (layout.brk, policies, aio, keys) = (told.brk, told.policies, told.aio, told.keys);
             if sends_files {
                 record.fds = tables.dump_files(deputy, dir, told.copies.as_ref(), refuse)?;
             }
@@ -181,12 +184,13 @@ pub(super) fn collect_task(
     if shares.memory.is_some() {
         return Ok(Some((record, Space::default())));
     }
-    dir.read("auxv", &mut tables.buffer).context("read auxv")?;
-    let auxv = cut_auxv(&tables.buffer, abi).to_vec();
-    Ok(Some((
-        record,
-        Space { vmas, runs: Vec::new(), policies, guards: Vec::new(), names, aio, layout, auxv },
-    )))
+    let auxv = cut_auxv(&auxv, abi).to_vec();
+    let space =
+        Space { vmas, runs: Vec::new(), policies, guards: Vec::new(), names, aio, keys, layout, auxv };
+    if asked {
+        pkey::check(&space, refuse);
+    }
+    Ok(Some((record, space)))
 }
 
 impl Tables {
@@ -201,21 +205,6 @@ impl Tables {
         let Some(copies) = copies else { return Ok(Vec::new()) };
         self.files.dump_task(deputy, dir, copies, &mut self.paths, self.terminal, refuse)
     }
-}
-
-pub(in crate::dump) fn read_statuses(
-    dir: &Dir,
-    threads: &[Stopped],
-    buffer: &mut Vec<u8>,
-) -> Result<Vec<status::Status>> {
-    let mut statuses = Vec::with_capacity(threads.len());
-    for thread in threads {
-        let tid = thread.tid();
-        dir.read(&format!("task/{tid}/status"), buffer)
-            .with_context(|| format!("thread {tid}: read status"))?;
-        statuses.push(status::parse(buffer).with_context(|| format!("thread {tid}"))?);
-    }
-    Ok(statuses)
 }
 
 /// What an address space is made of.

@@ -31,7 +31,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Where a file was found.
 #[derive(Clone, Debug)]
@@ -45,7 +45,7 @@ pub(crate) struct Place {
     /// What messages call it.
     pub(crate) object: String,
     /// crr's own descriptor, where none can be had any more.
-    pub(crate) sent: Option<Rc<OwnedFd>>,
+    pub(crate) sent: Option<Arc<OwnedFd>>,
 }
 
 impl Place {

@@ -260,6 +260,11 @@ struct Source {
 pub(crate) struct Sorted(BTreeMap<Object, Vec<Source>>);
 
 impl Sorted {
+    /// Whether something is given for the file of a description.
+    pub(crate) fn is_for(&self, description: &Description) -> bool {
+        object_of(description).is_some_and(|object| self.0.contains_key(&object))
+    }
+
     /// A description of a file that is given from outside; `None` if this one is not. The first that could be the given one is that.
     ///
     /// # Errors

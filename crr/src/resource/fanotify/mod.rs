@@ -14,13 +14,10 @@ use super::event::{Kind, Place};
 use super::inotify::Nameless;
 use super::inotify::find::Finder;
 use super::path::{CLOSE, Paths};
-use crate::dump::freeze::FrozenTask;
 use crate::parallel;
 use crate::proc::tasks::comm_of;
 use crate::proc::{Dir, fanotify as shown, living_thread};
-use crate::ptrace::Stopped;
 use crate::refusal::Refusals;
-use crate::sys::kcmp::{self, kcmp};
 use crate::sys::{fanotify, inotify as sys, process};
 use anyhow::{Context, Result};
 use images::fanotify::{Fanotify, Mark, Scope};
@@ -28,7 +25,6 @@ use images::file::{Description, Target};
 use images::task::Task;
 use images::{DescriptionId, PathId, Pid};
 use nix::errno::Errno;
-use std::cmp::Ordering;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -71,33 +67,13 @@ impl Found {
     }
 }
 
-/// The groups of tasks, by thread and number. A task that is gone has none.
+/// The groups of tasks that may be running, by thread and number, as their links in procfs tell. A task that is gone has none.
 pub(crate) fn groups_of(tasks: &[Pid]) -> Result<Vec<(Pid, u32)>> {
-    groups(tasks.iter().map(|&pid| living_thread(pid)))
-}
-
-/// Those of a stopped tree, also where threads have descriptors of their own.
-pub(crate) fn groups_of_stopped(tasks: &[FrozenTask]) -> Result<Vec<(Pid, u32)>> {
-    let mut with_own = Vec::with_capacity(tasks.len());
-    for task in tasks {
-        let deputy = task.deputy();
-        with_own.push(deputy);
-        for tid in task.threads.iter().map(Stopped::tid).filter(|&tid| tid != deputy) {
-            let order = kcmp(kcmp::Kind::Files, (deputy, 0), (tid, 0));
-            if order.context("compare file descriptors of threads")? != Ordering::Equal {
-                with_own.push(tid);
-            }
-        }
-    }
-    groups(with_own.into_iter())
-}
-
-/// What the links in procfs tell.
-fn groups(threads: impl Iterator<Item = Pid>) -> Result<Vec<(Pid, u32)>> {
-    let look = |&tid: &Pid| {
+    let look = |&pid: &Pid| {
+        let tid = living_thread(pid);
         groups_in(tid).map(|numbers| numbers.into_iter().map(|fd| (tid, fd)).collect::<Vec<_>>())
     };
-    Ok(parallel::map(&threads.collect::<Vec<_>>(), look)?.into_iter().flatten().collect())
+    Ok(parallel::map(tasks, look)?.into_iter().flatten().collect())
 }
 
 fn groups_in(tid: Pid) -> Result<Vec<u32>> {

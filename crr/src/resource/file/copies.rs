@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{IoSliceMut, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// Descriptors that one message takes: SCM_MAX_FD of include/net/scm.h.
 const AT_ONCE: usize = 253;
@@ -31,7 +31,7 @@ pub(crate) enum Copies {
     /// pidfd_getfd, by a descriptor of the task.
     Pidfd(OwnedFd),
     /// It has sent them.
-    Sent(BTreeMap<u32, Rc<OwnedFd>>),
+    Sent(BTreeMap<u32, Arc<OwnedFd>>),
     /// The task is crr itself.
     Own,
 }
@@ -57,17 +57,17 @@ impl Copies {
     ///
     /// # Errors
     /// As pidfd_getfd(2), or if it was not sent.
-    pub(crate) fn get(&self, fd: u32) -> Result<Rc<OwnedFd>> {
+    pub(crate) fn get(&self, fd: u32) -> Result<Arc<OwnedFd>> {
         match self {
-            Self::Pidfd(task) => pidfd::get_fd(task.as_fd(), fd).map(Rc::new).context("pidfd_getfd"),
+            Self::Pidfd(task) => pidfd::get_fd(task.as_fd(), fd).map(Arc::new).context("pidfd_getfd"),
             Self::Sent(sent) => sent.get(&fd).cloned().context("its task has not sent it"),
-            Self::Own => process::duplicate(fd).map(Rc::new).context("dup"),
+            Self::Own => process::duplicate(fd).map(Arc::new).context("dup"),
         }
     }
 
     /// One that will not be had later, if that is so.
-    pub(crate) fn keep(&self, copy: &Rc<OwnedFd>) -> Option<Rc<OwnedFd>> {
-        matches!(self, Self::Sent(_)).then(|| Rc::clone(copy))
+    pub(crate) fn keep(&self, copy: &Arc<OwnedFd>) -> Option<Arc<OwnedFd>> {
+        matches!(self, Self::Sent(_)).then(|| Arc::clone(copy))
     }
 }
 
@@ -133,7 +133,7 @@ pub(crate) fn fetch(
             return Ok(None);
         }
         reply.result(closed).context("close the socket of the task")?;
-        sent.extend(some.iter().copied().zip(inbox.receive(some.len())?.into_iter().map(Rc::new)));
+        sent.extend(some.iter().copied().zip(inbox.receive(some.len())?.into_iter().map(Arc::new)));
     }
     Ok(Some(Copies::Sent(sent)))
 }

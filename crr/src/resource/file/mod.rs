@@ -2,6 +2,7 @@
 
 pub(crate) mod copies;
 pub(crate) mod kinds;
+pub(crate) mod links;
 mod open;
 pub(crate) mod reopen;
 mod target;
@@ -17,6 +18,7 @@ use super::{Refuse, bpf, device, inet, lock, mqueue, packet, pidfd, socket, task
 use crate::parallel;
 use crate::proc::Dir;
 use crate::sys::kcmp::{Kind, kcmp};
+use crate::sys::limits;
 use anyhow::{Context, Result};
 use copies::Copies;
 use images::event::{Epoll, Notify};
@@ -26,6 +28,7 @@ use images::inotify::Inotify;
 use images::interface::Interface;
 use images::netlink::NetlinkSocket;
 use images::{DescriptionId, Pid, TaskFd};
+use links::{Link, Links};
 use nix::sys::stat::SFlag;
 use open::Open;
 use std::cmp::Ordering;
@@ -49,6 +52,8 @@ type Likeness = (u64, u64, u32, u64);
 /// Open files of a tree, being collected.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
+    /// What descriptors lead to, of tasks whose turn is yet to come.
+    links: Links,
     descriptions: Vec<Description>,
     /// Candidates for sharing, each list in the kernel's order.
     alike: HashMap<Likeness, Vec<Known>>,
@@ -82,13 +87,15 @@ pub(crate) struct Table {
 /// The terminal of a shell job, by device number.
 pub(crate) type Terminal = Option<u32>;
 
-/// Descriptors that are looked at before any of them is recorded: enough for several threads, few enough for little memory.
+/// Descriptors that are looked at before any of them is recorded: enough for several threads, few enough for little memory and, as each of them is one of
+/// crr's, too, for what it may have open.
 const LOOKED_AT_TOGETHER: usize = 4096;
 
 impl Table {
-    /// An empty one. Files with these keys stay outside; `output` is the pipe, if it is one, that images are written to.
-    pub(crate) fn new(external: &[Key], output: Option<pipe::Object>) -> Self {
-        Self { externals: Externals::new(external), output, ..Self::default() }
+    /// An empty one. Files with these keys stay outside; `output` is the pipe, if it is one, that images are written to. Descriptors that are not
+    /// among the `links` are listed when they are collected.
+    pub(crate) fn new(external: &[Key], output: Option<pipe::Object>, links: Links) -> Self {
+        Self { links, externals: Externals::new(external), output, ..Self::default() }
     }
 
     /// Collects the descriptors of one task, by a living thread of it.
@@ -101,11 +108,20 @@ impl Table {
         terminal: Terminal,
         refuse: &mut Refuse<'_>,
     ) -> Result<Vec<FdEntry>> {
-        let (fd_dir, info_dir) = (dir.dir("fd")?, dir.dir("fdinfo")?);
-        let look = |&fd: &u32| Open::look(fd, &fd_dir, &info_dir).with_context(|| format!("fd {fd}"));
-        let mut entries = Vec::new();
-        for numbers in fd_dir.numbers::<u32>(".").context("list fds")?.chunks(LOOKED_AT_TOGETHER) {
-            for open in parallel::map(numbers, look)? {
+        let links = match self.links.take(deputy) {
+            Some(links) => links,
+            None => links::list(&dir.dir("fd")?)?,
+        };
+        let info_dir = dir.dir("fdinfo")?;
+        let look =
+            |link: &Link| Open::look(link, &info_dir, copies).with_context(|| format!("fd {}", link.fd));
+        let together = links.len().min(LOOKED_AT_TOGETHER).min(limits::open_files() / 4).max(1);
+        if parallel::is_worth(together) {
+            limits::make_room_for_files(together);
+        }
+        let mut entries = Vec::with_capacity(links.len());
+        for links in links.chunks(together) {
+            for open in parallel::map(links, look)? {
                 let id = self
                     .description(deputy, &open, copies, paths, terminal, refuse)
                     .with_context(|| open.describe())?;
@@ -141,10 +157,9 @@ impl Table {
             Err(at) => at,
         };
         let id = DescriptionId(u32::try_from(self.descriptions.len()).context("too many open files")?);
-        let copy = copies.get(open.fd)?;
         let place = |refuse: &Refuse<'_>| Place {
             id,
-            sent: copies.keep(&copy),
+            sent: copies.keep(&open.copy),
             holder: (pid, open.fd),
             task: (refuse.pid(), refuse.name().to_owned()),
             object: open.describe(),
@@ -153,10 +168,10 @@ impl Table {
             Some(kind) if open.info.flags & O_PATH == 0 => {
                 self.events.add(kind, &open.text, place(refuse), refuse)?
             }
-            _ => self.target(open, copy.as_fd(), paths, terminal, refuse)?,
+            _ => self.target(open, open.copy.as_fd(), paths, terminal, refuse)?,
         };
         let Some(target) = target else { return Ok(None) };
-        let notify = self.owner(open, copy.as_fd(), place, refuse)?;
+        let notify = self.owner(open, open.copy.as_fd(), place, refuse)?;
         self.descriptions.push(Description { target, flags, position: open.info.position, notify });
         self.holders.push((pid, open.fd));
         self.inodes.push((open.stat.st_ino, open.stat.st_dev));

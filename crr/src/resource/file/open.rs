@@ -1,13 +1,16 @@
-//! One descriptor, as /proc shows it.
+//! One descriptor, as /proc and crr's own descriptor of the same file show it.
 
+use super::copies::Copies;
+use super::links::Link;
 use crate::proc::{Dir, fdinfo};
-use crate::resource::path::link_of;
 use crate::resource::unix_socket::Holder;
 use crate::resource::{Refuse, pidfd};
-use anyhow::Result;
-use nix::sys::stat::FileStat;
+use anyhow::{Context, Result};
+use nix::sys::stat::{FileStat, fstat};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-/// One descriptor as /proc shows it.
+/// One descriptor.
 pub(super) struct Open {
     pub(super) fd: u32,
     pub(super) link: Vec<u8>,
@@ -17,19 +20,22 @@ pub(super) struct Open {
     pub(super) text: Vec<u8>,
     /// Where it lies, if it is on its way in a message.
     pub(super) queue_of: Option<String>,
+    /// crr's own descriptor of it, by which it is asked: each way through /proc is a walk along a path with a check of rights.
+    pub(super) copy: Arc<OwnedFd>,
 }
 
 impl Open {
-    pub(super) fn look(fd: u32, fd_dir: &Dir, info_dir: &Dir) -> Result<Self> {
-        let name = fd.to_string();
+    pub(super) fn look(link: &Link, info_dir: &Dir, copies: &Copies) -> Result<Self> {
+        let Link { fd, target } = link;
         let mut text = Vec::new();
-        info_dir.read(&name, &mut text)?;
+        info_dir.read(&fd.to_string(), &mut text)?;
         let info = fdinfo::parse(&text)?;
-        let link = link_of(fd_dir, &name)?;
-        if !(link.starts_with(b"anon_inode:") || pidfd::is_one(&link)) {
+        if !(target.starts_with(b"anon_inode:") || pidfd::is_one(target)) {
             text = Vec::new();
         }
-        Ok(Self { fd, link, stat: fd_dir.stat(&name)?, info, text, queue_of: None })
+        let copy = copies.get(*fd)?;
+        let stat = fstat(&copy).context("fstat")?;
+        Ok(Self { fd: *fd, link: target.clone(), stat, info, text, queue_of: None, copy })
     }
 
     /// Whether it is shown by a path, even if that leads nowhere (prepend_path() of fs/d_path.c) or is too long.

@@ -2,7 +2,8 @@
 
 use super::{O_ASYNC, O_PATH};
 use crate::fault::{self, Point};
-use crate::resource::external::given::Given;
+use crate::parallel;
+use crate::resource::external::given::{Given, Sorted};
 use crate::resource::unix_socket::bind::Binder;
 use crate::resource::{
     bpf, event, fanotify, inet, inotify, mqueue, namespace, netlink, packet, pipe::recreate, terminal,
@@ -10,9 +11,10 @@ use crate::resource::{
 };
 use crate::restore::late::Places;
 use crate::sys::int80::LowBuffer;
+use crate::sys::limits;
 use anyhow::{Context, Result, bail};
-use images::Pid;
 use images::file::{Description, Files, Path, Target};
+use images::{PathId, Pid};
 use nix::NixPath;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -21,6 +23,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
 
 /// For sessions, by their ids, a slave of the terminal that is to control each.
 pub(crate) type Controlling = BTreeMap<Pid, OwnedFd>;
@@ -55,6 +58,7 @@ pub(crate) fn open_all(
     let mut ia32 = Ia32::default();
     let mut pipes = recreate::create_all(files, &mut ia32)?;
     let mut given = given.sort(files);
+    let mut by_name = open_by_name(files, &given, &done)?;
     let sockets = unix_socket::recreate::create_all(&files.unix_sockets)?;
     let inet_sockets = inet::recreate::create_all(&files.inet_sockets, files.network_hold.as_deref())?;
     let mut ptys = terminal::recreate::create_all(files, &mut ia32)?;
@@ -75,7 +79,7 @@ pub(crate) fn open_all(
         }
         let fd = match description.target {
             Target::External(id) => bail!("{}: nothing is given for it", files.externals[id as usize].key),
-            Target::Path(path) => open(&files.paths[path.0 as usize], description, &mut ia32)?,
+            Target::Path(_) => by_name.remove(&index).context("it was not opened")?,
             Target::Terminal(path) => terminal(&files.paths[path.0 as usize], flags)?,
             Target::UnixSocket(index) => sockets.open(index, flags)?,
             Target::InetSocket(index) => {
@@ -113,6 +117,32 @@ pub(crate) fn open_all(
         packet_sockets,
         message_queues,
     })
+}
+
+/// Opens what is had by its name alone, by several threads if there is much of it.
+fn open_by_name(
+    files: &Files,
+    given: &Sorted,
+    done: &BTreeMap<usize, OwnedFd>,
+) -> Result<BTreeMap<usize, OwnedFd>> {
+    let by_name = |(index, description): (usize, &Description)| match description.target {
+        Target::Path(path) if !done.contains_key(&index) && !given.is_for(description) => Some((index, path)),
+        _ => None,
+    };
+    let wanted: Vec<(usize, PathId)> = files.descriptions.iter().enumerate().filter_map(by_name).collect();
+    if parallel::is_worth(wanted.len()) {
+        limits::make_room_for_files(wanted.len());
+    }
+    // As many as there are threads, in the end.
+    let idle: Mutex<Vec<Ia32>> = Mutex::default();
+    let idle = || idle.lock().unwrap_or_else(PoisonError::into_inner);
+    let opened = parallel::map(&wanted, |&(index, path)| {
+        let mut ia32 = idle().pop().unwrap_or_default();
+        let opened = open(&files.paths[path.0 as usize], &files.descriptions[index], &mut ia32);
+        idle().push(ia32);
+        Ok((index, opened?))
+    })?;
+    Ok(opened.into_iter().collect())
 }
 
 /// Opens a file by name.

@@ -1,12 +1,13 @@
 //! What takes all descriptors of the tree to know.
 
 use super::copies::Copies;
+use super::links::Link;
 use super::open::Open;
 use super::{Table, Terminal};
 use crate::proc::Dir;
 use crate::refusal::Refusals;
 use crate::resource::external::Key;
-use crate::resource::path::Paths;
+use crate::resource::path::{Paths, link_of};
 use crate::resource::tree::Standing;
 use crate::resource::unix_socket::half::HalfPolicy;
 use crate::resource::{Refuse, bpf, event, fanotify, inet, inotify, interface, lock, pipe};
@@ -73,7 +74,8 @@ impl Table {
             }
             for one in arrived {
                 let fd = one.fd.as_raw_fd().cast_unsigned();
-                let mut open = Open::look(fd, &fd_dir, &info_dir)?;
+                let link = Link { fd, target: link_of(&fd_dir, &fd.to_string())? };
+                let mut open = Open::look(&link, &info_dir, &Copies::Own)?;
                 open.queue_of = Some(one.holder.object.clone());
                 let refuse = &mut Refuse::new(refusals, one.holder.pid, &one.holder.name);
                 let id = self

@@ -204,7 +204,7 @@ pub(super) fn peer_name(found: &Found) -> Result<Vec<u8>> {
 /// What the kernel would record of a task that connects now.
 pub(super) fn credentials_of(pid: Pid) -> Result<PeerCredentials> {
     let mut buffer = Vec::new();
-    Dir::task(pid)?.read("status", &mut buffer).context("read status")?;
+    Dir::task(pid)?.read_record("status", &mut buffer).context("read status")?;
     let status = status::parse(&buffer)?;
     Ok(PeerCredentials { pid, uid: status.uid[1], gid: status.gid[1], groups: status.groups })
 }

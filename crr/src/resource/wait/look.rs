@@ -35,8 +35,8 @@ impl Looks {
         let mut clocks = Clocks::default();
         let mut seen = BTreeMap::new();
         let mut buffer = Vec::new();
-        for dir in tasks.iter().filter_map(|&pid| Dir::task(pid).ok()) {
-            for tid in dir.numbers::<Pid>("task").unwrap_or_default() {
+        for (pid, dir) in tasks.iter().filter_map(|&pid| Some((pid, Dir::task(pid).ok()?))) {
+            for tid in dir.threads(pid).unwrap_or_default() {
                 seen.extend(look(&dir, tid, &mut clocks, &mut buffer).map(|seen| (tid, seen)));
             }
         }
@@ -56,14 +56,14 @@ impl Looks {
 }
 
 fn look(dir: &Dir, tid: Pid, clocks: &mut Clocks, buffer: &mut Vec<u8>) -> Option<Seen> {
-    dir.read(&format!("task/{tid}/syscall"), buffer).ok()?;
+    dir.read_record(&format!("task/{tid}/syscall"), buffer).ok()?;
     if !in_wait(buffer) {
         return None;
     }
-    dir.read(&format!("task/{tid}/stat"), buffer).ok()?;
+    dir.read_record(&format!("task/{tid}/stat"), buffer).ok()?;
     let processor = stat::parse(buffer).ok()?.processor;
     let now = clocks.now(processor);
-    dir.read(&format!("task/{tid}/sched"), buffer).ok()?;
+    dir.read_record(&format!("task/{tid}/sched"), buffer).ok()?;
     let sched = sched::parse(buffer).ok()?;
     // A processor's clock and CLOCK_MONOTONIC can run apart by 500 parts in a million (NTP): less is on the safe side.
     let asleep = now.unwrap_or(0).saturating_sub(sched.exec_start);

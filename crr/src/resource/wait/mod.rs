@@ -102,7 +102,7 @@ fn find(pid: Pid, dir: &Dir, thread: &Stopped, looks: &Looks) -> Option<Wait> {
 /// How often a thread gave its processor away by itself. It grows by one for each sleep and each stop.
 fn switches(dir: &Dir, thread: &Stopped) -> Result<u64> {
     let mut buffer = Vec::new();
-    dir.read(&format!("task/{}/status", thread.tid()), &mut buffer).context("read status")?;
+    dir.read_record(&format!("task/{}/status", thread.tid()), &mut buffer).context("read status")?;
     Ok(status::parse(&buffer)?.voluntary_switches)
 }
 

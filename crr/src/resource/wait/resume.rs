@@ -7,10 +7,10 @@
 
 use super::{call, leave_note, now};
 use crate::proc::Dir;
+use crate::ptrace::Stopped;
 use crate::ptrace::regs::{self, Field};
-use crate::ptrace::{Patience, Seized, Stopped};
 use crate::remote::in_restart_block;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use images::Pid;
 use images::thread::{Regs, Thread};
 
@@ -19,55 +19,8 @@ const RESTARTS: std::ops::RangeInclusive<i64> = -516..=-512;
 const ERESTARTNOINTR: i64 = -513;
 const ERESTART_RESTARTBLOCK: i64 = -516;
 
-/// A thread that may be on its way into its call.
-enum Stage {
-    Still(Stopped),
-    Entering(Seized),
-}
-
-/// Has the parked threads of a task enter their calls, all at the same time. `syscall_at` is a system call instruction
-/// of the task's ABI. With each comes what its call answered, if it made one.
-pub(crate) fn enter(
-    syscall_at: u64,
-    threads: Vec<(&Thread, Stopped)>,
-    patience: &Patience,
-) -> Result<Vec<(Stopped, Option<i64>)>> {
-    let mut stages = Vec::with_capacity(threads.len());
-    for (record, stopped) in threads {
-        let prepared = prepare(syscall_at, record, &stopped);
-        stages.push(if prepared.with_context(|| format!("thread {}: continue its wait", record.tid))? {
-            Stage::Entering(stopped.cont_to_syscall(0)?)
-        } else {
-            Stage::Still(stopped)
-        });
-    }
-    let mut leaving = Vec::with_capacity(stages.len());
-    for stage in stages {
-        leaving.push(match stage {
-            Stage::Entering(thread) => {
-                let entered = thread.wait_stop(patience)?;
-                entered.interrupt()?;
-                Stage::Entering(entered.cont(0)?)
-            }
-            still @ Stage::Still(_) => still,
-        });
-    }
-    let mut done = Vec::with_capacity(leaving.len());
-    for stage in leaving {
-        done.push(match stage {
-            Stage::Entering(thread) => {
-                let stopped = thread.wait_stop(patience)?.settle(patience)?;
-                let answer = regs::get_signed(&stopped.regs()?, Field::Ax);
-                (stopped, Some(answer))
-            }
-            Stage::Still(stopped) => (stopped, None),
-        });
-    }
-    Ok(done)
-}
-
-/// Sets a parked thread up for its call. False if it has none to continue.
-fn prepare(syscall_at: u64, record: &Thread, stopped: &Stopped) -> Result<bool> {
+/// Sets a parked thread up for its call, at a system call instruction of its task's ABI. False if it has none to continue.
+pub(crate) fn set_up(syscall_at: u64, record: &Thread, stopped: &Stopped) -> Result<bool> {
     let Some(left) = record.time_left_ns.filter(|_| in_restart_block(&record.regs)) else { return Ok(false) };
     let mut now = stopped.regs()?;
     let mode = regs::mode(&record.regs);
@@ -94,7 +47,8 @@ fn prepare(syscall_at: u64, record: &Thread, stopped: &Stopped) -> Result<bool> 
     Ok(true)
 }
 
-/// Registers with which the kernel continues the call that was interrupted. `answer` is that of [`enter`].
+/// Registers with which the kernel continues the call that was interrupted. `answer` is what that answered which
+/// [`set_up`] had it make.
 ///
 /// A thread that did not enter its call has no restart block: the call starts over with the arguments it was given. Left
 /// as it is, it would fail with EINTR.
@@ -116,7 +70,7 @@ pub(crate) fn registers(record: &Regs, answer: Option<i64>) -> Regs {
     out
 }
 
-/// Notes for the next dump what a thread goes on with. `answer` is that of [`enter`].
+/// Notes for the next dump what a thread goes on with. `answer` is as for [`registers`].
 pub(crate) fn note(pid: Pid, record: &Thread, answer: Option<i64>, stopped: &Stopped) -> Result<()> {
     if answer != Some(ERESTART_RESTARTBLOCK) {
         return Ok(());

@@ -10,9 +10,10 @@ use images::memory::{
 };
 use images::task::{Task, Tree};
 use images::{Abi, Addr};
+use shared::plan::pkey;
 
 /// All bits that [`images::memory::vm`] names.
-const VM_FLAGS: u32 = (1 << 19) - 1;
+const VM_FLAGS: u32 = ((1 << 19) - 1) | vm::KEY;
 /// PROT_READ, PROT_WRITE, PROT_EXEC.
 const PROTECTION: u32 = 7;
 
@@ -135,6 +136,7 @@ fn check_space(space: &Space, task: &Task, memory: &Memory, files: &Files) -> Ch
         );
     }
     check_guards(space)?;
+    check_keys(space)?;
     check_aio(space)?;
     check_names(space)
 }
@@ -154,6 +156,14 @@ fn check_aio(space: &Space) -> Check {
         ensure!(unread == bytes as u64, "AIO context {start}: {bytes} bytes of events, not {unread}");
     }
     Ok(())
+}
+
+/// Areas have keys that are allocated, or the one of memory that may only be executed.
+fn check_keys(space: &Space) -> Check {
+    let keys = space.keys;
+    ensure!(keys & 1 == 0, "protection keys {keys:#x}");
+    let strange = pkey::strange(space).next();
+    strange.map_or(Ok(()), |vma| Err(format!("{}-{}: protection key {}", vma.start, vma.end, vma.key())))
 }
 
 fn check_names(space: &Space) -> Check {

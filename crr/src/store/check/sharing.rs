@@ -63,7 +63,8 @@ pub(super) fn check_spaces(memory: &Memory, tree: &Tree) -> Check {
     for (space, task) in memory.spaces.iter().zip(&tree.tasks) {
         let Shares { memory: Some(holder), .. } = task.shares else { continue };
         let empty = space.vmas.is_empty() && space.runs.is_empty() && space.auxv.is_empty();
-        let bare = space.policies.is_empty() && space.guards.is_empty() && space.names.is_empty();
+        let bare =
+            space.policies.is_empty() && space.guards.is_empty() && space.names.is_empty() && space.keys == 0;
         let nothing = empty && bare && space.layout == Layout::default();
         ensure!(nothing, "task {}: has memory beside that of {holder}", task.pid);
     }

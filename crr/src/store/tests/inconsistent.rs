@@ -849,6 +849,21 @@ fn guard_pages() {
 }
 
 #[test]
+fn protection_keys() {
+    let area = "memory.img: task 100: 0x8048000-0x8058000: protection key 3";
+    refused(area, |s| s.memory.spaces[0].keys = 1 << 4);
+    refused(area, |s| {
+        s.memory.spaces[0].keys = 1 << 15;
+        s.memory.spaces[0].vmas[0].prot = 6;
+    });
+    refused("memory.img: task 100: protection keys 0x9", |s| s.memory.spaces[0].keys = 9);
+    refused("memory.img: task 100: 0xd000000-0xd001000: protection key 15", |s| {
+        let ring = s.memory.spaces[0].vmas.iter_mut().find(|vma| vma.backing == Backing::AioRing);
+        ring.unwrap().flags = 15 << vm::KEY_SHIFT;
+    });
+}
+
+#[test]
 fn area_names() {
     let wrong = "memory.img: task 100: name of 0x9000000";
     refused(&format!("{wrong}-0x90c7000: no area without a file, or out of order"), |s| {

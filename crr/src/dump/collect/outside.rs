@@ -1,0 +1,98 @@
+//! What a stopped tree shows without being asked, and without a request of its tracer: read by all processors, before the tasks have their
+//! turn one by one.
+
+use crate::dump::freeze::FrozenTask;
+use crate::parallel;
+use crate::proc::timers::Shown;
+use crate::proc::{Dir, has_ended, living_thread, status};
+use crate::ptrace::Stopped;
+use crate::resource::namespace::Namespaces;
+use crate::resource::task::{self, Small};
+use crate::resource::{limits, thread, timer};
+use anyhow::{Context, Error, Result};
+use images::Pid;
+use images::thread::Sched;
+
+/// One task.
+pub(super) struct Outside {
+    pub(super) namespaces: Namespaces,
+    pub(super) small: Small,
+    pub(super) rlimits: Vec<(u64, u64)>,
+    pub(super) timers: Vec<Shown>,
+    pub(super) auxv: Vec<u8>,
+    /// Of each thread, as in the following.
+    pub(super) statuses: Vec<status::Status>,
+    pub(super) scheds: Vec<Sched>,
+    /// Namespaces that a thread has for itself.
+    pub(super) odd_namespaces: Vec<(Pid, &'static str)>,
+}
+
+/// Looks at all tasks of a tree, in their order.
+pub(super) fn look(tasks: &[FrozenTask]) -> Result<Vec<Outside>> {
+    let dirs: Vec<(Pid, &Dir)> = tasks.iter().map(|task| (task.pid, &task.dir)).collect();
+    let mut all = parallel::map(&dirs, |&(pid, dir)| look_at_task(dir).map_err(in_task(pid)))?;
+    let tids = |(index, task): (usize, &FrozenTask)| {
+        task.threads.iter().map(Stopped::tid).map(|tid| (index, tid)).collect::<Vec<_>>()
+    };
+    let threads: Vec<(usize, Pid)> = tasks.iter().enumerate().flat_map(tids).collect();
+    let looks = parallel::map(&threads, |&(index, tid)| {
+        let (pid, dir) = dirs[index];
+        look_at_thread(dir, tid, pid, &all[index].namespaces).map_err(in_task(pid))
+    })?;
+    for ((index, tid), (status, sched, odd)) in threads.into_iter().zip(looks) {
+        let task = &mut all[index];
+        task.statuses.push(status);
+        task.scheds.push(sched);
+        task.odd_namespaces.extend(odd.into_iter().map(|name| (tid, name)));
+    }
+    Ok(all)
+}
+
+/// Names the task that could not be looked at, and whether that is since it died.
+pub(super) fn in_task(pid: Pid) -> impl Fn(Error) -> Error {
+    move |e| {
+        let e = if has_ended(living_thread(pid)) { e.context("died") } else { e };
+        e.context(format!("task {pid}"))
+    }
+}
+
+fn look_at_task(dir: &Dir) -> Result<Outside> {
+    let mut buffer = Vec::new();
+    let namespaces = Namespaces::of(dir)?;
+    let small = task::read_small(dir, &mut buffer)?;
+    let rlimits = limits::dump_limits(dir, &mut buffer)?;
+    let timers = timer::read(dir, &mut buffer)?;
+    dir.read_record("auxv", &mut buffer).context("read auxv")?;
+    Ok(Outside {
+        namespaces,
+        small,
+        rlimits,
+        timers,
+        auxv: buffer,
+        statuses: Vec::new(),
+        scheds: Vec::new(),
+        odd_namespaces: Vec::new(),
+    })
+}
+
+/// Its status, its scheduling, and which namespaces it has for itself.
+fn look_at_thread(
+    dir: &Dir,
+    tid: Pid,
+    pid: Pid,
+    of_task: &Namespaces,
+) -> Result<(status::Status, Sched, Vec<&'static str>)> {
+    let look = || -> Result<_> {
+        let status = read_status(dir, tid, &mut Vec::new())?;
+        // What a task shows is what its first thread has.
+        let odd = if tid == pid { Vec::new() } else { of_task.differing(dir, tid)? };
+        Ok((status, thread::dump_sched(tid)?, odd))
+    };
+    look().with_context(|| format!("thread {tid}"))
+}
+
+/// The status of a thread of the task with this directory in /proc.
+pub(in crate::dump) fn read_status(dir: &Dir, tid: Pid, buffer: &mut Vec<u8>) -> Result<status::Status> {
+    dir.read_record(&format!("task/{tid}/status"), buffer).context("read status")?;
+    Ok(status::parse(buffer)?)
+}

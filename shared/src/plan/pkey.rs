@@ -1,0 +1,163 @@
+//! Protection keys (pkeys(7)) of an address space.
+//!
+//! The kernel gives the lowest key that is free (`mm_pkey_alloc`, arch/x86/include/asm/pkeys.h). So all up to the highest are allocated first, and what is not
+//! to be allocated is freed again. The key of memory that may only be executed is the kernel's own: it takes the lowest that is free when there
+//! is such memory for the first time (`__execute_only_pkey`, arch/x86/mm/pkeys.c), so at that moment there is no other.
+
+use crate::op::{self, Op};
+use alloc::vec::Vec;
+use images::memory::{Backing, Space, Vma};
+
+const PROT_EXEC: u32 = 4;
+/// What the kernel takes for memory that may only be executed where no other one is allocated.
+const FIRST: u32 = 1;
+
+fn is_allocated(space: &Space, key: u32) -> bool {
+    u32::from(space.keys) >> key & 1 != 0
+}
+
+/// The key that the kernel has taken for memory that may only be executed, if there is such memory.
+fn execute_only(space: &Space) -> Option<u32> {
+    let is_taken = |vma: &&Vma| vma.prot == PROT_EXEC && vma.key() != 0 && !is_allocated(space, vma.key());
+    space.vmas.iter().find(is_taken).map(Vma::key)
+}
+
+/// Whether an area gets its key by its protection.
+fn is_implied(vma: &Vma, execute_only: Option<u32>) -> bool {
+    if vma.prot == PROT_EXEC { Some(vma.key()) == execute_only } else { vma.key() == 0 }
+}
+
+/// Areas whose key no program gives them: it is not allocated, nor that of memory that may only be executed; or they are the kernel's.
+pub fn strange(space: &Space) -> impl Iterator<Item = &Vma> {
+    let execute_only = execute_only(space);
+    space.vmas.iter().filter(move |vma| {
+        let kernels =
+            matches!(vma.backing, Backing::AioRing | Backing::Vdso(_) | Backing::Vvar | Backing::VvarVclock);
+        vma.key() != 0 && (kernels || !(is_allocated(space, vma.key()) || is_implied(vma, execute_only)))
+    })
+}
+
+/// Whether an address space can only be restored by a processor that has keys, and has to get them in an order of its own. Memory that may only be executed
+/// gets its key without, where there are keys.
+#[must_use]
+pub fn are_needed(space: &Space) -> bool {
+    let has_another = |own| space.vmas.iter().any(|vma| vma.prot == PROT_EXEC && vma.key() != own);
+    space.keys != 0 || execute_only(space).is_some_and(|own| own != FIRST || has_another(own))
+}
+
+/// Allocates what areas will have, before there are any.
+pub(super) fn allocate(list: &mut Vec<u8>, space: &Space) {
+    if !are_needed(space) {
+        return;
+    }
+    let own = execute_only(space).map_or(0, |key| 1 << key);
+    op::push(list, &Op::AllocateKeys((u32::from(space.keys) | own).ilog2()));
+    if own != 0 {
+        op::push(list, &Op::FreeKeys(own));
+    }
+}
+
+/// Gives areas their keys, and their protection with them; `prots` is what each has until now. Nobody who restores the task has to use the
+/// memory after that.
+pub(super) fn protect(list: &mut Vec<u8>, space: &Space, prots: &mut [u32]) {
+    if !are_needed(space) {
+        return;
+    }
+    let execute_only = execute_only(space);
+    for (vma, prot) in space.vmas.iter().zip(prots).filter(|(vma, _)| !is_implied(vma, execute_only)) {
+        let (addr, len) = (vma.start.0, vma.end.0 - vma.start.0);
+        op::push(list, &Op::ProtectByKey { addr, len, prot: vma.prot, key: vma.key() });
+        *prot = vma.prot;
+    }
+}
+
+/// Frees what is not to be allocated, when all areas have their keys.
+pub(super) fn free(list: &mut Vec<u8>, space: &Space) {
+    if !are_needed(space) {
+        return;
+    }
+    let own = execute_only(space).map_or(0, |key| 1 << key);
+    let wanted = u32::from(space.keys) | own;
+    let others = ((1 << wanted.ilog2()) - 1) & !wanted & !1;
+    if others != 0 {
+        op::push(list, &Op::FreeKeys(others));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+    use images::Addr;
+    use images::memory::vm;
+
+    fn space(keys: u16, areas: &[(u32, u32)]) -> Space {
+        let area = |(at, &(prot, key)): (u64, &(u32, u32))| Vma {
+            start: Addr(at << 12),
+            end: Addr((at + 1) << 12),
+            prot,
+            flags: key << vm::KEY_SHIFT,
+            backing: Backing::Anonymous,
+        };
+        Space { vmas: (1..).zip(areas).map(area).collect(), keys, ..Space::default() }
+    }
+
+    fn ops(space: &Space) -> Vec<u8> {
+        let mut list = Vec::new();
+        allocate(&mut list, space);
+        protect(&mut list, space, &mut vec![7; space.vmas.len()]);
+        free(&mut list, space);
+        list
+    }
+
+    fn encoded(ops: &[Op<'_>]) -> Vec<u8> {
+        let mut list = Vec::new();
+        ops.iter().for_each(|op| op::push(&mut list, op));
+        list
+    }
+
+    #[test]
+    fn memory_to_execute_has_its_key_by_that() {
+        for areas in [&[(3, 0)][..], &[(4, 0)], &[(4, 1), (3, 0)]] {
+            let space = space(0, areas);
+            assert!(!are_needed(&space) && strange(&space).next().is_none(), "{areas:?}");
+            assert_eq!(ops(&space), []);
+        }
+    }
+
+    #[test]
+    fn keys_come_in_the_order_in_which_the_kernel_gives_them() {
+        let by_key = |page: u64, prot, key| Op::ProtectByKey { addr: page << 12, len: 1 << 12, prot, key };
+        // 1 and 3 are allocated, 2 is free, and 4 was taken for memory to execute when it was not.
+        let space = space(0b1010, &[(3, 0), (3, 3), (4, 4), (4, 1), (4, 0)]);
+        let expected = [
+            Op::AllocateKeys(4),
+            Op::FreeKeys(1 << 4),
+            by_key(2, 3, 3),
+            by_key(4, 4, 1),
+            by_key(5, 4, 0),
+            Op::FreeKeys(1 << 2),
+        ];
+        assert_eq!(ops(&space), encoded(&expected));
+    }
+
+    #[test]
+    fn the_key_of_memory_to_execute_may_be_all_that_is_left() {
+        let space = space(0, &[(4, 2)]);
+        assert!(are_needed(&space) && strange(&space).next().is_none());
+        assert_eq!(ops(&space), encoded(&[Op::AllocateKeys(2), Op::FreeKeys(1 << 2), Op::FreeKeys(1 << 1)]));
+    }
+
+    #[test]
+    fn keys_that_are_not_allocated_are_strange() {
+        for (keys, areas) in
+            [(0, &[(3, 1)][..]), (0b10, &[(1, 2)]), (0, &[(4, 1), (4, 2)]), (0, &[(4, 1), (3, 1)])]
+        {
+            assert_eq!(strange(&space(keys, areas)).count(), 1, "{areas:?}");
+        }
+        let mut ring = space(0b10, &[(3, 1)]);
+        assert_eq!(strange(&ring).count(), 0);
+        ring.vmas[0].backing = Backing::AioRing;
+        assert_eq!(strange(&ring).count(), 1);
+    }
+}
