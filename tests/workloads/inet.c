@@ -5,6 +5,7 @@
 #include <linux/net_tstamp.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <netinet/udp.h>
@@ -900,6 +901,15 @@ CASE(corked)
 	CHECK(recv(ear, bytes, sizeof(bytes), 0) == 6, "not one datagram of both");
 }
 
+static void expect(int fd, struct address sender, const char *text, size_t length)
+{
+	char bytes[3000];
+	struct address from = { .length = sizeof(from.bytes) };
+	ssize_t got = recvfrom(fd, bytes, sizeof(bytes), MSG_DONTWAIT, (void *)&from.bytes, &from.length);
+	CHECK(got == (ssize_t)length && memcmp(bytes, text, length) == 0, "%zd bytes, %s", got, strerror(errno));
+	check_address(from, sender);
+}
+
 /* At addresses that are others after the restore. */
 CASE(mapped)
 {
@@ -922,7 +932,6 @@ CASE(mapped)
 	checkpoint();
 	for (size_t i = 0; i < LENGTH(old); i++) {
 		int fds[] = { ends[i][0], ends[i][1], listeners[i], ears[i] };
-		char bytes[8] = "";
 		for (size_t j = 0; j < LENGTH(fds); j++) {
 			uint16_t port = ((struct sockaddr_in *)&names[i][j].bytes)->sin_port;
 			names[i][j] = at(new[i], ntohs(port));
@@ -934,20 +943,48 @@ CASE(mapped)
 		get(ends[i][0], 200, 2);
 		put(ends[i][0], 400, 3);
 		get(ends[i][1], 400, 3);
-		CHECK(recv(ears[i], bytes, sizeof(bytes), MSG_DONTWAIT) == 5 && strcmp(bytes, "heard") == 0, "recv: %s", strerror(errno));
+		expect(ears[i], names[i][3], "heard", 5);
 		int client = connected_to(listeners[i], 0), server = MUST(accept(listeners[i], NULL, NULL));
 		put(client, 10, 1);
 		get(server, 10, 1);
 	}
 }
 
-static void expect(int fd, struct address sender, const char *text, size_t length)
+/* As many as go into a queue, small and large. */
+CASE(datagrams_full)
 {
-	char bytes[3000];
-	struct address from = { .length = sizeof(from.bytes) };
-	ssize_t got = recvfrom(fd, bytes, sizeof(bytes), MSG_DONTWAIT, (void *)&from.bytes, &from.length);
-	CHECK(got == (ssize_t)length && memcmp(bytes, text, length) == 0, "%zd bytes, %s", got, strerror(errno));
-	check_address(from, sender);
+	static const size_t sizes[] = { 1, 700, 60000, 9000 };
+	static char bytes[60000], got[60000];
+	int fds[2], small = 100000;
+	uint32_t counts[2];
+	for (size_t i = 0; i < LENGTH(fds); i++) {
+		int sender = bound(hosts[i], SOCK_DGRAM);
+		fds[i] = bound(hosts[i], SOCK_DGRAM);
+		MUST(setsockopt(fds[i], SOL_SOCKET, SO_RCVBUF, &small, sizeof(small)));
+		struct address to = name_of(fds[i]);
+		uint32_t dropped = 0, sent = 0;
+		while (dropped == 0 && sent < 100000) {
+			uint32_t memory[9];
+			socklen_t length = sizeof(memory);
+			fill(bytes, sizes[sent % LENGTH(sizes)], sent);
+			MUST(sendto(sender, bytes, sizes[sent % LENGTH(sizes)], 0, (void *)&to.bytes, to.length));
+			sent++;
+			MUST(getsockopt(fds[i], SOL_SOCKET, SO_MEMINFO, memory, &length));
+			dropped = memory[8];
+		}
+		counts[i] = sent - dropped;
+		CHECK(dropped == 1 && counts[i] > 3, "%u of %u are dropped", dropped, sent);
+		close(sender);
+	}
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(fds); i++) {
+		for (uint32_t count = 0; count < counts[i]; count++) {
+			ssize_t length = recv(fds[i], got, sizeof(got), MSG_DONTWAIT);
+			CHECK(length == (ssize_t)sizes[count % LENGTH(sizes)], "datagram %u of %u: %zd, %s", count, counts[i], length, strerror(errno));
+			CHECK_FILL(got, sizes[count % LENGTH(sizes)], count);
+		}
+		nothing_left_in(fds[i]);
+	}
 }
 
 /* Bound, connected, with datagrams from several senders, one of them gone, in the queue. */
@@ -1224,6 +1261,37 @@ CASE(server_for_all)
 	serve("0.0.0.0", "::");
 }
 
+/* Has sockets that hear one interface only, and a connection that takes only what was sent from beside it: with a datagram in a queue, and the end of a stream. */
+CASE(on_a_device)
+{
+	static const char device[] = "here";
+	int listener = listening("10.1.1.2"), ear = bound("10.1.1.2", SOCK_DGRAM), most = 255, any = 0;
+	MUST(setsockopt(ear, SOL_SOCKET, SO_BINDTODEVICE, device, sizeof(device)));
+	struct address address = name_of(listener), heard = name_of(ear);
+	printf("%d %d\nLISTENS\n", ntohs(((struct sockaddr_in *)&address.bytes)->sin_port), ntohs(((struct sockaddr_in *)&heard.bytes)->sin_port));
+	fflush(stdout);
+	int fd = MUST(accept(listener, NULL, NULL));
+	MUST(setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, device, sizeof(device)));
+	await_tcp_state(fd, TCP_CLOSE_WAIT);
+	struct pollfd polled = { .fd = ear, .events = POLLIN };
+	CHECK(poll(&polled, 1, 20000) == 1, "poll: %s", strerror(errno));
+	MUST(setsockopt(fd, IPPROTO_IP, IP_MINTTL, &most, sizeof(most)));
+	checkpoint();
+	CHECK(option(fd, IPPROTO_IP, IP_MINTTL) == most, "packets from further away are taken");
+	MUST(setsockopt(fd, IPPROTO_IP, IP_MINTTL, &any, sizeof(any)));
+	char bytes[8], name[IFNAMSIZ] = "";
+	socklen_t length = sizeof(name);
+	MUST(getsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, name, &length));
+	CHECK(strcmp(name, device) == 0, "on device %s", name);
+	length = sizeof(name);
+	MUST(getsockopt(ear, SOL_SOCKET, SO_BINDTODEVICE, name, &length));
+	CHECK(strcmp(name, device) == 0, "on device %s", name);
+	CHECK(recv(ear, bytes, sizeof(bytes), MSG_DONTWAIT) == 5 && memcmp(bytes, "heard", 5) == 0, "recv: %s", strerror(errno));
+	CHECK(recv(fd, bytes, sizeof(bytes), MSG_DONTWAIT) == 3 && memcmp(bytes, "abc", 3) == 0, "recv: %s", strerror(errno));
+	ended(fd);
+	CHECK(send(fd, "bbbb", 4, 0) == 4, "send: %s", strerror(errno));
+}
+
 /* Has a connection, half closed by the other end, of which it sends the rest when it is told to. */
 CASE(closed_there)
 {
@@ -1242,6 +1310,29 @@ CASE(closed_there)
 	ended(fd);
 	memset(bytes, 'b', sizeof(bytes));
 	CHECK(send(fd, bytes, sizeof(bytes), 0) == sizeof(bytes), "send: %s", strerror(errno));
+}
+
+/* Errors that have not been told: of a connection that was reset, and of a datagram that nobody takes. */
+CASE(errors)
+{
+	struct linger reset = { .l_onoff = 1 };
+	int ends[2], error = 0, nobody = bound("127.0.0.1", SOCK_DGRAM), fd = bound("127.0.0.1", SOCK_DGRAM);
+	socklen_t length = sizeof(error);
+	struct address to = name_of(nobody);
+	close(nobody);
+	MUST(connect(fd, (void *)&to.bytes, to.length));
+	MUST(send(fd, "lost", 4, 0));
+	connection("127.0.0.1", ends);
+	MUST(setsockopt(ends[0], SOL_SOCKET, SO_LINGER, &reset, sizeof(reset)));
+	close(ends[0]);
+	struct pollfd polled[] = { { .fd = fd }, { .fd = ends[1] } };
+	for (size_t i = 0; i < LENGTH(polled); i++)
+		CHECK(poll(&polled[i], 1, 20000) == 1 && (polled[i].revents & POLLERR) != 0, "events %#x", polled[i].revents);
+	checkpoint();
+	MUST(getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length));
+	CHECK(error == ECONNREFUSED, "the datagram: %s", strerror(error));
+	MUST(getsockopt(ends[1], SOL_SOCKET, SO_ERROR, &error, &length));
+	CHECK(error == ECONNRESET, "the connection: %s", strerror(error));
 }
 
 /* Has a connection over which the other end has sent something urgent, and the end of its stream. */

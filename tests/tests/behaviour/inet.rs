@@ -36,6 +36,7 @@ tests::survives! {
     corked => inet("corked");
     keepalive => inet("keepalive");
     datagrams => inet("datagrams");
+    datagrams_full => inet("datagrams_full");
     udp_lite => inet("udp_lite");
     datagrams_shut_down => inet("datagrams_shut_down");
     multicast => inet("multicast");
@@ -391,24 +392,38 @@ fn urgent_data_of_a_client_elsewhere() {
     isolated(&here!(), |dir| with_one_that_spoke(dir, "urgent_there", speak, b"bbbb"));
 }
 
+/// A workload of `case` is refused for so many sockets with this reason, and goes on.
+fn is_refused(dir: &Path, abi: Abi, case: &'static str, reason: &str, sockets: usize) -> tests::Result {
+    let mut running = inet(case).start(&dir.join(case), abi)?;
+    let before = running.snapshot()?;
+    let output = running.dump(&[])?.code(1)?;
+    output.says_with_hint(reason)?;
+    let named = output.stderr.matches(reason).count();
+    ensure!(named == sockets, "{named} sockets are named, not {sockets}:\n{}", output.stderr);
+    running.looks_like(&before)?;
+    running.verify()
+}
+
 /// Urgent data that nobody can look at is named.
 #[test]
 fn urgent_data_that_cannot_be_kept() {
     require_root!();
     require_ia32!();
     isolated_for_both(&here!(), |dir, abi| {
-        for (case, reason) in [
-            ("urgent_announced", "has urgent data announced that has not come yet"),
-            ("urgent_ended", "its connection has ended, with urgent data (MSG_OOB) among what is to be read"),
-        ] {
-            let mut running = inet(case).start(&dir.join(case), abi)?;
-            let before = running.snapshot()?;
-            running.dump(&[])?.code(1)?.says_with_hint(reason)?;
-            running.looks_like(&before)?;
-            running.verify()?;
-        }
-        Ok(())
+        let announced = "has urgent data announced that has not come yet (MSG_OOB)";
+        is_refused(dir, abi, "urgent_announced", announced, 1)?;
+        let ended = "its connection has ended, with urgent data (MSG_OOB) among what is to be read";
+        is_refused(dir, abi, "urgent_ended", ended, 1)
     });
+}
+
+/// An error that was not told is named, and told after.
+#[test]
+fn errors_that_were_not_told() {
+    require_root!();
+    require_ia32!();
+    let reason = "has an error to tell, which asking for it would take away";
+    isolated_for_both(&here!(), |dir, abi| is_refused(dir, abi, "errors", reason, 2));
 }
 
 /// Memory cgroups of this machine, by the root of their hierarchy, of either version.

@@ -2,13 +2,16 @@
 
 use super::inet::{ask, hear, inet, nft, ports, tables};
 use anyhow::{Context, ensure};
-use std::net::TcpStream;
+use std::io::Read;
+use std::net::{Shutdown, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use tests::abi::Abi;
 use tests::case::{Running, nothing_left};
+use tests::command::crr_under;
 use tests::isolate::isolated_for_both;
 use tests::{Result, here, require_ia32, require_root, wait};
 
@@ -119,6 +122,46 @@ fn behind_an_interface() {
     });
 }
 
+/// Sockets that hear the interface alone, by which what crr puts into their queues does not come.
+#[test]
+fn on_a_device() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let there = Elsewhere::new()?;
+        let log = dir.join("log");
+        let speak = move || -> Result<TcpStream> {
+            let ports = wait::until(wait::STEP, "it listens", || {
+                let log = std::fs::read_to_string(&log).unwrap_or_default();
+                Ok(log.contains("LISTENS").then(|| log.lines().next().map(str::to_owned)).flatten())
+            })?;
+            let (port, ear) = ports.split_once(' ').context("two ports")?;
+            let mut client = TcpStream::connect(("10.1.1.2", port.parse()?))?;
+            client.set_read_timeout(Some(wait::STEP))?;
+            ask(&mut client, b"abc")?;
+            client.shutdown(Shutdown::Write)?;
+            UdpSocket::bind("10.1.1.1:0")?.send_to(b"heard", ("10.1.1.2", ear.parse::<u16>()?))?;
+            Ok(client)
+        };
+        let (running, client) = std::thread::scope(|scope| {
+            let client = scope.spawn(|| there.run(speak));
+            (inet("on_a_device").start(dir, abi), client.join())
+        });
+        let (mut running, mut client) = (running?, client.ok().context("the client panicked")??);
+        let before = running.snapshot()?;
+        running.dump(&["--tcp-established"])?.success()?;
+        nothing_left()?;
+        let restored = running.restore(&["-d"])?.success()?;
+        ensure!(restored.stderr.is_empty(), "the restore says:\n{}", restored.stderr);
+        running.looks_like(&before)?;
+        running.verify()?;
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard)?;
+        ensure!(heard == b"bbbb", "heard {heard:?}");
+        ip("link del here")
+    });
+}
+
 /// The traffic of clients of so many families is held, in both directions.
 fn held_traffic(count: usize) -> Result {
     let table = tables()?;
@@ -126,6 +169,46 @@ fn held_traffic(count: usize) -> Result {
     let rules = nft(&format!("list table inet {name}"))?;
     ensure!(rules.matches("-held drop").count() == 2 * count, "{rules}");
     Ok(())
+}
+
+/// The firewall is changed once by a dump and once by a restore, for however many connections.
+#[test]
+fn held_all_at_once() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        std::fs::create_dir_all(dir)?;
+        let (counted, calls) = (dir.join("nft"), dir.join("calls"));
+        let count = format!("#!/bin/sh\necho >> {}\nPATH=${{PATH#*:}} exec nft \"$@\"\n", calls.display());
+        std::fs::write(&counted, count)?;
+        std::fs::set_permissions(&counted, std::fs::Permissions::from_mode(0o755))?;
+        let path = format!("PATH={}:{}", dir.display(), std::env::var("PATH")?);
+        let mut of_each = Vec::new();
+        for pairs in [1, 100] {
+            let mut running = inet("server").start(&dir.join(pairs.to_string()), abi)?;
+            let clients = (0..pairs).map(|_| clients(&running, ["127.0.0.1", "::1"]));
+            let mut clients = clients.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect::<Vec<_>>();
+            let calls_of = |args: &[&str]| -> Result<usize> {
+                std::fs::write(&calls, "")?;
+                crr_under(&["env", &path], dir, args)?.success()?;
+                Ok(std::fs::read(&calls)?.len())
+            };
+            let dump = running.dump_args(&["--tcp-established"])?;
+            let dumped = calls_of(&dump.iter().map(String::as_str).collect::<Vec<_>>())?;
+            nothing_left()?;
+            for client in &mut clients {
+                ask(client, b"meanwhile")?;
+            }
+            let restored = calls_of(&["restore", "-D", &running.images().display().to_string(), "-d"])?;
+            for client in &mut clients {
+                hear(client, b"meanwhile")?;
+            }
+            running.verify()?;
+            of_each.push((dumped, restored));
+        }
+        ensure!(of_each[0] == of_each[1] && of_each[0].0 == 1, "nft was called {of_each:?} times");
+        Ok(())
+    });
 }
 
 /// `--network-lock skip`: traffic is held by whoever dumps, and crr leaves it alone.

@@ -2,6 +2,7 @@
 
 use super::servers::{
     Turns, ask_for, beside_rounds, beside_rounds_of, connect, download, large, make_readable, requests,
+    requests_of_many,
 };
 use crate::ROUNDS;
 use crate::world::{Running, World};
@@ -108,7 +109,12 @@ fn crowd(port: u16, turns: &Turns) -> Result {
 
 /// node as server and client.
 pub(crate) fn node(world: &World) -> Result {
-    beside_rounds(world, &["/usr/bin/node", "/scratch/web.js"], 8081, &[&requests, &own_client])
+    beside_rounds(
+        world,
+        &["/usr/bin/node", "/scratch/web.js"],
+        8081,
+        &[&requests, &requests_of_many, &own_client],
+    )
 }
 
 /// Sees that the client within the server goes on, after the rounds, too.
@@ -132,7 +138,9 @@ fn own_client(port: u16, turns: &Turns) -> Result {
 
 /// A server of the JDK.
 pub(crate) fn java(world: &World) -> Result {
-    beside_rounds(world, &["/usr/bin/java", "/scratch/Web.java"], 8082, &[&requests, &requests])
+    // It closes those of its connections that are idle when there are more than 200.
+    let program = ["/usr/bin/java", "-Dsun.net.httpserver.maxIdleConnections=1000", "/scratch/Web.java"];
+    beside_rounds(world, &program, 8082, &[&requests, &requests_of_many])
 }
 
 /// The same, restored with memory that comes later.

@@ -127,6 +127,7 @@ programs! {
     less32_on_terminal64 in Chroot => |world| screens::less(world, PYTHON64);
     /// Servers with clients that stay connected.
     redis32_clients in Chroot => servers::redis;
+    redis32_local_client in Chroot => servers::redis_with_a_local_client;
     nginx32_clients in Chroot => servers::nginx;
     memcached32_clients in Chroot => daemons::memcached;
     apache32_clients in Chroot => daemons::apache;
@@ -135,12 +136,21 @@ programs! {
     java32_clients in Chroot => daemons::java;
     sshd32_clients in Chroot => daemons::sshd;
     mariadb32_clients in Chroot => daemons::mariadb;
+    /// i386 servers and clients of both ABIs, in one tree.
+    mixed_clients in Namespace => |world| right_answers(world, &[PYTHON64, "/scratch/clients.py"]);
+    mixed_clients_in_chroot in Chroot => |world| right_answers(world, &[PYTHON32, "/scratch/clients.py"]);
     /// Ten outages under a benchmark, without a request that fails.
     redis32_outages in Chroot => outages::redis;
+    nginx32_outages in Chroot => outages::nginx;
     postgres32_outages in Chroot => outages::postgres;
     /// Echo requests, by a raw socket.
     busybox32_pings in Chroot => |world| daemons::ping(world, "127.0.0.1");
     busybox32_pings_by_ipv6 in Chroot => |world| daemons::ping(world, "::1");
+    /// As much as a 32-bit program can well have, and more: `cargo test -- --ignored gigabyte`.
+    #[ignore = "takes gigabytes of memory and of disk"]
+    redis32_gigabyte in Chroot => servers::redis_with_a_gigabyte;
+    #[ignore = "takes gigabytes of memory and of disk"]
+    python64_gigabytes in Namespace => hoard;
     /// Recorded in rounds while it works.
     redis32_in_rounds in Chroot => servers::redis_in_rounds;
     /// Copied while it works.
@@ -252,6 +262,16 @@ fn right_answers(world: &World, program: &[&str]) -> Result {
         });
         goes_on.with_context(|| format!("round {round}"))?;
     }
+    Ok(())
+}
+
+/// `programs/hoard.py` with 3 GiB, in one round.
+fn hoard(world: &World) -> Result {
+    let mut running = world.start(&[PYTHON64, "/scratch/hoard.py", "3072"])?;
+    let before = running.ask_numbers("check")?;
+    running.round()?;
+    let after = running.ask_numbers("check")?;
+    ensure!(before[1] == 0 && after[1] == 0 && after[0] > before[0], "{before:?}, then {after:?}");
     Ok(())
 }
 

@@ -1,10 +1,10 @@
 //! Servers that go down and come back ten times under the benchmarks that they come with: these stay connected, and every request is carried out, once.
 
 use crate::postgres;
-use crate::servers::connect;
+use crate::servers::{connect, make_readable};
 use crate::world::{Running, World};
 use anyhow::{Context, ensure};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use tests::{Result, wait};
@@ -88,6 +88,32 @@ pub(crate) fn redis(world: &World) -> Result {
     })?;
     ensure!(!said.to_lowercase().contains("err"), "{said}");
     drop((stream, answers));
+    running.end()
+}
+
+/// ab against nginx, a master with two workers: twenty connections that stay open, and not one more.
+pub(crate) fn nginx(world: &World) -> Result {
+    const REQUESTS: u64 = 200_000;
+    // A line of two bytes for each request.
+    let config = "daemon off; worker_processes 2; pid /scratch/nginx.pid; error_log /scratch/errors;
+        events { worker_connections 64; }
+        http { log_format tick .; access_log /scratch/access tick; keepalive_requests 1000000; keepalive_timeout 300;
+            server { listen 127.0.0.1:8083; root /scratch; } }";
+    fs::write(world.dir.join("nginx.conf"), config)?;
+    fs::write(world.dir.join("small"), "small")?;
+    make_readable(world)?;
+    let mut running =
+        world.start(&["/usr/sbin/nginx", "-c", "/scratch/nginx.conf", "-e", "/scratch/errors"])?;
+    drop(connect(8083).with_context(|| world.read("log").unwrap_or_default())?);
+    let requests = REQUESTS.to_string();
+    let benchmark = ["/usr/bin/ab", "-k", "-q", "-c", "20", "-n", &requests, "http://127.0.0.1:8083/small"];
+    let access = world.dir.join("access");
+    let said = Benchmark::start(world, &benchmark)?
+        .survives(&mut running, REQUESTS, || Ok(fs::metadata(&access)?.len() / 2))?;
+    for line in ["Failed requests: 0", &format!("Keep-Alive requests: {requests}")] {
+        let words = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        ensure!(words.contains(line), "not {line:?}:\n{said}");
+    }
     running.end()
 }
 

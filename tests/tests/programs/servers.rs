@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -87,6 +88,27 @@ pub(crate) fn redis(world: &World) -> Result {
     let program =
         ["/usr/bin/redis-server", "--port", "6400", "--appendonly", "yes", "--dir", "/scratch", "--save", ""];
     beside_rounds(world, &program, 6400, &[&counter, &subscriber])
+}
+
+/// redis with a client by a unix socket outside of the tree: that one is told the end, and the next one is served.
+pub(crate) fn redis_with_a_local_client(world: &World) -> Result {
+    let options = ["--port", "6405", "--unixsocket", "/scratch/local", "--dir", "/scratch", "--save", ""];
+    let mut running = world.start(&[&["/usr/bin/redis-server"], &options[..]].concat())?;
+    drop(connect(6405).with_context(|| world.read("log").unwrap_or_default())?);
+    std::env::set_current_dir(&world.dir)?;
+    for round in 1..=ROUNDS {
+        let mut client = UnixStream::connect("local")?;
+        client.set_read_timeout(Some(PATIENCE))?;
+        client.write_all(b"INCR count\r\n")?;
+        let mut answer = BufReader::new(client);
+        let mut line = String::new();
+        answer.read_line(&mut line)?;
+        ensure!(line == format!(":{round}\r\n"), "round {round}: the answer is {line:?}");
+        running.round_with(&["--unix-half", "close"])?;
+        let rest = answer.read_line(&mut line)?;
+        ensure!(rest == 0, "round {round}: more is heard: {line:?}");
+    }
+    running.end()
 }
 
 /// redis with data that changes between the rounds of an incremental dump.
@@ -199,6 +221,27 @@ pub(crate) fn redis_in_snapshots(world: &World) -> Result {
         keys.set_some(round)?;
     }
     running.end()
+}
+
+/// redis with a GiB of data, in one round: it has the same digest of all that before and after.
+pub(crate) fn redis_with_a_gigabyte(world: &World) -> Result {
+    let program =
+        ["/usr/bin/redis-server", "--port", "6404", "--save", "", "--enable-debug-command", "local"];
+    let mut running = world.start(&program)?;
+    let mut stream = connect(6404)?;
+    stream.set_read_timeout(Some(wait::STEP))?;
+    let mut answers = BufReader::new(stream.try_clone()?).lines();
+    let mut ask = |request: &str| -> Result<String> {
+        stream.write_all(format!("{request}\r\n").as_bytes())?;
+        Ok(answers.next().context("closed")??)
+    };
+    let made = ask("DEBUG POPULATE 262144 key 4096")?;
+    ensure!(made == "+OK", "DEBUG POPULATE answers {made:?}");
+    let before = ask("DEBUG DIGEST")?;
+    running.round_with(&["--tcp-established"])?;
+    let after = ask("DEBUG DIGEST")?;
+    ensure!(before == after && before.len() > 40, "its digest is {after:?}, not {before:?}");
+    Ok(())
 }
 
 /// How long a list of a redis is.
@@ -349,7 +392,15 @@ pub(super) fn large() -> Vec<u8> {
 }
 
 pub(super) fn ask_for(stream: &mut TcpStream, name: &str) -> Result<(BufReader<TcpStream>, usize)> {
-    write!(stream, "GET /{name} HTTP/1.1\r\nHost: here\r\n\r\n")?;
+    send_request(stream, name)?;
+    answer_to(stream)
+}
+
+fn send_request(stream: &mut TcpStream, name: &str) -> Result {
+    Ok(write!(stream, "GET /{name} HTTP/1.1\r\nHost: here\r\n\r\n")?)
+}
+
+fn answer_to(stream: &TcpStream) -> Result<(BufReader<TcpStream>, usize)> {
     let mut answer = BufReader::new(stream.try_clone()?);
     let mut length = 0;
     for number in 0.. {
@@ -391,6 +442,24 @@ pub(super) fn requests(port: u16, turns: &Turns) -> Result {
         answer.read_exact(&mut bytes)?;
         ensure!(bytes == b"small", "answer {count} is {bytes:?}");
         count += 1;
+    }
+    Ok(())
+}
+
+/// Hundreds of connections that stay open, all of which wait for an answer at a time.
+pub(super) fn requests_of_many(port: u16, turns: &Turns) -> Result {
+    const CLIENTS: usize = 250;
+    let mut streams = (0..CLIENTS).map(|_| connect(port)).collect::<Result<Vec<_>>>()?;
+    while turns.next() {
+        for (number, stream) in streams.iter_mut().enumerate() {
+            send_request(stream, &format!("of-{number}"))?;
+        }
+        for (number, stream) in streams.iter().enumerate() {
+            let (mut answer, length) = answer_to(stream)?;
+            let mut bytes = vec![0; length];
+            answer.read_exact(&mut bytes)?;
+            ensure!(bytes == format!("of-{number}").as_bytes(), "client {number} got {bytes:?}");
+        }
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// include/uapi/asm-generic/socket.h.
-const SO_MEMINFO: i32 = 55;
+pub(super) const SO_MEMINFO: i32 = 55;
 
 /// Ways out.
 const ESTABLISHED: &str =

@@ -2,20 +2,50 @@
 //! stream, or the urgent data in it, that the other end has sent.
 
 use super::address::on_the_wire;
+use super::check::SO_MEMINFO;
 use super::hold::MARK;
 use crate::sys::socket as sys;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use etherparse::checksum::Sum16BitWords;
 use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep, TcpHeader};
 use images::inet::{Datagram, InetAddress, TcpConnection, TcpUrgent};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, sendto, socket,
 };
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-const HOPS: u8 = 64;
+/// As many as there can be: a socket can want no less of what it receives (IP_MINTTL, IPV6_MINHOPCOUNT).
+const HOPS: u8 = 255;
+
+/// How long a packet takes at most that this machine sends to itself.
+const ARRIVES_WITHIN: Duration = Duration::from_secs(2);
+
+/// Takes a socket off its device for what `task` sends to it: that comes by the loopback device, and a socket of another one does not hear
+/// it (inet_sk_bound_dev_eq() of include/net/inet_sock.h). `task` has to see that it has arrived.
+pub(super) fn off_its_device<T>(fd: BorrowedFd<'_>, task: impl FnOnce() -> Result<T>) -> Result<T> {
+    let set = |device: &[u8]| {
+        sys::set_option(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, device).context("SO_BINDTODEVICE")
+    };
+    let device = sys::option(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE).context("SO_BINDTODEVICE")?;
+    if device.is_empty() {
+        return task();
+    }
+    set(&[0])?;
+    let done = task();
+    set(&device)?;
+    done
+}
+
+/// Waits until a socket tells one of these events (POLL*) of what was sent to it; whether it does.
+pub(super) fn arrives(fd: BorrowedFd<'_>, events: i16) -> Result<bool> {
+    let mut asked = [PollFd::new(fd, PollFlags::from_bits_retain(events))];
+    let within = PollTimeout::try_from(ARRIVES_WITHIN).context("poll")?;
+    Ok(poll(&mut asked, within).context("poll")? > 0)
+}
 
 /// Unicast addresses of this machine: what is sent to another one would leave it.
 pub(super) fn own_addresses() -> Result<BTreeSet<IpAddr>> {
@@ -36,8 +66,28 @@ pub(super) struct Injector {
 }
 
 impl Injector {
-    /// A datagram that was in a queue, of UDP or UDP-Lite.
-    pub(super) fn datagram(&mut self, datagram: &Datagram, lite: bool) -> Result<()> {
+    /// Datagrams that were in the queue of a socket of UDP or UDP-Lite.
+    pub(super) fn datagrams(&mut self, fd: BorrowedFd<'_>, queue: &[Datagram], lite: bool) -> Result<()> {
+        let used = || -> Result<u32> {
+            let memory = sys::option(fd, libc::SOL_SOCKET, SO_MEMINFO).context("SO_MEMINFO")?;
+            Ok(memory.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes)))
+        };
+        off_its_device(fd, || {
+            for datagram in queue {
+                let (before, deadline) = (used()?, Instant::now() + ARRIVES_WITHIN);
+                self.datagram(datagram, lite)?;
+                while used()? == before {
+                    if Instant::now() > deadline {
+                        bail!("a datagram of {} bytes does not arrive", datagram.bytes.len());
+                    }
+                    std::thread::yield_now();
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn datagram(&mut self, datagram: &Datagram, lite: bool) -> Result<()> {
         let (from, to) = (on_the_wire(&datagram.sender), on_the_wire(&datagram.destination));
         let builder = ip(from.ip(), to.ip())?.udp(from.port(), to.port());
         let mut packet = Vec::with_capacity(builder.size(datagram.bytes.len()));

@@ -3,7 +3,7 @@
 
 use super::address::{Shown, on_the_wire, to_nix};
 use super::hold::Hold;
-use super::inject::{Injector, own_addresses};
+use super::inject::{Injector, arrives, off_its_device, own_addresses};
 use super::{diag, listens_at, multicast, urgent};
 use crate::fault::{self, Point};
 use crate::resource::socket::option::{self, SO_REUSEADDR};
@@ -48,13 +48,15 @@ pub(crate) fn as_wished(records: &mut [InetSocket], wishes: &Wishes) {
         .filter(|record| matches!(record.state, InetState::Listening(_)))
         .filter_map(|record| record.local)
         .collect();
+    let udp = |record: &&InetSocket| matches!(record.protocol, InetProtocol::Udp | InetProtocol::UdpLite);
+    let senders: Vec<InetAddress> = records.iter().filter(udp).filter_map(|record| record.local).collect();
+    let is_among = |ours: &[InetAddress], there: &InetAddress| {
+        ours.iter().any(|own| listens_at(on_the_wire(own), on_the_wire(there)))
+    };
     for record in records {
         let inside = match &record.state {
             InetState::Connected(connection) => connection.other_end.is_some(),
-            InetState::Connecting => record.peer.is_some_and(|peer| {
-                let there = on_the_wire(&peer);
-                listening.iter().map(on_the_wire).any(|own| listens_at(own, there))
-            }),
+            InetState::Connecting => record.peer.is_some_and(|peer| is_among(&listening, &peer)),
             _ => false,
         };
         if let Some(local) = &mut record.local {
@@ -65,6 +67,9 @@ pub(crate) fn as_wished(records: &mut [InetSocket], wishes: &Wishes) {
         }
         for datagram in &mut record.queue {
             datagram.destination.ip = map(datagram.destination.ip);
+            if is_among(&senders, &datagram.sender) {
+                datagram.sender.ip = map(datagram.sender.ip);
+            }
         }
         if wishes.close && !inside && matches!(record.state, InetState::Connected(_) | InetState::Connecting)
         {
@@ -353,7 +358,10 @@ fn ended(socket: &OwnedFd, record: &InetSocket, incoming: &[u8]) -> Result<()> {
     };
     make(fd, record, (&local, &peer), &connection)?;
     tcp::repair(fd, Repair::OffSilently).context("TCP_REPAIR")?;
-    Injector::default().reset(&local, &peer, connection.receive_seq)?;
+    off_its_device(fd, || {
+        Injector::default().reset(&local, &peer, connection.receive_seq)?;
+        arrives(fd, libc::POLLHUP)
+    })?;
     let state = tcp::info(fd).context("TCP_INFO")?.state;
     if state != tcp::CLOSE {
         bail!("in state {state} instead of ended");
@@ -453,8 +461,10 @@ impl Restored {
                     }
                     InetState::Connecting => connect_again(fd, record)?,
                     InetState::Closed | InetState::Listening(_) => {
-                        for datagram in &record.queue {
-                            injector.datagram(datagram, record.protocol == InetProtocol::UdpLite)?;
+                        if !record.queue.is_empty() {
+                            let (sizes, lite) = (Sizes::widen(fd)?, record.protocol == InetProtocol::UdpLite);
+                            injector.datagrams(fd, &record.queue, lite)?;
+                            sizes.put_back(fd, &record.options)?;
                         }
                         shut(fd, record.shutdown)?;
                     }
@@ -542,7 +552,10 @@ fn speak(
     }
     if connection.ended_there && connection.other_end.is_none() {
         let (local, peer) = super::addresses(record)?;
-        injector.end(&local, &peer, connection)?;
+        off_its_device(socket, || {
+            injector.end(&local, &peer, connection)?;
+            arrives(socket, libc::POLLRDHUP)
+        })?;
     }
     if connection.ended_here {
         shutdown(socket.as_raw_fd(), Shutdown::Write).context("shut down")?;

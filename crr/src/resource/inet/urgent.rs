@@ -4,7 +4,7 @@
 //! read yet, tcp_ioctl() counts what is to be read up to it (SIOCINQ, not in line), and tcp_recvmsg_locked() stops at it. So sockets are in line while
 //! they are looked at, for all bytes to be counted and looked at.
 
-use super::inject::Injector;
+use super::inject::{Injector, arrives, off_its_device};
 use super::stream;
 use crate::keeper::Keeper;
 use crate::resource::socket::before::Before;
@@ -13,14 +13,10 @@ use crate::sys::{pipe, socket as sys};
 use anyhow::{Context, Result, bail};
 use images::inet::{InetAddress, TcpConnection, TcpUrgent};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// What looking changes.
 pub(super) const CHANGED: (i32, i32) = (libc::SOL_SOCKET, libc::SO_OOBINLINE);
-
-/// How long a segment takes at most that this machine sends to itself.
-const ARRIVES_MS: u16 = 2000;
 
 /// What tcp_recv_urg() tells of a socket that is not read in line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,8 +103,11 @@ pub(super) fn bring(
     connection: &TcpConnection,
     urgent: TcpUrgent,
 ) -> Result<()> {
-    Injector::default().urgent(local, peer, connection, urgent)?;
-    if poll(&mut [PollFd::new(fd, PollFlags::POLLPRI)], PollTimeout::from(ARRIVES_MS)).context("poll")? == 0 {
+    let arrived = off_its_device(fd, || {
+        Injector::default().urgent(local, peer, connection, urgent)?;
+        arrives(fd, libc::POLLPRI)
+    });
+    if !arrived? {
         bail!("urgent data does not arrive");
     }
     if urgent.read {
