@@ -1,5 +1,6 @@
 //! Work for all processors.
 
+use crate::sys::limits;
 use anyhow::Result;
 use std::cell::Cell;
 use std::sync::OnceLock;
@@ -8,6 +9,9 @@ use std::thread;
 
 /// More threads than this only wait for memory.
 const MAX_THREADS: usize = 8;
+
+/// Files that a thread has open at a time, at most, but for those that it hands over.
+const FILES_OF_A_THREAD: usize = 8;
 
 /// How many processors crr may use. Finding out takes a dozen system calls: a dump has that done before the tree stands still.
 pub(crate) fn processors() -> usize {
@@ -73,6 +77,9 @@ pub(crate) fn in_parallel(count: u64, each: impl Fn(u64) -> Result<()> + Sync) -
         Ok(())
     };
     let threads = if IS_WORKER.get() { 1 } else { threads(usize::try_from(count).unwrap_or(MAX_THREADS)) };
+    if threads > 1 {
+        limits::make_room_for_files(threads * FILES_OF_A_THREAD);
+    }
     thread::scope(|scope| {
         // The calling thread is one of the workers.
         let others = others(scope, threads, work);
