@@ -299,8 +299,6 @@ static void send_urgent(struct urgent *urgent)
 	int on = 1, *ends = urgent->ends;
 	connection(urgent->host, ends);
 	MUST(fcntl(ends[1], F_SETOWN, getpid()));
-	if (urgent->in_line)
-		MUST(setsockopt(ends[1], SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on)));
 	put(ends[0], urgent->before, 1);
 	CHECK(send(ends[0], "!", 1, MSG_OOB) == 1, "send: %s", strerror(errno));
 	put(ends[0], urgent->behind, 2);
@@ -318,6 +316,8 @@ static void send_urgent(struct urgent *urgent)
 	char byte;
 	if (urgent->taken)
 		CHECK(recv(ends[1], &byte, 1, MSG_OOB) == 1 && byte == '!', "recv: %s", strerror(errno));
+	if (urgent->in_line)
+		MUST(setsockopt(ends[1], SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on)));
 }
 
 static void read_urgent(const struct urgent *urgent)
@@ -342,6 +342,7 @@ static void read_urgent(const struct urgent *urgent)
 		MUST(munmap(most, urgent->before + PAGE));
 	}
 	check_mark(urgent, true);
+	CHECK(option(fd, SOL_SOCKET, SO_OOBINLINE) == urgent->in_line, "SO_OOBINLINE");
 	if (urgent->in_line)
 		CHECK(recv(fd, &byte, 1, 0) == 1 && byte == '!', "in line there is %d: %s", byte, strerror(errno));
 	else if (urgent->taken)
@@ -365,6 +366,7 @@ CASE(urgent)
 		{ .host = "127.0.0.1", .before = 3, .behind = 4, .at_mark = true },
 		{ .host = "127.0.0.1", .before = 3, .behind = 4, .at_mark = true, .taken = true },
 		{ .host = "::1", .before = 3, .behind = 4, .at_mark = true, .in_line = true },
+		{ .host = "127.0.0.1", .before = 3, .behind = 4, .in_line = true, .taken = true },
 		{ .host = "127.0.0.1", .before = 0, .behind = 0 },
 		{ .host = "127.0.0.1", .before = 5, .behind = 0, .taken = true },
 		{ .host = "127.0.0.1", .before = 20000, .behind = 15000 },

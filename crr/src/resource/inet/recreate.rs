@@ -358,7 +358,7 @@ fn ended(socket: &OwnedFd, record: &InetSocket, incoming: &[u8]) -> Result<()> {
     };
     make(fd, record, (&local, &peer), &connection)?;
     tcp::repair(fd, Repair::OffSilently).context("TCP_REPAIR")?;
-    off_its_device(fd, || {
+    off_its_device(fd, |_| {
         Injector::default().reset(&local, &peer, connection.receive_seq)?;
         arrives(fd, libc::POLLHUP)
     })?;
@@ -552,9 +552,9 @@ fn speak(
     }
     if connection.ended_there && connection.other_end.is_none() {
         let (local, peer) = super::addresses(record)?;
-        off_its_device(socket, || {
+        off_its_device(socket, |off| {
             injector.end(&local, &peer, connection)?;
-            arrives(socket, libc::POLLRDHUP)
+            Ok(off && arrives(socket, libc::POLLRDHUP)?)
         })?;
     }
     if connection.ended_here {

@@ -103,7 +103,7 @@ pub(super) fn bring(
     connection: &TcpConnection,
     urgent: TcpUrgent,
 ) -> Result<()> {
-    let arrived = off_its_device(fd, || {
+    let arrived = off_its_device(fd, |_| {
         Injector::default().urgent(local, peer, connection, urgent)?;
         arrives(fd, libc::POLLPRI)
     });
@@ -111,8 +111,10 @@ pub(super) fn bring(
         bail!("urgent data does not arrive");
     }
     if urgent.read {
+        let in_line = sys::number(fd, CHANGED.0, CHANGED.1).context("SO_OOBINLINE")? != 0;
         set_in_line(fd, false)?;
         sys::receive(fd, &mut [0], libc::MSG_OOB | libc::MSG_DONTWAIT).context("read urgent data")?;
+        set_in_line(fd, in_line)?;
     }
     Ok(())
 }
