@@ -170,6 +170,11 @@ impl Frozen {
                 Err(e) if pid != root && is_gone(&e) => {
                     frozen.tasks.pop_if(|task| task.pid == pid);
                     frozen.orphaned = true;
+                    if !frozen.late {
+                        // It becomes a zombie, which nobody waits for: it is among its parent's children still.
+                        patience.check(pid)?;
+                        seen.remove(&pid);
+                    }
                     continue;
                 }
                 Err(e) => return Err(e.context(format!("task {pid}: stop"))),
