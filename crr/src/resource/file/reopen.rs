@@ -58,12 +58,13 @@ pub(crate) fn open_all(
     let mut ia32 = Ia32::default();
     let mut pipes = recreate::create_all(files, &mut ia32)?;
     let mut given = given.sort(files);
-    let mut by_name = open_by_name(files, &given, &done)?;
     let sockets = unix_socket::recreate::create_all(&files.unix_sockets)?;
     let inet_sockets = inet::recreate::create_all(&files.inet_sockets, files.network_hold.as_deref())?;
     let mut ptys = terminal::recreate::create_all(files, &mut ia32)?;
     let mut message_queues = mqueue::recreate::create_all(files)?;
     let bpf_maps = bpf::recreate::create_all(&files.bpf_maps)?;
+    // What has just been made has names, too: sockets, terminals.
+    let mut by_name = open_by_name(files, &given, &done)?;
     let mut packet_sockets = packet::Deaf::default();
     let mut opened = Vec::with_capacity(files.descriptions.len());
     for (index, description) in files.descriptions.iter().enumerate() {
