@@ -93,9 +93,9 @@ pub(crate) fn in_parallel(count: u64, each: impl Fn(u64) -> Result<()> + Sync) -
 /// Items that one thread takes at a time in [`map`]: starting a thread costs as much as some fifty system calls.
 const CHUNK: usize = 32;
 
-/// Whether [`map`] takes several threads for so many items, where there are processors for them.
+/// Whether [`map`] takes several threads for so many items.
 pub(crate) fn is_worth(items: usize) -> bool {
-    items > CHUNK
+    items > CHUNK && threads(items.div_ceil(CHUNK)) > 1
 }
 
 /// What `each` makes of every item, in their order: by several threads if there are many items, each of which costs a few system calls.

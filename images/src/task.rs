@@ -139,3 +139,10 @@ pub struct Task {
     /// The leader stands first, also one that has ended while others go on.
     pub threads: Vec<Thread>,
 }
+
+impl Task {
+    /// What personality(2) tells in each of its threads.
+    pub fn personalities(&self) -> impl Iterator<Item = u32> {
+        self.threads.iter().map(|thread| thread.personality.unwrap_or(self.personality))
+    }
+}

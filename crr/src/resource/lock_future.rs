@@ -108,8 +108,7 @@ fn replaceable<'a>(task: &Task, facts: Facts<'a>) -> Result<Option<&'a Vma>> {
     }
     let pagemap = File::from(dir.open("pagemap").context("open pagemap")?);
     // Whichever thread makes the call.
-    let mut personalities = task.threads.iter().map(|thread| thread.personality.unwrap_or(task.personality));
-    let read_implies_exec = personalities.any(|personality| personality & READ_IMPLIES_EXEC != 0);
+    let read_implies_exec = task.personalities().any(|personality| personality & READ_IMPLIES_EXEC != 0);
     for (index, vma) in vmas.iter().enumerate() {
         let alike = |other: Option<&Vma>, touches: bool| {
             touches && other.is_some_and(|other| (other.prot, other.flags) == (vma.prot, vma.flags))

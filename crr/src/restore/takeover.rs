@@ -14,7 +14,7 @@ use crate::fault::{self, Point};
 use crate::keeper::{Keeper, Kill};
 use crate::proc::has_ended;
 use crate::ptrace::{self, Patience, Seized, Stop, Stopped, regs};
-use crate::resource::wait::resume;
+use crate::resource::wait::{self, resume};
 use crate::resource::xstate;
 use crate::resource::{event, fanotify, inotify, seccomp};
 use crate::sys::sched;
@@ -79,10 +79,11 @@ pub(super) fn take_over(
         all[index].insert(0, first);
     }
     enter_waits(&mut all, parked, &patience)?;
+    let entered = wait::now();
     remove_holes(restore, &mut all, parked, &patience)?;
     for ((task, taken), prepared) in tasks.iter().zip(&all).zip(&restore.preparation.tasks) {
         for thread in taken {
-            set_state(restore, task.pid, thread).with_context(|| {
+            set_state(restore, task.pid, thread, entered).with_context(|| {
                 format!("task {}: set its threads' state: thread {}", task.pid, thread.record.tid)
             })?;
         }
@@ -367,7 +368,7 @@ pub(super) fn by_thread(
     Ok(result)
 }
 
-fn set_state(restore: &Restore<'_>, pid: Pid, thread: &Taken<'_>) -> Result<()> {
+fn set_state(restore: &Restore<'_>, pid: Pid, thread: &Taken<'_>, entered: u64) -> Result<()> {
     let &Taken { record, ref stopped, answer } = thread;
     for &tls in &record.tls {
         stopped.set_thread_area(tls)?;
@@ -376,7 +377,7 @@ fn set_state(restore: &Restore<'_>, pid: Pid, thread: &Taken<'_>) -> Result<()> 
     stopped.set_xstate(&xstate::fitted(&record.xstate, from, &here.xstate_layout, here.xstate_size))?;
     stopped.set_regs(&resume::registers(&record.regs, answer))?;
     stopped.set_sigmask(record.sigmask)?;
-    resume::note(pid, record, answer, stopped)?;
+    resume::note(pid, record, (answer, entered), stopped)?;
     if record.dispatch.is_some() {
         stopped.set_dispatch(record.dispatch.as_ref())?;
     }

@@ -4,7 +4,7 @@
 //! malloc_trim changes nothing that is in use.
 #![allow(unsafe_code)]
 
-/// Gives pages of which nothing is in use back to the kernel, which would copy them for each process that is forked.
+/// Gives pages of which nothing is in use back to the kernel, which copies an entry of a page table for each page whenever a process is forked.
 pub(crate) fn trim() {
     #[cfg(target_env = "gnu")]
     // SAFETY: see above.

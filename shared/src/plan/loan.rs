@@ -48,7 +48,8 @@ impl<'a> Lender<'a> {
         };
         let plain = |task: &&Task| task.attributes.lock_future == 0 && !task.attributes.memory_merge;
         let may_map = inside.iter().all(plain) && within(RLIMIT_AS, total(|_| true));
-        let read_implies_exec = inside.iter().any(|task| task.personality & super::READ_IMPLIES_EXEC != 0);
+        let mut personalities = inside.iter().flat_map(|task| task.personalities());
+        let read_implies_exec = personalities.any(|personality| personality & super::READ_IMPLIES_EXEC != 0);
         let mut pointers = Vec::new();
         for thread in inside.iter().flat_map(|task| &task.threads) {
             let registers = thread.regs.0.iter().enumerate().filter(|(index, _)| !SELECTORS.contains(index));

@@ -117,7 +117,7 @@ fn leave_note(dir: &Dir, thread: &Stopped, number: u32, ends: Option<u64>) -> Re
 }
 
 /// CLOCK_MONOTONIC in nanoseconds.
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     let time =
         clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap_or_else(|_| nix::sys::time::TimeSpec::new(0, 0));
     let nanos = u64::try_from(time.tv_nsec()).unwrap_or(0);

@@ -5,7 +5,7 @@
 //! notes in the restart block when it ends, and answers -ERESTART_RESTARTBLOCK. With that answer in its own registers
 //! the kernel continues it by restart_syscall(2). If it has ended already, what it answers is the answer.
 
-use super::{call, leave_note, now};
+use super::{call, leave_note};
 use crate::proc::Dir;
 use crate::ptrace::Stopped;
 use crate::ptrace::regs::{self, Field};
@@ -70,8 +70,13 @@ pub(crate) fn registers(record: &Regs, answer: Option<i64>) -> Regs {
     out
 }
 
-/// Notes for the next dump what a thread goes on with. `answer` is as for [`registers`].
-pub(crate) fn note(pid: Pid, record: &Thread, answer: Option<i64>, stopped: &Stopped) -> Result<()> {
+/// Notes for the next dump what a thread goes on with. `answer` is as for [`registers`], and `entered` when it was given (CLOCK_MONOTONIC).
+pub(crate) fn note(
+    pid: Pid,
+    record: &Thread,
+    (answer, entered): (Option<i64>, u64),
+    stopped: &Stopped,
+) -> Result<()> {
     if answer != Some(ERESTART_RESTARTBLOCK) {
         return Ok(());
     }
@@ -79,7 +84,7 @@ pub(crate) fn note(pid: Pid, record: &Thread, answer: Option<i64>, stopped: &Sto
     let number = regs::low_half(regs::get(&record.regs, Field::OrigAx));
     let args = std::array::from_fn(|n| regs::get(&record.regs, Field::Arg(n)));
     let counts = call::limit(mode, number, args).is_some_and(|limit| limit.runs_on_wall_clock);
-    let ends = record.time_left_ns.filter(|_| counts).map(|left| now().saturating_add(left));
+    let ends = record.time_left_ns.filter(|_| counts).map(|left| entered.saturating_add(left));
     leave_note(&Dir::task(pid)?, stopped, number, ends)
 }
 
