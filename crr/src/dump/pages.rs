@@ -154,6 +154,10 @@ impl Contents {
     pub(super) fn rewind(&mut self, mark: Mark) {
         self.sources.truncate(mark.sources);
         self.pieces.truncate(mark.pieces);
+        if let Some(last) = self.pieces.last_mut() {
+            // It ended there, but may have grown since.
+            last.run.pages = mark.pages - last.run.first_page;
+        }
         self.pages = mark.pages;
         self.twinned.clear();
     }
@@ -609,9 +613,8 @@ fn find_parts(look: Look<'_>, vmas: &[Vma], kept: &[Run]) -> Result<(Vec<Part>, 
     Ok((parts, guards))
 }
 
-/// Whether the kernel may drop pages at any moment, which are zeros then (MAP_DROPPABLE). They are left out, so that no two restores have the same state of a random
-/// number generator: what getrandom() of the vDSO keeps there is made anew when the generation in it, 0 by then, is none (lib/vdso/getrandom.c), and at its end the function looks whether that has happened
-/// meanwhile.
+/// Whether the kernel may drop pages at any moment (MAP_DROPPABLE). Restored as zeros. The vDSO's getrandom() keeps its state there; generation 0 never
+/// equals the kernel's, so it takes a new key, and it looks again before it returns (lib/vdso/getrandom.c).
 fn can_be_dropped(vma: &Vma) -> bool {
     vma.flags & images::memory::vm::DROPPABLE != 0
 }
@@ -694,6 +697,18 @@ mod tests {
         let pieces =
             contents.pieces.iter().map(|piece| (piece.source, piece.run.first_page, piece.run.pages));
         assert_eq!(pieces.collect::<Vec<_>>(), [(0, 0, 2), (0, 2, 2), (0, 4, 1), (1, 5, 1)]);
+    }
+
+    #[test]
+    fn what_was_added_to_an_area_before_the_mark_is_taken_out() {
+        let mut contents = Contents::default();
+        contents.push(0, 0, 2 * PAGE_SIZE, false);
+        let mark = contents.mark();
+        contents.push(0, 2 * PAGE_SIZE, 3 * PAGE_SIZE, false);
+        contents.push(1, 0, PAGE_SIZE, false);
+        contents.rewind(mark);
+        let pieces = contents.pieces.iter().map(|piece| (piece.source, piece.run.pages));
+        assert_eq!((pieces.collect::<Vec<_>>(), contents.page_count()), (vec![(0, 2)], 2));
     }
 
     #[test]

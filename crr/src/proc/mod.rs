@@ -111,8 +111,8 @@ impl Dir {
     }
 
     /// As [`Dir::read`], for a file that the kernel makes as a whole, and that ends where a read leaves room: `stat`, `status` and all
-    /// others that are ONE() or single_open() in fs/proc/base.c (seq_read_iter(), fs/seq_file.c), and the small ones of
-    /// simple_read_from_buffer(). Not for lists, which a read cuts between records: `children`, `maps`, `timers`.
+    /// others that are ONE() or single_open() in fs/proc/base.c (seq_read_iter(), fs/seq_file.c), those of `fdinfo` (single_open() in fs/proc/fd.c),
+    /// and the small ones of simple_read_from_buffer(). Not for lists, which a read cuts between records: `children`, `maps`, `timers`.
     ///
     /// # Errors
     /// Whatever openat and read answer.

@@ -155,7 +155,7 @@ impl Stop {
 }
 
 /// What waiting for a thread found.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Waited {
     /// It stopped.
     Stopped(Stopped),
@@ -164,7 +164,7 @@ pub enum Waited {
 }
 
 /// A thread in a ptrace-stop.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Stopped {
     tid: Pid,
     stop: Stop,
@@ -319,7 +319,7 @@ impl Stopped {
         self.stop
     }
 
-    /// General registers.
+    /// General registers; once they have been read, also those of a thread that has been killed since.
     ///
     /// # Errors
     /// Everything of [`Error`].

@@ -83,7 +83,7 @@ pub(crate) const MANY_AREAS: usize = 1024;
 /// The areas that have a policy, being read by a thread of its own while this one reads what else procfs tells of them: asking for so many would take
 /// longer than that.
 #[derive(Debug)]
-pub(crate) struct Aside<'scope>(ScopedJoinHandle<'scope, Result<Option<Vec<u64>>>>);
+pub(crate) struct Aside<'scope>(ScopedJoinHandle<'scope, Option<Vec<u64>>>);
 
 impl<'scope> Aside<'scope> {
     /// Begins, if there is a processor for it.
@@ -95,29 +95,30 @@ impl<'scope> Aside<'scope> {
         }
         let read = move || {
             let mut text = Vec::new();
-            dir.read_record("statm", &mut text).context("read statm")?;
-            let resident = text.split(|&byte| byte == b' ').nth(1).and_then(decimal::<u64>);
-            resident.filter(|&pages| pages <= MOST_PAGES).map(|_| with_policies(dir)).transpose()
+            dir.read_record("statm", &mut text).inspect_err(|e| log::debug!("read statm: {e}")).ok()?;
+            let resident = text.split(|&byte| byte == b' ').nth(1).and_then(decimal::<u64>)?;
+            if resident <= MOST_PAGES { with_policies(dir) } else { None }
         };
         thread::Builder::new().spawn_scoped(scope, read).ok().map(Self)
     }
 
     /// The starts of the areas, in order; `None` if they have to be asked about all the same.
-    ///
-    /// # Errors
-    /// If that cannot be read.
-    pub(crate) fn finish(self) -> Result<Option<Vec<u64>>> {
+    pub(crate) fn finish(self) -> Option<Vec<u64>> {
         self.0.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 
-/// The areas of which `numa_maps` tells another policy than the default.
-fn with_policies(dir: &Dir) -> Result<Vec<u64>> {
+/// The areas of which `numa_maps` tells another policy than the default; `None` if it cannot be read, since they can be asked about as well.
+fn with_policies(dir: &Dir) -> Option<Vec<u64>> {
     let mut text = Vec::new();
     match dir.read("numa_maps", &mut text) {
+        Ok(()) => Some(not_default(&text)),
         // Without CONFIG_NUMA there are no policies.
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        read => read.map(|()| not_default(&text)).context("read numa_maps"),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Some(Vec::new()),
+        Err(e) => {
+            log::debug!("read numa_maps: {e}");
+            None
+        }
     }
 }
 
@@ -145,7 +146,7 @@ pub(crate) fn dump_areas(
         0
     };
     let told = match told {
-        None if resident_kib < kib_for_an_area * vmas.len() as u64 => Some(with_policies(dir)?),
+        None if resident_kib < kib_for_an_area * vmas.len() as u64 => with_policies(dir),
         told => told,
     };
     if let Some(told) = told {

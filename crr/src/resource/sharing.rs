@@ -98,7 +98,7 @@ fn refuse_outsiders(
     strangers: &Strangers,
     refusals: &mut Refusals,
 ) -> Result<()> {
-    // Tasks with the same handlers have the same memory (CLONE_SIGHAND demands CLONE_VM), and are named for that.
+    // As in `find`: tasks with the same handlers have the same memory, and are named for that.
     if kind == Kind::Sighand {
         return Ok(());
     }

@@ -240,7 +240,7 @@ fn dump_areas(pid: Pid, dir: &Dir, tables: &mut Tables, refuse: &mut Refuse<'_>)
             }
             Ok(())
         })?;
-        aside.map_or(Ok(None), Aside::finish)
+        anyhow::Ok(aside.and_then(Aside::finish))
     })?;
     areas.abi = dump_vdso(pid, dir, &mut areas.vmas, &mut tables.vdsos, refuse)?;
     Ok(areas)

@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use images::Pid;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 
 /// A descriptor, and what its link shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,11 +70,16 @@ impl Links {
     }
 }
 
-/// Reads those in the directory `fd` of a task or thread, by rising number.
+/// Reads those in the directory `fd` of a task or thread, by rising number. One that is closed meanwhile, by somebody who runs with the same table, is
+/// left out.
 pub(super) fn list(fd_dir: &Dir) -> Result<Vec<Link>> {
     let numbers = fd_dir.numbers::<u32>(".").context("list fds")?;
-    parallel::map(&numbers, |&fd| {
-        let target = link_of(fd_dir, &fd.to_string()).with_context(|| format!("fd {fd}: read its link"))?;
-        Ok(Link { fd, target })
-    })
+    let links = parallel::map(&numbers, |&fd| match link_of(fd_dir, &fd.to_string()) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        target => {
+            let target = target.with_context(|| format!("fd {fd}: read its link"))?;
+            Ok(Some(Link { fd, target }))
+        }
+    })?;
+    Ok(links.into_iter().flatten().collect())
 }

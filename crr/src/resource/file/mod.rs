@@ -33,7 +33,7 @@ use nix::sys::stat::SFlag;
 use open::Open;
 use std::cmp::Ordering;
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 const O_CLOEXEC: u32 = 0o2_000_000;
 pub(crate) const O_PATH: u32 = 0o10_000_000;
@@ -88,8 +88,14 @@ pub(crate) struct Table {
 pub(crate) type Terminal = Option<u32>;
 
 /// Descriptors that are looked at before any of them is recorded: enough for several threads, few enough for little memory and, as each of them is one of
-/// crr's, too, for what it may have open.
-const LOOKED_AT_TOGETHER: usize = 4096;
+/// crr's, too, for half of what it may still open. Any file that it has open tells the lowest number that is free.
+fn looked_at_together(any: &Dir) -> usize {
+    const MOST: usize = 4096;
+    let lowest =
+        any.as_fd().try_clone_to_owned().ok().and_then(|free| usize::try_from(free.as_raw_fd()).ok());
+    let room = lowest.map_or(0, |lowest| limits::open_files().saturating_sub(lowest));
+    (room / 2).clamp(1, MOST)
+}
 
 impl Table {
     /// An empty one. Files with these keys stay outside; `output` is the pipe, if it is one, that images are written to. Descriptors that are not
@@ -115,13 +121,15 @@ impl Table {
         let info_dir = dir.dir("fdinfo")?;
         let look =
             |link: &Link| Open::look(link, &info_dir, copies).with_context(|| format!("fd {}", link.fd));
-        let together = links.len().min(LOOKED_AT_TOGETHER).min(limits::open_files() / 4).max(1);
-        if parallel::is_worth(together) {
-            limits::make_room_for_files(together);
-        }
         let mut entries = Vec::with_capacity(links.len());
-        for links in links.chunks(together) {
-            for open in parallel::map(links, look)? {
+        let mut left = links.as_slice();
+        while !left.is_empty() {
+            let (together, later) = left.split_at(left.len().min(looked_at_together(&info_dir)));
+            left = later;
+            if parallel::is_worth(together.len()) {
+                limits::make_room_for_files(together.len());
+            }
+            for open in parallel::map(together, look)? {
                 let id = self
                     .description(deputy, &open, copies, paths, terminal, refuse)
                     .with_context(|| open.describe())?;
@@ -156,6 +164,8 @@ impl Table {
             }
             Err(at) => at,
         };
+        let moved = open.if_moved()?;
+        let open = moved.as_ref().unwrap_or(open);
         let id = DescriptionId(u32::try_from(self.descriptions.len()).context("too many open files")?);
         let place = |refuse: &Refuse<'_>| Place {
             id,

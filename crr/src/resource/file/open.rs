@@ -3,11 +3,15 @@
 use super::copies::Copies;
 use super::links::Link;
 use crate::proc::{Dir, fdinfo};
+use crate::resource::deleted::MARK;
+use crate::resource::path::link_of;
 use crate::resource::unix_socket::Holder;
 use crate::resource::{Refuse, pidfd};
 use anyhow::{Context, Result};
-use nix::sys::stat::{FileStat, fstat};
-use std::os::fd::OwnedFd;
+use nix::sys::stat::{FileStat, fstat, lstat};
+use std::ffi::OsStr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 /// One descriptor.
@@ -50,8 +54,71 @@ impl Open {
             None => format!("fd {} ({link})", self.fd),
         }
     }
+
+    /// As it is now, if its link does not lead to it any more: that was read long before [`Self::look`], and somebody outside of the tree can have
+    /// renamed or unlinked the file in between.
+    pub(super) fn if_moved(&self) -> Result<Option<Self>> {
+        if self.is_where_shown() {
+            return Ok(None);
+        }
+        let own = Dir::task(nix::unistd::getpid().as_raw())?.dir("fd")?;
+        let read = || link_of(&own, &self.copy.as_raw_fd().to_string()).context("read its link again");
+        let mut link = read()?;
+        let stat = fstat(&self.copy).context("fstat")?;
+        if stat.st_nlink == 0 {
+            // It may have been unlinked just now.
+            link = read()?;
+        }
+        if link == self.link {
+            return Ok(None);
+        }
+        let (info, text, queue_of) = (self.info.clone(), self.text.clone(), self.queue_of.clone());
+        Ok(Some(Self { fd: self.fd, link, stat, info, text, queue_of, copy: Arc::clone(&self.copy) }))
+    }
+
+    /// Whether the name that its link shows leads to it, if it shows one that is not gone.
+    fn is_where_shown(&self) -> bool {
+        if !self.link.starts_with(b"/") || self.link.ends_with(MARK) {
+            return true;
+        }
+        let is_same = |there: FileStat| (there.st_dev, there.st_ino) == (self.stat.st_dev, self.stat.st_ino);
+        self.stat.st_nlink > 0 && lstat(OsStr::from_bytes(&self.link)).is_ok_and(is_same)
+    }
+
     /// Whose it is, as messages name him.
     pub(super) fn holder(&self, refuse: &Refuse<'_>) -> Holder {
         Holder { pid: refuse.pid(), name: refuse.name().to_owned(), object: self.describe() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, File};
+
+    #[test]
+    fn what_has_moved_since_its_link_was_read_is_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let (old, new) = (dir.join("log"), dir.join("log.1"));
+        let file = File::create(&old).unwrap();
+        let info_dir = Dir::task(nix::unistd::getpid().as_raw()).unwrap().dir("fdinfo").unwrap();
+        let name = |path: &std::path::Path| path.as_os_str().as_bytes().to_vec();
+        let link = Link { fd: file.as_raw_fd().cast_unsigned(), target: name(&old) };
+        let look = || Open::look(&link, &info_dir, &Copies::Own).unwrap();
+        assert!(look().if_moved().unwrap().is_none());
+
+        fs::rename(&old, &new).unwrap();
+        assert_eq!(look().if_moved().unwrap().unwrap().link, name(&new));
+        fs::write(&old, "another").unwrap();
+        let before = look();
+        assert_eq!(before.if_moved().unwrap().unwrap().link, name(&new));
+        fs::remove_file(&new).unwrap();
+        let gone = [name(&new), MARK.to_vec()].concat();
+        for open in [before, look()] {
+            let open = open.if_moved().unwrap().unwrap();
+            assert_eq!((&open.link, open.stat.st_nlink), (&gone, 0));
+            assert!(open.if_moved().unwrap().is_none());
+        }
     }
 }
