@@ -83,7 +83,7 @@ const fn entry(name: &'static str, required: bool, probe: fn() -> Found, cost: &
 }
 
 #[rustfmt::skip]
-const FEATURES: [Entry; 28] = [
+const FEATURES: [Entry; 29] = [
     entry("ptrace", REQUIRED, probe::ptrace, "no task can be dumped or restored"),
     entry("chosen-ids", REQUIRED, chosen_ids, "tasks cannot get their pids and tids back"),
     entry("clone3-set-tid", OPTIONAL, probe::clone3_set_tid, "ids are chosen by ns_last_pid: a restore takes longer, and has to try again when others fork"),
@@ -100,6 +100,7 @@ const FEATURES: [Entry; 28] = [
     entry("ptrace-syscall-info", OPTIONAL, probe::ptrace_syscall_info, "calls of ia32 made by 64-bit code are told by the instruction"),
     entry("ptrace-set-syscall-info", OPTIONAL, probe::ptrace_set_syscall_info, "nothing yet: this version does not use it"),
     entry("ptrace-rseq", OPTIONAL, probe::ptrace_rseq, "rseq is found by trying; what another library than the C library registered is refused"),
+    entry("key-rights", OPTIONAL, probe::key_rights, "tasks with protection keys cannot be dumped or restored"),
     entry("pagemap-scan", OPTIONAL, probe::pagemap_scan, "dumps of large sparse memory take longer"),
     entry("procmap-query", OPTIONAL, probe::procmap_query, "nothing yet: this version does not use it"),
     entry("close-range-cloexec", OPTIONAL, probe::close_range, "descriptors are kept from restored tasks one by one"),
@@ -155,6 +156,11 @@ pub(crate) fn can_protect_pages() -> bool {
 /// Whether soft-dirty bits tell what was written.
 pub(crate) fn has_soft_dirty() -> bool {
     probe::soft_dirty().is_ok()
+}
+
+/// Whether threads can be given their rights to memory with protection keys, or why not.
+pub(crate) fn key_rights() -> Result<(), String> {
+    probe::key_rights().map(drop)
 }
 
 const UFFD_EVENTS: &str = "uffd-events";

@@ -8,6 +8,7 @@ use super::Found;
 use super::tracee::Tracee;
 use crate::sys::last_pid::{self, LastPid};
 use crate::sys::userfaultfd::LATE_FEATURES;
+use crate::sys::{ptrace, xsave};
 use linux_raw_sys::general::{
     MFD_CLOEXEC, MFD_EXEC, UFFD_API, UFFD_FEATURE_WP_ASYNC, UFFD_USER_MODE_ONLY, clone_args, page_region,
     pm_scan_arg, procmap_query, uffdio_api,
@@ -91,15 +92,25 @@ pub(super) fn ptrace() -> Found {
     Tracee::stopped().map(|_| "a child was seized and stopped".to_owned())
 }
 
-/// Asks for pid 1, which is always taken: with the right to choose, and only then, the answer is EEXIST
-/// (alloc_pid() in kernel/pid.c). So no process is ever made. The kernel comes to that only when it has made all else of the child:
-/// sharing the memory, it copies no page tables for that.
+/// Asks for pid 1, which is taken: with the right to choose, and only then, the answer is EEXIST (alloc_pid() in kernel/pid.c), and no process is made.
+/// The kernel comes to that only when it has made all else of the child: sharing the memory, it copies no page tables for that.
 pub(super) fn clone3_set_tid() -> Found {
     /// Below where anything can be mapped: a child, were there one, would die of its first step.
     const NOWHERE: u64 = 16;
+    // A namespace that was made for children and has none yet: the first of them would be pid 1.
+    let namespace = |name: &str| {
+        let path = format!("/proc/self/ns/{name}");
+        fs::read_link(&path).map_err(|error| format!("{path}: {error}"))
+    };
+    if namespace("pid")? != namespace("pid_for_children")? {
+        return Err("clone3: children come into another pid namespace".to_owned());
+    }
+    // Nor does it share memory where children come into another time namespace (before Linux 6.1).
+    let shares =
+        fs::read_link("/proc/self/ns/time").ok() == fs::read_link("/proc/self/ns/time_for_children").ok();
     let wanted: [i32; 1] = [1];
     let arguments = clone_args {
-        flags: libc::CLONE_VM as u64,
+        flags: if shares { libc::CLONE_VM as u64 } else { 0 },
         pidfd: 0,
         child_tid: 0,
         parent_tid: 0,
@@ -254,6 +265,34 @@ pub(super) fn ptrace_set_syscall_info() -> Found {
 pub(super) fn ptrace_rseq() -> Found {
     let configuration = Tracee::stopped()?.request(PTRACE_GET_RSEQ_CONFIGURATION, &mut [0u8; 24]);
     configuration.map(|len| format!("{len} bytes")).map_err(|errno| errno.to_string())
+}
+
+/// Gives a child other rights to memory with keys, and looks whether it has them. Kernels from Linux 5.14 on ignore what is written, until they have commit
+/// 4a804c4f8356 ("x86/fpu: Allow PKRU to be (once again) written by ptrace", 6.2).
+pub(super) fn key_rights() -> Found {
+    if crate::sys::process::enabled_xfeatures() >> xsave::PKRU & 1 == 0 {
+        return Err("the processor, or kernel, has no protection keys".to_owned());
+    }
+    /// Both bits of key 1.
+    const CHANGED: u8 = 0b1100;
+    let tracee = Tracee::stopped()?;
+    let tid = tracee.pid().as_raw();
+    let place = xsave::component(xsave::PKRU).offset as usize;
+    let read = || {
+        let mut area = vec![0u8; 16384];
+        let len = ptrace::get_regset(tid, ptrace::NT_X86_XSTATE, &mut area);
+        area.truncate(len.map_err(|errno| format!("PTRACE_GETREGSET: {errno}"))?);
+        area.get(place).is_some().then_some(area).ok_or_else(|| "PTRACE_GETREGSET: too little".to_owned())
+    };
+    let mut area = read()?;
+    area[place] ^= CHANGED;
+    area[xsave::XSTATE_BV + usize::from(xsave::PKRU / 8)] |= 1 << (xsave::PKRU % 8);
+    ptrace::set_regset(tid, ptrace::NT_X86_XSTATE, &area)
+        .map_err(|errno| format!("PTRACE_SETREGSET: {errno}"))?;
+    match read()?[place] == area[place] {
+        true => Ok("their rights can be set".to_owned()),
+        false => Err("ptrace leaves the rights to keys as they are (Linux 5.14 to 6.1)".to_owned()),
+    }
 }
 
 pub(super) fn close_range() -> Found {

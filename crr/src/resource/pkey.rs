@@ -4,7 +4,8 @@
 //! is planned by [`shared::plan::pkey`]; the rights of a thread are in its extended state.
 
 use super::Refuse;
-use super::xstate::{PKRU, contents};
+use super::xstate::{PKRU, XSTATE_BV, contents};
+use crate::kernel;
 use crate::ptrace::regs;
 use crate::ptrace::{Patience, Stopped};
 use crate::refusal::Refusals;
@@ -55,8 +56,13 @@ pub(crate) fn ask(executor: &Executor, deputy: &mut Stopped, patience: &Patience
     Ok(allocated)
 }
 
-/// Refuses areas whose key has been freed, or is one that no program could give them.
+/// Refuses areas whose key has been freed, or is one that no program could give them, and keys whose rights no restore could bring back.
 pub(crate) fn check(space: &Space, refuse: &mut Refuse<'_>) {
+    if are_needed(space)
+        && let Err(reason) = kernel::key_rights()
+    {
+        refuse.with_hint("protection keys", format!("cannot be restored: {reason}"), "see crr check");
+    }
     for vma in strange(space) {
         let object = format!("{}-{}", vma.start, vma.end);
         let reason = format!("has protection key {}, which is not allocated", vma.key());
@@ -71,11 +77,7 @@ pub(crate) fn can_be_asked(
     place: Option<StateComponent>,
     refuse: &mut Refuse<'_>,
 ) -> bool {
-    let Some(rights) = place.and_then(|place| contents(&thread.xstate, place)).and_then(<[u8]>::first_chunk)
-    else {
-        return true;
-    };
-    let rights = u32::from_le_bytes(*rights);
+    let Some(rights) = place.and_then(|place| rights_in(&thread.xstate, place)) else { return true };
     let sp = regs::sp(&thread.regs);
     let stack = vmas.get(vmas.partition_point(|vma| vma.end <= sp)).filter(|vma| vma.start <= sp);
     let denied = [0, stack.map_or(0, Vma::key)].into_iter().find(|&key| denies(rights, key));
@@ -86,28 +88,46 @@ pub(crate) fn can_be_asked(
     denied.is_none()
 }
 
+/// The rights in an extended state. A register that is in its initial state, 0, is not in it (XSTATE_BV), and what stands there means nothing.
+fn rights_in(area: &[u8], place: StateComponent) -> Option<u32> {
+    let held = u64::from_le_bytes(*area.get(XSTATE_BV..)?.first_chunk()?);
+    let rights = u32::from_le_bytes(*contents(area, place)?.first_chunk()?);
+    Some(if held >> place.number & 1 == 0 { 0 } else { rights })
+}
+
 /// Whether a thread with these rights may not read, or not write, memory with a key: two bits for each.
 const fn denies(rights: u32, key: u32) -> bool {
     rights >> (2 * key) & 3 != 0
 }
 
-/// A processor without keys cannot restore who has some.
-pub(crate) fn preflight(refusals: &mut Refusals, checkpoint: &Checkpoint, here: &[StateComponent]) {
-    if here.iter().any(|component| component.number == PKRU) {
+/// A processor without keys cannot restore who has some, nor a kernel that does not let threads be given their rights.
+pub(crate) fn preflight(refusals: &mut Refusals, checkpoint: &Checkpoint) {
+    let spaces = checkpoint.tree.tasks.iter().zip(&checkpoint.memory.spaces);
+    let users: Vec<_> = spaces.filter(|(_, space)| are_needed(space)).map(|(task, _)| task).collect();
+    if users.is_empty() {
         return;
     }
-    for (task, space) in checkpoint.tree.tasks.iter().zip(&checkpoint.memory.spaces) {
-        if are_needed(space) {
-            let comm = String::from_utf8_lossy(&task.threads[0].comm).into_owned();
-            let reason = "are in use, and this processor, or kernel, has none";
-            refusals.task((task.pid, &comm), "protection keys", reason, None);
-        }
+    let Err(reason) = kernel::key_rights() else { return };
+    for task in users {
+        let comm = String::from_utf8_lossy(&task.threads[0].comm).into_owned();
+        refusals.task((task.pid, &comm), "protection keys", format!("are in use, and {reason}"), None);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rights_that_are_not_held_are_all() {
+        let place = StateComponent { number: PKRU, offset: 576, size: 8 };
+        let mut area = vec![0x55; 584];
+        area[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&3u64.to_le_bytes());
+        assert_eq!(rights_in(&area, place), Some(0));
+        area[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&(3u64 | 1 << PKRU).to_le_bytes());
+        assert_eq!(rights_in(&area, place), Some(0x5555_5555));
+        assert_eq!(rights_in(&area[..512], place), None);
+    }
 
     #[test]
     fn rights_are_two_bits_for_each_key() {

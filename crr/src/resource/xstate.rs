@@ -6,15 +6,15 @@
 
 use images::inventory::StateComponent;
 
-/// XSTATE_BV, the first word of the header behind the FXSAVE area; the header's end.
-const XSTATE_BV: usize = 512;
+pub(crate) use crate::sys::xsave::{PKRU, XSTATE_BV};
+
+/// The end of the header.
 const HEADER_END: usize = 576;
 /// x87 and SSE, which lie in the FXSAVE area.
 const LEGACY: u64 = 3;
 const SSE: u64 = 2;
 const AVX: u64 = 4;
-/// Component of the protection key rights, whose value after exec the kernel chooses (init_pkru_value of arch/x86/mm/pkeys.c).
-pub(crate) const PKRU: u8 = 9;
+/// The protection key rights that the kernel chooses at exec (init_pkru_value of arch/x86/mm/pkeys.c).
 const DEFAULT_PKRU: u32 = 0x5555_5554;
 
 fn bit(component: StateComponent) -> u64 {

@@ -49,7 +49,7 @@ pub(super) fn preflight(
     packet::preflight(&checkpoint.files.packet_sockets, &mut refusals)?;
     hugetlb::preflight(&checkpoint.memory, &checkpoint.files, &mut refusals)?;
     aio::preflight(&checkpoint.memory, &mut refusals)?;
-    pkey::preflight(&mut refusals, checkpoint, &environment.xstate_layout);
+    pkey::preflight(&mut refusals, checkpoint);
     sysv::recreate::preflight(&mut refusals, &checkpoint.memory)?;
     sysv::objects::preflight(&checkpoint.inventory, &checkpoint.tree.ipc, environment, &mut refusals)?;
     numbers::check(&mut refusals, &checkpoint.tree, &checkpoint.files, &checkpoint.memory);

@@ -19,6 +19,11 @@ pub fn layout(features: u64) -> Vec<StateComponent> {
     (FIRST_EXTENDED..63).filter(|number| features >> number & 1 != 0).map(component).collect()
 }
 
+/// Component of the protection key rights of a thread.
+pub const PKRU: u8 = 9;
+/// Where XSTATE_BV lies, the first word of the header behind the FXSAVE area.
+pub const XSTATE_BV: usize = 512;
+
 /// Extended state enumeration: sub-leaf n is component n, EAX its size, EBX its offset.
 #[must_use]
 pub fn component(number: u8) -> StateComponent {
