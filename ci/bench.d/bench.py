@@ -29,6 +29,7 @@ import statistics
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -223,7 +224,12 @@ def put_on_disk(files):
 
 
 def one_round(work, row, name, tool, disk=None):
-    images = (disk or work) / "crr-bench-images"
+    # A directory of its own: what else is on the disk stays.
+    with tempfile.TemporaryDirectory(prefix="crr-bench.", dir=disk or work) as own:
+        return one_round_in(Path(own) / "images", work, row, name, tool, disk)
+
+
+def one_round_in(images, work, row, name, tool, disk):
     load = Load(work, row)
     # Only crr tells where its time went.
     stats = {command: work / f"{command}.json" for command in ("dump", "restore")} if name == "crr" else {}
@@ -257,7 +263,6 @@ def one_round(work, row, name, tool, disk=None):
         return measured
     finally:
         load.end()
-        shutil.rmtree(images, ignore_errors=True)
 
 
 def stages(stats):
@@ -314,10 +319,10 @@ def scaling(args):
             if unit == "descriptor" and 1.3 * number > limit:
                 print(f"{row:22} skipped: the hard limit of RLIMIT_NOFILE is {limit}")
                 continue
-            if not enough_memory(row):
+            if not enough_memory(row, args.disk):
                 print(f"{row:22} skipped: not enough memory")
                 continue
-            rounds = [one_round(args.work, row, "crr", args.crr) for _ in range(args.rounds)]
+            rounds = [one_round(args.work, row, "crr", args.crr, args.disk) for _ in range(args.rounds)]
             median = {m: statistics.median(r[m] for r in rounds) for m in MEASURES if m in rounds[0]}
             spelled = "".join(f"{median[m]:7.0f} ms{median[m] * 1000 / number:9.1f} us" for m in ("dump", "restore"))
             print(f"{row:22}{spelled}{max(median['dump-peak'], median['restore-peak']):12.1f}", flush=True)

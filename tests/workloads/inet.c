@@ -373,6 +373,8 @@ CASE(urgent)
 		{ .host = "::1", .before = 15000, .behind = 20000, .in_line = true },
 		{ .host = "127.0.0.1", .before = 9, .behind = 2000, .ended = true },
 		{ .host = "::1", .before = 0, .behind = 70, .ended = true, .taken = true },
+		{ .host = "127.0.0.2", .before = 5, .behind = 0 },
+		{ .host = "127.0.0.53", .before = 5, .behind = 6, .taken = true },
 	};
 	struct sigaction action = { .sa_handler = on_urgent };
 	MUST(sigaction(SIGURG, &action, NULL));
@@ -391,6 +393,15 @@ CASE(urgent)
 		CHECK(poll(&polled, 1, 20000) == 1, "poll: %s", strerror(errno));
 		CHECK(recv(polled.fd, &byte, 1, MSG_OOB) == 1 && byte == '?', "urgent is %d: %s", byte, strerror(errno));
 	}
+}
+
+/* … at an address that this machine takes for its own, and that no interface has. */
+CASE(urgent_of_nobody)
+{
+	struct urgent urgent = { .host = "10.77.0.1", .before = 3, .behind = 4 };
+	send_urgent(&urgent);
+	checkpoint();
+	read_urgent(&urgent);
 }
 
 /* Urgent data that is announced, and still behind what there is no room for. */
@@ -916,8 +927,8 @@ static void expect(int fd, struct address sender, const char *text, size_t lengt
 CASE(mapped)
 {
 	static const char *const old[] = { "10.9.8.7", "fd09::7", "::ffff:10.9.8.7" }, *const new[] = { "10.9.8.8", "fd09::8", "::ffff:10.9.8.8" };
-	int ends[LENGTH(old)][2], listeners[LENGTH(old)], ears[LENGTH(old)];
-	struct address names[LENGTH(old)][4];
+	int ends[LENGTH(old)][2], listeners[LENGTH(old)], ears[LENGTH(old)], pairs[LENGTH(old)][2];
+	struct address names[LENGTH(old)][6];
 	for (size_t i = 0; i < LENGTH(old); i++) {
 		connection(old[i], ends[i]);
 		put(ends[i][0], 3000, 1);
@@ -930,10 +941,17 @@ CASE(mapped)
 		names[i][1] = name_of(ends[i][1]);
 		names[i][2] = name_of(listeners[i]);
 		names[i][3] = to;
+		for (size_t j = 0; j < 2; j++) {
+			pairs[i][j] = bound(old[i], SOCK_DGRAM);
+			names[i][4 + j] = name_of(pairs[i][j]);
+		}
+		for (size_t j = 0; j < 2; j++)
+			MUST(connect(pairs[i][j], (void *)&names[i][5 - j].bytes, names[i][5 - j].length));
+		MUST(send(pairs[i][0], "paired", 6, 0));
 	}
 	checkpoint();
 	for (size_t i = 0; i < LENGTH(old); i++) {
-		int fds[] = { ends[i][0], ends[i][1], listeners[i], ears[i] };
+		int fds[] = { ends[i][0], ends[i][1], listeners[i], ears[i], pairs[i][0], pairs[i][1] };
 		for (size_t j = 0; j < LENGTH(fds); j++) {
 			uint16_t port = ((struct sockaddr_in *)&names[i][j].bytes)->sin_port;
 			names[i][j] = at(new[i], ntohs(port));
@@ -946,6 +964,11 @@ CASE(mapped)
 		put(ends[i][0], 400, 3);
 		get(ends[i][1], 400, 3);
 		expect(ears[i], names[i][3], "heard", 5);
+		for (size_t j = 0; j < 2; j++)
+			check_address(peer_of(pairs[i][j]), names[i][5 - j]);
+		expect(pairs[i][1], names[i][4], "paired", 6);
+		MUST(send(pairs[i][1], "back", 4, 0));
+		expect(pairs[i][0], names[i][5], "back", 4);
 		int client = connected_to(listeners[i], 0), server = MUST(accept(listeners[i], NULL, NULL));
 		put(client, 10, 1);
 		get(server, 10, 1);
@@ -1026,6 +1049,96 @@ CASE(datagrams)
 	}
 	expect(any, name_of(fds[0]), "wide", 4);
 	nothing_left_in(any);
+}
+
+/* Connected when there was something in the queue, of others than the peer; at one more address of the loopback device. */
+CASE(strangers)
+{
+	static const char *const all[] = { "127.0.0.1", "::1", "::ffff:127.0.0.1", "127.0.0.53" };
+	int fds[LENGTH(all)], peers[LENGTH(all)], others[LENGTH(all)];
+	for (size_t i = 0; i < LENGTH(all); i++) {
+		fds[i] = bound(all[i], SOCK_DGRAM);
+		peers[i] = bound(all[i], SOCK_DGRAM);
+		others[i] = bound(all[i], SOCK_DGRAM);
+		struct address to = name_of(fds[i]), peer = name_of(peers[i]);
+		MUST(sendto(others[i], "early", 5, 0, (void *)&to.bytes, to.length));
+		MUST(sendto(peers[i], "hello", 5, 0, (void *)&to.bytes, to.length));
+		MUST(connect(fds[i], (void *)&peer.bytes, peer.length));
+		(void)sendto(others[i], "not heard", 9, 0, (void *)&to.bytes, to.length);
+		MUST(sendto(peers[i], "late", 4, 0, (void *)&to.bytes, to.length));
+	}
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(all); i++) {
+		struct address to = name_of(fds[i]), peer = name_of(peers[i]);
+		check_address(peer_of(fds[i]), peer);
+		expect(fds[i], name_of(others[i]), "early", 5);
+		expect(fds[i], peer, "hello", 5);
+		expect(fds[i], peer, "late", 4);
+		(void)sendto(others[i], "not heard", 9, 0, (void *)&to.bytes, to.length);
+		MUST(sendto(peers[i], "heard", 5, 0, (void *)&to.bytes, to.length));
+		expect(fds[i], peer, "heard", 5);
+		nothing_left_in(fds[i]);
+	}
+}
+
+/* Bound to all addresses when it got a datagram at one, and connected from another one since. */
+CASE(datagrams_elsewhere)
+{
+	int fd = bound("0.0.0.0", SOCK_DGRAM), peer = bound("127.0.0.1", SOCK_DGRAM);
+	struct address wide = name_of(fd), there = name_of(peer);
+	struct address to = at("127.0.0.2", ntohs(((struct sockaddr_in *)&wide.bytes)->sin_port));
+	MUST(sendto(peer, "wide", 4, 0, (void *)&to.bytes, to.length));
+	MUST(connect(fd, (void *)&there.bytes, there.length));
+	checkpoint();
+	expect(fd, there, "wide", 4);
+}
+
+/* At one port with another socket: with a datagram that is not of its peer. */
+CASE(strangers_at_one_port)
+{
+	int on = 1, fds[2], peer = bound("127.0.0.1", SOCK_DGRAM), stranger = bound("127.0.0.1", SOCK_DGRAM);
+	struct address here = at("127.0.0.1", 0), there = name_of(peer);
+	for (size_t i = 0; i < LENGTH(fds); i++) {
+		fds[i] = MUST(socket(AF_INET, SOCK_DGRAM, 0));
+		MUST(setsockopt(fds[i], SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)));
+		MUST(bind(fds[i], (void *)&here.bytes, here.length));
+		here = name_of(fds[i]);
+		if (i == 0) {
+			MUST(sendto(stranger, "early", 5, 0, (void *)&here.bytes, here.length));
+			MUST(connect(fds[i], (void *)&there.bytes, there.length));
+		}
+	}
+	checkpoint();
+	expect(fds[0], name_of(stranger), "early", 5);
+}
+
+/* On a device with a datagram in its queue, at one port with another socket; which is on none, or in its group. */
+static void shared_on_a_device(int option, bool both)
+{
+	int on = 1, fds[2], stranger = bound("127.0.0.1", SOCK_DGRAM);
+	struct address here = at("127.0.0.1", 0);
+	for (size_t i = 0; i < LENGTH(fds); i++) {
+		fds[i] = MUST(socket(AF_INET, SOCK_DGRAM, 0));
+		MUST(setsockopt(fds[i], SOL_SOCKET, option, &on, sizeof(on)));
+		if (i == 0 || both)
+			MUST(setsockopt(fds[i], SOL_SOCKET, SO_BINDTODEVICE, "lo", 3));
+		MUST(bind(fds[i], (void *)&here.bytes, here.length));
+		here = name_of(fds[i]);
+		if (i == 0)
+			MUST(sendto(stranger, "heard", 5, 0, (void *)&here.bytes, here.length));
+	}
+	checkpoint();
+	expect(fds[0], name_of(stranger), "heard", 5);
+}
+
+CASE(shared_on_a_device)
+{
+	shared_on_a_device(SO_REUSEADDR, false);
+}
+
+CASE(group_on_a_device)
+{
+	shared_on_a_device(SO_REUSEPORT, true);
 }
 
 /* UDP-Lite: datagrams of which a part is checked, and of which a part has to be. */

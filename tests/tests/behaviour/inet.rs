@@ -37,6 +37,7 @@ tests::survives! {
     keepalive => inet("keepalive");
     datagrams => inet("datagrams");
     datagrams_full => inet("datagrams_full");
+    strangers => inet("strangers");
     udp_lite => inet("udp_lite");
     datagrams_shut_down => inet("datagrams_shut_down");
     multicast => inet("multicast");
@@ -393,7 +394,13 @@ fn urgent_data_of_a_client_elsewhere() {
 }
 
 /// A workload of `case` is refused for so many sockets with this reason, and goes on.
-fn is_refused(dir: &Path, abi: Abi, case: &'static str, reason: &str, sockets: usize) -> tests::Result {
+pub(crate) fn is_refused(
+    dir: &Path,
+    abi: Abi,
+    case: &'static str,
+    reason: &str,
+    sockets: usize,
+) -> tests::Result {
     let mut running = inet(case).start(&dir.join(case), abi)?;
     let before = running.snapshot()?;
     let output = running.dump(&[])?.code(1)?;
@@ -414,6 +421,23 @@ fn urgent_data_that_cannot_be_kept() {
         is_refused(dir, abi, "urgent_announced", announced, 1)?;
         let ended = "its connection has ended, with urgent data (MSG_OOB) among what is to be read";
         is_refused(dir, abi, "urgent_ended", ended, 1)
+    });
+}
+
+/// Datagrams that would not come to their socket again, or to another one, are named.
+#[test]
+fn datagrams_that_cannot_be_kept() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        is_refused(
+            dir,
+            abi,
+            "datagrams_elsewhere",
+            "has datagrams to be read that were sent to 127.0.0.2:",
+            1,
+        )?;
+        is_refused(dir, abi, "strangers_at_one_port", "which is not its peer, and others are at its port", 1)
     });
 }
 

@@ -42,7 +42,11 @@ fn no_number_comes_twice() {
             let log = running.log()?;
             numbers.extend(log.lines().rfind(|line| line.starts_with("NUMBER")).map(str::to_owned));
         }
-        ensure!(numbers.is_empty() || numbers[0] != numbers[1], "{numbers:?}");
+        // Where the vDSO has no getrandom, neither has one.
+        ensure!(
+            numbers.is_empty() || numbers.len() == 2 && numbers[0] != numbers[1],
+            "the numbers of two restores: {numbers:?}"
+        );
         Ok(())
     });
 }

@@ -1,10 +1,10 @@
 //! What stands in the way of a dump of internet sockets, found once all of the tree are known.
 
-use super::address::Shown;
+use super::address::{Shown, on_the_wire};
 use super::urgent::Told;
 use super::{
-    Ends, Found, Policy, Sockets, TcpPolicy, addresses, diag, inject, is_connected, listed, listens_at,
-    queue, stream, unsent, urgent,
+    Ends, Found, Policy, Sockets, TcpPolicy, addresses, diag, inject, is_connected, is_from, listed,
+    listens_at, queue, stream, unsent, urgent,
 };
 use crate::refusal::Refusals;
 use crate::resource::Refuse;
@@ -13,7 +13,7 @@ use crate::resource::socket::peek_offset;
 use crate::resource::unix_socket::Holder;
 use crate::sys::{pipe, socket as sys, tcp};
 use anyhow::{Context, Result};
-use images::inet::{InetProtocol, InetState};
+use images::inet::{Datagram, InetAddress, InetProtocol, InetSocket, InetState};
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -162,6 +162,10 @@ impl Sockets {
                 unread.push(index);
             }
         }
+        if unread.is_empty() {
+            return Ok(());
+        }
+        let own = inject::Own::addresses()?;
         let sockets: Vec<BorrowedFd<'_>> =
             unread.iter().map(|&index| self.found[index].socket.as_fd()).collect();
         for (index, has_urgent) in unread.into_iter().zip(urgent::among(&sockets)?) {
@@ -171,6 +175,8 @@ impl Sockets {
                 "its connection has ended, with urgent data (MSG_OOB) among what is to be read"
             } else if peek_offset::get(fd).is_ok_and(|offset| offset >= 0) {
                 "its connection has ended, and its data is looked at by offset (SO_PEEK_OFF)"
+            } else if found.record.local.is_some_and(|local| !own.has(&local)) {
+                "its connection has ended, with data to be read, at an address that is none of this machine"
             } else {
                 let bytes = pipe::readable_bytes(fd).context("FIONREAD")?;
                 found.record.state = InetState::Ended(stream::peek(fd, bytes).context("read its queue")?);
@@ -290,22 +296,67 @@ impl Sockets {
         if queues.is_empty() {
             return Ok(());
         }
-        let own = inject::own_addresses()?;
+        let own = inject::Own::addresses()?;
         for (&index, mut queue) in indices.iter().zip(queues) {
-            let Found { holder, record, .. } = &mut self.found[index];
+            let shares_address = !queue.is_empty() && self.shares_address(index)?;
+            let Found { socket, holder, record, .. } = &mut self.found[index];
             for datagram in queue.iter_mut().filter(|_| record.v6) {
                 if let IpAddr::V4(ip) = datagram.destination.ip {
                     datagram.destination.ip = ip.to_ipv6_mapped().into();
                 }
             }
-            let others = queue.iter().find(|one| !own.contains(&one.destination.ip.to_canonical()));
-            if let Some(datagram) = others {
-                let reason =
-                    format!("has datagrams to be read that were sent to {}", Shown(&datagram.destination));
+            if let Some(reason) = queue_obstacle(socket.as_fd(), record, &queue, &own, shares_address)? {
                 refusals.task((holder.pid, &holder.name), &holder.object, reason, Some(READ));
             }
             record.queue = queue;
         }
         Ok(())
     }
+
+    /// Whether another socket of the same kind, at the address of this one, hears what comes by the loopback device.
+    fn shares_address(&self, index: usize) -> Result<bool> {
+        let address = |found: &Found| found.record.local.as_ref().map(on_the_wire);
+        let own = &self.found[index];
+        for (at, other) in self.found.iter().enumerate() {
+            if at != index
+                && other.record.protocol == own.record.protocol
+                && address(other) == address(own)
+                && [b"".as_slice(), b"lo\0"].contains(&inject::device(other.socket.as_fd())?.as_slice())
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Why datagrams would not come to a socket again by which it got them.
+fn queue_obstacle(
+    fd: BorrowedFd<'_>,
+    record: &InetSocket,
+    queue: &[Datagram],
+    own: &inject::Own,
+    shares_address: bool,
+) -> Result<Option<String>> {
+    // Bound to all addresses, one has had others before it connected: inet_saddr is set then.
+    let local = record.local.map(|local| local.ip.to_canonical()).filter(|ip| !ip.is_unspecified());
+    let is_heard = |to: &InetAddress| own.has(to) && local.is_none_or(|local| local == to.ip.to_canonical());
+    if let Some(datagram) = queue.iter().find(|one| !is_heard(&one.destination)) {
+        let to = Shown(&datagram.destination);
+        return Ok(Some(format!("has datagrams to be read that were sent to {to}")));
+    }
+    let stranger = record.peer.and_then(|peer| queue.iter().find(|one| !is_from(one, &peer)));
+    if let Some(datagram) = stranger.filter(|_| shares_address) {
+        let from = Shown(&datagram.sender);
+        return Ok(Some(format!(
+            "has datagrams to be read of {from}, which is not its peer, and others are at its port"
+        )));
+    }
+    // Taken off its device for them, it would compete with others, and leave its group for good: udp_lib_rehash() of net/ipv4/udp.c.
+    let in_group = || sys::number(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT).context("SO_REUSEPORT");
+    if !queue.is_empty() && !inject::device(fd)?.is_empty() && (shares_address || in_group()? != 0) {
+        let reason = "has datagrams to be read, on a device (SO_BINDTODEVICE), at a port that others have or may have (SO_REUSEPORT)";
+        return Ok(Some(reason.to_owned()));
+    }
+    Ok(None)
 }

@@ -28,9 +28,9 @@ use super::path::CLOSE;
 use super::socket::option;
 use super::unix_socket::Holder;
 use crate::sys::{socket as sys, tcp};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use hold::Hold;
-use images::inet::{InetAddress, InetProtocol, InetSocket, InetState};
+use images::inet::{Datagram, InetAddress, InetProtocol, InetSocket, InetState};
 use nix::errno::Errno;
 use nix::sys::stat::FileStat;
 use std::collections::HashMap;
@@ -85,6 +85,12 @@ impl Found {
     /// Whether it has a connection that is to be looked at: it is not given up, and not looked at yet.
     fn has_connection(&self) -> bool {
         is_connected(self.state) && self.record.state == InetState::Closed
+    }
+
+    /// As an error names it.
+    fn named(&self) -> String {
+        let Holder { pid, name, object } = &self.holder;
+        format!("task {pid} ({name}): {object}")
     }
 
     /// Where it listens, if it does.
@@ -208,7 +214,8 @@ impl Sockets {
             let given_up = given_up.iter().map(|&index| &self.found[index].socket);
             Silenced::new(sockets, given_up, hold, &outside)?
         };
-        let connections = silenced.look()?;
+        let named = |at: usize| self.found[connected[at]].named();
+        let connections = silenced.look(named)?;
         for (&index, connection) in connected.iter().zip(connections) {
             self.found[index].record.state = InetState::Connected(connection);
         }
@@ -224,7 +231,26 @@ impl Sockets {
                 here.unsent = here.unsent.min(not_there);
             }
         }
+        self.refuse_foreign(&connected)?;
         Ok(silenced)
+    }
+
+    /// Fails if a restore would have to send a packet that leaves this machine, for one of these.
+    fn refuse_foreign(&self, connected: &[usize]) -> Result<()> {
+        let sent = || {
+            connected
+                .iter()
+                .map(|&index| &self.found[index])
+                .filter(|found| inject::has_packet_sent(&found.record))
+        };
+        if sent().next().is_none() {
+            return Ok(());
+        }
+        let own = inject::Own::addresses()?;
+        let foreign = sent().find(|found| found.record.local.is_some_and(|local| !own.has(&local)));
+        foreign.map_or(Ok(()), |found| {
+            bail!("{}: has urgent data (MSG_OOB), or the end of a stream, to be read at an address that is none of this machine", found.named())
+        })
     }
 
     /// The inodes of all, each with one who has it.
@@ -267,6 +293,11 @@ impl Ends {
 /// Whether a socket that listens at `own` hears who calls `there`.
 fn listens_at(own: SocketAddr, there: SocketAddr) -> bool {
     own.port() == there.port() && (own.ip() == there.ip() || own.ip().is_unspecified())
+}
+
+/// Whether a datagram is of this peer of the socket that has it.
+fn is_from(datagram: &Datagram, peer: &InetAddress) -> bool {
+    address::on_the_wire(&datagram.sender) == address::on_the_wire(peer)
 }
 
 /// Whether a TCP socket has a connection that is, or was, established, and has not ended.

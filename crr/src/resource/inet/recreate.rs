@@ -3,8 +3,8 @@
 
 use super::address::{Shown, on_the_wire, to_nix};
 use super::hold::Hold;
-use super::inject::{Injector, arrives, off_its_device, own_addresses};
-use super::{diag, listens_at, multicast, urgent};
+use super::inject::{Injector, Own, arrives, has_packet_sent, off_its_device};
+use super::{diag, is_from, listens_at, multicast, urgent};
 use crate::fault::{self, Point};
 use crate::resource::socket::option::{self, SO_REUSEADDR};
 use crate::resource::socket::restore_owner;
@@ -48,8 +48,9 @@ pub(crate) fn as_wished(records: &mut [InetSocket], wishes: &Wishes) {
         .filter(|record| matches!(record.state, InetState::Listening(_)))
         .filter_map(|record| record.local)
         .collect();
-    let udp = |record: &&InetSocket| matches!(record.protocol, InetProtocol::Udp | InetProtocol::UdpLite);
-    let senders: Vec<InetAddress> = records.iter().filter(udp).filter_map(|record| record.local).collect();
+    let udp = |record: &InetSocket| matches!(record.protocol, InetProtocol::Udp | InetProtocol::UdpLite);
+    let senders: Vec<InetAddress> =
+        records.iter().filter(|record| udp(record)).filter_map(|record| record.local).collect();
     let is_among = |ours: &[InetAddress], there: &InetAddress| {
         ours.iter().any(|own| listens_at(on_the_wire(own), on_the_wire(there)))
     };
@@ -57,6 +58,8 @@ pub(crate) fn as_wished(records: &mut [InetSocket], wishes: &Wishes) {
         let inside = match &record.state {
             InetState::Connected(connection) => connection.other_end.is_some(),
             InetState::Connecting => record.peer.is_some_and(|peer| is_among(&listening, &peer)),
+            // It hears only what comes from there.
+            InetState::Closed if udp(record) => record.peer.is_some_and(|peer| is_among(&senders, &peer)),
             _ => false,
         };
         if let Some(local) = &mut record.local {
@@ -127,15 +130,8 @@ pub(crate) fn create_all(records: &[InetSocket], table: Option<&str>) -> Result<
 /// Fails if a packet would have to be sent that leaves this machine: one is made for each datagram in a queue, and for urgent data
 /// and the ends of streams.
 fn refuse_foreign(records: &[InetSocket]) -> Result<()> {
-    let injected = |record: &InetSocket| match &record.state {
-        InetState::Connected(connection) => {
-            connection.urgent.is_some() || connection.ended_there && connection.other_end.is_none()
-        }
-        InetState::Ended(incoming) => !incoming.is_empty(),
-        _ => false,
-    };
     let addresses = records.iter().flat_map(|record| {
-        let local = record.local.filter(|_| injected(record));
+        let local = record.local.filter(|_| has_packet_sent(record));
         let queued = record.queue.iter().map(|datagram| datagram.destination);
         local.into_iter().chain(queued).map(move |address| (record, address))
     });
@@ -143,8 +139,8 @@ fn refuse_foreign(records: &[InetSocket]) -> Result<()> {
     if addresses.is_empty() {
         return Ok(());
     }
-    let own = own_addresses()?;
-    match addresses.iter().find(|(_, address)| !own.contains(&address.ip.to_canonical())) {
+    let own = Own::addresses()?;
+    match addresses.iter().find(|(_, address)| !own.has(address)) {
         Some((record, address)) => bail!(
             "{}: {} is no address of this machine (--map-addr says which one it is now)",
             named(record),
@@ -204,6 +200,9 @@ fn create(record: &InetSocket) -> Result<OwnedFd> {
     if let InetProtocol::Raw(_) = record.protocol {
         deafen(fd)?;
     }
+    if !record.queue.is_empty() {
+        hear_only_this_machine(fd)?;
+    }
     option::restore(fd, record.options.iter().filter(|option| !is_late(record, option)))?;
     // Others of the tree are at the same port. What it was is put back in the end.
     sys::set_option(fd, libc::SOL_SOCKET, SO_REUSEADDR, &1i32.to_ne_bytes()).context("SO_REUSEADDR")?;
@@ -214,7 +213,9 @@ fn create(record: &InetSocket) -> Result<OwnedFd> {
             if let Some(local) = &record.local {
                 at_port(local, || bind(fd.as_raw_fd(), &*to_nix(local))).context("bind")?;
             }
-            if let (InetState::Closed, Some(peer)) = (&record.state, &record.peer) {
+            if let (InetState::Closed, Some(peer), false) =
+                (&record.state, &record.peer, connects_late(record))
+            {
                 connect(fd.as_raw_fd(), &*to_nix(peer)).context("connect")?;
             }
         }
@@ -253,6 +254,24 @@ fn deafen(fd: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Has a socket with datagrams in its queue hear only what comes by the loopback device, as what crr sends does, until it has them: on its way there
+/// it may be without its device, or its peer, and hear what is for others. Not by a mark, which rules of a firewall may change on the way.
+fn hear_only_this_machine(fd: BorrowedFd<'_>) -> Result<()> {
+    // BPF_LD | BPF_W | BPF_ABS at SKF_AD_OFF + SKF_AD_IFINDEX, BPF_JMP | BPF_JEQ to LOOPBACK_IFINDEX, BPF_RET of all or of nothing.
+    let program: [(u16, u8, u8, u32); 4] =
+        [(0x20, 0, 0, 0xffff_f008), (0x15, 0, 1, 1), (0x06, 0, 0, u32::MAX), (0x06, 0, 0, 0)];
+    let bytes = |&(code, yes, no, value): &(u16, u8, u8, u32)| {
+        [&code.to_ne_bytes()[..], &[yes, no], &value.to_ne_bytes()].concat()
+    };
+    let program: Vec<u8> = program.iter().flat_map(bytes).collect();
+    sys::attach_filter(fd, &program).context("hear this machine alone")
+}
+
+/// Whether a socket connects when it has its datagrams: of others than its peer, which it would not hear then, it had got some before it connected.
+fn connects_late(record: &InetSocket) -> bool {
+    record.peer.is_some_and(|peer| record.queue.iter().any(|one| !is_from(one, &peer)))
+}
+
 /// Options that are set when everything else is done.
 fn is_late(record: &InetSocket, option: &SocketOption) -> bool {
     match (option.level.cast_signed(), option.name.cast_signed()) {
@@ -270,7 +289,7 @@ fn is_late(record: &InetSocket, option: &SocketOption) -> bool {
 fn complete(fd: BorrowedFd<'_>, record: &InetSocket) -> Result<()> {
     if !record.filter.is_empty() {
         sys::attach_filter(fd, &record.filter).context("attach its filter")?;
-    } else if let InetProtocol::Raw(_) = record.protocol {
+    } else if matches!(record.protocol, InetProtocol::Raw(_)) || !record.queue.is_empty() {
         sys::detach_filter(fd).context("hear again")?;
     }
     let late = record.options.iter().filter(|option| is_late(record, option));
@@ -286,6 +305,23 @@ fn connected(socket: &OwnedFd, record: &InetSocket, connection: &TcpConnection) 
         tcp::set_window(fd, &connection.window).context("TCP_REPAIR_WINDOW")?;
     }
     Ok(())
+}
+
+/// Brings a socket of UDP or UDP-Lite what was in its queue.
+fn receive_datagrams(fd: BorrowedFd<'_>, record: &InetSocket, injector: &mut Injector) -> Result<()> {
+    let (sizes, lite) = (Sizes::widen(fd)?, record.protocol == InetProtocol::UdpLite);
+    let lost = injector.datagrams(fd, &record.queue, lite)?;
+    if lost > 0 {
+        let all = record.queue.len();
+        log::warn!(
+            "{}: {lost} of {all} datagrams that were to be read do not arrive, and are lost",
+            named(record)
+        );
+    }
+    if let Some(peer) = record.peer.as_ref().filter(|_| connects_late(record)) {
+        connect(fd.as_raw_fd(), &*to_nix(peer)).context("connect")?;
+    }
+    sizes.put_back(fd, &record.options)
 }
 
 /// Brings urgent data to a connection that has received what is before it, and the rest.
@@ -462,9 +498,7 @@ impl Restored {
                     InetState::Connecting => connect_again(fd, record)?,
                     InetState::Closed | InetState::Listening(_) => {
                         if !record.queue.is_empty() {
-                            let (sizes, lite) = (Sizes::widen(fd)?, record.protocol == InetProtocol::UdpLite);
-                            injector.datagrams(fd, &record.queue, lite)?;
-                            sizes.put_back(fd, &record.options)?;
+                            receive_datagrams(fd, record, &mut injector)?;
                         }
                         shut(fd, record.shutdown)?;
                     }
@@ -550,20 +584,36 @@ fn speak(
         Sizes::widen(socket)?;
         fill(socket, rest).context("send the rest")?;
     }
-    if connection.ended_there && connection.other_end.is_none() {
-        let (local, peer) = super::addresses(record)?;
-        off_its_device(socket, |off| {
-            injector.end(&local, &peer, connection)?;
-            Ok(off && arrives(socket, libc::POLLRDHUP)?)
-        })?;
-    }
+    let heard = if connection.ended_there && connection.other_end.is_none() {
+        hear_the_end(socket, record, connection, injector)
+    } else {
+        Ok(())
+    };
+    // Whatever has come of that.
     if connection.ended_here {
         shutdown(socket.as_raw_fd(), Shutdown::Write).context("shut down")?;
     }
     if record.shutdown & 1 != 0 && !connection.ended_there {
         shutdown(socket.as_raw_fd(), Shutdown::Read).context("shut down")?;
     }
-    Ok(())
+    heard
+}
+
+/// Has the end of the stream of an end that is elsewhere arrive again. Whether it does is looked at later, for all connections.
+fn hear_the_end(
+    socket: BorrowedFd<'_>,
+    record: &InetSocket,
+    connection: &TcpConnection,
+    injector: &mut Injector,
+) -> Result<()> {
+    let (local, peer) = super::addresses(record)?;
+    off_its_device(socket, |off| {
+        injector.end(&local, &peer, connection)?;
+        if off {
+            arrives(socket, libc::POLLRDHUP)?;
+        }
+        Ok(())
+    })
 }
 
 /// Calls the other end again.

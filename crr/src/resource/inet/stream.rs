@@ -80,19 +80,19 @@ impl Silenced {
         Ok(Self { sockets, given_up, hold, keeper: Some(keeper) })
     }
 
-    /// Looks at the connections, in order.
-    pub(super) fn look(&self) -> Result<Vec<TcpConnection>> {
+    /// Looks at the connections, in order. An error names the one by its number.
+    pub(super) fn look(&self, named: impl Fn(usize) -> String) -> Result<Vec<TcpConnection>> {
         let switch = |to| {
             self.sockets.iter().try_for_each(|one| tcp::repair(one.socket.as_fd(), to).context("TCP_REPAIR"))
         };
         switch(Repair::On)?;
         let looked = (|| {
             let mut found = Vec::with_capacity(self.sockets.len());
-            for one in self.sockets.iter() {
-                found.push(look_at_outgoing(one.socket.as_fd())?);
+            for (number, one) in self.sockets.iter().enumerate() {
+                found.push(look_at_outgoing(one.socket.as_fd()).with_context(|| named(number))?);
             }
-            for (one, connection) in self.sockets.iter().zip(&mut found) {
-                look_at_incoming(one, connection)?;
+            for (number, (one, connection)) in self.sockets.iter().zip(&mut found).enumerate() {
+                look_at_incoming(one, connection).with_context(|| named(number))?;
             }
             Ok(found)
         })();

@@ -64,10 +64,17 @@ pub(super) fn look<S: AsFd>(one: &Before<S>) -> Result<(Vec<u8>, Option<TcpUrgen
         _ if sys::at_mark(fd).context("SIOCATMARK")? => Some(0),
         length => (length < bytes).then_some(length),
     };
-    if let Some(length) = mark.filter(|&mark| mark > 0) {
-        peek_offset::set(fd, i32::try_from(length)?)
-            .context("look behind urgent data that was received (SO_PEEK_OFF of TCP came with Linux 6.10)")?;
-        incoming.extend(stream::peek(fd, bytes - length)?);
+    match mark {
+        Some(length) if length > 0 && length + 1 == bytes && told == Told::Byte => {
+            incoming.push(peek_byte(fd)?)
+        }
+        Some(length) if length > 0 => {
+            peek_offset::set(fd, i32::try_from(length)?).context(
+                "look behind urgent data that was received (SO_PEEK_OFF of TCP came with Linux 6.10): have the program read it before the dump",
+            )?;
+            incoming.extend(stream::peek(fd, bytes - length)?);
+        }
+        _ => {}
     }
     let urgent = match (mark, told) {
         (Some(at), Told::Nothing | Told::Byte) if at < bytes => {
@@ -77,6 +84,16 @@ pub(super) fn look<S: AsFd>(one: &Before<S>) -> Result<(Vec<u8>, Option<TcpUrgen
         _ => bail!("urgent data is announced, or arrived before others: dump again"),
     };
     Ok((incoming, urgent))
+}
+
+/// The urgent byte that is the last one there is, which can be looked at on its own.
+fn peek_byte(fd: BorrowedFd<'_>) -> Result<u8> {
+    let mut byte = [0];
+    set_in_line(fd, false)?;
+    let peeked = sys::receive(fd, &mut byte, libc::MSG_OOB | libc::MSG_PEEK | libc::MSG_DONTWAIT);
+    set_in_line(fd, true)?;
+    peeked.context("look at urgent data")?;
+    Ok(byte[0])
 }
 
 /// Whether there is urgent data in the queues of these sockets, read or not.

@@ -13,7 +13,7 @@ type Value = (i32, i32, Vec<u8>);
 #[derive(Debug)]
 pub(crate) struct Before<S> {
     pub(crate) socket: S,
-    /// SO_PEEK_OFF; of TCP only Linux 6.9 and later have it.
+    /// SO_PEEK_OFF; of TCP only Linux 6.10 and later have it.
     peek_offset: Option<i32>,
     options: Vec<Value>,
 }
