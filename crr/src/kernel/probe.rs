@@ -97,17 +97,17 @@ pub(super) fn ptrace() -> Found {
 pub(super) fn clone3_set_tid() -> Found {
     /// Below where anything can be mapped: a child, were there one, would die of its first step.
     const NOWHERE: u64 = 16;
-    // A namespace that was made for children and has none yet: the first of them would be pid 1.
-    let namespace = |name: &str| {
-        let path = format!("/proc/self/ns/{name}");
-        fs::read_link(&path).map_err(|error| format!("{path}: {error}"))
+    // One that nobody is in yet is not shown (pidns_for_children_get() of kernel/pid_namespace.c).
+    let children_have_another = |kind: &str| {
+        let namespace = |name: &str| fs::read_link(format!("/proc/self/ns/{name}")).ok();
+        let own = namespace(kind);
+        own.is_some() && own != namespace(&format!("{kind}_for_children"))
     };
-    if namespace("pid")? != namespace("pid_for_children")? {
-        return Err("clone3: children come into another pid namespace".to_owned());
+    if children_have_another("pid") {
+        return Err("clone3: children come into another pid namespace, in which pid 1 may be free".to_owned());
     }
-    // Nor does it share memory where children come into another time namespace (before Linux 6.1).
-    let shares =
-        fs::read_link("/proc/self/ns/time").ok() == fs::read_link("/proc/self/ns/time_for_children").ok();
+    // Before Linux 6.1 memory is not shared with a child in another time namespace.
+    let shares = !children_have_another("time");
     let wanted: [i32; 1] = [1];
     let arguments = clone_args {
         flags: if shares { libc::CLONE_VM as u64 } else { 0 },
