@@ -94,8 +94,19 @@ pub(crate) fn in_parallel(count: u64, each: impl Fn(u64) -> Result<()> + Sync) -
 const CHUNK: usize = 32;
 
 /// Whether [`map`] takes several threads for so many items.
-pub(crate) fn is_worth(items: usize) -> bool {
+fn is_worth(items: usize) -> bool {
     items > CHUNK && threads(items.div_ceil(CHUNK)) > 1
+}
+
+/// As [`map`], where a file of every item stays open. Room for them is made before there are threads.
+pub(crate) fn map_to_files<T: Sync, R: Send + Sync>(
+    items: &[T],
+    each: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    if is_worth(items.len()) {
+        limits::make_room_for_files(items.len());
+    }
+    map(items, each)
 }
 
 /// What `each` makes of every item, in their order: by several threads if there are many items, each of which costs a few system calls.

@@ -3,7 +3,7 @@
 use crate::kernel;
 use crate::refusal::{Refusal, Refusals};
 use crate::resource::creds::CAP_SYS_ADMIN;
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 /// Refuses a dump that could not see which files a task has mapped, or what tasks share.
 ///
@@ -11,8 +11,7 @@ use anyhow::{Context, Result};
 /// [`crate::refusal::Refused`], naming what is missing.
 pub(super) fn check() -> Result<()> {
     const CAP_CHECKPOINT_RESTORE: u64 = 1 << 40;
-    let status = std::fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
-    let effective = kernel::effective_capabilities(&status).context("/proc/self/status has no CapEff")?;
+    let effective = kernel::own_capabilities()?;
     let mut refusals = Refusals::default();
     if effective & (CAP_CHECKPOINT_RESTORE | CAP_SYS_ADMIN) == 0 {
         refusals.push(Refusal {

@@ -241,8 +241,7 @@ fn run(entry: &Entry) -> Feature {
 }
 
 fn capabilities() -> Result<Vec<Capability>> {
-    let status = fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
-    let effective = effective_capabilities(&status).context("/proc/self/status has no CapEff")?;
+    let effective = own_capabilities()?;
     let held = |number: u8| effective & (1 << number) != 0;
     Ok(CAPABILITIES
         .iter()
@@ -250,8 +249,14 @@ fn capabilities() -> Result<Vec<Capability>> {
         .collect())
 }
 
+/// The effective capabilities of crr, by their numbers.
+pub(crate) fn own_capabilities() -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
+    effective_capabilities(&status).context("/proc/self/status has no CapEff")
+}
+
 /// The `CapEff` line of `/proc/PID/status`.
-pub(crate) fn effective_capabilities(status: &str) -> Option<u64> {
+fn effective_capabilities(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(line.trim(), 16).ok()
 }

@@ -4,7 +4,7 @@
 //! is planned by [`shared::plan::pkey`]; the rights of a thread are in its extended state.
 
 use super::Refuse;
-use super::xstate::{PKRU, XSTATE_BV, contents};
+use super::xstate::{PKRU, contents, header};
 use crate::kernel;
 use crate::ptrace::regs;
 use crate::ptrace::{Patience, Stopped};
@@ -90,9 +90,8 @@ pub(crate) fn can_be_asked(
 
 /// The rights in an extended state. A register that is in its initial state, 0, is not in it (XSTATE_BV), and what stands there means nothing.
 fn rights_in(area: &[u8], place: StateComponent) -> Option<u32> {
-    let held = u64::from_le_bytes(*area.get(XSTATE_BV..)?.first_chunk()?);
     let rights = u32::from_le_bytes(*contents(area, place)?.first_chunk()?);
-    Some(if held >> place.number & 1 == 0 { 0 } else { rights })
+    Some(if header(area) >> place.number & 1 == 0 { 0 } else { rights })
 }
 
 /// Whether a thread with these rights may not read, or not write, memory with a key: two bits for each.
@@ -116,6 +115,7 @@ pub(crate) fn preflight(refusals: &mut Refusals, checkpoint: &Checkpoint) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::xstate::XSTATE_BV;
     use super::*;
 
     #[test]

@@ -21,7 +21,8 @@ fn bit(component: StateComponent) -> u64 {
     1u64.checked_shl(component.number.into()).unwrap_or(0)
 }
 
-fn header(area: &[u8]) -> u64 {
+/// XSTATE_BV: the components that are in an area.
+pub(crate) fn header(area: &[u8]) -> u64 {
     area.get(XSTATE_BV..XSTATE_BV + 8)
         .and_then(|word| word.try_into().ok())
         .map_or(LEGACY, u64::from_le_bytes)

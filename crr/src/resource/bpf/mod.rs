@@ -141,10 +141,7 @@ impl Table {
         if own.is_empty() {
             return Ok(());
         }
-        let status = fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
-        let capabilities =
-            kernel::effective_capabilities(&status).context("/proc/self/status has no CapEff")?;
-        let can_make_untrusted = can_make_untrusted(capabilities)?;
+        let can_make_untrusted = can_make_untrusted(kernel::own_capabilities()?)?;
         // Before Linux 5.11 the memory of programs, too, counts as locked, whatever the privileges.
         let _raised = Raised::new(Resource::RLIMIT_MEMLOCK)?;
         let mut outside = holders::find(&own, tree)?;

@@ -126,10 +126,7 @@ impl Table {
         while !left.is_empty() {
             let (together, later) = left.split_at(left.len().min(looked_at_together(&info_dir)));
             left = later;
-            if parallel::is_worth(together.len()) {
-                limits::make_room_for_files(together.len());
-            }
-            for open in parallel::map(together, look)? {
+            for open in parallel::map_to_files(together, look)? {
                 let id = self
                     .description(deputy, &open, copies, paths, terminal, refuse)
                     .with_context(|| open.describe())?;

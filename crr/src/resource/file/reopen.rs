@@ -11,7 +11,6 @@ use crate::resource::{
 };
 use crate::restore::late::Places;
 use crate::sys::int80::LowBuffer;
-use crate::sys::limits;
 use anyhow::{Context, Result, bail};
 use images::file::{Description, Files, Path, Target};
 use images::{PathId, Pid};
@@ -131,13 +130,10 @@ fn open_by_name(
         _ => None,
     };
     let wanted: Vec<(usize, PathId)> = files.descriptions.iter().enumerate().filter_map(by_name).collect();
-    if parallel::is_worth(wanted.len()) {
-        limits::make_room_for_files(wanted.len());
-    }
     // As many as there are threads, in the end.
     let idle: Mutex<Vec<Ia32>> = Mutex::default();
     let idle = || idle.lock().unwrap_or_else(PoisonError::into_inner);
-    let opened = parallel::map(&wanted, |&(index, path)| {
+    let opened = parallel::map_to_files(&wanted, |&(index, path)| {
         let mut ia32 = idle().pop().unwrap_or_default();
         let opened = open(&files.paths[path.0 as usize], &files.descriptions[index], &mut ia32);
         idle().push(ia32);

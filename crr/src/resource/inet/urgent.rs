@@ -34,8 +34,7 @@ pub(super) enum Told {
 /// # Errors
 /// As recv(2).
 pub(super) fn told(fd: BorrowedFd<'_>) -> nix::Result<Told> {
-    let peeked = sys::receive(fd, &mut [0], libc::MSG_OOB | libc::MSG_PEEK | libc::MSG_DONTWAIT);
-    match peeked.map(|received| received.length) {
+    match peek_out_of_band(fd, &mut [0]) {
         Ok(1) => Ok(Told::Byte),
         Ok(_) | Err(Errno::EAGAIN) => Ok(Told::Announced),
         Err(Errno::EINVAL) => Ok(Told::Nothing),
@@ -43,6 +42,12 @@ pub(super) fn told(fd: BorrowedFd<'_>) -> nix::Result<Told> {
         Err(Errno::ENOTCONN) => Ok(Told::Byte),
         Err(errno) => Err(errno),
     }
+}
+
+/// Looks at the urgent byte of a socket that is not read in line; how many bytes there are.
+fn peek_out_of_band(fd: BorrowedFd<'_>, byte: &mut [u8; 1]) -> nix::Result<usize> {
+    let flags = libc::MSG_OOB | libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    sys::receive(fd, byte, flags).map(|received| received.length)
 }
 
 fn set_in_line(fd: BorrowedFd<'_>, on: bool) -> Result<()> {
@@ -90,7 +95,7 @@ pub(super) fn look<S: AsFd>(one: &Before<S>) -> Result<(Vec<u8>, Option<TcpUrgen
 fn peek_byte(fd: BorrowedFd<'_>) -> Result<u8> {
     let mut byte = [0];
     set_in_line(fd, false)?;
-    let peeked = sys::receive(fd, &mut byte, libc::MSG_OOB | libc::MSG_PEEK | libc::MSG_DONTWAIT);
+    let peeked = peek_out_of_band(fd, &mut byte);
     set_in_line(fd, true)?;
     peeked.context("look at urgent data")?;
     Ok(byte[0])
