@@ -247,7 +247,8 @@ CASE(threads)
 {
 	pthread_t threads[THREADS];
 	uint32_t before[THREADS], ticked;
-	struct sigaction action = { .sa_handler = tick, .sa_flags = SA_RESTART };
+	/* What is blocked is the same in the handler, so /proc shows the same at any moment. */
+	struct sigaction action = { .sa_handler = tick, .sa_flags = SA_RESTART | SA_NODEFER };
 	struct itimerval every = { { 0, 3000 }, { 0, 3000 } };
 	sigset_t mask;
 	shared = find_all(getauxval(AT_SYSINFO_EHDR));
