@@ -1490,6 +1490,31 @@ CASE(urgent_there)
 	CHECK(send(fd, "bbbb", 4, 0) == 4, "send: %s", strerror(errno));
 }
 
+/* Datagrams in the queues of sockets at the same link-local address of two interfaces. */
+CASE(link_local)
+{
+	static const char *const names[] = { "crr0", "crr1" };
+	int fds[LENGTH(names)];
+	struct sockaddr_in6 own[LENGTH(names)];
+	for (size_t i = 0; i < LENGTH(names); i++) {
+		own[i] = (struct sockaddr_in6){ .sin6_family = AF_INET6, .sin6_port = htons(4711) };
+		own[i].sin6_scope_id = if_nametoindex(names[i]);
+		CHECK(inet_pton(AF_INET6, "fe80::1", &own[i].sin6_addr) == 1, "inet_pton");
+		fds[i] = MUST(socket(AF_INET6, SOCK_DGRAM, 0));
+		MUST(bind(fds[i], (void *)&own[i], sizeof(own[i])));
+		MUST(sendto(fds[i], names[i], strlen(names[i]), 0, (void *)&own[i], sizeof(own[i])));
+	}
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(names); i++) {
+		char bytes[8] = "";
+		struct sockaddr_in6 sender;
+		socklen_t length = sizeof(sender);
+		MUST(recvfrom(fds[i], bytes, sizeof(bytes), MSG_DONTWAIT, (void *)&sender, &length));
+		CHECK(strcmp(bytes, names[i]) == 0, "%s got %s", names[i], bytes);
+		CHECK(sender.sin6_scope_id == own[i].sin6_scope_id, "from interface %u", sender.sin6_scope_id);
+	}
+}
+
 /* Its SYN is answered by nobody for now. */
 CASE(connecting)
 {

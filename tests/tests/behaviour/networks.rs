@@ -213,6 +213,26 @@ fn the_end_of_a_stream_at_an_address_of_nobody() {
     });
 }
 
+/// A datagram comes to the socket of the interface that it was sent to, where others have the same link-local address.
+#[test]
+fn link_local_datagrams() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        ip("link add crr0 type veth peer name crr1")?;
+        for name in ["crr0", "crr1"] {
+            ip(&format!("link set {name} addrgenmode none"))?;
+            ip(&format!("link set {name} up"))?;
+            ip(&format!("address add fe80::1/64 dev {name} nodad"))?;
+        }
+        let mut running = inet("link_local").start(dir, abi)?;
+        let before = running.snapshot()?;
+        running.cycle(&before)?;
+        running.verify()?;
+        ip("link del crr0")
+    });
+}
+
 /// The traffic of clients of so many families is held, in both directions.
 fn held_traffic(count: usize) -> Result {
     let table = tables()?;
