@@ -153,7 +153,8 @@ pub fn dump(options: &Options) -> Result<Report> {
     fault::point(Point::KilledStarting)?;
     // Dropped after the tree runs.
     let mut twins = Twins::default();
-    let (mut frozen, mut collected) = seize_and_collect(options, previous, &mut holders, &patience)?;
+    let (mut frozen, mut collected) =
+        seize_and_collect(options, previous, &mut holders, &patience).map_err(limits::hint_at_open_files)?;
     fault::point(Point::KilledCollected)?;
     fault::strike(Point::TaskDiesCopied, frozen.last());
     // So that a tree that is let run has its areas as they were.
