@@ -15,6 +15,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use shared::abi::common::{CapData, CapHeader, CloneArgs};
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// CLONE_FILES: one table of descriptors for both.
@@ -301,6 +302,11 @@ pub fn close_all_fds_but(fd: i32) {
 /// XCR0: the state components that the kernel has enabled; 3 (x87, SSE) on a processor without XSAVE.
 #[must_use]
 pub fn enabled_xfeatures() -> u64 {
+    static KNOWN: OnceLock<u64> = OnceLock::new();
+    *KNOWN.get_or_init(ask_xcr0)
+}
+
+fn ask_xcr0() -> u64 {
     let leaf = std::arch::x86_64::__cpuid(1);
     if leaf.ecx & (1 << 27) == 0 {
         return 3;
