@@ -53,6 +53,11 @@ fn halves(word: u64) -> [u32; 2] {
     [u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])]
 }
 
+/// The word of 64 bits that two of 32 are, the lower one first.
+fn whole([low, high]: [u32; 2]) -> u64 {
+    u64::from(high) << 32 | u64::from(low)
+}
+
 /// Signals that are pending for the calling thread or process while blocked.
 ///
 /// # Errors

@@ -4,7 +4,7 @@
 //! clone3 without CLONE_VM is fork: safe to return from in both processes as long as this process has one thread.
 #![allow(unsafe_code)]
 
-use super::{check, halves};
+use super::{check, halves, whole};
 use crate::fault::{self, Point};
 use crate::kernel::disabled::{Switch, is_disabled};
 use images::Pid;
@@ -346,23 +346,49 @@ pub fn timer_slack_ns() -> u64 {
     u64::try_from(slack).unwrap_or(0)
 }
 
+/// The effective capabilities of the calling thread, by their numbers.
+///
+/// # Errors
+/// Never, by the manual.
+pub fn effective_capabilities() -> nix::Result<u64> {
+    Ok(whole(capabilities()?.map(|half| half.effective)))
+}
+
+/// The permitted ones.
+///
+/// # Errors
+/// Never, by the manual.
+pub fn permitted_capabilities() -> nix::Result<u64> {
+    Ok(whole(capabilities()?.map(|half| half.permitted)))
+}
+
+/// The capabilities of the calling thread, the lower half first.
+fn capabilities() -> nix::Result<[CapData; 2]> {
+    let header = CapHeader::SELF;
+    let mut sets = [CapData::default(); 2];
+    // SAFETY: the kernel reads the header and fills in both.
+    check(unsafe { libc::syscall(libc::SYS_capget, &raw const header, &raw mut sets) })?;
+    Ok(sets)
+}
+
 /// Does something while these capabilities are not in effect for the calling thread.
 ///
 /// # Errors
 /// Never for one that has them, by the manual.
-pub fn without_capabilities<T>(capabilities: u64, body: impl FnOnce() -> T) -> nix::Result<T> {
-    let header = CapHeader::SELF;
-    let mut had = [CapData::default(); 2];
-    // SAFETY: the kernel reads the header and fills in both.
-    check(unsafe { libc::syscall(libc::SYS_capget, &raw const header, &raw mut had) })?;
+pub fn without_capabilities<T>(out: u64, body: impl FnOnce() -> T) -> nix::Result<T> {
+    let had = capabilities()?;
     let mut fewer = had;
-    for (set, out) in fewer.iter_mut().zip(halves(capabilities)) {
+    for (set, out) in fewer.iter_mut().zip(halves(out)) {
         set.effective &= !out;
     }
-    // SAFETY: the kernel reads all of it.
-    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const fewer) })?;
+    set_capabilities(&fewer)?;
     let result = body();
-    // SAFETY: as above.
-    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const had) })?;
+    set_capabilities(&had)?;
     Ok(result)
+}
+
+pub(super) fn set_capabilities(sets: &[CapData; 2]) -> nix::Result<()> {
+    let header = CapHeader::SELF;
+    // SAFETY: the kernel reads all of it.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets) }).map(drop)
 }
