@@ -80,31 +80,50 @@ fn child_of(ret: libc::c_long) -> nix::Result<Option<Pid>> {
     Errno::result(ret).map(|pid| Pid::try_from(pid).ok().filter(|&pid| pid != 0))
 }
 
-/// Whether a child can move mappings of this process, by address and length, away from where they are.
+/// Whether mappings of this process that nothing here needs for the moment, by address and length, can be moved away from where they are: those of
+/// the vDSO, by which the C library tells the time. They are moved and put back, by a child if there are other threads, who could need them; a child
+/// that is a copy takes as long as forty system calls.
 ///
 /// # Errors
-/// As fork(2) and waitpid(2).
-pub fn child_moves(areas: &[(u64, u64)]) -> nix::Result<bool> {
-    const FLAGS: i32 = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-    let whole: usize = areas.iter().filter_map(|(_, len)| usize::try_from(*len).ok()).sum();
-    let Some(child) = plain_clone(0)? else {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: a fresh mapping where the kernel likes.
-        let room =
-            unsafe { libc::syscall(libc::SYS_mmap, 0usize, whole, libc::PROT_NONE, flags, -1, 0usize) };
-        let mut to = room.cast_unsigned();
-        for &(at, len) in areas {
-            // SAFETY: to memory that nothing uses; what had been there is not used either, since nothing here but bare system calls is run.
-            let moved = unsafe { libc::syscall(libc::SYS_mremap, at, len, len, FLAGS, to) };
-            if room < 0 || moved != to.cast_signed() {
-                exit(1);
-            }
-            to += len;
-        }
-        exit(0);
-    };
+/// As mmap(2), fork(2) and waitpid(2).
+pub fn can_move(areas: &[(u64, u64)]) -> nix::Result<bool> {
+    if is_alone() {
+        return move_all(areas);
+    }
+    let Some(child) = plain_clone(0)? else { exit(i32::from(move_all(areas) != Ok(true))) };
     let child = nix::unistd::Pid::from_raw(child);
     Ok(waitpid(child, None)? == WaitStatus::Exited(child, 0))
+}
+
+/// Whether this process has no other threads.
+fn is_alone() -> bool {
+    let threads = crate::proc::Dir::task(std::process::id().cast_signed()).and_then(|dir| dir.thread_count());
+    threads.is_ok_and(|count| count == 1)
+}
+
+/// Moves each to another place and back. By nothing but system calls.
+fn move_all(areas: &[(u64, u64)]) -> nix::Result<bool> {
+    const FLAGS: i32 = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    for &(at, len) in areas {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a fresh mapping where the kernel likes.
+        let room = unsafe { libc::syscall(libc::SYS_mmap, 0usize, len, libc::PROT_NONE, flags, -1, 0usize) };
+        Errno::result(room)?;
+        // SAFETY: to memory that nothing uses; what had been there is not used before it is back.
+        let moved = unsafe { libc::syscall(libc::SYS_mremap, at, len, len, FLAGS, room) };
+        if moved != room {
+            // SAFETY: the mapping made above, to which nothing refers.
+            unsafe { libc::syscall(libc::SYS_munmap, room, len) };
+            return Ok(false);
+        }
+        // SAFETY: to where it was, which is free.
+        let back = unsafe { libc::syscall(libc::SYS_mremap, room, len, len, FLAGS, at) };
+        if back != at.cast_signed() {
+            // Whatever asks for the time next would jump to nowhere.
+            std::process::abort();
+        }
+    }
+    Ok(true)
 }
 
 /// Whether a process or thread has this id.
