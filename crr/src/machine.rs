@@ -63,7 +63,7 @@ fn own() -> Result<Live> {
     };
     let areas = live.special.iter().filter(|area| area.len != 0);
     let areas: Vec<_> = areas.map(|area| (vdso.wrapping_add_signed(area.offset), area.len)).collect();
-    let moves = process::child_moves(&areas).context("try to move the vDSO")?;
+    let moves = process::can_move(&areas).context("try to move the vDSO")?;
     Ok(Live { moves, ..live })
 }
 

@@ -14,9 +14,6 @@ Examples:
   crr check --feature pagemap-scan    exit 0 if it works here, 1 if not
   crr check --feature mseal --feature soft-dirty";
 
-/// Show what this kernel can do, and what each lack costs.
-///
-/// Ends with 0 if everything is there that crr cannot do without, else with 1.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Check {

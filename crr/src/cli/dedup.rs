@@ -7,9 +7,6 @@ use clap::Args;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Give back the room of pages that earlier pre-dumps hold and a later pre-dump or dump has anew.
-///
-/// What else builds on these pre-dumps cannot be restored afterwards.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  crr dedup -D 3                      punch holes into the files of all that 3 builds on"

@@ -33,7 +33,6 @@ Examples:
 Whatever cannot be restored is refused before anything is written, all of it at once, and the tree runs on.
 A checkpoint that is already in the directory stays until the new one is whole.";
 
-/// Checkpoint a process tree into a directory.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Dump {

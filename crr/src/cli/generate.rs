@@ -7,7 +7,6 @@ use clap_complete::Shell;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Print a shell's completion script.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  crr completions bash > /usr/share/bash-completion/completions/crr")]
 pub(super) struct Completions {
@@ -23,7 +22,6 @@ impl Completions {
     }
 }
 
-/// Write the manual pages, crr(1) and one for each command.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  crr man /usr/share/man/man1")]
 pub(super) struct Man {

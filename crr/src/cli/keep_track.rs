@@ -8,7 +8,6 @@ use std::process::ExitCode;
 /// Its name.
 pub(crate) const COMMAND: &str = "keep-track";
 
-/// Keep track of what tasks write, until they end or another pre-dump or dump takes over.
 #[derive(Debug, Args)]
 pub(super) struct KeepTrack {
     /// A task, and the descriptor that was inherited for it.

@@ -10,7 +10,6 @@ use std::process::ExitCode;
 /// Its name.
 pub(crate) const COMMAND: &str = "lazy-pages";
 
-/// Bring pages to restored tasks that run already, until all are there.
 #[derive(Debug, Args)]
 pub(super) struct LazyPages {
     /// The page file, as all descriptors inherited.

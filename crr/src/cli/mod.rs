@@ -22,7 +22,8 @@ use crate::changed::Changed;
 use crate::fault;
 use crate::kernel::disabled;
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
+use clap::builder::Resettable;
+use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -61,19 +62,70 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Dump(dump::Dump),
-    PreDump(pre_dump::PreDump),
-    Restore(restore::Restore),
-    PageServer(page_server::PageServer),
-    Check(check::Check),
-    Show(show::Show),
-    Dedup(dedup::Dedup),
-    Completions(generate::Completions),
-    Man(generate::Man),
+    /// Checkpoint a process tree into a directory.
+    Dump(Late<dump::Dump>),
+    /// Record what a tree has in memory while it runs, so that the dump that follows has little to do.
+    PreDump(Late<pre_dump::PreDump>),
+    /// Restore a process tree from a checkpoint.
+    Restore(Late<restore::Restore>),
+    /// Take the page contents of one dump over the network, or give those of a checkpoint to restores.
+    ///
+    /// Prints the address that it listens on. Ends with 0 when the dump has come to its end and its pages are in the directory, as pages.img; with
+    /// --serve, it goes on until it is killed.
+    PageServer(Late<page_server::PageServer>),
+    /// Show what this kernel can do, and what each lack costs.
+    ///
+    /// Ends with 0 if everything is there that crr cannot do without, else with 1.
+    Check(Late<check::Check>),
+    /// Show what is in a checkpoint.
+    ///
+    /// Records are checked; page contents are not looked at, restore does that.
+    Show(Late<show::Show>),
+    /// Give back the room of pages that earlier pre-dumps hold and a later pre-dump or dump has anew.
+    ///
+    /// What else builds on these pre-dumps cannot be restored afterwards.
+    Dedup(Late<dedup::Dedup>),
+    /// Print a shell's completion script.
+    Completions(Late<generate::Completions>),
+    /// Write the manual pages, crr(1) and one for each command.
+    Man(Late<generate::Man>),
+    /// Keep track of what tasks write, until they end or another pre-dump or dump takes over.
     #[command(hide = true)]
-    KeepTrack(keep_track::KeepTrack),
+    KeepTrack(Late<keep_track::KeepTrack>),
+    /// Bring pages to restored tasks that run already, until all are there.
     #[command(hide = true)]
-    LazyPages(lazy_pages::LazyPages),
+    LazyPages(Late<lazy_pages::LazyPages>),
+}
+
+/// A command whose flags are defined when it is the one that is given: a small dump or restore would notice those of all others.
+#[derive(Debug)]
+struct Late<T>(T);
+
+impl<T: Args> FromArgMatches for Late<T> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        T::from_arg_matches(matches).map(Self)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
+    }
+}
+
+impl<T: Args> Args for Late<T> {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        command.defer(|command| keep_about(command, T::augment_args))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        command.defer(|command| keep_about(command, T::augment_args_for_update))
+    }
+}
+
+/// Adds flags to a command that is described already: parts of them that are flattened come with what describes these.
+fn keep_about(command: clap::Command, add: fn(clap::Command) -> clap::Command) -> clap::Command {
+    let short = Resettable::from(command.get_about().cloned());
+    let long = Resettable::from(command.get_long_about().cloned());
+    add(command).about(short).long_about(long)
 }
 
 /// What a command ends with when it does not fail.
@@ -104,17 +156,17 @@ fn run(cli: Cli) -> Outcome {
     }
     disabled::disable(&cli.disable_feature).map_err(Usage)?;
     match cli.command {
-        Command::Dump(command) => command.run(level),
-        Command::PreDump(command) => command.run(level),
-        Command::Restore(command) => command.run(level),
-        Command::PageServer(command) => command.run(level),
-        Command::Check(command) => command.run(level),
-        Command::Show(command) => command.run(level),
-        Command::Dedup(command) => command.run(level),
-        Command::Completions(command) => command.run(),
-        Command::Man(command) => command.run(),
-        Command::KeepTrack(command) => command.run(),
-        Command::LazyPages(command) => command.run(level),
+        Command::Dump(Late(command)) => command.run(level),
+        Command::PreDump(Late(command)) => command.run(level),
+        Command::Restore(Late(command)) => command.run(level),
+        Command::PageServer(Late(command)) => command.run(level),
+        Command::Check(Late(command)) => command.run(level),
+        Command::Show(Late(command)) => command.run(level),
+        Command::Dedup(Late(command)) => command.run(level),
+        Command::Completions(Late(command)) => command.run(),
+        Command::Man(Late(command)) => command.run(),
+        Command::KeepTrack(Late(command)) => command.run(),
+        Command::LazyPages(Late(command)) => command.run(level),
     }
 }
 

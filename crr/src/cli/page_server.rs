@@ -30,10 +30,6 @@ Example: run on another machine, before its memory is there
   here$  scp ckpt/[^p]*.img there:ckpt
   there$ crr restore -D ckpt -d --lazy-pages --page-server 10.0.0.1:9876 --tls --tls-cacert ca --tls-cert cert --tls-key key";
 
-/// Take the page contents of one dump over the network, or give those of a checkpoint to restores.
-///
-/// Prints the address that it listens on. Ends with 0 when the dump has come to its end and its pages are in the directory, as pages.img; with
-/// --serve, it goes on until it is killed.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct PageServer {

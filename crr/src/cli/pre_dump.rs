@@ -21,7 +21,6 @@ Example: two rounds while the tree runs, and the dump, which is short:
 All directories are needed for the restore. Between two rounds, a process of crr's own (crr keep-track) holds what tells which pages are
 written; it ends with the dump, or with the tasks. Before Linux 6.7, soft-dirty bits tell it, and the dump reads all memory to be sure.";
 
-/// Record what a tree has in memory while it runs, so that the dump that follows has little to do.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct PreDump {

@@ -34,7 +34,6 @@ Examples:
 Images are checked and everything is planned before the first process is made; a restore that fails later
 removes all that it made.";
 
-/// Restore a process tree from a checkpoint.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Restore {

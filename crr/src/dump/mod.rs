@@ -37,10 +37,11 @@ use anyhow::{Context, Result, bail};
 use collect::{Collected, Ready, collect};
 use freeze::Frozen;
 use guard::Unguarded;
-use images::inventory::{Inventory, Parent};
+use images::inventory::{Inventory, Parent, StateComponent};
 use images::memory::Run;
 use images::task::Tree;
 use images::{Abi, Pid};
+use nix::sys::utsname::uname;
 use pages::{Form, Writing};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -335,17 +336,20 @@ fn is_watched(error: &anyhow::Error) -> bool {
 /// How long killed tasks may take to be gone: they may have gigabytes to free.
 const LAST_RESORT: Duration = Duration::from_secs(60);
 
-/// The kernel that a dump is made on.
+/// The kernel and the processor that a dump is made on.
 struct Origin {
     release: String,
     boot_id: String,
+    xstate_layout: Vec<StateComponent>,
 }
 
 impl Origin {
     fn read() -> Result<Self> {
-        const RELEASE: &str = "/proc/sys/kernel/osrelease";
-        let release = std::fs::read_to_string(RELEASE).context(RELEASE)?;
-        Ok(Self { release: release.trim_end().to_owned(), boot_id: machine::boot_id()? })
+        Ok(Self {
+            release: uname().context("uname")?.release().to_string_lossy().into_owned(),
+            boot_id: machine::boot_id()?,
+            xstate_layout: xsave::layout(process::enabled_xfeatures()),
+        })
     }
 }
 
@@ -353,7 +357,6 @@ fn inventory(tree: &Tree, origin: Origin) -> Result<Inventory> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let threads = || tree.tasks.iter().flat_map(|task| &task.threads);
     let mut abis: Vec<Abi> = tree.tasks.iter().map(|task| task.abi).collect();
-    let xstate_layout = xsave::layout(process::enabled_xfeatures());
     abis.sort_unstable();
     abis.dedup();
     Ok(Inventory {
@@ -366,9 +369,9 @@ fn inventory(tree: &Tree, origin: Origin) -> Result<Inventory> {
         tasks: u32::try_from(tree.tasks.len())?,
         threads: u32::try_from(threads().count())?,
         xfeatures_in_use: threads()
-            .map(|thread| xstate::in_use(&thread.xstate, &xstate_layout))
+            .map(|thread| xstate::in_use(&thread.xstate, &origin.xstate_layout))
             .fold(0, |a, b| a | b),
-        xstate_layout,
+        xstate_layout: origin.xstate_layout,
         parent: None,
         pre_dump: None,
         files: Vec::new(),

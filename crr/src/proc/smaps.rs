@@ -44,7 +44,8 @@ pub fn read(
     buffer: &mut Vec<u8>,
     mut each: impl FnMut(Area<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    const ROOM: usize = 128 << 10;
+    /// Some twenty areas, so that it stays in the nearest cache: more is no faster, and to be touched first.
+    const ROOM: usize = 16 << 10;
     /// seq files hand out at most one page a read.
     const PAGE: usize = 4096;
     buffer.resize(ROOM, 0);

@@ -2,24 +2,26 @@
 //!
 //! The kernel tells of a domain only by what it forbids. One thing every domain forbids, whatever its rules: to look at a task
 //! outside of it in the way that ptrace(2) calls PTRACE_MODE_READ (hook_ptrace_access_check() of security/landlock/task.c). So
-//! crr makes a process whom any thread of the same user may look at, and has each thread compare it with itself by kcmp(2).
-//! That changes nothing, and by EPERM it tells.
+//! each thread is to compare with itself, by kcmp(2), a process that it may look at: crr, if that has the same user and no more privileges, else one
+//! that crr makes for it. That changes nothing, and by EPERM it tells.
 
 use super::Refuse;
 use crate::proc::{Dir, status};
 use crate::remote::{Arg, Batch, Call, Handle, Reply};
-use crate::sys::stranger::Stranger;
+use crate::sys::stranger::{Guise, Stranger, has_landlock};
 use anyhow::{Context, Result};
 use images::Pid;
 use images::thread::Creds;
 use nix::errno::Errno;
 use std::collections::HashMap;
 
-/// The processes to be looked at, one for each pair of real user and group.
-#[derive(Debug, Default)]
+/// The processes to be looked at.
+#[derive(Debug)]
 pub(crate) struct Bystanders {
-    /// Whether the kernel has Landlock; unknown before it matters.
-    present: Option<bool>,
+    present: bool,
+    /// What crr shows of itself.
+    own: Guise,
+    /// Those that were made, one for each pair of real user and group.
     by_ids: HashMap<(u32, u32), Stranger>,
 }
 
@@ -31,18 +33,19 @@ impl Bystanders {
     /// # Errors
     /// If there can be no such process.
     pub(crate) fn expecting(task: Pid) -> Result<Self> {
-        let mut bystanders = Self::default();
-        let ids = || -> Result<(u32, u32)> {
+        let own = Guise::own().context("look at own credentials")?;
+        let mut bystanders = Self { present: has_landlock(), own, by_ids: HashMap::new() };
+        let status = || -> Result<status::Status> {
             let mut text = Vec::new();
             Dir::task(task)?.read_record("status", &mut text)?;
-            let status = status::parse(&text)?;
-            Ok((status.uid[0], status.gid[0]))
+            Ok(status::parse(&text)?)
         };
         // A task that is gone is missed when it is to be stopped.
-        if let Ok((uid, gid)) = ids()
-            && uid == nix::unistd::getuid().as_raw()
+        if let Ok(status) = status()
+            && status.uid[0] == own.uids[0]
         {
-            bystanders.of(uid, gid)?;
+            let [_, permitted, ..] = status.caps;
+            bystanders.of(status.uid[0], status.gid[0], permitted)?;
         }
         Ok(bystanders)
     }
@@ -53,13 +56,15 @@ impl Bystanders {
     /// If there can be no such process.
     pub(crate) fn for_thread(&mut self, creds: &Creds) -> Result<Option<Pid>> {
         // Of the four ids, PTRACE_MODE_REALCREDS looks at the first.
-        self.of(creds.uid[0], creds.gid[0])
+        self.of(creds.uid[0], creds.gid[0], creds.cap_permitted)
     }
 
-    fn of(&mut self, uid: u32, gid: u32) -> Result<Option<Pid>> {
-        let present = *self.present.get_or_insert_with(crate::sys::stranger::has_landlock);
-        if !present {
+    fn of(&mut self, uid: u32, gid: u32, permitted: u64) -> Result<Option<Pid>> {
+        if !self.present {
             return Ok(None);
+        }
+        if self.own.is_open_to(uid, gid, permitted) {
+            return Ok(Some(nix::unistd::getpid().as_raw()));
         }
         if let Some(stranger) = self.by_ids.get(&(uid, gid)) {
             return Ok(Some(stranger.pid()));

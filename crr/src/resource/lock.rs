@@ -59,7 +59,7 @@ type File = (u64, u64);
 pub(crate) fn refuse_others(
     lines: &[Vec<u8>],
     has_name: bool,
-    object: &str,
+    object: impl Fn() -> String,
     refuse: &mut Refuse<'_>,
 ) -> bool {
     let mut any = false;
@@ -73,7 +73,7 @@ pub(crate) fn refuse_others(
             ),
             None => (format!("something is held ({})", String::from_utf8_lossy(text)), RELEASE),
         };
-        refuse.with_hint(object, reason, hint);
+        refuse.with_hint(object(), reason, hint);
         any = true;
     }
     any

@@ -251,10 +251,21 @@ impl Paths {
 
     fn look_up(&mut self, name: &[u8]) -> Found {
         // Its link shows no symbolic links on the way; one at the end is what is open itself (O_PATH).
-        let Ok(there) = lstat(std::ffi::OsStr::from_bytes(name)) else { return Found::Nothing };
+        lstat(std::ffi::OsStr::from_bytes(name)).map_or(Found::Nothing, |there| self.found(name, &there))
+    }
+
+    /// Takes what lies under a name that is about to be resolved, which somebody has looked at just now.
+    pub(crate) fn note(&mut self, name: &[u8], there: &FileStat) {
+        if !self.by_name.contains_key(name) {
+            let found = self.found(name, there);
+            self.by_name.insert(name.to_vec(), found);
+        }
+    }
+
+    fn found(&mut self, name: &[u8], there: &FileStat) -> Found {
         let of = self.kernel_file_system(name, there.st_dev);
         let id = PathId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
-        let found = record(name, &there);
+        let found = record(name, there);
         self.list.push(if of.is_some() {
             Path { view: true, size: 0, mtime: (0, 0), ..found }
         } else {

@@ -36,7 +36,7 @@ pub(super) fn preflight(
     pids(&mut refusals, checkpoint, schedule);
     sibling(&mut refusals, schedule, options);
     processor(&mut refusals, checkpoint, environment);
-    files(&mut refusals, checkpoint, given, options);
+    files(&mut refusals, checkpoint, given, options)?;
     given.preflight(&checkpoint.files, &mut refusals);
     privileges(&mut refusals, checkpoint, environment);
     seccomp::preflight(&mut refusals, &checkpoint.tree, environment);
@@ -125,7 +125,7 @@ fn processor(refusals: &mut Refusals, checkpoint: &Checkpoint, environment: &Env
 }
 
 /// What other processes have of the tree's, and what has become of its files.
-fn files(refusals: &mut Refusals, checkpoint: &Checkpoint, given: &Given, options: &Options) {
+fn files(refusals: &mut Refusals, checkpoint: &Checkpoint, given: &Given, options: &Options) -> Result<()> {
     pipe::preflight(&checkpoint.files, refusals);
     for (object, reason, hint) in recreate::obstacles(&checkpoint.files.ptys) {
         refuse(refusals, object, reason, Some(hint));
@@ -133,7 +133,7 @@ fn files(refusals: &mut Refusals, checkpoint: &Checkpoint, given: &Given, option
     for (object, reason, hint) in bind::obstacles(&checkpoint.files.unix_sockets) {
         refuse(refusals, object, reason, Some(hint));
     }
-    unchanged::preflight(refusals, checkpoint, given, options.validation);
+    unchanged::preflight(refusals, checkpoint, given, options.validation)
 }
 
 fn privileges(refusals: &mut Refusals, checkpoint: &Checkpoint, environment: &Environment) {

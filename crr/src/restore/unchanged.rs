@@ -1,10 +1,12 @@
 //! Whether files are still what they were at the dump.
 
+use crate::parallel;
 use crate::refusal::{Refusal, Refusals};
 use crate::resource::external::given::Given;
 use crate::resource::file::O_PATH;
 use crate::resource::{build_id, deleted};
 use crate::store::Checkpoint;
+use anyhow::Result;
 use images::PathId;
 use images::file::{Path, Target};
 use images::memory::Backing;
@@ -80,6 +82,9 @@ fn uses(checkpoint: &Checkpoint, given: &Given) -> BTreeMap<PathId, Use> {
 
 /// Takes the copies in the images of those programs and libraries that are no longer what they were: they come back as deleted files do.
 pub(super) fn use_copies(checkpoint: &mut Checkpoint, given: &Given, how: Validation) {
+    if checkpoint.files.paths.iter().all(|path| path.embedded.is_none()) {
+        return;
+    }
     for (id, what) in uses(checkpoint, given) {
         let path = &mut checkpoint.files.paths[id.0 as usize];
         if path.deleted.is_some() || path.embedded.is_none() {
@@ -94,18 +99,28 @@ pub(super) fn use_copies(checkpoint: &mut Checkpoint, given: &Given, how: Valida
 }
 
 /// Refuses what a program could not live with, and warns of what it has to expect.
-pub(super) fn preflight(refusals: &mut Refusals, checkpoint: &Checkpoint, given: &Given, how: Validation) {
-    for (id, what) in uses(checkpoint, given) {
-        let path = &checkpoint.files.paths[id.0 as usize];
+pub(super) fn preflight(
+    refusals: &mut Refusals,
+    checkpoint: &Checkpoint,
+    given: &Given,
+    how: Validation,
+) -> Result<()> {
+    let uses: Vec<(PathId, Use)> = uses(checkpoint, given).into_iter().collect();
+    let path = |id: PathId| &checkpoint.files.paths[id.0 as usize];
+    let look = |&(id, what): &(PathId, Use)| {
+        Ok(if path(id).deleted.is_some() { None } else { changed(path(id), what, how) })
+    };
+    for (&(id, _), changed) in uses.iter().zip(parallel::map(&uses, look)?) {
+        let path = path(id);
         if path.deleted.is_some() {
             deleted::preflight(path, refusals);
-            continue;
         }
-        if let Some((reason, hint)) = changed(path, what, how) {
+        if let Some((reason, hint)) = changed {
             let object = String::from_utf8_lossy(path.place()).into_owned();
             refusals.push(Refusal { task: None, object, reason, hint: hint.map(str::to_owned) });
         }
     }
+    Ok(())
 }
 
 /// Why a path is no longer what it was, if so. Warns of what a program has to expect.

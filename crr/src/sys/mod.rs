@@ -62,6 +62,11 @@ pub(crate) fn is_tmpfs(found: nix::Result<Statfs>) -> nix::Result<bool> {
     found.map(|of| of.filesystem_type() == TMPFS_MAGIC)
 }
 
+/// The word of 64 bits that two of 32 are, the lower one first.
+fn whole([low, high]: [u32; 2]) -> u64 {
+    u64::from(high) << 32 | u64::from(low)
+}
+
 /// Signals that are pending for the calling thread or process while blocked.
 ///
 /// # Errors

@@ -4,7 +4,7 @@
 //! clone3 without CLONE_VM is fork: safe to return from in both processes as long as this process has one thread.
 #![allow(unsafe_code)]
 
-use super::{check, halves};
+use super::{check, halves, whole};
 use crate::fault::{self, Point};
 use crate::kernel::disabled::{Switch, is_disabled};
 use images::Pid;
@@ -15,6 +15,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use shared::abi::common::{CapData, CapHeader, CloneArgs};
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// CLONE_FILES: one table of descriptors for both.
@@ -79,31 +80,50 @@ fn child_of(ret: libc::c_long) -> nix::Result<Option<Pid>> {
     Errno::result(ret).map(|pid| Pid::try_from(pid).ok().filter(|&pid| pid != 0))
 }
 
-/// Whether a child can move mappings of this process, by address and length, away from where they are.
+/// Whether mappings of this process that nothing here needs for the moment, by address and length, can be moved away from where they are: those of
+/// the vDSO, by which the C library tells the time. They are moved and put back, by a child if there are other threads, who could need them; a child
+/// that is a copy takes as long as forty system calls.
 ///
 /// # Errors
-/// As fork(2) and waitpid(2).
-pub fn child_moves(areas: &[(u64, u64)]) -> nix::Result<bool> {
-    const FLAGS: i32 = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-    let whole: usize = areas.iter().filter_map(|(_, len)| usize::try_from(*len).ok()).sum();
-    let Some(child) = plain_clone(0)? else {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: a fresh mapping where the kernel likes.
-        let room =
-            unsafe { libc::syscall(libc::SYS_mmap, 0usize, whole, libc::PROT_NONE, flags, -1, 0usize) };
-        let mut to = room.cast_unsigned();
-        for &(at, len) in areas {
-            // SAFETY: to memory that nothing uses; what had been there is not used either, since nothing here but bare system calls is run.
-            let moved = unsafe { libc::syscall(libc::SYS_mremap, at, len, len, FLAGS, to) };
-            if room < 0 || moved != to.cast_signed() {
-                exit(1);
-            }
-            to += len;
-        }
-        exit(0);
-    };
+/// As mmap(2), fork(2) and waitpid(2).
+pub fn can_move(areas: &[(u64, u64)]) -> nix::Result<bool> {
+    if is_alone() {
+        return move_all(areas);
+    }
+    let Some(child) = plain_clone(0)? else { exit(i32::from(move_all(areas) != Ok(true))) };
     let child = nix::unistd::Pid::from_raw(child);
     Ok(waitpid(child, None)? == WaitStatus::Exited(child, 0))
+}
+
+/// Whether this process has no other threads.
+fn is_alone() -> bool {
+    let threads = crate::proc::Dir::task(std::process::id().cast_signed()).and_then(|dir| dir.thread_count());
+    threads.is_ok_and(|count| count == 1)
+}
+
+/// Moves each to another place and back. By nothing but system calls.
+fn move_all(areas: &[(u64, u64)]) -> nix::Result<bool> {
+    const FLAGS: i32 = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    for &(at, len) in areas {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a fresh mapping where the kernel likes.
+        let room = unsafe { libc::syscall(libc::SYS_mmap, 0usize, len, libc::PROT_NONE, flags, -1, 0usize) };
+        Errno::result(room)?;
+        // SAFETY: to memory that nothing uses; what had been there is not used before it is back.
+        let moved = unsafe { libc::syscall(libc::SYS_mremap, at, len, len, FLAGS, room) };
+        if moved != room {
+            // SAFETY: the mapping made above, to which nothing refers.
+            unsafe { libc::syscall(libc::SYS_munmap, room, len) };
+            return Ok(false);
+        }
+        // SAFETY: to where it was, which is free.
+        let back = unsafe { libc::syscall(libc::SYS_mremap, room, len, len, FLAGS, at) };
+        if back != at.cast_signed() {
+            // Whatever asks for the time next would jump to nowhere.
+            std::process::abort();
+        }
+    }
+    Ok(true)
 }
 
 /// Whether a process or thread has this id.
@@ -301,6 +321,11 @@ pub fn close_all_fds_but(fd: i32) {
 /// XCR0: the state components that the kernel has enabled; 3 (x87, SSE) on a processor without XSAVE.
 #[must_use]
 pub fn enabled_xfeatures() -> u64 {
+    static KNOWN: OnceLock<u64> = OnceLock::new();
+    *KNOWN.get_or_init(ask_xcr0)
+}
+
+fn ask_xcr0() -> u64 {
     let leaf = std::arch::x86_64::__cpuid(1);
     if leaf.ecx & (1 << 27) == 0 {
         return 3;
@@ -340,23 +365,49 @@ pub fn timer_slack_ns() -> u64 {
     u64::try_from(slack).unwrap_or(0)
 }
 
+/// The effective capabilities of the calling thread, by their numbers.
+///
+/// # Errors
+/// Never, by the manual.
+pub fn effective_capabilities() -> nix::Result<u64> {
+    Ok(whole(capabilities()?.map(|half| half.effective)))
+}
+
+/// The permitted ones.
+///
+/// # Errors
+/// Never, by the manual.
+pub fn permitted_capabilities() -> nix::Result<u64> {
+    Ok(whole(capabilities()?.map(|half| half.permitted)))
+}
+
+/// The capabilities of the calling thread, the lower half first.
+fn capabilities() -> nix::Result<[CapData; 2]> {
+    let header = CapHeader::SELF;
+    let mut sets = [CapData::default(); 2];
+    // SAFETY: the kernel reads the header and fills in both.
+    check(unsafe { libc::syscall(libc::SYS_capget, &raw const header, &raw mut sets) })?;
+    Ok(sets)
+}
+
 /// Does something while these capabilities are not in effect for the calling thread.
 ///
 /// # Errors
 /// Never for one that has them, by the manual.
-pub fn without_capabilities<T>(capabilities: u64, body: impl FnOnce() -> T) -> nix::Result<T> {
-    let header = CapHeader::SELF;
-    let mut had = [CapData::default(); 2];
-    // SAFETY: the kernel reads the header and fills in both.
-    check(unsafe { libc::syscall(libc::SYS_capget, &raw const header, &raw mut had) })?;
+pub fn without_capabilities<T>(out: u64, body: impl FnOnce() -> T) -> nix::Result<T> {
+    let had = capabilities()?;
     let mut fewer = had;
-    for (set, out) in fewer.iter_mut().zip(halves(capabilities)) {
+    for (set, out) in fewer.iter_mut().zip(halves(out)) {
         set.effective &= !out;
     }
-    // SAFETY: the kernel reads all of it.
-    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const fewer) })?;
+    set_capabilities(&fewer)?;
     let result = body();
-    // SAFETY: as above.
-    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const had) })?;
+    set_capabilities(&had)?;
     Ok(result)
+}
+
+pub(super) fn set_capabilities(sets: &[CapData; 2]) -> nix::Result<()> {
+    let header = CapHeader::SELF;
+    // SAFETY: the kernel reads all of it.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, sets) }).map(drop)
 }

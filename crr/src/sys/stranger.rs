@@ -1,13 +1,13 @@
-//! A process without any privilege, for others to look at.
+//! Processes for others to look at: this one, and those without any privilege.
 //!
 //! # Safety
-//! After fork the child makes system calls only, with pointers to its own stack, so it needs no lock that could have been held.
+//! prctl takes numbers. After fork the child makes system calls only, with pointers to its own stack, so it needs no lock that could have been held.
 #![allow(unsafe_code)]
 
 use super::{check, process};
 use images::Pid;
 use nix::errno::Errno;
-use shared::abi::common::{CapData, CapHeader};
+use shared::abi::common::CapData;
 use std::os::fd::AsRawFd;
 
 /// Whether the kernel knows Landlock, and has it switched on.
@@ -19,6 +19,50 @@ pub fn has_landlock() -> bool {
     let version =
         unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, 0usize, CREATE_RULESET_VERSION) };
     version > 0
+}
+
+/// What the kernel judges others by, who want to look at a process: __ptrace_may_access() of kernel/ptrace.c and
+/// cap_ptrace_access_check() of security/commoncap.c.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guise {
+    /// Real, effective and saved user.
+    pub uids: [u32; 3],
+    /// Real, effective and saved group.
+    pub gids: [u32; 3],
+    /// The capabilities that are permitted.
+    pub capabilities: u64,
+    /// Nothing of it is hidden from the same user.
+    pub dumpable: bool,
+}
+
+impl Guise {
+    /// Of this process.
+    ///
+    /// # Errors
+    /// Never, by the manuals.
+    pub fn own() -> nix::Result<Self> {
+        /// SUID_DUMP_USER of include/linux/sched/coredump.h.
+        const BY_ITS_USER: i32 = 1;
+        let (users, groups) = (nix::unistd::getresuid()?, nix::unistd::getresgid()?);
+        // SAFETY: takes no argument.
+        let dumpable = unsafe { libc::prctl(libc::PR_GET_DUMPABLE) } == BY_ITS_USER;
+        Ok(Self {
+            uids: [users.real, users.effective, users.saved].map(nix::unistd::Uid::as_raw),
+            gids: [groups.real, groups.effective, groups.saved].map(nix::unistd::Gid::as_raw),
+            capabilities: process::permitted_capabilities()?,
+            dumpable,
+        })
+    }
+
+    /// Whether a thread of the same user namespace, with these real ids and these capabilities permitted, may look at it unless a
+    /// security module objects.
+    #[must_use]
+    pub fn is_open_to(&self, uid: u32, gid: u32, capabilities: u64) -> bool {
+        self.dumpable
+            && self.uids == [uid; 3]
+            && self.gids == [gid; 3]
+            && self.capabilities & !capabilities == 0
+    }
 }
 
 /// A waiting child; killed and reaped when dropped.
@@ -81,9 +125,7 @@ fn become_stranger(uid: u32, gid: u32) -> nix::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) })?;
     // SAFETY: numbers only.
     check(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) })?;
-    let (header, none) = (CapHeader::SELF, [CapData::default(); 2]);
-    // SAFETY: the kernel reads both.
-    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const none) })?;
+    process::set_capabilities(&[CapData::default(); 2])?;
     // Both are reset by a change of credentials.
     nix::sys::prctl::set_dumpable(true)?;
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
@@ -95,5 +137,49 @@ impl Drop for Stranger {
         // Neither can fail on a child that has not been reaped.
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         let _ = nix::sys::wait::waitpid(pid, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_less_may_not_look() {
+        let guise = Guise { uids: [1; 3], gids: [2; 3], capabilities: 0b101, dumpable: true };
+        assert!(guise.is_open_to(1, 2, 0b111) && guise.is_open_to(1, 2, 0b101));
+        assert!(
+            !guise.is_open_to(1, 2, 0b110)
+                && !guise.is_open_to(0, 2, 0b101)
+                && !guise.is_open_to(1, 0, 0b101)
+        );
+        assert!(!Guise { uids: [1, 0, 1], ..guise }.is_open_to(1, 2, 0b101));
+        assert!(!Guise { gids: [2, 2, 0], ..guise }.is_open_to(1, 2, 0b101));
+        assert!(!Guise { dumpable: false, ..guise }.is_open_to(1, 2, 0b101));
+    }
+
+    #[test]
+    fn a_child_may_look_at_its_parent_by_the_same_rule() {
+        const KCMP_VM: i32 = 1;
+        let parent = nix::unistd::getpid().as_raw();
+        let guise = Guise::own().unwrap();
+        let may_look = || {
+            // SAFETY: numbers only.
+            let same = unsafe { libc::syscall(libc::SYS_kcmp, parent, parent, KCMP_VM, 0, 0) };
+            same == 0
+        };
+        // As this process is, and with nothing.
+        for capabilities in [guise.capabilities, 0] {
+            let child = process::fork(0).unwrap();
+            let Some(child) = child else {
+                let reduced =
+                    capabilities != 0 || process::set_capabilities(&[CapData::default(); 2]).is_ok();
+                process::exit(if reduced { i32::from(may_look()) } else { 2 });
+            };
+            let expected = guise.is_open_to(guise.uids[0], guise.gids[0], capabilities);
+            let child = nix::unistd::Pid::from_raw(child);
+            let status = nix::sys::wait::waitpid(child, None).unwrap();
+            assert_eq!(status, nix::sys::wait::WaitStatus::Exited(child, i32::from(expected)));
+        }
     }
 }

@@ -6,6 +6,7 @@
 
 use images::inventory::StateComponent;
 use std::arch::x86_64::__cpuid_count;
+use std::sync::OnceLock;
 
 /// Components before it are part of the FXSAVE area.
 const FIRST_EXTENDED: u8 = 2;
@@ -24,9 +25,17 @@ pub const PKRU: u8 = 9;
 /// Where XSTATE_BV lies, the first word of the header behind the FXSAVE area.
 pub const XSTATE_BV: usize = 512;
 
-/// Extended state enumeration: sub-leaf n is component n, EAX its size, EBX its offset.
+/// Where a component lies. Each is asked for once: under a hypervisor CPUID takes as long as some twenty system calls.
 #[must_use]
 pub fn component(number: u8) -> StateComponent {
+    const COMPONENTS: usize = 64;
+    static KNOWN: [OnceLock<StateComponent>; COMPONENTS] = [const { OnceLock::new() }; COMPONENTS];
+    let known = KNOWN.get(usize::from(number));
+    known.map_or_else(|| ask(number), |known| *known.get_or_init(|| ask(number)))
+}
+
+/// Extended state enumeration: sub-leaf n is component n, EAX its size, EBX its offset.
+fn ask(number: u8) -> StateComponent {
     const LEAF: u32 = 0xd;
     // Newer compilers declare this intrinsic safe.
     #[allow(unused_unsafe)]

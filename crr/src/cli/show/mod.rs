@@ -32,9 +32,6 @@ Examples:
   crr show - < ckpt.tar               one that is a stream
   crr show --json ckpt | jq '.tree.tasks[].pid'";
 
-/// Show what is in a checkpoint.
-///
-/// Records are checked; page contents are not looked at, restore does that.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Show {

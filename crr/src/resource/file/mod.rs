@@ -126,9 +126,9 @@ impl Table {
         while !left.is_empty() {
             let (together, later) = left.split_at(left.len().min(looked_at_together(&info_dir)));
             left = later;
-            for open in parallel::map_to_files(together, look)? {
+            for mut open in parallel::map_to_files(together, look)? {
                 let id = self
-                    .description(deputy, &open, copies, paths, terminal, refuse)
+                    .description(deputy, &mut open, copies, paths, terminal, refuse)
                     .with_context(|| open.describe())?;
                 if let Some(description) = id {
                     let close_on_exec = open.info.flags & O_CLOEXEC != 0;
@@ -143,13 +143,13 @@ impl Table {
     fn description(
         &mut self,
         pid: Pid,
-        open: &Open,
+        open: &mut Open,
         copies: &Copies,
         paths: &mut Paths,
         terminal: Terminal,
         refuse: &mut Refuse<'_>,
     ) -> Result<Option<DescriptionId>> {
-        if lock::refuse_others(&open.info.locks, open.stat.st_nlink > 0, &open.describe(), refuse) {
+        if lock::refuse_others(&open.info.locks, open.stat.st_nlink > 0, || open.describe(), refuse) {
             return Ok(None);
         }
         let flags = open.info.flags & !O_CLOEXEC;
@@ -161,8 +161,8 @@ impl Table {
             }
             Err(at) => at,
         };
-        let moved = open.if_moved()?;
-        let open = moved.as_ref().unwrap_or(open);
+        open.follow()?;
+        let open = &*open;
         let id = DescriptionId(u32::try_from(self.descriptions.len()).context("too many open files")?);
         let place = |refuse: &Refuse<'_>| Place {
             id,

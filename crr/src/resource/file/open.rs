@@ -26,6 +26,8 @@ pub(super) struct Open {
     pub(super) queue_of: Option<String>,
     /// crr's own descriptor of it, by which it is asked: each way through /proc is a walk along a path with a check of rights.
     pub(super) copy: Arc<OwnedFd>,
+    /// What lies under the name that its link shows, if that is it.
+    pub(super) there: Option<FileStat>,
 }
 
 impl Open {
@@ -39,7 +41,7 @@ impl Open {
         }
         let copy = copies.get(*fd)?;
         let stat = fstat(&copy).context("fstat")?;
-        Ok(Self { fd: *fd, link: target.clone(), stat, info, text, queue_of: None, copy })
+        Ok(Self { fd: *fd, link: target.clone(), stat, info, text, queue_of: None, copy, there: None })
     }
 
     /// Whether it is shown by a path, even if that leads nowhere (prepend_path() of fs/d_path.c) or is too long.
@@ -55,11 +57,17 @@ impl Open {
         }
     }
 
-    /// As it is now, if its link does not lead to it any more: that was read long before [`Self::look`], and somebody outside of the tree can have
-    /// renamed or unlinked the file in between.
-    pub(super) fn if_moved(&self) -> Result<Option<Self>> {
-        if self.is_where_shown() {
-            return Ok(None);
+    /// Brings it up to date if its link does not lead to it any more: that was read long before [`Self::look`], and somebody outside of the tree can have
+    /// renamed or unlinked the file in between. Whether it was another one.
+    pub(super) fn follow(&mut self) -> Result<bool> {
+        if !self.link.starts_with(b"/") || self.link.ends_with(MARK) {
+            return Ok(false);
+        }
+        let id = |stat: &FileStat| (stat.st_dev, stat.st_ino);
+        let there = lstat(OsStr::from_bytes(&self.link)).ok();
+        self.there = there.filter(|there| self.stat.st_nlink > 0 && id(there) == id(&self.stat));
+        if self.there.is_some() {
+            return Ok(false);
         }
         let own = Dir::task(nix::unistd::getpid().as_raw())?.dir("fd")?;
         let read = || link_of(&own, &self.copy.as_raw_fd().to_string()).context("read its link again");
@@ -70,19 +78,10 @@ impl Open {
             link = read()?;
         }
         if link == self.link {
-            return Ok(None);
+            return Ok(false);
         }
-        let (info, text, queue_of) = (self.info.clone(), self.text.clone(), self.queue_of.clone());
-        Ok(Some(Self { fd: self.fd, link, stat, info, text, queue_of, copy: Arc::clone(&self.copy) }))
-    }
-
-    /// Whether the name that its link shows leads to it, if it shows one that is not gone.
-    fn is_where_shown(&self) -> bool {
-        if !self.link.starts_with(b"/") || self.link.ends_with(MARK) {
-            return true;
-        }
-        let is_same = |there: FileStat| (there.st_dev, there.st_ino) == (self.stat.st_dev, self.stat.st_ino);
-        self.stat.st_nlink > 0 && lstat(OsStr::from_bytes(&self.link)).is_ok_and(is_same)
+        (self.link, self.stat) = (link, stat);
+        Ok(true)
     }
 
     /// Whose it is, as messages name him.
@@ -106,19 +105,25 @@ mod tests {
         let name = |path: &std::path::Path| path.as_os_str().as_bytes().to_vec();
         let link = Link { fd: file.as_raw_fd().cast_unsigned(), target: name(&old) };
         let look = || Open::look(&link, &info_dir, &Copies::Own).unwrap();
-        assert!(look().if_moved().unwrap().is_none());
+        let mut open = look();
+        assert!(!open.follow().unwrap());
+        assert_eq!(open.there.unwrap().st_ino, open.stat.st_ino);
 
+        let follow = |open: &mut Open, to: &[u8]| {
+            assert!(open.follow().unwrap());
+            assert_eq!(open.link, to);
+        };
         fs::rename(&old, &new).unwrap();
-        assert_eq!(look().if_moved().unwrap().unwrap().link, name(&new));
+        follow(&mut look(), &name(&new));
         fs::write(&old, "another").unwrap();
-        let before = look();
-        assert_eq!(before.if_moved().unwrap().unwrap().link, name(&new));
+        let mut before = look();
+        follow(&mut look(), &name(&new));
         fs::remove_file(&new).unwrap();
         let gone = [name(&new), MARK.to_vec()].concat();
-        for open in [before, look()] {
-            let open = open.if_moved().unwrap().unwrap();
-            assert_eq!((&open.link, open.stat.st_nlink), (&gone, 0));
-            assert!(open.if_moved().unwrap().is_none());
+        for open in [&mut before, &mut look()] {
+            follow(open, &gone);
+            assert!(open.stat.st_nlink == 0 && open.there.is_none());
+            assert!(!open.follow().unwrap());
         }
     }
 }

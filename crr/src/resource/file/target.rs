@@ -3,7 +3,7 @@
 use super::open::Open;
 use super::{O_PATH, Table, Terminal, kinds};
 use crate::resource::external::Key;
-use crate::resource::path::{CLOSE, Paths, file_type};
+use crate::resource::path::{CLOSE, Lost, Paths, file_type};
 use crate::resource::unix_socket;
 use crate::resource::view::{FileSystem, Use};
 use crate::resource::{
@@ -14,7 +14,8 @@ use images::file::Target;
 use images::{DescriptionId, PathId};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, SFlag};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// The way out for a pipe that images are written to.
 const READ_ELSEWHERE: &str = "have a program outside of the tree read the images";
@@ -172,9 +173,7 @@ impl Table {
         let path = if pipe::inode(&open.link).is_some() {
             None
         } else {
-            match paths
-                .resolve(&open.link, &open.stat, Use::Open(open.info.flags), || copy.try_clone_to_owned())
-            {
+            match resolve(open, paths, || copy.try_clone_to_owned()) {
                 Ok(path) => Some(path),
                 Err(lost) => {
                     refuse.with_hint(open.describe(), lost.to_string(), lost.close());
@@ -183,10 +182,9 @@ impl Table {
             }
         };
         let id = DescriptionId(u32::try_from(self.descriptions.len()).context("too many open files")?);
-        let holder = open.holder(refuse);
-        let key = Key::all_of(&open.link, &open.stat, open.info.mount).pop();
-        let end = pipe::End { id, copy, stat: &open.stat, flags: open.info.flags, path, key, holder };
-        Ok(Some(Target::Pipe(self.pipes.add(end)?)))
+        let end = pipe::End { id, copy, stat: &open.stat, flags: open.info.flags, path };
+        let key = || Key::all_of(&open.link, &open.stat, open.info.mount).pop();
+        Ok(Some(Target::Pipe(self.pipes.add(end, || (open.holder(refuse), key()))?)))
     }
 }
 
@@ -217,13 +215,25 @@ fn named(open: &Open, copy: BorrowedFd<'_>, paths: &mut Paths, refuse: &mut Refu
         let name = format!("/proc/self/fd/{}", copy.as_raw_fd());
         Ok(nix::fcntl::open(name.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)
     };
-    match paths.resolve(&open.link, &open.stat, Use::Open(open.info.flags), reopen) {
+    match resolve(open, paths, reopen) {
         Ok(path) => Some(path),
         Err(lost) => {
             refuse.with_hint(open.describe(), lost.to_string(), lost.close());
             None
         }
     }
+}
+
+/// The record of the name that a descriptor is shown by.
+fn resolve(
+    open: &Open,
+    paths: &mut Paths,
+    reopen: impl FnOnce() -> io::Result<OwnedFd>,
+) -> Result<PathId, Lost> {
+    if let Some(there) = &open.there {
+        paths.note(&open.link, there);
+    }
+    paths.resolve(&open.link, &open.stat, Use::Open(open.info.flags), reopen)
 }
 
 /// Virtual consoles, serial lines, /dev/tty, /dev/console, masters and slaves of pseudo terminals:

@@ -79,7 +79,7 @@ impl Table {
                 open.queue_of = Some(one.holder.object.clone());
                 let refuse = &mut Refuse::new(refusals, one.holder.pid, &one.holder.name);
                 let id = self
-                    .description(own, &open, &Copies::Own, paths, terminal, refuse)
+                    .description(own, &mut open, &Copies::Own, paths, terminal, refuse)
                     .with_context(|| open.describe())?;
                 if let Some(id) = id {
                     if self.descriptions[id.0 as usize].target.is_late() {

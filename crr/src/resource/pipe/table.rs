@@ -54,21 +54,19 @@ pub(crate) struct End<'a> {
     pub(crate) flags: u32,
     /// Its name, if it has one.
     pub(crate) path: Option<PathId>,
-    /// By what it could stay outside.
-    pub(crate) key: Option<Key>,
-    pub(crate) holder: Holder,
 }
 
 impl Pipes {
-    /// The number of the pipe that this is an end of. Its contents are read when the first read end turns up.
-    pub(crate) fn add(&mut self, end: End<'_>) -> Result<u32> {
+    /// The number of the pipe that this is an end of; `ours` tells who has it, and by what it could stay outside. Its contents are read when the first
+    /// read end turns up.
+    pub(crate) fn add(&mut self, end: End<'_>, ours: impl FnOnce() -> (Holder, Option<Key>)) -> Result<u32> {
         let key = (end.stat.st_dev, end.stat.st_ino);
         let id = match self.by_inode.get(&key) {
             Some(&id) => id,
             None => {
                 let id = u32::try_from(self.records.len()).context("too many pipes")?;
                 self.records.push(record(&end)?);
-                self.found.push(Found::new(&end));
+                self.found.push(Found::new(&end, ours()));
                 self.by_inode.insert(key, id);
                 id
             }
@@ -125,15 +123,15 @@ impl Pipes {
 }
 
 impl Found {
-    fn new(end: &End<'_>) -> Self {
+    fn new(end: &End<'_>, (holder, key): (Holder, Option<Key>)) -> Self {
         let object = match end.path {
             Some(_) => Object::Fifo(end.stat.st_dev, end.stat.st_ino),
             None => Object::Pipe(end.stat.st_ino),
         };
         Self {
             object,
-            holder: end.holder.clone(),
-            key: end.key,
+            holder,
+            key,
             read: false,
             written: false,
             signals: false,
