@@ -66,7 +66,7 @@ impl Kind {
     #[must_use]
     pub const fn version(self) -> u16 {
         match self {
-            Self::Tree => 7,
+            Self::Tree => 8,
             Self::Files => 9,
             Self::Inventory => 4,
             Self::Memory => 6,
@@ -309,7 +309,7 @@ mod tests {
     fn newer_versions_are_told() {
         let found = error(&with_header(10, &[99, 0]));
         assert_eq!(found, Error::Version { found: 99, known: Kind::Tree.version() });
-        assert_eq!(found.to_string(), "has format version 99; this crr reads version 7");
+        assert_eq!(found.to_string(), "has format version 99; this crr reads version 8");
     }
 
     #[test]

@@ -114,6 +114,8 @@ pub struct Task {
     pub oom_score_adj: i32,
     /// `/proc/PID/coredump_filter`.
     pub coredump_filter: u32,
+    /// `/proc/PID/loginuid`, the user who once logged in; `u32::MAX` if nobody has, or where the kernel does not audit.
+    pub login_uid: u32,
     /// ARCH_GET_XCOMP_PERM: state components the task may use; 0 where the kernel has no such call.
     pub xcomp_permission: u64,
     /// Settings of the address space and the like.

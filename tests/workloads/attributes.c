@@ -381,3 +381,61 @@ CASE(no_counter)
 	checkpoint();
 	CHECK(!counts(), "the counter can be read");
 }
+
+static unsigned number_in(const char *path)
+{
+	unsigned number = 0;
+	FILE *file = fopen(path, "re");
+	CHECK(file != NULL && fscanf(file, "%u", &number) == 1, "%s: %s", path, strerror(errno));
+	if (file != NULL)
+		fclose(file);
+	return number;
+}
+
+static void log_in(unsigned uid)
+{
+	FILE *file = fopen("/proc/self/loginuid", "we");
+	CHECK(file != NULL && fprintf(file, "%u", uid) > 0 && fclose(file) == 0, "log in: %s", strerror(errno));
+}
+
+static unsigned session_of(pid_t pid)
+{
+	char path[64];
+	snprintf(path, sizeof(path), "/proc/%d/sessionid", (int)pid);
+	return number_in(path);
+}
+
+static char *kept;
+
+static void of_another_login(void *unused)
+{
+	(void)unused;
+	log_in(4322);
+	prepared();
+	wait_for_go();
+	CHECK(number_in("/proc/self/loginuid") == 4322, "the child's login: %u", number_in("/proc/self/loginuid"));
+	CHECK(kept[0] == 'k', "shared memory");
+	CHECK(session_of(getpid()) != session_of(getppid()), "the child is in its parent's session");
+}
+
+static void of_the_same_login(void *unused)
+{
+	(void)unused;
+	prepared();
+	wait_for_go();
+	CHECK(number_in("/proc/self/loginuid") == 4321, "the sibling's login: %u", number_in("/proc/self/loginuid"));
+	CHECK(session_of(getpid()) == session_of(getppid()), "session %u", session_of(getpid()));
+}
+
+/* Who logged in, as auditing and getlogin(3) have it: of a task, of a child that shares pages with it, of one from another login. */
+CASE(logins)
+{
+	kept = MUST((char *)mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	memset(kept, 'k', 64 * PAGE);
+	log_in(4321);
+	pid_t other = spawn(of_another_login, NULL), same = spawn(of_the_same_login, NULL);
+	checkpoint();
+	CHECK(number_in("/proc/self/loginuid") == 4321, "login %u", number_in("/proc/self/loginuid"));
+	finish(other);
+	finish(same);
+}

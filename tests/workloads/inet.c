@@ -1575,7 +1575,7 @@ CASE(netlink)
 	/* Lets nothing pass, or the header of each message: programs that hear of devices have a filter. */
 	struct sock_filter none = { 0x06, 0, 0, 0 }, header_alone = { 0x06, 0, 0, sizeof(struct nlmsghdr) };
 	struct sock_fprog of_none = { .len = 1, .filter = &none }, of_header = { .len = 1, .filter = &header_alone };
-	int fds[4], on = 1, group = RTNLGRP_IPV6_RULE;
+	int fds[5], on = 1, group = RTNLGRP_IPV6_RULE;
 	socklen_t length = sizeof(name);
 	fds[0] = MUST(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE));
 	MUST(bind(fds[0], (void *)&name, sizeof(name)));
@@ -1588,6 +1588,8 @@ CASE(netlink)
 	fds[2] = MUST(socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC));
 	fds[3] = MUST(socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE));
 	MUST(setsockopt(fds[3], SOL_SOCKET, SO_ATTACH_FILTER, &of_header, sizeof(of_header)));
+	/* As whoever tells something to be audited has one. */
+	fds[4] = MUST(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_AUDIT));
 	CHECK(name.nl_pid != 0 && (name.nl_groups & RTMGRP_LINK) != 0, "port %u, groups %#x", name.nl_pid, name.nl_groups);
 	checkpoint();
 	length = sizeof(now);
@@ -1600,6 +1602,7 @@ CASE(netlink)
 	CHECK(option(fds[0], 270, NETLINK_EXT_ACK) == 1, "NETLINK_EXT_ACK");
 	CHECK(option(fds[1], SOL_SOCKET, SO_PROTOCOL) == NETLINK_KOBJECT_UEVENT, "another protocol");
 	CHECK(fcntl(fds[1], F_GETFL) & O_NONBLOCK, "it blocks");
+	CHECK(option(fds[4], SOL_SOCKET, SO_PROTOCOL) == NETLINK_AUDIT, "another protocol");
 	CHECK(setsockopt(fds[1], SOL_SOCKET, SO_DETACH_FILTER, &on, sizeof(on)) == -1 && errno == EPERM, "it is not locked");
 	static char answer[8192];
 	struct nlmsghdr *header = (void *)answer;

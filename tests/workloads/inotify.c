@@ -4,6 +4,7 @@
 #include <sys/epoll.h>
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/sysmacros.h>
 
@@ -202,6 +203,92 @@ CASE(deleted)
 	expect(group, log, IN_DELETE_SELF, NULL);
 	expect(group, log, IN_IGNORED, NULL);
 	CHECK(unread(group) == 0, "%d bytes more", unread(group));
+}
+
+static int watch(int group, const char *directory, const char *name, uint32_t mask)
+{
+	char path[PATH_MAX];
+	snprintf(path, sizeof(path), "%s/%s", directory, name);
+	return MUST(inotify_add_watch(group, path, mask));
+}
+
+/* A file system of two layers: directories and files of one, of the other, of both. */
+static void mount_layers(const char *merged, const char *lower, const char *upper)
+{
+	char path[PATH_MAX], options[PATH_MAX * 4];
+	const char *const layers[] = { lower, upper };
+	for (size_t i = 0; i < LENGTH(layers); i++) {
+		static const char *const names[] = { "", "/both", "/both/inner" };
+		for (size_t j = 0; j < LENGTH(names); j++) {
+			snprintf(path, sizeof(path), "%s%s", layers[i], names[j]);
+			MUST(mkdir(path, 0755));
+		}
+		snprintf(path, sizeof(path), "%s/both/%s", layers[i], i == 0 ? "lower" : "upper");
+		touch(path);
+	}
+	snprintf(path, sizeof(path), "%s/gone", lower);
+	touch(path);
+	snprintf(path, sizeof(path), "%s.work", upper);
+	MUST(mkdir(path, 0755));
+	MUST(mkdir(merged, 0755));
+	snprintf(options, sizeof(options), "lowerdir=%s,upperdir=%s,workdir=%s", lower, upper, path);
+	MUST(mount("layers", merged, "overlay", 0, options));
+}
+
+/* Files of overlayfs that are used by nothing else: of both layers, which are on one file system or on two, changed and renamed since, below
+ * another mount. */
+CASE(layers)
+{
+	static const char *const merged[] = { "one", "two" };
+	int groups[2], top[2], inner[2], lower[2], upper[2], named[2], below[2];
+	MUST(mkdir("small", 0755));
+	MUST(mount("small", "small", "tmpfs", 0, NULL));
+	mount_layers("one", "small/lower", "small/upper");
+	mount_layers("two", "lower", "small/second");
+	MUST(mkdir("bound", 0755));
+	for (size_t i = 0; i < 2; i++) {
+		char path[PATH_MAX], to[PATH_MAX];
+		groups[i] = MUST(inotify_init1(IN_NONBLOCK));
+		top[i] = watch(groups[i], merged[i], "both", IN_CREATE);
+		inner[i] = watch(groups[i], merged[i], "both/inner", IN_CREATE);
+		lower[i] = watch(groups[i], merged[i], "both/lower", IN_OPEN);
+		upper[i] = watch(groups[i], merged[i], "both/upper", IN_ATTRIB);
+		snprintf(path, sizeof(path), "%s/both/before", merged[i]);
+		touch(path);
+		expect(groups[i], top[i], IN_CREATE, "before");
+		named[i] = watch(groups[i], merged[i], "both/before", IN_ATTRIB);
+		snprintf(to, sizeof(to), "%s/both/after", merged[i]);
+		MUST(rename(path, to));
+		snprintf(path, sizeof(path), "%s/gone", merged[i]);
+		MUST(unlink(path));
+		snprintf(path, sizeof(path), "bound/%s", merged[i]);
+		MUST(mkdir(path, 0755));
+		snprintf(to, sizeof(to), "%s/both", merged[i]);
+		MUST(mount(to, path, NULL, MS_BIND, NULL));
+		below[i] = watch(groups[i], path, "inner", IN_CREATE | IN_MASK_ADD);
+	}
+	checkpoint();
+	for (size_t i = 0; i < 2; i++) {
+		char path[PATH_MAX];
+		CHECK(unread(groups[i]) == 0 && below[i] == inner[i], "%s: %d bytes of events by themselves", merged[i],
+		      unread(groups[i]));
+		snprintf(path, sizeof(path), "%s/both/new", merged[i]);
+		touch(path);
+		expect(groups[i], top[i], IN_CREATE, "new");
+		snprintf(path, sizeof(path), "%s/both/inner/new", merged[i]);
+		touch(path);
+		expect(groups[i], inner[i], IN_CREATE, "new");
+		snprintf(path, sizeof(path), "%s/both/lower", merged[i]);
+		close(MUST(open(path, O_RDONLY)));
+		expect(groups[i], lower[i], IN_OPEN, NULL);
+		snprintf(path, sizeof(path), "%s/both/upper", merged[i]);
+		MUST(chmod(path, 0640));
+		expect(groups[i], upper[i], IN_ATTRIB, NULL);
+		snprintf(path, sizeof(path), "%s/both/after", merged[i]);
+		MUST(chmod(path, 0640));
+		expect(groups[i], named[i], IN_ATTRIB, NULL);
+		CHECK(unread(groups[i]) == 0, "%s: %d bytes more", merged[i], unread(groups[i]));
+	}
 }
 
 /* What the restore itself opens, reads, maps and closes is no event. */

@@ -7,6 +7,7 @@ use crate::remote::{Arg, Batch, Buffer, Call, Handle, Reply};
 use anyhow::{Context, Result};
 use images::Addr;
 use images::attribute::TaskAttributes;
+use std::io;
 
 /// What small files in `/proc/PID` tell.
 #[derive(Clone, Copy, Debug)]
@@ -14,7 +15,11 @@ pub(crate) struct Small {
     pub(crate) personality: u32,
     pub(crate) oom_score_adj: i32,
     pub(crate) coredump_filter: u32,
+    pub(crate) login_uid: u32,
 }
+
+/// The login uid of tasks that come from no login, and of all where the kernel does not audit (AUDIT_UID_UNSET).
+pub(crate) const NO_LOGIN: u32 = u32::MAX;
 
 /// Reads them.
 pub(crate) fn read_small(dir: &Dir, buffer: &mut Vec<u8>) -> Result<Small> {
@@ -25,11 +30,20 @@ pub(crate) fn read_small(dir: &Dir, buffer: &mut Vec<u8>) -> Result<Small> {
     let personality = hex(&read("personality")?).context("personality")?;
     let oom_score_adj = decimal(&read("oom_score_adj")?).context("oom_score_adj")?;
     let coredump_filter = hex(&read("coredump_filter")?).context("coredump_filter")?;
+    let login_uid = match read("loginuid") {
+        Err(error) if is_missing(&error) => NO_LOGIN,
+        read => decimal(&read?).context("loginuid")?,
+    };
     Ok(Small {
         personality: low_half(personality),
         oom_score_adj,
         coredump_filter: low_half(coredump_filter),
+        login_uid,
     })
+}
+
+fn is_missing(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// prctl options, include/uapi/linux/prctl.h.

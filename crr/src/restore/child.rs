@@ -5,6 +5,7 @@
 
 use super::Restore;
 use super::births::{self, Kin, Origin};
+use super::environment::login_uid;
 use crate::fault::{self, Point};
 use crate::resource::zombie;
 use crate::sys::{exec, process};
@@ -194,6 +195,7 @@ fn connect(restore: &Restore<'_>) -> Option<OwnedFd> {
 
 fn steps(restore: &Restore<'_>, index: usize, origin: &Origin<'_>, socket: &OwnedFd) -> Outcome {
     let kin = Kin::arrive(restore, of_task(index), origin)?;
+    log_in(restore, index);
     kin.lead(Some(socket.as_fd()))?;
     kin.gather()?;
     kin.set_foreground()?;
@@ -208,6 +210,15 @@ fn steps(restore: &Restore<'_>, index: usize, origin: &Origin<'_>, socket: &Owne
     let number = CString::new(socket.as_raw_fd().to_string()).unwrap_or_default();
     let errno = exec::execute(program.as_fd(), &[c"crr".to_owned(), number]);
     Err((Step::Exec, errno, 0))
+}
+
+/// Comes from the login that the task came from, unless it does already: each time, the kernel makes a new session of it, which children
+/// have, too. That it may not is told later, of all tasks (`takeover`).
+fn log_in(restore: &Restore<'_>, index: usize) {
+    let wanted = restore.checkpoint.tree.tasks[index].login_uid;
+    if restore.logins && !matches!(login_uid("self"), Ok(Some(found)) if found == wanted) {
+        let _ = fs::write("/proc/self/loginuid", wanted.to_string());
+    }
 }
 
 fn attributes(restore: &Restore<'_>, index: usize) -> Outcome {

@@ -1,11 +1,14 @@
 //! What this process passes on to the tasks it forks, so that only differences are restored.
 
+use crate::resource::task::NO_LOGIN;
 use crate::resource::{attribute, thread};
 use crate::sys::{process, xsave};
 use anyhow::{Context, Result};
 use images::inventory::StateComponent;
 use images::thread::{Creds, Sched};
+use std::fmt::Display;
 use std::fs;
+use std::io::ErrorKind;
 
 /// The coordinator's own attributes, and facts about the kernel and processor.
 #[derive(Clone, Debug)]
@@ -18,6 +21,8 @@ pub(crate) struct Environment {
     pub oom_score_adj: i32,
     /// `/proc/self/coredump_filter`.
     pub coredump_filter: u32,
+    /// `/proc/self/loginuid`.
+    pub login_uid: u32,
     /// `/proc/self/personality`.
     pub personality: u32,
     /// Its seccomp mode: 0 if it has none.
@@ -47,12 +52,27 @@ impl Environment {
             sched: thread::dump_sched(0)?,
             oom_score_adj: i32::try_from(number("/proc/self/oom_score_adj", 10)?)?,
             coredump_filter: u32::try_from(number("/proc/self/coredump_filter", 16)?)?,
+            login_uid: login_uid("self")?.unwrap_or(NO_LOGIN),
             personality: u32::try_from(number("/proc/self/personality", 16)?)?,
             attributes: attribute::inherited()?,
             xstate_layout: xsave::layout(process::enabled_xfeatures()),
             // The regset holds all components that the kernel has enabled (fpu_user_cfg.max_size).
             xstate_size: xsave::size_for(process::enabled_xfeatures()),
         })
+    }
+}
+
+/// `/proc/PID/loginuid`, where there is such a file and such a process.
+///
+/// # Errors
+/// Those of reading it.
+pub(crate) fn login_uid(pid: impl Display) -> Result<Option<u32>> {
+    let path = format!("/proc/{pid}/loginuid");
+    match fs::read_to_string(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        text => {
+            Ok(Some(text.and_then(|text| text.trim().parse().map_err(std::io::Error::other)).context(path)?))
+        }
     }
 }
 

@@ -141,6 +141,8 @@ pub(crate) struct Restore<'a> {
     pub own_group: images::Pid,
     /// How processes get their ids.
     pub chooser: Chooser,
+    /// Whether any task comes from another login than crr.
+    pub logins: bool,
 }
 
 /// Restores a tree. Without `detached`, waits for its root and returns the exit status the root ended with
@@ -350,6 +352,7 @@ fn try_to_restore(options: &Options, known: &Known, given: Given) -> Result<(ima
         socket_name: socket_name()?,
         own_group: nix::unistd::getpgrp().as_raw(),
         chooser,
+        logins: checkpoint.tree.tasks.iter().any(|task| task.login_uid != environment.login_uid),
     };
     let back = bring_back(&mut restore, options, source, deadline)?;
     options.source.release(!options.lazy_pages);

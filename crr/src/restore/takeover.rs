@@ -4,6 +4,7 @@
 //! as it would have done (`arch_do_signal_or_restart`, arch/x86/kernel/signal.c) - but only from a stop that lies on
 //! the way to user mode with a signal pending, as PTRACE_INTERRUPT's does; not from a system call's exit stop.
 
+use super::environment::login_uid;
 use super::hold::Held;
 use super::loan;
 use super::lock;
@@ -14,6 +15,7 @@ use crate::fault::{self, Point};
 use crate::keeper::{Keeper, Kill};
 use crate::proc::has_ended;
 use crate::ptrace::{self, Patience, Seized, Stop, Stopped, regs};
+use crate::resource::task::NO_LOGIN;
 use crate::resource::wait::{self, resume};
 use crate::resource::xstate;
 use crate::resource::{event, fanotify, inotify, seccomp};
@@ -91,6 +93,7 @@ pub(super) fn take_over(
             attributes(task).with_context(|| format!("task {}", task.pid))?;
         }
     }
+    tell_logins(restore);
     let finished: Vec<Taken<'_>> = all.into_iter().flatten().collect();
     let groups =
         inotify::Groups::of(&files.descriptions, &files.inotifies, |id| restore.opened.description(id))?;
@@ -194,6 +197,26 @@ fn enter_waits(all: &mut [Vec<Taken<'_>>], parked: &Parked, patience: &Patience)
         Ok(())
     };
     make_calls(all, patience, set_up, answered).context("continue the waits")
+}
+
+/// Tells of tasks that come from another login than they did. Only a task itself can change that (proc_loginuid_write(), fs/proc/base.c),
+/// a clone does not, and not even root on a machine that forbids it (audit_set_loginuid_perm(), kernel/auditsc.c).
+fn tell_logins(restore: &Restore<'_>) {
+    if !restore.logins {
+        return;
+    }
+    for task in &restore.checkpoint.tree.tasks {
+        let found = login_uid(task.pid).ok().flatten().unwrap_or(NO_LOGIN);
+        if found != task.login_uid {
+            let name =
+                |uid| if uid == NO_LOGIN { "no login".to_owned() } else { format!("a login of uid {uid}") };
+            let (was, is) = (name(task.login_uid), name(found));
+            log::warn!(
+                "task {}: came from {was}, which could not be set again: it comes from {is} now",
+                task.pid
+            );
+        }
+    }
 }
 
 /// What a forked child writes about itself before it execs, for a task that was cloned and may see another /proc.

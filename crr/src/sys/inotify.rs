@@ -1,4 +1,4 @@
-//! inotify: watches by number, and files by handle.
+//! inotify: watches by number.
 //!
 //! # Safety
 //! Pointers lead to live objects of the size that each call reads or writes; descriptors that a successful call
@@ -10,19 +10,15 @@ use nix::errno::Errno;
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-fn own(fd: libc::c_int) -> nix::Result<OwnedFd> {
-    let fd = check(fd)?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
 /// inotify_init1(2), close-on-exec.
 ///
 /// # Errors
 /// EMFILE: too many files, or groups of this user.
 pub fn create() -> nix::Result<OwnedFd> {
     // SAFETY: plain numbers.
-    own(unsafe { libc::inotify_init1(libc::IN_CLOEXEC) })
+    let fd = check(unsafe { libc::inotify_init1(libc::IN_CLOEXEC) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// inotify_add_watch(2): the number of the watch.
@@ -64,31 +60,4 @@ pub fn unread(group: BorrowedFd<'_>) -> nix::Result<usize> {
     // SAFETY: writes one int.
     check(unsafe { libc::ioctl(group.as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
     usize::try_from(bytes).map_err(|_| Errno::EINVAL)
-}
-
-/// Bytes of the longest handle: MAX_HANDLE_SZ.
-const HANDLE_MAX: usize = 128;
-
-/// `struct file_handle` with room for any.
-#[repr(C)]
-struct Handle {
-    bytes: u32,
-    kind: i32,
-    handle: [u8; HANDLE_MAX],
-}
-
-/// open_by_handle_at(2) in the file system of the current directory, for its path only. For that file system alone a directory that
-/// is opened for its path only will not do; and to open one for reading is an event to whoever watches it.
-///
-/// # Errors
-/// ESTALE if there is no such file, EOPNOTSUPP where files have no handles, EPERM without CAP_DAC_READ_SEARCH.
-pub fn open_by_handle(kind: i32, handle: &[u8]) -> nix::Result<OwnedFd> {
-    let length = u32::try_from(handle.len()).map_err(|_| Errno::EINVAL)?;
-    let mut whole = Handle { bytes: length, kind, handle: [0; HANDLE_MAX] };
-    whole.handle.get_mut(..handle.len()).ok_or(Errno::EINVAL)?.copy_from_slice(handle);
-    let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
-    // SAFETY: reads the head of the handle and as many bytes as that says, all of them ours.
-    let fd =
-        check(unsafe { libc::syscall(libc::SYS_open_by_handle_at, libc::AT_FDCWD, &raw mut whole, flags) })?;
-    own(i32::try_from(fd).map_err(|_| Errno::EBADF)?)
 }

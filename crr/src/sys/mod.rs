@@ -12,6 +12,7 @@ pub mod bpf;
 pub mod event;
 pub mod exec;
 pub mod fanotify;
+pub mod handle;
 pub(crate) mod heap;
 pub mod inotify;
 pub mod int80;

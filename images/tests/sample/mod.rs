@@ -560,6 +560,7 @@ fn task(pid: Pid, ppid: Pid, abi: Abi) -> Task {
         child_subreaper: false,
         oom_score_adj: -17,
         coredump_filter: 0x33,
+        login_uid: 1000,
         xcomp_permission: 7,
         attributes: TaskAttributes {
             thp_disable: 3,

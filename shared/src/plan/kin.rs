@@ -160,12 +160,14 @@ impl<'a> Kin<'a> {
         alike.filter(could).find(|&sibling| self.shares(index, sibling))
     }
 
-    /// Whether a task is where another one's clone is, or goes from there to a group of its own.
+    /// Whether a task is where another one's clone is, or goes from there to a group of its own. The login is what a clone cannot change by
+    /// its program alone.
     fn stands_like(&self, index: usize, maker: usize) -> bool {
         let (task, maker) = (&self.tasks[index], &self.tasks[maker]);
         task.sid == maker.sid
             && task.sid != task.pid
             && (task.pgid == maker.pgid || task.pgid == task.pid)
+            && task.login_uid == maker.login_uid
             && self.terminals.without.contains(&task.pid) == self.terminals.without.contains(&maker.pid)
     }
 

@@ -3,11 +3,12 @@
 use super::{Rule, Snapshot, deputy, link, read, threads};
 
 /// Files of /proc/PID that are compared as they are. Zero bytes in them become line breaks.
-const VERBATIM: [&str; 9] = [
+const VERBATIM: [&str; 10] = [
     "cmdline",
     "coredump_filter",
     "environ",
     "limits",
+    "loginuid",
     "oom_score_adj",
     "personality",
     "setgroups",

@@ -17,6 +17,7 @@ tests::survives! {
     policies_of_many_areas => attributes("policies_of_many_areas");
     area_policies_under_another => attributes("area_policies_under_another");
     shared_policies => attributes("shared_policies");
+    logins => attributes("logins");
     thread_settings => attributes("thread_settings");
     no_counter => attributes("no_counter");
 }

@@ -11,6 +11,7 @@ tests::survives! {
     flags => inotify("flags");
     renamed => inotify("renamed");
     deleted => inotify("deleted");
+    layers => inotify("layers");
     quiet => inotify("quiet");
     unread_events => inotify("unread_events");
     read_in_progress => inotify("read_in_progress");

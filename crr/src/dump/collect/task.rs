@@ -120,6 +120,7 @@ pub(super) fn collect_task(
         child_subreaper: false,
         oom_score_adj: small.oom_score_adj,
         coredump_filter: small.coredump_filter,
+        login_uid: small.login_uid,
         xcomp_permission: 0,
         attributes: TaskAttributes::default(),
         rlimits,

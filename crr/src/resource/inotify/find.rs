@@ -2,23 +2,25 @@
 //!
 //! By its handle the kernel opens the file itself, wherever it is by now, and `/proc` shows the name under which it knows it. It
 //! may know none, if nobody has used the file for long; and some file systems have no handles that can be opened (overlayfs, procfs). Then the
-//! names that the tree uses otherwise are tried, and the directories above them. Directories are not looked through: that would be an event to
-//! whoever watches them.
+//! names that the tree uses otherwise are tried, and the directories above them. Overlayfs makes its handles of those of its layers
+//! ([`overlay`]): what can be opened in a layer has the same name there, but for its beginning. Directories are not looked through: that would
+//! be an event to whoever watches them.
 
-use super::Nameless;
+use super::{Nameless, overlay};
 use crate::proc::fdinfo;
 use crate::proc::inotify::WatchedFile;
 use crate::proc::mountinfo::{self, Mount};
 use crate::resource::path::{Lost, Paths};
-use crate::sys::inotify as sys;
+use crate::sys::handle;
 use anyhow::{Context, Result};
 use images::PathId;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, readlink};
 use nix::sys::stat::{FileStat, Mode, fstat, lstat, major, minor};
 use nix::unistd::fchdir;
-use std::collections::{HashMap, HashSet};
-use std::ffi::OsStr;
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::{CString, OsStr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -53,10 +55,17 @@ pub(crate) struct Finder {
     /// For each device, the places where it is mounted, by descriptors that only lead there.
     roots: HashMap<u32, Vec<OwnedFd>>,
     /// What the tree uses otherwise, by device and inode as [`WatchedFile`] has them; made when first needed.
-    used: Option<HashMap<(u32, u64), (PathBuf, FileStat)>>,
+    used: Option<HashMap<(u32, u64), Vec<Named>>>,
     here: Option<OwnedFd>,
     /// Where it is: device, and which of its places.
     at: Option<(u32, usize)>,
+}
+
+/// A file at a name.
+#[derive(Clone, Debug)]
+struct Named {
+    name: PathBuf,
+    stat: FileStat,
 }
 
 impl Drop for Finder {
@@ -79,7 +88,7 @@ impl Finder {
         if let Some((kind, handle)) = &watched.handle {
             for root in 0..self.roots(watched.device)?.len() {
                 self.go(watched.device, root)?;
-                let file = match sys::open_by_handle(*kind, handle) {
+                let file = match handle::open(*kind, handle) {
                     Ok(file) => file,
                     Err(errno) => {
                         unopened = if errno == Errno::EPERM { NO_RIGHT } else { unopened };
@@ -101,11 +110,51 @@ impl Finder {
                 }
             }
         }
-        let used = self.used.get_or_insert_with(|| used(paths));
-        if let Some((name, stat)) = used.get(&(watched.device, watched.ino)) {
-            return Ok(paths.watched(name.as_os_str().as_bytes(), stat).map_err(why));
+        let name = match self.used_otherwise(watched, paths)? {
+            None => self.by_a_layer(watched)?,
+            used => used,
+        };
+        if let Some(Named { name, stat }) = name {
+            return Ok(paths.watched(name.as_os_str().as_bytes(), &stat).map_err(why));
         }
         Ok(Err(if seen { FORGOTTEN } else { unopened }))
+    }
+
+    /// The name that the tree uses it by otherwise, if only one file can be meant: of files in the layers of an overlayfs, several may
+    /// have one inode.
+    fn used_otherwise(&mut self, watched: &WatchedFile, paths: &Paths) -> Result<Option<Named>> {
+        if self.used.is_none() {
+            self.used = Some(used(paths, self.mounts()?));
+        }
+        let all = self.used.as_ref().and_then(|used| used.get(&(watched.device, watched.ino)));
+        let mut files =
+            all.into_iter().flatten().filter(|file| has_handle(&file.name, watched) != Some(false));
+        let first = files.next();
+        let one = files.all(|other| first.is_some_and(|file| file.stat.st_dev == other.stat.st_dev));
+        Ok(first.filter(|_| one).cloned())
+    }
+
+    /// The name of a file of an overlayfs, by that which it has in a layer, if that can be seen from here.
+    fn by_a_layer(&mut self, watched: &WatchedFile) -> Result<Option<Named>> {
+        let Some((kind, handle)) = watched.handle.as_ref().and_then(overlay::in_layer) else {
+            return Ok(None);
+        };
+        let (here, others): (Vec<_>, Vec<_>) =
+            self.mounts()?.iter().cloned().partition(|mount| mount.device == watched.device);
+        for device in others.iter().map(|mount| mount.device).collect::<BTreeSet<_>>() {
+            for root in 0..self.roots(device)?.len() {
+                self.go(device, root)?;
+                let Ok(file) = handle::open(kind, handle) else { continue };
+                let name =
+                    readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).context("readlink")?;
+                let mut names = overlay::names(Path::new(&name), &here);
+                if let Some(name) = names.find(|name| has_handle(name, watched) == Some(true)) {
+                    let stat = lstat(&name).context("stat what is watched")?;
+                    return Ok(Some(Named { name, stat }));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Where a mount is that nothing else is mounted over.
@@ -171,15 +220,36 @@ fn open_path<P: nix::NixPath + ?Sized>(path: &P) -> nix::Result<OwnedFd> {
     nix::fcntl::open(path, O_PATH | OFlag::O_DIRECTORY, Mode::empty())
 }
 
-/// The names that a tree uses, and the directories above them.
-fn used(paths: &Paths) -> HashMap<(u32, u64), (PathBuf, FileStat)> {
-    let names: HashSet<&Path> = paths.names().flat_map(Path::ancestors).collect();
-    let look = |name: &Path| {
-        let there = lstat(name).ok()?;
-        let device = major(there.st_dev) << 20 | minor(there.st_dev);
-        Some(((u32::try_from(device).ok()?, there.st_ino), (name.to_owned(), there)))
-    };
-    names.into_iter().filter_map(look).collect()
+/// The names that a tree uses, and the directories above them. What stat(2) gives as a file's device is not always that of its file
+/// system (overlayfs, btrfs): it is taken from the mount (Linux 5.8).
+fn used(paths: &Paths, mounts: &[Mount]) -> HashMap<(u32, u64), Vec<Named>> {
+    let devices: HashMap<u64, u32> = mounts.iter().map(|mount| (u64::from(mount.id), mount.device)).collect();
+    let names: BTreeSet<&Path> = paths.names().flat_map(Path::ancestors).collect();
+    let mut used: HashMap<_, Vec<_>> = HashMap::new();
+    for name in names {
+        let Ok(there) = lstat(name) else { continue };
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let mount = statx(CWD, name, flags, StatxFlags::MNT_ID).ok().map(|there| there.stx_mnt_id);
+        let device = mount.and_then(|mount| devices.get(&mount).copied());
+        let device = device.or_else(|| u32::try_from(major(there.st_dev) << 20 | minor(there.st_dev)).ok());
+        if let Some(device) = device {
+            used.entry((device, there.st_ino))
+                .or_default()
+                .push(Named { name: name.to_owned(), stat: there });
+        }
+    }
+    used
+}
+
+/// Whether the file at a name is the one that is watched, by their handles; `None` if the kernel does not tell.
+fn has_handle(name: &Path, watched: &WatchedFile) -> Option<bool> {
+    let wanted = watched.handle.as_ref()?;
+    let name = CString::new(name.as_os_str().as_bytes()).ok()?;
+    match handle::of(&name) {
+        Ok(handle) => Some(handle == *wanted),
+        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => None,
+        Err(_) => Some(false),
+    }
 }
 
 /// Whether a name leads to a file, without following a symbolic link.

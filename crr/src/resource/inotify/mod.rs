@@ -5,6 +5,7 @@
 //! restored group tells so itself, as the kernel does where it has no room for more (IN_Q_OVERFLOW, [`recreate`]).
 
 pub(crate) mod find;
+mod overlay;
 pub(crate) mod recreate;
 
 use super::event::Place;

@@ -1,5 +1,7 @@
 //! Netlink sockets of the protocols whose sockets have nothing but an address and the groups that they hear.
 
+mod audit;
+
 use super::Refuse;
 use super::path::CLOSE;
 use super::socket::{option, restore_owner};
@@ -16,8 +18,8 @@ const SOL_NETLINK: i32 = 270;
 const ADD_MEMBERSHIP: i32 = 1;
 const LIST_MEMBERSHIPS: i32 = 9;
 
-/// NETLINK_ROUTE, NETLINK_SOCK_DIAG, NETLINK_KOBJECT_UEVENT, NETLINK_GENERIC.
-const SUPPORTED: [i32; 4] = [0, 4, 15, 16];
+/// NETLINK_ROUTE, NETLINK_SOCK_DIAG, NETLINK_AUDIT, NETLINK_KOBJECT_UEVENT, NETLINK_GENERIC.
+const SUPPORTED: [i32; 5] = [0, 4, 9, 15, 16];
 
 /// The record of a socket; `None` when it is refused.
 pub(crate) fn dump(
@@ -39,6 +41,12 @@ pub(crate) fn dump(
     };
     if let Some(reason) = obstacle {
         refuse.with_hint(&holder.object, reason, CLOSE);
+        return Ok(None);
+    }
+    if protocol == libc::NETLINK_AUDIT
+        && let Some((reason, hint)) = audit::obstacle(stat.st_ino)?
+    {
+        refuse.with_hint(&holder.object, reason, hint);
         return Ok(None);
     }
     let own = getsockname::<NetlinkAddr>(fd.as_raw_fd()).context("getsockname")?;
