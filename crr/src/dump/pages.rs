@@ -2,7 +2,7 @@
 //!
 //! First every run of pages gets its place; then workers take one block of the page file after the other,
 //! gather its pages from the tasks into a buffer of their own, take the checksum (and pack them, if asked) while they are in the cache and
-//! write the block. So nothing is copied more than once in memory, and no order has to be kept.
+//! write the block. So a page comes from memory once, and no order has to be kept.
 
 use super::frames::{Frames, Stretch};
 use crate::fault::{self, Point};
@@ -337,7 +337,7 @@ impl<'a> Writing<'a> {
         let next = AtomicU64::new(self.done);
         let failed = AtomicBool::new(false);
         let work = || -> Result<Vec<(u64, Block)>> {
-            let mut worker = Worker::new(contents, sink, form)?;
+            let mut worker = Worker::new(contents, sink, form, workers > 1)?;
             let mut done = Vec::new();
             loop {
                 let block = next.fetch_add(1, Ordering::Relaxed);
@@ -387,9 +387,11 @@ impl<'a> Writing<'a> {
 }
 
 impl<'a> Worker<'a> {
-    fn new(contents: &'a Contents, sink: &'a Sink, form: Form) -> Result<Self> {
+    /// One that has company writes whole blocks, too: a file takes one write at a time (`inode_lock()` in shmem_file_write_iter(), mm/shmem.c, and its like), so
+    /// with fewer writes fewer have to wait.
+    fn new(contents: &'a Contents, sink: &'a Sink, form: Form, has_company: bool) -> Result<Self> {
         let packer = form.compression.map(Packer::new).transpose()?;
-        let at_once = sink.takes_blocks();
+        let at_once = has_company || sink.takes_blocks();
         let count = if at_once && packer.is_none() { BLOCK_PAGES } else { CHUNK_PAGES };
         let pages = Aligned::new(usize::try_from(count * PAGE_SIZE)?);
         Ok(Self { contents, sink, form, packer, at_once, pages, packed: Vec::new() })
