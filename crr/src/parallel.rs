@@ -93,9 +93,9 @@ pub(crate) fn in_parallel(count: u64, each: impl Fn(u64) -> Result<()> + Sync) -
 /// Items that one thread takes at a time in [`map`]: starting a thread costs as much as some fifty system calls.
 const CHUNK: usize = 32;
 
-/// Whether [`map`] takes several threads for so many items.
-fn is_worth(items: usize) -> bool {
-    items > CHUNK && threads(items.div_ceil(CHUNK)) > 1
+/// Whether several threads are taken for so many items, of which each takes so many at a time.
+fn is_worth(items: usize, chunk: usize) -> bool {
+    items > chunk && threads(items.div_ceil(chunk)) > 1
 }
 
 /// As [`map`], where a file of every item stays open. Room for them is made before there are threads.
@@ -103,7 +103,7 @@ pub(crate) fn map_to_files<T: Sync, R: Send + Sync>(
     items: &[T],
     each: impl Fn(&T) -> Result<R> + Sync,
 ) -> Result<Vec<R>> {
-    if is_worth(items.len()) {
+    if is_worth(items.len(), CHUNK) {
         limits::make_room_for_files(items.len());
     }
     map(items, each)
@@ -114,11 +114,27 @@ pub(crate) fn map<T: Sync, R: Send + Sync>(
     items: &[T],
     each: impl Fn(&T) -> Result<R> + Sync,
 ) -> Result<Vec<R>> {
-    if !is_worth(items.len()) {
+    map_by_chunks(items, CHUNK, each)
+}
+
+/// As [`map`], of items each of which is worth a thread.
+pub(crate) fn map_large<T: Sync, R: Send + Sync>(
+    items: &[T],
+    each: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    map_by_chunks(items, 1, each)
+}
+
+fn map_by_chunks<T: Sync, R: Send + Sync>(
+    items: &[T],
+    chunk: usize,
+    each: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    if !is_worth(items.len(), chunk) {
         return items.iter().map(each).collect();
     }
     let chunks: Vec<(&[T], OnceLock<Vec<R>>)> =
-        items.chunks(CHUNK).map(|chunk| (chunk, OnceLock::new())).collect();
+        items.chunks(chunk).map(|chunk| (chunk, OnceLock::new())).collect();
     in_parallel(chunks.len() as u64, |number| {
         if let Some((chunk, done)) = usize::try_from(number).ok().and_then(|number| chunks.get(number)) {
             let results = chunk.iter().map(&each).collect::<Result<_>>()?;
@@ -138,8 +154,9 @@ mod tests {
     fn order_is_kept_and_the_first_error_ends_it() {
         for count in [0, 1, 64, 65, 1000] {
             let items: Vec<u32> = (0..count).collect();
-            let doubled = map(&items, |&item| Ok(u64::from(item) * 2)).unwrap();
-            assert_eq!(doubled, items.iter().map(|&item| u64::from(item) * 2).collect::<Vec<_>>());
+            let expected: Vec<u64> = items.iter().map(|&item| u64::from(item) * 2).collect();
+            assert_eq!(map(&items, |&item| Ok(u64::from(item) * 2)).unwrap(), expected);
+            assert_eq!(map_large(&items, |&item| Ok(u64::from(item) * 2)).unwrap(), expected);
             let failed = map(&items, |&item| if item == count / 2 { bail!("{item}") } else { Ok(()) });
             assert_eq!(failed.is_err(), count > 0, "{count}");
         }

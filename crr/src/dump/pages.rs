@@ -2,7 +2,7 @@
 //!
 //! First every run of pages gets its place; then workers take one block of the page file after the other,
 //! gather its pages from the tasks into a buffer of their own, take the checksum (and pack them, if asked) while they are in the cache and
-//! write the block. So nothing is copied more than once in memory, and no order has to be kept.
+//! write the block. So a page comes from memory once, and no order has to be kept.
 
 use super::frames::{Frames, Stretch};
 use crate::fault::{self, Point};
@@ -17,7 +17,7 @@ use crate::sys::vm::{self, Remote};
 use crate::track;
 use anyhow::{Context, Result, anyhow, bail};
 use images::id::PAGE_SIZE;
-use images::memory::{BLOCK_PAGES, CHUNK_PAGES, Chunk, Guard, Packing, Run, Shared, Vma};
+use images::memory::{BLOCK_PAGES, CHUNK_PAGES, Chunk, Guard, HugePage, Packing, Run, Shared, Vma};
 use images::{Addr, Pid};
 use nix::errno::Errno;
 use nix::unistd::Whence;
@@ -337,7 +337,7 @@ impl<'a> Writing<'a> {
         let next = AtomicU64::new(self.done);
         let failed = AtomicBool::new(false);
         let work = || -> Result<Vec<(u64, Block)>> {
-            let mut worker = Worker::new(contents, sink, form)?;
+            let mut worker = Worker::new(contents, sink, form, workers > 1)?;
             let mut done = Vec::new();
             loop {
                 let block = next.fetch_add(1, Ordering::Relaxed);
@@ -387,9 +387,11 @@ impl<'a> Writing<'a> {
 }
 
 impl<'a> Worker<'a> {
-    fn new(contents: &'a Contents, sink: &'a Sink, form: Form) -> Result<Self> {
+    /// One that has company writes whole blocks, too: a file takes one write at a time (`inode_lock()` in shmem_file_write_iter(), mm/shmem.c, and its like), so
+    /// with fewer writes fewer have to wait.
+    fn new(contents: &'a Contents, sink: &'a Sink, form: Form, has_company: bool) -> Result<Self> {
         let packer = form.compression.map(Packer::new).transpose()?;
-        let at_once = sink.takes_blocks();
+        let at_once = has_company || sink.takes_blocks();
         let count = if at_once && packer.is_none() { BLOCK_PAGES } else { CHUNK_PAGES };
         let pages = Aligned::new(usize::try_from(count * PAGE_SIZE)?);
         Ok(Self { contents, sink, form, packer, at_once, pages, packed: Vec::new() })
@@ -595,7 +597,11 @@ fn find_parts(look: Look<'_>, vmas: &[Vma], kept: &[Run]) -> Result<(Vec<Part>, 
         while let Some(vma) = at.next().filter(|vma| vma.start.0 < to) {
             let (mut start, end) = (from.max(vma.start.0), to.min(vma.end.0));
             if guard {
-                guards.push(Guard { start: Addr(start), end: Addr(end) });
+                match guards.last_mut() {
+                    // Of one area, in two stretches.
+                    Some(last) if last.end.0 == start && start > vma.start.0 => last.end = Addr(end),
+                    _ => guards.push(Guard { start: Addr(start), end: Addr(end) }),
+                }
                 continue;
             }
             if !vma.backing.is_private() || can_be_dropped(vma) {
@@ -623,7 +629,7 @@ fn can_be_dropped(vma: &Vma) -> bool {
 fn add_own(parts: &mut Vec<Part>, vma: &Vma, start: u64, end: u64) {
     match parts.last_mut() {
         _ if start == end => {}
-        // Present and swapped pages of one area come as separate ranges.
+        // Present and swapped pages of one area come as separate ranges, as do those of two stretches.
         Some(Part::Own(range)) if range.end == start && start > vma.start.0 => range.end = end,
         _ => parts.push(Part::Own(PageRange { start, end, forced: vma.prot & PROT_READ == 0 })),
     }
@@ -647,14 +653,62 @@ fn scan(
     mut found: impl FnMut(u64, u64, bool),
 ) -> Result<()> {
     let scanned = match look {
-        Look::Only(pagemap) => pagemap::scan_private(pagemap.as_fd(), start, end, &mut found),
-        Look::Protecting(pagemap) => pagemap::scan_and_protect(pagemap.as_fd(), start, end, &mut found),
+        Look::Only(pagemap) => scan_side_by_side(pagemap, areas, &mut found),
+        Look::Protecting(pagemap) => {
+            pagemap::scan_and_protect(pagemap.as_fd(), start, end, &mut found).map_err(Into::into)
+        }
     };
     match (scanned, look) {
-        (Ok(()), _) => Ok(()),
-        (Err(Errno::ENOTTY), Look::Only(pagemap)) => read_pagemap(pagemap, areas, found),
-        (Err(errno), _) => Err(errno).context("PAGEMAP_SCAN"),
+        (Err(e), Look::Only(pagemap)) if e.downcast_ref() == Some(&Errno::ENOTTY) => {
+            read_pagemap(pagemap, areas, found)
+        }
+        (scanned, _) => scanned.context("PAGEMAP_SCAN"),
     }
+}
+
+/// A scan by all processors, if there is much to look at. What is found comes in order all the same.
+fn scan_side_by_side(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, bool)) -> Result<()> {
+    /// What is found of so many is in memory at a time.
+    const STRETCHES: usize = 16;
+    let look = |&(start, end): &(u64, u64)| {
+        let mut ranges = Vec::new();
+        pagemap::scan_private(pagemap.as_fd(), start, end, |from, to, guard| ranges.push((from, to, guard)))?;
+        Ok(ranges)
+    };
+    for some in stretches(areas).chunks(STRETCHES) {
+        let ranges = parallel::map_large(some, look)?;
+        ranges.into_iter().flatten().for_each(|(from, to, guard)| found(from, to, guard));
+    }
+    Ok(())
+}
+
+/// All of an address space from its first area to its last one, in stretches each of which is worth a thread.
+fn stretches(areas: &[Vma]) -> Vec<(u64, u64)> {
+    /// An area takes as long as so many bytes.
+    const AREA: u64 = 64 << 10;
+    const LEAST: u64 = 32 << 20;
+    const MOST_STRETCHES: u64 = 64;
+    let (Some(first), Some(last)) = (areas.first(), areas.last()) else { return Vec::new() };
+    let length = |vma: &Vma| vma.end.0 - vma.start.0;
+    let all = areas.iter().map(length).fold(0, u64::saturating_add) + areas.len() as u64 * AREA;
+    let whole = (all / MOST_STRETCHES).max(LEAST).next_multiple_of(HugePage::Mib2.size());
+    let (mut cuts, mut weight) = (vec![first.start.0], 0);
+    for vma in areas {
+        let mut at = vma.start.0;
+        while vma.end.0 - at > whole - weight {
+            at += whole - weight;
+            cuts.push(at);
+            weight = 0;
+        }
+        weight += vma.end.0 - at + AREA;
+        if weight >= whole {
+            cuts.push(vma.end.0);
+            weight = 0;
+        }
+    }
+    cuts.push(last.end.0);
+    cuts.dedup();
+    cuts.windows(2).map(|pair| (pair[0], pair[1])).collect()
 }
 
 /// One word a page: Documentation/admin-guide/mm/pagemap.rst. The page of zeros is not told from others here and gets stored.
@@ -684,6 +738,7 @@ fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, b
 #[cfg(test)]
 mod tests {
     use super::*;
+    use images::memory::Backing;
 
     #[test]
     fn areas_that_lie_side_by_side_are_read_as_one() {
@@ -709,6 +764,48 @@ mod tests {
         contents.rewind(mark);
         let pieces = contents.pieces.iter().map(|piece| (piece.source, piece.run.pages));
         assert_eq!((pieces.collect::<Vec<_>>(), contents.page_count()), (vec![(0, 2)], 2));
+    }
+
+    #[test]
+    fn stretches_cover_everything_once() {
+        const GIB: u64 = 1 << 30;
+        let vma = |start: u64, len: u64| Vma {
+            start: Addr(start),
+            end: Addr(start + len),
+            prot: 3,
+            flags: 0,
+            backing: Backing::Anonymous,
+        };
+        assert_eq!(stretches(&[]), []);
+        assert_eq!(stretches(&[vma(0x1000, 0x1000), vma(0x8000, 0x2000)]), [(0x1000, 0xa000)]);
+        let strewn: Vec<Vma> = (1..20_000).map(|at| vma(at * 0x2000, 0x1000)).collect();
+        let large = [vma(0x1000, 0x1000), vma(GIB, GIB), vma(2 * GIB, 0x1000), vma(8 * GIB, 100 * GIB)];
+        for (areas, least, most) in [(&strewn[..], 20, 64), (&large, 60, 66)] {
+            let found = stretches(areas);
+            assert!((least..=most).contains(&found.len()), "{}", found.len());
+            assert!(found.iter().all(|(start, end)| start < end && start % PAGE_SIZE == 0));
+            assert!(found.windows(2).all(|pair| pair[0].1 == pair[1].0));
+            let ends = (areas[0].start.0, areas[areas.len() - 1].end.0);
+            assert_eq!((found[0].0, found[found.len() - 1].1), ends);
+        }
+    }
+
+    #[test]
+    fn pages_on_both_sides_of_a_cut_are_found_as_one_range() {
+        let mut room = Aligned::new(256 << 20);
+        let start = room.bytes().as_ptr().addr() as u64;
+        let end = start + room.bytes().len() as u64;
+        let area = Vma { start: Addr(start), end: Addr(end), prot: 3, flags: 0, backing: Backing::Anonymous };
+        let cuts: Vec<u64> = stretches(std::slice::from_ref(&area)).iter().skip(1).map(|at| at.0).collect();
+        assert!(cuts.len() > 2);
+        for cut in &cuts {
+            let at = usize::try_from(cut - start).unwrap();
+            room.bytes()[at - 1..=at].fill(1);
+        }
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        let (parts, _) = find_parts(Look::Only(&pagemap), &[area], &[]).unwrap();
+        let spans = |(part, cut): (&Part, &u64)| matches!(part, Part::Own(range) if (range.start + 1..range.end).contains(cut));
+        assert!(parts.len() == cuts.len() && parts.iter().zip(&cuts).all(spans));
     }
 
     #[test]

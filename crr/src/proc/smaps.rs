@@ -48,6 +48,10 @@ pub fn read(
     const ROOM: usize = 16 << 10;
     /// seq files hand out at most one page a read.
     const PAGE: usize = 4096;
+    if buffer.is_empty() {
+        // Of which as much is touched as is needed.
+        *buffer = vec![0; ROOM];
+    }
     buffer.resize(ROOM, 0);
     let mut len = 0;
     loop {
@@ -65,6 +69,66 @@ pub fn read(
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error).context("read smaps"),
         }
+    }
+}
+
+/// Areas that are kept until somebody has time for them.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Without their texts, and how long these are.
+    areas: Vec<(Area<'static>, [usize; 3])>,
+    /// Device, name and flags of one after the other.
+    texts: Vec<u8>,
+}
+
+impl Kept {
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.areas.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.areas.is_empty()
+    }
+
+    /// Adds one behind all others.
+    pub fn push(&mut self, area: &Area<'_>) {
+        let &Area { start, end, prot, shared, offset, dev, ino, name, flags, pkey, page_size } = area;
+        let (none, texts) = (&b""[..], [dev, name, flags]);
+        let bare = Area {
+            start,
+            end,
+            prot,
+            shared,
+            offset,
+            dev: none,
+            ino,
+            name: none,
+            flags: none,
+            pkey,
+            page_size,
+        };
+        self.areas.push((bare, texts.map(<[u8]>::len)));
+        texts.iter().for_each(|text| self.texts.extend_from_slice(text));
+    }
+
+    /// Calls `each` for every one, in order.
+    ///
+    /// # Errors
+    /// The first of `each`.
+    pub fn for_each<E>(&self, mut each: impl FnMut(Area<'_>) -> Result<(), E>) -> Result<(), E> {
+        let mut texts = &self.texts[..];
+        self.areas.iter().try_for_each(|&(bare, lengths)| {
+            let [dev, name, flags] = lengths.map(|length| {
+                let (text, rest) = texts.split_at(length);
+                texts = rest;
+                text
+            });
+            each(Area { dev, name, flags, ..bare })
+        })
     }
 }
 
@@ -264,6 +328,19 @@ VmFlags: rd wr mr mw me gd ac
         .unwrap();
         let bare = |area: Area<'static>| Area { flags: b"", pkey: 0, ..area };
         assert_eq!(found, all(IA32).unwrap().into_iter().map(bare).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_is_kept_is_as_it_was() {
+        let areas = all(IA32).unwrap();
+        let mut kept = Kept::default();
+        assert!(kept.is_empty());
+        areas.iter().for_each(|area| kept.push(area));
+        assert_eq!(kept.len(), areas.len());
+        let mut left = areas.iter();
+        kept.for_each(|area| if left.next() == Some(&area) { Ok(()) } else { Err(area.start) }).unwrap();
+        assert_eq!(left.len(), 0);
+        assert_eq!(kept.for_each(|area| Err(area.start)), Err(areas[0].start));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Putting page contents in place from here, while the tasks stand still.
 //!
 //! A task that reads its memory from the images takes a fault and a page of zeros for each page that it then overwrites. By
-//! userfaultfd(2) the kernel takes a page as it is (UFFDIO_COPY), from a mapping of the images in which the checksum has been computed right before. One
+//! userfaultfd(2) the kernel takes a page as it is (UFFDIO_COPY), from a block of the images whose checksum has been computed right before. One
 //! pool of threads does that for all tasks, in the order of the page file.
 
 use super::Restore;

@@ -26,13 +26,19 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+/// Bytes of a page file from which on its blocks are read rather than mapped. Threads that map and unmap hold up one another (`mmap_lock`), and from a disk
+/// a fault brings only as much as the kernel reads ahead; but the room for what is read has to be made first.
+const MUCH: u64 = 64 << 20;
+
 /// Page contents, page n at byte 4096 n of a file.
 #[derive(Debug)]
 pub struct Pages {
     file: File,
     /// The same, if it is read past the page cache.
     direct: Option<File>,
-    /// Room for blocks that are read so, which is not in use.
+    /// Blocks are read rather than mapped.
+    is_read: bool,
+    /// Room for blocks that are read, which is not in use.
     room: Mutex<Vec<SharedMapping>>,
     /// It lies in memory, and nobody else needs it: what has been read is given back.
     in_memory: bool,
@@ -46,7 +52,7 @@ pub struct Pages {
 pub(crate) enum Block<'a> {
     /// As the page cache has them.
     Window(Window),
-    /// Read past it.
+    /// Read from there, or past it.
     Read(Lent<'a>),
 }
 
@@ -95,7 +101,8 @@ struct Absent {
 impl Pages {
     /// All of it is here.
     pub(super) fn new(file: File, in_memory: bool) -> Self {
-        Self { file, direct: None, room: Mutex::default(), in_memory, stays: false, absent: None }
+        let is_read = file.metadata().is_ok_and(|file| file.len() > MUCH);
+        Self { file, direct: None, is_read, room: Mutex::default(), in_memory, stays: false, absent: None }
     }
 
     /// All of it is still to come, to a file in memory.
@@ -124,6 +131,7 @@ impl Pages {
     pub(super) fn go_direct(&mut self, wish: DirectIo) {
         self.direct = direct::for_reading(&self.file, wish);
         if self.direct.is_some() {
+            self.is_read = true;
             log::debug!("pages are read past the page cache");
         }
     }
@@ -206,14 +214,14 @@ impl Pages {
     /// # Errors
     /// If it cannot be read.
     pub(crate) fn block(&self, place: u64, size: u64) -> Result<Block<'_>> {
-        let Some(direct) = &self.direct else {
-            let window = Window::map_low(&self.file, place, usize::try_from(size)?);
+        if !self.is_read {
+            let window = Window::map(&self.file, place, usize::try_from(size)?);
             return window.map(Block::Window).with_context(|| format!("map at {place:#x}"));
-        };
+        }
         let free = self.room.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut room = free.map_or_else(|| SharedMapping::anonymous_low(BLOCK_SIZE), Ok).context("mmap")?;
         let bytes = room.slice(0, size).context("more than a block")?;
-        direct.read_exact_at(bytes, place).with_context(|| format!("read at {place:#x}"))?;
+        self.file_of_pages().read_exact_at(bytes, place).with_context(|| format!("read at {place:#x}"))?;
         Ok(Block::Read(Lent { room: Some(room), size: usize::try_from(size)?, owner: &self.room }))
     }
 

@@ -2,7 +2,7 @@
 //!
 //! # Safety
 //! The file may be written or cut by others meanwhile: what is read are only numbers. A file that gets shorter ends crr with SIGBUS; so what is mapped
-//! when there are tasks ([`Window::map_low`]) is brought into memory first, by a call that fails then.
+//! is brought into memory first, by a call that fails then.
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
@@ -17,20 +17,12 @@ pub struct Window {
 }
 
 impl Window {
-    /// Maps `len` bytes from a page-aligned offset, with all pages that are in memory already in place.
+    /// Maps `len` bytes from a page-aligned offset, with all pages in place, at an address that an ia32 task could have, too.
     ///
     /// # Errors
-    /// As mmap(2).
+    /// As mmap(2) and madvise(2).
     pub fn map(file: &impl AsRawFd, offset: u64, len: usize) -> nix::Result<Self> {
-        Self::map_with(file, offset, len, libc::MAP_POPULATE)
-    }
-
-    /// The same, at an address that an ia32 task could have, too.
-    ///
-    /// # Errors
-    /// As mmap(2).
-    pub fn map_low(file: &impl AsRawFd, offset: u64, len: usize) -> nix::Result<Self> {
-        let window = Self::map_with(file, offset, len, libc::MAP_32BIT)?;
+        let window = Self::map_unseen(file, offset, len)?;
         // SAFETY: our own mapping, of which nothing changes.
         let populated = unsafe { libc::madvise(window.base.as_ptr().cast(), len, libc::MADV_POPULATE_READ) };
         match Errno::result(populated) {
@@ -40,9 +32,9 @@ impl Window {
         }
     }
 
-    fn map_with(file: &impl AsRawFd, offset: u64, len: usize, flags: i32) -> nix::Result<Self> {
+    fn map_unseen(file: &impl AsRawFd, offset: u64, len: usize) -> nix::Result<Self> {
         let offset = i64::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
-        let flags = flags | libc::MAP_SHARED;
+        let flags = libc::MAP_SHARED | libc::MAP_32BIT;
         // SAFETY: a new mapping where the kernel likes.
         let at = unsafe {
             libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, flags, file.as_raw_fd(), offset)

@@ -258,7 +258,7 @@ fn without(runs: &[Run], pages: &[u64]) -> Vec<Run> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::window::Window;
+    use crate::sys::mapping::SharedMapping;
 
     fn run(start: u64, pages: u64, first_page: u64) -> Run {
         Run { start: Addr(start), pages, first_page }
@@ -346,8 +346,8 @@ mod tests {
     fn pages_that_nobody_can_read_are_found() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7; 2 * PAGE], 0).unwrap();
-        let window = Window::map(&file, 0, 4 * PAGE).unwrap();
-        let start = window.bytes().as_ptr().addr() as u64;
+        let mapping = SharedMapping::of_file(&file, 4 * PAGE_SIZE).unwrap();
+        let start = mapping.bytes().as_ptr().addr() as u64;
         let checksums = Checksums { rounds: vec![(5, vec![crc32c::crc32c(&[7; PAGE]), 0, 0, 0])] };
         let memory = File::open("/proc/self/mem").unwrap();
         let pid = nix::unistd::getpid().as_raw();

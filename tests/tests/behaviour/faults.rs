@@ -140,7 +140,7 @@ const SNAPSHOT: &[Trial] = &[trial(
     &[
         ("clone-twin", Works),
         ("trace-options", Fails("hold it at its end: EIO")),
-        ("image-full:100", Fails("write pages: No space left on device")),
+        ("image-full:20", Fails("write pages: No space left on device")),
         ("image-publish", Fails("pages.img: Input/output error")),
     ],
 )];

@@ -189,7 +189,7 @@ pub(super) fn collect(
     stats::enter(Stage::Tasks);
     let mut tasks = Vec::with_capacity(task_stats.len());
     let mut spaces = Vec::with_capacity(task_stats.len());
-    let looks = task_stats.into_iter().zip(outside::look(&frozen.tasks)?);
+    let looks = task_stats.into_iter().zip(outside::look(&frozen.tasks, &shares)?);
     for ((frozen_task, look), shares) in frozen.tasks.iter_mut().zip(looks).zip(shares) {
         let pid = frozen_task.pid;
         let known = Known { shares, tasks: &tasks, spaces: &spaces };

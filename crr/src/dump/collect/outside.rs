@@ -3,14 +3,16 @@
 
 use crate::dump::freeze::FrozenTask;
 use crate::parallel;
+use crate::proc::smaps::Kept;
 use crate::proc::timers::Shown;
 use crate::proc::{Dir, has_ended, living_thread, status};
 use crate::ptrace::Stopped;
 use crate::resource::namespace::Namespaces;
 use crate::resource::task::{self, Small};
 use crate::resource::{limits, thread, timer};
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Error, Result, bail};
 use images::Pid;
+use images::sharing::Shares;
 use images::thread::Sched;
 
 /// One task.
@@ -20,6 +22,8 @@ pub(super) struct Outside {
     pub(super) rlimits: Vec<(u64, u64)>,
     pub(super) timers: Vec<Shown>,
     pub(super) auxv: Vec<u8>,
+    /// Its areas, if they have been read.
+    pub(super) areas: Option<Kept>,
     /// Of each thread, as in the following.
     pub(super) statuses: Vec<status::Status>,
     pub(super) scheds: Vec<Sched>,
@@ -28,9 +32,15 @@ pub(super) struct Outside {
 }
 
 /// Looks at all tasks of a tree, in their order.
-pub(super) fn look(tasks: &[FrozenTask]) -> Result<Vec<Outside>> {
+pub(super) fn look(tasks: &[FrozenTask], shares: &[Shares]) -> Result<Vec<Outside>> {
     let dirs: Vec<(Pid, &Dir)> = tasks.iter().map(|task| (task.pid, &task.dir)).collect();
     let mut all = parallel::map(&dirs, |&(pid, dir)| look_at_task(dir).map_err(in_task(pid)))?;
+    let occupied = dirs.iter().zip(&mut all).zip(shares).filter(|(_, shares)| shares.memory.is_none());
+    let (occupied, outsides): (Vec<_>, Vec<_>) = occupied.map(|(one, _)| one).unzip();
+    if parallel::threads(occupied.len()) > 1 {
+        let areas = parallel::map_large(&occupied, |(pid, dir)| read_areas(dir).map_err(in_task(*pid)))?;
+        outsides.into_iter().zip(areas).for_each(|(outside, areas)| outside.areas = areas);
+    }
     let tids = |(index, task): (usize, &FrozenTask)| {
         task.threads.iter().map(Stopped::tid).map(|tid| (index, tid)).collect::<Vec<_>>()
     };
@@ -69,10 +79,33 @@ fn look_at_task(dir: &Dir) -> Result<Outside> {
         rlimits,
         timers,
         auxv: buffer.as_slice().to_vec(),
+        areas: None,
         statuses: Vec::new(),
         scheds: Vec::new(),
         odd_namespaces: Vec::new(),
     })
+}
+
+/// The areas of a task. Most of the time that it takes is the kernel's, which looks at each page.
+fn read_areas(dir: &Dir) -> Result<Option<Kept>> {
+    /// A task with more has them read when it has its turn: they would take too much room.
+    const MOST: usize = 1024;
+    #[derive(Debug, thiserror::Error)]
+    #[error("more areas than are kept")]
+    struct TooMany;
+
+    let mut areas = Kept::default();
+    let read = dir.areas(&mut Vec::new(), |area| {
+        if areas.len() == MOST {
+            bail!(TooMany);
+        }
+        areas.push(&area);
+        Ok(())
+    });
+    match read {
+        Err(e) if e.is::<TooMany>() => Ok(None),
+        read => read.map(|()| Some(areas)),
+    }
 }
 
 /// Its status, its scheduling, and which namespaces it has for itself.

@@ -9,6 +9,7 @@ use crate::dump::guard::Unguarded;
 use crate::dump::known::Known;
 use crate::dump::twins::WORTH_A_TWIN_KIB;
 use crate::fault::{self, Point};
+use crate::proc::smaps::{Area, Kept};
 use crate::proc::{Dir, stat};
 use crate::ptrace::{Patience, regs};
 use crate::refusal::Refusals;
@@ -43,14 +44,15 @@ pub(super) fn collect_task(
     // Who sends its files counts on a number that is free. Somebody who is refused, or does not stop, may have the same table.
     let nothing_in_the_way = refusals.is_empty() && !tables.late;
     let refuse = &mut Refuse::new(refusals, pid, name);
-    let Outside { namespaces, small, rlimits, timers, auxv, statuses, scheds, odd_namespaces } = outside;
+    let Outside { namespaces, small, rlimits, timers, auxv, areas, statuses, scheds, odd_namespaces } =
+        outside;
     namespaces.refuse_others(&tables.ready.own_namespaces, refuse);
     for (tid, name) in odd_namespaces {
         namespace::refuse_odd(tid, name, refuse);
     }
     let Areas { abi, vmas, names, leftovers, with_policies } = match known.areas(&tables.mates) {
         Some(areas) => areas,
-        None => dump_areas(deputy, dir, tables, refuse)?,
+        None => dump_areas(deputy, dir, areas, tables, refuse)?,
     };
     let sends_files = tables.send_files && shares.files.is_none() && nothing_in_the_way;
     let copies =
@@ -231,12 +233,19 @@ pub(in crate::dump) struct Areas {
     pub(in crate::dump) with_policies: Option<Vec<u64>>,
 }
 
-fn dump_areas(pid: Pid, dir: &Dir, tables: &mut Tables, refuse: &mut Refuse<'_>) -> Result<Areas> {
+/// `read` is what of it has been read.
+fn dump_areas(
+    pid: Pid,
+    dir: &Dir,
+    read: Option<Kept>,
+    tables: &mut Tables,
+    refuse: &mut Refuse<'_>,
+) -> Result<Areas> {
     let mut areas = Areas::default();
     let Tables { buffer, backings, paths, .. } = tables;
     areas.with_policies = std::thread::scope(|scope| {
         let (mut count, mut aside) = (0, None);
-        dir.areas(buffer, |area| {
+        let each = |area: Area<'_>| {
             count += 1;
             if count == mempolicy::MANY_AREAS {
                 aside = Aside::begin(scope, dir);
@@ -248,7 +257,11 @@ fn dump_areas(pid: Pid, dir: &Dir, tables: &mut Tables, refuse: &mut Refuse<'_>)
                 areas.names.extend(memory::dump_name(&area));
             }
             Ok(())
-        })?;
+        };
+        match read {
+            Some(read) => read.for_each(each)?,
+            None => dir.areas(buffer, each)?,
+        }
         anyhow::Ok(aside.and_then(Aside::finish))
     })?;
     areas.abi = dump_vdso(pid, dir, &mut areas.vmas, &mut tables.vdsos, refuse)?;
