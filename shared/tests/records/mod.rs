@@ -81,6 +81,7 @@ pub(crate) fn task(threads: Vec<Thread>) -> Task {
         child_subreaper: false,
         oom_score_adj: 0,
         coredump_filter: 0,
+        login_uid: 1000,
         xcomp_permission: 0,
         rlimits: Vec::new(),
         actions: Vec::new(),
