@@ -25,7 +25,7 @@ mod twin;
 pub use batch::{Arg, Batch, Buffer, Handle, Reply};
 pub use calls::Call;
 pub use frame::finds_back;
-pub use gadget::{Cache, CodeArea, Gadget};
+pub use gadget::{Cache, CodeArea, Gadget, is_vsyscall};
 pub use leftover::{in_leftover, is_leftover};
 pub(crate) use restart::{SLEEPS_32, SLEEPS_64};
 pub use restart::{in_restart_block, number_in_code};
@@ -60,6 +60,8 @@ pub struct Target {
     pub abi: Abi,
     /// Where a system call instruction lies.
     pub gadget: Gadget,
+    /// The quick way into the kernel of ia32 code ([`is_vsyscall`]), if the task has it.
+    pub vsyscall: Option<Addr>,
     /// Signals that it ignores.
     pub ignored: u64,
     /// Signals that it handles.
@@ -287,7 +289,7 @@ impl Executor {
         Ok(outcome)
     }
 
-    /// Writes a batch and makes `thread` ready to run it. Returns where its stack pointer will stand at the end.
+    /// Writes a batch and makes `thread` ready to run it. Returns where its stack pointer will stand in its last call.
     fn start(
         &self,
         area: Addr,
@@ -407,16 +409,21 @@ impl Executor {
         call: Call,
         args: [u64; 6],
     ) -> Result<(), Error> {
-        let gadget = &self.target.gadget;
-        let mut regs = leave_syscall(&saved.regs, self.target.abi);
+        let Target { abi, ref gadget, .. } = self.target;
+        let mut regs = leave_syscall(&saved.regs, abi);
         match (frame, &gadget.escape) {
             (Some(frame), Some(escape)) => {
-                regs::set(&mut regs, Field::Ip, escape.syscall.0);
-                regs::set(&mut regs, Field::Sp, frame.sp.0);
+                let (ip, sp) = match self.target.vsyscall {
+                    // It pushes what the code behind its call pops.
+                    Some(vsyscall) => (vsyscall, frame.sp.offset(gadget::popped_words(abi) * abi.word())),
+                    None => (escape.syscall, frame.sp),
+                };
+                regs::set(&mut regs, Field::Ip, ip.0);
+                regs::set(&mut regs, Field::Sp, sp.0);
             }
             _ => regs::set(&mut regs, Field::Ip, gadget.syscall.0),
         }
-        regs::set(&mut regs, Field::Ax, call.number(self.target.abi));
+        regs::set(&mut regs, Field::Ax, call.number(abi));
         for (n, arg) in args.into_iter().enumerate() {
             regs::set(&mut regs, Field::Arg(n), arg);
         }
@@ -451,7 +458,8 @@ impl Executor {
         put(layout::TABLE, table);
         put(layout::BUFFERS, batch.buffers());
         put(layout::CODE, &code::assemble(abi, area));
-        put(layout::SAVED, &code::saved_block(abi, area, &saved.regs, saved.table, saved.mask));
+        let entry = self.target.vsyscall;
+        put(layout::SAVED, &code::saved_block(abi, area, &saved.regs, saved.table, saved.mask, entry));
         vm::write_all(self.target.deputy, area.offset(layout::USED), &image).context("write a batch of calls")
     }
 

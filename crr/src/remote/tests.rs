@@ -2,7 +2,7 @@
 //! middle of it.
 
 use super::*;
-use crate::proc::smaps;
+use crate::proc::{auxv, smaps};
 use crate::ptrace::{Seized, Waited};
 use nix::sys::wait::WaitPidFlag;
 use std::io::{BufRead, BufReader, Write};
@@ -117,6 +117,15 @@ impl Echo {
         areas
     }
 
+    /// As the task was told at exec.
+    fn vsyscall(&self) -> Option<Addr> {
+        const AT_SYSINFO: u64 = 32;
+        let vector = std::fs::read(format!("/proc/{}/auxv", self.pid())).unwrap();
+        let at = auxv::entry(&vector, self.abi, AT_SYSINFO).map(Addr).filter(|_| self.abi == Abi::Ia32)?;
+        assert!(is_vsyscall(self.pid(), at));
+        Some(at)
+    }
+
     fn target(&self) -> Target {
         let text = std::fs::read(format!("/proc/{}/smaps", self.pid())).unwrap();
         let mut areas = Vec::new();
@@ -135,6 +144,7 @@ impl Echo {
             deputy: self.pid(),
             abi: self.abi,
             gadget,
+            vsyscall: self.vsyscall(),
             ignored: 0,
             caught: 0,
             leftovers: Vec::new(),
@@ -149,6 +159,14 @@ impl Drop for Echo {
         let _ = self.child.kill();
         while !matches!(nix::sys::wait::waitpid(None, Some(flags)), Err(Errno::ECHILD)) {}
     }
+}
+
+/// Tasks of each ABI, those of ia32 without and with the quick way into the kernel.
+const WAYS: [(Abi, bool); 3] = [(Abi::X86_64, false), (Abi::Ia32, false), (Abi::Ia32, true)];
+
+fn target(echo: &Echo, quick: bool) -> Target {
+    let target = echo.target();
+    Target { vsyscall: target.vsyscall.filter(|_| quick), ..target }
 }
 
 /// No area is mapped yet.
@@ -188,13 +206,13 @@ fn batch(abi: Abi) -> (Batch, Handle, Handle) {
 
 /// Runs a batch in a task of each ABI; `caught` chooses how its end is told.
 fn run_in_both(caught: u64) {
-    for abi in [Abi::X86_64, Abi::Ia32] {
+    for (abi, quick) in WAYS {
         let mut echo = Echo::start(abi);
         let before = echo.maps();
         let (mut thread, patience) = echo.stop();
         assert_eq!(echo.leftovers(), []);
         let (regs, mask) = (thread.regs().unwrap(), thread.sigmask().unwrap());
-        let target = Target { caught, ..echo.target() };
+        let target = Target { caught, ..target(&echo, quick) };
         let executor = open(target, &mut thread, &patience);
         let (batch, dumpable, bad) = batch(abi);
         let reply = executor.run(&mut thread, &batch, &patience).unwrap();
@@ -220,10 +238,10 @@ fn a_task_that_handles_all_signals_is_stepped() {
 
 #[test]
 fn a_task_let_go_before_its_first_call_goes_on() {
-    for abi in [Abi::X86_64, Abi::Ia32] {
+    for (abi, quick) in WAYS {
         let mut echo = Echo::start(abi);
         let (thread, _) = echo.stop();
-        let executor = unopened(&echo);
+        let executor = Executor { target: target(&echo, quick), ..unopened(&echo) };
         let saved = Saved::of(&thread).unwrap();
         let args = [0, layout::SIZE, 7, 0x21, u64::MAX, 0];
         let frame = executor.place_frame(&thread, &saved).unwrap();
@@ -238,10 +256,10 @@ fn a_task_let_go_before_its_first_call_goes_on() {
 
 #[test]
 fn a_task_let_go_in_the_middle_of_a_batch_goes_on() {
-    for abi in [Abi::X86_64, Abi::Ia32] {
+    for (abi, quick) in WAYS {
         let mut echo = Echo::start(abi);
         let (mut thread, patience) = echo.stop();
-        let executor = open(echo.target(), &mut thread, &patience);
+        let executor = open(target(&echo, quick), &mut thread, &patience);
         let saved = Saved::of(&thread).unwrap();
         executor.start(area(&executor), &thread, &saved, &batch(abi).0, Some(libc::SIGURG)).unwrap();
         thread.detach(0).unwrap();

@@ -1,7 +1,7 @@
 //! One task of a stopped tree.
 
 use super::Tables;
-use super::abi::{cut_auxv, dump_vdso};
+use super::abi::{dump_vdso, find_vsyscall};
 use super::ask::{Facts, ask, can_be_asked, find_gadget};
 use super::outside::Outside;
 use crate::dump::freeze::FrozenTask;
@@ -9,7 +9,7 @@ use crate::dump::guard::Unguarded;
 use crate::dump::known::Known;
 use crate::dump::twins::WORTH_A_TWIN_KIB;
 use crate::fault::{self, Point};
-use crate::proc::{Dir, stat};
+use crate::proc::{Dir, auxv, stat};
 use crate::ptrace::{Patience, regs};
 use crate::refusal::Refusals;
 use crate::remote::{Target, in_leftover, is_leftover};
@@ -43,7 +43,8 @@ pub(super) fn collect_task(
     // Who sends its files counts on a number that is free. Somebody who is refused, or does not stop, may have the same table.
     let nothing_in_the_way = refusals.is_empty() && !tables.late;
     let refuse = &mut Refuse::new(refusals, pid, name);
-    let Outside { namespaces, small, rlimits, timers, auxv, statuses, scheds, odd_namespaces } = outside;
+    let Outside { namespaces, small, rlimits, timers, auxv: vector, statuses, scheds, odd_namespaces } =
+        outside;
     namespaces.refuse_others(&tables.ready.own_namespaces, refuse);
     for (tid, name) in odd_namespaces {
         namespace::refuse_odd(tid, name, refuse);
@@ -134,7 +135,8 @@ pub(super) fn collect_task(
     if asked {
         let gadget = find_gadget(deputy, abi, &vmas, &mut tables.gadgets)?;
         let (ignored, caught) = (whole.ignored, whole.caught);
-        let target = Target { pid, deputy, abi, gadget, ignored, caught, leftovers };
+        let vsyscall = find_vsyscall(deputy, abi, &vector, &vmas);
+        let target = Target { pid, deputy, abi, gadget, vsyscall, ignored, caught, leftovers };
         let is_worth_it = whole.private_kib >= WORTH_A_TWIN_KIB || fault::is_set(Point::TwinsAlways);
         if tables.snapshot && shares.memory.is_none() && is_worth_it {
             *ask_again = Some(Target { leftovers: Vec::new(), ..target.clone() });
@@ -186,7 +188,7 @@ pub(super) fn collect_task(
     if shares.memory.is_some() {
         return Ok(Some((record, Space::default())));
     }
-    let auxv = cut_auxv(&auxv, abi).to_vec();
+    let auxv = auxv::cut(&vector, abi).to_vec();
     let (runs, guards, allocated) = (Vec::new(), Vec::new(), keys.unwrap_or(0));
     let space = Space { vmas, runs, policies, guards, names, aio, keys: allocated, layout, auxv };
     if keys.is_some() {
