@@ -718,9 +718,27 @@ impl Stopped {
         Ok(info.map_err(error(self.tid, "read its signal"))?.si_code > 0)
     }
 
-    fn advance(&mut self, how: request::Resume, signal: i32, patience: &Patience) -> Result<Stop, Error> {
-        *self = self.take().resume(how, signal)?.wait_stop(patience)?;
+    /// The first half of [`Stopped::advance_cont`], for a caller that has other things to do meanwhile. Nothing can be asked of the thread until
+    /// [`Stopped::arrive`].
+    ///
+    /// # Errors
+    /// [`Error::Gone`].
+    pub fn set_off(&mut self, signal: i32) -> Result<Seized, Error> {
+        self.take().cont(signal)
+    }
+
+    /// Waits for the next stop of this thread, which was set off.
+    ///
+    /// # Errors
+    /// As [`Stopped::advance_cont`].
+    pub fn arrive(&mut self, running: Seized, patience: &Patience) -> Result<Stop, Error> {
+        *self = running.wait_stop(patience)?;
         Ok(self.stop)
+    }
+
+    fn advance(&mut self, how: request::Resume, signal: i32, patience: &Patience) -> Result<Stop, Error> {
+        let running = self.take().resume(how, signal)?;
+        self.arrive(running, patience)
     }
 
     fn resume(self, how: request::Resume, signal: i32) -> Result<Seized, Error> {

@@ -17,6 +17,7 @@ mod frame;
 mod gadget;
 mod leftover;
 mod restart;
+mod side_by_side;
 mod single;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ use crate::sys::vm;
 use anyhow::{Context, Result, bail};
 use code::layout;
 use frame::Frame;
+use images::signal::SIGINFO_SIZE;
 use images::thread::Regs;
 use images::{Abi, Addr, Pid};
 use nix::errno::Errno;
@@ -48,6 +50,23 @@ use std::ops::Range;
 const PROT_READ: u32 = 1;
 const PROT_WRITE: u32 = 2;
 const PROT_EXEC: u32 = 4;
+/// Of an area that runs batches.
+const PROT_ALL: u32 = PROT_READ | PROT_WRITE | PROT_EXEC;
+
+/// Arguments of the mmap(2) of an area.
+fn area_args(prot: u32) -> [u64; 6] {
+    // Shared: such an area is never merged with a neighbour, so it is known again if it is left.
+    const MAP_SHARED_ANONYMOUS: u64 = 0x21;
+    let no_fd = u64::MAX;
+    [0, layout::SIZE, u64::from(prot), MAP_SHARED_ANONYMOUS, no_fd, 0]
+}
+
+/// The signals that are pending for a thread alone, or for its task.
+fn pending_mask(thread: &Stopped, shared: bool) -> Result<u64, Error> {
+    let number = |info: &[u8; SIGINFO_SIZE]| i32::from_le_bytes([info[0], info[1], info[2], info[3]]);
+    let pending = thread.pending(shared)?;
+    Ok(pending.iter().map(number).fold(0, |mask, signal| mask | signal_bit(signal)))
+}
 
 /// What the executor has to know of a task.
 #[derive(Clone, Debug)]
@@ -156,7 +175,7 @@ impl Executor {
         for &leftover in &executor.target.leftovers {
             executor.unmap(leftover, thread, patience)?;
         }
-        let area = match executor.map(PROT_READ | PROT_WRITE | PROT_EXEC, thread, patience)? {
+        let area = match executor.map(PROT_ALL, thread, patience)? {
             // Memory-deny-write-execute or a security module; the end of the address space, of RLIMIT_AS, of RLIMIT_MEMLOCK.
             Err(Errno::EACCES | Errno::EPERM | Errno::ENOMEM | Errno::EAGAIN) => {
                 let fresh = executor.map(PROT_READ, thread, patience)?;
@@ -186,11 +205,7 @@ impl Executor {
 
     /// Maps an area of the executor's size.
     fn map(&self, prot: u32, thread: &mut Stopped, patience: &Patience) -> Result<nix::Result<Addr>> {
-        // Shared: such an area is never merged with a neighbour, so it is known again if it is left.
-        const MAP_SHARED_ANONYMOUS: u64 = 0x21;
-        let no_fd = u64::MAX;
-        let args = [0, layout::SIZE, u64::from(prot), MAP_SHARED_ANONYMOUS, no_fd, 0];
-        Ok(self.call_at_gadget(thread, Call::Mmap, args, patience)?.map(Addr))
+        Ok(self.call_at_gadget(thread, Call::Mmap, area_args(prot), patience)?.map(Addr))
     }
 
     /// An area that was mapped just now, as a range of addresses: it is not part of the task.
@@ -259,13 +274,16 @@ impl Executor {
             Way::Single { memory, .. } => return self.run_singly(thread, batch, memory, patience),
         };
         let saved = Saved::of(thread)?;
-        let signal = self.done_signal(thread, saved.mask)?;
+        let signal = self.done_signal(thread, saved.mask, pending_mask(thread, true)?)?;
         let answered = (|| {
             let done = self.start(area, thread, &saved, batch, signal)?;
             fault::point(Point::KilledAsking)?;
             fault::strike(Point::TaskDiesAsked, self.target.deputy);
             match signal {
-                Some(signal) => self.run_to_signal(thread, signal, done, patience)?,
+                Some(signal) => {
+                    let first = thread.advance_cont(0, patience)?;
+                    self.run_to_signal(thread, first, signal, done, patience)?;
+                }
                 None => self.step_to_end(thread, done, patience)?,
             }
             self.read(area, batch)
@@ -282,7 +300,7 @@ impl Executor {
         outcome: Result<T>,
     ) -> Result<T> {
         let back = put_back(thread, saved, patience);
-        self.adrift.set(back.is_err());
+        self.adrift.set(self.is_adrift() || back.is_err());
         let outcome = outcome?;
         back?;
         self.keep_stop_signal()?;
@@ -430,9 +448,9 @@ impl Executor {
         thread.set_regs(&regs)
     }
 
-    /// A signal that means nothing to this thread: ignored, not blocked, not pending. A tracer sees it
+    /// A signal that means nothing to this thread: ignored, not blocked, not pending, nor `shared_pending`. A tracer sees it
     /// nevertheless; without a tracer it vanishes when it is sent.
-    fn done_signal(&self, thread: &Stopped, mask: u64) -> Result<Option<i32>, Error> {
+    fn done_signal(&self, thread: &Stopped, mask: u64, shared_pending: u64) -> Result<Option<i32>, Error> {
         const QUIET: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
         const OTHERS: [i32; 6] =
             [libc::SIGPIPE, libc::SIGUSR1, libc::SIGUSR2, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT];
@@ -443,10 +461,7 @@ impl Executor {
         if candidates.peek().is_none() {
             return Ok(None);
         }
-        let mut pending = 0;
-        for info in thread.pending(false)?.iter().chain(&thread.pending(true)?) {
-            pending |= signal_bit(i32::from_le_bytes([info[0], info[1], info[2], info[3]]));
-        }
+        let pending = pending_mask(thread, false)? | shared_pending;
         Ok(candidates.find(|&signal| pending & signal_bit(signal) == 0))
     }
 
@@ -479,15 +494,18 @@ impl Executor {
         Ok(Reply { abi: batch.abi(), table: both, buffers })
     }
 
+    /// Takes a thread from its `first` stop to the one that tells that its batch is done.
     fn run_to_signal(
         &self,
         thread: &mut Stopped,
+        first: Stop,
         signal: i32,
         done: Addr,
         patience: &Patience,
     ) -> Result<()> {
+        let mut stop = first;
         loop {
-            match thread.advance_cont(0, patience)? {
+            match stop {
                 // The same signal from elsewhere is ignored as it would have been.
                 Stop::Signal(stopped_for) if stopped_for == signal => {
                     if regs::sp(&thread.regs()?) == done {
@@ -498,6 +516,7 @@ impl Executor {
                 stop if stop.is_asked_for() => {}
                 other => bail!("thread {}: {other:?} while making system calls", thread.tid()),
             }
+            stop = thread.advance_cont(0, patience)?;
         }
     }
 

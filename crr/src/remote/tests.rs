@@ -17,6 +17,20 @@ int main(void) { char b[64]; long n; while ((n = read(0, b, 64)) > 0) if (write(
 /// The same by a second thread that is in the mode of the other ABI, and looks at a register that is not its task's.
 const ECHO_IN_OTHER_MODE: &str = include_str!("echo_in_other_mode.c");
 
+/// The same by the first of twenty threads, each with a time of its own that timers may be late.
+const ECHO_BY_MANY: &str = "
+#include <pthread.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+static pthread_barrier_t ready;
+static void *wait(void *slack) { prctl(PR_SET_TIMERSLACK, (long)slack, 0, 0, 0); pthread_barrier_wait(&ready); for (;;) pause(); }
+int main(void) {
+    pthread_t thread;
+    pthread_barrier_init(&ready, NULL, 20);
+    for (long i = 1; i < 20; i++) if (pthread_create(&thread, NULL, wait, (void *)(1000 + i))) return 1;
+    pthread_barrier_wait(&ready);
+    char b[64]; long n; while ((n = read(0, b, 64)) > 0) if (write(1, b, n) != n) return 1; return 0; }";
+
 /// A task that can be asked whether it is well.
 struct Echo {
     child: Child,
@@ -103,6 +117,12 @@ impl Echo {
         thread.interrupt().unwrap();
         let Waited::Stopped(thread) = thread.wait(&patience).unwrap() else { panic!("ended") };
         (thread.settle(&patience).unwrap(), patience)
+    }
+
+    fn stop_all(&self) -> (Vec<Stopped>, Patience) {
+        let tids = crate::proc::Dir::task(self.pid()).unwrap().numbers::<Pid>("task").unwrap();
+        let threads = tids.into_iter().map(|tid| self.stop_thread(tid).0).collect();
+        (threads, Patience::new(Duration::from_secs(10)))
     }
 
     /// What [`crate::resource::memory::private_writable`] finds.
@@ -234,6 +254,37 @@ fn calls_are_made_and_nothing_is_left_behind() {
 #[test]
 fn a_task_that_handles_all_signals_is_stepped() {
     run_in_both(u64::MAX);
+}
+
+/// Each thread has its own answer, whether it tells of its end by a signal or is stepped.
+#[test]
+fn threads_make_calls_side_by_side() {
+    const PR_GET_TIMERSLACK: u64 = 30;
+    for ((abi, quick), caught) in WAYS.map(|way| (way, 0)).into_iter().chain([(WAYS[0], u64::MAX)]) {
+        let mut echo = Echo::of(ECHO_BY_MANY, abi);
+        let before = echo.maps();
+        let (mut threads, patience) = echo.stop_all();
+        let target = Target { caught, ..target(&echo, quick) };
+        let executor = open(target, &mut threads[0], &patience);
+        let own: Vec<(Regs, u64)> =
+            threads.iter().map(|thread| (thread.regs().unwrap(), thread.sigmask().unwrap())).collect();
+        let mut batch = Batch::new(abi);
+        let slack = batch.call(Call::Prctl, &[Arg::Value(PR_GET_TIMERSLACK)]);
+        let alone = |thread| executor.run(thread, &batch, &patience).unwrap().result(slack).unwrap();
+        let expected: Vec<u64> = threads.iter_mut().map(alone).collect();
+        assert!(expected.contains(&1001) && expected.contains(&1019), "{expected:?}");
+        let batches = vec![batch.clone(); threads.len()];
+        let replies = executor.run_all(&mut threads, &batches, &patience).unwrap();
+        let together: Vec<u64> = replies.iter().map(|reply| reply.result(slack).unwrap()).collect();
+        assert_eq!(together, expected, "{abi}");
+        executor.close(&mut threads[0], &patience).unwrap();
+        for (thread, own) in threads.into_iter().zip(own) {
+            assert_eq!((thread.regs().unwrap(), thread.sigmask().unwrap()), own, "{abi}");
+            thread.detach(0).unwrap();
+        }
+        assert_eq!(echo.maps(), before, "{abi}");
+        echo.assert_well();
+    }
 }
 
 #[test]

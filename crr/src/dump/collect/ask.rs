@@ -149,13 +149,17 @@ pub(super) fn ask(
         let memory = (vmas, resident_kib);
         let policies = mempolicy::dump_areas(&executor, deputy, dir, memory, with_policies, patience)?;
         let personality = record.personality;
-        for (thread, record) in others.iter_mut().zip(record.threads.iter_mut().skip(1)) {
+        let (mut batches, mut questions) = (Vec::new(), Vec::new());
+        for (thread, record) in others.iter().zip(&record.threads[1..]) {
             let mut batch = executor.batch(thread)?;
-            let about_thread = AskThread::new(&mut batch, bystanders.for_thread(&record.creds)?);
-            let reply = executor.run(thread, &batch, patience)?;
-            let tid = thread.tid();
+            questions.push(AskThread::new(&mut batch, bystanders.for_thread(&record.creds)?));
+            batches.push(batch);
+        }
+        let replies = executor.run_all(others, &batches, patience)?;
+        for ((about_thread, reply), record) in questions.iter().zip(&replies).zip(&mut record.threads[1..]) {
+            let tid = record.tid;
             about_thread
-                .fill(&reply, record, personality, dir, refuse)
+                .fill(reply, record, personality, dir, refuse)
                 .with_context(|| format!("thread {tid}"))?;
         }
         let aio = match has_rings {
