@@ -141,7 +141,7 @@ pub(super) fn ask(
         }
         let [deputy, others @ ..] = &mut *threads else { bail!("no thread") };
         let stranger = bystanders.for_thread(&record.threads[0].creds)?;
-        let brk = ask_deputy(&executor, deputy, record, (dir, stranger), refuse, patience)?;
+        let brk = ask_deputy(&executor, deputy, record, stranger, refuse, patience)?;
         let keys = match has_keys && record.shares.memory.is_none() {
             true => pkey::ask(&executor, deputy, patience)?,
             false => 0,
@@ -158,9 +158,7 @@ pub(super) fn ask(
         let replies = executor.run_all(others, &batches, patience)?;
         for ((about_thread, reply), record) in questions.iter().zip(&replies).zip(&mut record.threads[1..]) {
             let tid = record.tid;
-            about_thread
-                .fill(reply, record, personality, dir, refuse)
-                .with_context(|| format!("thread {tid}"))?;
+            about_thread.fill(reply, record, personality, refuse).with_context(|| format!("thread {tid}"))?;
         }
         let aio = match has_rings {
             true => aio::dump(&executor, deputy, pid, vmas, refuse, patience)?,
@@ -229,7 +227,7 @@ fn ask_deputy(
     executor: &Executor,
     deputy: &mut Stopped,
     record: &mut Task,
-    (dir, stranger): (&Dir, Option<Pid>),
+    stranger: Option<Pid>,
     refuse: &mut Refuse<'_>,
     patience: &Patience,
 ) -> Result<Addr> {
@@ -251,7 +249,7 @@ fn ask_deputy(
     record.xcomp_permission = inside.xcomp_permission;
     record.attributes = inside.attributes;
     if let Some(thread) = record.threads.first_mut() {
-        about_thread.fill(&reply, thread, record.personality, dir, refuse)?;
+        about_thread.fill(&reply, thread, record.personality, refuse)?;
     }
     Ok(inside.brk)
 }

@@ -43,7 +43,7 @@ pub(super) fn collect_task(
     // Who sends its files counts on a number that is free. Somebody who is refused, or does not stop, may have the same table.
     let nothing_in_the_way = refusals.is_empty() && !tables.late;
     let refuse = &mut Refuse::new(refusals, pid, name);
-    let Outside { namespaces, small, rlimits, timers, auxv: vector, statuses, scheds, odd_namespaces } =
+    let Outside { namespaces, small, rlimits, timers, auxv: vector, statuses, looks, odd_namespaces } =
         outside;
     namespaces.refuse_others(&tables.ready.own_namespaces, refuse);
     for (tid, name) in odd_namespaces {
@@ -77,12 +77,12 @@ pub(super) fn collect_task(
             bail!(Unguarded);
         }
     }
-    for ((thread, status), sched) in threads.iter().zip(&statuses).zip(scheds) {
+    for ((thread, status), look) in threads.iter().zip(&statuses).zip(looks) {
         let registration = rseq::dump(deputy, thread, refuse)?;
         may_run &= registration.may_run;
         rseq_untold |= registration.untold;
         let wait = waits.get(thread.tid());
-        let mut record = thread::dump_outside(thread, (status, sched), wait, &tables.ready.low, refuse)?;
+        let mut record = thread::dump_outside(thread, (status, look), wait, refuse)?;
         record.rseq = registration.rseq;
         vdso::rewind(deputy, &mut record.regs, &vmas, &tables.vdsos)?;
         robust::check(&record, &vmas, refuse);
