@@ -198,7 +198,7 @@ impl Kernel {
                     pages(addr, len)
                         .for_each(|at| memory.get_mut(&at).expect("dropped a gap").contents = None);
                 }
-                Op::Protect { addr, len, prot } => {
+                Op::Protect { addr, len, prot } | Op::ProtectByKey { addr, len, prot, .. } => {
                     pages(addr, len).for_each(|at| memory.get_mut(&at).expect("protected a gap").prot = prot);
                 }
                 Op::Populate { addr, len } => {

@@ -22,7 +22,9 @@ struct Page {
     advice: Vec<u32>,
 }
 
-/// Follows memory ops as the kernel would; panics where the kernel would refuse.
+const PROT_EXEC: u32 = 4;
+
+/// Follows memory ops as the kernel would; panics where the kernel would refuse, or give an area a protection key that none has.
 fn follow(list: &[u8], needs: &[Need]) -> BTreeMap<u64, Page> {
     let mut pages: BTreeMap<u64, Page> = BTreeMap::new();
     let mut rest = list;
@@ -31,6 +33,7 @@ fn follow(list: &[u8], needs: &[Need]) -> BTreeMap<u64, Page> {
         let range = |addr: u64, len: u64| (addr..addr + len).step_by(4096);
         match op {
             Op::Map { addr, len, prot, flags, fd, offset } => {
+                assert_ne!(prot, PROT_EXEC, "the kernel takes a protection key");
                 for at in range(addr, len) {
                     let file = fd.map(|slot| (needs[(slot - SLOT_FILES) as usize], offset + (at - addr)));
                     let old =
@@ -45,7 +48,9 @@ fn follow(list: &[u8], needs: &[Need]) -> BTreeMap<u64, Page> {
                     page.contents = Some((offset + (at - addr)) / PAGE_SIZE);
                 }
             }
-            Op::Protect { addr, len, prot } => {
+            Op::Protect { addr, len, prot } | Op::ProtectByKey { addr, len, prot, key: 0 } => {
+                let by_key = matches!(op, Op::ProtectByKey { .. });
+                assert!(prot != PROT_EXEC || by_key, "the kernel takes a protection key");
                 range(addr, len).for_each(|at| pages.get_mut(&at).expect("protected a gap").prot = prot);
             }
             Op::Advise { addr, len, advice } => {

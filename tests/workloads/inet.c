@@ -404,6 +404,24 @@ CASE(urgent_of_nobody)
 	read_urgent(&urgent);
 }
 
+/* … before other data, behind it, and first of all. */
+CASE(urgent_within)
+{
+	static struct urgent all[] = {
+		{ .host = "127.0.0.1", .before = 3, .behind = 4 },
+		{ .host = "::1", .before = 3, .behind = 1, .taken = true },
+		{ .host = "127.0.0.1", .before = 3, .behind = 4, .in_line = true },
+		{ .host = "127.0.0.1", .before = 3, .behind = 0 },
+		{ .host = "127.0.0.1", .before = 3, .behind = 4, .at_mark = true },
+		{ .host = "::1", .before = 0, .behind = 4 },
+	};
+	for (size_t i = 0; i < LENGTH(all); i++)
+		send_urgent(&all[i]);
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(all); i++)
+		read_urgent(&all[i]);
+}
+
 /* Urgent data that is announced, and still behind what there is no room for. */
 CASE(urgent_announced)
 {
@@ -1407,15 +1425,22 @@ CASE(on_a_device)
 	CHECK(send(fd, "bbbb", 4, 0) == 4, "send: %s", strerror(errno));
 }
 
-/* Has a connection, half closed by the other end, of which it sends the rest when it is told to. */
-CASE(closed_there)
+/* A connection of somebody elsewhere who has told the end of the stream. */
+static int accept_who_ends(void)
 {
-	int listener = listening("127.0.0.1");
+	int listener = listening("0.0.0.0");
 	struct address address = name_of(listener);
 	printf("%d\nLISTENS\n", ntohs(((struct sockaddr_in *)&address.bytes)->sin_port));
 	fflush(stdout);
 	int fd = MUST(accept(listener, NULL, NULL));
 	await_tcp_state(fd, TCP_CLOSE_WAIT);
+	return fd;
+}
+
+/* Has a connection, half closed by the other end, of which it sends the rest when it is told to. */
+CASE(closed_there)
+{
+	int fd = accept_who_ends();
 	checkpoint();
 	CHECK(state(fd) == TCP_CLOSE_WAIT, "in state %u", state(fd));
 	char bytes[4000];
@@ -1453,12 +1478,7 @@ CASE(errors)
 /* Has a connection over which the other end has sent something urgent, and the end of its stream. */
 CASE(urgent_there)
 {
-	int listener = listening("127.0.0.1"), mark = 0;
-	struct address address = name_of(listener);
-	printf("%d\nLISTENS\n", ntohs(((struct sockaddr_in *)&address.bytes)->sin_port));
-	fflush(stdout);
-	int fd = MUST(accept(listener, NULL, NULL));
-	await_tcp_state(fd, TCP_CLOSE_WAIT);
+	int fd = accept_who_ends(), mark = 0;
 	checkpoint();
 	char bytes[8];
 	CHECK(recv(fd, bytes, sizeof(bytes), 0) == 3 && memcmp(bytes, "abc", 3) == 0, "recv: %s", strerror(errno));
@@ -1468,6 +1488,31 @@ CASE(urgent_there)
 	CHECK(recv(fd, bytes, sizeof(bytes), 0) == 3 && memcmp(bytes, "def", 3) == 0, "recv: %s", strerror(errno));
 	ended(fd);
 	CHECK(send(fd, "bbbb", 4, 0) == 4, "send: %s", strerror(errno));
+}
+
+/* Datagrams in the queues of sockets at the same link-local address of two interfaces. */
+CASE(link_local)
+{
+	static const char *const names[] = { "crr0", "crr1" };
+	int fds[LENGTH(names)];
+	struct sockaddr_in6 own[LENGTH(names)];
+	for (size_t i = 0; i < LENGTH(names); i++) {
+		own[i] = (struct sockaddr_in6){ .sin6_family = AF_INET6, .sin6_port = htons(4711) };
+		own[i].sin6_scope_id = if_nametoindex(names[i]);
+		CHECK(inet_pton(AF_INET6, "fe80::1", &own[i].sin6_addr) == 1, "inet_pton");
+		fds[i] = MUST(socket(AF_INET6, SOCK_DGRAM, 0));
+		MUST(bind(fds[i], (void *)&own[i], sizeof(own[i])));
+		MUST(sendto(fds[i], names[i], strlen(names[i]), 0, (void *)&own[i], sizeof(own[i])));
+	}
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(names); i++) {
+		char bytes[8] = "";
+		struct sockaddr_in6 sender;
+		socklen_t length = sizeof(sender);
+		MUST(recvfrom(fds[i], bytes, sizeof(bytes), MSG_DONTWAIT, (void *)&sender, &length));
+		CHECK(strcmp(bytes, names[i]) == 0, "%s got %s", names[i], bytes);
+		CHECK(sender.sin6_scope_id == own[i].sin6_scope_id, "from interface %u", sender.sin6_scope_id);
+	}
 }
 
 /* Its SYN is answered by nobody for now. */

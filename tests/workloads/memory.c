@@ -593,12 +593,19 @@ static bool may_write(char *memory)
 	return may;
 }
 
-/* Memory that may only be executed: mov eax, 42; ret. */
-static char *code_to_execute(void)
+/* mov eax, 42; ret. */
+static char *code_to_write(void)
 {
 	static const unsigned char code[] = { 0xb8, 42, 0, 0, 0, 0xc3 };
 	char *memory = map_anonymous(PAGE);
 	memcpy(memory, code, sizeof(code));
+	return memory;
+}
+
+/* The same in memory that may only be executed. */
+static char *code_to_execute(void)
+{
+	char *memory = code_to_write();
 	MUST(mprotect(memory, PAGE, PROT_EXEC));
 	return memory;
 }
@@ -736,6 +743,18 @@ CASE(keys_of_code)
 	check_key(code, key + 1);
 	CHECK(execute(code) == 42, "the code");
 	CHECK(allocate_key(0) == key && allocate_key(0) == key + 2, "the next keys");
+}
+
+/* Memory that may only be executed and was given the key of all other memory, so that it can be read: the kernel has taken none. */
+CASE(keys_unwanted)
+{
+	char *code = code_to_write();
+	protect_by_key(code, PAGE, PROT_EXEC, 0);
+	check_key(code, 0);
+	checkpoint();
+	check_key(code, 0);
+	CHECK(may_read(code) && execute(code) == 42, "the code");
+	CHECK(allocate_key(0) == 1, "the next key");
 }
 
 /* Memory keeps a key that is freed. */

@@ -6,7 +6,9 @@
 #include "bare.h"
 #include <cpuid.h>
 #include <link.h>
+#include <linux/futex.h>
 #include <sys/auxv.h>
+#include <sys/resource.h>
 
 /* A function of a vDSO, or NULL: by its dynamic symbols, as a C library finds it. */
 static void *find(uintptr_t base, const char *name)
@@ -247,7 +249,8 @@ CASE(threads)
 {
 	pthread_t threads[THREADS];
 	uint32_t before[THREADS], ticked;
-	struct sigaction action = { .sa_handler = tick, .sa_flags = SA_RESTART };
+	/* What is blocked is the same in the handler, so /proc shows the same at any moment. */
+	struct sigaction action = { .sa_handler = tick, .sa_flags = SA_RESTART | SA_NODEFER };
 	struct itimerval every = { { 0, 3000 }, { 0, 3000 } };
 	sigset_t mask;
 	shared = find_all(getauxval(AT_SYSINFO_EHDR));
@@ -269,6 +272,140 @@ CASE(threads)
 	stop = 1;
 	for (int i = 0; i < THREADS; i++)
 		MUST0(pthread_join(threads[i], NULL));
+}
+
+struct area {
+	uintptr_t start, end;
+};
+
+static struct area area_of(const char *name)
+{
+	char line[256];
+	struct area found = { 0, 0 };
+	FILE *maps = fopen("/proc/self/maps", "r");
+	while (maps && fgets(line, sizeof(line), maps)) {
+		line[strcspn(line, "\n")] = 0;
+		size_t length = strlen(line), wanted = strlen(name);
+		if (length > wanted && strcmp(line + length - wanted, name) == 0)
+			sscanf(line, "%lx-%lx", (unsigned long *)&found.start, (unsigned long *)&found.end);
+	}
+	if (maps)
+		fclose(maps);
+	return found;
+}
+
+/* A thread that is in a handler of a signal that came in the middle of a function, behind so many of its instructions. */
+struct interrupted {
+	pthread_t thread;
+	clockid_t clock;
+	/* Instructions of it until the handler stays. */
+	int left;
+	bool entered;
+	struct kernel_time before, said, after;
+};
+
+static _Thread_local struct interrupted *own;
+static struct area vdso_area;
+static uint32_t waiting;
+static volatile uint32_t released;
+/* Handlers end when their threads have been stopped and let go: not preempted, so by a tracer. */
+static bool end_when_stopped;
+
+static long stops(void)
+{
+	struct rusage usage;
+	MUST(getrusage(RUSAGE_THREAD, &usage));
+	return usage.ru_nvcsw;
+}
+
+static void wait_for_release(void)
+{
+	while (!released)
+		syscall(SYS_futex, &released, FUTEX_WAIT, 0, NULL);
+}
+
+#ifdef __x86_64__
+#define IP REG_RIP
+#define STEP "pushf\n orl $0x100, (%%rsp)\n popf\n"
+#else
+#define IP REG_EIP
+#define STEP "pushf\n orl $0x100, (%%esp)\n popf\n"
+#endif
+
+static void on_step(int signal, siginfo_t *info, void *context)
+{
+	enum { TRAP_FLAG = 0x100 };
+	greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
+	uintptr_t ip = (uintptr_t)registers[IP];
+	bool inside = ip >= vdso_area.start && ip < vdso_area.end;
+	(void)signal, (void)info;
+	if (inside ? own->left-- > 0 : !own->entered) {
+		own->entered |= inside;
+		return;
+	}
+	registers[REG_EFL] &= ~TRAP_FLAG;
+	long before = stops();
+	__atomic_add_fetch(&waiting, 1, __ATOMIC_SEQ_CST);
+	if (end_when_stopped)
+		while (stops() == before)
+			;
+	else
+		wait_for_release();
+}
+
+static void *be_interrupted(void *argument)
+{
+	own = argument;
+	int (*function)(clockid_t, struct kernel_time *) = shared.clock_gettime;
+	MUST(syscall(SYS_clock_gettime, own->clock, &own->before));
+	__asm__ volatile(STEP : : : "memory", "cc");
+	int result = function(own->clock, &own->said);
+	MUST(syscall(SYS_clock_gettime, own->clock, &own->after));
+	wait_for_release();
+	CHECK(result == 0, "clock %d: %d", own->clock, result);
+	return NULL;
+}
+
+/* Threads in handlers that return to the middle of a function, behind each `step`th of its first instructions. */
+static void interrupt_all(int step)
+{
+	enum { INSTRUCTIONS = 24 };
+	static const clockid_t clocks[] = { CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE };
+	static struct interrupted all[LENGTH(clocks) * INSTRUCTIONS];
+	struct sigaction action = { .sa_sigaction = on_step, .sa_flags = SA_SIGINFO | SA_NODEFER };
+	size_t count = 0;
+	shared = find_all(getauxval(AT_SYSINFO_EHDR));
+	vdso_area = area_of("[vdso]");
+	MUST(sigaction(SIGTRAP, &action, NULL));
+	for (size_t i = 0; i < LENGTH(clocks); i++)
+		for (int number = 1; number < INSTRUCTIONS; number += step) {
+			struct interrupted *one = &all[count++];
+			*one = (struct interrupted){ .clock = clocks[i], .left = number };
+			MUST0(pthread_create(&one->thread, NULL, be_interrupted, one));
+		}
+	while (__atomic_load_n(&waiting, __ATOMIC_SEQ_CST) < count)
+		sched_yield();
+	checkpoint();
+	released = 1;
+	syscall(SYS_futex, &released, FUTEX_WAKE, INT32_MAX);
+	for (size_t i = 0; i < count; i++) {
+		const struct interrupted *one = &all[i];
+		MUST0(pthread_join(one->thread, NULL));
+		double before = seconds(&one->before, 1e9), said = seconds(&one->said, 1e9), after = seconds(&one->after, 1e9);
+		CHECK(before <= said && said <= after, "clock %d, thread %zu: %f is not between %f and %f", one->clock, i,
+		      said, before, after);
+	}
+}
+
+CASE(interrupted)
+{
+	interrupt_all(1);
+}
+
+CASE(interrupted_for_a_moment)
+{
+	end_when_stopped = true;
+	interrupt_all(8);
 }
 
 static volatile int handled;
@@ -340,26 +477,6 @@ CASE(sysenter)
 	if (has_sysenter())
 		CHECK(sysenter_getpid() == getpid(), "after");
 #endif
-}
-
-struct area {
-	uintptr_t start, end;
-};
-
-static struct area area_of(const char *name)
-{
-	char line[256];
-	struct area found = { 0, 0 };
-	FILE *maps = fopen("/proc/self/maps", "r");
-	while (maps && fgets(line, sizeof(line), maps)) {
-		line[strcspn(line, "\n")] = 0;
-		size_t length = strlen(line), wanted = strlen(name);
-		if (length > wanted && strcmp(line + length - wanted, name) == 0)
-			sscanf(line, "%lx-%lx", (unsigned long *)&found.start, (unsigned long *)&found.end);
-	}
-	if (maps)
-		fclose(maps);
-	return found;
 }
 
 static const char *const names[] = { "[vvar]", "[vvar_vclock]", "[vdso]" };

@@ -114,6 +114,8 @@ pub(crate) struct Frozen {
     pub(crate) guarded: bool,
     /// A thread did not stop in time, and is refused.
     pub(crate) late: bool,
+    /// It can be let run for signal handlers to end.
+    pub(crate) lets_handlers_end: bool,
     /// What their descriptors lead to, when that has been read.
     pub(crate) links: Links,
     since: Instant,
@@ -132,6 +134,7 @@ impl Frozen {
             confined: false,
             guarded: false,
             late: false,
+            lets_handlers_end: false,
             links: Links::default(),
             since: Instant::now(),
             until: None,

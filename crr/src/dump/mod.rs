@@ -26,7 +26,7 @@ use crate::resource::inet::{self, Policy};
 use crate::resource::pipe::Holders;
 use crate::resource::sysv::undo;
 use crate::resource::unix_socket::half::HalfPolicy;
-use crate::resource::{memory, robust, xstate};
+use crate::resource::{memory, robust, vdso, xstate};
 use crate::stats::{self, Stage, Stats};
 use crate::store::{Compression, Destination, DirectIo, Writer};
 use crate::sys::limits;
@@ -153,7 +153,8 @@ pub fn dump(options: &Options) -> Result<Report> {
     fault::point(Point::KilledStarting)?;
     // Dropped after the tree runs.
     let mut twins = Twins::default();
-    let (mut frozen, mut collected) = seize_and_collect(options, previous, &mut holders, &patience)?;
+    let (mut frozen, mut collected) =
+        seize_and_collect(options, previous, &mut holders, &patience).map_err(limits::hint_at_open_files)?;
     fault::point(Point::KilledCollected)?;
     fault::strike(Point::TaskDiesCopied, frozen.last());
     // So that a tree that is let run has its areas as they were.
@@ -259,7 +260,7 @@ impl Base {
 }
 
 /// Stops the tree and looks at it; by a guarded process if there are pseudo terminals or TCP connections, and a second time if it finds
-/// seccomp, or connections that were not there before. What is left of pre-dumps that this dump does not build on is ended.
+/// seccomp, or connections that were not there before; more often where a signal handler is to end first. What is left of pre-dumps that this dump does not build on is ended.
 fn seize_and_collect(
     options: &Options,
     mut previous: Option<Previous>,
@@ -275,12 +276,14 @@ fn seize_and_collect(
         guard::enter()?;
     }
     let mut ended = false;
+    let mut rests = if previous.is_none() { &RESTS[..] } else { &[] };
     loop {
         let ready = Ready::get(options.root)?;
         stats::enter(Stage::Freeze);
         let mut refusals = Refusals::default();
         let mut frozen = Frozen::seize(options.root, patience, &mut refusals)?;
         frozen.guarded = guarded;
+        frozen.lets_handlers_end = !rests.is_empty();
         fault::point(Point::KilledFrozen)?;
         fault::strike(Point::TaskDiesFrozen, frozen.last());
         frozen.links = Links::read(&frozen.tasks)?;
@@ -298,6 +301,14 @@ fn seize_and_collect(
             match collect(&mut frozen, options, ready, holders, refusals, patience, base.unwrap_or_default())
             {
                 Err(e) if e.is::<Unguarded>() => frozen.confined = true,
+                Err(e) if e.is::<vdso::Interrupted>() => {
+                    drop(frozen);
+                    if let Some((&rest, left)) = rests.split_first() {
+                        std::thread::sleep(Duration::from_millis(rest));
+                        rests = left;
+                    }
+                    continue;
+                }
                 Err(e) if !ended && is_watched(&e) && keeper::end_all(&frozen.pids().collect())? => {
                     ended = true;
                     continue;
@@ -310,6 +321,10 @@ fn seize_and_collect(
         guarded = true;
     }
 }
+
+/// How many milliseconds a tree is let run, time after time, for handlers to end that have interrupted a function of the vDSO. What takes longer is
+/// dumped as it is.
+const RESTS: [u64; 8] = [1, 1, 2, 4, 8, 16, 32, 64];
 
 /// Whether a dump is refused for what a pre-dump may have left.
 fn is_watched(error: &anyhow::Error) -> bool {

@@ -5,7 +5,7 @@ use super::freeze::FrozenTask;
 use crate::proc::smaps;
 use crate::ptrace::Stopped;
 use crate::remote::{Cache, CodeArea, Gadget, Target, is_leftover};
-use crate::resource::{Refuse, memory, rseq, seccomp};
+use crate::resource::{Refuse, memory, pkey, rseq, seccomp};
 use anyhow::{Context, Result};
 use images::memory::{Backing, Vma};
 use images::{Addr, PathId, Pid, VdsoId};
@@ -99,7 +99,8 @@ pub(super) fn target(
     let may_run = !areas.leftover
         && rseq::dump(deputy, &threads[caller], refuse)?.may_run
         && seccomp::suspend(threads, &statuses, true, refuse)?
-        && ask::can_be_asked(threads, &[])?;
+        && ask::can_be_asked(threads, &[])?
+        && pkey::can_be_asked_now(&threads[caller], refuse)?;
     let gadget = Gadget::find(deputy, abi, &areas.code, gadgets).filter(|_| may_run);
     let (ignored, caught, leftovers) = (whole.ignored, whole.caught, Vec::new());
     let target =

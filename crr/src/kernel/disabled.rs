@@ -28,10 +28,12 @@ pub enum Switch {
     MemfdExec,
     /// Asynchronous protection by userfaultfd; soft-dirty bits tell what was written.
     UffdWpAsync,
+    /// SO_PEEK_OFF of TCP sockets; some urgent data is refused.
+    TcpPeekOffset,
 }
 
 impl Switch {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Kcmp,
         Self::TimerRestoreIds,
         Self::Clone3SetTid,
@@ -43,6 +45,7 @@ impl Switch {
         Self::Userfaultfd,
         Self::MemfdExec,
         Self::UffdWpAsync,
+        Self::TcpPeekOffset,
     ];
 
     /// What `crr check` calls it.
@@ -59,6 +62,7 @@ impl Switch {
             Self::Userfaultfd => "userfaultfd",
             Self::MemfdExec => "memfd-exec",
             Self::UffdWpAsync => "uffd-wp-async",
+            Self::TcpPeekOffset => "tcp-peek-offset",
         }
     }
 }

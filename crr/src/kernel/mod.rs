@@ -83,7 +83,7 @@ const fn entry(name: &'static str, required: bool, probe: fn() -> Found, cost: &
 }
 
 #[rustfmt::skip]
-const FEATURES: [Entry; 29] = [
+const FEATURES: [Entry; 30] = [
     entry("ptrace", REQUIRED, probe::ptrace, "no task can be dumped or restored"),
     entry("chosen-ids", REQUIRED, chosen_ids, "tasks cannot get their pids and tids back"),
     entry("clone3-set-tid", OPTIONAL, probe::clone3_set_tid, "ids are chosen by ns_last_pid: a restore takes longer, and has to try again when others fork"),
@@ -106,6 +106,7 @@ const FEATURES: [Entry; 29] = [
     entry("close-range-cloexec", OPTIONAL, probe::close_range, "descriptors are kept from restored tasks one by one"),
     entry("map-files", REQUIRED, probe::map_files, "mapped files cannot be told from others of their name"),
     entry("timer-restore-ids", OPTIONAL, probe::timer_restore_ids, "the numbers of POSIX timers take many tries"),
+    entry("tcp-peek-offset", OPTIONAL, probe::tcp_peek_offset, "connections with urgent data (MSG_OOB) amid what is to be read cannot be dumped"),
     entry("mseal", OPTIONAL, probe::mseal, "tasks with sealed memory cannot be restored"),
     entry("area-names", OPTIONAL, probe::area_names, "memory that has a name (PR_SET_VMA_ANON_NAME) is restored without it"),
     entry("shared-area-names", OPTIONAL, probe::shared_area_names, "the same of shared memory without a file"),
@@ -156,6 +157,11 @@ pub(crate) fn can_protect_pages() -> bool {
 /// Whether soft-dirty bits tell what was written.
 pub(crate) fn has_soft_dirty() -> bool {
     probe::soft_dirty().is_ok()
+}
+
+/// Whether what is to be read of a TCP connection can be looked at from anywhere.
+pub(crate) fn has_tcp_peek_offset() -> bool {
+    !disabled::is_disabled(disabled::Switch::TcpPeekOffset) && probe::tcp_peek_offset().is_ok()
 }
 
 /// Whether threads can be given their rights to memory with protection keys, or why not.

@@ -6,6 +6,7 @@
 
 use super::Found;
 use super::tracee::Tracee;
+use crate::resource::socket::peek_offset;
 use crate::sys::last_pid::{self, LastPid};
 use crate::sys::userfaultfd::LATE_FEATURES;
 use crate::sys::{ptrace, xsave};
@@ -20,12 +21,13 @@ use linux_raw_sys::prctl::{
 };
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use std::ffi::{c_int, c_long};
 use std::fs::{self, File};
 use std::io::IoSliceMut;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 
 const PAGE: u64 = images::id::PAGE_SIZE;
@@ -173,6 +175,16 @@ pub(super) fn unix_diag() -> Found {
     match crate::resource::unix_socket::diag::query() {
         Ok(sockets) => Ok(format!("{} unix sockets", sockets.len())),
         Err(error) => Err(format!("{error:#}")),
+    }
+}
+
+/// Before 6.10 sockets of TCP had no SO_PEEK_OFF.
+pub(super) fn tcp_peek_offset() -> Found {
+    let made = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+        .map_err(|errno| format!("socket: {errno}"))?;
+    match peek_offset::get(made.as_fd()) {
+        Ok(_) => Ok("SO_PEEK_OFF of TCP sockets".to_owned()),
+        Err(errno) => Err(format!("SO_PEEK_OFF of TCP sockets: {errno}")),
     }
 }
 

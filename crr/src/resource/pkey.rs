@@ -6,13 +6,14 @@
 use super::Refuse;
 use super::xstate::{PKRU, contents, header};
 use crate::kernel;
-use crate::ptrace::regs;
+use crate::ptrace::{Stopped, regs};
 use crate::refusal::Refusals;
 use crate::remote::{Arg, Batch, Call, Handle, Reply};
 use crate::store::Checkpoint;
 use crate::sys::process::enabled_xfeatures;
 use crate::sys::xsave;
 use anyhow::{Context, Result, bail};
+use images::Pid;
 use images::inventory::StateComponent;
 use images::memory::{Space, Vma};
 use images::thread::Thread;
@@ -83,13 +84,32 @@ pub(crate) fn can_be_asked(
     place: Option<StateComponent>,
     refuse: &mut Refuse<'_>,
 ) -> bool {
-    let Some(rights) = place.and_then(|place| rights_in(&thread.xstate, place)) else { return true };
     let sp = regs::sp(&thread.regs);
     let stack = vmas.get(vmas.partition_point(|vma| vma.end <= sp)).filter(|vma| vma.start <= sp);
-    let denied = [0, stack.map_or(0, Vma::key)].into_iter().find(|&key| denies(rights, key));
+    may_use((thread.tid, &thread.xstate), &[0, stack.map_or(0, Vma::key)], place, refuse)
+}
+
+/// The same of a thread of which no more is known: whether it may use memory that has no key.
+///
+/// # Errors
+/// If it is gone.
+pub(crate) fn can_be_asked_now(thread: &Stopped, refuse: &mut Refuse<'_>) -> Result<bool> {
+    let Some(place) = place_of_rights() else { return Ok(true) };
+    Ok(may_use((thread.tid(), &thread.xstate()?), &[0], Some(place), refuse))
+}
+
+/// Whether a thread with this extended state may use memory with all of these keys. Refused if not.
+fn may_use(
+    (tid, xstate): (Pid, &[u8]),
+    keys: &[u32],
+    place: Option<StateComponent>,
+    refuse: &mut Refuse<'_>,
+) -> bool {
+    let Some(rights) = place.and_then(|place| rights_in(xstate, place)) else { return true };
+    let denied = keys.iter().find(|&&key| denies(rights, key));
     if let Some(key) = denied {
         let reason = format!("may not use memory with protection key {key} now, so it cannot be asked");
-        refuse.with_hint(format!("thread {}", thread.tid), reason, "dump again");
+        refuse.with_hint(format!("thread {tid}"), reason, "dump again");
     }
     denied.is_none()
 }

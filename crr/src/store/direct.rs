@@ -6,8 +6,9 @@
 use super::PAGE;
 use super::available::available;
 use super::pages::BLOCK_SIZE;
+use crate::sys;
 use anyhow::Result;
-use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use nix::sys::statfs::fstatfs;
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -44,7 +45,7 @@ impl DirectIo {
 
 /// Whether a file system can do it shows when it is tried: the file is opened once more. Files in memory are not for that.
 fn open_again(file: &File, options: &mut OpenOptions) -> Option<File> {
-    if fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC) {
+    if sys::is_tmpfs(fstatfs(file)) == Ok(true) {
         return None;
     }
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());

@@ -3,9 +3,10 @@
 use super::available::available;
 use super::kept::Kept;
 use super::stream::part_number;
+use crate::sys;
 use anyhow::{Context, Result, anyhow, bail};
 use images::container::Kind;
-use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use nix::sys::statfs::fstatfs;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, Write};
@@ -115,8 +116,7 @@ impl Spool {
     }
 
     fn lies_in_memory(&self) -> bool {
-        let pages = self.files.get(&Kind::Pages);
-        pages.and_then(|pages| fstatfs(pages).ok()).is_some_and(|fs| fs.filesystem_type() == TMPFS_MAGIC)
+        self.files.get(&Kind::Pages).is_some_and(|pages| sys::is_tmpfs(fstatfs(pages)) == Ok(true))
     }
 
     /// Whether it has any file at all.

@@ -1,7 +1,8 @@
 //! crr's own resource limits.
 
 use super::process;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::os::fd::RawFd;
@@ -19,6 +20,22 @@ pub fn raise_open_files() -> Result<()> {
 #[must_use]
 pub fn open_files() -> usize {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX))
+}
+
+/// Adds the way out to an error that comes of too many open files.
+#[must_use]
+pub fn hint_at_open_files(error: anyhow::Error) -> anyhow::Error {
+    let is_one = |cause: &(dyn std::error::Error + 'static)| {
+        let of_file = || cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        cause.downcast_ref() == Some(&Errno::EMFILE) || of_file() == Some(libc::EMFILE)
+    };
+    if !error.chain().any(is_one) {
+        return error;
+    }
+    anyhow!(
+        "{error:#}\n  hint: crr may have {} open at once (the hard limit of RLIMIT_NOFILE); raise that limit where dump and restore run (ulimit -Hn)",
+        open_files()
+    )
 }
 
 /// Makes the table of open files large enough for so many more. If it has to grow when several threads are there, who makes it grow waits for all

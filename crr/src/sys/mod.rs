@@ -41,6 +41,7 @@ pub mod window;
 pub mod xsave;
 
 use nix::errno::Errno;
+use nix::sys::statfs::{Statfs, TMPFS_MAGIC};
 
 /// The result of a libc call that answers -1 on failure.
 fn check<T: PartialEq + From<i8>>(value: T) -> nix::Result<T> {
@@ -51,6 +52,14 @@ fn check<T: PartialEq + From<i8>>(value: T) -> nix::Result<T> {
 fn halves(word: u64) -> [u32; 2] {
     let [a, b, c, d, e, f, g, h] = word.to_le_bytes();
     [u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])]
+}
+
+/// Whether a file system, as statfs(2) tells of it, has its files in memory.
+///
+/// # Errors
+/// Those of the call.
+pub(crate) fn is_tmpfs(found: nix::Result<Statfs>) -> nix::Result<bool> {
+    found.map(|of| of.filesystem_type() == TMPFS_MAGIC)
 }
 
 /// Signals that are pending for the calling thread or process while blocked.

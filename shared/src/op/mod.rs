@@ -94,7 +94,7 @@ pub enum Op<'a> {
     AllowKeys,
     /// pkey_free of the keys whose bits are set.
     FreeKeys(u32),
-    /// pkey_mprotect.
+    /// pkey_mprotect; mprotect for key 0 where there are none.
     ProtectByKey {
         /// Address.
         addr: u64,

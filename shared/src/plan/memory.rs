@@ -1,7 +1,8 @@
 //! An address space as ops: all mappings, then all contents in the order of the page file (so that they become few
 //! large reads), then what has to wait for the contents, then the kernel's own areas and the layout.
 
-use super::{Need, Slots, attribute, pkey, segment};
+use super::pkey::Keys;
+use super::{Need, Slots, attribute, segment};
 use crate::op::{self, Op, Special};
 use alloc::vec::Vec;
 use images::PathId;
@@ -37,7 +38,10 @@ const ADVICE_AFTER: [(u32, u32); 6] = [
 
 /// Appends the ops of a space.
 pub fn ops(list: &mut Vec<u8>, slots: &mut Slots, exe: PathId, space: &Space, shared: &[Shared]) {
-    pkey::allocate(list, space);
+    let keys = Keys::of(space);
+    if let Some(keys) = keys {
+        keys.allocate(list);
+    }
     let filled = filled(space);
     let mut opened = Vec::with_capacity(space.vmas.len());
     for group in groups(&space.vmas) {
@@ -68,11 +72,15 @@ pub fn ops(list: &mut Vec<u8>, slots: &mut Slots, exe: PathId, space: &Space, sh
         op::push(list, &Op::Advise { addr, len, advice: MADV_GUARD_INSTALL });
     }
     names(list, space);
-    pkey::protect(list, space, &mut opened);
+    if let Some(keys) = keys {
+        keys.protect(list, &space.vmas, &mut opened);
+    }
     for (vma, &prot) in space.vmas.iter().zip(&opened) {
         finish(list, vma, prot);
     }
-    pkey::free(list, space);
+    if let Some(keys) = keys {
+        keys.free(list);
+    }
     layout(list, slots, exe, space);
 }
 
@@ -211,7 +219,7 @@ pub(super) fn finish(list: &mut Vec<u8>, vma: &Vma, prot: u32) {
 pub(super) fn settle(list: &mut Vec<u8>, vma: &Vma, prot: u32) {
     let (addr, len) = (vma.start.0, length(vma));
     if prot != vma.prot {
-        op::push(list, &Op::Protect { addr, len, prot: vma.prot });
+        op::push(list, &protect(vma));
     }
     for (bit, advice) in ADVICE_AFTER {
         if vma.flags & bit != 0 {
@@ -224,6 +232,15 @@ pub(super) fn settle(list: &mut Vec<u8>, vma: &Vma, prot: u32) {
     }
     if vma.flags & vm::SEALED != 0 {
         op::push(list, &Op::Seal { addr, len });
+    }
+}
+
+/// Gives an area its protection. Memory that may only be executed, and whose key is that of all other memory, was given that by the program.
+fn protect(vma: &Vma) -> Op<'static> {
+    let (addr, len, prot) = (vma.start.0, length(vma), vma.prot);
+    match (prot, vma.key()) {
+        (PROT_EXEC, 0) => Op::ProtectByKey { addr, len, prot, key: 0 },
+        _ => Op::Protect { addr, len, prot },
     }
 }
 

@@ -37,12 +37,10 @@ pub fn strange(space: &Space) -> impl Iterator<Item = &Vma> {
     })
 }
 
-/// Whether an address space can only be restored by a processor that has keys, and has to get them in an order of its own. Memory that may only be executed
-/// gets its key without, where there are keys.
+/// Whether an address space can only be restored by a processor that has keys, and has to get them in an order of its own.
 #[must_use]
 pub fn are_needed(space: &Space) -> bool {
-    let has_another = |own| space.vmas.iter().any(|vma| vma.prot == PROT_EXEC && vma.key() != own);
-    space.keys != 0 || execute_only(space).is_some_and(|own| own != FIRST || has_another(own))
+    Keys::of(space).is_some()
 }
 
 /// Has a thread use what another task allocates, from whom it has the address space.
@@ -52,42 +50,55 @@ pub(super) fn allow(list: &mut Vec<u8>, space: &Space) {
     }
 }
 
-/// Allocates what areas will have, before there are any.
-pub(super) fn allocate(list: &mut Vec<u8>, space: &Space) {
-    if !are_needed(space) {
-        return;
-    }
-    let own = execute_only(space).map_or(0, |key| 1 << key);
-    op::push(list, &Op::AllocateKeys((u32::from(space.keys) | own).ilog2()));
-    if own != 0 {
-        op::push(list, &Op::FreeKeys(own));
-    }
+/// The keys of an address space that need an order of their own.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Keys {
+    /// Those that are allocated, as bits.
+    allocated: u32,
+    /// The kernel's own.
+    execute_only: Option<u32>,
 }
 
-/// Gives areas their keys, and their protection with them; `prots` is what each has until now. Nobody who restores the task has to use the
-/// memory after that.
-pub(super) fn protect(list: &mut Vec<u8>, space: &Space, prots: &mut [u32]) {
-    if !are_needed(space) {
-        return;
+impl Keys {
+    /// `None` if areas get theirs by their protection.
+    pub(super) fn of(space: &Space) -> Option<Self> {
+        let execute_only = execute_only(space);
+        let is_needed = space.keys != 0 || execute_only.is_some_and(|own| own != FIRST);
+        is_needed.then_some(Self { allocated: space.keys.into(), execute_only })
     }
-    let execute_only = execute_only(space);
-    for (vma, prot) in space.vmas.iter().zip(prots).filter(|(vma, _)| !is_implied(vma, execute_only)) {
-        let (addr, len) = (vma.start.0, vma.end.0 - vma.start.0);
-        op::push(list, &Op::ProtectByKey { addr, len, prot: vma.prot, key: vma.key() });
-        *prot = vma.prot;
-    }
-}
 
-/// Frees what is not to be allocated, when all areas have their keys.
-pub(super) fn free(list: &mut Vec<u8>, space: &Space) {
-    if !are_needed(space) {
-        return;
+    /// The kernel's own, as a bit.
+    fn own(self) -> u32 {
+        self.execute_only.map_or(0, |key| 1 << key)
     }
-    let own = execute_only(space).map_or(0, |key| 1 << key);
-    let wanted = u32::from(space.keys) | own;
-    let others = ((1 << wanted.ilog2()) - 1) & !wanted & !1;
-    if others != 0 {
-        op::push(list, &Op::FreeKeys(others));
+
+    /// Allocates what areas will have, before there are any.
+    pub(super) fn allocate(self, list: &mut Vec<u8>) {
+        let own = self.own();
+        op::push(list, &Op::AllocateKeys((self.allocated | own).ilog2()));
+        if own != 0 {
+            op::push(list, &Op::FreeKeys(own));
+        }
+    }
+
+    /// Gives areas their keys, and their protection with them; `prots` is what each has until now. Nobody who restores the task has to use the
+    /// memory after that.
+    pub(super) fn protect(self, list: &mut Vec<u8>, vmas: &[Vma], prots: &mut [u32]) {
+        let by_key = |(vma, _): &(&Vma, &mut u32)| !is_implied(vma, self.execute_only);
+        for (vma, prot) in vmas.iter().zip(prots).filter(by_key) {
+            let (addr, len) = (vma.start.0, vma.end.0 - vma.start.0);
+            op::push(list, &Op::ProtectByKey { addr, len, prot: vma.prot, key: vma.key() });
+            *prot = vma.prot;
+        }
+    }
+
+    /// Frees what is not to be allocated, when all areas have their keys.
+    pub(super) fn free(self, list: &mut Vec<u8>) {
+        let wanted = self.allocated | self.own();
+        let others = ((1 << wanted.ilog2()) - 1) & !wanted & !1;
+        if others != 0 {
+            op::push(list, &Op::FreeKeys(others));
+        }
     }
 }
 
@@ -111,9 +122,11 @@ mod tests {
 
     fn ops(space: &Space) -> Vec<u8> {
         let mut list = Vec::new();
-        allocate(&mut list, space);
-        protect(&mut list, space, &mut vec![7; space.vmas.len()]);
-        free(&mut list, space);
+        if let Some(keys) = Keys::of(space) {
+            keys.allocate(&mut list);
+            keys.protect(&mut list, &space.vmas, &mut vec![7; space.vmas.len()]);
+            keys.free(&mut list);
+        }
         list
     }
 
@@ -125,7 +138,7 @@ mod tests {
 
     #[test]
     fn memory_to_execute_has_its_key_by_that() {
-        for areas in [&[(3, 0)][..], &[(4, 0)], &[(4, 1), (3, 0)]] {
+        for areas in [&[(3, 0)][..], &[(4, 0)], &[(4, 1), (3, 0)], &[(4, 1), (4, 0)]] {
             let space = space(0, areas);
             assert!(!are_needed(&space) && strange(&space).next().is_none(), "{areas:?}");
             assert_eq!(ops(&space), []);

@@ -15,6 +15,7 @@ use core::ffi::c_int;
 const MAP_FIXED: u32 = 0x10;
 const ENOMEM: u32 = 12;
 const EINVAL: u32 = 22;
+const ENOSYS: u32 = 38;
 /// MADV_HUGEPAGE and MADV_NOHUGEPAGE.
 const HUGE_PAGES: [u32; 2] = [14, 15];
 const MADV_DONTNEED: usize = 4;
@@ -55,8 +56,14 @@ pub(super) fn call(session: &Session, op: &Op<'_>) -> Result<(), Failure> {
         }
         Op::FreeKeys(keys) => pkey::free(keys),
         Op::ProtectByKey { addr, len, prot, key } => {
-            let args = [size(addr)?, size(len)?, prot as usize, key as usize];
-            plain(nr::__NR_pkey_mprotect, addr, &args)
+            let [start, len, prot] = [size(addr)?, size(len)?, prot as usize];
+            match plain(nr::__NR_pkey_mprotect, addr, &[start, len, prot, key as usize]) {
+                // Where there are no keys, all memory has this one.
+                Err(Failure { errno: EINVAL | ENOSYS, .. }) if key == 0 => {
+                    plain(nr::__NR_mprotect, addr, &[start, len, prot])
+                }
+                other => other,
+            }
         }
         Op::Advise { addr, len, advice } => {
             match plain(nr::__NR_madvise, addr, &[size(addr)?, size(len)?, advice as usize]) {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 use tests::abi::Abi;
 use tests::case::{Running, Workload, nothing_left};
-use tests::isolate::isolated;
+use tests::isolate::{isolated, isolated_for_both};
 use tests::{Result, command, here, require_ia32, require_root, wait};
 
 /// A dumped tree of both ABIs that is gone.
@@ -88,6 +88,27 @@ fn more_files_than_may_be_open() {
             .code(1)?
             .says_with_hint("file descriptors: a restore takes 5")?;
         running.comes_back()
+    });
+}
+
+/// A dump that may not have enough files open itself, while it finds the tasks or when it looks at them, says so and harms nothing.
+#[test]
+fn too_few_files_to_dump() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("tree", "family").start(dir, abi)?;
+        let before = running.snapshot()?;
+        for limit in [20, 30] {
+            let script = format!("ulimit -n {limit}; exec \"$@\"");
+            let args = running.dump_args(&[])?;
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            let output = command::crr_under(&["sh", "-c", &script, "sh"], dir, &args)?.code(1)?;
+            output.says_with_hint("oo many open files")?;
+            output.says(&format!("crr may have {limit} open at once"))?;
+            running.looks_like(&before)?;
+        }
+        running.verify()
     });
 }
 

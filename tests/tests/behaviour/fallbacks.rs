@@ -338,6 +338,25 @@ fn timer_restore_ids() {
     each_works_without("timer-restore-ids", &here!(), &workloads);
 }
 
+/// Nothing stands in for it where urgent data has others before and behind it.
+#[test]
+fn tcp_peek_offset() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("inet", "urgent_within").start(dir, abi)?;
+        let before = running.snapshot()?;
+        let output = running.dump(&["--disable-feature", "tcp-peek-offset"])?.code(1)?;
+        let reason = "has data to be read before and behind urgent data (MSG_OOB)";
+        output.says_with_hint(reason)?;
+        let named = output.stderr.matches(reason).count();
+        ensure!(named == 3, "{named} sockets are named, not 3:\n{}", output.stderr);
+        running.looks_like(&before)?;
+        running.dump(&[])?.success()?;
+        running.comes_back()
+    });
+}
+
 /// Nothing stands in for kcmp.
 #[test]
 fn kcmp() {

@@ -334,6 +334,32 @@ fn connections_elsewhere_can_be_closed() {
     });
 }
 
+/// A workload of `case` with a client outside of the tree, which has called `host`, done `speak` and told the end of its stream.
+pub(crate) fn start_with_one_that_spoke(
+    dir: &Path,
+    case: &'static str,
+    abi: Abi,
+    host: &'static str,
+    speak: fn(&mut TcpStream) -> tests::Result,
+) -> tests::Result<(Running, TcpStream)> {
+    let client = std::thread::spawn({
+        let log = dir.join("log");
+        move || -> tests::Result<TcpStream> {
+            let port = wait::until(wait::STEP, "it listens", || {
+                let log = std::fs::read_to_string(&log).unwrap_or_default();
+                Ok(log.contains("LISTENS").then(|| log.lines().next().map(str::to_owned)).flatten())
+            })?;
+            let mut client = TcpStream::connect((host, port.parse()?))?;
+            speak(&mut client)?;
+            client.shutdown(Shutdown::Write)?;
+            Ok(client)
+        }
+    });
+    let running = inet(case).start(dir, abi)?;
+    let client = client.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
+    Ok((running, client))
+}
+
 /// A workload of `case` with a client outside of the tree that has done `speak`, and hears `answer` and the end after a restore.
 fn with_one_that_spoke(
     dir: &Path,
@@ -342,22 +368,8 @@ fn with_one_that_spoke(
     answer: &[u8],
 ) -> tests::Result {
     for abi in Abi::ALL {
-        let dir = dir.join(abi.name());
-        let client = std::thread::spawn({
-            let log = dir.join("log");
-            move || -> tests::Result<TcpStream> {
-                let port = wait::until(wait::STEP, "it listens", || {
-                    let log = std::fs::read_to_string(&log).unwrap_or_default();
-                    Ok(log.contains("LISTENS").then(|| log.lines().next().map(str::to_owned)).flatten())
-                })?;
-                let mut client = TcpStream::connect(("127.0.0.1", port.parse()?))?;
-                speak(&mut client)?;
-                client.shutdown(Shutdown::Write)?;
-                Ok(client)
-            }
-        });
-        let mut running = inet(case).start(&dir, abi)?;
-        let mut client = client.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
+        let (mut running, mut client) =
+            start_with_one_that_spoke(&dir.join(abi.name()), case, abi, "127.0.0.1", speak)?;
         let before = running.snapshot()?;
         running.dump(&["--tcp-established"])?.success()?;
         nothing_left()?;

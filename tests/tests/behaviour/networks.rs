@@ -1,6 +1,6 @@
 //! Internet sockets whose other ends are behind a real interface, whose addresses have changed, or whose traffic crr is not to hold.
 
-use super::inet::{ask, hear, inet, is_refused, nft, ports, tables};
+use super::inet::{ask, hear, inet, is_refused, nft, ports, start_with_one_that_spoke, tables};
 use anyhow::{Context, ensure};
 use std::io::Read;
 use std::net::{Shutdown, TcpStream, UdpSocket};
@@ -188,9 +188,48 @@ fn urgent_data_at_an_address_of_nobody() {
         let before = running.snapshot()?;
         let output = running.dump(&[])?.code(1)?;
         output.says("socket:[")?;
-        output.says(reason)?;
+        output.says_with_hint(reason)?;
         running.looks_like(&before)?;
         running.verify()
+    });
+}
+
+/// The same of the end of a stream.
+#[test]
+fn the_end_of_a_stream_at_an_address_of_nobody() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        ip("route replace local 10.77.0.0/16 dev lo")?;
+        let speak = |client: &mut TcpStream| ask(client, &[b'a'; 4000]);
+        let (mut running, mut client) =
+            start_with_one_that_spoke(dir, "closed_there", abi, "10.77.0.1", speak)?;
+        let before = running.snapshot()?;
+        let reason = "was told of the end of the stream at an address that is none of this machine";
+        running.dump(&["--tcp-established"])?.code(1)?.says_with_hint(reason)?;
+        running.looks_like(&before)?;
+        running.verify()?;
+        hear(&mut client, &[b'a'; 4000])
+    });
+}
+
+/// A datagram comes to the socket of the interface that it was sent to, where others have the same link-local address.
+#[test]
+fn link_local_datagrams() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        ip("link add crr0 type veth peer name crr1")?;
+        for name in ["crr0", "crr1"] {
+            ip(&format!("link set {name} addrgenmode none"))?;
+            ip(&format!("link set {name} up"))?;
+            ip(&format!("address add fe80::1/64 dev {name} nodad"))?;
+        }
+        let mut running = inet("link_local").start(dir, abi)?;
+        let before = running.snapshot()?;
+        running.cycle(&before)?;
+        running.verify()?;
+        ip("link del crr0")
     });
 }
 

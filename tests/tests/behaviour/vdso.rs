@@ -15,6 +15,7 @@ const fn vdso(case: &'static str) -> Workload {
 tests::survives! {
     functions => vdso("functions");
     threads => vdso("threads").busy();
+    interrupted => vdso("interrupted");
     frame => vdso("frame");
     sysenter => vdso("sysenter");
     moved => vdso("moved");
@@ -78,6 +79,7 @@ survives_another_kernel! {
     functions => vdso("functions");
     functions_static => Workload::new("vdso-static", "functions");
     threads => vdso("threads").busy();
+    interrupted_for_a_moment => vdso("interrupted_for_a_moment").busy();
     traps_blocked => vdso("traps_blocked").busy();
     frame => vdso("frame");
     sysenter => vdso("sysenter");

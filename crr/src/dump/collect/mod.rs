@@ -108,6 +108,8 @@ struct Tables {
     late: bool,
     /// Tasks are to be asked again, to make twins.
     snapshot: bool,
+    /// The tree can be let run for handlers to end ([`crate::resource::vdso::Interrupted`]).
+    lets_handlers_end: bool,
     /// Somebody who runs may have memory or files in common with a task; the dump is refused for that, or for something else.
     watched: bool,
     waits: sysv::objects::Waits,
@@ -146,6 +148,7 @@ pub(super) fn collect(
         send_files: !kernel::has_pidfd_getfd(),
         late: frozen.late,
         snapshot: options.snapshot,
+        lets_handlers_end: frozen.lets_handlers_end && !frozen.late,
         watched: true,
         waits: sysv::objects::Waits::default(),
         undo: undo::Lists::default(),

@@ -77,6 +77,14 @@ pub(super) fn collect_task(
             bail!(Unguarded);
         }
     }
+    if tables.lets_handlers_end && whole.caught != 0 {
+        let mut stacks = vdso::Stacks::of(&vmas, &tables.vdsos);
+        for thread in threads.iter() {
+            if stacks.have_interrupted(thread)? {
+                bail!(vdso::Interrupted);
+            }
+        }
+    }
     for ((thread, status), look) in threads.iter().zip(&statuses).zip(looks) {
         let registration = rseq::dump(deputy, thread, refuse)?;
         may_run &= registration.may_run;

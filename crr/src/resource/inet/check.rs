@@ -1,11 +1,12 @@
 //! What stands in the way of a dump of internet sockets, found once all of the tree are known.
 
 use super::address::{Shown, on_the_wire};
-use super::urgent::Told;
+use super::urgent::{Place, Told};
 use super::{
     Ends, Found, Policy, Sockets, TcpPolicy, addresses, diag, inject, is_connected, is_from, listed,
     listens_at, queue, stream, unsent, urgent,
 };
+use crate::kernel;
 use crate::refusal::Refusals;
 use crate::resource::Refuse;
 use crate::resource::path::CLOSE;
@@ -30,6 +31,12 @@ const COMPLETE: &str = "have the program send the rest before the dump";
 pub(crate) const READ_PACKETS: &str =
     "have the program read them before the dump, or use --skip-in-flight to lose them";
 
+/// What a restore could have sent by nobody, since it would leave this machine, and what no dump can look at.
+const URGENT_ELSEWHERE: &str =
+    "has urgent data (MSG_OOB) to be read at an address that is none of this machine";
+const END_ELSEWHERE: &str = "was told of the end of the stream at an address that is none of this machine";
+const HIDDEN: &str = "has data to be read before and behind urgent data (MSG_OOB), at which nobody can look before Linux 6.10 (SO_PEEK_OFF)";
+
 /// What is known of the connections of a tree.
 #[derive(Default)]
 struct Connections {
@@ -44,6 +51,11 @@ struct Connections {
 }
 
 impl Connections {
+    /// Whether the tree has both ends of a connection.
+    fn is_inside(&self, record: &InetSocket) -> Result<bool> {
+        Ok(self.ours.contains_key(&Ends::of(record)?.seen_from_there()))
+    }
+
     /// Whether one socket of the tree, and not several (SO_REUSEPORT), can be the one that accepts what comes to an end of a connection.
     fn has_listener(&self, end: &Ends) -> bool {
         self.listening.iter().filter(|&&own| listens_at(own, end.local)).count() == 1
@@ -61,7 +73,7 @@ impl Sockets {
         }
         let mut listed = listed::Listed::default();
         let mut patience = unsent::Patience::default();
-        let (mut queues, mut ended) = (Vec::new(), Vec::new());
+        let (mut queues, mut ended, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         for index in 0..self.found.len() {
             let found = &self.found[index];
             let Holder { pid, name, object } = found.holder.clone();
@@ -96,12 +108,14 @@ impl Sockets {
                     self.found[index].record.peer = known.of(&self.found[index].record)?.peer;
                 }
                 _ if is_connected(found.state) => {
-                    self.check_connected(index, policy, &connections, &mut refuse)?;
+                    let is_kept = self.check_connected(index, policy, &connections, &mut refuse)?;
+                    kept.extend(is_kept.then_some(index));
                 }
                 _ => {}
             }
         }
         self.read_ended(&ended, refusals)?;
+        self.check_incoming(&kept, &connections, refusals)?;
         self.read_queues(&queues, refusals)
     }
 
@@ -157,8 +171,7 @@ impl Sockets {
     fn read_ended(&mut self, ended: &[usize], refusals: &mut Refusals) -> Result<()> {
         let mut unread = Vec::new();
         for &index in ended {
-            let fd = self.found[index].socket.as_fd();
-            if pipe::readable_bytes(fd).context("FIONREAD")? > 0 || sys::at_mark(fd).context("SIOCATMARK")? {
+            if has_unread(self.found[index].socket.as_fd())? {
                 unread.push(index);
             }
         }
@@ -168,10 +181,10 @@ impl Sockets {
         let own = inject::Own::addresses()?;
         let sockets: Vec<BorrowedFd<'_>> =
             unread.iter().map(|&index| self.found[index].socket.as_fd()).collect();
-        for (index, has_urgent) in unread.into_iter().zip(urgent::among(&sockets)?) {
+        for (index, place) in unread.into_iter().zip(urgent::among(&sockets)?) {
             let found = &mut self.found[index];
             let fd = found.socket.as_fd();
-            let reason = if has_urgent {
+            let reason = if place != Place::Nowhere {
                 "its connection has ended, with urgent data (MSG_OOB) among what is to be read"
             } else if peek_offset::get(fd).is_ok_and(|offset| offset >= 0) {
                 "its connection has ended, and its data is looked at by offset (SO_PEEK_OFF)"
@@ -188,19 +201,54 @@ impl Sockets {
         Ok(())
     }
 
-    /// Refuses a connection that reaches out of the tree, unless it is to be kept or given up.
+    /// Refuses connections of which a restore would have to send a packet that leaves this machine, and urgent data that nobody can look at.
+    fn check_incoming(
+        &self,
+        kept: &[usize],
+        connections: &Connections,
+        refusals: &mut Refusals,
+    ) -> Result<()> {
+        let mut looked = Vec::new();
+        for found in kept.iter().map(|&index| &self.found[index]) {
+            let has_ended = stream::has_ended_there(found.state) && !connections.is_inside(&found.record)?;
+            if has_ended || has_unread(found.socket.as_fd())? {
+                looked.push((found, has_ended));
+            }
+        }
+        if looked.is_empty() {
+            return Ok(());
+        }
+        let (own, sees_behind) = (inject::Own::addresses()?, kernel::has_tcp_peek_offset());
+        let is_foreign = |found: &Found| found.record.local.is_some_and(|local| !own.has(&local));
+        looked.retain(|(found, _)| !sees_behind || is_foreign(found));
+        let sockets: Vec<BorrowedFd<'_>> = looked.iter().map(|(found, _)| found.socket.as_fd()).collect();
+        for ((found, has_ended), place) in looked.into_iter().zip(urgent::among(&sockets)?) {
+            let (reason, hint) = match place {
+                Place::Within if !sees_behind => (HIDDEN, READ),
+                _ if !is_foreign(found) => continue,
+                Place::Within | Place::AtAnEnd => (URGENT_ELSEWHERE, READ),
+                Place::Nowhere if has_ended => (END_ELSEWHERE, CLOSE),
+                Place::Nowhere => continue,
+            };
+            let Holder { pid, name, object } = &found.holder;
+            Refuse::new(refusals, *pid, name).with_hint(object, reason, hint);
+        }
+        Ok(())
+    }
+
+    /// Refuses a connection that reaches out of the tree, unless it is to be kept or given up. Whether it will be looked at.
     fn check_connected(
         &mut self,
         index: usize,
         policy: Policy,
         connections: &Connections,
         refuse: &mut Refuse<'_>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let found = &mut self.found[index];
         if connections.waiting.contains(&index) {
             // It connects again, to the one that listens again.
             found.record.state = InetState::Connecting;
-            return Ok(());
+            return Ok(false);
         }
         if connections.used.contains(&index) {
             // Given up, it is reset, as the kernel does to connections whose listening socket is closed.
@@ -210,9 +258,9 @@ impl Sockets {
                 let reason = "has a connection that waits to be accepted, over which data was sent: nobody can look at that";
                 refuse.with_hint(&found.holder.object, reason, IN_FLIGHT);
             }
-            return Ok(());
+            return Ok(false);
         }
-        let inside = connections.ours.contains_key(&Ends::of(&found.record)?.seen_from_there());
+        let inside = connections.is_inside(&found.record)?;
         if !inside && policy.tcp == TcpPolicy::Refuse {
             let (local, peer) = addresses(&found.record)?;
             let reason = format!(
@@ -230,7 +278,7 @@ impl Sockets {
             let reason = "has urgent data announced that has not come yet (MSG_OOB)";
             refuse.with_hint(&found.holder.object, reason, READ);
         }
-        Ok(())
+        Ok(found.has_connection())
     }
 
     /// Whether a socket has datagrams to be read.
@@ -328,6 +376,11 @@ impl Sockets {
         }
         Ok(false)
     }
+}
+
+/// Whether a TCP socket has something to be read.
+fn has_unread(fd: BorrowedFd<'_>) -> Result<bool> {
+    Ok(pipe::readable_bytes(fd).context("FIONREAD")? > 0 || sys::at_mark(fd).context("SIOCATMARK")?)
 }
 
 /// Why datagrams would not come to a socket again by which it got them.

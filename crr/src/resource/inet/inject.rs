@@ -1,7 +1,7 @@
 //! Packets as other machines would have sent them, for sockets of this one: datagrams that were in a queue, and the end of a
 //! stream, or the urgent data in it, that the other end has sent.
 
-use super::address::on_the_wire;
+use super::address::{Shown, on_the_wire};
 use super::check::SO_MEMINFO;
 use super::hold::MARK;
 use crate::sys::socket as sys;
@@ -139,7 +139,7 @@ impl Injector {
         if lite {
             make_lite(&mut packet, from.ip(), to.ip()).context("make a packet")?;
         }
-        self.send(&packet, to)
+        self.send(&packet, &datagram.destination)
     }
 
     /// The end of the stream that the other end of a connection sent.
@@ -152,7 +152,7 @@ impl Injector {
         let builder = segment(local, peer, connection, connection.receive_seq)?.fin();
         let mut packet = Vec::with_capacity(builder.size(0));
         builder.write_to_vec(&mut packet, &[]).context("make a packet")?;
-        self.send(&packet, on_the_wire(local))
+        self.send(&packet, local)
     }
 
     /// The byte that the other end of a connection sent as urgent.
@@ -169,7 +169,7 @@ impl Injector {
         let builder = segment(local, peer, connection, connection.receive_seq.wrapping_sub(behind))?.urg(0);
         let mut packet = Vec::with_capacity(builder.size(1));
         builder.write_to_vec(&mut packet, &[*byte]).context("make a packet")?;
-        self.send(&packet, on_the_wire(local))
+        self.send(&packet, local)
     }
 
     /// The other end of a connection resets it.
@@ -178,22 +178,23 @@ impl Injector {
         let builder = ip(from.ip(), to.ip())?.tcp(from.port(), to.port(), receive_seq, 0).rst();
         let mut packet = Vec::with_capacity(builder.size(0));
         builder.write_to_vec(&mut packet, &[]).context("make a packet")?;
-        self.send(&packet, to)
+        self.send(&packet, local)
     }
 
-    fn send(&mut self, packet: &[u8], to: SocketAddr) -> Result<()> {
+    /// Several interfaces can have the same link-local address: the scope tells which.
+    fn send(&mut self, packet: &[u8], to: &InetAddress) -> Result<()> {
         let none = MsgFlags::empty();
-        match to {
+        match on_the_wire(to) {
             SocketAddr::V4(v4) => {
                 let socket = open(&mut self.v4, AddressFamily::Inet)?;
                 sendto(socket, packet, &SockaddrIn::from(SocketAddrV4::new(*v4.ip(), 0)), none)
             }
             SocketAddr::V6(v6) => {
                 let socket = open(&mut self.v6, AddressFamily::Inet6)?;
-                sendto(socket, packet, &SockaddrIn6::from(SocketAddrV6::new(*v6.ip(), 0, 0, 0)), none)
+                sendto(socket, packet, &SockaddrIn6::from(SocketAddrV6::new(*v6.ip(), 0, 0, to.scope)), none)
             }
         }
-        .with_context(|| format!("send a packet to {to}"))
+        .with_context(|| format!("send a packet to {}", Shown(to)))
         .map(drop)
     }
 }

@@ -235,7 +235,7 @@ impl Sockets {
         Ok(silenced)
     }
 
-    /// Fails if a restore would have to send a packet that leaves this machine, for one of these.
+    /// Fails if a restore would have to send a packet that leaves this machine, for one of these: by what has come since [`Sockets::check`].
     fn refuse_foreign(&self, connected: &[usize]) -> Result<()> {
         let sent = || {
             connected

@@ -136,6 +136,11 @@ impl Silenced {
     }
 }
 
+/// Whether the other end of a connection in this state has said that it sends no more.
+pub(super) const fn has_ended_there(state: u8) -> bool {
+    matches!(state, tcp::CLOSE_WAIT | tcp::LAST_ACK | tcp::CLOSING)
+}
+
 /// What was sent, or is to be, and what the ends agreed on.
 fn look_at_outgoing(fd: BorrowedFd<'_>) -> Result<TcpConnection> {
     let info = tcp::info(fd).context("TCP_INFO")?;
@@ -189,7 +194,7 @@ fn look_at_incoming(one: &Before<Rc<OwnedFd>>, connection: &mut TcpConnection) -
         bail!("a TCP connection has ended meanwhile: dump again");
     }
     (connection.incoming, connection.urgent, connection.window) = (incoming, urgent, window);
-    connection.ended_there = matches!(state, tcp::CLOSE_WAIT | tcp::LAST_ACK | tcp::CLOSING);
+    connection.ended_there = has_ended_there(state);
     connection.receive_seq = sequence.wrapping_sub(u32::from(connection.ended_there));
     if connection.ended_there {
         // Behind the end of the stream, which is still to come for the one that is made again.

@@ -24,9 +24,11 @@ pub(super) enum Told {
     /// There is none, or it was read.
     Nothing,
     /// It is there.
-    Byte,
+    Byte(u8),
     /// It is on its way.
     Announced,
+    /// It is there, of a connection that has ended: nobody gets it any more.
+    Lost,
 }
 
 /// Asks a socket for urgent data.
@@ -34,20 +36,21 @@ pub(super) enum Told {
 /// # Errors
 /// As recv(2).
 pub(super) fn told(fd: BorrowedFd<'_>) -> nix::Result<Told> {
-    match peek_out_of_band(fd, &mut [0]) {
-        Ok(1) => Ok(Told::Byte),
-        Ok(_) | Err(Errno::EAGAIN) => Ok(Told::Announced),
+    match peek_out_of_band(fd) {
+        Ok(Some(byte)) => Ok(Told::Byte(byte)),
+        Ok(None) | Err(Errno::EAGAIN) => Ok(Told::Announced),
         Err(Errno::EINVAL) => Ok(Told::Nothing),
-        // The connection has ended.
-        Err(Errno::ENOTCONN) => Ok(Told::Byte),
+        Err(Errno::ENOTCONN) => Ok(Told::Lost),
         Err(errno) => Err(errno),
     }
 }
 
-/// Looks at the urgent byte of a socket that is not read in line; how many bytes there are.
-fn peek_out_of_band(fd: BorrowedFd<'_>, byte: &mut [u8; 1]) -> nix::Result<usize> {
+/// The urgent byte of a socket that is not read in line.
+fn peek_out_of_band(fd: BorrowedFd<'_>) -> nix::Result<Option<u8>> {
+    let mut byte = [0];
     let flags = libc::MSG_OOB | libc::MSG_PEEK | libc::MSG_DONTWAIT;
-    sys::receive(fd, byte, flags).map(|received| received.length)
+    let received = sys::receive(fd, &mut byte, flags)?;
+    Ok((received.length == 1).then_some(byte[0]))
 }
 
 fn set_in_line(fd: BorrowedFd<'_>, on: bool) -> Result<()> {
@@ -69,20 +72,16 @@ pub(super) fn look<S: AsFd>(one: &Before<S>) -> Result<(Vec<u8>, Option<TcpUrgen
         _ if sys::at_mark(fd).context("SIOCATMARK")? => Some(0),
         length => (length < bytes).then_some(length),
     };
-    match mark {
-        Some(length) if length > 0 && length + 1 == bytes && told == Told::Byte => {
-            incoming.push(peek_byte(fd)?)
-        }
-        Some(length) if length > 0 => {
-            peek_offset::set(fd, i32::try_from(length)?).context(
-                "look behind urgent data that was received (SO_PEEK_OFF of TCP came with Linux 6.10): have the program read it before the dump",
-            )?;
+    match (mark, told) {
+        (Some(length), Told::Byte(byte)) if is_last(length, bytes) => incoming.push(byte),
+        (Some(length), _) if length > 0 => {
+            peek_offset::set(fd, i32::try_from(length)?).context("look behind urgent data (SO_PEEK_OFF)")?;
             incoming.extend(stream::peek(fd, bytes - length)?);
         }
         _ => {}
     }
     let urgent = match (mark, told) {
-        (Some(at), Told::Nothing | Told::Byte) if at < bytes => {
+        (Some(at), Told::Nothing | Told::Byte(_)) if at < bytes => {
             Some(TcpUrgent { at: u32::try_from(at)?, read: told == Told::Nothing })
         }
         (None, Told::Nothing) => None,
@@ -91,31 +90,44 @@ pub(super) fn look<S: AsFd>(one: &Before<S>) -> Result<(Vec<u8>, Option<TcpUrgen
     Ok((incoming, urgent))
 }
 
-/// The urgent byte that is the last one there is, which can be looked at on its own.
-fn peek_byte(fd: BorrowedFd<'_>) -> Result<u8> {
-    let mut byte = [0];
-    set_in_line(fd, false)?;
-    let peeked = peek_out_of_band(fd, &mut byte);
-    set_in_line(fd, true)?;
-    peeked.context("look at urgent data")?;
-    Ok(byte[0])
+/// Whether the urgent byte, with so many before it, is the last of all and not the only one: then it can be looked at on its own.
+const fn is_last(before: usize, bytes: usize) -> bool {
+    before > 0 && before + 1 == bytes
 }
 
-/// Whether there is urgent data in the queues of these sockets, read or not.
-pub(super) fn among(sockets: &[BorrowedFd<'_>]) -> Result<Vec<bool>> {
+/// Where there is urgent data, read or not, in what a socket has received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Nowhere,
+    /// Where it can be looked at.
+    AtAnEnd,
+    /// Before others, and behind some: they are looked at by SO_PEEK_OFF.
+    Within,
+}
+
+/// Where these sockets have urgent data.
+pub(super) fn among(sockets: &[BorrowedFd<'_>]) -> Result<Vec<Place>> {
     if sockets.is_empty() {
         return Ok(Vec::new());
     }
     let before = sockets.iter().map(|&fd| Before::of(fd, &[CHANGED])).collect::<Result<Vec<_>>>()?;
     let _keeper = Keeper::new(|| before.iter().for_each(Before::put_back)).context("keep SO_OOBINLINE")?;
-    let is_there = |&fd: &BorrowedFd<'_>| -> Result<bool> {
+    let place = |&fd: &BorrowedFd<'_>| -> Result<Place> {
         let readable = || pipe::readable_bytes(fd).context("FIONREAD");
         set_in_line(fd, false)?;
         let (told, up_to_it) = (told(fd).context("look for urgent data")?, readable()?);
         set_in_line(fd, true)?;
-        Ok(told != Told::Nothing || sys::at_mark(fd).context("SIOCATMARK")? || up_to_it < readable()?)
+        let bytes = readable()?;
+        let is_within =
+            (1..bytes).contains(&up_to_it) && !(matches!(told, Told::Byte(_)) && is_last(up_to_it, bytes));
+        let is_there = told != Told::Nothing || up_to_it < bytes || sys::at_mark(fd).context("SIOCATMARK")?;
+        Ok(match (is_within, is_there) {
+            (true, _) => Place::Within,
+            (false, true) => Place::AtAnEnd,
+            (false, false) => Place::Nowhere,
+        })
     };
-    sockets.iter().map(is_there).collect()
+    sockets.iter().map(place).collect()
 }
 
 /// Brings the urgent byte to a connection in repair mode that has received what is before it.

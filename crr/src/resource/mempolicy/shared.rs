@@ -7,11 +7,12 @@
 
 use crate::proc::living_thread;
 use crate::refusal::Refusals;
+use crate::sys;
 use anyhow::{Context, Result};
 use images::Pid;
 use images::attribute::{AreaPolicy, MemoryPolicy};
 use images::memory::{Backing, Space};
-use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use nix::sys::statfs::statfs;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What an area shows of shared memory, as offsets.
@@ -33,7 +34,7 @@ pub(crate) fn settle(tasks: &[(Pid, &str)], spaces: &mut [Space], refusals: &mut
     settle_those(tasks, spaces, refusals, |part, at| {
         let pid = living_thread(tasks[part.space].0);
         let link = format!("/proc/{pid}/map_files/{:x}-{:x}", at.start.0, at.end.0);
-        Ok(statfs(link.as_str()).context(link)?.filesystem_type() == TMPFS_MAGIC)
+        sys::is_tmpfs(statfs(link.as_str())).context(link)
     })
 }
 

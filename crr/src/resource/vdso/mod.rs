@@ -13,6 +13,7 @@
 //! into it, it comes back as well, as a proxy of its own.
 
 mod adapt;
+mod handlers;
 mod place;
 mod proxy;
 mod redirect;
@@ -20,6 +21,7 @@ mod step_out;
 mod symbols;
 
 pub(crate) use adapt::adapt;
+pub(crate) use handlers::{Interrupted, Stacks};
 pub(crate) use proxy::{recognise, record};
 pub(crate) use step_out::{rewind, step_out};
 

@@ -32,14 +32,18 @@ fn around<'a>(vmas: &[Vma], vdsos: &'a [Vdso], at: Addr) -> Option<(&'a Vdso, u6
 
 /// Whether registers are those of a thread that is in the middle of a function of a vDSO at `start`.
 pub(super) fn is_inside(regs: &Regs, image_len: u64, functions: &Functions, start: u64) -> bool {
-    let offset = regs::ip(regs).0.wrapping_sub(start);
     let in_call = regs::get_signed(regs, Field::OrigAx) >= 0;
+    !in_call && is_amid(regs::ip(regs).0.wrapping_sub(start), image_len, functions)
+}
+
+/// Whether an offset of a vDSO is in the middle of a function, or of what functions call.
+pub(super) fn is_amid(offset: u64, image_len: u64, functions: &Functions) -> bool {
     // Names of what is system calls alone.
     let plain = functions.iter().any(|(name, function)| {
         let end = if name.starts_with("__kernel_") { function.size } else { 1 };
         (function.offset..function.offset + end).contains(&offset)
     });
-    offset < image_len && !in_call && !plain
+    offset < image_len && !plain
 }
 
 /// Takes a thread to the end of the function of a vDSO that it is in the middle of, if it gets there soon; `ignored` are the signals that its task
