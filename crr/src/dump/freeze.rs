@@ -10,6 +10,7 @@
 use super::{After, twins, unstoppable};
 use crate::fault::{self, Point};
 use crate::keeper::Keeper;
+use crate::parallel;
 use crate::proc::tasks::comm_of;
 use crate::proc::{Dir, decimal, living_thread, stat, status};
 use crate::ptrace::{self, Patience, Seized, Stop, Stopped, Waited};
@@ -70,13 +71,12 @@ impl FrozenTask {
     }
 
     /// The children of its threads. One that has ended has none: they are given to another (find_new_reaper(), kernel/exit.c).
-    fn children(&self, buffer: &mut Vec<u8>) -> Result<Vec<Pid>> {
-        let mut all = Vec::new();
-        for thread in &self.threads {
-            let of_thread = children_of_thread(&self.dir, thread.tid(), buffer);
-            all.extend(of_thread.with_context(|| format!("task {}: list children", self.pid))?);
-        }
-        Ok(all)
+    fn children(&self) -> Result<Vec<Pid>> {
+        let tids: Vec<Pid> = self.threads.iter().map(Stopped::tid).collect();
+        let dir = &self.dir;
+        let of_threads = parallel::map(&tids, |&tid| children_of_thread(dir, tid, &mut Vec::new()));
+        let of_threads = of_threads.with_context(|| format!("task {}: list children", self.pid))?;
+        Ok(of_threads.into_iter().flatten().collect())
     }
 
     /// Whether the leader has ended while other threads go on.
@@ -154,7 +154,7 @@ impl Frozen {
                     break;
                 }
                 for task in &frozen.tasks {
-                    let children = task.children(&mut buffer)?;
+                    let children = task.children()?;
                     queue.extend(children.into_iter().filter(|&child| seen.insert(child)));
                 }
                 continue;
@@ -183,7 +183,7 @@ impl Frozen {
                 Err(e) => return Err(e.context(format!("task {pid}: stop"))),
             }
             let children = match frozen.tasks.last().filter(|task| task.pid == pid) {
-                Some(task) => task.children(&mut buffer)?,
+                Some(task) => task.children()?,
                 None => {
                     children(pid, &dir, &mut buffer).with_context(|| format!("task {pid}: list children"))?
                 }
@@ -285,8 +285,10 @@ impl Frozen {
         loop {
             let mut new = dir.threads(pid)?;
             new.retain(|tid| tried.insert(*tid));
-            new.retain(|&tid| {
-                let is_worker = tid != pid && unstoppable::is_worker(dir, tid);
+            let is_worker = |&tid: &Pid| Ok(tid != pid && unstoppable::is_worker(dir, tid));
+            let mut are_workers = parallel::map(&new, is_worker)?.into_iter();
+            new.retain(|tid| {
+                let is_worker = are_workers.next() == Some(true);
                 if is_worker {
                     let refuse = &mut Refuse::new(refusals, pid, &task.name);
                     refuse.with_hint(format!("thread {tid}"), unstoppable::WORKER, unstoppable::NO_WORKER);

@@ -103,7 +103,9 @@ pub(super) fn target(
         && pkey::can_be_asked_now(&threads[caller], refuse)?;
     let gadget = Gadget::find(deputy, abi, &areas.code, gadgets).filter(|_| may_run);
     let (ignored, caught, leftovers) = (whole.ignored, whole.caught, Vec::new());
-    Ok(gadget.map(|gadget| (Target { pid: *pid, deputy, abi, gadget, ignored, caught, leftovers }, caller)))
+    let target =
+        |gadget| Target { pid: *pid, deputy, abi, gadget, vsyscall: None, ignored, caught, leftovers };
+    Ok(gadget.map(|gadget| (target(gadget), caller)))
 }
 
 #[cfg(test)]

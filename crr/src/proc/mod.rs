@@ -2,6 +2,7 @@
 //!
 //! Parsers take bytes, so that they are tested on captured text; only [`Dir`] touches the file system.
 
+pub mod auxv;
 pub mod bpf;
 pub mod event;
 pub mod fanotify;

@@ -18,7 +18,7 @@ use images::thread::{Dispatch, Regs, Rseq, UserDesc};
 use images::{Abi, Addr, Pid};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
 pub use calls::{make_call, make_calls};
@@ -170,6 +170,8 @@ pub struct Stopped {
     stop: Stop,
     /// Its general registers, once they have been read: they stay what they are as long as nobody sets them.
     regs: RefCell<Option<Box<Regs>>>,
+    /// In the same way its signal mask.
+    mask: Cell<Option<u64>>,
 }
 
 /// PTRACE_O_TRACESYSGOOD: without it a system call stop looks like SIGTRAP.
@@ -302,7 +304,7 @@ impl Seized {
             libc::PTRACE_EVENT_STOP => Stop::Group(signal),
             event => Stop::Event(event),
         };
-        Waited::Stopped(Stopped { tid: self.tid, stop, regs: RefCell::default() })
+        Waited::Stopped(Stopped { tid: self.tid, stop, regs: RefCell::default(), mask: Cell::default() })
     }
 }
 
@@ -438,7 +440,12 @@ impl Stopped {
     /// # Errors
     /// Everything of [`Error`].
     pub fn sigmask(&self) -> Result<u64, Error> {
-        request::get_sigmask(self.tid).map_err(error(self.tid, "read signal mask"))
+        if let Some(known) = self.mask.get() {
+            return Ok(known);
+        }
+        let mask = request::get_sigmask(self.tid).map_err(error(self.tid, "read signal mask"))?;
+        self.mask.set(Some(mask));
+        Ok(mask)
     }
 
     /// Sets the blocked signals.
@@ -446,6 +453,7 @@ impl Stopped {
     /// # Errors
     /// Everything of [`Error`].
     pub fn set_sigmask(&self, mask: u64) -> Result<(), Error> {
+        self.mask.take();
         request::set_sigmask(self.tid, mask).map_err(error(self.tid, "write signal mask"))
     }
 
@@ -471,6 +479,21 @@ impl Stopped {
     /// Everything of [`Error`].
     pub fn pending(&self, shared: bool) -> Result<Vec<[u8; SIGINFO_SIZE]>, Error> {
         request::peek_siginfo(self.tid, shared).map_err(error(self.tid, "read pending signals"))
+    }
+
+    /// The GDT TLS slots (12 to 14) that are in use.
+    ///
+    /// # Errors
+    /// Everything of [`Error`].
+    pub fn thread_areas(&self) -> Result<Vec<UserDesc>, Error> {
+        let areas = match regs::mode(&self.regs()?) {
+            Abi::Ia32 => request::get_thread_areas(self.tid),
+            // Nobody shows those of 64-bit code all at once.
+            Abi::X86_64 => request::TLS_SLOTS
+                .filter_map(|slot| request::get_thread_area(self.tid, slot).transpose())
+                .collect(),
+        };
+        areas.map_err(error(self.tid, "read GDT entries"))
     }
 
     /// One GDT TLS slot (12 to 14).
@@ -699,7 +722,12 @@ impl Stopped {
 
     /// The thread, to be put back as what it becomes. If it is not, nothing is known of its registers.
     fn take(&mut self) -> Self {
-        Self { tid: self.tid, stop: self.stop, regs: RefCell::new(self.regs.take()) }
+        Self {
+            tid: self.tid,
+            stop: self.stop,
+            regs: RefCell::new(self.regs.take()),
+            mask: self.mask.take().into(),
+        }
     }
 
     /// From the stop for a trap to an interrupt-stop, without that signal.
@@ -718,9 +746,27 @@ impl Stopped {
         Ok(info.map_err(error(self.tid, "read its signal"))?.si_code > 0)
     }
 
-    fn advance(&mut self, how: request::Resume, signal: i32, patience: &Patience) -> Result<Stop, Error> {
-        *self = self.take().resume(how, signal)?.wait_stop(patience)?;
+    /// The first half of [`Stopped::advance_cont`], for a caller that has other things to do meanwhile. Nothing can be asked of the thread until
+    /// [`Stopped::arrive`].
+    ///
+    /// # Errors
+    /// [`Error::Gone`].
+    pub fn set_off(&mut self, signal: i32) -> Result<Seized, Error> {
+        self.take().cont(signal)
+    }
+
+    /// Waits for the next stop of this thread, which was set off.
+    ///
+    /// # Errors
+    /// As [`Stopped::advance_cont`].
+    pub fn arrive(&mut self, running: Seized, patience: &Patience) -> Result<Stop, Error> {
+        *self = running.wait_stop(patience)?;
         Ok(self.stop)
+    }
+
+    fn advance(&mut self, how: request::Resume, signal: i32, patience: &Patience) -> Result<Stop, Error> {
+        let running = self.take().resume(how, signal)?;
+        self.arrive(running, patience)
     }
 
     fn resume(self, how: request::Resume, signal: i32) -> Result<Seized, Error> {

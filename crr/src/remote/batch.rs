@@ -1,7 +1,7 @@
 //! A list of system calls for one run of the executor, and its answers.
 
 use super::calls::Call;
-use super::code::{END, ENTRY_WORDS, MAX_CALLS, layout};
+use super::code::{END, ENTRY_WORDS, MAX_CALLS, layout, pushed};
 use crate::ptrace::regs::low_half;
 use images::{Abi, Addr};
 use std::ops::Range;
@@ -118,7 +118,7 @@ impl Batch {
     }
 
     /// The table for an area, `last` being the call that tells the tracer. Also returns where the stack pointer
-    /// stands after that call.
+    /// stands in that call.
     pub(super) fn table(&self, area: Addr, last: (Call, [u64; 3])) -> (Vec<u8>, Addr) {
         let value = |arg| match arg {
             Arg::Value(value) => value,
@@ -130,7 +130,8 @@ impl Batch {
         }
         let [a, b, c] = last.1;
         entry(self.abi, &mut out, last.0, [a, b, c, 0, 0, 0]);
-        let done = area.offset(layout::TABLE + out.len() as u64 - self.abi.word());
+        let result = layout::TABLE + out.len() as u64 - self.abi.word();
+        let done = area.offset(result - pushed(self.abi));
         word(self.abi, &mut out, END);
         (out, done)
     }
@@ -295,6 +296,6 @@ mod tests {
         assert_eq!(words[..4], [186, 0, 0x2_1400, 0]);
         assert_eq!(words[8..12], [270, 1, 2, 3]);
         assert_eq!(words[16..], [u32::MAX]);
-        assert_eq!(done, Addr(0x1_0000 + layout::TABLE + 15 * 4));
+        assert_eq!(done, Addr(0x1_0000 + layout::TABLE + 15 * 4 - 16));
     }
 }

@@ -1,8 +1,9 @@
 //! The code that runs in the task: a loop over a table of system calls, and the way back without us.
 //!
 //! In both ABIs the stack pointer walks the table: each entry is {number, six arguments, result}, popped into the
-//! registers of the call, the result stored over its slot. The last call tells the tracer that the table is done; the
-//! number -1 after it leads to the way out, which no traced thread ever reaches: it puts the signal mask and
+//! registers of the call, the result stored over its slot. ia32 code makes its calls through a pointer, to `__kernel_vsyscall` of the
+//! vDSO or, where that is not known, to code behind its own that does the same by `int 0x80`. The last call tells the tracer that the table
+//! is done; the number -1 after it leads to the way out, which no traced thread ever reaches: it puts the signal mask and
 //! all registers back by plain loads and jumps to where the thread was. So if crr is killed at any moment
 //! the task goes on. (rt_sigreturn would be shorter, but it resets the restart block of an interrupted system call.)
 
@@ -34,6 +35,29 @@ pub(super) const ENTRY_WORDS: u64 = 8;
 /// The number that ends the table.
 pub(super) const END: u64 = u64::MAX;
 
+/// Bytes that lie below the result of a call while it is made: in ia32 the address that the entry point returns to, and the three registers
+/// that it saves. What they overwrite are arguments, which are in registers by then.
+pub(super) const fn pushed(abi: Abi) -> u64 {
+    match abi {
+        Abi::X86_64 => 0,
+        Abi::Ia32 => 16,
+    }
+}
+
+/// Where ia32 code goes on after a call, from its beginning on.
+const AFTER_CALL: u64 = 18;
+
+/// What a stack has to begin with on which a thread comes out of a call: a clone of one that ran the code of `abi` in `area`. The result follows.
+pub(super) fn returning_stack(abi: Abi, area: Addr) -> Vec<u8> {
+    match abi {
+        Abi::X86_64 => Vec::new(),
+        Abi::Ia32 => {
+            let back = regs::low_half(area.offset(layout::CODE + AFTER_CALL).0);
+            [0, 0, 0, back].into_iter().flat_map(u32::to_le_bytes).collect()
+        }
+    }
+}
+
 /// Calls that fit in the table, the closing ones included.
 pub(super) const MAX_CALLS: usize = 120;
 
@@ -61,14 +85,26 @@ pub(super) fn resumed(regs: &Regs, table: Abi) -> Regs {
     out
 }
 
-/// The saved block of an area: what the way out of the code of `abi` loads. The signal mask; the registers in words of the ABI; for 64-bit
-/// code then its last instruction and, if that is a far jump, where it leads.
-pub(super) fn saved_block(abi: Abi, area: Addr, regs: &Regs, table: Abi, mask: u64) -> Vec<u8> {
+/// The saved block of an area: what the code of `abi` loads. The signal mask; the registers in words of the ABI; for 64-bit
+/// code then its last instruction and, if that is a far jump, where it leads; for ia32 code its entry point to the kernel.
+pub(super) fn saved_block(
+    abi: Abi,
+    area: Addr,
+    regs: &Regs,
+    table: Abi,
+    mask: u64,
+    vsyscall: Option<Addr>,
+) -> Vec<u8> {
     let regs = resumed(regs, table);
     let mut block = Vec::with_capacity(256);
     block.extend(mask.to_le_bytes());
     match abi {
-        Abi::Ia32 => block.extend(regs::narrow(&regs).into_iter().flat_map(u32::to_le_bytes)),
+        Abi::Ia32 => {
+            block.extend(regs::narrow(&regs).into_iter().flat_map(u32::to_le_bytes));
+            let own = assemble(Abi::Ia32, area).len() as u64 - OWN_ENTRY.len() as u64;
+            let entry = vsyscall.unwrap_or(area.offset(layout::CODE + own));
+            block.extend(regs::low_half(entry.0).to_le_bytes());
+        }
         Abi::X86_64 => {
             block.extend(regs.0.into_iter().flat_map(u64::to_le_bytes));
             let code = assemble(Abi::X86_64, area).len() as u64;
@@ -84,11 +120,15 @@ pub(super) fn saved_block(abi: Abi, area: Addr, regs: &Regs, table: Abi, mask: u
     block
 }
 
-/// Where a register lies in [`saved_block`]; in 64-bit code 27 is its last instruction, 28 where a far jump leads.
+/// Where a register lies in [`saved_block`]; in 64-bit code 27 is its last instruction, 28 where a far jump leads; in ia32 code 17 is the
+/// entry point.
 fn saved_slot(abi: Abi, index: u8) -> u64 {
     const MASK_BYTES: u64 = 8;
     layout::SAVED + MASK_BYTES + u64::from(index) * abi.word()
 }
+
+/// push ecx; push edx; push ebp; int 0x80; pop ebp; pop edx; pop ecx; ret: `__kernel_vsyscall` as any processor can run it.
+const OWN_ENTRY: [u8; 9] = [0x51, 0x52, 0x55, 0xcd, 0x80, 0x5d, 0x5a, 0x59, 0xc3];
 
 /// From the end of 64-bit code to the instructions by which it leaves: into 32-bit code, whose stack segment goes
 /// first, and into 64-bit code.
@@ -171,14 +211,18 @@ pub(super) fn assemble(abi: Abi, area: Addr) -> Vec<u8> {
             0x58, 0x83, 0xf8, 0xff, 0x74, 0x16, 0x5f, 0x5e, 0x5a, 0x41, 0x5a, 0x41, 0x58, 0x41, 0x59, 0x0f,
             0x05, 0x48, 0x89, 0x04, 0x24, 0x48, 0x8d, 0x64, 0x24, 0x08, 0xeb, 0xe4,
         ]),
-        // pop eax; cmp eax, -1; je +17; pop ebx; pop ecx; pop edx; pop esi; pop edi; pop ebp; int 0x80;
+        // pop eax; cmp eax, -1; je +21; pop ebx; pop ecx; pop edx; pop esi; pop edi; pop ebp; call [entry];
         // mov [esp], eax; lea esp, [esp + 4]; jmp to the start
-        Abi::Ia32 => code.raw(&[
-            0x58, 0x83, 0xf8, 0xff, 0x74, 0x11, 0x5b, 0x59, 0x5a, 0x5e, 0x5f, 0x5d, 0xcd, 0x80, 0x89, 0x04,
-            0x24, 0x8d, 0x64, 0x24, 0x04, 0xeb, 0xe9,
-        ]),
+        Abi::Ia32 => {
+            code.raw(&[0x58, 0x83, 0xf8, 0xff, 0x74, 0x15, 0x5b, 0x59, 0x5a, 0x5e, 0x5f, 0x5d, 0xff, 0x15]);
+            code.displacement(saved_slot(Abi::Ia32, 17));
+            code.raw(&[0x89, 0x04, 0x24, 0x8d, 0x64, 0x24, 0x04, 0xeb, 0xe5]);
+        }
     }
     way_out(&mut code);
+    if abi == Abi::Ia32 {
+        code.raw(&OWN_ENTRY);
+    }
     code.bytes
 }
 

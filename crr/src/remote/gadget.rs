@@ -66,6 +66,24 @@ pub(super) const fn popped_words(abi: Abi) -> u64 {
     }
 }
 
+/// Whether a task has `__kernel_vsyscall` of the ia32 vDSO at an address, with the quick way into the kernel: push ecx; push edx; push ebp; then
+/// mov ebp, esp; sysenter, or mov ebp, ecx; syscall; then [`RETURNING_32`], where the kernel returns to behind the `int 0x80`. That one is
+/// many times as slow where a hypervisor has a part in it.
+#[must_use]
+pub fn is_vsyscall(pid: Pid, at: Addr) -> bool {
+    const NOP: [u8; 3] = [0x0f, 0x1f, 0x00];
+    const QUICK: [[u8; 7]; 2] =
+        [[0x51, 0x52, 0x55, 0x89, 0xe5, 0x0f, 0x34], [0x51, 0x52, 0x55, 0x89, 0xcd, 0x0f, 0x05]];
+    let mut code = [0; 16];
+    if vm::read_exact(pid, at, &mut code).is_err() {
+        return false;
+    }
+    let code = code.strip_prefix(&NOP).unwrap_or(&code);
+    let returns =
+        |quick: &[u8; 7]| code.strip_prefix(quick).is_some_and(|rest| rest.starts_with(RETURNING_32));
+    QUICK.iter().any(returns)
+}
+
 /// Executable memory of a task.
 #[derive(Clone, Copy, Debug)]
 pub struct CodeArea {

@@ -1,5 +1,5 @@
 //! Areas of executors whose crr was killed: no part of the task, so they are not stored, and the next executor
-//! takes them out before it puts in its own. So a task never has more than one, however many dumps were killed.
+//! takes them out before it puts in its own. So a task never has more than those of one dump, however many were killed.
 
 use super::code::{assemble, layout};
 use super::{PROT_EXEC, PROT_READ, PROT_WRITE};

@@ -17,6 +17,7 @@ mod frame;
 mod gadget;
 mod leftover;
 mod restart;
+mod side_by_side;
 mod single;
 #[cfg(test)]
 mod tests;
@@ -25,7 +26,7 @@ mod twin;
 pub use batch::{Arg, Batch, Buffer, Handle, Reply};
 pub use calls::Call;
 pub use frame::finds_back;
-pub use gadget::{Cache, CodeArea, Gadget};
+pub use gadget::{Cache, CodeArea, Gadget, is_vsyscall};
 pub use leftover::{in_leftover, is_leftover};
 pub(crate) use restart::{SLEEPS_32, SLEEPS_64};
 pub use restart::{in_restart_block, number_in_code};
@@ -39,6 +40,7 @@ use crate::sys::vm;
 use anyhow::{Context, Result, bail};
 use code::layout;
 use frame::Frame;
+use images::signal::SIGINFO_SIZE;
 use images::thread::Regs;
 use images::{Abi, Addr, Pid};
 use nix::errno::Errno;
@@ -48,6 +50,23 @@ use std::ops::Range;
 const PROT_READ: u32 = 1;
 const PROT_WRITE: u32 = 2;
 const PROT_EXEC: u32 = 4;
+/// Of an area that runs batches.
+const PROT_ALL: u32 = PROT_READ | PROT_WRITE | PROT_EXEC;
+
+/// Arguments of the mmap(2) of an area.
+fn area_args(prot: u32) -> [u64; 6] {
+    // Shared: such an area is never merged with a neighbour, so it is known again if it is left.
+    const MAP_SHARED_ANONYMOUS: u64 = 0x21;
+    let no_fd = u64::MAX;
+    [0, layout::SIZE, u64::from(prot), MAP_SHARED_ANONYMOUS, no_fd, 0]
+}
+
+/// The signals that are pending for a thread alone, or for its task.
+fn pending_mask(thread: &Stopped, shared: bool) -> Result<u64, Error> {
+    let number = |info: &[u8; SIGINFO_SIZE]| i32::from_le_bytes([info[0], info[1], info[2], info[3]]);
+    let pending = thread.pending(shared)?;
+    Ok(pending.iter().map(number).fold(0, |mask, signal| mask | signal_bit(signal)))
+}
 
 /// What the executor has to know of a task.
 #[derive(Clone, Debug)]
@@ -60,6 +79,8 @@ pub struct Target {
     pub abi: Abi,
     /// Where a system call instruction lies.
     pub gadget: Gadget,
+    /// The quick way into the kernel of ia32 code ([`is_vsyscall`]), if the task has it.
+    pub vsyscall: Option<Addr>,
     /// Signals that it ignores.
     pub ignored: u64,
     /// Signals that it handles.
@@ -154,7 +175,7 @@ impl Executor {
         for &leftover in &executor.target.leftovers {
             executor.unmap(leftover, thread, patience)?;
         }
-        let area = match executor.map(PROT_READ | PROT_WRITE | PROT_EXEC, thread, patience)? {
+        let area = match executor.map(PROT_ALL, thread, patience)? {
             // Memory-deny-write-execute or a security module; the end of the address space, of RLIMIT_AS, of RLIMIT_MEMLOCK.
             Err(Errno::EACCES | Errno::EPERM | Errno::ENOMEM | Errno::EAGAIN) => {
                 let fresh = executor.map(PROT_READ, thread, patience)?;
@@ -184,11 +205,7 @@ impl Executor {
 
     /// Maps an area of the executor's size.
     fn map(&self, prot: u32, thread: &mut Stopped, patience: &Patience) -> Result<nix::Result<Addr>> {
-        // Shared: such an area is never merged with a neighbour, so it is known again if it is left.
-        const MAP_SHARED_ANONYMOUS: u64 = 0x21;
-        let no_fd = u64::MAX;
-        let args = [0, layout::SIZE, u64::from(prot), MAP_SHARED_ANONYMOUS, no_fd, 0];
-        Ok(self.call_at_gadget(thread, Call::Mmap, args, patience)?.map(Addr))
+        Ok(self.call_at_gadget(thread, Call::Mmap, area_args(prot), patience)?.map(Addr))
     }
 
     /// An area that was mapped just now, as a range of addresses: it is not part of the task.
@@ -257,13 +274,16 @@ impl Executor {
             Way::Single { memory, .. } => return self.run_singly(thread, batch, memory, patience),
         };
         let saved = Saved::of(thread)?;
-        let signal = self.done_signal(thread, saved.mask)?;
+        let signal = self.done_signal(thread, saved.mask, pending_mask(thread, true)?)?;
         let answered = (|| {
             let done = self.start(area, thread, &saved, batch, signal)?;
             fault::point(Point::KilledAsking)?;
             fault::strike(Point::TaskDiesAsked, self.target.deputy);
             match signal {
-                Some(signal) => self.run_to_signal(thread, signal, done, patience)?,
+                Some(signal) => {
+                    let first = thread.advance_cont(0, patience)?;
+                    self.run_to_signal(thread, first, signal, done, patience)?;
+                }
                 None => self.step_to_end(thread, done, patience)?,
             }
             self.read(area, batch)
@@ -280,14 +300,14 @@ impl Executor {
         outcome: Result<T>,
     ) -> Result<T> {
         let back = put_back(thread, saved, patience);
-        self.adrift.set(back.is_err());
+        self.adrift.set(self.is_adrift() || back.is_err());
         let outcome = outcome?;
         back?;
         self.keep_stop_signal()?;
         Ok(outcome)
     }
 
-    /// Writes a batch and makes `thread` ready to run it. Returns where its stack pointer will stand at the end.
+    /// Writes a batch and makes `thread` ready to run it. Returns where its stack pointer will stand in its last call.
     fn start(
         &self,
         area: Addr,
@@ -407,25 +427,30 @@ impl Executor {
         call: Call,
         args: [u64; 6],
     ) -> Result<(), Error> {
-        let gadget = &self.target.gadget;
-        let mut regs = leave_syscall(&saved.regs, self.target.abi);
+        let Target { abi, ref gadget, .. } = self.target;
+        let mut regs = leave_syscall(&saved.regs, abi);
         match (frame, &gadget.escape) {
             (Some(frame), Some(escape)) => {
-                regs::set(&mut regs, Field::Ip, escape.syscall.0);
-                regs::set(&mut regs, Field::Sp, frame.sp.0);
+                let (ip, sp) = match self.target.vsyscall {
+                    // It pushes what the code behind its call pops.
+                    Some(vsyscall) => (vsyscall, frame.sp.offset(gadget::popped_words(abi) * abi.word())),
+                    None => (escape.syscall, frame.sp),
+                };
+                regs::set(&mut regs, Field::Ip, ip.0);
+                regs::set(&mut regs, Field::Sp, sp.0);
             }
             _ => regs::set(&mut regs, Field::Ip, gadget.syscall.0),
         }
-        regs::set(&mut regs, Field::Ax, call.number(self.target.abi));
+        regs::set(&mut regs, Field::Ax, call.number(abi));
         for (n, arg) in args.into_iter().enumerate() {
             regs::set(&mut regs, Field::Arg(n), arg);
         }
         thread.set_regs(&regs)
     }
 
-    /// A signal that means nothing to this thread: ignored, not blocked, not pending. A tracer sees it
+    /// A signal that means nothing to this thread: ignored, not blocked, not pending, nor `shared_pending`. A tracer sees it
     /// nevertheless; without a tracer it vanishes when it is sent.
-    fn done_signal(&self, thread: &Stopped, mask: u64) -> Result<Option<i32>, Error> {
+    fn done_signal(&self, thread: &Stopped, mask: u64, shared_pending: u64) -> Result<Option<i32>, Error> {
         const QUIET: [i32; 3] = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
         const OTHERS: [i32; 6] =
             [libc::SIGPIPE, libc::SIGUSR1, libc::SIGUSR2, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT];
@@ -436,10 +461,7 @@ impl Executor {
         if candidates.peek().is_none() {
             return Ok(None);
         }
-        let mut pending = 0;
-        for info in thread.pending(false)?.iter().chain(&thread.pending(true)?) {
-            pending |= signal_bit(i32::from_le_bytes([info[0], info[1], info[2], info[3]]));
-        }
+        let pending = pending_mask(thread, false)? | shared_pending;
         Ok(candidates.find(|&signal| pending & signal_bit(signal) == 0))
     }
 
@@ -451,7 +473,8 @@ impl Executor {
         put(layout::TABLE, table);
         put(layout::BUFFERS, batch.buffers());
         put(layout::CODE, &code::assemble(abi, area));
-        put(layout::SAVED, &code::saved_block(abi, area, &saved.regs, saved.table, saved.mask));
+        let entry = self.target.vsyscall;
+        put(layout::SAVED, &code::saved_block(abi, area, &saved.regs, saved.table, saved.mask, entry));
         vm::write_all(self.target.deputy, area.offset(layout::USED), &image).context("write a batch of calls")
     }
 
@@ -471,15 +494,18 @@ impl Executor {
         Ok(Reply { abi: batch.abi(), table: both, buffers })
     }
 
+    /// Takes a thread from its `first` stop to the one that tells that its batch is done.
     fn run_to_signal(
         &self,
         thread: &mut Stopped,
+        first: Stop,
         signal: i32,
         done: Addr,
         patience: &Patience,
     ) -> Result<()> {
+        let mut stop = first;
         loop {
-            match thread.advance_cont(0, patience)? {
+            match stop {
                 // The same signal from elsewhere is ignored as it would have been.
                 Stop::Signal(stopped_for) if stopped_for == signal => {
                     if regs::sp(&thread.regs()?) == done {
@@ -490,6 +516,7 @@ impl Executor {
                 stop if stop.is_asked_for() => {}
                 other => bail!("thread {}: {other:?} while making system calls", thread.tid()),
             }
+            stop = thread.advance_cont(0, patience)?;
         }
     }
 

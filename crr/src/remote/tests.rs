@@ -2,7 +2,7 @@
 //! middle of it.
 
 use super::*;
-use crate::proc::smaps;
+use crate::proc::{auxv, smaps};
 use crate::ptrace::{Seized, Waited};
 use nix::sys::wait::WaitPidFlag;
 use std::io::{BufRead, BufReader, Write};
@@ -16,6 +16,20 @@ int main(void) { char b[64]; long n; while ((n = read(0, b, 64)) > 0) if (write(
 
 /// The same by a second thread that is in the mode of the other ABI, and looks at a register that is not its task's.
 const ECHO_IN_OTHER_MODE: &str = include_str!("echo_in_other_mode.c");
+
+/// The same by the first of twenty threads, each with a time of its own that timers may be late.
+const ECHO_BY_MANY: &str = "
+#include <pthread.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+static pthread_barrier_t ready;
+static void *wait(void *slack) { prctl(PR_SET_TIMERSLACK, (long)slack, 0, 0, 0); pthread_barrier_wait(&ready); for (;;) pause(); }
+int main(void) {
+    pthread_t thread;
+    pthread_barrier_init(&ready, NULL, 20);
+    for (long i = 1; i < 20; i++) if (pthread_create(&thread, NULL, wait, (void *)(1000 + i))) return 1;
+    pthread_barrier_wait(&ready);
+    char b[64]; long n; while ((n = read(0, b, 64)) > 0) if (write(1, b, n) != n) return 1; return 0; }";
 
 /// A task that can be asked whether it is well.
 struct Echo {
@@ -105,6 +119,12 @@ impl Echo {
         (thread.settle(&patience).unwrap(), patience)
     }
 
+    fn stop_all(&self) -> (Vec<Stopped>, Patience) {
+        let tids = crate::proc::Dir::task(self.pid()).unwrap().numbers::<Pid>("task").unwrap();
+        let threads = tids.into_iter().map(|tid| self.stop_thread(tid).0).collect();
+        (threads, Patience::new(Duration::from_secs(10)))
+    }
+
     /// What [`crate::resource::memory::private_writable`] finds.
     fn writable(&self) -> Vec<Range<u64>> {
         let text = std::fs::read(format!("/proc/{}/smaps", self.pid())).unwrap();
@@ -115,6 +135,15 @@ impl Echo {
         })
         .unwrap();
         areas
+    }
+
+    /// As the task was told at exec.
+    fn vsyscall(&self) -> Option<Addr> {
+        const AT_SYSINFO: u64 = 32;
+        let vector = std::fs::read(format!("/proc/{}/auxv", self.pid())).unwrap();
+        let at = auxv::entry(&vector, self.abi, AT_SYSINFO).map(Addr).filter(|_| self.abi == Abi::Ia32)?;
+        assert!(is_vsyscall(self.pid(), at));
+        Some(at)
     }
 
     fn target(&self) -> Target {
@@ -135,6 +164,7 @@ impl Echo {
             deputy: self.pid(),
             abi: self.abi,
             gadget,
+            vsyscall: self.vsyscall(),
             ignored: 0,
             caught: 0,
             leftovers: Vec::new(),
@@ -149,6 +179,14 @@ impl Drop for Echo {
         let _ = self.child.kill();
         while !matches!(nix::sys::wait::waitpid(None, Some(flags)), Err(Errno::ECHILD)) {}
     }
+}
+
+/// Tasks of each ABI, those of ia32 without and with the quick way into the kernel.
+const WAYS: [(Abi, bool); 3] = [(Abi::X86_64, false), (Abi::Ia32, false), (Abi::Ia32, true)];
+
+fn target(echo: &Echo, quick: bool) -> Target {
+    let target = echo.target();
+    Target { vsyscall: target.vsyscall.filter(|_| quick), ..target }
 }
 
 /// No area is mapped yet.
@@ -188,13 +226,13 @@ fn batch(abi: Abi) -> (Batch, Handle, Handle) {
 
 /// Runs a batch in a task of each ABI; `caught` chooses how its end is told.
 fn run_in_both(caught: u64) {
-    for abi in [Abi::X86_64, Abi::Ia32] {
+    for (abi, quick) in WAYS {
         let mut echo = Echo::start(abi);
         let before = echo.maps();
         let (mut thread, patience) = echo.stop();
         assert_eq!(echo.leftovers(), []);
         let (regs, mask) = (thread.regs().unwrap(), thread.sigmask().unwrap());
-        let target = Target { caught, ..echo.target() };
+        let target = Target { caught, ..target(&echo, quick) };
         let executor = open(target, &mut thread, &patience);
         let (batch, dumpable, bad) = batch(abi);
         let reply = executor.run(&mut thread, &batch, &patience).unwrap();
@@ -218,12 +256,43 @@ fn a_task_that_handles_all_signals_is_stepped() {
     run_in_both(u64::MAX);
 }
 
+/// Each thread has its own answer, whether it tells of its end by a signal or is stepped.
+#[test]
+fn threads_make_calls_side_by_side() {
+    const PR_GET_TIMERSLACK: u64 = 30;
+    for ((abi, quick), caught) in WAYS.map(|way| (way, 0)).into_iter().chain([(WAYS[0], u64::MAX)]) {
+        let mut echo = Echo::of(ECHO_BY_MANY, abi);
+        let before = echo.maps();
+        let (mut threads, patience) = echo.stop_all();
+        let target = Target { caught, ..target(&echo, quick) };
+        let executor = open(target, &mut threads[0], &patience);
+        let own: Vec<(Regs, u64)> =
+            threads.iter().map(|thread| (thread.regs().unwrap(), thread.sigmask().unwrap())).collect();
+        let mut batch = Batch::new(abi);
+        let slack = batch.call(Call::Prctl, &[Arg::Value(PR_GET_TIMERSLACK)]);
+        let alone = |thread| executor.run(thread, &batch, &patience).unwrap().result(slack).unwrap();
+        let expected: Vec<u64> = threads.iter_mut().map(alone).collect();
+        assert!(expected.contains(&1001) && expected.contains(&1019), "{expected:?}");
+        let batches = vec![batch.clone(); threads.len()];
+        let replies = executor.run_all(&mut threads, &batches, &patience).unwrap();
+        let together: Vec<u64> = replies.iter().map(|reply| reply.result(slack).unwrap()).collect();
+        assert_eq!(together, expected, "{abi}");
+        executor.close(&mut threads[0], &patience).unwrap();
+        for (thread, own) in threads.into_iter().zip(own) {
+            assert_eq!((thread.regs().unwrap(), thread.sigmask().unwrap()), own, "{abi}");
+            thread.detach(0).unwrap();
+        }
+        assert_eq!(echo.maps(), before, "{abi}");
+        echo.assert_well();
+    }
+}
+
 #[test]
 fn a_task_let_go_before_its_first_call_goes_on() {
-    for abi in [Abi::X86_64, Abi::Ia32] {
+    for (abi, quick) in WAYS {
         let mut echo = Echo::start(abi);
         let (thread, _) = echo.stop();
-        let executor = unopened(&echo);
+        let executor = Executor { target: target(&echo, quick), ..unopened(&echo) };
         let saved = Saved::of(&thread).unwrap();
         let args = [0, layout::SIZE, 7, 0x21, u64::MAX, 0];
         let frame = executor.place_frame(&thread, &saved).unwrap();
@@ -238,10 +307,10 @@ fn a_task_let_go_before_its_first_call_goes_on() {
 
 #[test]
 fn a_task_let_go_in_the_middle_of_a_batch_goes_on() {
-    for abi in [Abi::X86_64, Abi::Ia32] {
+    for (abi, quick) in WAYS {
         let mut echo = Echo::start(abi);
         let (mut thread, patience) = echo.stop();
-        let executor = open(echo.target(), &mut thread, &patience);
+        let executor = open(target(&echo, quick), &mut thread, &patience);
         let saved = Saved::of(&thread).unwrap();
         executor.start(area(&executor), &thread, &saved, &batch(abi).0, Some(libc::SIGURG)).unwrap();
         thread.detach(0).unwrap();

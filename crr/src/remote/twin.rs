@@ -13,7 +13,7 @@
 
 use super::batch::{MAX_BUFFERS, decode_result, entry, word};
 use super::calls::Call;
-use super::code::ENTRY_WORDS;
+use super::code::{ENTRY_WORDS, pushed, returning_stack};
 use super::{Arg, Executor};
 use crate::fault::{self, Point};
 use crate::ptrace::{Error, Patience, Seized, Stop, Stopped, Waited};
@@ -37,7 +37,7 @@ pub struct Twin {
     /// Its filters of seccomp have no effect, as those of its maker.
     unfiltered: bool,
     abi: Abi,
-    /// Where its list is, and how many calls that has but for the last.
+    /// Where the result of the clone goes, before its calls, and how many they are but for the last.
     list: Addr,
     calls: usize,
 }
@@ -74,7 +74,7 @@ impl Executor {
             return Ok(Err(Errno::E2BIG));
         }
         let list = batch.data(&list);
-        let place = self.place(list).context("the list of a twin")?;
+        let place = self.place(list).context("the list of a twin")?.offset(pushed(abi));
         let cloned = batch.call(Call::Clone, &[Arg::Value(u64::from(FLAGS.cast_unsigned())), Arg::Out(list)]);
         if let Err(errno) = fault::point(Point::CloneTwin) {
             return Ok(Err(errno));
@@ -151,15 +151,16 @@ fn calls(name: Addr, root: Addr, shed: &[Range<u64>]) -> Vec<(Call, [u64; 6])> {
     calls
 }
 
-/// The stack that a twin begins on: where the result of clone goes, its calls, and its end, behind which nothing is to come. Should filters of seccomp, which
-/// count when nobody traces it, refuse one way to end, there is another; at last it takes away the code that it is in, and dies of that, SIGSEGV being blocked.
+/// The stack that a twin begins on: its way out of the clone, where the result of that goes, its calls, and its end, behind which nothing is to come.
+/// Should filters of seccomp, which count when nobody traces it, refuse one way to end, there is another; at last it takes away the code that it is in, and
+/// dies of that, SIGSEGV being blocked.
 fn list(abi: Abi, calls: &[(Call, [u64; 6])], area: Range<u64>) -> Vec<u8> {
     let ends = [
         (Call::Exit, [0; 6]),
         (Call::ExitGroup, [0; 6]),
         (Call::Munmap, [area.start, area.end - area.start, 0, 0, 0, 0]),
     ];
-    let mut out = Vec::new();
+    let mut out = returning_stack(abi, Addr(area.start));
     word(abi, &mut out, 0);
     for &(call, args) in calls.iter().chain(&ends) {
         entry(abi, &mut out, call, args);

@@ -10,7 +10,7 @@ use crate::sys::attribute as own;
 use anyhow::{Context, Result};
 use images::Pid;
 use images::attribute::{TaskAttributes, ThreadAttributes};
-use nix::errno::Errno;
+use images::thread::Thread;
 use shared::plan::attribute::SPECULATION_SETTABLE;
 
 /// prctl options, include/uapi/linux/prctl.h.
@@ -19,7 +19,6 @@ mod pr {
     pub(super) const MCE_KILL_GET: u64 = 34;
     pub(super) const GET_THP_DISABLE: u64 = 42;
     pub(super) const GET_SPECULATION_CTRL: u64 = 52;
-    pub(super) const GET_IO_FLUSHER: u64 = 58;
     pub(super) const SCHED_CORE: u64 = 62;
     pub(super) const GET_MDWE: u64 = 66;
     pub(super) const GET_MEMORY_MERGE: u64 = 68;
@@ -72,12 +71,18 @@ impl AskTask {
     }
 }
 
+/// Whether a thread is an I/O flusher, by its flags: to ask for it itself (PR_GET_IO_FLUSHER) it would need CAP_SYS_RESOURCE.
+pub(super) fn is_io_flusher(task_dir: &Dir, tid: Pid) -> Result<bool> {
+    let mut text = Vec::new();
+    task_dir.read_record(&format!("task/{tid}/stat"), &mut text).context("read stat")?;
+    Ok(stat::parse(&text)?.flags & stat::PF_IO_FLUSHER == stat::PF_IO_FLUSHER)
+}
+
 /// The part of a batch that asks a thread about its settings.
 #[derive(Debug)]
 pub(super) struct AskThread {
     tsc: (Handle, Buffer),
     mce_kill: Handle,
-    io_flusher: Handle,
     speculation: [Handle; 3],
     core_cookie: (Handle, Buffer),
     policy: mempolicy::AskThread,
@@ -92,7 +97,6 @@ impl AskThread {
         Self {
             tsc: (prctl(pr::GET_TSC, Arg::Out(tsc)), tsc),
             mce_kill: prctl(pr::MCE_KILL_GET, none),
-            io_flusher: prctl(pr::GET_IO_FLUSHER, none),
             speculation: [0, 1, 2].map(|which| prctl(pr::GET_SPECULATION_CTRL, Arg::Value(which))),
             core_cookie: {
                 // PR_SCHED_CORE_GET of this thread, PR_SCHED_CORE_SCOPE_THREAD.
@@ -103,37 +107,26 @@ impl AskThread {
         }
     }
 
-    /// The answers of thread `tid`, of the task with this directory in /proc.
+    /// The answers of a thread of which is known already whether it is an I/O flusher.
     pub(super) fn read(
         &self,
         reply: &Reply,
-        tid: Pid,
-        task_dir: &Dir,
+        thread: &Thread,
         refuse: &mut Refuse<'_>,
     ) -> Result<ThreadAttributes> {
         let value = |handle, default| reply.result(handle).map_or(default, crate::ptrace::regs::low_half);
         if reply.result(self.core_cookie.0).is_ok() && reply.u64(self.core_cookie.1, 0) != 0 {
             let hint = "start the program without core scheduling: it cannot be switched off again";
             refuse.with_hint(
-                format!("thread {tid}"),
+                format!("thread {}", thread.tid),
                 "shares a core with its like only (PR_SCHED_CORE)",
                 hint,
             );
         }
-        let io_flusher = match reply.result(self.io_flusher) {
-            Ok(value) => value != 0,
-            // Without CAP_SYS_RESOURCE it may not ask, so its flags are looked at.
-            Err(Errno::EPERM) => {
-                let mut text = Vec::new();
-                task_dir.read_record(&format!("task/{tid}/stat"), &mut text).context("read stat")?;
-                stat::parse(&text)?.flags & stat::PF_IO_FLUSHER == stat::PF_IO_FLUSHER
-            }
-            Err(_) => false,
-        };
         Ok(ThreadAttributes {
             tsc: if reply.result(self.tsc.0).is_ok() { reply.u32(self.tsc.1, 0) } else { TSC_DEFAULT },
             mce_kill: value(self.mce_kill, MCE_KILL_DEFAULT),
-            io_flusher,
+            io_flusher: thread.attributes.io_flusher,
             speculation: self.speculation.map(|control| value(control, 0)),
             policy: self.policy.read(reply),
         })

@@ -50,12 +50,13 @@ impl Namespaces {
 
     /// Those of a thread other than the first that it has for itself; `dir` is that of its task.
     pub(crate) fn differing(&self, dir: &Dir, tid: Pid) -> Result<Vec<&'static str>> {
-        let dir = dir.dir(&format!("task/{tid}"))?;
+        let dir = dir.dir(&format!("task/{tid}/ns"))?;
         let mut differing = Vec::new();
         for (name, first) in NAMES.into_iter().zip(&self.0).filter(|(name, _)| !OF_WHOLE_TASKS.contains(name))
         {
             let Some(first) = first else { continue };
-            if dir.link(name).with_context(|| format!("read {name}"))? != *first {
+            let link = dir.link(name.trim_start_matches("ns/"));
+            if link.with_context(|| format!("read {name}"))? != *first {
                 differing.push(name);
             }
         }

@@ -6,10 +6,9 @@
 use super::Refuse;
 use super::xstate::{PKRU, contents, header};
 use crate::kernel;
-use crate::ptrace::regs;
-use crate::ptrace::{Patience, Stopped};
+use crate::ptrace::{Stopped, regs};
 use crate::refusal::Refusals;
-use crate::remote::{Arg, Call, Executor, Handle};
+use crate::remote::{Arg, Batch, Call, Handle, Reply};
 use crate::store::Checkpoint;
 use crate::sys::process::enabled_xfeatures;
 use crate::sys::xsave;
@@ -34,27 +33,34 @@ pub(crate) fn place_of_rights() -> Option<StateComponent> {
     (enabled_xfeatures() >> PKRU & 1 != 0).then(|| xsave::component(PKRU))
 }
 
-/// The keys that a task has allocated, whether memory has them or not. It asks for the protection of a page that is not there: the kernel looks
-/// at the key first, EINVAL, and then finds no memory, ENOMEM (do_mprotect_pkey() of mm/mprotect.c).
-pub(crate) fn ask(executor: &Executor, deputy: &mut Stopped, patience: &Patience) -> Result<u16> {
-    let mut batch = executor.batch(deputy)?;
-    let mut call = |key: u16| {
-        let args = [NOWHERE, PAGE, PROT_READ, key.into()].map(Arg::Value);
-        (key, batch.call(Call::PkeyMprotect, &args))
-    };
-    let asked: Vec<(u16, Handle)> = KEYS.map(&mut call).collect();
-    let reply = executor.run(deputy, &batch, patience)?;
-    let mut allocated = 0;
-    for (key, handle) in asked {
-        match reply.result(handle) {
-            Err(Errno::ENOMEM) => allocated |= 1 << key,
-            // ENOSYS: from a kernel without CONFIG_X86_INTEL_MEMORY_PROTECTION_KEYS.
-            Err(Errno::EINVAL | Errno::ENOSYS) => {}
-            Err(errno) => return Err(errno).context("ask for protection keys"),
-            Ok(_) => bail!("ask for protection keys: there is memory at {NOWHERE:#x}"),
-        }
+/// The part of a batch that asks which keys a task has allocated, whether memory has them or not. It asks for the protection of a page that is not there: the
+/// kernel looks at the key first, EINVAL, and then finds no memory, ENOMEM (do_mprotect_pkey() of mm/mprotect.c).
+#[derive(Debug)]
+pub(crate) struct AskKeys(Vec<(u16, Handle)>);
+
+impl AskKeys {
+    pub(crate) fn new(batch: &mut Batch) -> Self {
+        let call = |key: u16| {
+            let args = [NOWHERE, PAGE, PROT_READ, key.into()].map(Arg::Value);
+            (key, batch.call(Call::PkeyMprotect, &args))
+        };
+        Self(KEYS.map(call).collect())
     }
-    Ok(allocated)
+
+    /// The answer, a bit for each key.
+    pub(crate) fn read(&self, reply: &Reply) -> Result<u16> {
+        let mut allocated = 0;
+        for &(key, handle) in &self.0 {
+            match reply.result(handle) {
+                Err(Errno::ENOMEM) => allocated |= 1 << key,
+                // ENOSYS: from a kernel without CONFIG_X86_INTEL_MEMORY_PROTECTION_KEYS.
+                Err(Errno::EINVAL | Errno::ENOSYS) => {}
+                Err(errno) => return Err(errno).context("ask for protection keys"),
+                Ok(_) => bail!("ask for protection keys: there is memory at {NOWHERE:#x}"),
+            }
+        }
+        Ok(allocated)
+    }
 }
 
 /// Refuses areas whose key has been freed, or is one that no program could give them, and keys whose rights no restore could bring back.

@@ -3,6 +3,7 @@
 use super::Refuse;
 use super::tree::Strangers;
 use crate::dump::freeze::FrozenTask;
+use crate::proc::auxv;
 use crate::proc::tasks::comm_of;
 use crate::refusal::Refusals;
 use crate::sys::kcmp::{Kind, kcmp};
@@ -11,7 +12,7 @@ use anyhow::{Context, Result};
 use images::memory::Space;
 use images::sharing::{Object, Shares};
 use images::task::Task;
-use images::{Abi, Addr, Pid};
+use images::{Addr, Pid};
 use nix::errno::Errno;
 use shared::plan::family::{self, SIGCHLD, Why};
 use std::cmp::Ordering;
@@ -203,18 +204,11 @@ fn exec_mark(
     let at = tasks.iter().position(|task| task.pid == holder).unwrap_or(index);
     let auxv = &spaces[at].auxv;
     let mut random = [0; 16];
-    if let Some(address) = auxv_entry(auxv, tasks[at].abi, AT_RANDOM) {
+    if let Some(address) = auxv::entry(auxv, tasks[at].abi, AT_RANDOM) {
         // Unreadable ones are alike.
         let _ = vm::read_exact(frozen[at].deputy(), Addr(address), &mut random);
     }
     Ok((auxv.clone(), random))
-}
-
-fn auxv_entry(auxv: &[u8], abi: Abi, key: u64) -> Option<u64> {
-    let size = if abi == Abi::X86_64 { 8 } else { 4 };
-    let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
-    let words: Vec<u64> = auxv.chunks_exact(size).map(word).collect();
-    words.chunks_exact(2).find(|pair| pair[0] == key).map(|pair| pair[1])
 }
 
 /// The record of the task whose object a task has, if that is another one.
@@ -226,19 +220,4 @@ pub(crate) fn holder<'a, T>(
     let holder = holder?;
     let at = tasks.iter().position(|task| task.pid == holder)?;
     Some((&tasks[at], records.get(at)?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn entries_of_an_auxv_are_found_in_both_widths() {
-        let wide: Vec<u8> = [3u64, 7, 25, 0x1234, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
-        assert_eq!(auxv_entry(&wide, Abi::X86_64, 25), Some(0x1234));
-        assert_eq!(auxv_entry(&wide, Abi::X86_64, 7), None);
-        let narrow: Vec<u8> =
-            [3u32, 7, 25, 0x1234, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
-        assert_eq!(auxv_entry(&narrow, Abi::Ia32, 25), Some(0x1234));
-    }
 }

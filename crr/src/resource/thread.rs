@@ -7,20 +7,17 @@ use super::wait::Wait;
 use super::{Refuse, attribute, creds};
 use crate::proc::status::{self, Status};
 use crate::proc::{Dir, decimal};
+use crate::ptrace::Stopped;
 use crate::ptrace::regs::{self, low_half};
-use crate::ptrace::{Error, Stopped};
 use crate::remote::{Arg, Batch, Buffer, Call, Handle, Reply};
-use crate::sys::int80::{LowBuffer, robust_list_64};
+use crate::sys::int80::{LowBuffers, robust_list_64};
 use crate::sys::sched;
 use anyhow::{Context, Result};
 use images::attribute::ThreadAttributes;
 use images::seccomp::Seccomp;
 use images::signal::AltStack;
-use images::thread::{Regs, Sched, Thread, UserDesc};
+use images::thread::{Regs, RobustList, Sched, Thread};
 use images::{Addr, Pid};
-
-/// GDT_ENTRY_TLS_MIN to GDT_ENTRY_TLS_MAX of 64-bit kernels, arch/x86/include/asm/segment.h.
-const TLS_SLOTS: std::ops::RangeInclusive<u32> = 12..=14;
 
 /// Scheduling of one thread; of the calling one for 0.
 pub(crate) fn dump_sched(tid: Pid) -> Result<Sched> {
@@ -38,21 +35,32 @@ pub(crate) fn dump_sched(tid: Pid) -> Result<Sched> {
     })
 }
 
-/// GDT TLS slots in use.
-fn dump_tls(thread: &Stopped) -> Result<Vec<UserDesc>, Error> {
-    let mut entries = Vec::new();
-    for slot in TLS_SLOTS {
-        entries.extend(thread.thread_area(slot)?);
+/// What a thread shows to any process, but for its status.
+#[derive(Debug)]
+pub(crate) struct Look {
+    sched: Sched,
+    robust_list_64: Option<RobustList>,
+    robust_list_32: Option<RobustList>,
+    io_flusher: bool,
+}
+
+impl Look {
+    /// At a thread of the task with this directory in /proc.
+    pub(crate) fn at(task_dir: &Dir, tid: Pid, low: &LowBuffers) -> Result<Self> {
+        Ok(Self {
+            sched: dump_sched(tid)?,
+            robust_list_64: robust_list_64(tid).context("read the robust list")?,
+            robust_list_32: low.robust_list_32(tid).context("read the ia32 robust list")?,
+            io_flusher: attribute::is_io_flusher(task_dir, tid)?,
+        })
     }
-    Ok(entries)
 }
 
 /// What is observed of a thread without its help, but for what has a file of its own. The rest is asked and filled in by [`AskThread::fill`], and what is pending comes last of all.
 pub(crate) fn dump_outside(
     thread: &Stopped,
-    (status, sched): (&Status, Sched),
+    (status, look): (&Status, Look),
     wait: Option<Wait>,
-    low: &LowBuffer,
     refuse: &mut Refuse<'_>,
 ) -> Result<Thread> {
     let tid = thread.tid();
@@ -71,21 +79,21 @@ pub(crate) fn dump_outside(
         comm: status.comm.clone(),
         exited: None,
         xstate: thread.xstate()?,
-        tls: dump_tls(thread)?,
+        tls: thread.thread_areas()?,
         sigmask: thread.sigmask()?,
         pending: Vec::new(),
         altstack: AltStack::default(),
-        robust_list_64: robust_list_64(tid).context("read the robust list")?,
-        robust_list_32: low.robust_list_32(tid).context("read the ia32 robust list")?,
+        robust_list_64: look.robust_list_64,
+        robust_list_32: look.robust_list_32,
         rseq: None,
         clear_child_tid: Addr(0),
-        sched,
+        sched: look.sched,
         creds: creds::dump_creds(status, 0),
         parent_death_signal: 0,
         timer_slack_ns: 0,
         seccomp: Seccomp::Off,
         dispatch: thread.dispatch()?,
-        attributes: ThreadAttributes::default(),
+        attributes: ThreadAttributes { io_flusher: look.io_flusher, ..ThreadAttributes::default() },
         time_left_ns: wait.and_then(|wait| wait.left),
         regs,
         personality: None,
@@ -222,7 +230,6 @@ impl AskThread {
         reply: &Reply,
         thread: &mut Thread,
         personality: u32,
-        task_dir: &Dir,
         refuse: &mut Refuse<'_>,
     ) -> Result<()> {
         reply.result(self.altstack.0).context("sigaltstack")?;
@@ -237,7 +244,7 @@ impl AskThread {
         thread.personality = Some(own).filter(|&own| own != personality);
         self.landlock.check(reply, thread.tid, refuse)?;
         self.keyrings.check(reply, thread.tid, refuse)?;
-        thread.attributes = self.attributes.read(reply, thread.tid, task_dir, refuse)?;
+        thread.attributes = self.attributes.read(reply, thread, refuse)?;
         Ok(())
     }
 }

@@ -17,7 +17,7 @@ use std::arch::asm;
 use std::ffi::CStr;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// get_robust_list by the 64-bit call; `None` when no list is registered.
 ///
@@ -33,6 +33,34 @@ pub fn robust_list_64(tid: Pid) -> nix::Result<Option<RobustList>> {
 
 /// `__NR_get_robust_list` of arch/x86/entry/syscalls/syscall_32.tbl.
 const GET_ROBUST_LIST: u32 = 312;
+
+/// What threads need to ask for ia32 robust lists: each that asks takes a buffer meanwhile.
+#[derive(Debug)]
+pub struct LowBuffers(Mutex<Vec<LowBuffer>>);
+
+impl LowBuffers {
+    /// With one buffer; others are made where several threads ask at the same time.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn new() -> nix::Result<Self> {
+        Ok(Self(Mutex::new(vec![LowBuffer::new()?])))
+    }
+
+    /// get_robust_list by the ia32 call; `None` when no list is registered, and where none can be.
+    ///
+    /// # Errors
+    /// ESRCH when gone, EPERM, ENOMEM.
+    pub fn robust_list_32(&self, tid: Pid) -> nix::Result<Option<RobustList>> {
+        // A panic of another thread leaves the buffers as they are.
+        let spare = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let one = spare().pop();
+        let buffer = one.map_or_else(LowBuffer::new, Ok)?;
+        let list = buffer.robust_list_32(tid);
+        spare().push(buffer);
+        list
+    }
+}
 
 /// Two words below 4 GiB for the kernel to write to.
 #[derive(Debug)]
@@ -59,11 +87,7 @@ impl LowBuffer {
 
     const SIZE: usize = 4096;
 
-    /// get_robust_list by the ia32 call; `None` when no list is registered, and where none can be.
-    ///
-    /// # Errors
-    /// ESRCH when gone, EPERM.
-    pub fn robust_list_32(&self, tid: Pid) -> nix::Result<Option<RobustList>> {
+    fn robust_list_32(&self, tid: Pid) -> nix::Result<Option<RobustList>> {
         if !available()? {
             return Ok(None);
         }

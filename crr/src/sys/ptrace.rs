@@ -293,6 +293,19 @@ impl<T> KernelAddress for *mut T {
     }
 }
 
+/// GDT_ENTRY_TLS_MIN to GDT_ENTRY_TLS_MAX of 64-bit kernels, arch/x86/include/asm/segment.h.
+pub const TLS_SLOTS: std::ops::RangeInclusive<u32> = 12..=14;
+/// Bytes of a `struct user_desc`.
+const USER_DESC_SIZE: usize = 16;
+
+/// What a `struct user_desc` tells of a slot; `None` when that is empty.
+fn slot(desc: [u32; 4]) -> Option<UserDesc> {
+    let found = UserDesc { entry: desc[0], base: desc[1], limit: desc[2], flags: desc[3] };
+    // fill_user_desc() of arch/x86/kernel/tls.c shows an empty slot as not present, read-only, all else 0.
+    let empty = found.base == 0 && found.limit == 0 && matches!(found.flags, 0 | UserDesc::EMPTY);
+    (!empty).then_some(found)
+}
+
 /// PTRACE_GET_THREAD_AREA: one GDT TLS slot; `None` when it is empty.
 ///
 /// # Errors
@@ -300,10 +313,21 @@ impl<T> KernelAddress for *mut T {
 pub fn get_thread_area(tid: Pid, entry: u32) -> nix::Result<Option<UserDesc>> {
     let mut desc = [0u32; 4];
     by_pointer(GET_THREAD_AREA, tid, usize::try_from(entry).unwrap_or(0), desc.as_mut_ptr())?;
-    let found = UserDesc { entry: desc[0], base: desc[1], limit: desc[2], flags: desc[3] };
-    // fill_user_desc() of arch/x86/kernel/tls.c shows an empty slot as not present, read-only, all else 0.
-    let empty = found.base == 0 && found.limit == 0 && matches!(found.flags, 0 | UserDesc::EMPTY);
-    Ok((!empty).then_some(found))
+    Ok(slot(desc))
+}
+
+/// NT_386_TLS: the GDT TLS slots in use of a thread in 32-bit code.
+///
+/// # Errors
+/// ESRCH when gone, EINVAL for a thread in 64-bit code.
+pub fn get_thread_areas(tid: Pid) -> nix::Result<Vec<UserDesc>> {
+    const NT_386_TLS: c_int = 0x200;
+    fault::point(Point::GetThreadArea)?;
+    let mut descs = [0u8; USER_DESC_SIZE * 3];
+    let len = get_regset(tid, NT_386_TLS, &mut descs)?;
+    let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, &byte| word << 8 | u32::from(byte));
+    let desc = |bytes: &[u8]| [0, 4, 8, 12].map(|at| word(&bytes[at..at + 4]));
+    Ok(descs[..len].chunks_exact(USER_DESC_SIZE).filter_map(|bytes| slot(desc(bytes))).collect())
 }
 
 /// PTRACE_SET_THREAD_AREA.

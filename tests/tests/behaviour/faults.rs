@@ -562,6 +562,38 @@ fn dumps_killed_at_each_stage_harm_nothing() {
     });
 }
 
+/// Threads of a task are asked several at a time: killed then, a dump leaves an area for each, and the next one takes them all out. If the task dies then,
+/// the dump fails.
+#[test]
+fn threads_that_are_asked_together_go_on_and_end_together() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        for abi in Abi::ALL {
+            let mut running = Workload::new("threads", "many").start(&dir.join(abi.name()), abi)?;
+            let before = running.snapshot()?;
+            for fault in ["killed-asking:5", "killed-asking:20", "killed-asking:40"] {
+                let output = running.dump(&["-R", "--fault", fault])?;
+                judge(output, fault, Killed, &running).with_context(|| format!("{abi}: {fault}"))?;
+            }
+            let maps = fs::read_to_string(format!("/proc/{}/maps", running.root))?;
+            let areas = maps.lines().filter(|line| line.contains(" rwxs ")).count();
+            ensure!(areas > 1, "{abi}: not asked together:\n{maps}");
+            running.dump(&["-R"])?.success()?;
+            running.looks_like(&before)?;
+            running.cycle(&before)?;
+            running.verify()?;
+
+            let mut running =
+                Workload::new("threads", "many").start(&dir.join(format!("{abi}-dies")), abi)?;
+            let fault = "task-dies-asked:20";
+            judge(running.dump(&["-R", "--fault", fault])?, fault, Fails("task "), &running)?;
+            nothing_left()?;
+        }
+        Ok(())
+    });
+}
+
 /// Killed when the checkpoint is complete and a task is killed already, the dump ends the others, too.
 #[test]
 fn a_dump_killed_while_it_kills_ends_the_tree() {

@@ -1,11 +1,12 @@
 //! Of which ABI a task is.
 
-use crate::proc::Dir;
+use crate::proc::{Dir, auxv};
+use crate::remote::is_vsyscall;
 use crate::resource::{Refuse, vdso};
 use crate::sys::vm;
 use anyhow::{Context, Result};
 use images::memory::{Backing, Vdso, Vma};
-use images::{Abi, Pid};
+use images::{Abi, Addr, Pid};
 
 /// The ABI of a task, by the vDSO that exec gave it or, where it has none, by its program. Records the vDSO, and those of other kernels
 /// that the task had before.
@@ -62,11 +63,21 @@ fn abi_of(header: &[u8], refuse: &mut Refuse<'_>) -> Option<Abi> {
     None
 }
 
-/// `/proc/PID/auxv` up to its end mark: what follows is room that the kernel keeps.
-pub(super) fn cut_auxv(auxv: &[u8], abi: Abi) -> &[u8] {
-    let pair = if abi == Abi::X86_64 { 16 } else { 8 };
-    let end = auxv.chunks_exact(pair).position(|entry| entry[..pair / 2].iter().all(|byte| *byte == 0));
-    &auxv[..end.map_or(auxv.len(), |at| (at + 1) * pair)]
+/// The quick way into the kernel of an ia32 task, told to it at exec. Only in its live vDSO: a kernel that cannot move that (before Linux
+/// 4.8) would return to where it was.
+pub(super) fn find_vsyscall(pid: Pid, abi: Abi, auxv: &[u8], vmas: &[Vma]) -> Option<Addr> {
+    const AT_SYSINFO: u64 = 32;
+    const PROT_EXEC: u32 = 4;
+    if abi != Abi::Ia32 {
+        return None;
+    }
+    let at = Addr(auxv::entry(auxv, abi, AT_SYSINFO)?);
+    let is_vdso = |vma: &Vma| {
+        matches!(vma.backing, Backing::Vdso(_))
+            && (vma.start..vma.end).contains(&at)
+            && vma.prot & PROT_EXEC != 0
+    };
+    Some(at).filter(|&at| vmas.iter().any(is_vdso) && is_vsyscall(pid, at))
 }
 
 #[cfg(test)]
@@ -88,13 +99,5 @@ mod tests {
         assert_eq!(abi(1, 3), (Some(Abi::Ia32), None));
         assert_eq!(abi(1, 62), (None, Some(X32.into())));
         assert!(abi(2, 183).0.is_none());
-    }
-
-    #[test]
-    fn auxv_ends_at_its_null_entry() {
-        let mut words: Vec<u8> = [3u32, 0x1000, 0, 0, 0, 0].iter().flat_map(|w| w.to_le_bytes()).collect();
-        assert_eq!(cut_auxv(&words, Abi::Ia32).len(), 16);
-        words = [3u64, 0x1000, 0, 0, 0, 0].iter().flat_map(|w| w.to_le_bytes()).collect();
-        assert_eq!(cut_auxv(&words, Abi::X86_64).len(), 32);
     }
 }

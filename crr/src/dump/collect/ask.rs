@@ -11,13 +11,14 @@ use crate::remote::{
 use crate::resource::file::copies::{self, Copies};
 use crate::resource::landlock::Bystanders;
 use crate::resource::ldt::AskLdt;
+use crate::resource::pkey::AskKeys;
 use crate::resource::signal::AskSignals;
 use crate::resource::sysv::objects::Sets;
 use crate::resource::sysv::undo::Lists;
 use crate::resource::task::AskTask;
 use crate::resource::thread::AskThread;
 use crate::resource::tracees::AskTracees;
-use crate::resource::{Refuse, aio, lock_future, memory, mempolicy, pkey, rseq, timer};
+use crate::resource::{Refuse, aio, lock_future, memory, mempolicy, rseq, timer};
 use anyhow::{Context, Result, bail};
 use images::aio::AioContext;
 use images::attribute::AreaPolicy;
@@ -141,22 +142,20 @@ pub(super) fn ask(
         }
         let [deputy, others @ ..] = &mut *threads else { bail!("no thread") };
         let stranger = bystanders.for_thread(&record.threads[0].creds)?;
-        let brk = ask_deputy(&executor, deputy, record, (dir, stranger), refuse, patience)?;
-        let keys = match has_keys && record.shares.memory.is_none() {
-            true => pkey::ask(&executor, deputy, patience)?,
-            false => 0,
-        };
+        let (brk, keys) = ask_deputy(&executor, deputy, record, (has_keys, stranger), refuse, patience)?;
         let memory = (vmas, resident_kib);
         let policies = mempolicy::dump_areas(&executor, deputy, dir, memory, with_policies, patience)?;
         let personality = record.personality;
-        for (thread, record) in others.iter_mut().zip(record.threads.iter_mut().skip(1)) {
+        let (mut batches, mut questions) = (Vec::new(), Vec::new());
+        for (thread, record) in others.iter().zip(&record.threads[1..]) {
             let mut batch = executor.batch(thread)?;
-            let about_thread = AskThread::new(&mut batch, bystanders.for_thread(&record.creds)?);
-            let reply = executor.run(thread, &batch, patience)?;
-            let tid = thread.tid();
-            about_thread
-                .fill(&reply, record, personality, dir, refuse)
-                .with_context(|| format!("thread {tid}"))?;
+            questions.push(AskThread::new(&mut batch, bystanders.for_thread(&record.creds)?));
+            batches.push(batch);
+        }
+        let replies = executor.run_all(others, &batches, patience)?;
+        for ((about_thread, reply), record) in questions.iter().zip(&replies).zip(&mut record.threads[1..]) {
+            let tid = record.tid;
+            about_thread.fill(reply, record, personality, refuse).with_context(|| format!("thread {tid}"))?;
         }
         let aio = match has_rings {
             true => aio::dump(&executor, deputy, pid, vmas, refuse, patience)?,
@@ -220,20 +219,21 @@ fn find_caller(threads: &[Stopped], abi: Abi) -> Result<Caller> {
     }
 }
 
-/// What the task as a whole knows, and its leader or the thread that stands for it.
+/// What the task as a whole knows, and its leader or the thread that stands for it. Returns where its heap ends, and its protection keys.
 fn ask_deputy(
     executor: &Executor,
     deputy: &mut Stopped,
     record: &mut Task,
-    (dir, stranger): (&Dir, Option<Pid>),
+    (has_keys, stranger): (bool, Option<Pid>),
     refuse: &mut Refuse<'_>,
     patience: &Patience,
-) -> Result<Addr> {
+) -> Result<(Addr, u16)> {
     let mut batch = executor.batch(deputy)?;
     let about_signals = AskSignals::new(&mut batch, record.shares.handlers.is_none());
     let about_task = AskTask::new(&mut batch);
     let about_tracees = AskTracees::new(&mut batch);
     let about_ldt = AskLdt::new(&mut batch);
+    let about_keys = (has_keys && record.shares.memory.is_none()).then(|| AskKeys::new(&mut batch));
     let about_thread = AskThread::new(&mut batch, stranger);
     let reply = executor.run(deputy, &batch, patience)?;
     record.actions = about_signals.actions(&reply)?;
@@ -247,7 +247,8 @@ fn ask_deputy(
     record.xcomp_permission = inside.xcomp_permission;
     record.attributes = inside.attributes;
     if let Some(thread) = record.threads.first_mut() {
-        about_thread.fill(&reply, thread, record.personality, dir, refuse)?;
+        about_thread.fill(&reply, thread, record.personality, refuse)?;
     }
-    Ok(inside.brk)
+    let keys = about_keys.map_or(Ok(0), |about_keys| about_keys.read(&reply))?;
+    Ok((inside.brk, keys))
 }

@@ -34,7 +34,7 @@ use crate::resource::{Refuse, deleted, memory, mempolicy, pkey, program, seccomp
 use crate::restore::numbers;
 use crate::stats::{self, Stage};
 use crate::store::Destination;
-use crate::sys::int80::{self, LowBuffer};
+use crate::sys::int80::{self, LowBuffers};
 use anyhow::{Context, Result, bail};
 use images::file::Files;
 use images::inventory::StateComponent;
@@ -70,7 +70,7 @@ pub(super) struct Collected {
 /// What looking takes, and can be had before the tree stands still.
 pub(super) struct Ready {
     own_namespaces: Namespaces,
-    low: LowBuffer,
+    low: LowBuffers,
     bystanders: Bystanders,
     semaphores: sysv::objects::Sets,
     /// Where the protection key rights of threads lie.
@@ -84,7 +84,7 @@ impl Ready {
         int80::available().context("try an ia32 system call")?;
         Ok(Self {
             own_namespaces: Namespaces::of(&Dir::task(nix::unistd::getpid().as_raw())?)?,
-            low: LowBuffer::new().context("map a page below 4 GiB")?,
+            low: LowBuffers::new().context("map a page below 4 GiB")?,
             bystanders: Bystanders::expecting(root)?,
             semaphores: sysv::objects::Sets::look()?,
             rights: pkey::place_of_rights(),
@@ -189,7 +189,7 @@ pub(super) fn collect(
     stats::enter(Stage::Tasks);
     let mut tasks = Vec::with_capacity(task_stats.len());
     let mut spaces = Vec::with_capacity(task_stats.len());
-    let looks = task_stats.into_iter().zip(outside::look(&frozen.tasks, &shares)?);
+    let looks = task_stats.into_iter().zip(outside::look(&frozen.tasks, &shares, &tables.ready.low)?);
     for ((frozen_task, look), shares) in frozen.tasks.iter_mut().zip(looks).zip(shares) {
         let pid = frozen_task.pid;
         let known = Known { shares, tasks: &tasks, spaces: &spaces };

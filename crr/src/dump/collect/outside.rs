@@ -10,10 +10,10 @@ use crate::ptrace::Stopped;
 use crate::resource::namespace::Namespaces;
 use crate::resource::task::{self, Small};
 use crate::resource::{limits, thread, timer};
+use crate::sys::int80::LowBuffers;
 use anyhow::{Context, Error, Result, bail};
 use images::Pid;
 use images::sharing::Shares;
-use images::thread::Sched;
 
 /// One task.
 pub(super) struct Outside {
@@ -26,13 +26,13 @@ pub(super) struct Outside {
     pub(super) areas: Option<Kept>,
     /// Of each thread, as in the following.
     pub(super) statuses: Vec<status::Status>,
-    pub(super) scheds: Vec<Sched>,
+    pub(super) looks: Vec<thread::Look>,
     /// Namespaces that a thread has for itself.
     pub(super) odd_namespaces: Vec<(Pid, &'static str)>,
 }
 
 /// Looks at all tasks of a tree, in their order.
-pub(super) fn look(tasks: &[FrozenTask], shares: &[Shares]) -> Result<Vec<Outside>> {
+pub(super) fn look(tasks: &[FrozenTask], shares: &[Shares], low: &LowBuffers) -> Result<Vec<Outside>> {
     let dirs: Vec<(Pid, &Dir)> = tasks.iter().map(|task| (task.pid, &task.dir)).collect();
     let mut all = parallel::map(&dirs, |&(pid, dir)| look_at_task(dir).map_err(in_task(pid)))?;
     let occupied = dirs.iter().zip(&mut all).zip(shares).filter(|(_, shares)| shares.memory.is_none());
@@ -47,12 +47,12 @@ pub(super) fn look(tasks: &[FrozenTask], shares: &[Shares]) -> Result<Vec<Outsid
     let threads: Vec<(usize, Pid)> = tasks.iter().enumerate().flat_map(tids).collect();
     let looks = parallel::map(&threads, |&(index, tid)| {
         let (pid, dir) = dirs[index];
-        look_at_thread(dir, tid, pid, &all[index].namespaces).map_err(in_task(pid))
+        look_at_thread(dir, (tid, pid), &all[index].namespaces, low).map_err(in_task(pid))
     })?;
-    for ((index, tid), (status, sched, odd)) in threads.into_iter().zip(looks) {
+    for ((index, tid), (status, look, odd)) in threads.into_iter().zip(looks) {
         let task = &mut all[index];
         task.statuses.push(status);
-        task.scheds.push(sched);
+        task.looks.push(look);
         task.odd_namespaces.extend(odd.into_iter().map(|name| (tid, name)));
     }
     Ok(all)
@@ -81,7 +81,7 @@ fn look_at_task(dir: &Dir) -> Result<Outside> {
         auxv: buffer.as_slice().to_vec(),
         areas: None,
         statuses: Vec::new(),
-        scheds: Vec::new(),
+        looks: Vec::new(),
         odd_namespaces: Vec::new(),
     })
 }
@@ -108,18 +108,18 @@ fn read_areas(dir: &Dir) -> Result<Option<Kept>> {
     }
 }
 
-/// Its status, its scheduling, and which namespaces it has for itself.
+/// Its status, what else it shows, and which namespaces it has for itself.
 fn look_at_thread(
     dir: &Dir,
-    tid: Pid,
-    pid: Pid,
+    (tid, pid): (Pid, Pid),
     of_task: &Namespaces,
-) -> Result<(status::Status, Sched, Vec<&'static str>)> {
+    low: &LowBuffers,
+) -> Result<(status::Status, thread::Look, Vec<&'static str>)> {
     let look = || -> Result<_> {
         let status = read_status(dir, tid, &mut Vec::new())?;
         // What a task shows is what its first thread has.
         let odd = if tid == pid { Vec::new() } else { of_task.differing(dir, tid)? };
-        Ok((status, thread::dump_sched(tid)?, odd))
+        Ok((status, thread::Look::at(dir, tid, low)?, odd))
     };
     look().with_context(|| format!("thread {tid}"))
 }

@@ -1,7 +1,7 @@
 //! One task of a stopped tree.
 
 use super::Tables;
-use super::abi::{cut_auxv, dump_vdso};
+use super::abi::{dump_vdso, find_vsyscall};
 use super::ask::{Facts, ask, can_be_asked, find_gadget};
 use super::outside::Outside;
 use crate::dump::freeze::FrozenTask;
@@ -10,7 +10,7 @@ use crate::dump::known::Known;
 use crate::dump::twins::WORTH_A_TWIN_KIB;
 use crate::fault::{self, Point};
 use crate::proc::smaps::{Area, Kept};
-use crate::proc::{Dir, stat};
+use crate::proc::{Dir, auxv, stat};
 use crate::ptrace::{Patience, regs};
 use crate::refusal::Refusals;
 use crate::remote::{Target, in_leftover, is_leftover};
@@ -44,7 +44,7 @@ pub(super) fn collect_task(
     // Who sends its files counts on a number that is free. Somebody who is refused, or does not stop, may have the same table.
     let nothing_in_the_way = refusals.is_empty() && !tables.late;
     let refuse = &mut Refuse::new(refusals, pid, name);
-    let Outside { namespaces, small, rlimits, timers, auxv, areas, statuses, scheds, odd_namespaces } =
+    let Outside { namespaces, small, rlimits, timers, auxv: vector, areas, statuses, looks, odd_namespaces } =
         outside;
     namespaces.refuse_others(&tables.ready.own_namespaces, refuse);
     for (tid, name) in odd_namespaces {
@@ -86,12 +86,12 @@ pub(super) fn collect_task(
             }
         }
     }
-    for ((thread, status), sched) in threads.iter().zip(&statuses).zip(scheds) {
+    for ((thread, status), look) in threads.iter().zip(&statuses).zip(looks) {
         let registration = rseq::dump(deputy, thread, refuse)?;
         may_run &= registration.may_run;
         rseq_untold |= registration.untold;
         let wait = waits.get(thread.tid());
-        let mut record = thread::dump_outside(thread, (status, sched), wait, &tables.ready.low, refuse)?;
+        let mut record = thread::dump_outside(thread, (status, look), wait, refuse)?;
         record.rseq = registration.rseq;
         vdso::rewind(deputy, &mut record.regs, &vmas, &tables.vdsos)?;
         robust::check(&record, &vmas, refuse);
@@ -145,7 +145,8 @@ pub(super) fn collect_task(
     if asked {
         let gadget = find_gadget(deputy, abi, &vmas, &mut tables.gadgets)?;
         let (ignored, caught) = (whole.ignored, whole.caught);
-        let target = Target { pid, deputy, abi, gadget, ignored, caught, leftovers };
+        let vsyscall = find_vsyscall(deputy, abi, &vector, &vmas);
+        let target = Target { pid, deputy, abi, gadget, vsyscall, ignored, caught, leftovers };
         let is_worth_it = whole.private_kib >= WORTH_A_TWIN_KIB || fault::is_set(Point::TwinsAlways);
         if tables.snapshot && shares.memory.is_none() && is_worth_it {
             *ask_again = Some(Target { leftovers: Vec::new(), ..target.clone() });
@@ -197,7 +198,7 @@ pub(super) fn collect_task(
     if shares.memory.is_some() {
         return Ok(Some((record, Space::default())));
     }
-    let auxv = cut_auxv(&auxv, abi).to_vec();
+    let auxv = auxv::cut(&vector, abi).to_vec();
     let (runs, guards, allocated) = (Vec::new(), Vec::new(), keys.unwrap_or(0));
     let space = Space { vmas, runs, policies, guards, names, aio, keys: allocated, layout, auxv };
     if keys.is_some() {
