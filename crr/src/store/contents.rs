@@ -18,6 +18,7 @@ use images::container::Kind;
 use images::file::Files;
 use images::id::PAGE_SIZE;
 use images::memory::{CHUNK_PAGES, Memory};
+use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -215,8 +216,11 @@ impl Pages {
     /// If it cannot be read.
     pub(crate) fn block(&self, place: u64, size: u64) -> Result<Block<'_>> {
         if !self.by_reading {
-            let window = Window::map(&self.file, place, usize::try_from(size)?);
-            return window.map(Block::Window).with_context(|| format!("map at {place:#x}"));
+            match Window::map(&self.file, place, usize::try_from(size)?) {
+                // Before Linux 5.14.
+                Err(Errno::EOPNOTSUPP) => {}
+                window => return window.map(Block::Window).with_context(|| format!("map at {place:#x}")),
+            }
         }
         let free = self.room.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut room = free.map_or_else(|| SharedMapping::anonymous_low(BLOCK_SIZE), Ok).context("mmap")?;

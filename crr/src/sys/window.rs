@@ -20,14 +20,14 @@ impl Window {
     /// Maps `len` bytes from a page-aligned offset, with all pages in place, at an address that an ia32 task could have, too.
     ///
     /// # Errors
-    /// As mmap(2) and madvise(2).
+    /// As mmap(2) and madvise(2); EOPNOTSUPP before Linux 5.14, which cannot bring pages into memory by a call that fails.
     pub fn map(file: &impl AsRawFd, offset: u64, len: usize) -> nix::Result<Self> {
         let window = Self::map_unseen(file, offset, len)?;
         // SAFETY: our own mapping, of which nothing changes.
         let populated = unsafe { libc::madvise(window.base.as_ptr().cast(), len, libc::MADV_POPULATE_READ) };
         match Errno::result(populated) {
-            // Before Linux 5.14 there is no such call.
-            Ok(_) | Err(Errno::EINVAL) => Ok(window),
+            Ok(_) => Ok(window),
+            Err(Errno::EINVAL) => Err(Errno::EOPNOTSUPP),
             Err(errno) => Err(errno),
         }
     }
