@@ -351,9 +351,17 @@ pub(crate) fn restore_with_filter(
     restore(socket, options.iter().filter(locks))
 }
 
+/// SO_TXREHASH, by which only TCP does anything. Sockets of other families have it, as 0, on Linux 5.18 to 6.12.
+const TXREHASH: (i32, i32) = (libc::SOL_SOCKET, 74);
+
+fn is_internet(socket: BorrowedFd<'_>) -> Result<bool> {
+    let family = sys::number(socket, libc::SOL_SOCKET, libc::SO_DOMAIN).context("SO_DOMAIN")?;
+    Ok(matches!(family, libc::AF_INET | libc::AF_INET6))
+}
+
 /// What a kernel without an option does, as the value of that option, where it is not 0: those that came since Linux 5.10.
 const WITHOUT: [(i32, i32, i32); 5] = [
-    (libc::SOL_SOCKET, 74, 1),        // SO_TXREHASH
+    (TXREHASH.0, TXREHASH.1, 1),
     (libc::SOL_SOCKET, 83, 1),        // SO_PASSRIGHTS
     (libc::IPPROTO_TCP, 44, 120_000), // TCP_RTO_MAX_MS: TCP_RTO_MAX_SEC of include/net/tcp.h
     (libc::IPPROTO_TCP, 45, 200_000), // TCP_RTO_MIN_US
@@ -384,6 +392,9 @@ pub(crate) fn restore<'a>(
                 // Sockets of this family do nothing by it, though older kernels kept it for them (SO_TXREHASH of netlink on Linux 6.12).
                 Err(Errno::EOPNOTSUPP) => return Ok(()),
                 Err(Errno::ENOPROTOOPT) if goes_without(level, name, &option.value) => return Ok(()),
+                Err(Errno::ENOPROTOOPT) if (level, name) == TXREHASH && !is_internet(socket)? => {
+                    return Ok(());
+                }
                 _ => {}
             }
             let of_level = LEVELS.iter().filter(|(known, _)| *known == level);
