@@ -56,7 +56,7 @@ fn the_decoder_reads_the_golden_files() {
 fn the_example_of_the_format_description_is_right() {
     let expected = [
         b"crrimage".as_slice(),
-        &[2, 0, 7, 0, 62, 0, 0, 0],
+        &[2, 0, 8, 0, 62, 0, 0, 0],
         &[9, 0, 0, 0, 0, 0, 0, 0],
         &[0; 8],
         // No tasks, no shell job, no zombies, no filters; no namespace, no semaphores, no message queues, nothing to undo, nobody apart.

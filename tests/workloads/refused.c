@@ -559,7 +559,7 @@ CASE(protected_sockets)
 	MUST(setsockopt(fd, IPPROTO_TCP, TCP_MD5SIG, &signature, sizeof(signature)));
 	MUST(listen(fd, 1));
 	name_fd(fd);
-	name_fd(MUST(socket(AF_NETLINK, SOCK_RAW, 9)));
+	name_fd(MUST(socket(AF_NETLINK, SOCK_RAW, NETLINK_USERSOCK)));
 	/* TLS, where the kernel has it. */
 	int listener = MUST(socket(AF_INET, SOCK_STREAM, 0)), tls = MUST(socket(AF_INET, SOCK_STREAM, 0));
 	socklen_t length = sizeof(peer);

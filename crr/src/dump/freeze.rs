@@ -256,10 +256,11 @@ impl Frozen {
         Ok(())
     }
 
-    /// All pids of the tree that are known.
+    /// All pids of the tree that are known, and of what is left of the twins of its tasks.
     pub(crate) fn pids(&self) -> impl Iterator<Item = Pid> {
         let (tasks, dead) = (self.tasks.iter().map(|task| task.pid), self.dead.iter().map(|task| task.pid));
-        tasks.chain(dead).chain(self.left_out.iter().copied())
+        let twins = self.tasks.iter().flat_map(|task| &task.dead_twins).copied();
+        tasks.chain(dead).chain(twins).chain(self.left_out.iter().copied())
     }
 
     /// Stops one task; one that cannot be is noted as refused and left alone.

@@ -162,6 +162,7 @@ points! {
     TaskDiesFrozen = "task-dies-frozen", Victim, "a task is killed when the tree is stopped";
     TaskDiesAsked = "task-dies-asked", Victim, "a task is killed while it makes system calls for the dump";
     TaskDiesCopied = "task-dies-copied", Victim, "a task is killed before its pages are copied";
+    TwinDies = "twin-dies", Victim, "the twin of a task is killed before it does anything";
     TaskDiesSnapshot = "task-dies-snapshot", Victim, "a task is killed when the tree runs on and its twin is copied";
     HelperDiesEarly = "helper-dies-early", Victim, "a restoring task is killed before it has its plan";
     HelperDies = "helper-dies", Op(Family::Map, None), "a restoring task dies while it maps memory";

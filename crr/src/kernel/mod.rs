@@ -119,7 +119,7 @@ const FEATURES: [Entry; 30] = [
 
 /// Capability, its number in linux/capability.h, what its lack costs.
 #[rustfmt::skip]
-const CAPABILITIES: [(&str, u8, &str); 15] = [
+const CAPABILITIES: [(&str, u8, &str); 16] = [
     ("SYS_PTRACE", 19, "only tasks of the same user that allow it can be dumped"),
     ("CHECKPOINT_RESTORE", 40, "pids cannot be chosen and exe links not set, unless SYS_ADMIN is held"),
     ("SYS_ADMIN", 21, "pid namespaces cannot be made (--new-pidns)"),
@@ -129,6 +129,7 @@ const CAPABILITIES: [(&str, u8, &str); 15] = [
     ("SETGID", 6, "tasks with other groups cannot be restored"),
     ("SETPCAP", 8, "bounding sets and securebits cannot be restored"),
     ("KILL", 5, "tasks of other users cannot be stopped or killed"),
+    ("AUDIT_CONTROL", 30, "tasks come from the login of crr, and those with audit sockets cannot be dumped outside of containers"),
     ("IPC_LOCK", 14, "memory locked beyond the limit cannot be locked again"),
     ("DAC_OVERRIDE", 1, "files that only their owner may write cannot be reopened"),
     ("DAC_READ_SEARCH", 2, "files in closed directories cannot be found"),

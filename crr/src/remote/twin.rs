@@ -83,6 +83,7 @@ impl Executor {
             Ok(pid) => Pid::try_from(pid).context("the pid of a twin")?,
             Err(errno) => return Ok(Err(errno)),
         };
+        fault::strike(Point::TwinDies, pid);
         fault::point(Point::KilledCloning)?;
         Ok(Ok(Twin { pid, unfiltered, abi, list: place, calls: calls.len() }))
     }

@@ -7,6 +7,7 @@ use super::Restore;
 use super::births::{self, Kin, Origin};
 use super::environment::login_uid;
 use crate::fault::{self, Point};
+use crate::resource::task::NO_LOGIN;
 use crate::resource::zombie;
 use crate::sys::{exec, process};
 use images::DescriptionId;
@@ -217,7 +218,9 @@ fn steps(restore: &Restore<'_>, index: usize, origin: &Origin<'_>, socket: &Owne
 fn log_in(restore: &Restore<'_>, index: usize) {
     let wanted = restore.checkpoint.tree.tasks[index].login_uid;
     if restore.logins && !matches!(login_uid("self"), Ok(Some(found)) if found == wanted) {
-        let _ = fs::write("/proc/self/loginuid", wanted.to_string());
+        let set = |uid: u32| fs::write("/proc/self/loginuid", uid.to_string());
+        // Some machines allow no change of it, but to none, and one from there (AUDIT_FEATURE_ONLY_UNSET_LOGINUID).
+        let _ = set(wanted).or_else(|_| set(NO_LOGIN).and_then(|()| set(wanted)));
     }
 }
 

@@ -14,6 +14,7 @@ use super::{Restore, births, stop, undo};
 use crate::fault::{self, Point};
 use crate::keeper::{Keeper, Kill};
 use crate::proc::has_ended;
+use crate::proc::tasks::named;
 use crate::ptrace::{self, Patience, Seized, Stop, Stopped, regs};
 use crate::resource::task::NO_LOGIN;
 use crate::resource::wait::{self, resume};
@@ -205,17 +206,17 @@ fn tell_logins(restore: &Restore<'_>) {
     if !restore.logins {
         return;
     }
+    let mut others: BTreeMap<(u32, u32), Vec<Pid>> = BTreeMap::new();
     for task in &restore.checkpoint.tree.tasks {
         let found = login_uid(task.pid).ok().flatten().unwrap_or(NO_LOGIN);
         if found != task.login_uid {
-            let name =
-                |uid| if uid == NO_LOGIN { "no login".to_owned() } else { format!("a login of uid {uid}") };
-            let (was, is) = (name(task.login_uid), name(found));
-            log::warn!(
-                "task {}: came from {was}, which could not be set again: it comes from {is} now",
-                task.pid
-            );
+            others.entry((task.login_uid, found)).or_default().push(task.pid);
         }
+    }
+    let name = |uid| if uid == NO_LOGIN { "no login".to_owned() } else { format!("a login of uid {uid}") };
+    for ((was, is), tasks) in others {
+        let (was, is) = (name(was), name(is));
+        log::warn!("{}: came from {was}, come from {is} now: that cannot be set here", named(tasks));
     }
 }
 

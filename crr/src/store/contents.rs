@@ -26,8 +26,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-/// Bytes of a page file from which on its blocks are read rather than mapped. Threads that map and unmap hold up one another (`mmap_lock`), and from a disk
-/// a fault brings only as much as the kernel reads ahead; but the room for what is read has to be made first.
+/// Bytes of a page file from which on its blocks are read rather than mapped: threads that map and unmap hold up one another (`mmap_lock`), and from a disk
+/// a fault brings only as much as the kernel reads ahead. For less, to make the room that is read into takes longer.
 const MUCH: u64 = 64 << 20;
 
 /// Page contents, page n at byte 4096 n of a file.
@@ -37,7 +37,7 @@ pub struct Pages {
     /// The same, if it is read past the page cache.
     direct: Option<File>,
     /// Blocks are read rather than mapped.
-    is_read: bool,
+    by_reading: bool,
     /// Room for blocks that are read, which is not in use.
     room: Mutex<Vec<SharedMapping>>,
     /// It lies in memory, and nobody else needs it: what has been read is given back.
@@ -101,8 +101,8 @@ struct Absent {
 impl Pages {
     /// All of it is here.
     pub(super) fn new(file: File, in_memory: bool) -> Self {
-        let is_read = file.metadata().is_ok_and(|file| file.len() > MUCH);
-        Self { file, direct: None, is_read, room: Mutex::default(), in_memory, stays: false, absent: None }
+        let by_reading = file.metadata().is_ok_and(|file| file.len() > MUCH);
+        Self { file, direct: None, by_reading, room: Mutex::default(), in_memory, stays: false, absent: None }
     }
 
     /// All of it is still to come, to a file in memory.
@@ -131,7 +131,7 @@ impl Pages {
     pub(super) fn go_direct(&mut self, wish: DirectIo) {
         self.direct = direct::for_reading(&self.file, wish);
         if self.direct.is_some() {
-            self.is_read = true;
+            self.by_reading = true;
             log::debug!("pages are read past the page cache");
         }
     }
@@ -214,7 +214,7 @@ impl Pages {
     /// # Errors
     /// If it cannot be read.
     pub(crate) fn block(&self, place: u64, size: u64) -> Result<Block<'_>> {
-        if !self.is_read {
+        if !self.by_reading {
             let window = Window::map(&self.file, place, usize::try_from(size)?);
             return window.map(Block::Window).with_context(|| format!("map at {place:#x}"));
         }

@@ -11,7 +11,7 @@ use std::ffi::CStr;
 use std::os::fd::{FromRawFd, OwnedFd};
 
 /// Bytes of the longest handle: MAX_HANDLE_SZ.
-const MAX: usize = 128;
+const MAX: u32 = 128;
 /// include/uapi/linux/fcntl.h: a handle that tells a file from others, whether or not it can be opened by it.
 const AT_HANDLE_FID: libc::c_int = 0x200;
 
@@ -20,7 +20,7 @@ const AT_HANDLE_FID: libc::c_int = 0x200;
 struct Handle {
     bytes: u32,
     kind: i32,
-    handle: [u8; MAX],
+    handle: [u8; MAX as usize],
 }
 
 /// Type and bytes of the handle of the file at a path, which is not followed, as fdinfo shows it of a watch on that file (from Linux 6.6
@@ -29,7 +29,7 @@ struct Handle {
 /// # Errors
 /// EINVAL before Linux 6.5; those of looking up a path.
 pub fn of(path: &CStr) -> nix::Result<(i32, Vec<u8>)> {
-    let mut whole = Handle { bytes: 128, kind: 0, handle: [0; MAX] };
+    let mut whole = Handle { bytes: MAX, kind: 0, handle: [0; MAX as usize] };
     let mut mount: libc::c_int = 0;
     // SAFETY: the path ends with its NUL; writes as many bytes as the head says there are, and one int.
     check(unsafe {
@@ -53,7 +53,7 @@ pub fn of(path: &CStr) -> nix::Result<(i32, Vec<u8>)> {
 /// ESTALE if there is no such file, EOPNOTSUPP where files have no handles, EPERM without CAP_DAC_READ_SEARCH.
 pub fn open(kind: i32, handle: &[u8]) -> nix::Result<OwnedFd> {
     let length = u32::try_from(handle.len()).map_err(|_| Errno::EINVAL)?;
-    let mut whole = Handle { bytes: length, kind, handle: [0; MAX] };
+    let mut whole = Handle { bytes: length, kind, handle: [0; MAX as usize] };
     whole.handle.get_mut(..handle.len()).ok_or(Errno::EINVAL)?.copy_from_slice(handle);
     let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
     // SAFETY: reads the head of the handle and as many bytes as that says, all of them ours.

@@ -1,7 +1,7 @@
 //! crr's own resource limits.
 
 use super::process;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -22,7 +22,7 @@ pub fn open_files() -> usize {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX))
 }
 
-/// Adds the way out to an error that comes of too many open files.
+/// Tells the way out of an error that comes of too many open files.
 #[must_use]
 pub fn hint_at_open_files(error: anyhow::Error) -> anyhow::Error {
     let is_one = |cause: &(dyn std::error::Error + 'static)| {
@@ -32,10 +32,10 @@ pub fn hint_at_open_files(error: anyhow::Error) -> anyhow::Error {
     if !error.chain().any(is_one) {
         return error;
     }
-    anyhow!(
-        "{error:#}\n  hint: crr may have {} open at once (the hard limit of RLIMIT_NOFILE); raise that limit where dump and restore run (ulimit -Hn)",
-        open_files()
-    )
+    let most = open_files();
+    error.context(format!(
+        "crr may have {most} files open at once, which is too few: raise the hard limit of RLIMIT_NOFILE where dump and restore run (ulimit -Hn)"
+    ))
 }
 
 /// Makes the table of open files large enough for so many more. If it has to grow when several threads are there, who makes it grow waits for all

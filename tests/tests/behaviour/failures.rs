@@ -104,8 +104,8 @@ fn too_few_files_to_dump() {
             let args = running.dump_args(&[])?;
             let args: Vec<&str> = args.iter().map(String::as_str).collect();
             let output = command::crr_under(&["sh", "-c", &script, "sh"], dir, &args)?.code(1)?;
-            output.says_with_hint("oo many open files")?;
-            output.says(&format!("crr may have {limit} open at once"))?;
+            output.says("oo many open files")?;
+            output.says(&format!("crr may have {limit} files open at once"))?;
             running.looks_like(&before)?;
         }
         running.verify()

@@ -84,7 +84,7 @@ const DUMP: &[Trial] = &[
             ("set-mask:3", Fails("write signal mask: EIO")),
             ("set-mask:4", Leaves("write signal mask: EIO")),
             ("peek-signals", Fails("read pending signals: EIO")),
-            ("get-thread-area", Fails("read GDT entry: EIO")),
+            ("get-thread-area", Fails("read GDT entries: EIO")),
             ("proc-open", Copes(IO_ERROR)),
             ("proc-open:70", Copes(IO_ERROR)),
             ("proc-open:150", Copes(IO_ERROR)),

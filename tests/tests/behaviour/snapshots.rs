@@ -276,6 +276,26 @@ fn killed_dumps_harm_nothing() {
     });
 }
 
+/// A twin that is killed with its dump, before it has left the session and the group of its maker.
+#[test]
+fn a_twin_that_is_killed_at_once() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("snapshot", "family").start(dir, abi)?;
+        let before = running.snapshot()?;
+        let faults = ["--fault", "twin-dies,killed-cloning"];
+        running.dump(&[&SNAPSHOT[..], &faults].concat())?.code(128 + 9)?.says("twin-dies")?;
+        let twin = twins(running.root)?;
+        ensure!(twin.len() == 1 && status_of(twin[0], "Name:")? == "snapshot", "twins: {twin:?}");
+        running.dump(&["--leave-running"])?.success()?;
+        leaves_nothing(&running)?;
+        running.looks_like(&before)?;
+        running.cycle(&before)?;
+        running.verify()
+    });
+}
+
 /// The twin of a killed dump whose maker ends, too, goes to the task that takes in orphans, which need not wait for it: the next dump has it do so.
 #[test]
 fn a_twin_that_another_task_took_in() {

@@ -58,7 +58,7 @@ impl Open {
     }
 
     /// Brings it up to date if its link does not lead to it any more: that was read long before [`Self::look`], and somebody outside of the tree can have
-    /// renamed or unlinked the file in between. Whether it was another one.
+    /// renamed or unlinked the file in between. Whether its link is another one now.
     pub(super) fn follow(&mut self) -> Result<bool> {
         if !self.link.starts_with(b"/") || self.link.ends_with(MARK) {
             return Ok(false);

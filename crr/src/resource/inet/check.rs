@@ -270,6 +270,7 @@ impl Sockets {
                 tcp::name(found.state)
             );
             refuse.with_hint(&found.holder.object, reason, ESTABLISHED);
+            return Ok(false);
         }
         if !inside && policy.tcp == TcpPolicy::Close {
             found.record.state = InetState::Ended(Vec::new());

@@ -114,10 +114,12 @@ pub(super) fn among(sockets: &[BorrowedFd<'_>]) -> Result<Vec<Place>> {
     let _keeper = Keeper::new(|| before.iter().for_each(Before::put_back)).context("keep SO_OOBINLINE")?;
     let place = |&fd: &BorrowedFd<'_>| -> Result<Place> {
         let readable = || pipe::readable_bytes(fd).context("FIONREAD");
+        // All first: what comes in between is not taken for what is behind urgent data.
+        set_in_line(fd, true)?;
+        let bytes = readable()?;
         set_in_line(fd, false)?;
         let (told, up_to_it) = (told(fd).context("look for urgent data")?, readable()?);
         set_in_line(fd, true)?;
-        let bytes = readable()?;
         let is_within =
             (1..bytes).contains(&up_to_it) && !(matches!(told, Told::Byte(_)) && is_last(up_to_it, bytes));
         let is_there = told != Told::Nothing || up_to_it < bytes || sys::at_mark(fd).context("SIOCATMARK")?;

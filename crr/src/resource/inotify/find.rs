@@ -10,13 +10,13 @@ use super::{Nameless, overlay};
 use crate::proc::fdinfo;
 use crate::proc::inotify::WatchedFile;
 use crate::proc::mountinfo::{self, Mount};
-use crate::resource::path::{Lost, Paths};
+use crate::resource::path::{Lost, Paths, file_type};
 use crate::sys::handle;
 use anyhow::{Context, Result};
 use images::PathId;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, readlink};
-use nix::sys::stat::{FileStat, Mode, fstat, lstat, major, minor};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, lstat, major, minor};
 use nix::unistd::fchdir;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use std::collections::{BTreeSet, HashMap};
@@ -87,7 +87,9 @@ impl Finder {
         let (mut seen, mut unopened) = (false, NO_HANDLE);
         if let Some((kind, handle)) = &watched.handle {
             for root in 0..self.roots(watched.device)?.len() {
-                self.go(watched.device, root)?;
+                if self.go(watched.device, root).is_err() {
+                    continue;
+                }
                 let file = match handle::open(*kind, handle) {
                     Ok(file) => file,
                     Err(errno) => {
@@ -139,11 +141,16 @@ impl Finder {
         let Some((kind, handle)) = watched.handle.as_ref().and_then(overlay::in_layer) else {
             return Ok(None);
         };
-        let (here, others): (Vec<_>, Vec<_>) =
-            self.mounts()?.iter().cloned().partition(|mount| mount.device == watched.device);
-        for device in others.iter().map(|mount| mount.device).collect::<BTreeSet<_>>() {
+        let mounts = self.mounts()?;
+        let here: Vec<Mount> =
+            mounts.iter().filter(|mount| mount.device == watched.device).cloned().collect();
+        let devices: BTreeSet<u32> =
+            mounts.iter().filter(|mount| overlay::is_local(mount)).map(|mount| mount.device).collect();
+        for device in devices {
             for root in 0..self.roots(device)?.len() {
-                self.go(device, root)?;
+                if self.go(device, root).is_err() {
+                    continue;
+                }
                 let Ok(file) = handle::open(kind, handle) else { continue };
                 let name =
                     readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).context("readlink")?;
@@ -177,7 +184,8 @@ impl Finder {
     fn go(&mut self, device: u32, root: usize) -> Result<()> {
         if self.at != Some((device, root)) {
             if self.here.is_none() {
-                self.here = Some(open_path(".").context("current directory")?);
+                let here = nix::fcntl::open(".", O_PATH, Mode::empty());
+                self.here = Some(here.context("current directory")?);
             }
             fchdir(&self.roots[&device][root]).context("fchdir")?;
             self.at = Some((device, root));
@@ -199,25 +207,30 @@ impl Finder {
     fn roots(&mut self, device: u32) -> Result<&[OwnedFd]> {
         self.mounts()?;
         let mounts = self.mounts.iter().flatten().filter(|mount| mount.device == device);
-        Ok(self.roots.entry(device).or_insert_with(|| {
-            mounts.filter_map(|mount| open_path(OsStr::from_bytes(&mount.point)).ok()).collect()
-        }))
+        Ok(self.roots.entry(device).or_insert_with(|| mounts.filter_map(root_of).collect()))
     }
 }
 
 /// Whether its name leads to a mount, and to no other that came over it.
 pub(crate) fn is_mounted(mount: &Mount) -> bool {
-    let open = || -> Result<bool> {
-        let there = nix::fcntl::open(OsStr::from_bytes(&mount.point), O_PATH, Mode::empty())?;
-        let text = std::fs::read(format!("/proc/self/fdinfo/{}", there.as_raw_fd()))?;
-        Ok(fdinfo::parse(&text)?.mount == mount.id)
-    };
-    open().unwrap_or(false)
+    top_of(mount).is_some()
 }
 
-/// Opens a directory without reading it, which nobody is told of.
-fn open_path<P: nix::NixPath + ?Sized>(path: &P) -> nix::Result<OwnedFd> {
-    nix::fcntl::open(path, O_PATH | OFlag::O_DIRECTORY, Mode::empty())
+/// The directory that is mounted, by its name; `None` if it is a file, or its name leads elsewhere.
+fn root_of(mount: &Mount) -> Option<OwnedFd> {
+    let is_directory =
+        |there: &OwnedFd| fstat(there).is_ok_and(|there| file_type(there.st_mode) == SFlag::S_IFDIR);
+    top_of(mount).filter(is_directory)
+}
+
+/// What is mounted, by its name; `None` if that leads elsewhere. Nothing is mounted for that (`follow_automount()`, fs/namei.c), and nobody is asked.
+fn top_of(mount: &Mount) -> Option<OwnedFd> {
+    let open = || -> Result<Option<OwnedFd>> {
+        let there = nix::fcntl::open(OsStr::from_bytes(&mount.point), O_PATH, Mode::empty())?;
+        let text = std::fs::read(format!("/proc/self/fdinfo/{}", there.as_raw_fd()))?;
+        Ok((fdinfo::parse(&text)?.mount == mount.id).then_some(there))
+    };
+    open().ok().flatten()
 }
 
 /// The names that a tree uses, and the directories above them. What stat(2) gives as a file's device is not always that of its file
@@ -247,8 +260,8 @@ fn has_handle(name: &Path, watched: &WatchedFile) -> Option<bool> {
     let name = CString::new(name.as_os_str().as_bytes()).ok()?;
     match handle::of(&name) {
         Ok(handle) => Some(handle == *wanted),
-        Err(Errno::EINVAL | Errno::EOPNOTSUPP) => None,
-        Err(_) => Some(false),
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Some(false),
+        Err(_) => None,
     }
 }
 

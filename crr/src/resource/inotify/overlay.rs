@@ -21,6 +21,26 @@ pub(super) fn in_layer((kind, handle): &(i32, Vec<u8>)) -> Option<(i32, &[u8])> 
     Some((i32::from(kind), whole.get(HEAD..usize::from(length))?))
 }
 
+/// Whether a mount is of a file system that layers are on and that waits for nobody when it looks for a file: neither for a program, which may be of the
+/// tree (FUSE), nor for another machine.
+pub(super) fn is_local(mount: &Mount) -> bool {
+    const LOCAL: [&[u8]; 12] = [
+        b"ext2",
+        b"ext3",
+        b"ext4",
+        b"xfs",
+        b"btrfs",
+        b"f2fs",
+        b"bcachefs",
+        b"zfs",
+        b"tmpfs",
+        b"squashfs",
+        b"erofs",
+        b"iso9660",
+    ];
+    LOCAL.contains(&mount.kind.as_slice())
+}
+
 /// The names that a file of a layer may have in an overlayfs, at the places where that is mounted, the longest first: any part of its
 /// name may be that of the layer itself.
 pub(super) fn names<'a>(in_layer: &'a Path, mounts: &'a [Mount]) -> impl Iterator<Item = PathBuf> + 'a {

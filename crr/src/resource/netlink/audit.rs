@@ -7,7 +7,10 @@ use crate::resource::path::CLOSE;
 use anyhow::{Context, Result};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_AUDIT};
 use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
+use nix::sys::time::{TimeVal, TimeValLike};
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 
 /// The initial pid namespace: PROC_PID_INIT_INO. Nobody in another one can be auditd (audit_netlink_ok()).
@@ -22,7 +25,7 @@ pub(super) fn obstacle(ino: u64) -> Result<Option<(&'static str, &'static str)>>
         return Ok(None);
     }
     Ok(match parse(&ask()?).context("answer to AUDIT_GET cut off")? {
-        Ok(auditd) if auditd != 0 && has(auditd, ino) => {
+        Ok(auditd) if auditd != 0 && has(auditd, ino)? => {
             Some(("the kernel sends its audit records to this socket", CLOSE))
         }
         // Refused outside of the initial user namespace, where nobody can be auditd either.
@@ -49,6 +52,9 @@ fn ask() -> Result<Vec<u8>> {
     request[0] = HEADER;
     request[4..6].copy_from_slice(&AUDIT_GET.to_ne_bytes());
     request[6..8].copy_from_slice(&NLM_F_REQUEST.to_ne_bytes());
+    // The answer comes from a thread of the kernel, which may not be had.
+    let patience = TimeVal::seconds(1);
+    setsockopt(&socket, ReceiveTimeout, &patience).context("SO_RCVTIMEO")?;
     socket.send(&request, 0).context("AUDIT_GET")?;
     Ok(socket.recv_from_full().context("AUDIT_GET")?.0)
 }
@@ -65,12 +71,23 @@ fn parse(answer: &[u8]) -> Option<nix::Result<i32>> {
 }
 
 /// Whether a process has a socket.
-fn has(pid: i32, ino: u64) -> bool {
+fn has(pid: i32, ino: u64) -> Result<bool> {
     let socket = format!("socket:[{ino}]");
-    let fds = fs::read_dir(format!("/proc/{pid}/fd"));
-    fds.is_ok_and(|fds| {
-        fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|link| link.as_os_str() == socket.as_str()))
-    })
+    let path = format!("/proc/{pid}/fd");
+    let fds = match fs::read_dir(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        fds => fds.with_context(|| path.clone())?,
+    };
+    for fd in fds {
+        match fs::read_link(fd?.path()) {
+            Ok(link) if link.as_os_str() == socket.as_str() => return Ok(true),
+            // Another file, or closed meanwhile.
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error).context(path),
+        }
+    }
+    Ok(false)
 }
 
 #[cfg(test)]
