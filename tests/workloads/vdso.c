@@ -408,6 +408,33 @@ CASE(interrupted_for_a_moment)
 	interrupt_all(8);
 }
 
+/* Its frame is larger than what lies below that of its caller, and nothing is written to most of it. */
+static __attribute__((noinline)) void checkpoint_above_room(void)
+{
+	volatile char room[32 << 10];
+	/* What two looks at the tree take, each of which wakes this thread twice, and the questions that it is asked. */
+	enum { WAKES = 20 };
+	room[0] = 1;
+	long before = stops();
+	checkpoint();
+	CHECK(stops() - before <= WAKES, "woken %ld times", stops() - before);
+	CHECK(room[0] == 1, "the stack");
+}
+
+/* What a handler returned by that has ended long ago, on a part of the stack that is in use again. */
+CASE(stale)
+{
+	static struct interrupted one = { .clock = CLOCK_MONOTONIC, .left = 3 };
+	struct sigaction action = { .sa_sigaction = on_step, .sa_flags = SA_SIGINFO | SA_NODEFER };
+	shared = find_all(getauxval(AT_SYSINFO_EHDR));
+	vdso_area = area_of("[vdso]");
+	released = 1;
+	MUST(sigaction(SIGTRAP, &action, NULL));
+	be_interrupted(&one);
+	CHECK(waiting == 1, "interrupted");
+	checkpoint_above_room();
+}
+
 static volatile int handled;
 
 static void checkpoint_in_handler(int signal)

@@ -109,7 +109,7 @@ pub struct Report {
     pub outside: Vec<String>,
     /// The nftables table that holds the traffic of TCP connections until the restore.
     pub held_by: Option<String>,
-    /// From the first task stopped to the last resumed or killed.
+    /// From the first task stopped to the last resumed or killed; if it was stopped several times, all of them together.
     pub frozen: Duration,
     /// Whole dump.
     pub total: Duration,
@@ -154,7 +154,7 @@ pub fn dump(options: &Options) -> Result<Report> {
     fault::point(Point::KilledStarting)?;
     // Dropped after the tree runs.
     let mut twins = Twins::default();
-    let (mut frozen, mut collected) =
+    let (mut frozen, mut collected, frozen_before) =
         seize_and_collect(options, previous, &mut holders, &patience).map_err(limits::hint_at_open_files)?;
     fault::point(Point::KilledCollected)?;
     fault::strike(Point::TaskDiesCopied, frozen.last());
@@ -219,7 +219,8 @@ pub fn dump(options: &Options) -> Result<Report> {
     twins.take_off();
     let outside = external::arguments(&collected.files);
     let held_by = collected.files.network_hold.filter(|_| options.after == After::Kill);
-    Ok(Report { tasks, threads, bytes, outside, held_by, frozen: frozen_for, total: started.elapsed() })
+    let frozen = frozen_before + frozen_for;
+    Ok(Report { tasks, threads, bytes, outside, held_by, frozen, total: started.elapsed() })
 }
 
 /// A page server that stands still with the tree would never have taken all pages.
@@ -262,12 +263,13 @@ impl Base {
 
 /// Stops the tree and looks at it; by a guarded process if there are pseudo terminals or TCP connections, and a second time if it finds
 /// seccomp, or connections that were not there before; more often where a signal handler is to end first. What is left of pre-dumps that this dump does not build on is ended.
+/// Also returns how long the tree was stopped before it was for the last time.
 fn seize_and_collect(
     options: &Options,
     mut previous: Option<Previous>,
     holders: &mut Holders,
     patience: &Patience,
-) -> Result<(Frozen, Collected)> {
+) -> Result<(Frozen, Collected, Duration)> {
     // With a pre-dump there is no second time: what was not written by the first says nothing.
     let mut guarded = holders.has_masters()
         || previous.is_some()
@@ -277,9 +279,12 @@ fn seize_and_collect(
         guard::enter()?;
     }
     let mut ended = false;
+    let mut before = Duration::ZERO;
+    let mut interrupted = vdso::Interrupted::default();
     let mut rests = if previous.is_none() { &RESTS[..] } else { &[] };
     loop {
-        let ready = Ready::get(options.root)?;
+        let mut ready = Ready::get(options.root)?;
+        ready.interrupted = std::mem::take(&mut interrupted);
         stats::enter(Stage::Freeze);
         let mut refusals = Refusals::default();
         let mut frozen = Frozen::seize(options.root, patience, &mut refusals)?;
@@ -295,31 +300,34 @@ fn seize_and_collect(
             let parent = previous.as_ref().map(|previous| previous.parent.clone());
             let base = Base { parent, ..Base::default() };
             let collected = collect(&mut frozen, options, ready, holders, refusals, patience, base)?;
-            return Ok((frozen, collected));
+            return Ok((frozen, collected, before));
         }
+        let mut rest = Duration::ZERO;
         if guarded || !frozen.confined {
             let base = previous.take().map(|previous| Base::take(previous, &frozen)).transpose()?;
             match collect(&mut frozen, options, ready, holders, refusals, patience, base.unwrap_or_default())
             {
                 Err(e) if e.is::<Unguarded>() => frozen.confined = true,
                 Err(e) if e.is::<vdso::Interrupted>() => {
-                    drop(frozen);
-                    if let Some((&rest, left)) = rests.split_first() {
-                        std::thread::sleep(Duration::from_millis(rest));
-                        rests = left;
+                    interrupted = e.downcast()?;
+                    if let Some((&first, left)) = rests.split_first() {
+                        (rest, rests) = (Duration::from_millis(first), left);
                     }
-                    continue;
                 }
                 Err(e) if !ended && is_watched(&e) && keeper::end_all(&frozen.pids().collect())? => {
                     ended = true;
-                    continue;
                 }
-                collected => return Ok((frozen, collected?)),
+                collected => return Ok((frozen, collected?, before)),
             }
         }
-        drop(frozen);
-        guard::enter()?;
-        guarded = true;
+        let needs_guard = !guarded && frozen.confined;
+        frozen.release();
+        before += frozen.elapsed();
+        std::thread::sleep(rest);
+        if needs_guard {
+            guard::enter()?;
+            guarded = true;
+        }
     }
 }
 

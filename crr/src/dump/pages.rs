@@ -2,7 +2,7 @@
 //!
 //! First every run of pages gets its place; then workers take one block of the page file after the other,
 //! gather its pages from the tasks into a buffer of their own, take the checksum (and pack them, if asked) while they are in the cache and
-//! write the block. So a page comes from memory once, and no order has to be kept.
+//! write the block. So no page is gathered twice, and no order has to be kept.
 
 use super::frames::{Frames, Stretch};
 use crate::fault::{self, Point};
@@ -397,7 +397,8 @@ impl<'a> Worker<'a> {
         Ok(Self { contents, sink, form, packer, at_once, pages, packed: Vec::new() })
     }
 
-    /// One block, in steps that stay in the cache between being gathered, summed, packed and written.
+    /// One block, in steps that stay in the cache between being gathered, summed and packed; and until they are written, where that is not for the
+    /// whole block at its end.
     fn write_block(&mut self, block: u64) -> Result<Block> {
         let start = block * BLOCK_PAGES;
         let (mut first, last) = (start, (start + BLOCK_PAGES).min(self.contents.pages));
@@ -652,7 +653,10 @@ fn scan(
     areas: &[Vma],
     mut found: impl FnMut(u64, u64, bool),
 ) -> Result<()> {
+    /// This kernel has none.
+    static IS_MISSING: AtomicBool = AtomicBool::new(false);
     let scanned = match look {
+        Look::Only(_) if IS_MISSING.load(Ordering::Relaxed) => Err(Errno::ENOTTY.into()),
         Look::Only(pagemap) => scan_side_by_side(pagemap, areas, &mut found),
         Look::Protecting(pagemap) => {
             pagemap::scan_and_protect(pagemap.as_fd(), start, end, &mut found).map_err(Into::into)
@@ -660,6 +664,7 @@ fn scan(
     };
     match (scanned, look) {
         (Err(e), Look::Only(pagemap)) if e.downcast_ref() == Some(&Errno::ENOTTY) => {
+            IS_MISSING.store(true, Ordering::Relaxed);
             read_pagemap(pagemap, areas, found)
         }
         (scanned, _) => scanned.context("PAGEMAP_SCAN"),

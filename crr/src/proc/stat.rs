@@ -9,7 +9,7 @@ pub const PF_KTHREAD: u64 = 0x0020_0000;
 /// PF_IO_WORKER and PF_USER_WORKER: a thread that the kernel has put into a task.
 pub const PF_WORKER: u64 = 0x10 | 0x4000;
 /// What PR_SET_IO_FLUSHER sets: PF_MEMALLOC_NOIO | PF_LOCAL_THROTTLE.
-pub const PF_IO_FLUSHER: u64 = 0x0008_0000 | 0x0010_0000;
+const PF_IO_FLUSHER: u64 = 0x0008_0000 | 0x0010_0000;
 
 /// The fields that are used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +38,14 @@ pub struct Stat {
     pub exit_code: u32,
     /// All but `brk`, which is not shown here.
     pub layout: Layout,
+}
+
+impl Stat {
+    /// Whether the thread is an I/O flusher.
+    #[must_use]
+    pub fn is_io_flusher(&self) -> bool {
+        self.flags & PF_IO_FLUSHER == PF_IO_FLUSHER
+    }
 }
 
 /// Parses the one line.

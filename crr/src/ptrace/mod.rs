@@ -747,10 +747,10 @@ impl Stopped {
     }
 
     /// The first half of [`Stopped::advance_cont`], for a caller that has other things to do meanwhile. Nothing can be asked of the thread until
-    /// [`Stopped::arrive`].
+    /// [`Stopped::arrive`]; until then, and if that fails, it is still said to stand in its old [`Stopped::stop`].
     ///
     /// # Errors
-    /// [`Error::Gone`].
+    /// [`Error::Gone`]; the same holds then.
     pub fn set_off(&mut self, signal: i32) -> Result<Seized, Error> {
         self.take().cont(signal)
     }

@@ -67,7 +67,7 @@ pub(super) const fn popped_words(abi: Abi) -> u64 {
 }
 
 /// Whether a task has `__kernel_vsyscall` of the ia32 vDSO at an address, with the quick way into the kernel: push ecx; push edx; push ebp; then
-/// mov ebp, esp; sysenter, or mov ebp, ecx; syscall; then [`RETURNING_32`], where the kernel returns to behind the `int 0x80`. That one is
+/// mov ebp, esp; sysenter, or mov ebp, ecx; syscall; then [`RETURNING_32`], where the kernel returns to behind the `int 0x80`. `int 0x80` is
 /// many times as slow where a hypervisor has a part in it.
 #[must_use]
 pub fn is_vsyscall(pid: Pid, at: Addr) -> bool {

@@ -1,14 +1,14 @@
 //! Asking a stopped task to make system calls, without leaving a trace.
 //!
 //! What the kernel tells only to the task itself (signal actions, timers, alternate stacks, …) is asked for
-//! in batches: one area is mapped in the task, a few bytes of code there walk a table of calls ([`code`]), and the area
-//! is unmapped again. Nothing is written to memory that the task already had but, for the first and the
+//! in batches: an area is mapped in the task (several if it has many threads), a few bytes of code there walk a table of calls ([`code`]),
+//! and the area is unmapped again. Nothing is written to memory that the task already had but, for the first and the
 //! last call, dead bytes below its stack, which are put back.
 //!
 //! Nothing here may harm the task if crr is killed in the middle: see the order of steps in [`Executor::run`]. A signal that
 //! crr can wait with does wait: calls take microseconds, and a task with seccomp makes them only as long as it is traced.
 //!
-//! What a killed crr leaves behind is the area, which the next dump takes out ([`leftover`]).
+//! What a killed crr leaves behind are its areas, which the next dump takes out ([`leftover`]).
 
 mod batch;
 mod calls;
@@ -185,15 +185,20 @@ impl Executor {
             area => area.context("cannot map a page in the task")?,
         };
         executor.way = Way::Area(area);
-        // At once, so that the area can be told from the task's own should crr be killed.
-        let Target { deputy, abi, .. } = executor.target;
-        match vm::write_all(deputy, area.offset(layout::CODE), &code::assemble(abi, area)) {
-            Ok(()) => Ok(executor),
-            Err(errno) => {
-                executor.close(thread, patience)?;
-                Err(errno).context("write code to the task")
-            }
+        if let Err(e) = executor.mark(area) {
+            executor.close(thread, patience)?;
+            return Err(e);
         }
+        Ok(executor)
+    }
+
+    /// Writes its code to an area that was just mapped, and nothing else: by that the area can be told from the task's own should crr be
+    /// killed. It is within one page, so all of it is there or nothing; of a longer write a kill can leave the first pages
+    /// (`__get_user_pages()`, mm/gup.c).
+    fn mark(&self, area: Addr) -> Result<()> {
+        let Target { deputy, abi, .. } = self.target;
+        vm::write_all(deputy, area.offset(layout::CODE), &code::assemble(abi, area))
+            .context("write code to the task")
     }
 
     /// One that makes calls by [`Executor::call_at_gadget`] alone, and has no area.
@@ -291,8 +296,22 @@ impl Executor {
         self.put_back(thread, &saved, patience, answered)
     }
 
-    /// Gives a thread its registers and its mask again, whatever came of what it was to do: that is the answer.
+    /// Gives a thread its registers and its mask again, whatever came of what it was to do: that is the answer. No other thread of the task
+    /// runs.
     fn put_back<T>(
+        &self,
+        thread: &mut Stopped,
+        saved: &Saved,
+        patience: &Patience,
+        outcome: Result<T>,
+    ) -> Result<T> {
+        let outcome = self.put_back_among_others(thread, saved, patience, outcome)?;
+        self.keep_stop_signal(thread)?;
+        Ok(outcome)
+    }
+
+    /// As [`Executor::put_back`], while others may run: one of them would take SIGSTOP at once if it were sent again.
+    fn put_back_among_others<T>(
         &self,
         thread: &mut Stopped,
         saved: &Saved,
@@ -303,7 +322,6 @@ impl Executor {
         self.adrift.set(self.is_adrift() || back.is_err());
         let outcome = outcome?;
         back?;
-        self.keep_stop_signal()?;
         Ok(outcome)
     }
 
@@ -537,10 +555,11 @@ impl Executor {
         }
     }
 
-    /// SIGSTOP cannot be blocked. One that came while the thread ran our calls is sent again once the thread
-    /// stands still, so that it waits for the task to run on.
-    fn keep_stop_signal(&self) -> Result<()> {
-        if self.stop_came.take() {
+    /// SIGSTOP cannot be blocked. One that came while threads ran our calls is sent again once all stand still, so that it waits for the
+    /// task to run on. A SIGCONT that is pending has come later, and has undone it: either takes the other off all queues
+    /// (prepare_signal(), kernel/signal.c).
+    fn keep_stop_signal(&self, thread: &Stopped) -> Result<()> {
+        if self.stop_came.take() && pending_mask(thread, true)? & signal_bit(libc::SIGCONT) == 0 {
             let pid = nix::unistd::Pid::from_raw(self.target.pid);
             nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).context("send SIGSTOP again")?;
         }

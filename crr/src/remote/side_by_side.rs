@@ -52,43 +52,58 @@ impl Executor {
         batches: &[Batch],
         patience: &Patience,
     ) -> Result<Vec<Reply>> {
-        let (main, first) = match (&self.way, &mut *threads) {
-            (Way::Area(main), [first, ..]) if batches.len() >= WORTH_IT => (*main, first),
+        // One in 64-bit code of an ia32 task would map areas that ia32 code does not reach.
+        let mapper = batches.iter().position(|batch| batch.abi() == self.target.abi);
+        let (main, mapper) = match (&self.way, mapper) {
+            (Way::Area(main), Some(mapper)) if batches.len() >= WORTH_IT => (*main, mapper),
             _ => {
                 let each = threads.iter_mut().zip(batches);
                 return each.map(|(thread, batch)| self.run(thread, batch, patience)).collect();
             }
         };
-        let further = self.map_further(first, patience)?;
+        let count = AT_A_TIME.min(batches.len()) - 1;
+        let further = self.map_further(count, &mut threads[mapper], patience)?;
         let areas: Vec<Addr> = std::iter::once(main).chain(further.iter().copied()).collect();
         let (under_way, replies) = (VecDeque::new(), Vec::with_capacity(batches.len()));
         let mut round =
             Round { executor: self, threads: &mut *threads, batches, patience, under_way, replies };
         let ran = round.run(&areas);
-        // What has failed for one of them need not be the matter with these.
-        while !round.under_way.is_empty() {
-            let _ = round.bring_back();
-        }
+        round.drain();
         let replies = round.replies;
-        let unmapped = match threads.first_mut().filter(|_| !self.is_adrift()) {
-            Some(first) => self.unmap_further(&further, first, patience),
-            None => Ok(()),
+        let unmapped = match self.is_adrift() {
+            false => self.unmap_further(&further, &mut threads[mapper], patience),
+            true => Ok(()),
         };
         ran?;
         unmapped?;
         Ok(replies)
     }
 
-    /// Maps further areas, as many as there is room for.
-    fn map_further(&self, thread: &mut Stopped, patience: &Patience) -> Result<Vec<Addr>> {
+    /// Maps further areas, as many of so many as there is room for.
+    pub(super) fn map_further(
+        &self,
+        count: usize,
+        thread: &mut Stopped,
+        patience: &Patience,
+    ) -> Result<Vec<Addr>> {
         let mut batch = self.batch(thread)?;
         let args = area_args(super::PROT_ALL).map(Arg::Value);
-        let maps: Vec<_> = (1..AT_A_TIME).map(|_| batch.call(Call::Mmap, &args)).collect();
+        let maps: Vec<_> = (0..count).map(|_| batch.call(Call::Mmap, &args)).collect();
         let reply = self.run(thread, &batch, patience)?;
-        Ok(maps.into_iter().filter_map(|map| reply.result(map).ok()).map(Addr).collect())
+        let areas: Vec<Addr> = maps.into_iter().filter_map(|map| reply.result(map).ok()).map(Addr).collect();
+        if let Err(e) = areas.iter().try_for_each(|&area| self.mark(area)) {
+            self.unmap_further(&areas, thread, patience)?;
+            return Err(e);
+        }
+        Ok(areas)
     }
 
-    fn unmap_further(&self, areas: &[Addr], thread: &mut Stopped, patience: &Patience) -> Result<()> {
+    pub(super) fn unmap_further(
+        &self,
+        areas: &[Addr],
+        thread: &mut Stopped,
+        patience: &Patience,
+    ) -> Result<()> {
         let mut batch = self.batch(thread)?;
         let unmap = |area: &Addr| batch.call(Call::Munmap, &[Arg::Value(area.0), Arg::Value(layout::SIZE)]);
         let unmaps: Vec<_> = areas.iter().map(unmap).collect();
@@ -104,7 +119,7 @@ impl Round<'_> {
         let shared = self.threads.first().map_or(Ok(0), |thread| pending_mask(thread, true))?;
         for index in 0..self.threads.len() {
             if self.under_way.len() == areas.len() {
-                self.bring_back()?;
+                self.bring_back(&self.patience.for_an_answer())?;
             }
             let saved = Saved::of(&self.threads[index])?;
             match self.executor.done_signal(&self.threads[index], saved.mask, shared)? {
@@ -133,30 +148,44 @@ impl Round<'_> {
                 self.under_way.push_back(UnderWay { index, area, saved, signal, done, running });
                 Ok(())
             }
-            Err(e) => executor.put_back(thread, &saved, &self.patience.for_an_answer(), Err(e)),
+            Err(e) => {
+                let patience = &self.patience.for_an_answer();
+                executor.put_back_among_others(thread, &saved, patience, Err(e))
+            }
         }
     }
 
     /// Waits for the thread that was set off first, and takes its answers.
-    fn bring_back(&mut self) -> Result<()> {
+    fn bring_back(&mut self, patience: &Patience) -> Result<()> {
         let Some(UnderWay { index, area, saved, signal, done, running }) = self.under_way.pop_front() else {
             return Ok(());
         };
         let (executor, batch, thread) = (self.executor, &self.batches[index], &mut self.threads[index]);
-        let patience = &self.patience.for_an_answer();
         let answered = (|| {
             let stop = thread.arrive(running, patience)?;
             executor.run_to_signal(thread, stop, signal, done, patience)?;
             executor.read(area, batch)
         })();
-        self.replies.push(executor.put_back(thread, &saved, patience, answered)?);
+        self.replies.push(executor.put_back_among_others(thread, &saved, patience, answered)?);
+        if self.under_way.is_empty() {
+            executor.keep_stop_signal(thread)?;
+        }
         Ok(())
     }
 
     fn bring_all_back(&mut self) -> Result<()> {
         while !self.under_way.is_empty() {
-            self.bring_back()?;
+            self.bring_back(&self.patience.for_an_answer())?;
         }
         Ok(())
+    }
+
+    /// Those that are under way when another one has failed: what that failed for need not be the matter with these. All together have the time of
+    /// one, since the tree stands still meanwhile.
+    fn drain(&mut self) {
+        let patience = self.patience.for_an_answer();
+        while !self.under_way.is_empty() {
+            let _ = self.bring_back(&patience);
+        }
     }
 }

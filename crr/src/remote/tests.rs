@@ -287,6 +287,54 @@ fn threads_make_calls_side_by_side() {
     }
 }
 
+/// SIGSTOP waits until all of a round stand still, and SIGCONT undoes it.
+#[test]
+fn a_stop_signal_is_kept_unless_it_is_undone() {
+    let (stop, go_on) = (signal_bit(libc::SIGSTOP), signal_bit(libc::SIGCONT));
+    let mut echo = Echo::of(ECHO_BY_MANY, Abi::X86_64);
+    let (mut threads, patience) = echo.stop_all();
+    let executor = open(echo.target(), &mut threads[0], &patience);
+    let send = |signal| {
+        let pid = nix::unistd::Pid::from_raw(echo.pid());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    };
+    let (one, ..) = batch(Abi::X86_64);
+    let batches = vec![one; threads.len()];
+    send(nix::sys::signal::Signal::SIGSTOP);
+    executor.run_all(&mut threads, &batches, &patience).unwrap();
+    assert_eq!(pending_mask(&threads[0], true).unwrap() & (stop | go_on), stop);
+    // As if a thread had taken it.
+    send(nix::sys::signal::Signal::SIGCONT);
+    executor.stop_came.set(true);
+    executor.run_all(&mut threads, &batches, &patience).unwrap();
+    assert_eq!(pending_mask(&threads[0], true).unwrap() & (stop | go_on), go_on);
+    executor.close(&mut threads[0], &patience).unwrap();
+    threads.into_iter().for_each(|thread| thread.detach(0).unwrap());
+    echo.assert_well();
+}
+
+/// The first pages of a batch may be all that is written.
+#[test]
+fn further_areas_are_known_from_the_first_moment() {
+    for abi in [Abi::X86_64, Abi::Ia32] {
+        let mut echo = Echo::start(abi);
+        let (mut thread, patience) = echo.stop();
+        let executor = open(echo.target(), &mut thread, &patience);
+        let further = executor.map_further(5, &mut thread, &patience).unwrap();
+        assert_eq!(further.len(), 5, "{abi}");
+        for area in &further {
+            vm::write_all(echo.pid(), area.offset(layout::TABLE), &[1; 64]).unwrap();
+        }
+        let mut all = [&further[..], &[area(&executor)]].concat();
+        all.sort();
+        assert_eq!(echo.leftovers(), all, "{abi}");
+        executor.unmap_further(&further, &mut thread, &patience).unwrap();
+        executor.close(&mut thread, &patience).unwrap();
+        thread.detach(0).unwrap();
+        echo.assert_well();
+    }
+}
+
 #[test]
 fn a_task_let_go_before_its_first_call_goes_on() {
     for (abi, quick) in WAYS {

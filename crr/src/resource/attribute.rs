@@ -75,7 +75,7 @@ impl AskTask {
 pub(super) fn is_io_flusher(task_dir: &Dir, tid: Pid) -> Result<bool> {
     let mut text = Vec::new();
     task_dir.read_record(&format!("task/{tid}/stat"), &mut text).context("read stat")?;
-    Ok(stat::parse(&text)?.flags & stat::PF_IO_FLUSHER == stat::PF_IO_FLUSHER)
+    Ok(stat::parse(&text)?.is_io_flusher())
 }
 
 /// The part of a batch that asks a thread about its settings.
@@ -165,7 +165,7 @@ pub(crate) fn inherited() -> Result<Inherited> {
     let thread = ThreadAttributes {
         tsc: own::tsc().unwrap_or(TSC_DEFAULT),
         mce_kill: own::option(pr::MCE_KILL_GET, 0).unwrap_or(MCE_KILL_DEFAULT),
-        io_flusher: stat::parse(&text)?.flags & stat::PF_IO_FLUSHER == stat::PF_IO_FLUSHER,
+        io_flusher: stat::parse(&text)?.is_io_flusher(),
         speculation: [0, 1, 2].map(|which| own::option(pr::GET_SPECULATION_CTRL, which).unwrap_or(0)),
         policy: mempolicy::inherited(),
     };

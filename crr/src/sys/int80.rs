@@ -143,8 +143,11 @@ fn getpid() -> bool {
     unsafe { int80(GETPID, [0; 3]) > 0 }
 }
 
-/// Does something in which an ia32 call fails where the kernel does not take it.
+/// Does something in which an ia32 call fails where the kernel does not take it. One thread at a time: the action for SIGSEGV is that of all.
 fn try_here<T>(call: impl FnOnce() -> T) -> nix::Result<T> {
+    static TURN: Mutex<()> = Mutex::new(());
+    // A panic of another thread leaves nothing to mend.
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let catch = SigAction::new(SigHandler::SigAction(skip_call), SaFlags::SA_ONSTACK, SigSet::empty());
     // A blocked signal that the kernel forces on a thread ends the process, whatever its handler.
     let mask = SigSet::from(Signal::SIGSEGV).thread_swap_mask(SigmaskHow::SIG_UNBLOCK)?;

@@ -235,7 +235,8 @@ pub(super) fn settle(list: &mut Vec<u8>, vma: &Vma, prot: u32) {
     }
 }
 
-/// Gives an area its protection. Memory that may only be executed, and whose key is that of all other memory, was given that by the program.
+/// Gives an area its protection. Memory that may only be executed, and whose key is that of all other memory, was given that key by the program, or
+/// comes from a processor without keys: there it could be read all the same, so it is to stay readable on one that has keys.
 fn protect(vma: &Vma) -> Op<'static> {
     let (addr, len, prot) = (vma.start.0, length(vma), vma.prot);
     match (prot, vma.key()) {

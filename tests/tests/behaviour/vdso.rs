@@ -16,6 +16,7 @@ tests::survives! {
     functions => vdso("functions");
     threads => vdso("threads").busy();
     interrupted => vdso("interrupted");
+    stale => vdso("stale");
     frame => vdso("frame");
     sysenter => vdso("sysenter");
     moved => vdso("moved");

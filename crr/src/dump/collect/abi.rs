@@ -63,8 +63,9 @@ fn abi_of(header: &[u8], refuse: &mut Refuse<'_>) -> Option<Abi> {
     None
 }
 
-/// The quick way into the kernel of an ia32 task, told to it at exec. Only in its live vDSO: a kernel that cannot move that (before Linux
-/// 4.8) would return to where it was.
+/// The quick way into the kernel of an ia32 task, told to it at exec. Behind it the kernel returns to where it believes its vDSO to be
+/// (`vdso32_image.sym_int80_landing_pad`, do_fast_syscall_32() of arch/x86/entry), which is not where a proxy lies. Proxies count as
+/// vDSOs here, but the entry point of one is a jump, so it is not taken for the quick way.
 pub(super) fn find_vsyscall(pid: Pid, abi: Abi, auxv: &[u8], vmas: &[Vma]) -> Option<Addr> {
     const AT_SYSINFO: u64 = 32;
     const PROT_EXEC: u32 = 4;

@@ -30,6 +30,7 @@ use crate::resource::path::{Paths, file_type};
 use crate::resource::pipe::{Holders, Object};
 use crate::resource::sysv::undo;
 use crate::resource::tree::{self, Standing, Strangers};
+use crate::resource::vdso::Interrupted;
 use crate::resource::{Refuse, deleted, memory, mempolicy, pkey, program, seccomp, sharing, sysv, zombie};
 use crate::restore::numbers;
 use crate::stats::{self, Stage};
@@ -43,12 +44,13 @@ use images::sharing::Shares;
 use images::task::{Task, Tree, Zombie};
 use images::{Abi, Pid};
 use nix::sys::stat::SFlag;
+use outside::Outside;
 use shared::plan::family::{self, Kind};
 use shared::plan::tree::Place;
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use task::collect_task;
+use task::{Areas, collect_task, dump_areas, leave_vdsos};
 
 /// A tree as the images show it, and where its page contents are to be had.
 #[derive(Debug)]
@@ -75,6 +77,8 @@ pub(super) struct Ready {
     semaphores: sysv::objects::Sets,
     /// Where the protection key rights of threads lie.
     rights: Option<StateComponent>,
+    /// Signal handlers that the tree was let run for.
+    pub(super) interrupted: Interrupted,
 }
 
 impl Ready {
@@ -88,6 +92,7 @@ impl Ready {
             bystanders: Bystanders::expecting(root)?,
             semaphores: sysv::objects::Sets::look()?,
             rights: pkey::place_of_rights(),
+            interrupted: Interrupted::default(),
         })
     }
 }
@@ -108,7 +113,7 @@ struct Tables {
     late: bool,
     /// Tasks are to be asked again, to make twins.
     snapshot: bool,
-    /// The tree can be let run for handlers to end ([`crate::resource::vdso::Interrupted`]).
+    /// The tree can be let run for handlers to end ([`Interrupted`]).
     lets_handlers_end: bool,
     /// Somebody who runs may have memory or files in common with a task; the dump is refused for that, or for something else.
     watched: bool,
@@ -189,10 +194,14 @@ pub(super) fn collect(
     stats::enter(Stage::Tasks);
     let mut tasks = Vec::with_capacity(task_stats.len());
     let mut spaces = Vec::with_capacity(task_stats.len());
-    let looks = task_stats.into_iter().zip(outside::look(&frozen.tasks, &shares, &tables.ready.low)?);
-    for ((frozen_task, look), shares) in frozen.tasks.iter_mut().zip(looks).zip(shares) {
+    let mut outsides = outside::look(&frozen.tasks, &shares, &tables.ready.low)?;
+    let areas =
+        look_at_areas(&mut frozen.tasks, &shares, &mut outsides, &mut tables, &mut refusals, patience)?;
+    let looks = task_stats.into_iter().zip(outsides).zip(areas);
+    for ((frozen_task, ((stat, outside), areas)), shares) in frozen.tasks.iter_mut().zip(looks).zip(shares) {
         let pid = frozen_task.pid;
         let known = Known { shares, tasks: &tasks, spaces: &spaces };
+        let look = (stat, outside, areas);
         let one = collect_task(frozen_task, look, known, &mut tables, &mut refusals, patience);
         if let Some((task, space)) = one.map_err(outside::in_task(pid))? {
             tasks.push(task);
@@ -311,6 +320,44 @@ pub(super) fn collect(
     numbers::check(&mut too_many, &tree, &files, &memory);
     too_many.finish("dump")?;
     Ok(Collected { tree, files, memory, contents, silenced, helpers, undo, base })
+}
+
+/// The areas of all tasks but of those in the address space of another one, and what their threads do in vDSOs: before the first task is asked, since it may
+/// turn out that the tree has to run on for a moment.
+fn look_at_areas(
+    tasks: &mut [FrozenTask],
+    shares: &[Shares],
+    outsides: &mut [Outside],
+    tables: &mut Tables,
+    refusals: &mut Refusals,
+    patience: &Patience,
+) -> Result<Vec<Option<Areas>>> {
+    let mut all: Vec<Option<Areas>> = Vec::with_capacity(tasks.len());
+    let mut places = HashMap::new();
+    let mut interrupted = Interrupted::default();
+    for (index, ((task, outside), shares)) in tasks.iter_mut().zip(outsides).zip(shares).enumerate() {
+        let pid = task.pid;
+        let own = match shares.memory {
+            Some(_) => None,
+            None => {
+                let refuse = &mut Refuse::new(refusals, pid, &task.name);
+                let read = outside.areas.take();
+                let areas = dump_areas(task.deputy(), &task.dir, read, tables, refuse);
+                Some(areas.map_err(outside::in_task(pid))?)
+            }
+        };
+        all.push(own);
+        places.insert(pid, index);
+        let place = shares.memory.map_or(Some(index), |holder| places.get(&holder).copied());
+        if let Some(areas) = place.and_then(|place| all[place].as_ref()).filter(|areas| areas.abi.is_some()) {
+            leave_vdsos(task, &outside.statuses, areas, tables, &mut interrupted, patience)
+                .map_err(outside::in_task(pid))?;
+        }
+    }
+    if interrupted.may_end(&tables.ready.interrupted) {
+        bail!(interrupted);
+    }
+    Ok(all)
 }
 
 /// What `stat` tells of a task: memory by a living thread, what its parent is told by the leader.

@@ -14,6 +14,7 @@ use crate::sys::int80::LowBuffers;
 use anyhow::{Context, Error, Result, bail};
 use images::Pid;
 use images::sharing::Shares;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// One task.
 pub(super) struct Outside {
@@ -38,7 +39,9 @@ pub(super) fn look(tasks: &[FrozenTask], shares: &[Shares], low: &LowBuffers) ->
     let occupied = dirs.iter().zip(&mut all).zip(shares).filter(|(_, shares)| shares.memory.is_none());
     let (occupied, outsides): (Vec<_>, Vec<_>) = occupied.map(|(one, _)| one).unzip();
     if parallel::threads(occupied.len()) > 1 {
-        let areas = parallel::map_large(&occupied, |(pid, dir)| read_areas(dir).map_err(in_task(*pid)))?;
+        let kept = AtomicUsize::new(0);
+        let areas =
+            parallel::map_large(&occupied, |(pid, dir)| read_areas(dir, &kept).map_err(in_task(*pid)))?;
         outsides.into_iter().zip(areas).for_each(|(outside, areas)| outside.areas = areas);
     }
     let tids = |(index, task): (usize, &FrozenTask)| {
@@ -86,24 +89,30 @@ fn look_at_task(dir: &Dir) -> Result<Outside> {
     })
 }
 
-/// The areas of a task. Most of the time that it takes is the kernel's, which looks at each page.
-fn read_areas(dir: &Dir) -> Result<Option<Kept>> {
-    /// A task with more has them read when it has its turn: they would take too much room.
-    const MOST: usize = 1024;
+/// The areas of a task. Most of the time that it takes is the kernel's, which looks at each page. `kept` counts the bytes of all that are kept.
+fn read_areas(dir: &Dir, kept: &AtomicUsize) -> Result<Option<Kept>> {
+    /// Some eighty thousand areas. A task with which there would be more has them read when it has its turn.
+    const ROOM: usize = 16 << 20;
     #[derive(Debug, thiserror::Error)]
     #[error("more areas than are kept")]
     struct TooMany;
 
     let mut areas = Kept::default();
+    let mut counted = 0;
     let read = dir.areas(&mut Vec::new(), |area| {
-        if areas.len() == MOST {
+        areas.push(&area);
+        let added = areas.size() - counted;
+        counted += added;
+        if kept.fetch_add(added, Ordering::Relaxed) + added > ROOM {
             bail!(TooMany);
         }
-        areas.push(&area);
         Ok(())
     });
     match read {
-        Err(e) if e.is::<TooMany>() => Ok(None),
+        Err(e) if e.is::<TooMany>() => {
+            kept.fetch_sub(counted, Ordering::Relaxed);
+            Ok(None)
+        }
         read => read.map(|()| Some(areas)),
     }
 }

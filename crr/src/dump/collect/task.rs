@@ -3,13 +3,14 @@
 use super::Tables;
 use super::abi::{dump_vdso, find_vsyscall};
 use super::ask::{Facts, ask, can_be_asked, find_gadget};
-use super::outside::Outside;
+use super::outside::{Outside, read_status};
 use crate::dump::freeze::FrozenTask;
 use crate::dump::guard::Unguarded;
 use crate::dump::known::Known;
 use crate::dump::twins::WORTH_A_TWIN_KIB;
 use crate::fault::{self, Point};
 use crate::proc::smaps::{Area, Kept};
+use crate::proc::status::Status;
 use crate::proc::{Dir, auxv, stat};
 use crate::ptrace::{Patience, regs};
 use crate::refusal::Refusals;
@@ -31,7 +32,7 @@ use images::{Abi, Addr, Pid};
 /// One task. Nothing is asked of a task that could not answer or would be harmed. `None` when it is of an ABI that crr does not know, which is then refused.
 pub(super) fn collect_task(
     task: &mut FrozenTask,
-    (stat, outside): (stat::Stat, Outside),
+    (stat, outside, areas): (stat::Stat, Outside, Option<Areas>),
     known: Known<'_>,
     tables: &mut Tables,
     refusals: &mut Refusals,
@@ -44,15 +45,17 @@ pub(super) fn collect_task(
     // Who sends its files counts on a number that is free. Somebody who is refused, or does not stop, may have the same table.
     let nothing_in_the_way = refusals.is_empty() && !tables.late;
     let refuse = &mut Refuse::new(refusals, pid, name);
-    let Outside { namespaces, small, rlimits, timers, auxv: vector, areas, statuses, looks, odd_namespaces } =
+    let Outside { namespaces, small, rlimits, timers, auxv: vector, statuses, looks, odd_namespaces, .. } =
         outside;
     namespaces.refuse_others(&tables.ready.own_namespaces, refuse);
     for (tid, name) in odd_namespaces {
         namespace::refuse_odd(tid, name, refuse);
     }
-    let Areas { abi, vmas, names, leftovers, with_policies } = match known.areas(&tables.mates) {
+    let areas = areas.or_else(|| known.areas(&tables.mates));
+    let Areas { abi, vmas, names, leftovers, with_policies } = match areas {
         Some(areas) => areas,
-        None => dump_areas(deputy, dir, areas, tables, refuse)?,
+        // The task that it shares them with is refused.
+        None => dump_areas(deputy, dir, None, tables, refuse)?,
     };
     let sends_files = tables.send_files && shares.files.is_none() && nothing_in_the_way;
     let copies =
@@ -71,21 +74,6 @@ pub(super) fn collect_task(
     let mut records = Vec::with_capacity(threads.len());
     let (mut may_run, mut rseq_untold) = (true, false);
     let rights = tables.ready.rights;
-    for (thread, status) in threads.iter_mut().zip(&statuses) {
-        // A mask that is another one for the time must not be left like that.
-        let out = vdso::step_out(thread, status.ignored, &vmas, &tables.vdsos, tables.guarded, patience)?;
-        if !out && !tables.late {
-            bail!(Unguarded);
-        }
-    }
-    if tables.lets_handlers_end && whole.caught != 0 {
-        let mut stacks = vdso::Stacks::of(&vmas, &tables.vdsos);
-        for thread in threads.iter() {
-            if stacks.have_interrupted(thread)? {
-                bail!(vdso::Interrupted);
-            }
-        }
-    }
     for ((thread, status), look) in threads.iter().zip(&statuses).zip(looks) {
         let registration = rseq::dump(deputy, thread, refuse)?;
         may_run &= registration.may_run;
@@ -207,6 +195,36 @@ pub(super) fn collect_task(
     Ok(Some((record, space)))
 }
 
+/// Takes the threads of a task out of functions of vDSOs, and notes handlers that have interrupted one. Those of a task that is stopped by a signal
+/// do not end.
+pub(super) fn leave_vdsos(
+    task: &mut FrozenTask,
+    statuses: &[Status],
+    areas: &Areas,
+    tables: &Tables,
+    interrupted: &mut vdso::Interrupted,
+    patience: &Patience,
+) -> Result<()> {
+    let Areas { vmas, .. } = areas;
+    for (thread, status) in task.threads.iter_mut().zip(statuses) {
+        // A mask that is another one for the time must not be left like that.
+        let out = vdso::step_out(thread, status.ignored, vmas, &tables.vdsos, tables.guarded, patience)?;
+        if !out && !tables.late {
+            bail!(Unguarded);
+        }
+    }
+    let have_handlers = statuses.first().is_some_and(|whole| whole.caught != 0);
+    if tables.lets_handlers_end && have_handlers && task.stopped_by.is_none() {
+        let mut stacks = vdso::Stacks::of(vmas, &tables.vdsos);
+        for thread in &task.threads {
+            // As it is now: each step that it took was a stop.
+            let status = || read_status(&task.dir, thread.tid(), &mut Vec::new());
+            stacks.look(thread, || Ok(status()?.voluntary_switches), interrupted)?;
+        }
+    }
+    Ok(())
+}
+
 impl Tables {
     /// The descriptors of a task, if there is a way to have them.
     fn dump_files(
@@ -235,7 +253,7 @@ pub(in crate::dump) struct Areas {
 }
 
 /// `read` is what of it has been read.
-fn dump_areas(
+pub(super) fn dump_areas(
     pid: Pid,
     dir: &Dir,
     read: Option<Kept>,
