@@ -200,7 +200,27 @@ fn shows_present_memory(pid: Pid, link: &[u8], flags: u32, copy: BorrowedFd<'_>)
         }
         bytes
     };
-    Ok(look(&then) == look(&now))
+    let (then, now) = (look(&then), look(&now));
+    Ok(if COUNTING.iter().any(|name| link.ends_with(name)) {
+        are_of_same_areas(&then, &now)
+    } else {
+        then == now
+    })
+}
+
+/// Those that tell of areas how much of them is there, and to how many tasks: that changes with what other tasks do.
+const COUNTING: [&[u8]; 3] = [b"/smaps", b"/smaps_rollup", b"/numa_maps"];
+
+/// Whether such texts, which may be cut off, name the same areas: by the first word of a line, which is not a field's.
+fn are_of_same_areas(one: &[u8], other: &[u8]) -> bool {
+    fn areas(text: &[u8]) -> Vec<&[u8]> {
+        let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(&text[..0], |end| &text[..end]);
+        let words =
+            whole.split(|&byte| byte == b'\n').filter_map(|line| line.split(|&byte| byte == b' ').next());
+        words.filter(|word| !word.ends_with(b":")).collect()
+    }
+    let (one, other) = (areas(one), areas(other));
+    one.is_empty() == other.is_empty() && one.iter().zip(&other).all(|(one, other)| one == other)
 }
 
 /// Where the random bytes of a program lie (AT_RANDOM).
@@ -286,6 +306,18 @@ mod tests {
         assert!(!is_of_memory(b"task/14/status") && !is_of_memory(b"fdinfo") && !is_of_memory(b""));
     }
 
+    #[test]
+    fn counts_do_not_count() {
+        let smaps = |pss, size| {
+            format!("1000-2000 r-xp 0 00:00 0 /bin/cat\nPss: {pss} kB\n2000-{size}000 rw-p 0 00:00 0\nPss")
+        };
+        let same = |one: &str, other: &str| are_of_same_areas(one.as_bytes(), other.as_bytes());
+        assert!(same(&smaps(1, 3), &smaps(20, 3)));
+        assert!(!same(&smaps(1, 3), &smaps(1, 4)) && !same(&smaps(1, 3), ""));
+        assert!(same("1000 default file=/bin/cat mapmax=3\n", "1000 default file=/bin/cat mapmax=30\n20"));
+        assert!(!same("1000 default\n", "2000 default\n"));
+    }
+
     /// A program that has answered stands still: its memory does not change from one look to the next.
     fn program() -> std::process::Child {
         use std::io::{Read, Write};
@@ -300,7 +332,7 @@ mod tests {
     fn memory_is_told_apart() {
         let (mut one, mut other) = (program(), program());
         let pid = one.id().cast_signed();
-        for name in ["mem", "pagemap", "maps", "auxv"] {
+        for name in ["mem", "pagemap", "maps", "auxv", "smaps", "smaps_rollup", "numa_maps"] {
             let link = format!("/proc/{pid}/{name}");
             let open = |of: &std::process::Child| File::open(format!("/proc/{}/{name}", of.id())).unwrap();
             assert!(shows_present_memory(pid, link.as_bytes(), 0, open(&one).as_fd()).unwrap(), "{name}");

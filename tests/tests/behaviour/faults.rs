@@ -348,6 +348,7 @@ const ELSEWHERE: &[&str] = &[
     "lazy-ahead",
     "nft",
     "task-dies-snapshot",
+    "twin-dies",
     "twins-always",
     "vdso-differs",
     "vdso-immovable",
