@@ -1,6 +1,7 @@
 //! `/proc/self/mountinfo`: which file systems are mounted where.
 
 use super::{Malformed, decimal};
+use nix::sys::stat::{major, minor};
 
 /// A mounted directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +16,12 @@ pub struct Mount {
     pub point: Vec<u8>,
     /// The type of the file system.
     pub kind: Vec<u8>,
+}
+
+/// What stat(2) tells of a device, as the kernel has it: with the major number from bit 20 on.
+#[must_use]
+pub fn device_of(dev: u64) -> u64 {
+    major(dev) << 20 | minor(dev)
 }
 
 /// Parses the file, in the kernel's order: what was mounted later comes later.

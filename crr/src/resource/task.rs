@@ -30,9 +30,12 @@ pub(crate) fn read_small(dir: &Dir, buffer: &mut Vec<u8>) -> Result<Small> {
     let personality = hex(&read("personality")?).context("personality")?;
     let oom_score_adj = decimal(&read("oom_score_adj")?).context("oom_score_adj")?;
     let coredump_filter = hex(&read("coredump_filter")?).context("coredump_filter")?;
-    let login_uid = match read("loginuid") {
-        Err(error) if is_missing(&error) => NO_LOGIN,
-        read => decimal(&read?).context("loginuid")?,
+    let login_uid = match dir.read_record("loginuid", buffer) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => NO_LOGIN,
+        read => {
+            read.context("read loginuid")?;
+            decimal(buffer.trim_ascii()).context("loginuid")?
+        }
     };
     Ok(Small {
         personality: low_half(personality),
@@ -40,10 +43,6 @@ pub(crate) fn read_small(dir: &Dir, buffer: &mut Vec<u8>) -> Result<Small> {
         coredump_filter: low_half(coredump_filter),
         login_uid,
     })
-}
-
-fn is_missing(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// prctl options, include/uapi/linux/prctl.h.

@@ -8,13 +8,14 @@ use super::Refuse;
 use super::file::reopen::{Ia32, open_with};
 use super::path::CLOSE;
 use super::view::root_of_procfs;
+use crate::proc::auxv;
 use crate::proc::tasks::comm_of;
 use crate::refusal::{Refusal, Refusals};
 use anyhow::{Context, Result, ensure};
-use images::Pid;
 use images::file::{Description, Files};
 use images::late::TaskFile;
 use images::task::{Task, Zombie};
+use images::{Abi, Pid};
 use nix::fcntl::OFlag;
 use nix::sys::stat::{FileStat, stat};
 use nix::unistd::{Whence, lseek64};
@@ -229,9 +230,8 @@ fn random_bytes(pid: Pid) -> Result<u64> {
     let auxv = std::fs::read(format!("/proc/{pid}/auxv")).context("read auxv")?;
     let long = |bytes: &[u8]| bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte));
     // The first tag is a small number, with the first value above it in the words of ia32.
-    let word = if auxv.len() >= 8 && long(&auxv[..8]) > u64::from(u16::MAX) { 4 } else { 8 };
-    let entry = auxv.chunks_exact(2 * word).find(|entry| long(&entry[..word]) == AT_RANDOM);
-    entry.map(|entry| long(&entry[word..])).context("no AT_RANDOM")
+    let is_narrow = auxv.len() >= 8 && long(&auxv[..8]) > u64::from(u16::MAX);
+    auxv::entry(&auxv, if is_narrow { Abi::Ia32 } else { Abi::X86_64 }, AT_RANDOM).context("no AT_RANDOM")
 }
 
 /// Opens one again, now that its task exists.

@@ -217,7 +217,7 @@ fn steps(restore: &Restore<'_>, index: usize, origin: &Origin<'_>, socket: &Owne
 /// have, too. That it may not is told later, of all tasks (`takeover`).
 fn log_in(restore: &Restore<'_>, index: usize) {
     let wanted = restore.checkpoint.tree.tasks[index].login_uid;
-    if restore.logins && !matches!(login_uid("self"), Ok(Some(found)) if found == wanted) {
+    if restore.logins && login_uid("self").ok() != Some(wanted) {
         let set = |uid: u32| fs::write("/proc/self/loginuid", uid.to_string());
         // Some machines allow no change of it, but to none, and one from there (AUDIT_FEATURE_ONLY_UNSET_LOGINUID).
         let _ = set(wanted).or_else(|_| set(NO_LOGIN).and_then(|()| set(wanted)));

@@ -52,7 +52,7 @@ impl Environment {
             sched: thread::dump_sched(0)?,
             oom_score_adj: i32::try_from(number("/proc/self/oom_score_adj", 10)?)?,
             coredump_filter: u32::try_from(number("/proc/self/coredump_filter", 16)?)?,
-            login_uid: login_uid("self")?.unwrap_or(NO_LOGIN),
+            login_uid: login_uid("self")?,
             personality: u32::try_from(number("/proc/self/personality", 16)?)?,
             attributes: attribute::inherited()?,
             xstate_layout: xsave::layout(process::enabled_xfeatures()),
@@ -62,17 +62,15 @@ impl Environment {
     }
 }
 
-/// `/proc/PID/loginuid`, where there is such a file and such a process.
+/// `/proc/PID/loginuid`; no login where there is no such file, or no such process.
 ///
 /// # Errors
 /// Those of reading it.
-pub(crate) fn login_uid(pid: impl Display) -> Result<Option<u32>> {
+pub(crate) fn login_uid(pid: impl Display) -> Result<u32> {
     let path = format!("/proc/{pid}/loginuid");
     match fs::read_to_string(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        text => {
-            Ok(Some(text.and_then(|text| text.trim().parse().map_err(std::io::Error::other)).context(path)?))
-        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(NO_LOGIN),
+        text => text.and_then(|text| text.trim().parse().map_err(std::io::Error::other)).context(path),
     }
 }
 

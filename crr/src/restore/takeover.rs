@@ -208,7 +208,7 @@ fn tell_logins(restore: &Restore<'_>) {
     }
     let mut others: BTreeMap<(u32, u32), Vec<Pid>> = BTreeMap::new();
     for task in &restore.checkpoint.tree.tasks {
-        let found = login_uid(task.pid).ok().flatten().unwrap_or(NO_LOGIN);
+        let found = login_uid(task.pid).unwrap_or(NO_LOGIN);
         if found != task.login_uid {
             others.entry((task.login_uid, found)).or_default().push(task.pid);
         }

@@ -1,12 +1,12 @@
 //! Names of maps: bpf file systems, looked through in all mount namespaces that tasks are in.
 
 use super::open_pinned;
-use crate::proc::mountinfo::{self, Mount};
+use crate::proc::mountinfo::{self, Mount, device_of};
 use crate::proc::tasks::{comm_of, pids_outside};
 use crate::sys::bpf as sys;
 use anyhow::{Context, Result};
 use images::Pid;
-use nix::sys::stat::{lstat, major, minor};
+use nix::sys::stat::lstat;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CString, OsStr};
 use std::fs;
@@ -73,8 +73,7 @@ fn bpf_mounts(task: &Path) -> Result<Vec<Mount>> {
 
 /// Whether nothing else is mounted over it.
 fn is_at(point: &Path, device: u32) -> bool {
-    lstat(point)
-        .is_ok_and(|found| u32::try_from(major(found.st_dev) << 20 | minor(found.st_dev)) == Ok(device))
+    lstat(point).is_ok_and(|found| device_of(found.st_dev) == u64::from(device))
 }
 
 /// Notes the maps below a directory.

@@ -7,6 +7,7 @@
 use super::{Place, Tree, signals};
 use crate::kernel;
 use crate::proc::event as shown;
+use crate::proc::mountinfo::device_of;
 use crate::refusal::Refusals;
 use crate::resource::Refuse;
 use crate::resource::file::copies;
@@ -173,8 +174,8 @@ impl Index<'_> {
     /// (`ep_find_tfd`).
     fn is_socket(&self, id: DescriptionId, inode: (u64, u64)) -> bool {
         let (ino, dev) = self.tree.inodes[id.0 as usize];
-        let dev = nix::sys::stat::major(dev) << 20 | nix::sys::stat::minor(dev);
-        matches!(self.descriptions[id.0 as usize].target, Target::UnixSocket(_)) && (ino, dev) == inode
+        matches!(self.descriptions[id.0 as usize].target, Target::UnixSocket(_))
+            && (ino, device_of(dev)) == inode
     }
 }
 

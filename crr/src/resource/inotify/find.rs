@@ -9,14 +9,14 @@
 use super::{Nameless, overlay};
 use crate::proc::fdinfo;
 use crate::proc::inotify::WatchedFile;
-use crate::proc::mountinfo::{self, Mount};
+use crate::proc::mountinfo::{self, Mount, device_of};
 use crate::resource::path::{Lost, Paths, file_type};
 use crate::sys::handle;
 use anyhow::{Context, Result};
 use images::PathId;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, readlink};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, lstat, major, minor};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, lstat};
 use nix::unistd::fchdir;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use std::collections::{BTreeSet, HashMap};
@@ -244,7 +244,7 @@ fn used(paths: &Paths, mounts: &[Mount]) -> HashMap<(u32, u64), Vec<Named>> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         let mount = statx(CWD, name, flags, StatxFlags::MNT_ID).ok().map(|there| there.stx_mnt_id);
         let device = mount.and_then(|mount| devices.get(&mount).copied());
-        let device = device.or_else(|| u32::try_from(major(there.st_dev) << 20 | minor(there.st_dev)).ok());
+        let device = device.or_else(|| u32::try_from(device_of(there.st_dev)).ok());
         if let Some(device) = device {
             used.entry((device, there.st_ino))
                 .or_default()

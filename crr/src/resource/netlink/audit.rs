@@ -4,8 +4,9 @@
 //! its own the one to which the kernel sends all records (AUDIT_SET with AUDIT_STATUS_PID), and that ends with the socket.
 
 use crate::resource::path::CLOSE;
+use crate::resource::socket::diag;
 use anyhow::{Context, Result};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_AUDIT};
+use netlink_sys::protocols::NETLINK_AUDIT;
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
 use nix::sys::time::{TimeVal, TimeValLike};
@@ -45,17 +46,14 @@ const HEADER: u8 = 16;
 
 fn ask() -> Result<Vec<u8>> {
     const NLM_F_REQUEST: u16 = 1;
-    let mut socket = Socket::new(NETLINK_AUDIT).context("NETLINK_AUDIT")?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
     let mut request = vec![0; usize::from(HEADER)];
     request[0] = HEADER;
     request[4..6].copy_from_slice(&AUDIT_GET.to_ne_bytes());
     request[6..8].copy_from_slice(&NLM_F_REQUEST.to_ne_bytes());
+    let socket = diag::send(NETLINK_AUDIT, &request).context("AUDIT_GET")?;
     // The answer comes from a thread of the kernel, which may not be had.
     let patience = TimeVal::seconds(1);
     setsockopt(&socket, ReceiveTimeout, &patience).context("SO_RCVTIMEO")?;
-    socket.send(&request, 0).context("AUDIT_GET")?;
     Ok(socket.recv_from_full().context("AUDIT_GET")?.0)
 }
 

@@ -27,7 +27,7 @@ pub(crate) fn ask_as<A: NetlinkDeserializable>(
     request: impl NetlinkSerializable,
     each: impl FnMut(A),
 ) -> Result<()> {
-    read_answers(&send(&encode(request, NLM_F_REQUEST | NLM_F_DUMP))?, each)
+    read_answers(&send(NETLINK_SOCK_DIAG, &encode(request, NLM_F_REQUEST | NLM_F_DUMP))?, each)
 }
 
 /// Has the kernel give up one socket (SOCK_DESTROY of include/uapi/linux/sock_diag.h).
@@ -39,7 +39,7 @@ pub(crate) fn destroy(one: SockDiagMessage) -> Result<()> {
     let mut bytes = encode(one, NLM_F_REQUEST | NLM_F_ACK);
     // The message is that of a request for the same socket, of another type.
     bytes.get_mut(4..6).context("message")?.copy_from_slice(&SOCK_DESTROY.to_ne_bytes());
-    read_answers(&send(&bytes)?, |_: SockDiagMessage| ())
+    read_answers(&send(NETLINK_SOCK_DIAG, &bytes)?, |_: SockDiagMessage| ())
 }
 
 fn encode(request: impl NetlinkSerializable, flags: u16) -> Vec<u8> {
@@ -52,8 +52,12 @@ fn encode(request: impl NetlinkSerializable, flags: u16) -> Vec<u8> {
     bytes
 }
 
-fn send(bytes: &[u8]) -> Result<Socket> {
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+/// Sends a message to the kernel; by the socket comes the answer.
+///
+/// # Errors
+/// If the kernel does not know the protocol.
+pub(crate) fn send(protocol: isize, bytes: &[u8]) -> Result<Socket> {
+    let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     socket.send(bytes, 0)?;
