@@ -1,6 +1,6 @@
 //! Sockets of the internet families: addresses, connections, what waits in their queues, options.
 
-use crate::socket::SocketOption;
+use crate::socket_option::SocketOptions;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,7 @@ pub struct InetSocket {
     /// Its group.
     pub gid: u32,
     /// What getsockopt shows.
-    pub options: Vec<SocketOption>,
+    pub options: SocketOptions,
     /// Its filter (SO_GET_FILTER): instructions of classic BPF, 8 bytes each.
     #[serde(serialize_with = "crate::readable::hex")]
     pub filter: Vec<u8>,

@@ -37,6 +37,7 @@ pub mod seccomp;
 pub mod sharing;
 pub mod signal;
 pub mod socket;
+pub mod socket_option;
 pub mod sysv;
 pub mod task;
 pub mod terminal;

@@ -1,6 +1,6 @@
 //! Sockets of family AF_PACKET, by which programs hear and send what passes an interface.
 
-use crate::socket::SocketOption;
+use crate::socket_option::SocketOptions;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +22,7 @@ pub struct PacketSocket {
     /// Its group.
     pub gid: u32,
     /// What getsockopt shows.
-    pub options: Vec<SocketOption>,
+    pub options: SocketOptions,
     /// Its filter (SO_GET_FILTER): instructions of classic BPF, 8 bytes each.
     #[serde(serialize_with = "crate::readable::hex")]
     pub filter: Vec<u8>,

@@ -19,7 +19,8 @@ pub(crate) fn text<S: Serializer>(bytes: &Vec<u8>, serializer: S) -> Result<S::O
 }
 
 /// For bytes that are never text: hexadecimal digits in memory order.
-pub(crate) fn hex<S: Serializer>(bytes: &Vec<u8>, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn hex<S: Serializer>(bytes: &impl AsRef<[u8]>, serializer: S) -> Result<S::Ok, S::Error> {
+    let bytes = bytes.as_ref();
     if !serializer.is_human_readable() {
         return serializer.serialize_bytes(bytes);
     }

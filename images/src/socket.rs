@@ -1,6 +1,7 @@
 //! Unix sockets: addresses, who is connected to whom, what waits to be read, options.
 
 use crate::id::{DescriptionId, Pid};
+use crate::socket_option::SocketOptions;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +30,7 @@ pub struct UnixSocket {
     /// SO_PEERCRED and SO_PEERGROUPS, where it has recorded somebody.
     pub peer_credentials: Option<PeerCredentials>,
     /// What getsockopt shows.
-    pub options: Vec<SocketOption>,
+    pub options: SocketOptions,
     /// Its filter (SO_GET_FILTER): instructions of classic BPF, 8 bytes each.
     #[serde(serialize_with = "crate::readable::hex")]
     pub filter: Vec<u8>,
@@ -116,18 +117,6 @@ pub struct PeerCredentials {
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
-}
-
-/// An option as getsockopt(2) gives it to an x86_64 task and setsockopt(2) takes it back.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SocketOption {
-    /// SOL_*.
-    pub level: u32,
-    /// SO_*.
-    pub name: u32,
-    /// The value.
-    #[serde(serialize_with = "crate::readable::hex")]
-    pub value: Vec<u8>,
 }
 
 /// Something sent and not yet read: a datagram, or a part of a stream.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 const DESCRIPTION: &str = include_str!("../FORMAT.md");
 
-const RECORDS: [&str; 16] = [
+const RECORDS: [&str; 17] = [
     include_str!("../src/attribute.rs"),
     include_str!("../src/event.rs"),
     include_str!("../src/inventory.rs"),
@@ -20,6 +20,7 @@ const RECORDS: [&str; 16] = [
     include_str!("../src/memory.rs"),
     include_str!("../src/packet.rs"),
     include_str!("../src/socket.rs"),
+    include_str!("../src/socket_option.rs"),
     include_str!("../src/terminal.rs"),
 ];
 

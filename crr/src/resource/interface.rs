@@ -8,7 +8,7 @@ use images::file::Files;
 use images::inet::{InetAddress, InetSocket};
 use images::interface::Interface;
 use images::packet::PacketSocket;
-use images::socket::SocketOption;
+use images::socket_option::{SocketOption, SocketOptions};
 use std::collections::BTreeMap;
 
 /// Options with the number of an interface, by level and name, and whether that is in network byte order: IP_UNICAST_IF, IPV6_MULTICAST_IF,
@@ -34,13 +34,13 @@ pub(crate) fn of_packet(socket: &PacketSocket) -> impl Iterator<Item = u32> {
 }
 
 /// How an option has its number, if it has that of an interface.
-fn order(option: &SocketOption) -> Option<bool> {
+fn order(option: SocketOption<'_>) -> Option<bool> {
     let is =
         |(level, name, _): &&(i32, u32, bool)| (level.cast_unsigned(), *name) == (option.level, option.name);
     OPTIONS.iter().find(is).map(|&(_, _, swapped)| swapped)
 }
 
-fn in_option(option: &SocketOption) -> Option<u32> {
+fn in_option(option: SocketOption<'_>) -> Option<u32> {
     let bytes = *option.value.first_chunk()?;
     order(option).map(|swapped| if swapped { u32::from_be_bytes(bytes) } else { u32::from_ne_bytes(bytes) })
 }
@@ -55,13 +55,23 @@ fn renumber_inet(socket: &mut InetSocket, new: impl Fn(u32) -> u32) {
     for membership in &mut socket.memberships {
         membership.interface = new(membership.interface);
     }
-    for option in &mut socket.options {
+    if socket.options.iter().any(|option| in_option(option).is_some_and(|number| new(number) != number)) {
+        socket.options = renumber_options(&socket.options, new);
+    }
+}
+
+fn renumber_options(options: &SocketOptions, new: impl Fn(u32) -> u32) -> SocketOptions {
+    let mut renumbered = SocketOptions::default();
+    for option in options {
+        let mut value = option.value.to_vec();
         if let (Some(swapped), Some(number)) = (order(option), in_option(option)) {
             let number = new(number);
             let bytes = if swapped { number.to_be_bytes() } else { number.to_ne_bytes() };
-            option.value[..bytes.len()].copy_from_slice(&bytes);
+            value[..bytes.len()].copy_from_slice(&bytes);
         }
+        renumbered.push(&SocketOption { value: &value, ..option });
     }
+    renumbered
 }
 
 fn renumber_packet(socket: &mut PacketSocket, new: impl Fn(u32) -> u32) {
@@ -138,7 +148,7 @@ pub(crate) fn find(files: &mut Files, refusals: &mut Refusals) -> Result<()> {
 }
 
 /// The name of the interface that a socket is bound to by it.
-fn device(option: &SocketOption) -> Option<&[u8]> {
+fn device(option: SocketOption<'_>) -> Option<&[u8]> {
     let is = (option.level, option.name) == (libc::SOL_SOCKET.cast_unsigned(), SO_BINDTODEVICE);
     let name = option.value.split(|byte| *byte == 0).next()?;
     (is && !name.is_empty()).then_some(name)
@@ -153,11 +163,15 @@ mod tests {
     #[test]
     fn all_numbers_become_others() {
         let address = |scope| InetAddress { ip: Ipv6Addr::LOCALHOST.into(), port: 1, scope };
-        let option = |level: i32, name, value: [u8; 4]| SocketOption {
-            level: level.cast_unsigned(),
-            name,
-            value: value.to_vec(),
-        };
+        let mut options = SocketOptions::default();
+        for (level, name, value) in [
+            (libc::IPPROTO_IP, 50, 6u32.to_be_bytes()),
+            (libc::IPPROTO_IPV6, 17, 7u32.to_ne_bytes()),
+            (libc::IPPROTO_IPV6, 76, 8u32.to_be_bytes()),
+            (libc::IPPROTO_IPV6, 16, 64u32.to_ne_bytes()),
+        ] {
+            options.push(&SocketOption { level: level.cast_unsigned(), name, value: &value });
+        }
         let mut socket = InetSocket {
             ino: 1,
             v6: true,
@@ -169,12 +183,7 @@ mod tests {
             mode: 0,
             uid: 0,
             gid: 0,
-            options: vec![
-                option(libc::IPPROTO_IP, 50, 6u32.to_be_bytes()),
-                option(libc::IPPROTO_IPV6, 17, 7u32.to_ne_bytes()),
-                option(libc::IPPROTO_IPV6, 76, 8u32.to_be_bytes()),
-                option(libc::IPPROTO_IPV6, 16, 64u32.to_ne_bytes()),
-            ],
+            options,
             filter: Vec::new(),
             memberships: vec![Membership {
                 group: Ipv6Addr::LOCALHOST.into(),
@@ -190,6 +199,6 @@ mod tests {
             of_inet(&socket).collect::<Vec<_>>(),
             [0x101, 0x102, 0x103, 0x104, 0x105, 0x106, 0x107, 0x108]
         );
-        assert_eq!(socket.options[3].value, 64u32.to_ne_bytes());
+        assert_eq!(socket.options.iter().last().unwrap().value, 64u32.to_ne_bytes());
     }
 }

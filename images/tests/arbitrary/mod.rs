@@ -50,7 +50,7 @@ macro_rules! numbers {
     };
 }
 
-impl<'de> Deserializer<'de> for &mut Source<'_> {
+impl<'de> Deserializer<'de> for &mut Source<'de> {
     type Error = Error;
 
     numbers! {
@@ -74,6 +74,13 @@ impl<'de> Deserializer<'de> for &mut Source<'_> {
 
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         self.deserialize_string(visitor)
+    }
+
+    fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        let len = self.below(MAX_LEN).min(self.bytes.len());
+        let (bytes, rest) = self.bytes.split_at(len);
+        self.bytes = rest;
+        visitor.visit_borrowed_bytes(bytes)
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -117,7 +124,7 @@ impl<'de> Deserializer<'de> for &mut Source<'_> {
     }
 
     serde::forward_to_deserialize_any! {
-        f32 f64 char bytes byte_buf unit unit_struct tuple_struct map identifier ignored_any
+        f32 f64 char byte_buf unit unit_struct tuple_struct map identifier ignored_any
     }
 }
 
@@ -126,7 +133,7 @@ struct Elements<'a, 'b> {
     left: usize,
 }
 
-impl<'de> SeqAccess<'de> for Elements<'_, '_> {
+impl<'de> SeqAccess<'de> for Elements<'_, 'de> {
     type Error = Error;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
@@ -141,7 +148,7 @@ struct Variant<'a, 'b> {
     variant: u32,
 }
 
-impl<'de> EnumAccess<'de> for Variant<'_, '_> {
+impl<'de> EnumAccess<'de> for Variant<'_, 'de> {
     type Error = Error;
     type Variant = Self;
 
@@ -150,7 +157,7 @@ impl<'de> EnumAccess<'de> for Variant<'_, '_> {
     }
 }
 
-impl<'de> VariantAccess<'de> for Variant<'_, '_> {
+impl<'de> VariantAccess<'de> for Variant<'_, 'de> {
     type Error = Error;
 
     fn unit_variant(self) -> Result<(), Error> {

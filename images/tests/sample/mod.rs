@@ -27,9 +27,8 @@ use images::pipe::{Buffer, Fifo, Pipe};
 use images::seccomp::{Filter, Seccomp};
 use images::sharing::Shares;
 use images::signal::{Action, AltStack, IntervalTimer, Pending};
-use images::socket::{
-    Credentials, Message, Peer, PeerCredentials, SocketFile, SocketOption, UnixKind, UnixSocket,
-};
+use images::socket::{Credentials, Message, Peer, PeerCredentials, SocketFile, UnixKind, UnixSocket};
+use images::socket_option::{SocketOption, SocketOptions};
 use images::sysv::{
     Ipc, Message as QueuedMessage, Object, Queue, Semaphore, SemaphoreSet, UndoList, UndoSum,
 };
@@ -42,6 +41,11 @@ use std::net::Ipv4Addr;
 
 /// Pages of `pages.img`.
 const PAGES: u64 = 6;
+
+/// One that is set.
+fn option(level: u32, name: u32, value: &[u8]) -> SocketOptions {
+    [SocketOption { level, name, value }].into_iter().collect()
+}
 
 /// The files of the checkpoint, as they must look.
 pub(crate) fn files_of_checkpoint() -> Vec<(Kind, Vec<u8>)> {
@@ -322,7 +326,7 @@ fn files() -> Files {
             mode: 0o140_777,
             uid: 33,
             gid: 34,
-            options: vec![SocketOption { level: 270, name: 11, value: vec![1] }],
+            options: option(270, 11, &[1]),
             filter: vec![6, 0, 0, 0, 255, 255, 0, 0],
         }],
         network_hold: Some("crr-0123456789abcdef".to_owned()),
@@ -387,7 +391,7 @@ fn files() -> Files {
             mode: 0o140_777,
             uid: 33,
             gid: 34,
-            options: vec![SocketOption { level: 263, name: 8, value: vec![1, 0, 0, 0] }],
+            options: option(263, 8, &[1, 0, 0, 0]),
             filter: vec![6, 0, 0, 0, 255, 255, 0, 0],
             memberships: vec![PacketMembership {
                 interface: 2,
@@ -429,7 +433,7 @@ fn inet_sockets() -> Vec<InetSocket> {
         mode: 0o140_777,
         uid: 33,
         gid: 34,
-        options: vec![SocketOption { level: 6, name: 1, value: 1u32.to_le_bytes().to_vec() }],
+        options: option(6, 1, &1u32.to_le_bytes()),
         filter: vec![6, 0, 0, 0, 255, 255, 0, 0],
         memberships: Vec::new(),
         queue: Vec::new(),
@@ -528,7 +532,7 @@ fn unix_socket(kind: UnixKind, peer: Peer) -> UnixSocket {
         uid: 33,
         gid: 34,
         peer_credentials: Some(somebody()),
-        options: vec![SocketOption { level: 1, name: 7, value: 425_984u32.to_le_bytes().to_vec() }],
+        options: option(1, 7, &425_984u32.to_le_bytes()),
         filter: vec![6, 0, 0, 0, 255, 255, 0, 0],
         queue: vec![Message {
             bytes: b"passed on".to_vec(),

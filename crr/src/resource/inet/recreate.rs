@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use images::inet::{
     InetAddress, InetProtocol, InetSocket, InetState, TcpAgreement, TcpConnection, TcpWindow,
 };
-use images::socket::SocketOption;
+use images::socket_option::{SocketOption, SocketOptions};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{Backlog, MsgFlags, Shutdown, bind, connect, listen, recv, send, shutdown};
@@ -273,7 +273,7 @@ fn connects_late(record: &InetSocket) -> bool {
 }
 
 /// Options that are set when everything else is done.
-fn is_late(record: &InetSocket, option: &SocketOption) -> bool {
+fn is_late(record: &InetSocket, option: &SocketOption<'_>) -> bool {
     match (option.level.cast_signed(), option.name.cast_signed()) {
         (libc::SOL_SOCKET, name) => [SO_REUSEADDR, option::SO_LOCK_FILTER].contains(&name),
         // The kernel changes them as a connection is made, and as it goes.
@@ -444,7 +444,7 @@ impl Sizes {
         Ok(Self)
     }
 
-    fn put_back(self, fd: BorrowedFd<'_>, options: &[SocketOption]) -> Result<()> {
+    fn put_back(self, fd: BorrowedFd<'_>, options: &SocketOptions) -> Result<()> {
         const SO_BUF_LOCK: u32 = 72;
         let sizes = [option::SO_SNDBUF.cast_unsigned(), SO_RCVBUF.cast_unsigned(), SO_BUF_LOCK];
         option::restore(

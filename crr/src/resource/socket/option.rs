@@ -2,7 +2,7 @@
 
 use crate::sys::socket as sys;
 use anyhow::{Context, Result, bail};
-use images::socket::SocketOption;
+use images::socket_option::{SocketOption, SocketOptions};
 use nix::errno::Errno;
 use std::os::fd::BorrowedFd;
 
@@ -316,14 +316,14 @@ pub(crate) const SO_SNDBUFFORCE: i32 = 32;
 ///
 /// # Errors
 /// What getsockopt answers other than that.
-pub(crate) fn dump(socket: BorrowedFd<'_>, levels: &[Level]) -> Result<Vec<SocketOption>> {
-    let mut options = Vec::new();
+pub(crate) fn dump(socket: BorrowedFd<'_>, levels: &[Level]) -> Result<SocketOptions> {
+    let mut options = SocketOptions::default();
     for &(level, names) in levels {
         for &(name, _) in names {
             match sys::option(socket, level, name) {
                 Ok(value) => {
                     let (level, name) = (level.cast_unsigned(), name.cast_unsigned());
-                    options.push(SocketOption { level, name, value });
+                    options.push(&SocketOption { level, name, value: &value });
                 }
                 Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => {}
                 Err(errno) => {
@@ -332,16 +332,17 @@ pub(crate) fn dump(socket: BorrowedFd<'_>, levels: &[Level]) -> Result<Vec<Socke
             }
         }
     }
+    options.shrink_to_fit();
     Ok(options)
 }
 
 /// [`restore`] for a socket with this filter of classic BPF, if it is not empty: the lock of the filter (SO_LOCK_FILTER) comes last.
 pub(crate) fn restore_with_filter(
     socket: BorrowedFd<'_>,
-    options: &[SocketOption],
+    options: &SocketOptions,
     filter: &[u8],
 ) -> Result<()> {
-    let locks = |option: &&SocketOption| {
+    let locks = |option: &SocketOption<'_>| {
         (option.level.cast_signed(), option.name.cast_signed()) == (libc::SOL_SOCKET, SO_LOCK_FILTER)
     };
     restore(socket, options.iter().filter(|option| !locks(option)))?;
@@ -382,7 +383,7 @@ fn goes_without(level: i32, name: i32, value: &[u8]) -> bool {
 /// An option that this kernel does not take, and does not do without.
 pub(crate) fn restore<'a>(
     socket: BorrowedFd<'_>,
-    options: impl IntoIterator<Item = &'a SocketOption>,
+    options: impl IntoIterator<Item = SocketOption<'a>>,
 ) -> Result<()> {
     for option in options {
         let (level, name) = (option.level.cast_signed(), option.name.cast_signed());
@@ -391,7 +392,7 @@ pub(crate) fn restore<'a>(
                 Ok(now) if now == option.value => return Ok(()),
                 // Sockets of this family do nothing by it, though older kernels kept it for them (SO_TXREHASH of netlink on Linux 6.12).
                 Err(Errno::EOPNOTSUPP) => return Ok(()),
-                Err(Errno::ENOPROTOOPT) if goes_without(level, name, &option.value) => return Ok(()),
+                Err(Errno::ENOPROTOOPT) if goes_without(level, name, option.value) => return Ok(()),
                 Err(Errno::ENOPROTOOPT) if (level, name) == TXREHASH && !is_internet(socket)? => {
                     return Ok(());
                 }
@@ -399,15 +400,15 @@ pub(crate) fn restore<'a>(
             }
             let of_level = LEVELS.iter().filter(|(known, _)| *known == level);
             match of_level.flat_map(|(_, names)| *names).find(|(known, _)| *known == name) {
-                Some((_, How::Buffer { force })) => set_buffer(socket, *force, name, &option.value),
-                Some((_, How::Reserve)) => match sys::set_option(socket, level, name, &option.value) {
+                Some((_, How::Buffer { force })) => set_buffer(socket, *force, name, option.value),
+                Some((_, How::Reserve)) => match sys::set_option(socket, level, name, option.value) {
                     Err(errno @ (Errno::EOPNOTSUPP | Errno::ENOMEM)) => {
                         log::warn!("memory of a socket is not reserved (SO_RESERVE_MEM): {}", errno.desc());
                         Ok(())
                     }
                     set => Ok(set?),
                 },
-                Some((_, How::Same)) => Ok(sys::set_option(socket, level, name, &option.value)?),
+                Some((_, How::Same)) => Ok(sys::set_option(socket, level, name, option.value)?),
                 None => bail!("unknown"),
             }
         };
@@ -455,7 +456,7 @@ mod tests {
         let (socket, _) = UnixStream::pair().unwrap();
         let level = libc::SOL_SOCKET.cast_unsigned();
         let set = |name, value: i32| {
-            restore(socket.as_fd(), &[SocketOption { level, name, value: value.to_ne_bytes().to_vec() }])
+            restore(socket.as_fd(), [SocketOption { level, name, value: &value.to_ne_bytes() }])
         };
         set(10_000, 0).unwrap();
         assert!(set(10_000, 1).is_err());

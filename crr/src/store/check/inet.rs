@@ -6,7 +6,7 @@ use images::file::{Files, Target};
 use images::inet::{InetAddress, InetProtocol, InetSocket, InetState};
 use images::interface::Interface;
 use images::packet::PacketSocket;
-use images::socket::SocketOption;
+use images::socket_option::SocketOptions;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -99,7 +99,7 @@ fn is_of(socket: &InetSocket, address: &InetAddress) -> bool {
     matches!(address.ip, IpAddr::V6(_)) == socket.v6
 }
 
-pub(super) fn check_options(options: &[SocketOption], filter: &[u8]) -> Check {
+pub(super) fn check_options(options: &SocketOptions, filter: &[u8]) -> Check {
     for option in options {
         ensure!(option.value.len() <= 256, "option {} has {} bytes", option.name, option.value.len());
     }

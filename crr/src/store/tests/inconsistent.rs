@@ -18,6 +18,7 @@ use images::pipe::{Buffer, Fifo};
 use images::seccomp::Seccomp;
 use images::signal::Pending;
 use images::socket::{Credentials, Message, Peer, UnixKind, UnixSocket};
+use images::socket_option::{SocketOption, SocketOptions};
 use images::sysv::{Ipc, Object, UndoList};
 use images::task::{End, GroupStop};
 use images::terminal::{Control, Line, LineEnd, LivePty, PtyEnd};
@@ -386,6 +387,12 @@ fn files() {
     });
 }
 
+/// Gives the first option a value that is longer than any.
+fn lengthen(options: &mut SocketOptions) {
+    let longer = options.iter().take(1).map(|option| SocketOption { value: &[0; 257], ..option });
+    *options = longer.chain(options.iter().skip(1)).collect();
+}
+
 #[test]
 fn unix_sockets() {
     for peer in [0, 2, 3, 7] {
@@ -399,7 +406,7 @@ fn unix_sockets() {
     };
     refused("is shut down as 0x4", |s| s.shutdown = 4);
     refused("has messages that nobody can have sent", |s| s.peer = Peer::None);
-    refused("option 7 has 257 bytes", |s| s.options[0].value.resize(257, 0));
+    refused("option 7 has 257 bytes", |s| lengthen(&mut s.options));
     refused("message 0: is an empty part of a stream", |s| s.queue[0].bytes.clear());
     refused(&format!("message 0: {}", missing().1), |s| s.queue[0].descriptions[0] = missing().0);
     refused("message 0: carries 254 descriptions", |s| s.queue[0].descriptions = vec![DescriptionId(0); 254]);
@@ -436,7 +443,7 @@ fn inet_sockets() {
         s.files.descriptions[3].target = Target::PacketSocket(0);
     });
     refused("files.img: packet#0: option 8 has 257 bytes", |s| {
-        s.files.packet_sockets[0].options[0].value.resize(257, 0);
+        lengthen(&mut s.files.packet_sockets[0].options);
     });
     refused("files.img: packet#0: has a membership with an address of 33 bytes", |s| {
         s.files.packet_sockets[0].memberships[0].address.resize(33, 0);
@@ -460,7 +467,7 @@ fn inet_sockets() {
         s.files.descriptions[3].target = Target::NetlinkSocket(0);
     });
     refused("files.img: netlink#0: option 11 has 257 bytes", |s| {
-        s.files.netlink_sockets[0].options[0].value.resize(257, 0);
+        lengthen(&mut s.files.netlink_sockets[0].options);
     });
     for table in ["crr-", "crr-a; flush ruleset", "filter"] {
         refused(&format!("files.img: traffic is held by a table named {table:?}"), |s| {
@@ -479,7 +486,7 @@ fn inet_sockets() {
     };
     refused(2, "is shut down as 0x4", |s| s.shutdown = 4);
     refused(2, "has the address 127.0.0.1, of another family", |s| s.v6 = true);
-    refused(2, "option 1 has 257 bytes", |s| s.options[0].value.resize(257, 0));
+    refused(2, "option 1 has 257 bytes", |s| lengthen(&mut s.options));
     refused(2, "has a filter of 9 bytes", |s| s.filter.push(0));
     refused(2, "has a connection without addresses", |s| s.local = None);
     refused(2, "has a state of TCP", |s| s.protocol = InetProtocol::Udp);
