@@ -44,7 +44,7 @@ fn corrupt(name: &str) -> TempDir {
 
 #[test]
 fn mistakes_on_the_command_line_exit_with_2() {
-    let mistakes: [&[&str]; 27] = [
+    let mistakes: [&[&str]; 28] = [
         &[],
         &["undump"],
         &["dump"],
@@ -82,6 +82,7 @@ fn mistakes_on_the_command_line_exit_with_2() {
         &["restore", "--restore-sibling"],
         &["restore", "surplus"],
         &["show", "a", "b"],
+        &["show", "a", "-D", "b"],
         &["check", "--feature", "mseal", "--json"],
         &["completions", "csh"],
     ];
@@ -327,6 +328,11 @@ fn show_draws_the_tree_and_lists_files() {
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(stderr(&output), "");
     assert_eq!(stdout(&output), summary());
+}
+
+#[test]
+fn show_takes_the_directory_as_the_other_commands_do() {
+    assert_eq!(stdout(&crr(&["show", "-D", golden().to_str().unwrap()])), summary());
 }
 
 #[test]

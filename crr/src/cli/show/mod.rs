@@ -22,7 +22,7 @@ use images::memory::{Backing, Memory, Method};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use table::Table;
 
 const EXAMPLES: &str = "\
@@ -35,9 +35,13 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Show {
-    /// Directory of the images, or "-" for one stream from the standard input.
-    #[arg(value_name = "DIR", default_value = ".")]
-    images_dir: PathBuf,
+    /// Directory of the images, or "-" for one stream from the standard input [default: .].
+    #[arg(value_name = "DIR", conflicts_with = "images_dir")]
+    dir: Option<PathBuf>,
+
+    /// The same, as for the other commands.
+    #[arg(short = 'D', long, value_name = "DIR")]
+    images_dir: Option<PathBuf>,
 
     #[command(flatten)]
     format: Format,
@@ -46,7 +50,8 @@ pub(super) struct Show {
 impl Show {
     pub(super) fn run(&self, level: u8) -> Outcome {
         crate::log::start(None, level)?;
-        let source = dirs::source(&self.images_dir)?;
+        let named = self.dir.as_ref().or(self.images_dir.as_ref());
+        let source = dirs::source(named.map_or(Path::new("."), PathBuf::as_path))?;
         if let Some(round) = Round::open_if(&source)? {
             return print(&rounds::round(&round, self.format.json)?);
         }
