@@ -16,6 +16,7 @@ use crate::packet::PacketSocket;
 use crate::pipe::Pipe;
 use crate::socket::UnixSocket;
 use crate::terminal::{Pty, PtyEnd};
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
@@ -59,7 +60,7 @@ pub struct Files {
     pub interfaces: Vec<Interface>,
 }
 
-/// A name in the file system and what stood behind it at dump.
+/// A name in the file system and what stood behind it at dump. There can be a great many; what few have is elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Path {
     /// Absolute, as seen from the root of `crr dump`.
@@ -78,15 +79,15 @@ pub struct Path {
     /// `st_rdev` of a device node.
     pub rdev: u64,
     /// Of a file, directory or FIFO that has no name any more: what it takes to make it again.
-    pub deleted: Option<Deleted>,
+    pub deleted: Option<Box<Deleted>>,
     /// Whether it is a view of the kernel's state (procfs, sysfs): inode, size and time mean nothing.
     pub view: bool,
     /// Of a file whose name is gone while others lead to it: one that is there.
-    pub other_name: Option<OtherName>,
+    pub other_name: Option<Box<OtherName>>,
     /// The build-id of a program or library, by which it is known again; empty where there is none.
     pub build_id: Vec<u8>,
     /// Of a program or library: a copy, should the file be another one at restore.
-    pub embedded: Option<Deleted>,
+    pub embedded: Option<Box<Deleted>>,
 }
 
 impl Path {

@@ -193,7 +193,7 @@ impl Paths {
         }
         let id = PathId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
         let (name, other) = self.others.add(link, open, id, || reopen().map(File::from))?;
-        self.list.push(Path { other_name: Some(other), ..record(&name, open) });
+        self.list.push(Path { other_name: Some(Box::new(other)), ..record(&name, open) });
         Ok(id)
     }
 
@@ -211,7 +211,7 @@ impl Paths {
         }
         let id = PathId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
         let (name, deleted) = self.deleted.add(link, open, id, || reopen().map(File::from))?;
-        self.list.push(Path { deleted: Some(deleted), ..record(&name, open) });
+        self.list.push(Path { deleted: Some(Box::new(deleted)), ..record(&name, open) });
         Ok(id)
     }
 

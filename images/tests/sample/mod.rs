@@ -202,7 +202,7 @@ fn files() -> Files {
             path("/", 0o040_755, 4096, 0),
             Path {
                 build_id: vec![0xb1; 20],
-                embedded: Some(Deleted {
+                embedded: Some(Box::new(Deleted {
                     uid: 0,
                     gid: 0,
                     atime: (1_700_000_002, 7),
@@ -210,19 +210,19 @@ fn files() -> Files {
                     seals: None,
                     huge: None,
                     runs: vec![Run { start: Addr(0), pages: 2, first_page: 0 }],
-                }),
+                })),
                 ..path("/bin/sh", 0o100_755, 125_688, 0)
             },
             path("/opt/i386/bin/counter", 0o100_755, 9_000, 0),
             path("/dev/pts/3", 0o020_620, 0, 0x8803),
             Path {
-                other_name: Some(OtherName { name: b"/tmp/.crr-link-77-0".to_vec(), helper: true }),
+                other_name: Some(Box::new(OtherName { name: b"/tmp/.crr-link-77-0".to_vec(), helper: true })),
                 ..path("/tmp/caf\u{e9}", 0o100_644, 12, 0)
             },
             path("/dev/ptmx", 0o020_666, 0, 0x502),
             path("/dev/pts/8", 0o020_620, 0, 0x8808),
             Path {
-                deleted: Some(Deleted {
+                deleted: Some(Box::new(Deleted {
                     uid: 1000,
                     gid: 100,
                     atime: (1_700_000_001, 6),
@@ -230,7 +230,7 @@ fn files() -> Files {
                     seals: Some(7),
                     huge: Some(HugePage::Mib2),
                     runs: vec![Run { start: Addr(0x1000), pages: 1, first_page: 5 }],
-                }),
+                })),
                 ..path("/memfd:buffer", 0o100_777, 5000, 0)
             },
             path("/run/control", 0o010_600, 0, 0),

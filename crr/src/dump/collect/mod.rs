@@ -277,7 +277,7 @@ pub(super) fn collect(
             let name = || String::from_utf8_lossy(record.place()).into_owned();
             let mut copy = program::copy(&file).with_context(name)?;
             copy.runs = contents.add_file(file, name()).with_context(name)?;
-            record.embedded = Some(copy);
+            record.embedded = Some(Box::new(copy));
         }
     }
     let found = find_private(frozen, &tasks, &mut spaces, &base, Some(Frames::default()), &mut contents)?;

@@ -288,7 +288,7 @@ fn files() {
     });
     refused("files.img: path#7: deleted, and a view of the kernel's state", |s| s.files.paths[7].view = true);
     let other = |s: &mut Sample, name: &[u8]| {
-        s.files.paths[4].other_name = Some(OtherName { name: name.to_vec(), helper: true });
+        s.files.paths[4].other_name = Some(Box::new(OtherName { name: name.to_vec(), helper: true }));
     };
     refused("files.img: path#4: other name: is not absolute", |s| other(s, b"helper"));
     let not_made = "other name: is none that a dump makes, and is to be removed";
@@ -299,7 +299,7 @@ fn files() {
         s.files.paths[4].mode = 0o040_755;
     });
     refused("files.img: path#7: deleted, and under another name", |s| {
-        s.files.paths[7].other_name = Some(OtherName { name: b"/a".to_vec(), helper: false });
+        s.files.paths[7].other_name = Some(Box::new(OtherName { name: b"/a".to_vec(), helper: false }));
     });
     refused("files.img: description#3: a name alone leads to path#4, without O_PATH", |s| {
         s.files.paths[4].other_name = None;
