@@ -9,6 +9,7 @@
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <linux/filter.h>
+#include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <mqueue.h>
 #include <poll.h>
@@ -965,6 +966,54 @@ CASE(namespace)
 	name("uts");
 	checkpoint();
 	check_alive(pair);
+}
+
+static void ignore_signal(int signal)
+{
+	(void)signal;
+}
+
+/* In a namespace of process ids of its own, where another process has the id that it has in crr's: what is meant for the one must not come to the other. Its signals
+ * that do nothing by default are caught, so that those are no way out. */
+CASE(namespace_of_ids)
+{
+	int pair[2], end[2];
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	MUST(pipe(end));
+	MUST(unshare(CLONE_NEWPID));
+	pid_t target = MUST(fork());
+	if (target == 0) {
+		char link[16] = "";
+		pid_t outside;
+		MUST(readlink("/proc/self", link, sizeof(link) - 1));
+		outside = (pid_t)atoi(link);
+		struct clone_args args = {.exit_signal = SIGCHLD, .set_tid = (uintptr_t)&outside, .set_tid_size = 1};
+		pid_t namesake = (pid_t)MUST(syscall(SYS_clone3, &args, sizeof(args)));
+		if (namesake != 0) {
+			CHECK(namesake == outside, "has id %d instead of %d", namesake, outside);
+			MUST(close(end[1]));
+			signal(SIGURG, ignore_signal);
+			signal(SIGWINCH, ignore_signal);
+			signal(SIGCHLD, ignore_signal);
+			signal(SIGPIPE, SIG_IGN);
+			MUST(write(pair[0], "r", 1));
+		}
+		for (;;)
+			pause();
+	}
+	MUST(close(end[1]));
+	char byte;
+	CHECK(read(pair[1], &byte, 1) == 1 && byte == 'r', "the task in a namespace of its own");
+	char text[64];
+	snprintf(text, sizeof(text), "task %d (", target);
+	name(text);
+	name("namespace pid (pid:[");
+	checkpoint();
+	check_alive(pair);
+	struct pollfd alive = {.fd = end[0], .events = POLLIN};
+	CHECK(poll(&alive, 1, 100) == 0, "the one that has its id was ended");
+	MUST(kill(target, SIGKILL));
+	MUST(waitpid(target, NULL, 0));
 }
 
 /* Traced by the harness. */

@@ -21,6 +21,7 @@ use crate::ptrace::{self, Patience, Stopped};
 use crate::refusal::Refusals;
 use crate::remote::{Arg, Cache, Call, Executor};
 use crate::resource::file::links::Links;
+use crate::resource::namespace;
 use crate::resource::pipe::Holders;
 use crate::resource::{Refuse, fanotify, sharing};
 use crate::stats::{self, Stage, Stats};
@@ -118,6 +119,8 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
     let mut refusals = Refusals::default();
     let mut frozen = Frozen::seize(options.root, &patience, &mut refusals)?;
     frozen.guarded = true;
+    let tasks = frozen.tasks.iter().map(|task| (task.pid, &*task.name, &task.dir));
+    namespace::refuse_other_ids(tasks, &mut refusals)?;
     refusals.finish("pre-dump")?;
     fanotify::refuse_judges(&Links::read(&frozen.tasks)?.fanotify_groups(), "pre-dump")?;
     stats::enter(Stage::Tasks);

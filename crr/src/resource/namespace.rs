@@ -4,6 +4,7 @@ use super::Refuse;
 use super::file::reopen::{Ia32, open_with};
 use super::path::CLOSE;
 use crate::proc::Dir;
+use crate::refusal::Refusals;
 use anyhow::{Context, Result};
 use images::Pid;
 use images::file::{Description, Namespace};
@@ -63,6 +64,12 @@ impl Namespaces {
         Ok(differing)
     }
 
+    /// Whether tasks there have the ids that they have here: one that is told an id by crr would mean another process elsewhere.
+    pub(crate) fn has_ids_of(&self, own: &Self) -> bool {
+        let ids = |of: &Self| NAMES.iter().position(|name| *name == "ns/pid").and_then(|at| of.0[at].clone());
+        ids(self) == ids(own)
+    }
+
     /// Refuses each namespace that is not crr's own.
     pub(crate) fn refuse_others(&self, own: &Self, refuse: &mut Refuse<'_>) {
         for ((theirs, ours), name) in self.0.iter().zip(&own.0).zip(NAMES) {
@@ -73,6 +80,24 @@ impl Namespaces {
             }
         }
     }
+}
+
+/// Refuses tasks with other ids than they have here, where nothing else is known of them yet.
+///
+/// # Errors
+/// If their namespaces are not shown.
+pub(crate) fn refuse_other_ids<'a>(
+    tasks: impl Iterator<Item = (Pid, &'a str, &'a Dir)>,
+    refusals: &mut Refusals,
+) -> Result<()> {
+    let own = Namespaces::of(&Dir::task(nix::unistd::getpid().as_raw())?)?;
+    for (pid, name, dir) in tasks {
+        let theirs = Namespaces::of(dir).with_context(|| format!("task {pid}"))?;
+        if !theirs.has_ids_of(&own) {
+            theirs.refuse_others(&own, &mut Refuse::new(refusals, pid, name));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a namespace that a thread has for itself.

@@ -58,10 +58,26 @@ macro_rules! refusals {
 
 refusals! {
     descriptors late_in_flight files_of_tasks message_queues events undo_of_two_tasks undo_of_a_stranger leases lease_of_another listener
-    namespace waiting_for_a_signal namespace_of_a_thread
+    namespace namespace_of_ids waiting_for_a_signal namespace_of_a_thread
     stranger stranger_with_memory stranger_with_files stranger_with_directories stranger_with_deleted_file
     stranger_with_lock stranger_with_socket protected_sockets timers tracer watches
     begun_datagrams socket_families routing_sockets netlink_unread
+}
+
+/// A round asks tasks, too.
+#[test]
+fn rounds_of_tasks_with_other_ids() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        Abi::ALL.iter().try_for_each(|&abi| {
+            let mut running =
+                Workload::new("refused", "namespace_of_ids").start(&dir.join(abi.name()), abi)?;
+            let output = running.pre_dump(&[])?.code(1)?;
+            output.says_with_hint("namespace pid (pid:[")?;
+            running.verify()
+        })
+    });
 }
 
 /// Dumps a workload with threads that do not stop: each is named, with everything else, soon after the time is up; and the

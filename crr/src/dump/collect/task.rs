@@ -72,7 +72,8 @@ pub(super) fn collect_task(
     let Some(abi) = abi else { return Ok(None) };
 
     let mut records = Vec::with_capacity(threads.len());
-    let (mut may_run, mut rseq_untold) = (true, false);
+    let mut may_run = namespaces.has_ids_of(&tables.ready.own_namespaces);
+    let mut rseq_untold = false;
     let rights = tables.ready.rights;
     for ((thread, status), look) in threads.iter().zip(&statuses).zip(looks) {
         let registration = rseq::dump(deputy, thread, refuse)?;
