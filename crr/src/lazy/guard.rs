@@ -9,9 +9,11 @@ use crate::track::instance;
 use crate::track::keeper::Tracked;
 use anyhow::{Context, Result, anyhow};
 use images::Pid;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -33,7 +35,7 @@ pub(crate) struct Given {
     pub(crate) descriptors: Vec<OwnedFd>,
 }
 
-/// Watches over the process that brings pages.
+/// Starts the process that brings pages, and watches over it.
 ///
 /// # Errors
 /// If it does not come to its end: the tasks have been killed then.
@@ -45,26 +47,33 @@ pub(crate) fn run(given: Given) -> Result<()> {
     file.rewind().and_then(|()| file.read_to_end(&mut work)).context("read what is to come")?;
     let Work { runs, page_count, unchecked, in_memory, absent } =
         postcard::from_bytes(&work).context("read what is to come")?;
-    let victims: Vec<(Pid, OwnedFd)> = given.tasks.iter().filter_map(|tracked| open(*tracked)).collect();
+    let victims = given.tasks.iter().filter_map(|tracked| open(*tracked)).collect();
+    let (heard, finished) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).context("pipe")?;
+    let watch = Watch { victims, heard, finished };
     let file = File::from(given.pages);
+    // A signal for everything that has this name ends who brings pages, and the guard tells what comes of that.
+    let before = process::block_all_signals().context("block signals")?;
+    let guard = pidfd::open(std::process::id().cast_signed()).context("pidfd of the guard")?;
     let Some(server) = process::fork(process::CLONE_FILES).context("fork")? else {
         let spaces = given.descriptors.into_iter().zip(runs).collect();
         let ready = File::from(given.ready);
         let serving = AssertUnwindSafe(|| {
+            process::set_signal_mask(before).context("let signals through")?;
             nix::sys::prctl::set_name(c"crr-lazy-pages").context("prctl")?;
             // Who has started this hears why nothing comes.
             let source =
                 Source::new(file, page_count, unchecked, in_memory, absent).inspect_err(|error| {
                     let _ = (&ready).write_all(format!("{error:#}").as_bytes());
                 })?;
-            serve(source, spaces, || {
+            serve(source, spaces, (guard, &watch), || {
                 (&ready).write_all(&[READY]).context("tell that pages are brought")?;
                 drop(ready);
                 Ok(())
-            })
+            })?;
+            nix::unistd::write(&watch.finished, &[FINISHED]).context("tell the guard")
         });
         let status = match catch_unwind(serving) {
-            Ok(Ok(())) => 0,
+            Ok(Ok(_)) => 0,
             Ok(Err(e)) => {
                 log::error!("lazy-pages: {e:#}");
                 1
@@ -73,23 +82,66 @@ pub(crate) fn run(given: Given) -> Result<()> {
         };
         process::exit(status)
     };
-    nix::sys::prctl::set_name(c"crr-lazy-guard").context("prctl")?;
     // All descriptors are the other's, too: it closes those that are done with, and none is closed here.
-    std::mem::forget((given.descriptors, given.ready, file));
-    let status = waitpid(nix::unistd::Pid::from_raw(server), None).context("wait for crr-lazy-pages")?;
-    if status == WaitStatus::Exited(nix::unistd::Pid::from_raw(server), 0) {
-        return Ok(());
+    std::mem::forget((given.descriptors, given.ready, file, guard));
+    watch.keep(&pidfd::open(server).context("pidfd of crr-lazy-pages")?)
+}
+
+/// What is said when all pages are there.
+const FINISHED: u8 = b'f';
+
+/// What a guard has: the tasks, and a pipe by which it hears that all pages are there.
+pub(super) struct Watch {
+    victims: Vec<(Pid, OwnedFd)>,
+    heard: OwnedFd,
+    finished: OwnedFd,
+}
+
+impl Watch {
+    /// Guards until the process that brings pages ends.
+    fn keep(&self, server: &OwnedFd) -> Result<()> {
+        nix::sys::prctl::set_name(c"crr-lazy-guard").context("prctl")?;
+        loop {
+            match poll(&mut [PollFd::new(server.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+                Err(Errno::EINTR) => {}
+                polled => {
+                    polled.context("wait for crr-lazy-pages")?;
+                    break;
+                }
+            }
+        }
+        if nix::unistd::read(&self.heard, &mut [0]).is_ok_and(|said| said == 1) {
+            return Ok(());
+        }
+        let pids: Vec<String> = self.victims.iter().map(|(pid, _)| pid.to_string()).collect();
+        log::error!(
+            "lazy-pages: crr-lazy-pages ended before all pages were there: killing the restored tasks, whose memory is incomplete: {}",
+            pids.join(" ")
+        );
+        for (_, task) in &self.victims {
+            let _ = pidfd::kill(task.as_fd(), Signal::SIGKILL as i32);
+        }
+        end_copies()?;
+        Err(anyhow!("the tasks were killed"))
     }
-    let pids: Vec<String> = victims.iter().map(|(pid, _)| pid.to_string()).collect();
-    log::error!(
-        "lazy-pages: {status:?} before all pages were there: killing the restored tasks, whose memory is incomplete: {}",
-        pids.join(" ")
-    );
-    for (_, task) in &victims {
-        let _ = pidfd::kill(task.as_fd(), Signal::SIGKILL as i32);
+
+    /// Another guard in place of one that was ended: a child of the calling process, which has one thread.
+    ///
+    /// # Errors
+    /// If there is none: memory is short.
+    pub(super) fn renew(&self) -> Result<OwnedFd> {
+        let own = pidfd::open(std::process::id().cast_signed()).context("pidfd")?;
+        let before = process::block_all_signals().context("block signals")?;
+        let forked = process::fork(process::CLONE_FILES);
+        if let Ok(None) = forked {
+            let kept = catch_unwind(AssertUnwindSafe(|| self.keep(&own)));
+            process::exit(i32::from(!matches!(kept, Ok(Ok(())))))
+        }
+        process::set_signal_mask(before).context("let signals through")?;
+        // The new guard's, too.
+        std::mem::forget(own);
+        pidfd::open(forked.context("fork")?.unwrap_or_default()).context("pidfd of the guard")
     }
-    end_copies()?;
-    Err(anyhow!("the tasks were killed"))
 }
 
 /// A task, if it is still the one that was restored.
@@ -149,9 +201,7 @@ fn descriptors() -> Result<Vec<OwnedFd>> {
 fn kill_who_waits(address: u64, thread: u32) -> Result<()> {
     for pid in tasks::all()? {
         if has_thread(pid, thread) && waits_at(pid, address) {
-            log::error!(
-                "lazy-pages: killing task {pid}, a child of the restored tasks that needs a page of theirs"
-            );
+            log::error!("lazy-pages: killing task {pid}, which waits for a page that nobody brings");
             let _ = kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
         }
     }

@@ -5,6 +5,7 @@
 //! has been read). So what is noted as pending is right whenever something is put. Two threads that copy and change the same areas at the
 //! same moment, one by fork and one by madvise, are told in the order in which they come to wait, which may be the other one.
 
+use super::guard::Watch;
 use super::pending::Pending;
 use super::source::Source;
 use crate::fault::{self, Point};
@@ -15,6 +16,7 @@ use images::id::PAGE_SIZE;
 use images::memory::Run;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, OwnedFd};
@@ -57,17 +59,20 @@ enum Put {
 }
 
 /// Brings all pages to these address spaces, and to those that are copied from them meanwhile. Each descriptor is closed when its
-/// address space has all. `ready` is called when nothing stands in the way.
+/// address space has all. `ready` is called when nothing stands in the way. Should the guard be ended, another one takes its place.
 ///
 /// # Errors
 /// If pages cannot be had, or not be put in place. The descriptors are still open then, as they are after a panic, if it was ready.
 pub(super) fn serve(
     source: Source,
     spaces: Vec<(OwnedFd, Vec<Run>)>,
+    (guard, watch): (OwnedFd, &Watch),
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let mut server = ManuallyDrop::new(Server {
         source,
+        guard,
+        watch,
         epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll")?,
         spaces: BTreeMap::new(),
         next: 0,
@@ -80,6 +85,7 @@ pub(super) fn serve(
     if let Some(fetch) = &server.source.fetch {
         server.epoll.add(fetch.news(), EpollEvent::new(EpollFlags::EPOLLIN, NEWS)).context("epoll")?;
     }
+    server.listen_to_guard()?;
     for (fd, runs) in spaces {
         server.add(fd, Pending::new(&runs))?;
     }
@@ -87,8 +93,11 @@ pub(super) fn serve(
     server.run()
 }
 
-struct Server {
+struct Server<'a> {
     source: Source,
+    /// A pidfd of the guard.
+    guard: OwnedFd,
+    watch: &'a Watch,
     epoll: Epoll,
     spaces: BTreeMap<u64, Space>,
     /// Number of the next one.
@@ -107,8 +116,31 @@ struct Server {
 
 /// Number among the events of what tells that pages have been fetched.
 const NEWS: u64 = u64::MAX;
+/// … and of what tells that the guard has been ended.
+const UNGUARDED: u64 = u64::MAX - 1;
 
-impl Server {
+impl Server<'_> {
+    fn listen_to_guard(&self) -> Result<()> {
+        self.epoll.add(&self.guard, EpollEvent::new(EpollFlags::EPOLLIN, UNGUARDED)).context("epoll")
+    }
+
+    /// Gets another guard.
+    fn replace_guard(&mut self) -> Result<()> {
+        self.epoll.delete(&self.guard).context("epoll")?;
+        // One that has taken the place of the first is a child.
+        let _ = waitpid(None, Some(WaitPidFlag::WNOHANG));
+        if self.source.fetch.is_some() {
+            // A fork would have the memory of a thread that is in the middle of something.
+            log::warn!(
+                "lazy-pages: crr-lazy-guard was ended: if crr-lazy-pages is, too, tasks go on with memory missing"
+            );
+            return Ok(());
+        }
+        log::warn!("lazy-pages: crr-lazy-guard was ended: another one takes its place");
+        self.guard = self.watch.renew()?;
+        self.listen_to_guard()
+    }
+
     fn add(&mut self, fd: OwnedFd, pending: Pending) -> Result<()> {
         self.epoll.add(&fd, EpollEvent::new(EpollFlags::EPOLLIN, self.next)).context("epoll")?;
         let space = Space {
@@ -155,6 +187,10 @@ impl Server {
         for event in &events[..ready] {
             if let Some(fetch) = self.source.fetch.as_ref().filter(|_| event.data() == NEWS) {
                 fetch.hear();
+                continue;
+            }
+            if event.data() == UNGUARDED {
+                self.replace_guard()?;
                 continue;
             }
             while let Some(space) = self.spaces.get_mut(&event.data()) {

@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tests::abi::Abi;
-use tests::case::{Running, Workload, memory_arrives, nothing_left};
+use tests::case::{Running, Workload, memory_arrives, nothing_left, reap};
 use tests::isolate::{isolated, isolated_for_both};
 use tests::{Result, here, modes, require_ia32, require_root, wait};
 
@@ -201,6 +201,47 @@ fn the_guard_is_not_needed_if_nothing_is_wrong() {
             kill(guard, Signal::SIGKILL)?;
         }
         running.verify()
+    });
+}
+
+/// A signal that comes to both processes, as one for all of their name does, is no way for tasks to find zeros: they end.
+#[test]
+fn a_signal_to_both() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1] {
+            let running = restored(&dir.join(signal.as_str()), "large", abi, ON_DEMAND)?;
+            let both = [called("crr-lazy-guard")?, called("crr-lazy-pages")?].concat();
+            ensure!(both.len() == 2, "{both:?}");
+            both.into_iter().try_for_each(|one| kill(one, signal))?;
+            is_killed(&running).with_context(|| signal.as_str())?;
+            nothing_left()?;
+        }
+        Ok(())
+    });
+}
+
+/// One guard that is gone has another one in its place.
+#[test]
+fn another_guard() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let running = restored(dir, "large", abi, ON_DEMAND)?;
+        for _ in 0..3 {
+            let [guard] = called("crr-lazy-guard")?[..] else { bail!("there is not one guard") };
+            kill(guard, Signal::SIGKILL)?;
+            wait::until(wait::STEP, "another guard", || {
+                reap()?;
+                Ok(matches!(called("crr-lazy-guard")?[..], [now] if now != guard).then_some(()))
+            })?;
+        }
+        for server in called("crr-lazy-pages")? {
+            kill(server, Signal::SIGKILL)?;
+        }
+        is_killed(&running)?;
+        nothing_left()
     });
 }
 
