@@ -8,14 +8,15 @@ use crate::page_server::{check_exposed, server};
 use crate::progress::bytes;
 use crate::store::offer;
 use crate::sys::{limits, process};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use images::Pid;
+use images::container::Kind;
 use nix::fcntl::OFlag;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::net::{IpAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
@@ -79,6 +80,9 @@ impl PageServer {
         // Names are seen from here, the background is elsewhere.
         let dir = std::fs::canonicalize(self.dirs.images_dir()).context("images directory")?;
         let files = self.serve.then(|| offer(&dir)).transpose()?;
+        if files.is_none() {
+            keep_others(&dir)?;
+        }
         let listener = TcpListener::bind((self.address, self.port))
             .with_context(|| format!("listen on {} port {}", self.address, self.port))?;
         let address = listener.local_addr().context("getsockname")?;
@@ -118,6 +122,18 @@ impl PageServer {
         let tell = || OpenOptions::new().write(true).open(format!("/proc/self/fd/{fd}"))?.write_all(&[0]);
         tell().with_context(|| format!("--status-fd {fd}"))
     }
+}
+
+/// Pages of another dump, or round, are not replaced: their checkpoint would be lost.
+fn keep_others(dir: &Path) -> Result<()> {
+    let pages = dir.join(Kind::Pages.file_name());
+    if pages.exists() {
+        bail!(
+            "{}: is there already\n  hint: each dump, and each round, takes a directory of its own; or remove it",
+            pages.display()
+        );
+    }
+    Ok(())
 }
 
 /// The descriptors that this was started with, but for the standard ones.

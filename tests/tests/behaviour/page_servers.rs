@@ -138,9 +138,12 @@ fn one_directory_for_both() {
         let snapshot = ["-R", "--snapshot", "--fault", "twins-always", "--page-server", &address];
         running.dump(&snapshot)?.success()?;
         fetch(&elsewhere, running.images())?;
-        // The directory has a checkpoint already.
-        let address = server(&running.images())?;
         let (images, root) = (running.images().display().to_string(), running.root.to_string());
+        // The directory has a checkpoint already, which would be lost.
+        let args = ["page-server", "-D", &images];
+        command::crr(dir, &args)?.code(1)?.says_with_hint("pages.img: is there already")?;
+        fs::remove_file(running.images().join("pages.img"))?;
+        let address = server(&running.images())?;
         let (host, port) = address.rsplit_once(':').context("an address")?;
         let server = ["--page-server", "--address", host, "--port", port];
         let args = [&["dump", "-t", &root, "-D", &images][..], &server].concat();
