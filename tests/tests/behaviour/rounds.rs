@@ -4,7 +4,9 @@ use anyhow::{Context, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use tests::abi::Abi;
 use tests::case::{Running, Workload, images_size, nothing_left};
@@ -377,5 +379,33 @@ fn parents_are_checked() {
         fs::rename(&away, &first)?;
         running.restore(&["-d"])?.success()?;
         running.verify()
+    });
+}
+
+/// A process is no keeper for its command line alone.
+#[test]
+fn what_looks_like_a_keeper() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("memory", "anonymous").start(dir, abi)?;
+        let stat = fs::read_to_string(format!("/proc/{}/stat", running.root))?;
+        let start =
+            stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(19)).context("stat")?;
+        fs::write(dir.join("keep-track"), "read line")?;
+        let mut other = Command::new("sh")
+            .arg0("crr")
+            .args(["keep-track", "--task", &format!("{}:{start}:0", running.root)])
+            .current_dir(dir)
+            .stdin(Stdio::piped())
+            .spawn()?;
+        wait::until(wait::STEP, "it has its arguments", || Ok((!keepers()?.is_empty()).then_some(())))?;
+        running.pre_dump(&[])?.success()?;
+        running.dump(&["--leave-running"])?.success()?;
+        ensure!(other.try_wait()?.is_none(), "it was ended");
+        drop(other.stdin.take());
+        other.wait()?;
+        running.dump(&[])?.success()?;
+        running.comes_back()
     });
 }
