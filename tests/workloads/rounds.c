@@ -324,3 +324,65 @@ CASE(writer)
 	}
 	CHECK_FILL(cold, COLD * MIB, 77);
 }
+
+/*
+ * A task outside of the tree that has the same memory, and writes each page once: when the tree is seen to stand still for a round, which
+ * it does not itself.
+ */
+enum { COMMON = 16384 };
+
+static char *common;
+static pid_t tree;
+static volatile pid_t outsider;
+
+static bool is_traced(pid_t pid)
+{
+	char name[32], text[2048];
+	snprintf(name, sizeof(name), "/proc/%d/status", pid);
+	int fd = MUST(open(name, O_RDONLY));
+	ssize_t length = MUST(read(fd, text, sizeof(text) - 1));
+	close(fd);
+	text[length] = '\0';
+	const char *tracer = strstr(text, "TracerPid:\t");
+	return tracer != NULL && tracer[11] != '0';
+}
+
+static int write_from_outside(void *unused)
+{
+	(void)unused;
+	/* The end of a group and of a session that others are in would be seen. */
+	setsid();
+	while (!is_traced(tree))
+		sched_yield();
+	for (size_t page = 0; page < COMMON; page++) {
+		fill(common + page * PAGE, PAGE, 100000 + (uint32_t)page);
+		for (volatile int i = 0; i < 2000; i++)
+			;
+	}
+	return 0;
+}
+
+static void share(int number)
+{
+	static char stack[64 * PAGE] __attribute__((aligned(16)));
+	if (number == 1) {
+		tree = getpid();
+		MUST(clone(write_from_outside, stack + sizeof(stack),
+			   CLONE_VM | CLONE_PARENT | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID, NULL, &outsider, NULL, &outsider));
+	} else {
+		while (outsider != 0)
+			sched_yield();
+	}
+	tell(number);
+}
+
+CASE(outsider)
+{
+	common = map_anonymous(COMMON * PAGE);
+	madvise(common, COMMON * PAGE, MADV_NOHUGEPAGE);
+	for (size_t page = 0; page < COMMON; page++)
+		fill(common + page * PAGE, PAGE, 1 + (uint32_t)page);
+	rounds(share);
+	for (size_t page = 0; page < COMMON; page++)
+		CHECK(fill_differs(common + page * PAGE, PAGE, 100000 + (uint32_t)page) == -1, "page %zu", page);
+}

@@ -150,6 +150,11 @@ impl Previous {
         }
     }
 
+    /// Contents that it knows of a task, right or not, by rising address.
+    pub(crate) fn known(&self, task: Instance) -> &[Run] {
+        self.runs.get(&task).map_or(&[], Vec::as_slice)
+    }
+
     /// Those contents of a stopped task that are said to be right still, by rising address.
     pub(crate) fn unwritten(&self, task: Instance, pagemap: &File) -> Result<Vec<Run>> {
         let (Some(runs), Some(told)) = (self.runs.get(&task), &self.told) else { return Ok(Vec::new()) };

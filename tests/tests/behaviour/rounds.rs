@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use tests::abi::Abi;
-use tests::case::{Running, Workload, images_size, nothing_left};
+use tests::case::{Running, Workload, images_size, nothing_left, reap};
 use tests::isolate::isolated_for_both;
 use tests::{Result, command, here, require_ia32, require_root, wait};
 
@@ -406,6 +406,23 @@ fn what_looks_like_a_keeper() {
         drop(other.stdin.take());
         other.wait()?;
         running.dump(&[])?.success()?;
+        running.comes_back()
+    });
+}
+
+/// Somebody outside of the tree shares its memory and writes to it while a round looks at it: that comes before or after, and is not missed.
+#[test]
+fn writes_from_outside() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("rounds", "outsider").start(dir, abi)?;
+        running.pre_dump(&[])?.success()?;
+        step(&running, 1)?;
+        running.pre_dump(&[])?.success()?;
+        step(&running, 2)?;
+        reap()?;
+        running.dump_on_rounds(&[])?.success()?;
         running.comes_back()
     });
 }
