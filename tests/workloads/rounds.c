@@ -3,6 +3,8 @@
  * next step is done and told; on SIGUSR1 everything is looked at.
  */
 #include "workload.h"
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
 
 enum { AREA = 64, STEPS = 2 };
 
@@ -385,4 +387,47 @@ CASE(outsider)
 	rounds(share);
 	for (size_t page = 0; page < COMMON; page++)
 		CHECK(fill_differs(common + page * PAGE, PAGE, 100000 + (uint32_t)page) == -1, "page %zu", page);
+}
+
+/*
+ * An area that is mapped anew between rounds, and whose pages are protected by a userfaultfd of the program's own, which somebody else then has.
+ */
+enum { WATCHER = 60 };
+
+static void watch(int number)
+{
+	if (number == 1) {
+		MUST(munmap(replaced.memory, AREA * PAGE));
+		MUST((char *)mmap(replaced.memory, AREA * PAGE, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+		put_all(&replaced, 900);
+		/* UFFD_USER_MODE_ONLY; UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_WP_UNPOPULATED, UFFD_FEATURE_WP_ASYNC. */
+		int fd = MUST((int)syscall(SYS_userfaultfd, O_CLOEXEC | 1));
+		struct uffdio_api api = { .api = UFFD_API, .features = 1 | 1 << 13 | 1 << 15 };
+		MUST(ioctl(fd, UFFDIO_API, &api));
+		struct uffdio_range range = { .start = (uintptr_t)replaced.memory, .len = AREA * PAGE };
+		struct uffdio_register watched = { .range = range, .mode = UFFDIO_REGISTER_MODE_WP };
+		MUST(ioctl(fd, UFFDIO_REGISTER, &watched));
+		struct uffdio_writeprotect protection = { .range = range, .mode = UFFDIO_WRITEPROTECT_MODE_WP };
+		MUST(ioctl(fd, UFFDIO_WRITEPROTECT, &protection));
+		MUST(dup2(fd, WATCHER));
+		close(fd);
+	} else {
+		close(WATCHER);
+	}
+	tell(number);
+}
+
+CASE(watched)
+{
+	struct pages *all[] = { &kept, &replaced };
+	for (size_t i = 0; i < LENGTH(all); i++) {
+		/* Not joined with the other one. */
+		map_anonymous(PAGE);
+		all[i]->memory = pages(PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+		put_all(all[i], 100 * (uint32_t)(i + 1));
+	}
+	rounds(watch);
+	look(&kept, "kept");
+	look(&replaced, "replaced");
 }

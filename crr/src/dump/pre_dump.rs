@@ -125,6 +125,12 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
     let mut frozen = Frozen::seize(options.root, &patience, &mut refusals)?;
     frozen.guarded = true;
     refusals.finish("pre-dump")?;
+    let had_keeper = previous.as_ref().is_some_and(|previous| previous.keeper().is_some());
+    let previous = previous.map(Previous::while_frozen).transpose()?;
+    if had_keeper && previous.as_ref().is_some_and(|previous| previous.keeper().is_none()) {
+        // Of the round that came first.
+        keeper::end_all(&frozen.pids().collect())?;
+    }
     fanotify::refuse_judges(&Links::read(&frozen.tasks)?.fanotify_groups(), "pre-dump")?;
     stats::enter(Stage::Tasks);
     let repeated = match way {

@@ -13,6 +13,7 @@
 use super::instance;
 use crate::cli::keep_track::COMMAND;
 use crate::proc::tasks;
+use crate::sys::kcmp::{Kind, kcmp};
 use crate::sys::{pidfd, process};
 use anyhow::{Context, Result, bail};
 use images::Pid;
@@ -21,6 +22,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::CString;
 use std::fmt;
@@ -97,6 +99,24 @@ impl Keeper {
             Err(Errno::EBADF | Errno::ESRCH) => Ok(None),
             Err(errno) => Err(errno).with_context(|| format!("keeper {}: take its descriptor", self.pid)),
         }
+    }
+
+    /// Copies of its descriptors for the memory of a task: of that task itself, or, if it has none, of those that share its memory.
+    pub(crate) fn descriptors_for_memory(&self, task: Instance) -> Result<Vec<OwnedFd>> {
+        if let Some(own) = self.descriptor(task)? {
+            return Ok(vec![own]);
+        }
+        let shares = |other: &&Tracked| {
+            kcmp(Kind::Vm, (task.pid, 0), (other.task.pid, 0)).is_ok_and(|order| order == Ordering::Equal)
+        };
+        let of_others = self.tracked.iter().filter(shares);
+        of_others.filter_map(|other| self.descriptor(other.task).transpose()).collect()
+    }
+
+    /// Whether it still is. Asked of a tree that stands still: a round that came in between would have ended it, before it protected anything.
+    pub(crate) fn is_alive(&self) -> Result<bool> {
+        let mut ended = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        Ok(poll(&mut ended, PollTimeout::ZERO).context("poll")? == 0)
     }
 
     /// Whether it tracks one of these tasks.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tests::abi::Abi;
 use tests::case::{Running, Workload, images_size, nothing_left, reap};
 use tests::isolate::isolated_for_both;
+use tests::sys::descriptor_of;
 use tests::{Result, command, here, require_ia32, require_root, wait};
 
 /// The processes that keep track of what is written.
@@ -424,5 +425,64 @@ fn writes_from_outside() {
         reap()?;
         running.dump_on_rounds(&[])?.success()?;
         running.comes_back()
+    });
+}
+
+/// What a program's own userfaultfd protects, which somebody else has, says nothing about a round: it is not tracked, and a dump is refused.
+#[test]
+fn what_others_watch() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("rounds", "watched").start(dir, abi)?;
+        running.pre_dump(&[])?.success()?;
+        let keeper = keepers()?;
+        let previous = fs::canonicalize(running.images())?.display().to_string();
+        let options = ["--prev-images-dir", &previous];
+        step(&running, 1)?;
+        let watcher = descriptor_of(running.root.as_raw(), 60)?;
+        step(&running, 2)?;
+        running.dump(&options)?.code(1)?.says_with_hint("watched by userfaultfd, and not by a pre-dump")?;
+        running.pre_dump(&options)?.code(1)?.says_with_hint("no task of the tree can be tracked")?;
+        ensure!(keepers()? == keeper, "the keeper has changed");
+        drop(watcher);
+        let last = running.dump(&options)?.success()?;
+        ensure!(!last.stderr.contains("nobody"), "{}", last.stderr);
+        running.comes_back()
+    });
+}
+
+/// A dump has looked who keeps track, and before it stops the tree another round takes over: its marks are not those of the round that the dump builds on.
+#[test]
+fn a_round_that_comes_first() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("rounds", "steps").start(dir, abi)?;
+        let root = running.root.to_string();
+        running.pre_dump(&[])?.success()?;
+        step(&running, 1)?;
+        let own = dir.join("own");
+        fs::create_dir(&own)?;
+        let previous = ["--prev-images-dir", "../images-1"];
+        let args = running.dump_args(&[&previous[..], &["--fault", "stopped-starting"]].concat())?;
+        let mut dump = command::spawn(&own, &args.iter().map(String::as_str).collect::<Vec<_>>())?;
+        let stat = format!("/proc/{}/stat", dump.id());
+        wait::until(wait::STEP, "the dump is stopped", || {
+            Ok(fs::read_to_string(&stat)?.contains(") T ").then_some(()))
+        })?;
+        fs::create_dir(dir.join("other"))?;
+        let other = dir.join("other").display().to_string();
+        let args = [&["pre-dump", "-t", &root, "-D", &other], &previous[..]].concat();
+        command::crr(&running.dir, &args)?.success()?;
+        kill(Pid::from_raw(dump.id().try_into()?), Signal::SIGCONT)?;
+        let status = wait::until(wait::STEP, "the dump ends", || Ok(dump.try_wait()?))?;
+        let said = fs::read_to_string(own.join("crr.stderr"))?;
+        ensure!(status.success(), "{status}: {said}");
+        ensure!(said.contains("nobody has kept track of what was written since"), "{said}");
+        nothing_left()?;
+        running.restore(&["-d"])?.success()?;
+        step(&running, 2)?;
+        running.verify()
     });
 }
