@@ -431,3 +431,77 @@ CASE(watched)
 	look(&kept, "kept");
 	look(&replaced, "replaced");
 }
+
+/*
+ * A task whose leader has ended, so that it is reached by another thread; that one ends while its memory is copied, and another task gets its id, with
+ * other contents at the same addresses.
+ */
+enum { LEFT = 16 * MIB };
+
+static char *left;
+static pid_t deputy, stranger;
+static int to_deputy[2], from_stranger[2];
+
+static void *be_deputy(void *unused)
+{
+	char byte;
+	deputy = thread_id();
+	MUST(read(to_deputy[0], &byte, 1));
+	return unused;
+}
+
+static void take_its_place(int number)
+{
+	char byte = 0;
+	if (number == 1) {
+		MUST(write(to_deputy[1], &byte, 1));
+		while (syscall(SYS_tgkill, getpid(), deputy, 0) == 0)
+			sched_yield();
+		/* struct clone_args of linux/sched.h. */
+		struct {
+			uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size;
+		} args = { .exit_signal = SIGCHLD, .set_tid = (uintptr_t)&deputy, .set_tid_size = 1 };
+		/* The id is free a moment after the thread is gone. */
+		do
+			stranger = (pid_t)syscall(435, &args, sizeof(args));
+		while (stranger == -1 && errno == EEXIST);
+		MUST(stranger);
+		if (stranger == 0) {
+			memset(left, 1, LEFT);
+			MUST(write(from_stranger[1], &byte, 1));
+			for (;;)
+				pause();
+		}
+		MUST(read(from_stranger[0], &byte, 1));
+	} else {
+		MUST(kill(stranger, SIGKILL));
+		MUST(waitpid(stranger, NULL, 0));
+	}
+	tell(number);
+}
+
+static void *go_on(void *unused)
+{
+	(void)unused;
+	await_state(getpid(), 'Z');
+	rounds(take_its_place);
+	CHECK_FILL(left, LEFT, 5);
+	end_last_thread();
+}
+
+CASE(deputy)
+{
+	pthread_t threads[2];
+	sigset_t blocked;
+	sigfillset(&blocked);
+	sigprocmask(SIG_BLOCK, &blocked, NULL);
+	left = map_anonymous(LEFT);
+	fill(left, LEFT, 5);
+	MUST(pipe(to_deputy));
+	MUST(pipe(from_stranger));
+	/* The first one is looked at. */
+	MUST0(pthread_create(&threads[0], NULL, be_deputy, NULL));
+	MUST0(pthread_create(&threads[1], NULL, go_on, NULL));
+	for (;;)
+		syscall(SYS_exit, 0);
+}

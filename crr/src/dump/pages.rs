@@ -35,7 +35,7 @@ enum Source {
     Task(Pid, File),
     /// A twin of a task, which has its contents while that one runs on.
     Twin(Pid, File),
-    /// A shared memory object, or a deleted file.
+    /// A shared memory object, a deleted file, or memory of a task by its file alone.
     File(File, String),
 }
 
@@ -128,6 +128,13 @@ impl Contents {
 
     pub(super) fn add_task(&mut self, pid: Pid, memory: File) -> usize {
         self.sources.push(Source::Task(pid, memory));
+        self.sources.len() - 1
+    }
+
+    /// As [`Self::add_task`], for what is read when the tree runs on by a thread that can end before its task does: its id may be somebody else's by then, but what
+    /// was opened stays the memory of the task.
+    pub(super) fn add_memory(&mut self, pid: Pid, memory: File) -> usize {
+        self.sources.push(Source::File(memory, format!("memory of task {pid}")));
         self.sources.len() - 1
     }
 

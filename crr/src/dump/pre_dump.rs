@@ -232,7 +232,7 @@ enum Marks {
 /// A stopped task that is tracked.
 struct Looked {
     task: Instance,
-    /// Who its memory is reached by.
+    /// The thread that it is looked at by.
     deputy: Pid,
     marks: Marks,
     /// Its anonymous memory.
@@ -246,7 +246,12 @@ struct Looked {
 impl Looked {
     /// Protects its pages, and gives those a place that are not known yet. Guard pages are for the last dump to tell.
     fn protect(&self, contents: &mut Contents) -> Result<Vec<Run>> {
-        let source = contents.add_task(self.deputy, self.memory.try_clone().context("dup")?);
+        let memory = self.memory.try_clone().context("dup")?;
+        let source = if self.deputy == self.task.pid {
+            contents.add_task(self.deputy, memory)
+        } else {
+            contents.add_memory(self.task.pid, memory)
+        };
         let look = match self.marks {
             Marks::Protection(_) => Look::Protecting(&self.pagemap),
             Marks::SoftDirty(_) => Look::Only(&self.pagemap),

@@ -383,34 +383,6 @@ fn parents_are_checked() {
     });
 }
 
-/// A process is no keeper for its command line alone.
-#[test]
-fn what_looks_like_a_keeper() {
-    require_root!();
-    require_ia32!();
-    isolated_for_both(&here!(), |dir, abi| {
-        let mut running = Workload::new("memory", "anonymous").start(dir, abi)?;
-        let stat = fs::read_to_string(format!("/proc/{}/stat", running.root))?;
-        let start =
-            stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(19)).context("stat")?;
-        fs::write(dir.join("keep-track"), "read line")?;
-        let mut other = Command::new("sh")
-            .arg0("crr")
-            .args(["keep-track", "--task", &format!("{}:{start}:0", running.root)])
-            .current_dir(dir)
-            .stdin(Stdio::piped())
-            .spawn()?;
-        wait::until(wait::STEP, "it has its arguments", || Ok((!keepers()?.is_empty()).then_some(())))?;
-        running.pre_dump(&[])?.success()?;
-        running.dump(&["--leave-running"])?.success()?;
-        ensure!(other.try_wait()?.is_none(), "it was ended");
-        drop(other.stdin.take());
-        other.wait()?;
-        running.dump(&[])?.success()?;
-        running.comes_back()
-    });
-}
-
 /// Somebody outside of the tree shares its memory and writes to it while a round looks at it: that comes before or after, and is not missed.
 #[test]
 fn writes_from_outside() {
@@ -484,5 +456,68 @@ fn a_round_that_comes_first() {
         running.restore(&["-d"])?.success()?;
         step(&running, 2)?;
         running.verify()
+    });
+}
+
+/// A process is no keeper for its command line alone.
+#[test]
+fn what_looks_like_a_keeper() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("memory", "anonymous").start(dir, abi)?;
+        let stat = fs::read_to_string(format!("/proc/{}/stat", running.root))?;
+        let start =
+            stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(19)).context("stat")?;
+        fs::write(dir.join("keep-track"), "read line")?;
+        let mut other = Command::new("sh")
+            .arg0("crr")
+            .args(["keep-track", "--task", &format!("{}:{start}:0", running.root)])
+            .current_dir(dir)
+            .stdin(Stdio::piped())
+            .spawn()?;
+        wait::until(wait::STEP, "it has its arguments", || Ok((!keepers()?.is_empty()).then_some(())))?;
+        running.pre_dump(&[])?.success()?;
+        running.dump(&["--leave-running"])?.success()?;
+        ensure!(other.try_wait()?.is_none(), "it was ended");
+        drop(other.stdin.take());
+        other.wait()?;
+        running.dump(&[])?.success()?;
+        running.comes_back()
+    });
+}
+
+/// The thread that a task is reached by, whose leader has ended, ends while memory is copied, and somebody else gets its id: what is copied is the task's all the same.
+#[test]
+fn a_deputy_that_ends() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("rounds", "deputy").start(dir, abi)?;
+        let root = running.root.to_string();
+        let first = dir.join("first");
+        fs::create_dir(&first)?;
+        nix::unistd::mkfifo(&first.join("go"), nix::sys::stat::Mode::S_IRWXU)?;
+        // What is read first says that the tree runs on; the pipe holds little of what is to come.
+        let script =
+            "set -o pipefail; \"$@\" | { head -c 512 > begun; read line < go; cat begun - | tar x; }";
+        let round = || {
+            let under = ["bash", "-c", script, "bash"];
+            command::crr_under(&under, &first, &["pre-dump", "-t", &root, "-D", "-"])
+        };
+        std::thread::scope(|scope| -> Result {
+            let round = scope.spawn(round);
+            wait::until(wait::STEP, "pages come", || {
+                let len = fs::metadata(first.join("begun")).map_or(0, |begun| begun.len());
+                Ok((len == 512 || round.is_finished()).then_some(()))
+            })?;
+            step(&running, 1)?;
+            fs::write(first.join("go"), "\n")?;
+            round.join().map_err(|_| anyhow::anyhow!("panic"))??.success()?;
+            Ok(())
+        })?;
+        step(&running, 2)?;
+        running.dump(&["--prev-images-dir", "../first"])?.success()?;
+        running.comes_back()
     });
 }
