@@ -3,6 +3,8 @@
  * next step is done and told; on SIGUSR1 everything is looked at.
  */
 #include "workload.h"
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
 
 enum { AREA = 64, STEPS = 2 };
 
@@ -323,4 +325,183 @@ CASE(writer)
 		CHECK(reached[i] > 0, "writer %zu did nothing", i);
 	}
 	CHECK_FILL(cold, COLD * MIB, 77);
+}
+
+/*
+ * A task outside of the tree that has the same memory, and writes each page once: when the tree is seen to stand still for a round, which
+ * it does not itself.
+ */
+enum { COMMON = 16384 };
+
+static char *common;
+static pid_t tree;
+static volatile pid_t outsider;
+
+static bool is_traced(pid_t pid)
+{
+	char name[32], text[2048];
+	snprintf(name, sizeof(name), "/proc/%d/status", pid);
+	int fd = MUST(open(name, O_RDONLY));
+	ssize_t length = MUST(read(fd, text, sizeof(text) - 1));
+	close(fd);
+	text[length] = '\0';
+	const char *tracer = strstr(text, "TracerPid:\t");
+	return tracer != NULL && tracer[11] != '0';
+}
+
+static int write_from_outside(void *unused)
+{
+	(void)unused;
+	/* The end of a group and of a session that others are in would be seen. */
+	setsid();
+	while (!is_traced(tree))
+		sched_yield();
+	for (size_t page = 0; page < COMMON; page++) {
+		fill(common + page * PAGE, PAGE, 100000 + (uint32_t)page);
+		for (volatile int i = 0; i < 2000; i++)
+			;
+	}
+	return 0;
+}
+
+static void share(int number)
+{
+	static char stack[64 * PAGE] __attribute__((aligned(16)));
+	if (number == 1) {
+		tree = getpid();
+		MUST(clone(write_from_outside, stack + sizeof(stack),
+			   CLONE_VM | CLONE_PARENT | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID, NULL, &outsider, NULL, &outsider));
+	} else {
+		while (outsider != 0)
+			sched_yield();
+	}
+	tell(number);
+}
+
+CASE(outsider)
+{
+	common = map_anonymous(COMMON * PAGE);
+	madvise(common, COMMON * PAGE, MADV_NOHUGEPAGE);
+	for (size_t page = 0; page < COMMON; page++)
+		fill(common + page * PAGE, PAGE, 1 + (uint32_t)page);
+	rounds(share);
+	for (size_t page = 0; page < COMMON; page++)
+		CHECK(fill_differs(common + page * PAGE, PAGE, 100000 + (uint32_t)page) == -1, "page %zu", page);
+}
+
+/*
+ * An area that is mapped anew between rounds, and whose pages are protected by a userfaultfd of the program's own, which somebody else then has.
+ */
+enum { WATCHER = 60 };
+
+static void watch(int number)
+{
+	if (number == 1) {
+		MUST(munmap(replaced.memory, AREA * PAGE));
+		MUST((char *)mmap(replaced.memory, AREA * PAGE, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+		put_all(&replaced, 900);
+		/* UFFD_USER_MODE_ONLY; UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_WP_UNPOPULATED, UFFD_FEATURE_WP_ASYNC. */
+		int fd = MUST((int)syscall(SYS_userfaultfd, O_CLOEXEC | 1));
+		struct uffdio_api api = { .api = UFFD_API, .features = 1 | 1 << 13 | 1 << 15 };
+		MUST(ioctl(fd, UFFDIO_API, &api));
+		struct uffdio_range range = { .start = (uintptr_t)replaced.memory, .len = AREA * PAGE };
+		struct uffdio_register watched = { .range = range, .mode = UFFDIO_REGISTER_MODE_WP };
+		MUST(ioctl(fd, UFFDIO_REGISTER, &watched));
+		struct uffdio_writeprotect protection = { .range = range, .mode = UFFDIO_WRITEPROTECT_MODE_WP };
+		MUST(ioctl(fd, UFFDIO_WRITEPROTECT, &protection));
+		MUST(dup2(fd, WATCHER));
+		close(fd);
+	} else {
+		close(WATCHER);
+	}
+	tell(number);
+}
+
+CASE(watched)
+{
+	struct pages *all[] = { &kept, &replaced };
+	for (size_t i = 0; i < LENGTH(all); i++) {
+		/* Not joined with the other one. */
+		map_anonymous(PAGE);
+		all[i]->memory = pages(PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+		put_all(all[i], 100 * (uint32_t)(i + 1));
+	}
+	rounds(watch);
+	look(&kept, "kept");
+	look(&replaced, "replaced");
+}
+
+/*
+ * A task whose leader has ended, so that it is reached by another thread; that one ends while its memory is copied, and another task gets its id, with
+ * other contents at the same addresses.
+ */
+enum { LEFT = 16 * MIB };
+
+static char *left;
+static pid_t deputy, stranger;
+static int to_deputy[2], from_stranger[2];
+
+static void *be_deputy(void *unused)
+{
+	char byte;
+	deputy = thread_id();
+	MUST(read(to_deputy[0], &byte, 1));
+	return unused;
+}
+
+static void take_its_place(int number)
+{
+	char byte = 0;
+	if (number == 1) {
+		MUST(write(to_deputy[1], &byte, 1));
+		while (syscall(SYS_tgkill, getpid(), deputy, 0) == 0)
+			sched_yield();
+		/* struct clone_args of linux/sched.h. */
+		struct {
+			uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size;
+		} args = { .exit_signal = SIGCHLD, .set_tid = (uintptr_t)&deputy, .set_tid_size = 1 };
+		/* The id is free a moment after the thread is gone. */
+		do
+			stranger = (pid_t)syscall(435, &args, sizeof(args));
+		while (stranger == -1 && errno == EEXIST);
+		MUST(stranger);
+		if (stranger == 0) {
+			memset(left, 1, LEFT);
+			MUST(write(from_stranger[1], &byte, 1));
+			for (;;)
+				pause();
+		}
+		MUST(read(from_stranger[0], &byte, 1));
+	} else {
+		MUST(kill(stranger, SIGKILL));
+		MUST(waitpid(stranger, NULL, 0));
+	}
+	tell(number);
+}
+
+static void *go_on(void *unused)
+{
+	(void)unused;
+	await_state(getpid(), 'Z');
+	rounds(take_its_place);
+	CHECK_FILL(left, LEFT, 5);
+	end_last_thread();
+}
+
+CASE(deputy)
+{
+	pthread_t threads[2];
+	sigset_t blocked;
+	sigfillset(&blocked);
+	sigprocmask(SIG_BLOCK, &blocked, NULL);
+	left = map_anonymous(LEFT);
+	fill(left, LEFT, 5);
+	MUST(pipe(to_deputy));
+	MUST(pipe(from_stranger));
+	/* The first one is looked at. */
+	MUST0(pthread_create(&threads[0], NULL, be_deputy, NULL));
+	MUST0(pthread_create(&threads[1], NULL, go_on, NULL));
+	for (;;)
+		syscall(SYS_exit, 0);
 }

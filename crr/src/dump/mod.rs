@@ -152,6 +152,7 @@ pub fn dump(options: &Options) -> Result<Report> {
         refuse_server(inode, &holders)?;
     }
     fault::point(Point::KilledStarting)?;
+    fault::point(Point::StoppedStarting)?;
     // Dropped after the tree runs.
     let mut twins = Twins::default();
     let (mut frozen, mut collected, frozen_before) =
@@ -159,14 +160,7 @@ pub fn dump(options: &Options) -> Result<Report> {
     fault::point(Point::KilledCollected)?;
     fault::strike(Point::TaskDiesCopied, frozen.last());
     // So that a tree that is let run has its areas as they were.
-    match collected.base.keeper.take() {
-        Some(keeper) => keeper.end()?,
-        // The round that this dump builds on may not be the last one.
-        None if collected.base.parent.is_some() => {
-            keeper::end_all(&frozen.pids().collect())?;
-        }
-        None => {}
-    }
+    std::mem::take(&mut collected.base.keepers).into_iter().try_for_each(Keeper::end)?;
     let Collected { tree, memory, contents, .. } = &mut collected;
     if options.snapshot {
         stats::enter(Stage::Clone);
@@ -240,20 +234,26 @@ struct Base {
     /// The number of the first page that is the dump's own.
     first_page: u64,
     kept: BTreeMap<Pid, Vec<Run>>,
-    /// Who keeps track, until nothing is in the way of the dump any more.
-    keeper: Option<Keeper>,
+    /// Who keeps track, until nothing is in the way of the dump any more. Areas that are tracked have to be theirs.
+    keepers: Vec<Keeper>,
 }
 
 impl Base {
     /// What a pre-dump has that was not written since.
     fn take(previous: Previous, frozen: &Frozen) -> Result<Self> {
+        let previous = previous.while_frozen()?;
         let mut kept = BTreeMap::new();
         for task in &frozen.tasks {
             let right = previous.right(task).with_context(|| format!("task {}", task.pid))?;
             kept.insert(task.pid, right);
         }
         let (parent, first_page) = (previous.parent.clone(), previous.first_page);
-        Ok(Self { parent: Some(parent), first_page, kept, keeper: previous.into_keeper() })
+        let keepers = match previous.into_keeper() {
+            Some(keeper) => vec![keeper],
+            // The round that this dump builds on may not be the last one.
+            None => keeper::of_tasks(&frozen.pids().collect())?,
+        };
+        Ok(Self { parent: Some(parent), first_page, kept, keepers })
     }
 
     fn kept(&self, pid: Pid) -> &[Run] {
@@ -298,7 +298,8 @@ fn seize_and_collect(
             // There is no dump, but time is needed to find everything in its way.
             let patience = &Patience::new(options.timeout);
             let parent = previous.as_ref().map(|previous| previous.parent.clone());
-            let base = Base { parent, ..Base::default() };
+            let keepers = previous.and_then(Previous::into_keeper).into_iter().collect();
+            let base = Base { parent, keepers, ..Base::default() };
             let collected = collect(&mut frozen, options, ready, holders, refusals, patience, base)?;
             return Ok((frozen, collected, before));
         }

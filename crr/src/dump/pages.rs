@@ -12,7 +12,7 @@ use crate::ptrace;
 use crate::resource::hugetlb;
 use crate::resource::memory::SharedObject;
 use crate::store::{Aligned, Compression, DirectIo, GivenUp, PAGE, Packer, Sink};
-use crate::sys::pagemap;
+use crate::sys::pagemap::{self, Found};
 use crate::sys::vm::{self, Remote};
 use crate::track;
 use anyhow::{Context, Result, anyhow, bail};
@@ -35,7 +35,7 @@ enum Source {
     Task(Pid, File),
     /// A twin of a task, which has its contents while that one runs on.
     Twin(Pid, File),
-    /// A shared memory object, or a deleted file.
+    /// A shared memory object, a deleted file, or memory of a task by its file alone.
     File(File, String),
 }
 
@@ -131,6 +131,13 @@ impl Contents {
         self.sources.len() - 1
     }
 
+    /// As [`Self::add_task`], for what is read when the tree runs on by a thread that can end before its task does: its id may be somebody else's by then, but what
+    /// was opened stays the memory of the task.
+    pub(super) fn add_memory(&mut self, pid: Pid, memory: File) -> usize {
+        self.sources.push(Source::File(memory, format!("memory of task {pid}")));
+        self.sources.len() - 1
+    }
+
     /// As [`Self::add_task`], for what is the same in a twin of the task that may yet come.
     pub(super) fn add_twinned(&mut self, task: Pid, deputy: Pid, memory: File) -> usize {
         let source = self.add_task(deputy, memory);
@@ -183,7 +190,8 @@ impl Contents {
     }
 
     /// The pages of a task's private areas that differ from their backing, and the guard pages of all areas. `kept` are contents that the
-    /// dump has which this one builds on; with `frames`, those that another task has stored already are not stored again.
+    /// dump has which this one builds on, as far as they are right: where pages are protected, those of pages that turn out to be unwritten. With
+    /// `frames`, those that another task has stored already are not stored again.
     pub(super) fn find_private(
         &mut self,
         source: usize,
@@ -591,13 +599,16 @@ fn find_parts(look: Look<'_>, vmas: &[Vma], kept: &[Run]) -> Result<(Vec<Part>, 
     let (Some(first), Some(last)) = (vmas.first(), vmas.last()) else { return Ok(Default::default()) };
     let (mut parts, mut guards): (Vec<Part>, Vec<Guard>) = Default::default();
     let mut areas = vmas.iter().peekable();
-    let found = |from: u64, to: u64, guard: bool| {
+    // Where pages are protected by the very call that finds them, it tells whether they were written; otherwise what is kept was looked at before.
+    let is_told = matches!(look, Look::Protecting(_));
+    let found = |from: u64, to: u64, what: Found| {
+        let kept = if is_told && what != (Found::Page { unwritten: true }) { &[][..] } else { kept };
         while areas.next_if(|vma| vma.end.0 <= from).is_some() {}
         // A range can span areas; the last of them is looked at again for the next range.
         let mut at = areas.clone();
         while let Some(vma) = at.next().filter(|vma| vma.start.0 < to) {
             let (mut start, end) = (from.max(vma.start.0), to.min(vma.end.0));
-            if guard {
+            if what == Found::Guard {
                 match guards.last_mut() {
                     // Of one area, in two stretches.
                     Some(last) if last.end.0 == start && start > vma.start.0 => last.end = Addr(end),
@@ -651,7 +662,7 @@ fn scan(
     start: u64,
     end: u64,
     areas: &[Vma],
-    mut found: impl FnMut(u64, u64, bool),
+    mut found: impl FnMut(u64, u64, Found),
 ) -> Result<()> {
     /// This kernel has none.
     static IS_MISSING: AtomicBool = AtomicBool::new(false);
@@ -672,17 +683,17 @@ fn scan(
 }
 
 /// A scan by all processors, if there is much to look at. What is found comes in order all the same.
-fn scan_side_by_side(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, bool)) -> Result<()> {
+fn scan_side_by_side(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, Found)) -> Result<()> {
     /// What is found of so many is in memory at a time.
     const STRETCHES: usize = 16;
     let look = |&(start, end): &(u64, u64)| {
         let mut ranges = Vec::new();
-        pagemap::scan_private(pagemap.as_fd(), start, end, |from, to, guard| ranges.push((from, to, guard)))?;
+        pagemap::scan_private(pagemap.as_fd(), start, end, |from, to, what| ranges.push((from, to, what)))?;
         Ok(ranges)
     };
     for some in stretches(areas).chunks(STRETCHES) {
         let ranges = parallel::map_large(some, look)?;
-        ranges.into_iter().flatten().for_each(|(from, to, guard)| found(from, to, guard));
+        ranges.into_iter().flatten().for_each(|(from, to, what)| found(from, to, what));
     }
     Ok(())
 }
@@ -717,7 +728,7 @@ fn stretches(areas: &[Vma]) -> Vec<(u64, u64)> {
 }
 
 /// One word a page: Documentation/admin-guide/mm/pagemap.rst. The page of zeros is not told from others here and gets stored.
-fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, bool)) -> Result<()> {
+fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, Found)) -> Result<()> {
     const PRESENT_OR_SWAPPED: u64 = 3 << 62;
     const FILE_OR_SHARED: u64 = 1 << 61;
     const CHUNK_PAGES: u64 = 1 << 16;
@@ -731,7 +742,7 @@ fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, b
             for (word, page) in words.chunks_exact(8).zip((at..).step_by(4096)) {
                 let word = u64::from_le_bytes(word.try_into()?);
                 if word & PRESENT_OR_SWAPPED != 0 && word & FILE_OR_SHARED == 0 {
-                    found(page, page + PAGE_SIZE, false);
+                    found(page, page + PAGE_SIZE, Found::Page { unwritten: false });
                 }
             }
             at += pages * PAGE_SIZE;

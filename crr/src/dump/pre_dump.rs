@@ -3,14 +3,19 @@
 //!
 //! ```text
 //! freeze      as for a dump
-//! look        what is still as the last round knew it, and a descriptor for each task (see `track`)
-//! protect     every page that is there; the last keeper has ended before, since its marks are gone now
+//! look        a descriptor for each task (see `track`), which has its areas from now on
+//! protect     every page that is there, in the step that tells whether it is as the last round knew it; the last keeper has ended before, since its
+//!             marks are gone now
 //! let run
 //! copy        what the last round did not know
 //! keep        a process has the descriptors; the inventory tells which
 //! ```
 //!
-//! With soft-dirty bits there is no descriptor and no keeper, and to protect is to clear the bits.
+//! The tree stands still, but others may write to its memory all the while: who shares it without being of the tree, or by process_vm_writev(2). What comes
+//! before a page is protected is copied, and what comes after it is seen by the next round.
+//!
+//! With soft-dirty bits there is no descriptor and no keeper, and to protect is to clear the bits. They are read first: what others write in between, the
+//! dump finds by its checksums.
 
 use super::freeze::{Frozen, FrozenTask};
 use super::outline::{self, Areas};
@@ -22,11 +27,12 @@ use crate::refusal::Refusals;
 use crate::remote::{Arg, Cache, Call, Executor};
 use crate::resource::file::links::Links;
 use crate::resource::namespace;
+use crate::resource::memory::WATCHED;
 use crate::resource::pipe::Holders;
 use crate::resource::{Refuse, fanotify, sharing};
 use crate::stats::{self, Stage, Stats};
 use crate::store::{Compression, Destination, DirectIo, Writer};
-use crate::sys::{limits, pidfd, userfaultfd};
+use crate::sys::{limits, pagemap, pidfd, userfaultfd};
 use crate::track::soft_dirty::ClearRefs;
 use crate::track::{Previous, Way, instance, keeper};
 use anyhow::{Context, Result, bail};
@@ -122,10 +128,16 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
     let tasks = frozen.tasks.iter().map(|task| (task.pid, &*task.name, &task.dir));
     namespace::refuse_other_ids(tasks, &mut refusals)?;
     refusals.finish("pre-dump")?;
+    let had_keeper = previous.as_ref().is_some_and(|previous| previous.keeper().is_some());
+    let previous = previous.map(Previous::while_frozen).transpose()?;
+    if had_keeper && previous.as_ref().is_some_and(|previous| previous.keeper().is_none()) {
+        // Of the round that came first.
+        keeper::end_all(&frozen.pids().collect())?;
+    }
     fanotify::refuse_judges(&Links::read(&frozen.tasks)?.fanotify_groups(), "pre-dump")?;
     stats::enter(Stage::Tasks);
     let repeated = match way {
-        // There it shows when areas are put under a second descriptor.
+        // There it shows when areas are put under a second descriptor. Who shares them and is outside of the tree is told of as well as a task of it.
         Way::Protection => HashSet::new(),
         Way::SoftDirty => sharing::with_memory_of_others(&frozen.tasks)?,
     };
@@ -144,7 +156,9 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
                 lazy::WAIT
             );
         }
-        bail!("no task of the tree can be tracked");
+        bail!(
+            "no task of the tree can be tracked\n  hint: memory that is {WATCHED} already cannot be; a dump without rounds needs none of this"
+        );
     }
     let parent = previous.as_ref().map(|previous| previous.parent.clone());
     if let Some(keeper) = previous.and_then(Previous::into_keeper) {
@@ -221,21 +235,26 @@ enum Marks {
 /// A stopped task that is tracked.
 struct Looked {
     task: Instance,
-    /// Who its memory is reached by.
+    /// The thread that it is looked at by.
     deputy: Pid,
     marks: Marks,
     /// Its anonymous memory.
     areas: Vec<Vma>,
     pagemap: File,
     memory: File,
-    /// Contents that the last round knows.
+    /// Contents that the last round knows, as far as they are right: with protection, of pages that turn out to be unwritten.
     kept: Vec<Run>,
 }
 
 impl Looked {
     /// Protects its pages, and gives those a place that are not known yet. Guard pages are for the last dump to tell.
     fn protect(&self, contents: &mut Contents) -> Result<Vec<Run>> {
-        let source = contents.add_task(self.deputy, self.memory.try_clone().context("dup")?);
+        let memory = self.memory.try_clone().context("dup")?;
+        let source = if self.deputy == self.task.pid {
+            contents.add_task(self.deputy, memory)
+        } else {
+            contents.add_memory(self.task.pid, memory)
+        };
         let look = match self.marks {
             Marks::Protection(_) => Look::Protecting(&self.pagemap),
             Marks::SoftDirty(_) => Look::Only(&self.pagemap),
@@ -267,35 +286,59 @@ impl Looker<'_> {
             return Ok(None);
         }
         let pagemap = File::from(frozen.dir.open("pagemap").context("open pagemap")?);
-        let kept =
-            self.previous.map(|previous| previous.unwritten(task, &pagemap)).transpose()?.unwrap_or_default();
-        let marks = match self.way {
-            Way::Protection => self.descriptor(frozen, task, &areas, patience)?.map(Marks::Protection),
-            Way::SoftDirty => Some(Marks::SoftDirty(ClearRefs::of(&frozen.dir)?)),
+        let (marks, kept) = match self.way {
+            Way::Protection => {
+                let Some((descriptor, is_known)) =
+                    self.descriptor(frozen, task, &areas, &pagemap, patience)?
+                else {
+                    return Ok(None);
+                };
+                let known = self.previous.filter(|_| is_known).map(|previous| previous.known(task).to_vec());
+                (Marks::Protection(descriptor), known)
+            }
+            Way::SoftDirty => {
+                let unwritten =
+                    self.previous.map(|previous| previous.unwritten(task, &pagemap)).transpose()?;
+                (Marks::SoftDirty(ClearRefs::of(&frozen.dir)?), unwritten)
+            }
         };
-        let Some(marks) = marks else { return Ok(None) };
+        let kept = kept.unwrap_or_default();
         let memory = File::from(frozen.dir.open("mem").context("open mem")?);
         Ok(Some(Looked { task, deputy, marks, areas: areas.anonymous, pagemap, memory, kept }))
     }
 
-    /// What its areas are under from now on, the descriptor of the last round if there is one.
+    /// What its areas are under from now on, and whether that is the descriptor of the last round.
     fn descriptor(
         &mut self,
         frozen: &mut FrozenTask,
         task: Instance,
         areas: &Areas,
+        pagemap: &File,
         patience: &Patience,
-    ) -> Result<Option<OwnedFd>> {
+    ) -> Result<Option<(OwnedFd, bool)>> {
         let known = self.previous.and_then(Previous::keeper);
         let known = known.map(|keeper| keeper.descriptor(task)).transpose()?.flatten();
-        // The address space that a descriptor is for is gone when the task has run another program.
-        let known = known.filter(|descriptor| track_all(descriptor, &areas.anonymous).is_ok());
-        if known.is_some() {
-            return Ok(known);
+        let tracked = tracked(pagemap, &areas.anonymous)?;
+        let is_covered = |&(start, end): &(u64, u64)| is_covered(&areas.anonymous, start, end);
+        if !tracked.iter().all(is_covered) {
+            // All that crr tracks is anonymous. The pages that are about to be protected would be marked for somebody else.
+            log::warn!("task {} ({}) cannot be tracked: it is {WATCHED}", frozen.pid, frozen.name);
+            return Ok(None);
         }
-        let made = self.new_descriptor(frozen, areas, patience)?;
-        // Its memory can be that of another task that was looked at already.
-        Ok(made.filter(|descriptor| track_all(descriptor, &areas.anonymous).is_ok()))
+        // The address space that a descriptor is for is gone when the task has run another program.
+        let known = known.filter(|known| track_all(known, &areas.anonymous, &tracked).is_ok());
+        if let Some(known) = known {
+            return Ok(Some((known, true)));
+        }
+        let Some(made) = self.new_descriptor(frozen, areas, patience)? else { return Ok(None) };
+        match track_all(&made, &areas.anonymous, &[]) {
+            Ok(()) => Ok(Some((made, false))),
+            Err(errno) => {
+                // Or its memory is that of another task that was looked at already.
+                log::info!("task {} ({}) is not tracked: {errno}", frozen.pid, frozen.name);
+                Ok(None)
+            }
+        }
     }
 
     /// Has the task make a descriptor, takes a copy and has it close its own.
@@ -328,11 +371,37 @@ impl Looker<'_> {
     }
 }
 
-/// Puts all areas under a descriptor, without any protection yet. Those that cannot be (droppable memory, huge TLB pages) are left out.
-fn track_all(descriptor: &OwnedFd, areas: &[Vma]) -> nix::Result<()> {
+/// What of these areas, and of all between them, is tracked already, by whomever.
+fn tracked(pagemap: &File, areas: &[Vma]) -> Result<Vec<(u64, u64)>> {
+    let (Some(first), Some(last)) = (areas.first(), areas.last()) else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    pagemap::scan_tracked(pagemap.as_fd(), first.start.0, last.end.0, |start, end| found.push((start, end)))
+        .context("PAGEMAP_SCAN")?;
+    Ok(found)
+}
+
+/// Whether areas, which rise, leave nothing out of a range.
+fn is_covered(areas: &[Vma], start: u64, end: u64) -> bool {
+    let from = areas.partition_point(|vma| vma.end.0 <= start);
+    let mut at = start;
+    for vma in &areas[from..] {
+        if vma.start.0 > at || at >= end {
+            break;
+        }
+        at = vma.end.0;
+    }
+    at >= end
+}
+
+/// Puts all areas under a descriptor. Those that cannot be (droppable memory, huge TLB pages) are left out. What was not `tracked` before is without any
+/// protection then; what was keeps it, and with it what it tells.
+fn track_all(descriptor: &OwnedFd, areas: &[Vma], tracked: &[(u64, u64)]) -> nix::Result<()> {
     for area in areas {
         let (fd, start, end) = (descriptor.as_fd(), area.start.0, area.end.0);
+        let before = tracked.partition_point(|(from, _)| *from <= start).checked_sub(1);
+        let is_tracked = before.is_some_and(|before| tracked[before].1 >= end);
         match userfaultfd::track(fd, start, end) {
+            Ok(()) if is_tracked => {}
             Ok(()) => userfaultfd::unprotect(fd, start, end)?,
             Err(Errno::EINVAL | Errno::EPERM) => {}
             Err(errno) => return Err(errno),
@@ -362,4 +431,32 @@ fn make(
     let copy = copy.context("pidfd_getfd")?;
     userfaultfd::enable(copy.as_fd()).context("userfaultfd cannot track writes (needs Linux 6.7)")?;
     Ok(Ok(copy))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use images::Addr;
+    use images::memory::Backing;
+
+    #[test]
+    fn what_is_not_anonymous_is_seen_among_what_is_tracked() {
+        let area = |start, end| Vma {
+            start: Addr(start),
+            end: Addr(end),
+            prot: 3,
+            flags: 0,
+            backing: Backing::Anonymous,
+        };
+        let areas = [area(0x1000, 0x3000), area(0x3000, 0x4000), area(0x8000, 0x9000)];
+        for covered in [(0x1000, 0x3000), (0x1000, 0x4000), (0x8000, 0x9000)] {
+            assert!(is_covered(&areas, covered.0, covered.1), "{covered:x?}");
+        }
+        for other in
+            [(0x4000, 0x8000), (0x3000, 0x5000), (0x7000, 0x9000), (0x1000, 0x9000), (0xa000, 0xb000)]
+        {
+            assert!(!is_covered(&areas, other.0, other.1), "{other:x?}");
+        }
+        assert!(!is_covered(&[], 0x1000, 0x2000));
+    }
 }

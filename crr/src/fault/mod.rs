@@ -23,6 +23,8 @@ pub enum Effect {
     Fails(Errno),
     /// crr is killed.
     Killed,
+    /// crr is stopped until it gets SIGCONT.
+    Stopped,
     /// The process that the point is about is killed.
     Victim,
     /// An op of this family fails in the program that restores a task; the program dies if there is no error.
@@ -31,7 +33,7 @@ pub enum Effect {
     Differs,
 }
 
-use Effect::{Differs, Fails, Killed, Op, Victim};
+use Effect::{Differs, Fails, Killed, Op, Stopped, Victim};
 const OP_FAILS: Option<Errno> = Some(Errno::EIO);
 
 /// Names all points: `Point = "name", effect, "what it does"`.
@@ -169,6 +171,7 @@ points! {
     HelperDiesParked = "helper-dies-parked", Victim, "a restored task is killed when all wait to be taken over";
     HelperDiesHeld = "helper-dies-held", Victim, "a restored task is killed when crr holds all its threads";
     KilledStarting = "killed-starting", Killed, "a dump is killed before it stops anything";
+    StoppedStarting = "stopped-starting", Stopped, "a dump is stopped before it stops anything";
     KilledFreezing = "killed-freezing", Killed, "a dump is killed when a task has stopped";
     KilledFrozen = "killed-frozen", Killed, "a dump is killed when the tree is stopped";
     KilledCalling = "killed-calling", Killed, "a dump is killed when a task is about to make a system call at an instruction of its own";
@@ -277,6 +280,7 @@ pub fn point(point: Point) -> nix::Result<()> {
         Fails(errno) => return Err(errno),
         // It has hit when the call returns.
         Killed => drop(kill(nix::unistd::getpid(), Signal::SIGKILL)),
+        Stopped => drop(kill(nix::unistd::getpid(), Signal::SIGSTOP)),
         Victim | Op(..) | Differs => {}
     }
     Ok(())

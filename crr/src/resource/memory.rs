@@ -14,6 +14,9 @@ use crate::proc::tasks::outside;
 use crate::proc::{Dir, Malformed};
 use crate::refusal::{Refusal, Refusals};
 use crate::remote::CodeArea;
+use crate::sys::userfaultfd;
+use crate::track::instance;
+use crate::track::keeper::Keeper;
 use anyhow::{Context, Result};
 use images::memory::{AreaName, Backing, Memory, Space, Vma, vm};
 use images::sysv::Object;
@@ -24,6 +27,7 @@ use std::collections::HashMap;
 use std::collections::HashSet;
 use std::fs::File;
 use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// An object of shared memory without a file, open for reading.
 #[derive(Debug)]
@@ -50,8 +54,10 @@ pub(crate) struct Backings {
     segments: sysv::Kind,
     /// Shared memory without a file, by id.
     pub(crate) shared: Vec<SharedObject>,
-    /// Areas may be tracked for pre-dumps: that ends with the dump, and is no part of them.
-    tracked: bool,
+    /// Who tracks areas for pre-dumps: that ends with the dump, and is no part of them.
+    pub(crate) keepers: Vec<Keeper>,
+    /// Areas of the task that is being looked at which are tracked by somebody; those that touch as one.
+    tracked: Vec<Range<u64>>,
     /// Restored tasks somewhere wait for memory.
     to_come: OnceCell<bool>,
 }
@@ -78,6 +84,9 @@ enum Flag {
 
 /// Why an area is refused that userfaultfd is used on: by the program, or by what is left of a pre-dump.
 pub(crate) const WATCHED: &str = "watched by userfaultfd";
+
+/// The same of one that others use it on for sure. It begins otherwise: here it is of no use to end what is left of a pre-dump.
+const WATCHED_BY_OTHERS: &str = "is watched by userfaultfd, and not by a pre-dump";
 
 /// Why an area is refused in which pages are missing that the program has all the same. Flags are looked at before pages, so nobody
 /// takes one for zeros that comes in between.
@@ -217,8 +226,8 @@ fn describe(area: &Area<'_>) -> String {
 }
 
 impl Backings {
-    pub(crate) fn new(tracked: bool) -> Self {
-        Self { tracked, ..Self::default() }
+    pub(crate) fn new(keepers: Vec<Keeper>) -> Self {
+        Self { keepers, ..Self::default() }
     }
 
     /// The record of an area, `None` for [vsyscall], which belongs to the kernel, and for what was refused.
@@ -244,9 +253,13 @@ impl Backings {
                 return Ok(None);
             }
         };
-        let (tracked, is_ring) = (self.tracked, backing == Backing::AioRing);
+        let is_ring = backing == Backing::AioRing;
         let bits = flags(area.flags, kernel.is_some(), |reason, code| {
-            if tracked && code == *b"uw" {
+            if code == *b"uw" && !self.keepers.is_empty() {
+                match self.tracked.last_mut() {
+                    Some(last) if last.end == area.start => last.end = area.end,
+                    _ => self.tracked.push(area.start..area.end),
+                }
                 return;
             }
             // VM_DONTEXPAND (aio_ring_mmap() of fs/aio.c).
@@ -269,6 +282,32 @@ impl Backings {
         };
         let flags = bits | huge | area.pkey << vm::KEY_SHIFT;
         Ok(Some(Vma { start: Addr(area.start), end: Addr(area.end), prot: area.prot, flags, backing }))
+    }
+
+    /// Refuses areas of a task that are tracked by others than the keepers: what their pages tell was not meant for crr. To be called when all areas of the
+    /// task are dumped.
+    pub(crate) fn refuse_watched(&mut self, refuse: &mut Refuse<'_>) -> Result<()> {
+        if self.tracked.is_empty() {
+            return Ok(());
+        }
+        let task = instance(refuse.pid())?;
+        let mut descriptors = Vec::new();
+        for keeper in &self.keepers {
+            descriptors.extend(keeper.descriptors_for_memory(task)?);
+        }
+        for Range { start, end } in self.tracked.drain(..) {
+            // Nothing changes where an area is under the descriptor already (userfaultfd_register() of fs/userfaultfd.c), and each is under one. If that is
+            // another one: EBUSY, or no address space to be found any more, where the task has run another program.
+            let is_its = |descriptor: &OwnedFd| userfaultfd::track(descriptor.as_fd(), start, end).is_ok();
+            if descriptors.iter().any(is_its) {
+                continue;
+            }
+            let reason = format!("{WATCHED_BY_OTHERS} (smaps flag uw)");
+            let hint =
+                "have whoever watches it close the userfaultfd, or start the program so that it does without";
+            refuse.with_hint(format!("{start:#x}-{end:#x}"), reason, hint);
+        }
+        Ok(())
     }
 
     fn backing(

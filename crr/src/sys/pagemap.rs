@@ -74,15 +74,36 @@ struct Wanted {
     all: u64,
     /// Those of them that have not to apply instead.
     inverted: u64,
+    /// Categories of which one has to apply, if there are any.
+    any: u64,
+    /// Those that are told of what is found; with contents, which of it is a guard page is told as well.
+    told: u64,
 }
 
 /// Present or swapped, not of a file, not the zero page.
-const PRIVATE: Wanted =
-    Wanted { flags: 0, all: page::FILE | page::PFNZERO, inverted: page::FILE | page::PFNZERO };
+const PRIVATE: Wanted = Wanted {
+    flags: 0,
+    all: page::FILE | page::PFNZERO,
+    inverted: page::FILE | page::PFNZERO,
+    any: page::PRESENT | page::SWAPPED,
+    told: 0,
+};
+
+/// What a page was when it was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// One with contents.
+    Page {
+        /// It was tracked, and not written since it was protected.
+        unwritten: bool,
+    },
+    /// A guard page, which there can be in areas of any kind.
+    Guard,
+}
 
 /// Calls `found` for every range of pages in `start..end` whose contents differ from what the backing file
-/// or fresh anonymous memory would show: present or swapped, not of a file, not the zero page. It is told whether they are guard pages, which
-/// there can be in areas of any kind.
+/// or fresh anonymous memory would show: present or swapped, not of a file, not the zero page. Nothing is said of
+/// whether they were written.
 ///
 /// # Errors
 /// ENOTTY on kernels before 6.7.
@@ -90,12 +111,18 @@ pub fn scan_private(
     pagemap: BorrowedFd<'_>,
     start: u64,
     end: u64,
-    found: impl FnMut(u64, u64, bool),
+    mut found: impl FnMut(u64, u64, Found),
 ) -> nix::Result<()> {
-    scan(pagemap, start, end, PRIVATE, found)
+    scan(pagemap, start, end, PRIVATE, |start, end, categories| {
+        let guard = categories & page::GUARD != 0;
+        found(start, end, if guard { Found::Guard } else { Found::Page { unwritten: false } });
+    })
 }
 
 /// As [`scan_private`], in areas that are tracked by [`super::userfaultfd`]; from here on it tells which of these pages are written.
+///
+/// Whether a page was written until now is found, and it is protected, in one step under the lock of its page table (pagemap_scan_pmd_entry() of
+/// fs/proc/task_mmu.c). So nobody writes in between, those included who do not stand still with the task.
 ///
 /// # Errors
 /// ENOTTY on kernels before 6.7.
@@ -103,9 +130,41 @@ pub fn scan_and_protect(
     pagemap: BorrowedFd<'_>,
     start: u64,
     end: u64,
-    found: impl FnMut(u64, u64, bool),
+    mut found: impl FnMut(u64, u64, Found),
 ) -> nix::Result<()> {
-    scan(pagemap, start, end, Wanted { flags: WP_MATCHING, ..PRIVATE }, found)
+    let wanted = Wanted { flags: WP_MATCHING, told: page::WRITTEN, ..PRIVATE };
+    scan(pagemap, start, end, wanted, |start, end, categories| {
+        let guard = categories & page::GUARD != 0;
+        let unwritten = categories & page::WRITTEN == 0;
+        found(start, end, if guard { Found::Guard } else { Found::Page { unwritten } });
+    })
+}
+
+/// Calls `found` for every range in `start..end` that is tracked by a userfaultfd of the kind that [`super::userfaultfd::enable`] makes, by whomever, whether
+/// pages are there or not. Ranges come by rising address; those that touch come as one.
+///
+/// # Errors
+/// ENOTTY on kernels before 6.7.
+pub fn scan_tracked(
+    pagemap: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+    mut found: impl FnMut(u64, u64),
+) -> nix::Result<()> {
+    let wanted = Wanted { flags: 0, all: page::WPALLOWED, inverted: 0, any: 0, told: page::WPALLOWED };
+    let mut last: Option<(u64, u64)> = None;
+    scan(pagemap, start, end, wanted, |start, end, _| match &mut last {
+        Some((_, until)) if *until == start => *until = end,
+        _ => {
+            if let Some((start, end)) = last.replace((start, end)) {
+                found(start, end);
+            }
+        }
+    })?;
+    if let Some((start, end)) = last {
+        found(start, end);
+    }
+    Ok(())
 }
 
 /// As [`scan_private`], those pages that have not been written since they were protected.
@@ -119,9 +178,9 @@ pub fn scan_unwritten(
     mut found: impl FnMut(u64, u64),
 ) -> nix::Result<()> {
     let wanted = Wanted {
-        flags: 0,
         all: PRIVATE.all | page::WPALLOWED | page::WRITTEN,
         inverted: PRIVATE.inverted | page::WRITTEN,
+        ..PRIVATE
     };
     scan(pagemap, start, end, wanted, |start, end, _| found(start, end))
 }
@@ -131,7 +190,7 @@ fn scan(
     start: u64,
     end: u64,
     wanted: Wanted,
-    mut found: impl FnMut(u64, u64, bool),
+    mut found: impl FnMut(u64, u64, u64),
 ) -> nix::Result<()> {
     fault::point(Point::Pagemap)?;
     if is_disabled(Switch::PagemapScan) {
@@ -139,7 +198,8 @@ fn scan(
     }
     let mut regions = [Region::default(); 1024];
     let mut from = start;
-    let mut return_mask = page::PRESENT | page::GUARD;
+    let guards = if wanted.any == 0 { 0 } else { page::PRESENT | page::GUARD };
+    let mut return_mask = wanted.told | guards;
     while from < end {
         let mut arg = ScanArg {
             size: size_of::<ScanArg>() as u64,
@@ -152,21 +212,21 @@ fn scan(
             max_pages: 0,
             category_inverted: wanted.inverted,
             category_mask: wanted.all,
-            category_anyof_mask: page::PRESENT | page::SWAPPED,
+            category_anyof_mask: wanted.any,
             return_mask,
         };
         // SAFETY: `arg` and the regions it names live across the call.
         let n = match check(unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) }) {
             // A kernel that does not tell them. A dump of one fails then: it cannot be read.
             Err(Errno::EINVAL) if return_mask & page::GUARD != 0 => {
-                return_mask = page::PRESENT;
+                return_mask &= !page::GUARD;
                 continue;
             }
             other => other?,
         };
         let found_now = &regions[..usize::try_from(n).unwrap_or(0)];
         for region in found_now {
-            found(region.start, region.end, region.categories & page::GUARD != 0);
+            found(region.start, region.end, region.categories);
         }
         // A vector that is not full means that the end was reached. `walk_end` does not tell: the kernel leaves it
         // where its own smaller buffer was last full (do_pagemap_scan() of fs/proc/task_mmu.c).

@@ -6,10 +6,14 @@
 //! ```text
 //! crr keep-track --task PID:START:FD...
 //! ```
+//!
+//! Anybody can have such a line. So where a keeper is looked for that no inventory has noted, it is one only if it has a userfaultfd under that number for a
+//! task that is still the same one (so the numbers are not those of another pid namespace, either).
 
 use super::instance;
 use crate::cli::keep_track::COMMAND;
 use crate::proc::tasks;
+use crate::sys::kcmp::{Kind, kcmp};
 use crate::sys::{pidfd, process};
 use anyhow::{Context, Result, bail};
 use images::Pid;
@@ -17,7 +21,8 @@ use images::inventory::Instance;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::CString;
 use std::fmt;
@@ -96,9 +101,38 @@ impl Keeper {
         }
     }
 
+    /// Copies of its descriptors for the memory of a task: of that task itself, or, if it has none, of those that share its memory.
+    pub(crate) fn descriptors_for_memory(&self, task: Instance) -> Result<Vec<OwnedFd>> {
+        if let Some(own) = self.descriptor(task)? {
+            return Ok(vec![own]);
+        }
+        let shares = |other: &&Tracked| {
+            kcmp(Kind::Vm, (task.pid, 0), (other.task.pid, 0)).is_ok_and(|order| order == Ordering::Equal)
+        };
+        let of_others = self.tracked.iter().filter(shares);
+        of_others.filter_map(|other| self.descriptor(other.task).transpose()).collect()
+    }
+
+    /// Whether it still is. Asked of a tree that stands still: a round that came in between would have ended it, before it protected anything.
+    pub(crate) fn is_alive(&self) -> Result<bool> {
+        let mut ended = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        Ok(poll(&mut ended, PollTimeout::ZERO).context("poll")? == 0)
+    }
+
+    /// Whether it tracks one of these tasks.
+    fn tracks_one_of(&self, tasks: &HashSet<Pid>) -> bool {
+        let has_one = |tracked: &Tracked| {
+            let link = format!("/proc/{}/fd/{}", self.pid, tracked.fd);
+            tasks.contains(&tracked.task.pid)
+                && instance(tracked.task.pid).is_ok_and(|now| now == tracked.task)
+                && std::fs::read_link(link).is_ok_and(|link| link.as_os_str() == "anon_inode:[userfaultfd]")
+        };
+        self.tracked.iter().any(has_one)
+    }
+
     /// Ends it. When this returns it has no descriptor any more.
     pub(crate) fn end(self) -> Result<()> {
-        match kill(nix::unistd::Pid::from_raw(self.pid), Signal::SIGTERM) {
+        match pidfd::kill(self.pidfd.as_fd(), Signal::SIGTERM as i32) {
             Ok(()) => {}
             Err(Errno::ESRCH) => return Ok(()),
             Err(errno) => return Err(errno).with_context(|| format!("end keeper {}", self.pid)),
@@ -112,18 +146,21 @@ impl Keeper {
     }
 }
 
-/// Ends whoever tracks one of these tasks. Whether there was one.
-pub(crate) fn end_all(tasks: &HashSet<Pid>) -> Result<bool> {
-    let mut found = false;
+/// Whoever tracks one of these tasks.
+pub(crate) fn of_tasks(tasks: &HashSet<Pid>) -> Result<Vec<Keeper>> {
+    let mut found = Vec::new();
     for pid in tasks::all()? {
-        if let Some(keeper) = Keeper::look(pid)?
-            && keeper.tracked.iter().any(|tracked| tasks.contains(&tracked.task.pid))
-        {
-            keeper.end()?;
-            found = true;
-        }
+        found.extend(Keeper::look(pid)?.filter(|keeper| keeper.tracks_one_of(tasks)));
     }
     Ok(found)
+}
+
+/// Ends whoever tracks one of these tasks. Whether there was one.
+pub(crate) fn end_all(tasks: &HashSet<Pid>) -> Result<bool> {
+    let found = of_tasks(tasks)?;
+    let any = !found.is_empty();
+    found.into_iter().try_for_each(Keeper::end)?;
+    Ok(any)
 }
 
 /// Starts a keeper for these tasks.

@@ -31,7 +31,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A process as it is now.
 ///
@@ -82,6 +82,8 @@ pub(crate) struct Previous {
     runs: BTreeMap<Instance, Vec<Run>>,
     /// What has told of writes since; `None` if nothing has all the time.
     pub(crate) told: Option<Told>,
+    /// Where it is, for messages.
+    path: PathBuf,
 }
 
 /// What has told of writes since a pre-dump.
@@ -114,10 +116,30 @@ impl Previous {
             Tracking::WriteProtected(keeper) => Keeper::find(keeper)?.map(Told::Keeper),
             Tracking::SoftDirty => Some(Told::SoftDirty(Checksums::of(ancestors.into_iter().chain([round])))),
         };
-        if told.is_none() {
-            log::warn!("nobody has kept track of what was written since {}: all is dumped", path.display());
+        let previous = Self { parent, first_page, runs, told, path };
+        if previous.told.is_none() {
+            previous.warn();
         }
-        Ok(Self { parent, first_page, runs, told })
+        Ok(previous)
+    }
+
+    fn warn(&self) {
+        log::warn!("nobody has kept track of what was written since {}: all is dumped", self.path.display());
+    }
+
+    /// Looks again whether somebody tells, when the tree stands still: until then another round can have come first, whose marks would be taken for those of
+    /// this one. From here on that cannot be.
+    ///
+    /// # Errors
+    /// As poll(2).
+    pub(crate) fn while_frozen(self) -> Result<Self> {
+        if let Some(keeper) = self.keeper()
+            && !keeper.is_alive()?
+        {
+            self.warn();
+            return Ok(Self { told: None, ..self });
+        }
+        Ok(self)
     }
 
     /// Forgets what has told of writes, if that was in another way: contents that are not checked yet stay so in one way only.
@@ -148,6 +170,11 @@ impl Previous {
             Some(Told::Keeper(keeper)) => Some(keeper),
             _ => None,
         }
+    }
+
+    /// Contents that it knows of a task, right or not, by rising address.
+    pub(crate) fn known(&self, task: Instance) -> &[Run] {
+        self.runs.get(&task).map_or(&[], Vec::as_slice)
     }
 
     /// Those contents of a stopped task that are said to be right still, by rising address.

@@ -347,6 +347,7 @@ const ELSEWHERE: &[&str] = &[
     "killed-snapshot",
     "lazy-ahead",
     "nft",
+    "stopped-starting",
     "task-dies-snapshot",
     "twin-dies",
     "twins-always",

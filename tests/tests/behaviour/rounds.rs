@@ -4,11 +4,14 @@ use anyhow::{Context, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use tests::abi::Abi;
-use tests::case::{Running, Workload, images_size, nothing_left};
+use tests::case::{Running, Workload, images_size, nothing_left, reap};
 use tests::isolate::isolated_for_both;
+use tests::sys::descriptor_of;
 use tests::{Result, command, here, require_ia32, require_root, wait};
 
 /// The processes that keep track of what is written.
@@ -377,5 +380,144 @@ fn parents_are_checked() {
         fs::rename(&away, &first)?;
         running.restore(&["-d"])?.success()?;
         running.verify()
+    });
+}
+
+/// Somebody outside of the tree shares its memory and writes to it while a round looks at it: that comes before or after, and is not missed.
+#[test]
+fn writes_from_outside() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("rounds", "outsider").start(dir, abi)?;
+        running.pre_dump(&[])?.success()?;
+        step(&running, 1)?;
+        running.pre_dump(&[])?.success()?;
+        step(&running, 2)?;
+        reap()?;
+        running.dump_on_rounds(&[])?.success()?;
+        running.comes_back()
+    });
+}
+
+/// What a program's own userfaultfd protects, which somebody else has, says nothing about a round: it is not tracked, and a dump is refused.
+#[test]
+fn what_others_watch() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("rounds", "watched").start(dir, abi)?;
+        running.pre_dump(&[])?.success()?;
+        let keeper = keepers()?;
+        let previous = fs::canonicalize(running.images())?.display().to_string();
+        let options = ["--prev-images-dir", &previous];
+        step(&running, 1)?;
+        let watcher = descriptor_of(running.root.as_raw(), 60)?;
+        step(&running, 2)?;
+        running.dump(&options)?.code(1)?.says_with_hint("watched by userfaultfd, and not by a pre-dump")?;
+        running.pre_dump(&options)?.code(1)?.says_with_hint("no task of the tree can be tracked")?;
+        ensure!(keepers()? == keeper, "the keeper has changed");
+        drop(watcher);
+        let last = running.dump(&options)?.success()?;
+        ensure!(!last.stderr.contains("nobody"), "{}", last.stderr);
+        running.comes_back()
+    });
+}
+
+/// A dump has looked who keeps track, and before it stops the tree another round takes over: its marks are not those of the round that the dump builds on.
+#[test]
+fn a_round_that_comes_first() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("rounds", "steps").start(dir, abi)?;
+        let root = running.root.to_string();
+        running.pre_dump(&[])?.success()?;
+        step(&running, 1)?;
+        let own = dir.join("own");
+        fs::create_dir(&own)?;
+        let previous = ["--prev-images-dir", "../images-1"];
+        let args = running.dump_args(&[&previous[..], &["--fault", "stopped-starting"]].concat())?;
+        let mut dump = command::spawn(&own, &args.iter().map(String::as_str).collect::<Vec<_>>())?;
+        let stat = format!("/proc/{}/stat", dump.id());
+        wait::until(wait::STEP, "the dump is stopped", || {
+            Ok(fs::read_to_string(&stat)?.contains(") T ").then_some(()))
+        })?;
+        fs::create_dir(dir.join("other"))?;
+        let other = dir.join("other").display().to_string();
+        let args = [&["pre-dump", "-t", &root, "-D", &other], &previous[..]].concat();
+        command::crr(&running.dir, &args)?.success()?;
+        kill(Pid::from_raw(dump.id().try_into()?), Signal::SIGCONT)?;
+        let status = wait::until(wait::STEP, "the dump ends", || Ok(dump.try_wait()?))?;
+        let said = fs::read_to_string(own.join("crr.stderr"))?;
+        ensure!(status.success(), "{status}: {said}");
+        ensure!(said.contains("nobody has kept track of what was written since"), "{said}");
+        nothing_left()?;
+        running.restore(&["-d"])?.success()?;
+        step(&running, 2)?;
+        running.verify()
+    });
+}
+
+/// A process is no keeper for its command line alone.
+#[test]
+fn what_looks_like_a_keeper() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("memory", "anonymous").start(dir, abi)?;
+        let stat = fs::read_to_string(format!("/proc/{}/stat", running.root))?;
+        let start =
+            stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(19)).context("stat")?;
+        fs::write(dir.join("keep-track"), "read line")?;
+        let mut other = Command::new("sh")
+            .arg0("crr")
+            .args(["keep-track", "--task", &format!("{}:{start}:0", running.root)])
+            .current_dir(dir)
+            .stdin(Stdio::piped())
+            .spawn()?;
+        wait::until(wait::STEP, "it has its arguments", || Ok((!keepers()?.is_empty()).then_some(())))?;
+        running.pre_dump(&[])?.success()?;
+        running.dump(&["--leave-running"])?.success()?;
+        ensure!(other.try_wait()?.is_none(), "it was ended");
+        drop(other.stdin.take());
+        other.wait()?;
+        running.dump(&[])?.success()?;
+        running.comes_back()
+    });
+}
+
+/// The thread that a task is reached by, whose leader has ended, ends while memory is copied, and somebody else gets its id: what is copied is the task's all the same.
+#[test]
+fn a_deputy_that_ends() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("rounds", "deputy").start(dir, abi)?;
+        let root = running.root.to_string();
+        let first = dir.join("first");
+        fs::create_dir(&first)?;
+        nix::unistd::mkfifo(&first.join("go"), nix::sys::stat::Mode::S_IRWXU)?;
+        // What is read first says that the tree runs on; the pipe holds little of what is to come.
+        let script =
+            "set -o pipefail; \"$@\" | { head -c 512 > begun; read line < go; cat begun - | tar x; }";
+        let round = || {
+            let under = ["bash", "-c", script, "bash"];
+            command::crr_under(&under, &first, &["pre-dump", "-t", &root, "-D", "-"])
+        };
+        std::thread::scope(|scope| -> Result {
+            let round = scope.spawn(round);
+            wait::until(wait::STEP, "pages come", || {
+                let len = fs::metadata(first.join("begun")).map_or(0, |begun| begun.len());
+                Ok((len == 512 || round.is_finished()).then_some(()))
+            })?;
+            step(&running, 1)?;
+            fs::write(first.join("go"), "\n")?;
+            round.join().map_err(|_| anyhow::anyhow!("panic"))??.success()?;
+            Ok(())
+        })?;
+        step(&running, 2)?;
+        running.dump(&["--prev-images-dir", "../first"])?.success()?;
+        running.comes_back()
     });
 }

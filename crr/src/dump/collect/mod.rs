@@ -135,7 +135,7 @@ pub(super) fn collect(
     holders: &mut Holders,
     mut refusals: Refusals,
     patience: &Patience,
-    base: Base,
+    mut base: Base,
 ) -> Result<Collected> {
     let output = (options.destination == Destination::Stream).then(Object::standard_output).flatten();
     let links = std::mem::take(&mut frozen.links);
@@ -145,7 +145,7 @@ pub(super) fn collect(
         ready,
         paths: Paths::new(options.ghost_limit, options.link_remap),
         files: file::Table::new(&options.external, output, links),
-        backings: memory::Backings::new(base.parent.is_some()),
+        backings: memory::Backings::new(std::mem::take(&mut base.keepers)),
         vdsos: Vec::new(),
         gadgets: Cache::default(),
         filters: seccomp::Table::default(),
@@ -247,6 +247,7 @@ pub(super) fn collect(
     tables.backings.refuse_outsiders(&pids, &mut refusals)?;
     tables.paths.deleted().refuse_outsiders(&pids, &mut refusals)?;
     refusals.finish("dump")?;
+    base.keepers = std::mem::take(&mut tables.backings.keepers);
     stats::enter(Stage::FindPages);
     // Private memory comes last: of a snapshot, all else is copied while the tree stands still.
     let mut contents = Contents::beyond(base.first_page);

@@ -284,6 +284,7 @@ pub(super) fn dump_areas(
         }
         anyhow::Ok(aside.and_then(Aside::finish))
     })?;
+    backings.refuse_watched(refuse)?;
     areas.abi = dump_vdso(pid, dir, &mut areas.vmas, &mut tables.vdsos, refuse)?;
     Ok(areas)
 }
