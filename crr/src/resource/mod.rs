@@ -35,6 +35,7 @@ pub(crate) mod pidfd;
 pub mod pipe;
 pub(crate) mod pkey;
 pub(crate) mod program;
+pub(crate) mod ring;
 pub mod robust;
 pub mod rseq;
 pub mod seccomp;
