@@ -32,6 +32,7 @@ pub(crate) mod other_name;
 pub(crate) mod packet;
 pub mod path;
 pub(crate) mod pidfd;
+pub(crate) mod pins;
 pub mod pipe;
 pub(crate) mod pkey;
 pub(crate) mod program;
