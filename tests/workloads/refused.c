@@ -417,6 +417,44 @@ CASE(landlock_of_a_thread)
 	MUST0(pthread_join(thread, NULL));
 }
 
+static volatile int ring_made;
+
+/* A ring in memory of the task's own, which a thread has by index alone: IORING_SETUP_NO_MMAP and IORING_SETUP_REGISTERED_FD_ONLY. */
+static void *own_ring(void *unused)
+{
+	(void)unused;
+	char *memory = map_anonymous(2 * PAGE);
+	uint64_t parameters[15] = { [1] = 3 << 14, [9] = (uintptr_t)memory + PAGE, [14] = (uintptr_t)memory };
+	MUST(syscall(425, 4, parameters));
+	__atomic_store_n(&ring_made, 1, __ATOMIC_SEQ_CST);
+	syscall(SYS_futex, &may_end, 0, 0, NULL);
+	/* IORING_ENTER_REGISTERED_RING: it is still there. */
+	MUST(syscall(426, 0, 0, 0, 16, 0, 0));
+	return NULL;
+}
+
+/* Rings that nothing shows but their threads: one of a second thread, in memory of its own, and one at the last index that is not enabled yet. */
+CASE(rings_by_index)
+{
+	pthread_t thread;
+	/* IORING_SETUP_R_DISABLED. */
+	int pair[2], ring = make_ring(1 << 6);
+	/* struct io_uring_rsrc_update, for IORING_REGISTER_RING_FDS. */
+	uint64_t last[2] = { 15, (uint64_t)ring };
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+	MUST(syscall(427, ring, 20, last, 1));
+	close(ring);
+	name("io_uring is not supported: it has a ring with index 15 (registered)");
+	MUST0(pthread_create(&thread, NULL, own_ring, NULL));
+	await(&ring_made, 1);
+	name("io_uring is not supported: it has a ring with index 0 (registered)");
+	checkpoint();
+	may_end = 1;
+	syscall(SYS_futex, &may_end, 1, 1);
+	MUST0(pthread_join(thread, NULL));
+	check_alive(pair);
+}
+
 static void outlive_the_root(void *unused)
 {
 	(void)unused;

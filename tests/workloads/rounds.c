@@ -276,6 +276,89 @@ CASE(cleared)
 }
 
 /*
+ * Rings of io_uring in memory of the program's own (IORING_SETUP_NO_MMAP): they write to pages without any trace in the page tables, here to a buffer that
+ * one was given, and to their own memory. The second one has no descriptor (IORING_SETUP_REGISTERED_FD_ONLY), only an index.
+ */
+static char *ring_memory;
+static uint32_t ring_parameters[30];
+static int ring, arriving_pipe[2];
+
+static void make_ring(uint32_t flags)
+{
+	ring_memory = map_anonymous(2 * PAGE);
+	uint64_t entries = (uintptr_t)ring_memory, rings = entries + PAGE;
+	memset(ring_parameters, 0, sizeof(ring_parameters));
+	ring_parameters[2] = 1 << 14 | flags;
+	memcpy(&ring_parameters[18], &entries, sizeof(entries));
+	memcpy(&ring_parameters[28], &rings, sizeof(rings));
+	ring = (int)MUST(syscall(425, 4, ring_parameters));
+}
+
+/* Submits the only entry of the ring, and returns its result. */
+static int32_t submit(const uint64_t entry[8], uint32_t flags)
+{
+	char *rings = ring_memory + PAGE;
+	uint32_t *tail = (uint32_t *)(void *)(rings + ring_parameters[11]);
+	memcpy(ring_memory, entry, 64);
+	*(uint32_t *)(void *)(rings + ring_parameters[16]) = 0;
+	__atomic_store_n(tail, 1, __ATOMIC_RELEASE);
+	/* IORING_ENTER_GETEVENTS. */
+	MUST(syscall(426, ring, 1, 1, 1 | flags, 0, 0));
+	return *(int32_t *)(void *)(rings + ring_parameters[25] + 8);
+}
+
+static bool has_pinned(void)
+{
+	char text[4096];
+	int fd = MUST(open("/proc/self/status", O_RDONLY | O_CLOEXEC));
+	ssize_t length = MUST(read(fd, text, sizeof(text) - 1));
+	close(fd);
+	text[length] = 0;
+	return strstr(text, "VmPin:\t       0 kB") == NULL;
+}
+
+static void use_ring(int number)
+{
+	if (number == 1) {
+		/* IORING_OP_READ_FIXED. */
+		uint64_t reads[8] = { 4 | (uint64_t)arriving_pipe[0] << 32, 0, (uintptr_t)received.memory, 2 * PAGE };
+		CHECK(submit(reads, 0) == 2 * PAGE, "what was read");
+		close(ring);
+		while (has_pinned())
+			sched_yield();
+		make_ring(1 << 15);
+	} else {
+		uint64_t nothing[8] = { [4] = 4321 };
+		CHECK(submit(nothing, 16) == 0, "a ring that does nothing");
+		/* IORING_UNREGISTER_RING_FDS, by index: struct io_uring_rsrc_update. */
+		uint64_t first[2] = { (uint64_t)ring };
+		MUST(syscall(427, ring, 1u << 31 | 21, first, 1));
+	}
+	tell(number);
+}
+
+CASE(rings)
+{
+	char text[2 * PAGE];
+	received.memory = map_anonymous(AREA * PAGE);
+	put_all(&received, 1);
+	for (size_t page = 0; page < 2; page++) {
+		received.seed[page] = 900 + (uint32_t)page;
+		fill(text + page * PAGE, PAGE, received.seed[page]);
+	}
+	MUST(pipe(arriving_pipe));
+	MUST(write(arriving_pipe[1], text, sizeof(text)));
+	make_ring(0);
+	struct iovec buffer = { received.memory, 4 * PAGE };
+	/* IORING_REGISTER_BUFFERS. */
+	MUST(syscall(427, ring, 0, &buffer, 1));
+	rounds(use_ring);
+	look(&received, "received");
+	/* The user data of the one entry that has ended. */
+	CHECK(*(uint64_t *)(void *)(ring_memory + PAGE + ring_parameters[25]) == 4321, "what the ring has told");
+}
+
+/*
  * A program that never stops writing: threads count in pages of their own, in order, while most of its memory stays as
  * it is. What a thread has written last is known to itself.
  */

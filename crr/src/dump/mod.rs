@@ -11,6 +11,7 @@ mod pages;
 pub mod pre_dump;
 mod rights;
 pub(crate) mod room;
+mod trackable;
 mod twins;
 mod unstoppable;
 

@@ -3,7 +3,9 @@
 use super::collect::{abi, ask, outside};
 use super::freeze::FrozenTask;
 use crate::proc::smaps;
+use crate::proc::status::Status;
 use crate::ptrace::Stopped;
+use crate::refusal::Refusals;
 use crate::remote::{Cache, CodeArea, Gadget, Target, is_leftover};
 use crate::resource::{Refuse, memory, pkey, rseq, seccomp};
 use anyhow::{Context, Result};
@@ -64,11 +66,49 @@ impl Areas {
     }
 }
 
-/// Whether an area is that of something that may have a task's pages pinned (`FOLL_LONGTERM` and the like of mm/gup.c). What is written
-/// to them that way leaves no trace in the page tables, and it may end before the dump, which would refuse it.
+/// Whether an area is that of something that may have a task's pages pinned (`FOLL_LONGTERM` and the like of mm/gup.c; a socket that is mapped can be one of
+/// AF_XDP). What is written to them that way leaves no trace in the page tables, and it may end before the dump, which would refuse it.
 fn may_pin(name: &[u8]) -> bool {
     let starts = |prefixes: &[&[u8]]| prefixes.iter().any(|prefix| name.starts_with(prefix));
-    starts(&[b"/[aio]", b"anon_inode:", b"/dev/"]) && !starts(&[b"/dev/zero", b"/dev/shm/"])
+    starts(&[b"/[aio]", b"anon_inode:", b"socket:", b"/dev/"])
+        && !starts(&[b"/dev/zero", b"/dev/shm/", b"/dev/hugepages/"])
+}
+
+/// The status of a task.
+pub(super) fn read_status(task: &FrozenTask, buffer: &mut Vec<u8>) -> Result<Status> {
+    outside::read_status(&task.dir, task.deputy(), buffer)
+}
+
+/// As [`target`], for calls by all threads, with a warning that the task cannot be tracked if it cannot make these.
+pub(super) fn target_for_all(
+    frozen: &FrozenTask,
+    areas: &Areas,
+    gadgets: &mut Cache,
+) -> Result<Option<(Target, usize)>> {
+    let mut refusals = Refusals::default();
+    let refuse = &mut Refuse::new(&mut refusals, frozen.pid, &frozen.name);
+    let mut target = target(frozen, areas, gadgets, refuse)?;
+    if let Some((_, caller)) = &target {
+        let others = frozen.threads.iter().enumerate().filter(|(index, _)| index != caller);
+        for (_, thread) in others {
+            if !may_call(frozen.deputy(), thread, refuse)? {
+                target = None;
+                break;
+            }
+        }
+    }
+    if let Err(refused) = refusals.finish("tracking") {
+        log::warn!("{refused}");
+    }
+    if target.is_none() {
+        log::warn!("task {} ({}) cannot be tracked now: it is dumped whole", frozen.pid, frozen.name);
+    }
+    Ok(target)
+}
+
+/// Whether a thread is at a place where it can make calls, and may use the memory that they need. It is taken out of a restartable sequence.
+fn may_call(deputy: Pid, thread: &Stopped, refuse: &mut Refuse<'_>) -> Result<bool> {
+    Ok(rseq::dump(deputy, thread, refuse)?.may_run && pkey::can_be_asked_now(thread, refuse)?)
 }
 
 /// How to have a task make calls, and by which of its threads; `None` if it cannot now.
@@ -97,10 +137,9 @@ pub(super) fn target(
     let caller = ask::caller(threads, abi)?;
     // To ask takes away what a killed dump has left, and a task that shares the memory may stand there.
     let may_run = !areas.leftover
-        && rseq::dump(deputy, &threads[caller], refuse)?.may_run
+        && may_call(deputy, &threads[caller], refuse)?
         && seccomp::suspend(threads, &statuses, true, refuse)?
-        && ask::can_be_asked(threads, &[])?
-        && pkey::can_be_asked_now(&threads[caller], refuse)?;
+        && ask::can_be_asked(threads, &[])?;
     let gadget = Gadget::find(deputy, abi, &areas.code, gadgets).filter(|_| may_run);
     let (ignored, caught, leftovers) = (whole.ignored, whole.caught, Vec::new());
     let target =
@@ -127,7 +166,7 @@ mod tests {
         );
         assert_eq!((areas.vdso.len(), areas.code.len(), areas.pins), (1, 2, None));
         assert_eq!(areas.writable[0], 0x0810_0000..0x0820_0000);
-        for name in ["/[aio] (deleted)", "anon_inode:[io_uring]", "/dev/infiniband/uverbs0"] {
+        for name in ["/[aio] (deleted)", "anon_inode:[io_uring]", "socket:[123]", "/dev/infiniband/uverbs0"] {
             let line = format!("f7f00000-f7f01000 rw-s 00000000 00:01 77        {name}\n");
             assert_eq!(Areas::of(1, line.as_bytes()).unwrap().pins.as_deref(), Some(name));
         }

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! freeze      as for a dump
+//! refuse?     what writes to memory, but not by page tables (see `trackable`)
 //! look        a descriptor for each task (see `track`), which has its areas from now on
 //! protect     every page that is there, in the step that tells whether it is as the last round knew it; the last keeper has ended before, since its
 //!             marks are gone now
@@ -18,18 +19,19 @@
 //! dump finds by its checksums.
 
 use super::freeze::{Frozen, FrozenTask};
-use super::outline::{self, Areas};
+use super::outline::Areas;
 use super::pages::{Contents, Form, Look, take_out};
+use super::trackable::{self, Trackable};
 use super::{After, Origin, freeze, guard, interrupt, inventory, refuse_server, rights};
 use crate::lazy;
 use crate::ptrace::{self, Patience, Stopped};
 use crate::refusal::Refusals;
-use crate::remote::{Arg, Cache, Call, Executor};
+use crate::remote::{Arg, Call, Executor, Target};
 use crate::resource::file::links::Links;
 use crate::resource::namespace;
 use crate::resource::memory::WATCHED;
 use crate::resource::pipe::Holders;
-use crate::resource::{Refuse, fanotify, sharing};
+use crate::resource::{fanotify, sharing};
 use crate::stats::{self, Stage, Stats};
 use crate::store::{Compression, Destination, DirectIo, Writer};
 use crate::sys::{limits, pagemap, pidfd, userfaultfd};
@@ -134,18 +136,20 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
         // Of the round that came first.
         keeper::end_all(&frozen.pids().collect())?;
     }
-    fanotify::refuse_judges(&Links::read(&frozen.tasks)?.fanotify_groups(), "pre-dump")?;
+    let links = Links::read(&frozen.tasks)?;
+    fanotify::refuse_judges(&links.fanotify_groups(), "pre-dump")?;
     stats::enter(Stage::Tasks);
+    let mut trackable = trackable::find(&mut frozen.tasks, &links, way, &patience)?;
     let repeated = match way {
         // There it shows when areas are put under a second descriptor. Who shares them and is outside of the tree is told of as well as a task of it.
         Way::Protection => HashSet::new(),
         Way::SoftDirty => sharing::with_memory_of_others(&frozen.tasks)?,
     };
-    let mut looker =
-        Looker { way, previous: previous.as_ref(), gadgets: Cache::default(), buffer: Vec::new() };
+    let mut looker = Looker { way, previous: previous.as_ref() };
     let mut looked = Vec::with_capacity(frozen.tasks.len());
     for task in frozen.tasks.iter_mut().filter(|task| !repeated.contains(&task.pid)) {
-        let one = looker.look(task, &patience).with_context(|| format!("task {}", task.pid))?;
+        let Some(trackable) = trackable.remove(&task.pid) else { continue };
+        let one = looker.look(task, trackable, &patience).with_context(|| format!("task {}", task.pid))?;
         looked.extend(one);
     }
     if looked.is_empty() {
@@ -271,25 +275,23 @@ impl Looked {
 struct Looker<'a> {
     way: Way,
     previous: Option<&'a Previous>,
-    gadgets: Cache,
-    buffer: Vec<u8>,
 }
 
 impl Looker<'_> {
     /// `None` if it cannot be tracked: its memory is dumped by the dump alone, then.
-    fn look(&mut self, frozen: &mut FrozenTask, patience: &Patience) -> Result<Option<Looked>> {
+    fn look(
+        &mut self,
+        frozen: &mut FrozenTask,
+        trackable: Trackable,
+        patience: &Patience,
+    ) -> Result<Option<Looked>> {
+        let Trackable { areas, caller } = trackable;
         let (deputy, task) = (frozen.deputy(), instance(frozen.pid)?);
-        frozen.dir.read("maps", &mut self.buffer).context("read maps")?;
-        let areas = Areas::of(deputy, &self.buffer)?;
-        if let Some(pins) = &areas.pins {
-            log::warn!("task {} ({}) cannot be tracked: it has {pins}", frozen.pid, frozen.name);
-            return Ok(None);
-        }
         let pagemap = File::from(frozen.dir.open("pagemap").context("open pagemap")?);
         let (marks, kept) = match self.way {
             Way::Protection => {
                 let Some((descriptor, is_known)) =
-                    self.descriptor(frozen, task, &areas, &pagemap, patience)?
+                    self.descriptor(frozen, task, &areas, &pagemap, caller, patience)?
                 else {
                     return Ok(None);
                 };
@@ -314,6 +316,7 @@ impl Looker<'_> {
         task: Instance,
         areas: &Areas,
         pagemap: &File,
+        caller: Option<(Target, usize)>,
         patience: &Patience,
     ) -> Result<Option<(OwnedFd, bool)>> {
         let known = self.previous.and_then(Previous::keeper);
@@ -330,7 +333,7 @@ impl Looker<'_> {
         if let Some(known) = known {
             return Ok(Some((known, true)));
         }
-        let Some(made) = self.new_descriptor(frozen, areas, patience)? else { return Ok(None) };
+        let Some(made) = self.new_descriptor(frozen, areas, caller, patience)? else { return Ok(None) };
         match track_all(&made, &areas.anonymous, &[]) {
             Ok(()) => Ok(Some((made, false))),
             Err(errno) => {
@@ -346,19 +349,11 @@ impl Looker<'_> {
         &mut self,
         frozen: &mut FrozenTask,
         areas: &Areas,
+        caller: Option<(Target, usize)>,
         patience: &Patience,
     ) -> Result<Option<OwnedFd>> {
-        let mut refusals = Refusals::default();
         let deputy = frozen.deputy();
-        let refuse = &mut Refuse::new(&mut refusals, frozen.pid, &frozen.name);
-        let target = outline::target(frozen, areas, &mut self.gadgets, refuse)?;
-        if let Err(refused) = refusals.finish("tracking") {
-            log::warn!("{refused}");
-        }
-        let Some((target, caller)) = target else {
-            log::warn!("task {} ({}) cannot be tracked now: it is dumped whole", frozen.pid, frozen.name);
-            return Ok(None);
-        };
+        let Some((target, caller)) = caller else { return Ok(None) };
         let thread = &mut frozen.threads[caller];
         let executor = Executor::open(target, thread, || areas.writable.clone(), patience)?;
         let made = make(&executor, thread, deputy, patience);

@@ -24,6 +24,8 @@ pub struct Status {
     pub groups: Vec<u32>,
     /// Locked memory in KiB.
     pub locked_kib: u64,
+    /// Memory in KiB that is pinned for good.
+    pub pinned_kib: u64,
     /// Resident memory in KiB.
     pub resident_kib: u64,
     /// Private memory that differs from its files in KiB, in swap or not.
@@ -146,6 +148,10 @@ fn set_optional(status: &mut Status, key: &[u8], value: &[u8]) -> Result<(), Mal
             let kib = value.trim_ascii().strip_suffix(b" kB").and_then(decimal);
             status.locked_kib = kib.ok_or_else(|| bad("VmLck"))?;
         }
+        b"VmPin" => {
+            let kib = value.trim_ascii().strip_suffix(b" kB").and_then(decimal);
+            status.pinned_kib = kib.ok_or_else(|| bad("VmPin"))?;
+        }
         b"VmRSS" => {
             let kib = value.trim_ascii().strip_suffix(b" kB").and_then(decimal);
             status.resident_kib = kib.ok_or_else(|| bad("VmRSS"))?;
@@ -185,7 +191,7 @@ mod tests {
     const CAPTURED: &[u8] =
         b"Name:\ta\\\\b\\nc\nUmask:\t0022\nState:\tS (sleeping)\nTgid:\t14901\nNgid:\t0\n\
         Pid:\t14902\nPPid:\t14899\nTracerPid:\t7\nUid:\t1000\t0\t0\t1001\nGid:\t0\t0\t0\t5\nFDSize:\t256\n\
-        Groups:\t4 24 1000 \nKthread:\t0\nVmLck:\t      12 kB\nVmRSS:\t    1500 kB\nRssAnon:\t     700 kB\nVmSwap:\t      20 kB\nTHP_enabled:\t1\n\
+        Groups:\t4 24 1000 \nKthread:\t0\nVmLck:\t      12 kB\nVmPin:\t      16 kB\nVmRSS:\t    1500 kB\nRssAnon:\t     700 kB\nVmSwap:\t      20 kB\nTHP_enabled:\t1\n\
         untag_mask:\t0xffffffffffffffff\nThreads:\t1\nSigQ:\t0/96365\nSigPnd:\t0000000000000200\n\
         ShdPnd:\t0000000000000000\nSigBlk:\t0000000000010000\nSigIgn:\t0000000000000006\n\
         SigCgt:\t0000000180000002\nCapInh:\t0000000000000000\nCapPrm:\t000001fffeffffff\n\
@@ -202,7 +208,10 @@ mod tests {
         assert_eq!((status.uid, status.gid), ([1000, 0, 0, 1001], [0, 0, 0, 5]));
         assert_eq!(status.groups, [4, 24, 1000]);
         assert_eq!(status.blocked, 0x1_0000);
-        assert_eq!((status.locked_kib, status.ignored, status.pending), (12, 6, 0x200));
+        assert_eq!(
+            (status.locked_kib, status.pinned_kib, status.ignored, status.pending),
+            (12, 16, 6, 0x200)
+        );
         assert_eq!((status.resident_kib, status.memory_nodes), (1500, vec![0x10_0000_0003, 0]));
         assert_eq!(status.private_kib, 720);
         assert_eq!(status.caught, 0x1_8000_0002);

@@ -103,6 +103,8 @@ calls! {
     GetMempolicy = 239, 275;
     /// close_range.
     CloseRange = 436, 436;
+    /// io_uring_enter.
+    IoUringEnter = 426, 426;
     /// pkey_mprotect.
     PkeyMprotect = 329, 380;
 }

@@ -2,6 +2,7 @@
 
 use super::keyring::AskKeyrings;
 use super::landlock::AskLandlock;
+use super::ring::AskRings;
 use super::signal::{STACK_ROOM, altstack};
 use super::wait::Wait;
 use super::{Refuse, attribute, creds};
@@ -192,6 +193,7 @@ pub(crate) struct AskThread {
     personality: Handle,
     landlock: AskLandlock,
     keyrings: AskKeyrings,
+    rings: AskRings,
 }
 
 impl AskThread {
@@ -221,17 +223,18 @@ impl AskThread {
             personality: batch.call(Call::Personality, &[Arg::Value(NO_CHANGE)]),
             landlock: AskLandlock::new(batch, stranger),
             keyrings: AskKeyrings::new(batch),
+            rings: AskRings::new(batch),
         }
     }
 
-    /// Completes a thread by its own answers; `personality` is that of its task.
+    /// Completes a thread by its own answers; `personality` is that of its task. True if [`ring::find`](super::ring::find) has to look for rings of its own.
     pub(crate) fn fill(
         &self,
         reply: &Reply,
         thread: &mut Thread,
         personality: u32,
         refuse: &mut Refuse<'_>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         reply.result(self.altstack.0).context("sigaltstack")?;
         thread.altstack = altstack(reply, self.altstack.1);
         reply.result(self.tid_address.0).context("PR_GET_TID_ADDRESS (needs CONFIG_CHECKPOINT_RESTORE)")?;
@@ -245,6 +248,6 @@ impl AskThread {
         self.landlock.check(reply, thread.tid, refuse)?;
         self.keyrings.check(reply, thread.tid, refuse)?;
         thread.attributes = self.attributes.read(reply, thread, refuse)?;
-        Ok(())
+        Ok(self.rings.may_be_there(reply))
     }
 }

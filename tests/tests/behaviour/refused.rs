@@ -142,7 +142,7 @@ fn memory_to_itself() {
 fn kernel_helpers() {
     require_root!();
     require_ia32!();
-    let cases = ["kernel_helpers", "rings", "kernel_thread", "filters_by_program"];
+    let cases = ["kernel_helpers", "rings", "rings_by_index", "kernel_thread", "filters_by_program"];
     refused_by(&here!(), tests::sys::has_kernel_helpers(), "io_uring, perf, BPF and userfaultfd", &cases);
 }
 

@@ -12,7 +12,7 @@ use tests::abi::Abi;
 use tests::case::{Running, Workload, images_size, nothing_left, reap};
 use tests::isolate::isolated_for_both;
 use tests::sys::descriptor_of;
-use tests::{Result, command, here, require_ia32, require_root, wait};
+use tests::{Result, command, here, needs, require_ia32, require_root, sys, wait};
 
 /// The processes that keep track of what is written.
 fn keepers() -> Result<Vec<i32>> {
@@ -87,6 +87,35 @@ fn changes_that_are_hard_to_see() {
             running.comes_back()?;
         }
         Ok(())
+    });
+}
+
+/// What writes to memory by its pages is refused by a round, also where no mapping and no descriptor shows it; when it has ended, all is as it left it.
+#[test]
+fn rings_that_write_unseen() {
+    require_root!();
+    require_ia32!();
+    if !needs::in_kernel(&here!(), sys::has_kernel_helpers(), "io_uring") {
+        return;
+    }
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("rounds", "rings").start(dir, abi)?;
+        let root = running.root.to_string();
+        let refused = dir.join("refused");
+        fs::create_dir(&refused)?;
+        let images = refused.display().to_string();
+        let pre_dump = || command::crr(dir, &["pre-dump", "-t", &root, "-D", &images])?.code(1);
+        let buffers = pre_dump()?;
+        buffers.says_with_hint("(anon_inode:[io_uring])")?;
+        buffers.says_with_hint("memory: has 16 KiB pinned")?;
+        step(&running, 1)?;
+        pre_dump()?.says_with_hint("io_uring is not supported: it has a ring with index 0")?;
+        ensure!(keepers()?.is_empty() && fs::read_dir(&refused)?.next().is_none(), "something is left");
+        is_untracked(running.root)?;
+        step(&running, 2)?;
+        running.pre_dump(&[])?.success()?;
+        running.dump_on_rounds(&[])?.success()?;
+        running.comes_back()
     });
 }
 

@@ -18,7 +18,7 @@ use crate::resource::sysv::undo::Lists;
 use crate::resource::task::AskTask;
 use crate::resource::thread::AskThread;
 use crate::resource::tracees::AskTracees;
-use crate::resource::{Refuse, aio, lock_future, memory, mempolicy, rseq, timer};
+use crate::resource::{Refuse, aio, lock_future, memory, mempolicy, ring, rseq, timer};
 use anyhow::{Context, Result, bail};
 use images::aio::AioContext;
 use images::attribute::AreaPolicy;
@@ -142,7 +142,9 @@ pub(super) fn ask(
         }
         let [deputy, others @ ..] = &mut *threads else { bail!("no thread") };
         let stranger = bystanders.for_thread(&record.threads[0].creds)?;
-        let (brk, keys) = ask_deputy(&executor, deputy, record, (has_keys, stranger), refuse, patience)?;
+        let (brk, keys, used_rings) =
+            ask_deputy(&executor, deputy, record, (has_keys, stranger), refuse, patience)?;
+        let mut with_rings: Vec<usize> = used_rings.then_some(0).into_iter().collect();
         let memory = (vmas, resident_kib);
         let policies = mempolicy::dump_areas(&executor, deputy, dir, memory, with_policies, patience)?;
         let personality = record.personality;
@@ -153,10 +155,19 @@ pub(super) fn ask(
             batches.push(batch);
         }
         let replies = executor.run_all(others, &batches, patience)?;
-        for ((about_thread, reply), record) in questions.iter().zip(&replies).zip(&mut record.threads[1..]) {
+        let records = record.threads.iter_mut().enumerate().skip(1);
+        for ((about_thread, reply), (index, record)) in questions.iter().zip(&replies).zip(records) {
             let tid = record.tid;
-            about_thread.fill(reply, record, personality, refuse).with_context(|| format!("thread {tid}"))?;
+            let filled = about_thread.fill(reply, record, personality, refuse);
+            if filled.with_context(|| format!("thread {tid}"))? {
+                with_rings.push(index);
+            }
         }
+        for thread in with_rings {
+            let thread = &mut threads[thread];
+            ring::refuse(thread.tid(), &ring::find(&executor, thread, patience)?, refuse);
+        }
+        let deputy = &mut threads[0];
         let aio = match has_rings {
             true => aio::dump(&executor, deputy, pid, vmas, refuse, patience)?,
             false => Vec::new(),
@@ -219,7 +230,8 @@ fn find_caller(threads: &[Stopped], abi: Abi) -> Result<Caller> {
     }
 }
 
-/// What the task as a whole knows, and its leader or the thread that stands for it. Returns where its heap ends, and its protection keys.
+/// What the task as a whole knows, and its leader or the thread that stands for it. Returns where its heap ends, its protection keys, and whether that thread may
+/// have rings by index.
 fn ask_deputy(
     executor: &Executor,
     deputy: &mut Stopped,
@@ -227,7 +239,7 @@ fn ask_deputy(
     (has_keys, stranger): (bool, Option<Pid>),
     refuse: &mut Refuse<'_>,
     patience: &Patience,
-) -> Result<(Addr, u16)> {
+) -> Result<(Addr, u16, bool)> {
     let mut batch = executor.batch(deputy)?;
     let about_signals = AskSignals::new(&mut batch, record.shares.handlers.is_none());
     let about_task = AskTask::new(&mut batch);
@@ -246,9 +258,10 @@ fn ask_deputy(
     record.child_subreaper = inside.child_subreaper;
     record.xcomp_permission = inside.xcomp_permission;
     record.attributes = inside.attributes;
-    if let Some(thread) = record.threads.first_mut() {
-        about_thread.fill(&reply, thread, record.personality, refuse)?;
-    }
+    let used_rings = match record.threads.first_mut() {
+        Some(thread) => about_thread.fill(&reply, thread, record.personality, refuse)?,
+        None => false,
+    };
     let keys = about_keys.map_or(Ok(0), |about_keys| about_keys.read(&reply))?;
-    Ok((inside.brk, keys))
+    Ok((inside.brk, keys, used_rings))
 }

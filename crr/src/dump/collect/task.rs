@@ -18,8 +18,8 @@ use crate::remote::{Target, in_leftover, is_leftover};
 use crate::resource::file::copies::Copies;
 use crate::resource::mempolicy::Aside;
 use crate::resource::{
-    Refuse, dispatch, group_stop, memory, mempolicy, namespace, path, pkey, robust, rseq, seccomp, signal,
-    thread, timer, vdso,
+    Refuse, dispatch, group_stop, memory, mempolicy, namespace, path, pins, pkey, robust, rseq, seccomp,
+    signal, thread, timer, vdso,
 };
 use anyhow::{Context, Result, bail};
 use images::attribute::TaskAttributes;
@@ -69,6 +69,7 @@ pub(super) fn collect_task(
     };
     let timers = timer::dump_timers(pid, dir, timers, refuse)?;
     let Some(whole) = statuses.first() else { return Ok(None) };
+    pins::refuse_pinned(whole, refuse);
     let Some(abi) = abi else { return Ok(None) };
 
     let mut records = Vec::with_capacity(threads.len());

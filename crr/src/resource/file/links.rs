@@ -64,6 +64,11 @@ impl Links {
         self.0.iter().flat_map(of_thread).collect()
     }
 
+    /// Those of a thread; none where it shares them with the first one of its task.
+    pub(crate) fn of(&self, tid: Pid) -> &[Link] {
+        self.0.get(&tid).map_or(&[], Vec::as_slice)
+    }
+
     /// Those of a thread, if they were read.
     pub(super) fn take(&mut self, tid: Pid) -> Option<Vec<Link>> {
         self.0.remove(&tid)
