@@ -162,7 +162,7 @@ pub fn dump(options: &Options) -> Result<Report> {
     match collected.base.keeper.take() {
         Some(keeper) => keeper.end()?,
         // The round that this dump builds on may not be the last one.
-        None if collected.base.parent.is_some() => {
+        None if collected.base.on_rounds => {
             keeper::end_all(&frozen.pids().collect())?;
         }
         None => {}
@@ -236,6 +236,10 @@ fn refuse_server(inode: u64, holders: &Holders) -> Result<()> {
 /// Page contents that a dump need not write, since a pre-dump has them.
 #[derive(Debug, Default)]
 struct Base {
+    /// There is a pre-dump, whether it has anything that is right still or not.
+    on_rounds: bool,
+    /// That pre-dump, if this dump uses pages of it. Else a restore needs none of its series, and whoever gives back what they hold is to
+    /// leave alone what others use.
     parent: Option<Parent>,
     /// The number of the first page that is the dump's own.
     first_page: u64,
@@ -252,8 +256,11 @@ impl Base {
             let right = previous.right(task).with_context(|| format!("task {}", task.pid))?;
             kept.insert(task.pid, right);
         }
-        let (parent, first_page) = (previous.parent.clone(), previous.first_page);
-        Ok(Self { parent: Some(parent), first_page, kept, keeper: previous.into_keeper() })
+        let (parent, first_page) = match kept.values().all(Vec::is_empty) {
+            true => (None, 0),
+            false => (Some(previous.parent.clone()), previous.first_page),
+        };
+        Ok(Self { on_rounds: true, parent, first_page, kept, keeper: previous.into_keeper() })
     }
 
     fn kept(&self, pid: Pid) -> &[Run] {
@@ -297,8 +304,7 @@ fn seize_and_collect(
         if frozen.late {
             // There is no dump, but time is needed to find everything in its way.
             let patience = &Patience::new(options.timeout);
-            let parent = previous.as_ref().map(|previous| previous.parent.clone());
-            let base = Base { parent, ..Base::default() };
+            let base = Base { on_rounds: previous.is_some(), ..Base::default() };
             let collected = collect(&mut frozen, options, ready, holders, refusals, patience, base)?;
             return Ok((frozen, collected, before));
         }

@@ -145,7 +145,7 @@ pub(super) fn collect(
         ready,
         paths: Paths::new(options.ghost_limit, options.link_remap),
         files: file::Table::new(&options.external, output, links),
-        backings: memory::Backings::new(base.parent.is_some()),
+        backings: memory::Backings::new(base.on_rounds),
         vdsos: Vec::new(),
         gadgets: Cache::default(),
         filters: seccomp::Table::default(),
