@@ -327,6 +327,7 @@ impl<'a> Writing<'a> {
         let next = AtomicU64::new(self.done);
         let failed = AtomicBool::new(false);
         let work = || -> Result<Vec<(u64, Block)>> {
+            let _together = Together { failed: &failed, sink };
             let mut worker = Worker::new(contents, sink, form, workers > 1)?;
             let mut done = Vec::new();
             loop {
@@ -373,6 +374,21 @@ impl<'a> Writing<'a> {
         let Block { crcs, chunks, lost } = self.whole;
         let packing = self.form.compression.map(|how| Packing { method: how.method, chunks });
         Written { block_crcs: crcs, packing, lost }
+    }
+}
+
+/// Has all workers end when the one that has this panics: in a stream, they would wait for its block.
+struct Together<'a> {
+    failed: &'a AtomicBool,
+    sink: &'a Sink,
+}
+
+impl Drop for Together<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.failed.store(true, Ordering::Relaxed);
+            self.sink.give_up();
+        }
     }
 }
 
@@ -766,6 +782,31 @@ fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, b
 mod tests {
     use super::*;
     use images::memory::Backing;
+
+    /// In a stream, the others would wait for its block.
+    #[test]
+    fn a_worker_that_panics_keeps_nobody_waiting() {
+        let (told, outcome) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(8 * BLOCK_PAGES * PAGE_SIZE).unwrap();
+            let mut contents = Contents::default();
+            contents.add_file(file.try_clone().unwrap(), "file".to_owned()).unwrap();
+            contents.push(0, 0, 8 * BLOCK_PAGES * PAGE_SIZE, false);
+            // The second block lies in no piece: the first one ends before it, the next begins behind its start.
+            let end = contents.pieces.len() - 1;
+            contents.pieces[end].run.pages = BLOCK_PAGES;
+            let rest = Run { start: Addr(0), pages: 7 * BLOCK_PAGES - 1, first_page: BLOCK_PAGES + 1 };
+            contents.pieces.push(Piece { source: 0, run: rest, forced: false });
+            let sink = Sink::stream_to(tempfile::tempfile().unwrap()).unwrap();
+            let form = Form { block_pages: BLOCK_PAGES, compression: None, direct_io: DirectIo::Never };
+            let written = || contents.write(&sink, form, false).map(drop);
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(written));
+            told.send(outcome.is_ok_and(|written| written.is_ok())).unwrap();
+        });
+        let succeeded = outcome.recv_timeout(std::time::Duration::from_secs(20));
+        assert!(!succeeded.expect("it hangs"), "it succeeds");
+    }
 
     #[test]
     fn areas_that_lie_side_by_side_are_read_as_one() {
