@@ -121,6 +121,30 @@ CASE(sparse)
 	check_file(fd, far, PAGE, 4);
 }
 
+/* Pages that begin in a hole, or have one in the middle, where blocks are that small. */
+CASE(half_pages)
+{
+	enum { BLOCK = 1024, PAGES = 600 };
+	char block[BLOCK], page[PAGE];
+	int fd = MUST(open("half", O_RDWR | O_CREAT | O_EXCL, 0600));
+	fill(block, BLOCK, 51);
+	for (off_t at = 0; at < PAGES; at++) {
+		CHECK(pwrite(fd, block, BLOCK, at * (off_t)PAGE + BLOCK) == BLOCK, "pwrite: %s", strerror(errno));
+		CHECK(pwrite(fd, block, BLOCK, at * (off_t)PAGE + 3 * BLOCK) == BLOCK, "pwrite: %s", strerror(errno));
+	}
+	MUST(ftruncate(fd, (PAGES + 5) * (off_t)PAGE));
+	MUST(fsync(fd));
+	MUST(unlink("half"));
+	checkpoint();
+	for (off_t at = 0; at < PAGES; at++) {
+		CHECK(pread(fd, page, PAGE, at * (off_t)PAGE) == (ssize_t)PAGE, "pread: %s", strerror(errno));
+		for (size_t i = 0; i < BLOCK; i++)
+			CHECK(page[i] == 0 && page[2 * BLOCK + i] == 0, "a hole of page %ld", (long)at);
+		CHECK_FILL(page + BLOCK, BLOCK, 51);
+		CHECK_FILL(page + 3 * BLOCK, BLOCK, 51);
+	}
+}
+
 struct maps {
 	char *shared, *private;
 };

@@ -21,7 +21,9 @@ mod verbosity;
 use crate::changed::Changed;
 use crate::fault;
 use crate::kernel::disabled;
-use anyhow::Result;
+use crate::progress::bytes;
+use crate::sys::{limits, process};
+use anyhow::{Context, Result};
 use clap::builder::Resettable;
 use clap::{ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -151,6 +153,7 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Outcome {
     let level = cli.verbosity.level();
+    process::outlive_file_size_limit().context("catch SIGXFSZ")?;
     if let Some(faults) = cli.fault.or_else(|| std::env::var("CRR_FAULT").ok()) {
         fault::arm(&faults).map_err(|e| Usage(e.to_string()))?;
     }
@@ -172,7 +175,12 @@ fn run(cli: Cli) -> Outcome {
 
 /// Prints an error, on stderr and in the log file.
 fn report(error: &anyhow::Error) {
-    let message = format!("{error:#}");
+    let mut message = format!("{error:#}");
+    if let Some(most) = limits::file_size_in_the_way(error) {
+        let most = bytes(most);
+        message +=
+            &format!("\n  hint: crr may write no file larger than {most}: raise RLIMIT_FSIZE (ulimit -f)");
+    }
     crate::log::note_failure(&message);
     let erase = if io::stderr().is_terminal() { "\r\x1b[K" } else { "" };
     let _ = writeln!(io::stderr(), "{erase}crr: error: {message}");

@@ -8,6 +8,7 @@ use crate::resource::external::given;
 use crate::resource::inet::Wishes;
 use crate::restore::{Options, Validation, restore};
 use crate::store::{DirectIo, Left, Source};
+use crate::sys::limits;
 use anyhow::anyhow;
 use clap::Args;
 use std::fs::File;
@@ -159,6 +160,7 @@ impl Restore {
     pub(super) fn run(&self, level: u8) -> Outcome {
         // Before anything gets a number that was not open.
         let given = given::Given::take(&self.inherit_fd);
+        limits::raise_file_size()?;
         self.dirs.start(level)?;
         if self.dirs.is_stream() && self.inherit_fd.iter().any(|one| one.number == libc::STDIN_FILENO) {
             return Err(

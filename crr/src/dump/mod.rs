@@ -231,6 +231,8 @@ fn refuse_server(inode: u64, holders: &Holders) -> Result<()> {
 /// Page contents that a dump need not write, since a pre-dump has them.
 #[derive(Debug, Default)]
 struct Base {
+    /// The pre-dump that it is given, if this dump uses pages of it. Else a restore needs none of its series, and whoever gives back what they hold is to
+    /// leave alone what others use.
     parent: Option<Parent>,
     /// The number of the first page that is the dump's own.
     first_page: u64,
@@ -248,13 +250,16 @@ impl Base {
             let right = previous.right(task).with_context(|| format!("task {}", task.pid))?;
             kept.insert(task.pid, right);
         }
-        let (parent, first_page) = (previous.parent.clone(), previous.first_page);
+        let (parent, first_page) = match kept.values().all(Vec::is_empty) {
+            true => (None, 0),
+            false => (Some(previous.parent.clone()), previous.first_page),
+        };
         let keepers = match previous.into_keeper() {
             Some(keeper) => vec![keeper],
             // The round that this dump builds on may not be the last one.
             None => keeper::of_tasks(&frozen.pids().collect())?,
         };
-        Ok(Self { parent: Some(parent), first_page, kept, keepers })
+        Ok(Self { parent, first_page, kept, keepers })
     }
 
     fn kept(&self, pid: Pid) -> &[Run] {
@@ -298,9 +303,8 @@ fn seize_and_collect(
         if frozen.late {
             // There is no dump, but time is needed to find everything in its way.
             let patience = &Patience::new(options.timeout);
-            let parent = previous.as_ref().map(|previous| previous.parent.clone());
             let keepers = previous.and_then(Previous::into_keeper).into_iter().collect();
-            let base = Base { parent, keepers, ..Base::default() };
+            let base = Base { keepers, ..Base::default() };
             let collected = collect(&mut frozen, options, ready, holders, refusals, patience, base)?;
             return Ok((frozen, collected, before));
         }

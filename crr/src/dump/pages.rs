@@ -251,18 +251,8 @@ impl Contents {
             let found = hugetlb::find_data(file, page)?;
             return Ok(found.into_iter().map(|(start, end)| self.push(source, start, end, false)).collect());
         }
-        let mut runs = Vec::new();
-        let mut at = 0;
-        while at < size {
-            let Some(start) = seek(file, at, Whence::SeekData)? else { break };
-            // Where blocks are smaller than pages, a page can hold both.
-            let start = (start / PAGE_SIZE * PAGE_SIZE).max(at);
-            let hole = seek(file, start, Whence::SeekHole)?.unwrap_or(size);
-            let end = hole.min(size).next_multiple_of(PAGE_SIZE);
-            runs.push(self.push(source, start, end, false));
-            at = end;
-        }
-        Ok(runs)
+        let found = data_pages(size, |offset, whence| seek(file, offset, whence))?;
+        Ok(found.into_iter().map(|(start, end)| self.push(source, start, end, false)).collect())
     }
 
     /// Writes everything to the page file. Progress is shown if `show` and stderr is a terminal.
@@ -345,6 +335,7 @@ impl<'a> Writing<'a> {
         let next = AtomicU64::new(self.done);
         let failed = AtomicBool::new(false);
         let work = || -> Result<Vec<(u64, Block)>> {
+            let _together = Together { failed: &failed, sink };
             let mut worker = Worker::new(contents, sink, form, workers > 1)?;
             let mut done = Vec::new();
             loop {
@@ -391,6 +382,21 @@ impl<'a> Writing<'a> {
         let Block { crcs, chunks, lost } = self.whole;
         let packing = self.form.compression.map(|how| Packing { method: how.method, chunks });
         Written { block_crcs: crcs, packing, lost }
+    }
+}
+
+/// Has all workers end when the one that has this panics: in a stream, they would wait for its block.
+struct Together<'a> {
+    failed: &'a AtomicBool,
+    sink: &'a Sink,
+}
+
+impl Drop for Together<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.failed.store(true, Ordering::Relaxed);
+            self.sink.give_up();
+        }
     }
 }
 
@@ -464,6 +470,32 @@ impl<'a> Worker<'a> {
 }
 
 const PROT_READ: u32 = 1;
+
+/// The pages of a file in which there is data, as byte offsets. `seek` goes to the data or the hole from an offset on, if there is one.
+fn data_pages(
+    size: u64,
+    mut seek: impl FnMut(u64, Whence) -> Result<Option<u64>>,
+) -> Result<Vec<(u64, u64)>> {
+    let mut found: Vec<(u64, u64)> = Vec::new();
+    let (mut at, mut seeks) = (0, 0);
+    while at < size {
+        seeks += 1;
+        ptrace::check_interrupted_at(seeks)?;
+        let Some(data) = seek(at, Whence::SeekData)?.filter(|&data| data < size) else { break };
+        // Where blocks are smaller than pages, a page can hold both. So the hole is looked for from the data on: from the start of its page, that
+        // start can be the answer.
+        let start = (data / PAGE_SIZE * PAGE_SIZE).max(at);
+        // A file system that names an end before what it ends does not know: then all the rest is data.
+        let hole = seek(data, Whence::SeekHole)?.filter(|&hole| hole > data.max(at)).unwrap_or(size);
+        let end = hole.min(size).next_multiple_of(PAGE_SIZE);
+        match found.last_mut() {
+            Some(last) if last.1 == start => last.1 = end,
+            _ => found.push((start, end)),
+        }
+        at = end;
+    }
+    Ok(found)
+}
 
 /// lseek to data or to a hole; `None` when there is none behind.
 fn seek(file: &File, offset: u64, whence: Whence) -> Result<Option<u64>> {
@@ -691,7 +723,10 @@ fn scan_side_by_side(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u
         pagemap::scan_private(pagemap.as_fd(), start, end, |from, to, what| ranges.push((from, to, what)))?;
         Ok(ranges)
     };
-    for some in stretches(areas).chunks(STRETCHES) {
+    for (number, some) in (0..).zip(stretches(areas).chunks(STRETCHES)) {
+        if number > 0 {
+            ptrace::check_interrupted()?;
+        }
         let ranges = parallel::map_large(some, look)?;
         ranges.into_iter().flatten().for_each(|(from, to, what)| found(from, to, what));
     }
@@ -736,6 +771,9 @@ fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, F
     for vma in areas.iter().filter(|vma| vma.backing.is_private()) {
         let mut at = vma.start.0;
         while at < vma.end.0 {
+            if at > vma.start.0 {
+                ptrace::check_interrupted()?;
+            }
             let pages = ((vma.end.0 - at) / PAGE_SIZE).min(CHUNK_PAGES);
             let words = &mut words[..usize::try_from(pages * 8)?];
             pagemap.read_exact_at(words, at / PAGE_SIZE * 8).context("read pagemap")?;
@@ -755,6 +793,31 @@ fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, F
 mod tests {
     use super::*;
     use images::memory::Backing;
+
+    /// In a stream, the others would wait for its block.
+    #[test]
+    fn a_worker_that_panics_keeps_nobody_waiting() {
+        let (told, outcome) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(8 * BLOCK_PAGES * PAGE_SIZE).unwrap();
+            let mut contents = Contents::default();
+            contents.add_file(file.try_clone().unwrap(), "file".to_owned()).unwrap();
+            contents.push(0, 0, 8 * BLOCK_PAGES * PAGE_SIZE, false);
+            // The second block lies in no piece: the first one ends before it, the next begins behind its start.
+            let end = contents.pieces.len() - 1;
+            contents.pieces[end].run.pages = BLOCK_PAGES;
+            let rest = Run { start: Addr(0), pages: 7 * BLOCK_PAGES - 1, first_page: BLOCK_PAGES + 1 };
+            contents.pieces.push(Piece { source: 0, run: rest, forced: false });
+            let sink = Sink::stream_to(tempfile::tempfile().unwrap()).unwrap();
+            let form = Form { block_pages: BLOCK_PAGES, compression: None, direct_io: DirectIo::Never };
+            let written = || contents.write(&sink, form, false).map(drop);
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(written));
+            told.send(outcome.is_ok_and(|written| written.is_ok())).unwrap();
+        });
+        let succeeded = outcome.recv_timeout(std::time::Duration::from_secs(20));
+        assert!(!succeeded.expect("it hangs"), "it succeeds");
+    }
 
     #[test]
     fn areas_that_lie_side_by_side_are_read_as_one() {
@@ -780,6 +843,41 @@ mod tests {
         contents.rewind(mark);
         let pieces = contents.pieces.iter().map(|piece| (piece.source, piece.run.pages));
         assert_eq!((pieces.collect::<Vec<_>>(), contents.page_count()), (vec![(0, 2)], 2));
+    }
+
+    /// Blocks of 1 KiB, and files that answer nonsense: each page with data once, and an end.
+    #[test]
+    fn data_is_found_in_files_with_holes() {
+        const BLOCK: usize = 1024;
+        // One letter a block: data or hole.
+        let of = |blocks: &str| {
+            let of_kind = |offset: u64, kind: char| {
+                let from = usize::try_from(offset).unwrap();
+                let rest = blocks.get(from / BLOCK..)?;
+                let at = from / BLOCK + rest.find(kind)?;
+                Some(offset.max((at * BLOCK) as u64))
+            };
+            let size = (blocks.len() * BLOCK) as u64;
+            let seek = |offset: u64, whence| match whence {
+                Whence::SeekData => Ok(of_kind(offset, 'd')),
+                _ => Ok(of_kind(offset, '.').or(Some(size))),
+            };
+            let pages = data_pages(size, seek).unwrap();
+            pages.into_iter().map(|(start, end)| (start / PAGE_SIZE, end / PAGE_SIZE)).collect::<Vec<_>>()
+        };
+        assert_eq!(of(""), []);
+        assert_eq!(of("........"), []);
+        assert_eq!(of(".ddd"), [(0, 1)]);
+        assert_eq!(of("..d."), [(0, 1)]);
+        assert_eq!(of("d..dd..d"), [(0, 2)]);
+        assert_eq!(of("....d.d.......d"), [(1, 2), (3, 4)]);
+        assert_eq!(of("dddddddd....d"), [(0, 2), (3, 4)]);
+
+        let size = 5 * PAGE_SIZE + 1;
+        assert_eq!(data_pages(size, |_, _| Ok(Some(0))).unwrap(), [(0, 6 * PAGE_SIZE)]);
+        assert_eq!(data_pages(size, |offset, _| Ok(Some(offset))).unwrap(), [(0, 6 * PAGE_SIZE)]);
+        assert_eq!(data_pages(size, |_, _| Ok(None)).unwrap(), []);
+        assert_eq!(data_pages(size, |_, _| Ok(Some(1 << 40))).unwrap(), []);
     }
 
     #[test]

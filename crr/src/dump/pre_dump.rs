@@ -116,7 +116,9 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
     }
     let open = |dir: &PathBuf| Previous::open(&options.destination, dir);
     let previous = options.previous.as_ref().map(open).transpose()?.map(|previous| previous.only_by(way));
-    let first_page = previous.as_ref().map_or(0, |previous| previous.first_page);
+    let base = previous.as_ref().filter(|previous| previous.has_told());
+    let parent = base.map(|previous| previous.parent.clone());
+    let first_page = base.map_or(0, |previous| previous.first_page);
     let mut contents = Contents::of_running(first_page);
     if previous.as_ref().is_none_or(|previous| previous.keeper().is_none()) {
         // Of another series. An area is tracked by one descriptor only.
@@ -164,7 +166,6 @@ pub fn pre_dump(options: &Options) -> Result<Report> {
             "no task of the tree can be tracked\n  hint: memory that is {WATCHED} already cannot be; a dump without rounds needs none of this"
         );
     }
-    let parent = previous.as_ref().map(|previous| previous.parent.clone());
     if let Some(keeper) = previous.and_then(Previous::into_keeper) {
         keeper.end()?;
     }

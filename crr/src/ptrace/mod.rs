@@ -119,6 +119,14 @@ pub fn check_interrupted() -> Result<(), Error> {
     if ending.iter().any(came) { Err(Error::Interrupted) } else { Ok(()) }
 }
 
+/// As [`check_interrupted`], at each 256th of many small steps.
+///
+/// # Errors
+/// As there.
+pub fn check_interrupted_at(step: u64) -> Result<(), Error> {
+    if step.is_multiple_of(256) { check_interrupted() } else { Ok(()) }
+}
+
 /// Signals that are pending for crr because it blocks them.
 fn pending_signals() -> SigSet {
     sys::pending_signals().unwrap_or_else(|_| SigSet::empty())

@@ -1,6 +1,7 @@
 //! Memory of huge pages (hugetlbfs, MAP_HUGETLB): of which size, what of an object was touched, and whether there are enough.
 
 use super::sysv;
+use crate::ptrace;
 use crate::refusal::{Refusal, Refusals};
 use anyhow::{Context, Result};
 use images::file::Files;
@@ -45,6 +46,7 @@ pub(crate) fn find_data(file: &File, page: HugePage) -> Result<Vec<(u64, u64)>> 
     let mut buffer = vec![0; STEP];
     for start in (0..metadata.len()).step_by(usize::try_from(page.size())?) {
         for at in (start..start + page.size()).step_by(STEP) {
+            ptrace::check_interrupted()?;
             file.read_exact_at(&mut buffer, at).context("read huge pages")?;
             if buffer.iter().any(|&byte| byte != 0) {
                 match found.last_mut() {

@@ -84,7 +84,8 @@ impl Round {
         let round = open(&Source::Dir(images_dir.join(dir)))?;
         let identity = |dir: &Path| std::fs::metadata(dir).map(|dir| (dir.dev(), dir.ino()));
         let own = identity(images_dir).with_context(|| images_dir.display().to_string())?;
-        let chain = ancestors_by(open, &round.dir, &round.inventory, &round.memory)?;
+        // The new one is to be restored: it builds on all of these and the round.
+        let chain = ancestors_by(open, &round.dir, &round.inventory, &round.memory, MAX_LENGTH - 1)?;
         for dir in chain.iter().chain([&round]).map(|round| &round.dir) {
             if identity(dir).with_context(|| dir.display().to_string())? == own {
                 let dir = dir.display();
@@ -107,7 +108,14 @@ impl Round {
 
 /// The directory of a parent.
 fn directory(child: &Path, parent: &Parent) -> PathBuf {
-    child.join(OsStr::from_bytes(&parent.dir))
+    /// A name that has grown as long, link by link, is made whole. The kernel takes up to 4095 bytes.
+    const LONG: usize = 1024;
+    let dir = child.join(OsStr::from_bytes(&parent.dir));
+    if dir.as_os_str().len() <= LONG {
+        return dir;
+    }
+    // As the kernel finds it: `..` behind a symbolic link is above of where that leads. What is not there is named as it is.
+    dir.canonicalize().unwrap_or(dir)
 }
 
 /// What a checkpoint in `dir` builds on, the oldest first, as far as to the end of the chain.
@@ -115,7 +123,7 @@ fn directory(child: &Path, parent: &Parent) -> PathBuf {
 /// # Errors
 /// Names the one that is missing, damaged or another.
 pub(super) fn ancestors(dir: &Path, inventory: &Inventory, memory: &Memory) -> Result<Vec<Round>> {
-    ancestors_by(Round::open, dir, inventory, memory)
+    ancestors_by(Round::open, dir, inventory, memory, MAX_LENGTH)
 }
 
 /// [`ancestors`], of which pages may be elsewhere.
@@ -124,21 +132,25 @@ pub(super) fn ancestors_but_for_pages(
     inventory: &Inventory,
     memory: &Memory,
 ) -> Result<Vec<Round>> {
-    ancestors_by(Round::open_records, dir, inventory, memory)
+    ancestors_by(Round::open_records, dir, inventory, memory, MAX_LENGTH)
 }
 
+/// Fails if there are more than `most`.
 fn ancestors_by(
     open: impl Fn(&Source) -> Result<Round>,
     dir: &Path,
     inventory: &Inventory,
     memory: &Memory,
+    most: usize,
 ) -> Result<Vec<Round>> {
     let mut found: Vec<Round> = Vec::new();
     let mut next = inventory.parent.as_ref().map(|parent| (directory(dir, parent), parent.crc));
     let mut first_page = memory.first_page;
     while let Some((dir, crc)) = next {
-        if found.len() == MAX_LENGTH {
-            bail!("builds on more than {MAX_LENGTH} others");
+        if found.len() == most {
+            bail!(
+                "more than {MAX_LENGTH} pre-dumps, each on the one before\n  hint: begin a new series, by a pre-dump without --prev-images-dir"
+            );
         }
         let source = Source::Dir(dir);
         let round = open(&source).context("builds on others, which have to be there")?;

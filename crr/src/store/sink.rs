@@ -87,6 +87,12 @@ impl PageFile {
 }
 
 impl Sink {
+    /// A stream to this file.
+    #[cfg(test)]
+    pub(crate) fn stream_to(file: File) -> Result<Self> {
+        Ok(Self::Stream(Arc::new(Stream::to(file.into())?)))
+    }
+
     /// Whether a write has a price of its own, so that it is better to come with a whole block.
     pub(crate) fn takes_blocks(&self) -> bool {
         match self {

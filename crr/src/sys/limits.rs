@@ -4,7 +4,7 @@ use super::process;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use std::os::fd::RawFd;
 
 /// Raises the soft limit of open files to the hard one: a tree has more of them than one program usually needs. A restore
@@ -25,17 +25,37 @@ pub fn open_files() -> usize {
 /// Tells the way out of an error that comes of too many open files.
 #[must_use]
 pub fn hint_at_open_files(error: anyhow::Error) -> anyhow::Error {
-    let is_one = |cause: &(dyn std::error::Error + 'static)| {
-        let of_file = || cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
-        cause.downcast_ref() == Some(&Errno::EMFILE) || of_file() == Some(libc::EMFILE)
-    };
-    if !error.chain().any(is_one) {
+    if !is_caused_by(&error, Errno::EMFILE) {
         return error;
     }
     let most = open_files();
     error.context(format!(
         "crr may have {most} files open at once, which is too few: raise the hard limit of RLIMIT_NOFILE where dump and restore run (ulimit -Hn)"
     ))
+}
+
+/// Raises the soft limit of the size of files to the hard one, for a restore: it makes files as large as what it restores, for itself.
+///
+/// # Errors
+/// Never, by the manual.
+pub fn raise_file_size() -> Result<()> {
+    raise(Resource::RLIMIT_FSIZE)
+}
+
+/// The largest file that crr may write, if that is the reason for an error.
+#[must_use]
+pub fn file_size_in_the_way(error: &anyhow::Error) -> Option<u64> {
+    let (most, _) = getrlimit(Resource::RLIMIT_FSIZE).ok()?;
+    (most != RLIM_INFINITY && is_caused_by(error, Errno::EFBIG)).then_some(most)
+}
+
+/// Whether an error comes of this one, of the kernel.
+fn is_caused_by(error: &anyhow::Error, errno: Errno) -> bool {
+    let is_one = |cause: &(dyn std::error::Error + 'static)| {
+        let of_file = || cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        cause.downcast_ref() == Some(&errno) || of_file() == Some(errno as i32)
+    };
+    error.chain().any(is_one)
 }
 
 /// Makes the table of open files large enough for so many more. If it has to grow when several threads are there, who makes it grow waits for all

@@ -193,6 +193,19 @@ pub fn set_signal_mask(mask: u64) -> nix::Result<u64> {
     if ret == 0 { Ok(old) } else { Err(Errno::last()) }
 }
 
+/// Has a write beyond RLIMIT_FSIZE fail with EFBIG, as one that finds no room does, where SIGXFSZ would end this process over a stopped tree. It is
+/// caught, not ignored: who is executed gets the default action back (execve(2)).
+///
+/// # Errors
+/// Never, by the manual.
+pub fn outlive_file_size_limit() -> nix::Result<()> {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+    extern "C" fn pass_over(_signal: libc::c_int) {}
+    let action = SigAction::new(SigHandler::Handler(pass_over), SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: a handler that does nothing may run at any moment.
+    unsafe { sigaction(Signal::SIGXFSZ, &action) }.map(drop)
+}
+
 /// Sets every signal to its default action: exec keeps those that are ignored.
 pub fn default_signal_actions() {
     for signal in 1..=64 {

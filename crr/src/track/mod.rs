@@ -156,6 +156,11 @@ impl Previous {
         Self { told: None, ..self }
     }
 
+    /// Whether anything tells what was written. If nothing does, none of its pages is used.
+    pub(crate) fn has_told(&self) -> bool {
+        self.told.is_some()
+    }
+
     /// Who has the descriptors, if anybody.
     pub(crate) fn keeper(&self) -> Option<&Keeper> {
         match &self.told {

@@ -1,5 +1,6 @@
 //! Files and directories that are in use and have no name any more, and memfds.
 
+use std::process::Command;
 use tests::abi::Abi;
 use tests::case::Workload;
 use tests::isolate::isolated;
@@ -13,6 +14,7 @@ tests::survives! {
     file => deleted("file");
     same_names => deleted("same_names");
     sparse => deleted("sparse");
+    half_pages => deleted("half_pages");
     mapped => deleted("mapped");
     only_mapped => deleted("only_mapped");
     directory => deleted("directory");
@@ -23,6 +25,34 @@ tests::survives! {
     memfd => deleted("memfd");
     memfd_between_abis => deleted("memfd_between_abis");
     between_abis => deleted("between_abis");
+}
+
+/// A file system with blocks smaller than pages, where a page can be hole and data.
+#[test]
+fn blocks_smaller_than_pages() {
+    require_root!();
+    require_ia32!();
+    isolated(&here!(), |dir| {
+        let (image, disk) = (dir.join("disk.img"), dir.join("disk"));
+        std::fs::File::create(&image)?.set_len(32 << 20)?;
+        std::fs::create_dir(&disk)?;
+        run(Command::new("mkfs.ext4").args(["-q", "-b", "1024"]).arg(&image))?;
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&disk))?;
+        for abi in Abi::ALL {
+            let mut running = deleted("half_pages").start(&disk.join(abi.name()), abi)?;
+            running.dump(&[])?.success()?;
+            tests::case::nothing_left()?;
+            running.restore(&["-d"])?.success()?;
+            running.verify()?;
+        }
+        Ok(())
+    });
+}
+
+fn run(command: &mut Command) -> tests::Result {
+    let output = command.output()?;
+    anyhow::ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 /// Another file got the name meanwhile: it stays as it is, and what was deleted comes back beside it.

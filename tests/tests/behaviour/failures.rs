@@ -1,5 +1,6 @@
 //! Dumps and restores that cannot work: all reasons are listed, exit code 1, the target as before, no process left.
 
+use anyhow::ensure;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -25,6 +26,43 @@ fn take_pid(pid: i32) -> Result<Child> {
     let child = Command::new("sleep").arg("1000").spawn()?;
     assert_eq!(i32::try_from(child.id())?, pid, "the pid was not given out");
     Ok(child)
+}
+
+/// Beyond RLIMIT_FSIZE a dump fails as one that finds no room: it says why, and leaves nothing behind. A restore raises what it may of the limit, and
+/// hands none of its own on.
+#[test]
+fn file_size_limit() {
+    const LIMITED: [&str; 2] = ["prlimit", "--fsize=65536"];
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("memory", "anonymous").start(dir, abi)?;
+        let before = running.snapshot()?;
+        let ways: [&[&str]; 5] = [
+            &["dump"],
+            &["dump", "--compress"],
+            &["dump", "--leave-running", "--snapshot", "--fault", "twins-always"],
+            &["pre-dump"],
+            &["pre-dump", "--compress"],
+        ];
+        for way in ways {
+            let mut args = running.dump_args(&way[1..])?;
+            way[0].clone_into(&mut args[0]);
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            let output = command::crr_under(&LIMITED, &running.dir, &args)?.code(1)?;
+            output.says("File too large")?;
+            output.says_with_hint("File too large")?;
+            let left: Vec<_> =
+                fs::read_dir(running.images())?.map(|file| file.unwrap().file_name()).collect();
+            ensure!(left.is_empty(), "{way:?} leaves {left:?}");
+            running.looks_like(&before)?;
+        }
+        running.dump(&["--compress"])?.success()?;
+        nothing_left()?;
+        running.restore_under(&["prlimit", "--fsize=65536:"], &["-d"])?.success()?;
+        running.looks_like(&before)?;
+        running.verify()
+    });
 }
 
 /// Busy pids are all named, and once they are free the same images restore.

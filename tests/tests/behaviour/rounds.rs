@@ -300,6 +300,48 @@ fn holes_in_earlier_rounds() {
     });
 }
 
+/// Where nothing tells what was written since a round, nothing of it is used: it is not needed for the restore, and `--auto-dedup` takes nothing from
+/// others that build on it.
+#[test]
+fn what_uses_no_round_builds_on_none() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = Workload::new("memory", "anonymous").start(dir, abi)?;
+        running.pre_dump(&[])?.success()?;
+        let first = running.images();
+        let on_first = ["--prev-images-dir", &first.display().to_string(), "--leave-running"];
+        running.dump(&on_first)?.success()?;
+        let second = running.images();
+        // The dump has ended tracking.
+        let late = [&on_first[..], &["--auto-dedup"]].concat();
+        running.dump(&late)?.success()?.says("nobody has kept track")?;
+        let third = running.images();
+        let mut args = running.dump_args(&late[..2])?;
+        args.push("--auto-dedup".to_owned());
+        "pre-dump".clone_into(&mut args[0]);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        command::crr(dir, &args)?.success()?.says("nobody has kept track")?;
+        let previous = running.images().display().to_string();
+        running.dump(&["--prev-images-dir", &previous, "--leave-running"])?.success()?;
+        let last = running.images();
+        running.signal(Signal::SIGKILL)?;
+        nothing_left()?;
+        for images in [&second, &third, &last] {
+            if images == &third {
+                fs::remove_dir_all(&first)?;
+            }
+            let images = images.display().to_string();
+            command::crr(dir, &["restore", "-d", "-D", &images])?.success()?;
+            if images != last.display().to_string() {
+                running.signal(Signal::SIGKILL)?;
+                nothing_left()?;
+            }
+        }
+        running.verify()
+    });
+}
+
 /// A dump that could not be restored, for want of an earlier round, is none; nor is one that would take the place of what it builds on.
 #[test]
 fn earlier_rounds_have_to_be_there() {

@@ -17,7 +17,7 @@ use super::{room, twins};
 use crate::kernel;
 use crate::parallel;
 use crate::proc::{Dir, stat, status};
-use crate::ptrace::Patience;
+use crate::ptrace::{self, Patience};
 use crate::refusal::Refusals;
 use crate::remote::{Cache, Target};
 use crate::resource::file::links::Links;
@@ -199,6 +199,7 @@ pub(super) fn collect(
         look_at_areas(&mut frozen.tasks, &shares, &mut outsides, &mut tables, &mut refusals, patience)?;
     let looks = task_stats.into_iter().zip(outsides).zip(areas);
     for ((frozen_task, ((stat, outside), areas)), shares) in frozen.tasks.iter_mut().zip(looks).zip(shares) {
+        ptrace::check_interrupted()?;
         let pid = frozen_task.pid;
         let known = Known { shares, tasks: &tasks, spaces: &spaces };
         let look = (stat, outside, areas);
@@ -435,6 +436,7 @@ fn find_private(
             if groups.is_empty() {
                 continue;
             }
+            ptrace::check_interrupted()?;
             let pagemap = File::from(task.dir.open("pagemap").context("open pagemap")?);
             let memory = File::from(task.dir.open("mem").context("open mem")?);
             let source = match phase {

@@ -7,9 +7,6 @@ use images::bpf::{BpfMap, kind};
 use nix::errno::Errno;
 use std::os::fd::BorrowedFd;
 
-/// Entries between two looks for a signal that is to end crr.
-const AT_ONCE: u64 = 4096;
-
 /// Records the entries.
 ///
 /// # Errors
@@ -66,7 +63,7 @@ fn one_by_one(map: BorrowedFd<'_>, info: &sys::MapInfo, record: &mut BpfMap) -> 
     let mut entries = sys::Entries::of(map, info, record.value_bytes())?;
     if is_array(info) {
         for index in 0..info.max_entries {
-            pause(index.into())?;
+            ptrace::check_interrupted_at(index.into())?;
             let key = index.to_ne_bytes();
             let value = entries.value_of(&key).context("read a BPF array")?;
             if !is_zero(value) {
@@ -78,17 +75,12 @@ fn one_by_one(map: BorrowedFd<'_>, info: &sys::MapInfo, record: &mut BpfMap) -> 
     }
     let mut count = 0;
     while let Some((key, value)) = entries.next_entry().context("read a BPF map")? {
-        pause(count)?;
+        ptrace::check_interrupted_at(count)?;
         count += 1;
         record.keys.extend_from_slice(key);
         record.values.extend_from_slice(value);
     }
     Ok(())
-}
-
-/// Looks for signals, now and then.
-fn pause(count: u64) -> Result<(), ptrace::Error> {
-    if count.is_multiple_of(AT_ONCE) { ptrace::check_interrupted() } else { Ok(()) }
 }
 
 /// Puts the entries into a map that is new. The last comes first: entries that meet in one place of a hash table are found the youngest first

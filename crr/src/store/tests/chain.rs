@@ -67,6 +67,12 @@ fn trailer(dir: &Path) -> u32 {
     u32::from_le_bytes(*bytes.last_chunk::<TRAILER_SIZE>().unwrap())
 }
 
+fn write_round(dir: &Path, round: Sample) {
+    let writer = Writer::create(&dir.into()).unwrap();
+    writer.pages().put(&round.pages, 0).unwrap();
+    writer.finish_round(round.inventory, &round.memory).unwrap();
+}
+
 impl Chain {
     fn write() -> Self {
         let chain = Self { dir: tempfile::tempdir().unwrap() };
@@ -83,9 +89,7 @@ impl Chain {
             chain.number(&mut round, first, 1);
             fs::create_dir(chain.of(name)).unwrap();
             let round = if name == "1" { packed(round, "lz4") } else { round };
-            let writer = Writer::create(&chain.of(name).as_path().into()).unwrap();
-            writer.pages().put(&round.pages, 0).unwrap();
-            writer.finish_round(round.inventory, &round.memory).unwrap();
+            write_round(&chain.of(name), round);
         }
         let mut last = golden;
         last.inventory.parent = Some(chain.parent("2"));
@@ -119,6 +123,59 @@ impl Chain {
     fn error(&self) -> String {
         error(&self.of("3"))
     }
+}
+
+/// As many as there may be, each named as seen from the next: at the end of the chain no name is too long. One more is refused when it is to be made.
+#[test]
+fn the_longest_chain() {
+    const MOST: u32 = 4096;
+    // In memory, if that can be: there will be thousands of files.
+    let home = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let dir = |number: u32| home.path().join(number.to_string());
+    let parent =
+        |number: u32| Some(Parent { dir: format!("../{number}").into(), crc: trailer(&dir(number)) });
+    let mut round = Sample::golden();
+    round.memory.spaces = vec![Space { runs: Vec::new(), ..round.memory.spaces.remove(0) }];
+    (round.memory.shared, round.memory.vdsos) = (Vec::new(), Vec::new());
+    (round.pages, round.memory.page_count, round.memory.block_crcs) = (Vec::new(), 0, Vec::new());
+    round.memory.block_pages = 1;
+    let task = Instance { pid: 100, start_time: 5 };
+    round.inventory.pre_dump = Some(PreDump { tracking: Tracking::WriteProtected(task), tasks: vec![task] });
+    for number in 1..=MOST + 1 {
+        fs::create_dir(dir(number)).unwrap();
+        write_round(&dir(number), round.clone());
+        round.inventory.parent = parent(number);
+    }
+    let last = dir(0);
+    fs::create_dir(&last).unwrap();
+    let open = |number: u32| {
+        let destination = Destination::Dir(last.clone());
+        Round::open_for(&destination, Path::new(&format!("../{number}"))).map(|(_, chain)| chain.len())
+    };
+    let mut dump = Sample::golden();
+    dump.inventory.parent = parent(MOST);
+    assert_eq!(open(MOST).unwrap(), MOST as usize - 1);
+    dump.write(&last).unwrap();
+    assert_eq!(Checkpoint::read(&last).unwrap().ancestors.len(), MOST as usize);
+    let refused = format!("{:#}", open(MOST + 1).unwrap_err());
+    assert!(refused.contains("more than 4096") && refused.contains("hint: "), "{refused}");
+    dump.inventory.parent = parent(MOST + 1);
+    dump.write(&last).unwrap();
+    assert!(error(&last).contains("more than 4096"), "{}", error(&last));
+}
+
+/// A long name is made whole as the kernel finds it: behind a symbolic link, `..` is above of where that leads.
+#[test]
+fn long_names_lead_through_links() {
+    let chain = Chain::write();
+    let elsewhere = chain.of("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    for name in ["1", "2", "3"] {
+        fs::rename(chain.of(name), elsewhere.join(name)).unwrap();
+    }
+    std::os::unix::fs::symlink(elsewhere.join("3"), chain.of("link")).unwrap();
+    let long = chain.of(&format!("link{}", "/../3".repeat(300)));
+    assert_eq!(Checkpoint::read(&long).unwrap().ancestors.len(), 2);
 }
 
 /// Where the next one's pages go elsewhere, those of a round may be elsewhere, too; what is there has to be whole.
