@@ -6,13 +6,14 @@ use images::attribute::{AreaPolicy, MemoryPolicy};
 use images::file::FdEntry;
 use images::memory::{Backing, Layout, Run, Space, Vma};
 use images::seccomp::{Filter, Seccomp};
+use images::sharing::{Object, Shares};
 use images::signal::{Action, AltStack, Pending};
 use images::task::{Task, Tree};
 use images::thread::{Creds, RobustList, Rseq, Thread, UserDesc};
 use images::timer::Timer;
 use images::{Abi, Addr, DescriptionId, FilterId, PathId, TaskFd};
 use records::{creds, task};
-use shared::plan::family::Making;
+use shared::plan::family::{self, Making, holder_of};
 use shared::plan::{self, Forest, Machine, hole};
 use shared::proto::{MAX_FILLERS, SLOT_FILES, SpecialArea};
 use std::collections::BTreeSet;
@@ -57,9 +58,8 @@ fn thread(tid: i32) -> Thread {
     thread
 }
 
-/// Bytes that are needed, and how many are thought to be.
-fn room(task: Task, space: Space, filters: Vec<Filter>) -> (u64, u64) {
-    let machine = Machine {
+fn machine() -> Machine {
+    Machine {
         task_attributes: Default::default(),
         thread_attributes: Default::default(),
         special: [SpecialArea { offset: 0, len: 0x8000 }; 3],
@@ -67,11 +67,32 @@ fn room(task: Task, space: Space, filters: Vec<Filter>) -> (u64, u64) {
         creds: Creds { cap_bounding: u64::MAX, ..creds(0) },
         rlimits: vec![(0, 0); 16],
         timer_slack_ns: 0,
-    };
+    }
+}
+
+/// Bytes that are needed, and how many are thought to be.
+fn room(task: Task, space: Space, filters: Vec<Filter>) -> (u64, u64) {
     let tree = Tree { tasks: vec![task], filters, ..Tree::default() };
-    let spaces = [space];
-    let forest = Forest::new(&tree, &spaces, &[], &[Making::Forked], 1, [1, 1, 0], BTreeSet::new());
-    let plan = plan::program(&machine, &forest, 0);
+    let (spaces, makings) = ([space], [Making::Forked]);
+    let forest = Forest::new(&tree, &spaces, &[], &makings, 1, [1, 1, 0], BTreeSet::new());
+    let [only] = <[_; 1]>::try_from(rooms(&tree, &spaces, &makings, &forest)).unwrap();
+    only
+}
+
+/// [`room`] of each program of a tree.
+fn rooms(tree: &Tree, spaces: &[Space], makings: &[Making], forest: &Forest<'_>) -> Vec<(u64, u64)> {
+    let groups = hole::groups(makings);
+    let room = |(&first, group): (&usize, &hole::Group)| {
+        let needed = needed(&machine(), forest, first, group);
+        (needed, hole::bound(tree, spaces, makings, group, PROGRAM))
+    };
+    groups.iter().map(room).collect()
+}
+
+fn needed(machine: &Machine, forest: &Forest<'_>, first: usize, group: &hole::Group) -> u64 {
+    let plan = plan::program(machine, forest, first);
+    let sorted: BTreeSet<usize> = plan.members.iter().copied().collect();
+    assert!(sorted.into_iter().eq(group.members.iter().copied()), "{:?} {:?}", plan.members, group.members);
     let contents = hole::Contents {
         program: PROGRAM,
         fds: u64::from(SLOT_FILES) + plan.needs.len() as u64,
@@ -83,7 +104,7 @@ fn room(task: Task, space: Space, filters: Vec<Filter>) -> (u64, u64) {
         plan: plan.ops.len() as u64,
         vdso: plan.vdso,
     };
-    (contents.len(), hole::bound(&tree, &spaces, &[0], PROGRAM))
+    contents.len()
 }
 
 fn holds((needed, bound): (u64, u64)) {
@@ -187,4 +208,108 @@ fn of_descriptors() {
     let segment = |n| UserDesc { entry: u32::MAX - n, base: u32::MAX, limit: u32::MAX, flags: u32::MAX };
     task.ldt = (0..MANY).map(segment).collect();
     holds(room(task, space(), Vec::new()));
+}
+
+/// Numbers that look like any, the same ones each time.
+fn dice(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut state = seed;
+    move |below| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    }
+}
+
+fn some_files(first: u32, count: u64) -> Vec<FdEntry> {
+    let entry = |n: u32| FdEntry {
+        fd: TaskFd(u32::MAX - first - n),
+        description: DescriptionId(n * 7 + first),
+        close_on_exec: n % 3 == 0,
+    };
+    (0..u32::try_from(count).unwrap()).rev().map(entry).collect()
+}
+
+/// Tasks that were cloned in all ways that there are, by each other.
+fn family(seed: u64) -> Vec<Task> {
+    let mut dice = dice(seed);
+    let mut tasks: Vec<Task> = Vec::new();
+    for pid in 10..11 + dice(40) {
+        let (mut threads, bare) = (vec![thread(i32::try_from(pid).unwrap())], dice(4) != 0);
+        if bare {
+            threads = vec![records::thread(threads[0].tid, Seccomp::Off)];
+        }
+        let mut new =
+            Task { pid: i32::try_from(pid).unwrap(), ..if bare { task(threads) } else { whole_task() } };
+        new.threads[0].tid = new.pid;
+        if let Some(by) =
+            tasks.len().checked_sub(1).map(|last| usize::try_from(dice(last as u64 + 1)).unwrap())
+        {
+            let maker = &tasks[by];
+            (new.ppid, new.abi) = (maker.pid, maker.abi);
+            match dice(4) {
+                0 => new.abi = if maker.abi == Abi::Ia32 { Abi::X86_64 } else { Abi::Ia32 },
+                1 => new.exit_signal = 10,
+                _ => {}
+            }
+            let same = new.abi == maker.abi;
+            let mut share = |object, can| (can && dice(3) == 0).then(|| holder_of(&tasks, by, object));
+            let memory = share(Object::Memory, same);
+            new.shares = Shares {
+                memory,
+                files: share(Object::Files, same),
+                directories: share(Object::Directories, true),
+                handlers: share(Object::Handlers, memory.is_some()),
+            };
+        }
+        if new.shares.files.is_none() {
+            new.fds = some_files(
+                u32::try_from(dice(3) * 50).unwrap(),
+                [0, 5, 300][usize::try_from(dice(3)).unwrap()],
+            );
+        }
+        tasks.push(new);
+    }
+    tasks
+}
+
+#[test]
+fn of_families() {
+    let mut programs = 0;
+    for seed in 0..400 {
+        let tree = Tree { tasks: family(seed), ..Tree::default() };
+        let Ok(makings) = family::makings(&tree.tasks) else { continue };
+        let spaces = vec![space(); tree.tasks.len()];
+        let late = (0..500).step_by(2).map(DescriptionId).collect();
+        let forest = Forest::new(&tree, &spaces, &[], &makings, 1, [1, 1, 0], late);
+        for room in rooms(&tree, &spaces, &makings, &forest) {
+            holds(room);
+            programs += 1;
+        }
+    }
+    assert!(programs > 1000, "{programs}");
+}
+
+/// What others have is closed once: the room for that does not grow with the square of their number.
+#[test]
+fn of_a_large_family() {
+    const TASKS: i32 = 300;
+    let mut tasks = vec![task(vec![records::thread(10, Seccomp::Off)])];
+    tasks.extend((11..10 + TASKS).map(|pid| Task {
+        pid,
+        ppid: 10,
+        shares: Shares { directories: Some(10), ..Shares::default() },
+        ..task(vec![records::thread(pid, Seccomp::Off)])
+    }));
+    for (task, first) in tasks.iter_mut().zip((0..).step_by(1000)) {
+        (task.abi, task.fds) = (Abi::Ia32, some_files(first, 500));
+        // The same files, under numbers of each task's own.
+        task.fds.iter_mut().zip(0..).for_each(|(entry, n)| entry.description = DescriptionId(n));
+    }
+    let tree = Tree { tasks, ..Tree::default() };
+    let makings = family::makings(&tree.tasks).unwrap();
+    let spaces = vec![space(); tree.tasks.len()];
+    let forest = Forest::new(&tree, &spaces, &[], &makings, 1, [1, 1, 0], BTreeSet::new());
+    for (needed, bound) in rooms(&tree, &spaces, &makings, &forest) {
+        holds((needed, bound));
+        assert!(bound < 32 << 20, "{bound} bytes for {needed}");
+    }
 }

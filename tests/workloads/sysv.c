@@ -169,6 +169,20 @@ CASE(parts)
 	remove_segment(id);
 }
 
+/* Larger than its segment: what lies beyond is nothing, until that has grown, too, which no segment does. */
+CASE(grown)
+{
+	int id = make(IPC_PRIVATE, 2 * PAGE, 0600);
+	char *memory = attach(id, NULL, 0);
+	remove_segment(id);
+	fill(memory, 2 * PAGE, 1);
+	memory = MUST((char *)mremap(memory, 2 * PAGE, 4 * PAGE, MREMAP_MAYMOVE));
+	checkpoint();
+	CHECK_FILL(memory, 2 * PAGE, 1);
+	MUST((char *)mremap(memory, 4 * PAGE, 2 * PAGE, 0));
+	CHECK_FILL(memory, 2 * PAGE, 1);
+}
+
 CASE(other)
 {
 	int id = atoi(case_args[0]);

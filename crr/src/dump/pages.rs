@@ -189,6 +189,14 @@ impl Contents {
         Run { first_page: self.first_page + run.first_page, ..run }
     }
 
+    /// The source of a page, where it lies there, and how many follow it.
+    pub(super) fn holder(&self, page: u64) -> Option<(usize, u64, u64)> {
+        let at = self.pieces.partition_point(|piece| piece.run.first_page + piece.run.pages <= page);
+        let Piece { source, run, .. } = self.pieces.get(at)?;
+        let skip = page.checked_sub(run.first_page)?;
+        Some((*source, run.start.0 + skip * PAGE_SIZE, run.pages - skip))
+    }
+
     /// The pages of a task's private areas that differ from their backing, and the guard pages of all areas. `kept` are contents that the
     /// dump has which this one builds on, as far as they are right: where pages are protected, those of pages that turn out to be unwritten. With
     /// `frames`, those that another task has stored already are not stored again.
@@ -215,12 +223,13 @@ impl Contents {
                 runs.push(self.push(source, range.start, range.end, range.forced));
                 continue;
             };
-            for Stretch { start, pages, stored } in frames.split(range.start, range.end, self.pages)? {
+            let next = self.pages;
+            frames.split(range.start, range.end, next, |Stretch { start, pages, stored }| {
                 runs.push(match stored {
                     Some(page) => Run { start: Addr(start), pages, first_page: self.first_page + page },
                     None => self.push(source, start, start + pages * PAGE_SIZE, range.forced),
                 });
-            }
+            })?;
         }
         Ok((runs, guards))
     }

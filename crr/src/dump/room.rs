@@ -6,7 +6,7 @@ use crate::refusal::Refusals;
 use anyhow::{Context, Result};
 use images::memory::{Shared, Space};
 use images::task::Tree;
-use shared::plan::family::{self, Making};
+use shared::plan::family;
 use shared::plan::{hole, loan, segment};
 use std::collections::BTreeMap;
 
@@ -19,13 +19,14 @@ pub(super) fn check(tree: &Tree, spaces: &[Space], shared: &[Shared]) -> Result<
     too_many_areas(tree, spaces, &mut refusals)?;
     let makings = family::makings(&tree.tasks).ok().context("tasks share what they cannot share")?;
     let mut sizes = BTreeMap::new();
-    for members in programs(&makings).values() {
+    for group in hole::groups(&makings).values() {
+        let members = &group.members;
         let first = &tree.tasks[members[0]];
         let size = match sizes.get(&first.abi) {
             Some(&size) => size,
             None => *sizes.entry(first.abi).or_insert(Blob::of(first.abi)?.len()),
         };
-        let len = hole::bound(tree, spaces, members, size);
+        let len = hole::bound(tree, spaces, &makings, group, size);
         let task_size = members.iter().map(|&index| hole::task_size(&tree.tasks[index])).min();
         let task_size = task_size.unwrap_or_else(|| first.abi.task_size());
         let free = hole::choose(task_size, members.iter().map(|&index| &spaces[index]), len);
@@ -79,13 +80,4 @@ pub(crate) fn max_map_count() -> Result<u64> {
     const LIMIT: &str = "/proc/sys/vm/max_map_count";
     let text = std::fs::read_to_string(LIMIT).context(LIMIT)?;
     text.trim().parse().context(LIMIT)
-}
-
-/// The tasks that each program restores, by index: the one that execs it first.
-fn programs(makings: &[Making]) -> BTreeMap<usize, Vec<usize>> {
-    let mut programs: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    for index in 0..makings.len() {
-        programs.entry(family::host(makings, index)).or_default().push(index);
-    }
-    programs
 }

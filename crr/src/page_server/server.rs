@@ -8,12 +8,15 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::poll;
 use rustls::ServerConfig;
+use std::convert::Infallible;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{self, SendError, SyncSender};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long who connects may take to say that it is a dump.
@@ -27,14 +30,45 @@ const SHORTAGE: u8 = 100;
 /// # Errors
 /// If that dump did not come to its end, or its pages cannot be written: there is then the file that was there before, or none.
 pub fn serve(listener: &TcpListener, dir: &Path, tls: Option<&Arc<ServerConfig>>) -> Result<u64> {
+    // Whoever is not taken has his line back.
+    let (found, dumps) = mpsc::sync_channel(0);
+    let (listener, tls) = (listener.try_clone().context("dup")?, tls.cloned());
+    let listen = move || {
+        let Err(error) = look_for_dumps(&listener, tls.as_ref(), &found);
+        // Nobody waits for it if there is a dump by now.
+        let _ = found.send(Err(error));
+    };
+    thread::Builder::new().name("accept".to_owned()).spawn(listen).context("start a thread")?;
+    let (mut line, peer) = dumps.recv().context("nobody listens")??;
+    drop(dumps);
+    log::info!("a dump comes from {peer}");
+    receive(&mut line, dir)
+}
+
+/// Who connects and turns out to be a dump.
+type Found = Result<(Line, SocketAddr)>;
+
+/// Listens to all who connect side by side, so that who says nothing keeps nobody from the server.
+fn look_for_dumps(
+    listener: &TcpListener,
+    tls: Option<&Arc<ServerConfig>>,
+    found: &SyncSender<Found>,
+) -> Result<Infallible> {
     loop {
         let (tcp, peer) = accept(listener)?;
-        match greet(tcp, tls, Hello::Dump) {
-            Ok(mut line) => {
-                log::info!("a dump comes from {peer}");
-                return receive(&mut line, dir);
+        let (tls, found) = (tls.cloned(), found.clone());
+        let look = move || match greet(tcp, tls.as_ref(), Hello::Dump) {
+            Ok(line) => {
+                // Those that are too late get their lines back.
+                if let Err(SendError(Ok((mut line, _)))) = found.send(Ok((line, peer))) {
+                    log::warn!("{peer}: is sent away: there is a dump already");
+                    let _ = answer(&mut line, Some("it has a dump already, and takes one alone"));
+                }
             }
             Err(error) => log::warn!("{peer}: is no dump of crr: {error:#}"),
+        };
+        if let Err(error) = thread::Builder::new().name("greet".to_owned()).spawn(look) {
+            log::warn!("{peer}: is sent away: start a thread: {error}");
         }
     }
 }

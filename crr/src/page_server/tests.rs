@@ -127,6 +127,20 @@ fn strangers_are_sent_away() {
     served.unwrap();
 }
 
+/// Nor does who says nothing at all; and a second dump is told at once that it is too late.
+#[test]
+fn who_says_nothing_keeps_nobody_waiting() {
+    let (served, _dir) = serve(None, |port| {
+        let silent = [(); 3].map(|()| TcpStream::connect(("127.0.0.1", port)).unwrap());
+        let client = Client::connect(&at(port, None)).unwrap();
+        let error = format!("{:#}", Client::connect(&at(port, None)).unwrap_err());
+        assert!(error.contains("it has a dump already"), "{error}");
+        send_all(&client);
+        drop(silent);
+    });
+    served.unwrap();
+}
+
 /// What is there under the name that pages are received by is never written to; only a server that runs keeps another one out.
 #[test]
 fn what_a_killed_server_left_is_replaced() {

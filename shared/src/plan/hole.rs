@@ -6,8 +6,10 @@
 //! | code | data, stack | control | fd table | parked vvar, vclock, vdso | words | thread, filler stacks | plan |
 //! ```
 
+use super::family::{Making, host};
 use crate::proto::{Control, MAX_FILLERS, SLOT_FILES, SpecialArea, Start, THREAD_STACK, Vdso};
 use crate::range::{Range, find_gap, page_align};
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use images::Abi;
 use images::id::PAGE_SIZE;
@@ -126,10 +128,31 @@ pub fn task_size(task: &Task) -> u64 {
     }
 }
 
-/// Bytes of the hole for some tasks (by index) of one program of `program` bytes, or more: however the restore plans it, on
-/// whatever kernel.
+/// Who is restored by one program, by index.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Group {
+    /// Its own tasks: the one that execs it first.
+    pub members: Vec<usize>,
+    /// Tasks that these clone, and that exec programs of their own then.
+    pub launched: Vec<usize>,
+}
+
+/// The programs of a tree, each by the task that execs it.
 #[must_use]
-pub fn bound(tree: &Tree, spaces: &[Space], members: &[usize], program: u64) -> u64 {
+pub fn groups(makings: &[Making]) -> BTreeMap<usize, Group> {
+    let mut groups: BTreeMap<usize, Group> = BTreeMap::new();
+    for (index, making) in makings.iter().enumerate() {
+        groups.entry(host(makings, index)).or_default().members.push(index);
+        if let Making::Cloned { by, exec: true, .. } = *making {
+            groups.entry(host(makings, by)).or_default().launched.push(index);
+        }
+    }
+    groups
+}
+
+/// Bytes of the hole for a program of `program` bytes, or more: however the restore plans it, on whatever kernel.
+#[must_use]
+pub fn bound(tree: &Tree, spaces: &[Space], makings: &[Making], group: &Group, program: u64) -> u64 {
     /// More than vvar, vvar_vclock and vdso of any kernel.
     const SPECIAL: u64 = 0x4_0000;
     /// Ops of an area, of page contents, of a policy, of guard pages; of a thread, half of which are the steps to its capabilities;
@@ -145,11 +168,25 @@ pub fn bound(tree: &Tree, spaces: &[Space], members: &[usize], program: u64) -> 
     const SIGNAL: u64 = 256;
     const TIMER: u64 = 160;
     const DESCRIPTOR: u64 = 32;
+    /// A descriptor that a cloned task has of its maker, and closes.
+    const CLOSE: u64 = 16;
+    /// All else of a task that is cloned to exec another program.
+    const LAUNCH: u64 = 1024;
     let filters: u64 = tree.filters.iter().map(|filter| filter.program.len() as u64).sum();
     let (mut fds, mut plan, mut stacks) = (u64::from(SLOT_FILES), 0, MAX_FILLERS as u64);
-    for &index in members {
+    let count = |len: usize, each: u64| len as u64 * each;
+    let inherited = |index: usize| match makings[index] {
+        Making::Cloned { by, .. } if tree.tasks[index].shares.files.is_none() => files_of(&tree.tasks, by),
+        _ => 0,
+    };
+    for &index in &group.launched {
+        let files = tree.tasks[index].fds.len();
+        plan += LAUNCH + count(files, DESCRIPTOR) + count(inherited(index), CLOSE);
+        fds += files as u64 + 16;
+        stacks += 1;
+    }
+    for &index in &group.members {
         let (task, space) = (&tree.tasks[index], &spaces[index]);
-        let count = |len: usize, each: u64| len as u64 * each;
         plan += TASK + filters + space.auxv.len() as u64 + count(space.vmas.len(), AREA);
         // Its code, and the ledger that has it once more (crr's resource::vdso), on another kernel.
         let vdsos = space.vmas.iter().filter(|vma| matches!(vma.backing, Backing::Vdso(_)));
@@ -157,8 +194,8 @@ pub fn bound(tree: &Tree, spaces: &[Space], members: &[usize], program: u64) -> 
         plan += count(space.runs.len(), RUN) + count(space.policies.len(), POLICY);
         plan += count(space.guards.len(), GUARD) + count(space.names.len(), NAME);
         plan += count(task.pending.len(), SIGNAL) + count(task.timers.len(), TIMER);
-        // A descriptor that a cloned task does not have is closed: it is another task's.
-        plan += count(task.fds.len(), DESCRIPTOR) * members.len() as u64 + count(task.ldt.len(), DESCRIPTOR);
+        plan += count(task.fds.len(), DESCRIPTOR) + count(inherited(index), CLOSE);
+        plan += count(task.ldt.len(), DESCRIPTOR);
         for thread in &task.threads {
             plan += THREAD + count(thread.pending.len(), SIGNAL) + count(thread.creds.groups.len(), 4);
             if let Seccomp::Filters { filters, .. } = &thread.seccomp {
@@ -169,10 +206,16 @@ pub fn bound(tree: &Tree, spaces: &[Space], members: &[usize], program: u64) -> 
         stacks += task.threads.len() as u64 + 1;
     }
     let special = [SpecialArea { offset: 0, len: SPECIAL }, SpecialArea::default(), SpecialArea::default()];
-    let words = 8 * members.len() as u64;
+    let words = 8 * group.members.len() as u64;
     let fillers = [0; MAX_FILLERS];
     let vdso = Vdso::Moves;
     Contents { program, fds, special, stacks, words, fds_from: 0, fillers, plan, vdso }.len()
+}
+
+/// How many descriptors a task has, its own or shared.
+fn files_of(tasks: &[Task], index: usize) -> usize {
+    let holder = tasks[index].shares.files.and_then(|pid| tasks.iter().find(|task| task.pid == pid));
+    holder.unwrap_or(&tasks[index]).fds.len()
 }
 
 /// Areas that a task may have (vm.max_map_count) beyond its own while it is restored: those of the hole, and one that is about to move.

@@ -26,10 +26,11 @@ struct Attachment<'a> {
 }
 
 impl Attachment<'_> {
-    /// Nothing of it has been detached since, or moved away from the rest.
+    /// Nothing of it has been detached since, or moved away from the rest: its areas follow each other from the beginning to the end.
     fn is_whole(&self) -> bool {
-        let attached: u64 = self.areas.iter().map(|vma| vma.end.0 - vma.start.0).sum();
-        attached == self.object.mapped_size()
+        let next = |at: u64, vma: &&Vma| (vma.start.0 == at).then_some(vma.end.0);
+        let end = self.areas.iter().try_fold(self.base, next);
+        end == self.base.checked_add(self.object.mapped_size())
     }
 }
 
@@ -75,6 +76,15 @@ pub(super) fn attach(list: &mut Vec<u8>, vmas: &[Vma], shared: &[Shared]) {
         let parts: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
         op::push(list, &Op::AttachParts { id, flags, parts: &parts });
     }
+}
+
+/// The size of the segment that an area shows, if the area reaches beyond it: mremap(2) has made it larger.
+#[must_use]
+pub fn reaches_beyond(vma: &Vma, shared: &[Shared]) -> Option<u64> {
+    let (_, offset, object, _) = segment_of(vma, shared)?;
+    let size = object.mapped_size();
+    let end = offset.checked_add(vma.end.0 - vma.start.0);
+    end.is_none_or(|end| end > size).then_some(size)
 }
 
 /// The size of a segment that a space has a part of, and that it has no room for as a whole; `hole` bytes of the room are taken.

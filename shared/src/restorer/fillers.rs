@@ -1,6 +1,6 @@
 //! Reading page contents in several threads: of each stripe of the page file, one thread takes care.
 //!
-//! The threads live from the first of some fills in a row to the last. Their ids are chosen by the coordinator among those that the tree
+//! The threads live from the first of some fills in a row to the last: when another op comes, they are waited for, and new ones start with the next fill. Their ids are chosen by the coordinator among those that the tree
 //! does not use: an id that the kernel chose could be one that another task of the tree is about to get.
 //!
 //! # Safety

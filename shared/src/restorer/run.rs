@@ -166,8 +166,8 @@ impl<'a> Follow<'a> for Leader<'a, '_> {
                 self.flush(session)?;
                 return family::step(session, self, birth);
             }
-            // Fresh memory: what waits to be read goes elsewhere, or it would follow this op.
-            Op::Map { .. } => {}
+            // Fresh memory: what waits to be read goes elsewhere, or it would follow this op. But fillers know of nothing behind it.
+            Op::Map { .. } if self.fillers.is_none() => {}
             // Contents must be in before protection takes the right to write away, and before anything reads them.
             _ => self.flush(session)?,
         }

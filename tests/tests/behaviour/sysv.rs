@@ -291,3 +291,18 @@ fn shared_with_the_outside() {
         running.verify()
     });
 }
+
+/// An area that is larger than its segment cannot be attached: refused.
+#[test]
+fn an_area_that_has_grown() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = sysv("grown").start(dir, abi)?;
+        let before = running.snapshot()?;
+        let refused = running.dump(&[])?.code(1)?;
+        refused.says_with_hint("reaches beyond the 8 KiB of its segment of System V")?;
+        running.looks_like(&before)?;
+        running.verify()
+    });
+}

@@ -445,7 +445,7 @@ fn find_private(
             };
             let mut frames = frames.as_mut().filter(|_| related.contains(&record.abi));
             if let Some(frames) = &mut frames {
-                frames.add_task(pagemap.try_clone().context("duplicate pagemap")?);
+                frames.add_task(source, pagemap.try_clone().context("duplicate pagemap")?);
             }
             for areas in groups {
                 let (look, kept) = (Look::Only(&pagemap), base.kept(task.pid));
@@ -459,8 +459,8 @@ fn find_private(
             space.guards.sort_unstable_by_key(|guard| guard.start);
         }
     }
-    let confirmed =
-        frames.map_or(Ok(true), |frames| frames.confirm()).context("look at shared pages again")?;
+    let confirm = |frames: Frames| frames.confirm(|page| contents.holder(page));
+    let confirmed = frames.map_or(Ok(true), confirm).context("look at shared pages again")?;
     if !confirmed {
         contents.rewind(before);
         for space in spaces {

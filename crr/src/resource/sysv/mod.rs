@@ -23,7 +23,7 @@ use images::memory::{HugePage, Shared, Space};
 use images::sysv::Object;
 use images::task::Task;
 use nix::sys::stat::FileStat;
-use shared::plan::segment::moves_huge_pages;
+use shared::plan::segment::{moves_huge_pages, reaches_beyond};
 use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
@@ -66,15 +66,30 @@ impl Kind {
     }
 }
 
-/// Refuses parts of segments of huge pages where the kernel does not move these: a restore could not put them in their places.
+/// Refuses areas that reach beyond their segments, and parts of segments of huge pages where the kernel does not move these: a restore could not
+/// put them in their places.
 ///
 /// # Errors
 /// [`crate::refusal::Refused`].
 pub(crate) fn check_parts(tasks: &[Task], spaces: &[Space], shared: &[Shared]) -> Result<()> {
     let mut refusals = Refusals::default();
+    if shared.iter().all(|object| object.segment.is_none()) {
+        return Ok(());
+    }
+    for (task, space) in tasks.iter().zip(spaces) {
+        for vma in &space.vmas {
+            let Some(size) = reaches_beyond(vma, shared) else { continue };
+            let comm = String::from_utf8_lossy(&task.threads[0].comm);
+            let area = format!("{}-{}", vma.start, vma.end);
+            let reason =
+                format!("reaches beyond the {} KiB of its segment of System V, by mremap(2)", size / 1024);
+            let hint = "have the program detach it, or shrink it, before the dump";
+            refusals.task((task.pid, &comm), area, reason, Some(hint));
+        }
+    }
     let mut having = tasks.iter().zip(spaces).filter(|(_, space)| moves_huge_pages(space, shared)).peekable();
     if having.peek().is_none() || sys::moves_huge_pages() {
-        return Ok(());
+        return Ok(refusals.finish("dump")?);
     }
     for (task, _) in having {
         let comm = String::from_utf8_lossy(&task.threads[0].comm);

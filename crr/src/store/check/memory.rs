@@ -10,7 +10,7 @@ use images::memory::{
 };
 use images::task::{Task, Tree};
 use images::{Abi, Addr};
-use shared::plan::pkey;
+use shared::plan::{pkey, segment};
 
 /// All bits that [`images::memory::vm`] names.
 const VM_FLAGS: u32 = ((1 << 19) - 1) | vm::KEY;
@@ -225,6 +225,8 @@ fn check_vma(vma: &Vma, abi: Abi, memory: &Memory, files: &Files) -> Check {
         Backing::Shared(id, offset) => {
             let known = memory.shared.len();
             ensure!((id.0 as usize) < known, "{id} of {known} shared objects");
+            let beyond = segment::reaches_beyond(vma, &memory.shared);
+            ensure!(beyond.is_none(), "reaches beyond the {:#x} bytes of {id}", beyond.unwrap_or(0));
             check_offset(offset, end - start)
         }
         Backing::HugePages(offset) => check_offset(offset, end - start),

@@ -839,6 +839,10 @@ fn areas() {
     refused(&format!("{task} 0x8048000-0x8058000: shared#1 of 1 shared objects"), |s| {
         vma(s, |vma| vma.backing = Backing::Shared(SharedId(1), 0));
     });
+    refused(&format!("{task} 0x8048000-0x8058000: reaches beyond the 0x10000 bytes of shared#0"), |s| {
+        s.memory.shared[0].size = 0x10000;
+        vma(s, |vma| vma.backing = Backing::Shared(SharedId(0), 0x1000));
+    });
     refused(&format!("{task} auxv of 7 bytes"), |s| s.memory.spaces[1].auxv.truncate(7));
 }
 
