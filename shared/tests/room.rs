@@ -75,7 +75,7 @@ fn room(task: Task, space: Space, filters: Vec<Filter>) -> (u64, u64) {
     let tree = Tree { tasks: vec![task], filters, ..Tree::default() };
     let (spaces, makings) = ([space], [Making::Forked]);
     let forest = Forest::new(&tree, &spaces, &[], &makings, 1, [1, 1, 0], BTreeSet::new());
-    let [only] = <[_; 1]>::try_from(rooms(&tree, &spaces, &makings, &forest)).unwrap();
+    let [only] = <[_; 1]>::try_from(rooms(&tree, &spaces, &makings, &forest)).expect("one program");
     only
 }
 
@@ -225,7 +225,7 @@ fn some_files(first: u32, count: u64) -> Vec<FdEntry> {
         description: DescriptionId(n * 7 + first),
         close_on_exec: n % 3 == 0,
     };
-    (0..u32::try_from(count).unwrap()).rev().map(entry).collect()
+    (0..u32::try_from(count).expect("a small number")).rev().map(entry).collect()
 }
 
 /// Tasks that were cloned in all ways that there are, by each other.
@@ -233,15 +233,19 @@ fn family(seed: u64) -> Vec<Task> {
     let mut dice = dice(seed);
     let mut tasks: Vec<Task> = Vec::new();
     for pid in 10..11 + dice(40) {
-        let (mut threads, bare) = (vec![thread(i32::try_from(pid).unwrap())], dice(4) != 0);
+        let (mut threads, bare) = (vec![thread(i32::try_from(pid).expect("a small number"))], dice(4) != 0);
         if bare {
             threads = vec![records::thread(threads[0].tid, Seccomp::Off)];
         }
-        let mut new =
-            Task { pid: i32::try_from(pid).unwrap(), ..if bare { task(threads) } else { whole_task() } };
+        let mut new = Task {
+            pid: i32::try_from(pid).expect("a small number"),
+            ..if bare { task(threads) } else { whole_task() }
+        };
         new.threads[0].tid = new.pid;
-        if let Some(by) =
-            tasks.len().checked_sub(1).map(|last| usize::try_from(dice(last as u64 + 1)).unwrap())
+        if let Some(by) = tasks
+            .len()
+            .checked_sub(1)
+            .map(|last| usize::try_from(dice(last as u64 + 1)).expect("a small number"))
         {
             let maker = &tasks[by];
             (new.ppid, new.abi) = (maker.pid, maker.abi);
@@ -262,8 +266,8 @@ fn family(seed: u64) -> Vec<Task> {
         }
         if new.shares.files.is_none() {
             new.fds = some_files(
-                u32::try_from(dice(3) * 50).unwrap(),
-                [0, 5, 300][usize::try_from(dice(3)).unwrap()],
+                u32::try_from(dice(3) * 50).expect("a small number"),
+                [0, 5, 300][usize::try_from(dice(3)).expect("a small number")],
             );
         }
         tasks.push(new);

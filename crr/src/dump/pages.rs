@@ -208,20 +208,19 @@ impl Contents {
         kept: &[Run],
         frames: Option<&mut Frames>,
     ) -> Result<(Vec<Run>, Vec<Guard>)> {
-        let (parts, guards) = find_parts(look, vmas, kept)?;
         let mut frames = frames;
         let mut runs = Vec::new();
-        for part in parts {
+        let guards = find_parts(look, vmas, kept, |part| {
             let range = match part {
                 Part::Kept(run) => {
                     runs.push(run);
-                    continue;
+                    return Ok(());
                 }
                 Part::Own(range) => range,
             };
             let Some(frames) = &mut frames else {
                 runs.push(self.push(source, range.start, range.end, range.forced));
-                continue;
+                return Ok(());
             };
             let next = self.pages;
             frames.split(range.start, range.end, next, |Stretch { start, pages, stored }| {
@@ -229,8 +228,8 @@ impl Contents {
                     Some(page) => Run { start: Addr(start), pages, first_page: self.first_page + page },
                     None => self.push(source, start, start + pages * PAGE_SIZE, range.forced),
                 });
-            })?;
-        }
+            })
+        })?;
         Ok((runs, guards))
     }
 
@@ -635,10 +634,17 @@ enum Part {
     Own(PageRange),
 }
 
-/// Pages of private areas that differ from their backing, and the guard pages of all areas.
-fn find_parts(look: Look<'_>, vmas: &[Vma], kept: &[Run]) -> Result<(Vec<Part>, Vec<Guard>)> {
-    let (Some(first), Some(last)) = (vmas.first(), vmas.last()) else { return Ok(Default::default()) };
+/// Pages of private areas that differ from their backing, each part as soon as it is known to be whole: there can be millions. Returns the guard
+/// pages of all areas.
+fn find_parts(
+    look: Look<'_>,
+    vmas: &[Vma],
+    kept: &[Run],
+    mut each: impl FnMut(Part) -> Result<()>,
+) -> Result<Vec<Guard>> {
+    let (Some(first), Some(last)) = (vmas.first(), vmas.last()) else { return Ok(Vec::new()) };
     let (mut parts, mut guards): (Vec<Part>, Vec<Guard>) = Default::default();
+    let mut failed = Ok(());
     let mut areas = vmas.iter().peekable();
     // Where pages are protected by the very call that finds them, it tells whether they were written; otherwise what is kept was looked at before.
     let is_told = matches!(look, Look::Protecting(_));
@@ -667,9 +673,16 @@ fn find_parts(look: Look<'_>, vmas: &[Vma], kept: &[Run]) -> Result<(Vec<Part>, 
             }
             add_own(&mut parts, vma, start, end);
         }
+        // The last one may grow.
+        let whole = parts.len().saturating_sub(1);
+        if failed.is_ok() {
+            failed = parts.drain(..whole).try_for_each(&mut each);
+        }
     };
     scan(look, first.start.0, last.end.0, vmas, found)?;
-    Ok((parts, guards))
+    failed?;
+    parts.into_iter().try_for_each(each)?;
+    Ok(guards)
 }
 
 /// Whether the kernel may drop pages at any moment (MAP_DROPPABLE). Restored as zeros. The vDSO's getrandom() keeps its state there; generation 0 never
@@ -926,7 +939,12 @@ mod tests {
             room.bytes()[at - 1..=at].fill(1);
         }
         let pagemap = File::open("/proc/self/pagemap").unwrap();
-        let (parts, _) = find_parts(Look::Only(&pagemap), &[area], &[]).unwrap();
+        let mut parts = Vec::new();
+        let each = |part| {
+            parts.push(part);
+            Ok(())
+        };
+        find_parts(Look::Only(&pagemap), &[area], &[], each).unwrap();
         let spans = |(part, cut): (&Part, &u64)| matches!(part, Part::Own(range) if (range.start + 1..range.end).contains(cut));
         assert!(parts.len() == cuts.len() && parts.iter().zip(&cuts).all(spans));
     }
