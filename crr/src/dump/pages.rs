@@ -12,16 +12,17 @@ use crate::ptrace;
 use crate::resource::hugetlb;
 use crate::resource::memory::SharedObject;
 use crate::store::{Aligned, Compression, DirectIo, GivenUp, PAGE, Packer, Sink};
-use crate::sys::pagemap;
+use crate::sys::pagemap::{self, Found};
 use crate::sys::vm::{self, Remote};
+use crate::sys::window::Window;
 use crate::track;
 use anyhow::{Context, Result, anyhow, bail};
 use images::id::PAGE_SIZE;
-use images::memory::{BLOCK_PAGES, CHUNK_PAGES, Chunk, Guard, HugePage, Packing, Run, Shared, Vma};
-use images::{Addr, Pid};
+use images::memory::{BLOCK_PAGES, Backing, CHUNK_PAGES, Chunk, Guard, HugePage, Packing, Run, Shared, Vma};
+use images::{Addr, PathId, Pid};
 use nix::errno::Errno;
 use nix::unistd::Whence;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -99,6 +100,8 @@ pub(super) struct Contents {
     first_page: u64,
     /// The tasks run meanwhile.
     running: bool,
+    /// Files of which private mappings are anonymous memory: /dev/zero.
+    pub(super) zero_devices: BTreeSet<PathId>,
     /// Sources that twins may stand in for, by their tasks.
     twinned: BTreeMap<Pid, usize>,
 }
@@ -192,7 +195,7 @@ impl Contents {
         kept: &[Run],
         frames: Option<&mut Frames>,
     ) -> Result<(Vec<Run>, Vec<Guard>)> {
-        let (parts, guards) = find_parts(look, vmas, kept)?;
+        let (parts, guards) = find_parts(look, vmas, kept, &self.zero_devices)?;
         let mut frames = frames;
         let mut runs = Vec::new();
         for part in parts {
@@ -552,14 +555,16 @@ fn read_each(file: &File, gather: &[Remote], buffer: &mut [u8]) -> Result<(), (A
     Ok(())
 }
 
-/// Reads whole pages; behind the end of a file there are zeros.
+/// Reads whole pages, the last of a file with what lies behind its end.
 fn read_padded(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
     let mut have = 0;
     while have < buffer.len() {
         match file.read_at(&mut buffer[have..], offset + have as u64) {
             Ok(0) if have > 0 => {
                 buffer[have..].fill(0);
-                return Ok(());
+                let page = have / PAGE * PAGE;
+                let last = buffer.get_mut(page..page + PAGE).filter(|_| page < have);
+                return last.map_or(Ok(()), |last| read_last(file, last, offset + page as u64));
             }
             Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
             Ok(got) => have += got,
@@ -568,6 +573,16 @@ fn read_padded(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<(
         }
     }
     Ok(())
+}
+
+/// Reads the last page of a file as mappings show it: what was written by one behind the end is there for as long as the page is, in files in memory as long
+/// as the file. No read(2) gives that.
+fn read_last(file: &File, page: &mut [u8], offset: u64) -> std::io::Result<()> {
+    match Window::copy(file, offset, page) {
+        // Nobody has it mapped, then, who could not do without what lies there.
+        Err(Errno::ENODEV | Errno::EACCES | Errno::EPERM) => Ok(()),
+        copied => Ok(copied?),
+    }
 }
 
 /// Pages of one private area.
@@ -587,17 +602,22 @@ enum Part {
 }
 
 /// Pages of private areas that differ from their backing, and the guard pages of all areas.
-fn find_parts(look: Look<'_>, vmas: &[Vma], kept: &[Run]) -> Result<(Vec<Part>, Vec<Guard>)> {
+fn find_parts(
+    look: Look<'_>,
+    vmas: &[Vma],
+    kept: &[Run],
+    zero_devices: &BTreeSet<PathId>,
+) -> Result<(Vec<Part>, Vec<Guard>)> {
     let (Some(first), Some(last)) = (vmas.first(), vmas.last()) else { return Ok(Default::default()) };
     let (mut parts, mut guards): (Vec<Part>, Vec<Guard>) = Default::default();
     let mut areas = vmas.iter().peekable();
-    let found = |from: u64, to: u64, guard: bool| {
+    let found = |from: u64, to: u64, what: Found| {
         while areas.next_if(|vma| vma.end.0 <= from).is_some() {}
         // A range can span areas; the last of them is looked at again for the next range.
         let mut at = areas.clone();
         while let Some(vma) = at.next().filter(|vma| vma.start.0 < to) {
             let (mut start, end) = (from.max(vma.start.0), to.min(vma.end.0));
-            if guard {
+            if what == Found::Guard {
                 match guards.last_mut() {
                     // Of one area, in two stretches.
                     Some(last) if last.end.0 == start && start > vma.start.0 => last.end = Addr(end),
@@ -605,7 +625,10 @@ fn find_parts(look: Look<'_>, vmas: &[Vma], kept: &[Run]) -> Result<(Vec<Part>, 
                 }
                 continue;
             }
-            if !vma.backing.is_private() || can_be_dropped(vma) {
+            if !vma.backing.is_private()
+                || can_be_dropped(vma)
+                || (what == Found::Zeros && begins_with_zeros(vma, zero_devices))
+            {
                 continue;
             }
             for run in track::part(kept, start, end) {
@@ -618,6 +641,14 @@ fn find_parts(look: Look<'_>, vmas: &[Vma], kept: &[Run]) -> Result<(Vec<Part>, 
     };
     scan(look, first.start.0, last.end.0, vmas, found)?;
     Ok((parts, guards))
+}
+
+/// Whether pages that nobody has written show zeros.
+fn begins_with_zeros(vma: &Vma, zero_devices: &BTreeSet<PathId>) -> bool {
+    match vma.backing {
+        Backing::PrivateFile(path, _) => zero_devices.contains(&path),
+        _ => true,
+    }
 }
 
 /// Whether the kernel may drop pages at any moment (MAP_DROPPABLE). Restored as zeros. The vDSO's getrandom() keeps its state there; generation 0 never
@@ -651,7 +682,7 @@ fn scan(
     start: u64,
     end: u64,
     areas: &[Vma],
-    mut found: impl FnMut(u64, u64, bool),
+    mut found: impl FnMut(u64, u64, Found),
 ) -> Result<()> {
     /// This kernel has none.
     static IS_MISSING: AtomicBool = AtomicBool::new(false);
@@ -672,17 +703,17 @@ fn scan(
 }
 
 /// A scan by all processors, if there is much to look at. What is found comes in order all the same.
-fn scan_side_by_side(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, bool)) -> Result<()> {
+fn scan_side_by_side(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, Found)) -> Result<()> {
     /// What is found of so many is in memory at a time.
     const STRETCHES: usize = 16;
     let look = |&(start, end): &(u64, u64)| {
         let mut ranges = Vec::new();
-        pagemap::scan_private(pagemap.as_fd(), start, end, |from, to, guard| ranges.push((from, to, guard)))?;
+        pagemap::scan_private(pagemap.as_fd(), start, end, |from, to, what| ranges.push((from, to, what)))?;
         Ok(ranges)
     };
     for some in stretches(areas).chunks(STRETCHES) {
         let ranges = parallel::map_large(some, look)?;
-        ranges.into_iter().flatten().for_each(|(from, to, guard)| found(from, to, guard));
+        ranges.into_iter().flatten().for_each(|(from, to, what)| found(from, to, what));
     }
     Ok(())
 }
@@ -717,7 +748,7 @@ fn stretches(areas: &[Vma]) -> Vec<(u64, u64)> {
 }
 
 /// One word a page: Documentation/admin-guide/mm/pagemap.rst. The page of zeros is not told from others here and gets stored.
-fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, bool)) -> Result<()> {
+fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, Found)) -> Result<()> {
     const PRESENT_OR_SWAPPED: u64 = 3 << 62;
     const FILE_OR_SHARED: u64 = 1 << 61;
     const CHUNK_PAGES: u64 = 1 << 16;
@@ -731,7 +762,7 @@ fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, b
             for (word, page) in words.chunks_exact(8).zip((at..).step_by(4096)) {
                 let word = u64::from_le_bytes(word.try_into()?);
                 if word & PRESENT_OR_SWAPPED != 0 && word & FILE_OR_SHARED == 0 {
-                    found(page, page + PAGE_SIZE, false);
+                    found(page, page + PAGE_SIZE, Found::Contents);
                 }
             }
             at += pages * PAGE_SIZE;
@@ -743,7 +774,6 @@ fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, b
 #[cfg(test)]
 mod tests {
     use super::*;
-    use images::memory::Backing;
 
     #[test]
     fn areas_that_lie_side_by_side_are_read_as_one() {
@@ -808,7 +838,7 @@ mod tests {
             room.bytes()[at - 1..=at].fill(1);
         }
         let pagemap = File::open("/proc/self/pagemap").unwrap();
-        let (parts, _) = find_parts(Look::Only(&pagemap), &[area], &[]).unwrap();
+        let (parts, _) = find_parts(Look::Only(&pagemap), &[area], &[], &BTreeSet::new()).unwrap();
         let spans = |(part, cut): (&Part, &u64)| matches!(part, Part::Own(range) if (range.start + 1..range.end).contains(cut));
         assert!(parts.len() == cuts.len() && parts.iter().zip(&cuts).all(spans));
     }

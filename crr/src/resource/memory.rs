@@ -16,12 +16,12 @@ use crate::refusal::{Refusal, Refusals};
 use crate::remote::CodeArea;
 use anyhow::{Context, Result};
 use images::memory::{AreaName, Backing, Memory, Space, Vma, vm};
+use images::file::Path;
 use images::sysv::Object;
 use images::{Addr, PathId, Pid, SharedId, VdsoId};
-use nix::sys::stat::{FileStat, SFlag, major, minor};
+use nix::sys::stat::{SFlag, major, minor};
 use std::cell::OnceCell;
-use std::collections::HashMap;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 
@@ -335,7 +335,7 @@ impl Backings {
         }
         let name = link_of(dir, &link).with_context(|| format!("read {link}"))?;
         let reopen = || dir.open(&link);
-        if file_type(open.st_mode) != SFlag::S_IFREG && !is_zero_device(&open) {
+        if file_type(open.st_mode) != SFlag::S_IFREG && !is_zero_device((open.st_mode, open.st_rdev)) {
             return Ok(Err(Lost::Unreachable));
         }
         Ok(paths.resolve(&name, &open, Use::Mapped, reopen).map(Mapped::File))
@@ -370,8 +370,14 @@ impl Backings {
 
 /// Whether a file is /dev/zero. A private mapping of it is anonymous memory that shows the name (mmap_zero() of
 /// drivers/char/mem.c); a shared one does not show it.
-fn is_zero_device(open: &FileStat) -> bool {
-    file_type(open.st_mode) == SFlag::S_IFCHR && (major(open.st_rdev), minor(open.st_rdev)) == (1, 5)
+fn is_zero_device((mode, rdev): (u32, u64)) -> bool {
+    file_type(mode) == SFlag::S_IFCHR && (major(rdev), minor(rdev)) == (1, 5)
+}
+
+/// Which paths are /dev/zero.
+pub(crate) fn zero_devices(paths: &[Path]) -> BTreeSet<PathId> {
+    let all = (0..).map(PathId).zip(paths);
+    all.filter(|(_, path)| is_zero_device((path.mode, path.rdev))).map(|(id, _)| id).collect()
 }
 
 /// Whether a maps file shows an object of anonymous shared memory.

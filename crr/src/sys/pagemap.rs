@@ -66,6 +66,28 @@ const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 /// PM_SCAN_WP_MATCHING: write-protects what it finds; areas that are not tracked are passed over.
 const WP_MATCHING: u64 = 1 << 0;
 
+/// What a range of pages was found to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Pages of their own.
+    Contents,
+    /// The shared page of zeros, which says nothing where there is no file behind it. In a private mapping of a file it stands for zeros that were written there: KSM
+    /// puts it in the place of such pages (`use_zero_pages`), and userfaultfd does by UFFDIO_ZEROPAGE.
+    Zeros,
+    /// Guard pages, which there can be in areas of any kind.
+    Guard,
+}
+
+impl Found {
+    fn of(categories: u64) -> Self {
+        match categories {
+            guard if guard & page::GUARD != 0 => Self::Guard,
+            zeros if zeros & page::PFNZERO != 0 => Self::Zeros,
+            _ => Self::Contents,
+        }
+    }
+}
+
 /// What a scan finds.
 #[derive(Clone, Copy)]
 struct Wanted {
@@ -80,9 +102,8 @@ struct Wanted {
 const PRIVATE: Wanted =
     Wanted { flags: 0, all: page::FILE | page::PFNZERO, inverted: page::FILE | page::PFNZERO };
 
-/// Calls `found` for every range of pages in `start..end` whose contents differ from what the backing file
-/// or fresh anonymous memory would show: present or swapped, not of a file, not the zero page. It is told whether they are guard pages, which
-/// there can be in areas of any kind.
+/// Calls `found` for every range of pages in `start..end` that are present or swapped, and not of a file: contents that differ from what the backing file
+/// or fresh anonymous memory would show, the page of zeros, guard pages.
 ///
 /// # Errors
 /// ENOTTY on kernels before 6.7.
@@ -90,12 +111,13 @@ pub fn scan_private(
     pagemap: BorrowedFd<'_>,
     start: u64,
     end: u64,
-    found: impl FnMut(u64, u64, bool),
+    found: impl FnMut(u64, u64, Found),
 ) -> nix::Result<()> {
-    scan(pagemap, start, end, PRIVATE, found)
+    // One walk finds both; whose zeros count is for the caller to say, who knows the areas.
+    scan(pagemap, start, end, Wanted { flags: 0, all: page::FILE, inverted: page::FILE }, found)
 }
 
-/// As [`scan_private`], in areas that are tracked by [`super::userfaultfd`]; from here on it tells which of these pages are written.
+/// As [`scan_private`] but for the page of zeros, in areas that are tracked by [`super::userfaultfd`]; from here on it tells which of these pages are written.
 ///
 /// # Errors
 /// ENOTTY on kernels before 6.7.
@@ -103,12 +125,12 @@ pub fn scan_and_protect(
     pagemap: BorrowedFd<'_>,
     start: u64,
     end: u64,
-    found: impl FnMut(u64, u64, bool),
+    found: impl FnMut(u64, u64, Found),
 ) -> nix::Result<()> {
     scan(pagemap, start, end, Wanted { flags: WP_MATCHING, ..PRIVATE }, found)
 }
 
-/// As [`scan_private`], those pages that have not been written since they were protected.
+/// As [`scan_and_protect`], those pages that have not been written since they were protected.
 ///
 /// # Errors
 /// ENOTTY on kernels before 6.7.
@@ -131,7 +153,7 @@ fn scan(
     start: u64,
     end: u64,
     wanted: Wanted,
-    mut found: impl FnMut(u64, u64, bool),
+    mut found: impl FnMut(u64, u64, Found),
 ) -> nix::Result<()> {
     fault::point(Point::Pagemap)?;
     if is_disabled(Switch::PagemapScan) {
@@ -139,7 +161,7 @@ fn scan(
     }
     let mut regions = [Region::default(); 1024];
     let mut from = start;
-    let mut return_mask = page::PRESENT | page::GUARD;
+    let mut return_mask = page::PRESENT | page::PFNZERO | page::GUARD;
     while from < end {
         let mut arg = ScanArg {
             size: size_of::<ScanArg>() as u64,
@@ -159,14 +181,14 @@ fn scan(
         let n = match check(unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) }) {
             // A kernel that does not tell them. A dump of one fails then: it cannot be read.
             Err(Errno::EINVAL) if return_mask & page::GUARD != 0 => {
-                return_mask = page::PRESENT;
+                return_mask &= !page::GUARD;
                 continue;
             }
             other => other?,
         };
         let found_now = &regions[..usize::try_from(n).unwrap_or(0)];
         for region in found_now {
-            found(region.start, region.end, region.categories & page::GUARD != 0);
+            found(region.start, region.end, Found::of(region.categories));
         }
         // A vector that is not full means that the end was reached. `walk_end` does not tell: the kernel leaves it
         // where its own smaller buffer was last full (do_pagemap_scan() of fs/proc/task_mmu.c).

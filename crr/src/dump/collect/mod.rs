@@ -282,6 +282,7 @@ pub(super) fn collect(
     }
     let found = find_private(frozen, &tasks, &mut spaces, &base, Some(Frames::default()), &mut contents)?;
     if !found {
+    contents.zero_devices = memory::zero_devices(&paths);
         log::warn!("the kernel moved pages that tasks share: what they share is not kept");
         find_private(frozen, &tasks, &mut spaces, &base, None, &mut contents)?;
     }
