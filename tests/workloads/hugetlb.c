@@ -48,6 +48,25 @@ CASE(private)
 	CHECK(munmap(memory + HUGE, PAGE) == -1 && munmap(memory + HUGE, HUGE) == 0, "not of huge pages");
 }
 
+static void look_at(void *memory)
+{
+	prepared();
+	wait_for_go();
+	CHECK_FILL(memory, 2 * HUGE, 1);
+}
+
+/* Of three tasks, which share them since a fork. */
+CASE(forked)
+{
+	char *memory = map_huge(2, MAP_PRIVATE);
+	fill(memory, 2 * HUGE, 1);
+	pid_t children[] = { spawn(look_at, memory), spawn(look_at, memory) };
+	checkpoint();
+	CHECK_FILL(memory, 2 * HUGE, 1);
+	for (size_t i = 0; i < LENGTH(children); i++)
+		finish(children[i]);
+}
+
 /* Without a file and with one that never had a name, also mapped in part, by two tasks. */
 CASE(shared)
 {

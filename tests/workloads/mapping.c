@@ -1,6 +1,9 @@
 /* Mappings of files, and memory that tasks share. */
 #include "workload.h"
+#include <linux/userfaultfd.h>
 #include <setjmp.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
 
 /* A new file of this many pages in the working directory, page i filled with seed + i. */
 static int make_file(const char *name, size_t pages, uint32_t seed)
@@ -123,6 +126,91 @@ CASE(file_tail)
 	}
 	MUST(ftruncate(fd, (off_t)(8 * PAGE)));
 	CHECK(memory[4 * PAGE] == 0 && shared[4 * PAGE] == 0, "the file grew");
+}
+
+static bool is_zero(const char *at, size_t length)
+{
+	for (size_t i = 0; i < length; i++)
+		if (at[i] != 0)
+			return false;
+	return true;
+}
+
+/* Puts the page of zeros into a private mapping of a file, as KSM does for pages that hold zeros. */
+static void put_zeros(char *at, size_t length)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_range range = { (uintptr_t)at, length };
+	struct uffdio_register asked = { .range = range, .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffdio_zeropage zeros = { .range = range };
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+	if (fd != -1 && ioctl(fd, UFFDIO_API, &api) == 0 && ioctl(fd, UFFDIO_REGISTER, &asked) == 0) {
+		MUST(ioctl(fd, UFFDIO_ZEROPAGE, &zeros));
+		MUST(ioctl(fd, UFFDIO_UNREGISTER, &range));
+	} else {
+		/* A kernel without it: pages of their own that hold zeros. */
+		memset(at, 0, length);
+	}
+	if (fd != -1)
+		close(fd);
+}
+
+/* Where a file is mapped privately, the page of zeros is not what fresh memory would show. */
+CASE(zeros_over_a_file)
+{
+	MUST(mkdir("small", 0755));
+	MUST(mount("small", "small", "tmpfs", 0, NULL));
+	int fd = make_file("small/file", 12, 100);
+	char *memory = map_file(fd, MAP_PRIVATE, PROT_READ | PROT_WRITE, 12, 0);
+	close(fd);
+	fill(memory, PAGE, 500);
+	put_zeros(memory + 2 * PAGE, 4 * PAGE);
+	fill(memory + 6 * PAGE, PAGE, 501);
+	put_zeros(memory + 11 * PAGE, PAGE);
+	checkpoint();
+	CHECK_FILL(memory, PAGE, 500);
+	CHECK_FILL(memory + PAGE, PAGE, 101);
+	CHECK(is_zero(memory + 2 * PAGE, 4 * PAGE), "zeros show what the file has");
+	CHECK_FILL(memory + 6 * PAGE, PAGE, 501);
+	CHECK_FILL(memory + 7 * PAGE, PAGE, 107);
+	CHECK(is_zero(memory + 11 * PAGE, PAGE), "zeros at the end");
+	fill(memory + 2 * PAGE, PAGE, 7);
+	check_file_page("small/file", 2, 102);
+}
+
+/* What lies behind the last byte, in the last page, is seen by mappings alone, and stays as long as a file in memory does. */
+CASE(behind_the_end)
+{
+	MUST(mkdir("small", 0755));
+	MUST(mount("small", "small", "tmpfs", 0, NULL));
+	int memfd = MUST((int)syscall(SYS_memfd_create, "short", 0));
+	MUST(ftruncate(memfd, 100));
+	char *first = map_file(memfd, MAP_SHARED, PROT_READ | PROT_WRITE, 1, 0);
+	fill(first, PAGE, 1);
+	int gone = make_file("small/gone", 300, 2);
+	MUST(ftruncate(gone, (off_t)(299 * PAGE) + 4));
+	char *last = map_file(gone, MAP_SHARED, PROT_READ | PROT_WRITE, 1, 299);
+	fill(last, PAGE, 3);
+	MUST(unlink("small/gone"));
+	/* Nothing but zeros in the file itself. */
+	int empty = MUST((int)syscall(SYS_memfd_create, "empty", 2 /* MFD_ALLOW_SEALING */));
+	MUST(ftruncate(empty, (off_t)PAGE + 1));
+	char *beyond = map_file(empty, MAP_SHARED, PROT_READ | PROT_WRITE, 1, 1);
+	beyond[PAGE - 1] = 'z';
+	MUST(munmap(beyond, PAGE));
+	MUST(fcntl(empty, F_ADD_SEALS, F_SEAL_WRITE));
+	struct stat before, after;
+	MUST(fstat(gone, &before));
+	checkpoint();
+	CHECK_FILL(first, PAGE, 1);
+	CHECK_FILL(last, PAGE, 3);
+	beyond = map_file(empty, MAP_PRIVATE, PROT_READ, 1, 1);
+	CHECK(is_zero(beyond, PAGE - 1) && beyond[PAGE - 1] == 'z', "behind what was never written");
+	MUST(fstat(gone, &after));
+	CHECK(after.st_size == before.st_size && after.st_blocks == before.st_blocks, "%ld bytes, %ld blocks",
+	      (long)after.st_size, (long)after.st_blocks);
+	CHECK(after.st_mtim.tv_sec == before.st_mtim.tv_sec && after.st_mtim.tv_nsec == before.st_mtim.tv_nsec, "modified");
+	fill(first, PAGE, 4);
 }
 
 struct family {

@@ -2,6 +2,7 @@
 #define _FILE_OFFSET_BITS 64
 #include "workload.h"
 #include <dirent.h>
+#include <linux/fs.h>
 #include <linux/loop.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -444,6 +445,119 @@ CASE(lost)
 	MUST(munmap(memory, PAGE));
 	close(last);
 	check_text(hidden, 0, "text");
+}
+
+/* Sets attributes of a file (chattr), where its file system has them. */
+static bool set_attributes(int fd, int attributes)
+{
+	return ioctl(fd, FS_IOC_SETFLAGS, &attributes) == 0;
+}
+
+static char *map_one(int fd, int protection, int flags)
+{
+	return MUST((char *)mmap(NULL, PAGE, protection, flags, fd, 0));
+}
+
+/* Refused, since it is from before what forbids it: code on a mount that is noexec by now; deleted files where nothing can be made any more; files that nobody may
+ * write to any more. */
+CASE(forbidden)
+{
+	static const char *const dirs[] = { "bare", "noexec", "fixed", "locked" };
+	char text[64] = "text";
+	for (size_t i = 0; i < LENGTH(dirs); i++)
+		MUST(mkdir(dirs[i], 0755));
+	MUST(mount("bare", "bare", "tmpfs", 0, NULL));
+	MUST(mount("bare", "noexec", NULL, MS_BIND, NULL));
+	MUST(mount("bare", "fixed", NULL, MS_BIND, NULL));
+	make_file("bare/code", "text");
+	make_file("bare/gone", "text");
+	make_file("bare/immutable", "text");
+	make_file("bare/grows", "text");
+	int code = MUST(open("noexec/code", O_RDONLY)), gone = MUST(open("fixed/gone", O_RDONLY));
+	char *mapped = map_one(code, PROT_READ | PROT_EXEC, MAP_PRIVATE), *data = map_one(code, PROT_READ, MAP_PRIVATE);
+	close(code);
+	MUST(unlink("fixed/gone"));
+	MUST(mount(NULL, "noexec", NULL, MS_BIND | MS_REMOUNT | MS_NOEXEC, NULL));
+	MUST(mount(NULL, "fixed", NULL, MS_BIND | MS_REMOUNT | MS_RDONLY, NULL));
+	printf("NAME noexec/code): is mapped as code, and its mount is noexec by now\n");
+	printf("NAME fd %d (%s): the file has been deleted, and nothing can be made where it was\n", gone, link_of(gone));
+	int immutable = MUST(open("bare/immutable", O_RDWR)), reader = MUST(open("bare/immutable", O_RDONLY));
+	int grows = MUST(open("bare/grows", O_RDWR)), appends = MUST(open("bare/grows", O_WRONLY | O_APPEND));
+	char *shared = map_one(immutable, PROT_READ, MAP_SHARED);
+	if (set_attributes(immutable, FS_IMMUTABLE_FL) && set_attributes(grows, FS_APPEND_FL)) {
+		printf("NAME fd %d (%s): is there for writing, and immutable by now\n", immutable, link_of(immutable));
+		printf("NAME bare/immutable): is there for writing, and immutable by now\n");
+		printf("NAME fd %d (%s): is there for writing, and append-only by now\n", grows, link_of(grows));
+	}
+	fflush(stdout);
+	checkpoint();
+	check_text(gone, 0, text);
+	check_text(reader, 0, text);
+	CHECK(memcmp(mapped, text, 4) == 0 && memcmp(data, text, 4) == 0 && memcmp(shared, text, 4) == 0, "mappings");
+	CHECK(write(appends, text, 4) == 4, "append: %s", strerror(errno));
+}
+
+/* The same mounts and attributes, and nothing that they forbid. */
+CASE(permitted)
+{
+	MUST(mkdir("bare", 0755));
+	MUST(mount("bare", "bare", "tmpfs", MS_NOEXEC, NULL));
+	make_file("bare/immutable", "text");
+	make_file("bare/grows", "text");
+	int reader = MUST(open("bare/immutable", O_RDONLY)), appends = MUST(open("bare/grows", O_RDWR | O_APPEND));
+	int name = MUST(open("bare/immutable", O_PATH));
+	char *shared = map_one(reader, PROT_READ, MAP_SHARED), *private = map_one(reader, PROT_READ | PROT_WRITE, MAP_PRIVATE);
+	private[0] = 'T';
+	bool set = set_attributes(reader, FS_IMMUTABLE_FL) && set_attributes(appends, FS_APPEND_FL);
+	checkpoint();
+	CHECK(memcmp(shared, "text", 4) == 0 && memcmp(private, "Text", 4) == 0, "mappings");
+	CHECK(write(appends, "more", 4) == 4, "append: %s", strerror(errno));
+	check_text(appends, 0, "textmore");
+	CHECK(is_file(name, "bare/immutable"), "it is %s", link_of(name));
+	CHECK(!set || (open("bare/immutable", O_RDWR) == -1 && errno == EPERM), "it can be written to");
+}
+
+/* Files of lower layers that are gone from an overlay, one of them since it was replaced: overlayfs goes on to show a link. Layers on one file system and on two. */
+CASE(overlaid)
+{
+	static const char *const lowers[] = { "lower", "small/lower" };
+	char name[64], options[128], *memory[LENGTH(lowers)];
+	int fds[LENGTH(lowers)], others[LENGTH(lowers)];
+	MUST(mkdir("small", 0755));
+	MUST(mount("small", "small", "tmpfs", 0, NULL));
+	for (size_t i = 0; i < LENGTH(lowers); i++) {
+		MUST(mkdir(lowers[i], 0755));
+		snprintf(name, sizeof(name), "%s/library", lowers[i]);
+		make_file(name, "library");
+		snprintf(name, sizeof(name), "%s/replaced", lowers[i]);
+		make_file(name, "before");
+		snprintf(options, sizeof(options), "mkdir small/upper%zu small/work%zu merged%zu", i, i, i);
+		CHECK(system(options) == 0, "%s", options);
+		snprintf(name, sizeof(name), "merged%zu", i);
+		snprintf(options, sizeof(options), "lowerdir=%s,upperdir=small/upper%zu,workdir=small/work%zu", lowers[i], i, i);
+		MUST(mount("merged", name, "overlay", 0, options));
+		int dir = MUST(open(name, O_RDONLY | O_DIRECTORY));
+		fds[i] = MUST(openat(dir, "library", O_RDONLY));
+		others[i] = MUST(openat(dir, "replaced", O_RDONLY));
+		memory[i] = map_one(fds[i], PROT_READ | PROT_EXEC, MAP_PRIVATE);
+		MUST(unlinkat(dir, "library", 0));
+		int new = MUST(openat(dir, "new", O_WRONLY | O_CREAT, 0644));
+		CHECK(write(new, "after", 5) == 5, "write: %s", strerror(errno));
+		close(new);
+		MUST(renameat(dir, "new", dir, "replaced"));
+		/* The next one has its name for itself. */
+		MUST(unlinkat(dir, "replaced", 0));
+		close(dir);
+	}
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(lowers); i++) {
+		CHECK(ends(link_of(fds[i]), "/library (deleted)"), "it is %s", link_of(fds[i]));
+		check_text(fds[i], 0, "library");
+		CHECK(memcmp(memory[i], "library", 7) == 0, "the mapping");
+		check_text(others[i], 0, "before");
+		snprintf(name, sizeof(name), "merged%zu/library", i);
+		CHECK(access(name, F_OK) == -1 && errno == ENOENT, "it has a name again");
+	}
 }
 
 static char *read_all(const char *name, size_t *length)

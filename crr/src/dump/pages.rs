@@ -14,14 +14,15 @@ use crate::resource::memory::SharedObject;
 use crate::store::{Aligned, Compression, DirectIo, GivenUp, PAGE, Packer, Sink};
 use crate::sys::pagemap::{self, Found};
 use crate::sys::vm::{self, Remote};
+use crate::sys::window::Window;
 use crate::track;
 use anyhow::{Context, Result, anyhow, bail};
 use images::id::PAGE_SIZE;
-use images::memory::{BLOCK_PAGES, CHUNK_PAGES, Chunk, Guard, HugePage, Packing, Run, Shared, Vma};
-use images::{Addr, Pid};
+use images::memory::{BLOCK_PAGES, Backing, CHUNK_PAGES, Chunk, Guard, HugePage, Packing, Run, Shared, Vma};
+use images::{Addr, PathId, Pid};
 use nix::errno::Errno;
 use nix::unistd::Whence;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -99,6 +100,8 @@ pub(super) struct Contents {
     first_page: u64,
     /// The tasks run meanwhile.
     running: bool,
+    /// Files of which private mappings are anonymous memory: /dev/zero.
+    pub(super) zero_devices: BTreeSet<PathId>,
     /// Sources that twins may stand in for, by their tasks.
     twinned: BTreeMap<Pid, usize>,
 }
@@ -210,7 +213,7 @@ impl Contents {
     ) -> Result<(Vec<Run>, Vec<Guard>)> {
         let mut frames = frames;
         let mut runs = Vec::new();
-        let guards = find_parts(look, vmas, kept, |part| {
+        let guards = find_parts(look, vmas, kept, &self.zero_devices, |part| {
             let range = match part {
                 Part::Kept(run) => {
                     runs.push(run);
@@ -600,14 +603,16 @@ fn read_each(file: &File, gather: &[Remote], buffer: &mut [u8]) -> Result<(), (A
     Ok(())
 }
 
-/// Reads whole pages; behind the end of a file there are zeros.
+/// Reads whole pages, the last of a file with what lies behind its end.
 fn read_padded(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
     let mut have = 0;
     while have < buffer.len() {
         match file.read_at(&mut buffer[have..], offset + have as u64) {
             Ok(0) if have > 0 => {
                 buffer[have..].fill(0);
-                return Ok(());
+                let page = have / PAGE * PAGE;
+                let last = buffer.get_mut(page..page + PAGE).filter(|_| page < have);
+                return last.map_or(Ok(()), |last| read_last(file, last, offset + page as u64));
             }
             Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
             Ok(got) => have += got,
@@ -616,6 +621,16 @@ fn read_padded(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<(
         }
     }
     Ok(())
+}
+
+/// Reads the last page of a file as mappings show it: what was written by one behind the end is there for as long as the page is, in files in memory as long
+/// as the file. No read(2) gives that.
+fn read_last(file: &File, page: &mut [u8], offset: u64) -> std::io::Result<()> {
+    match Window::copy(file, offset, page) {
+        // Nobody has it mapped, then, who could not do without what lies there.
+        Err(Errno::ENODEV | Errno::EACCES | Errno::EPERM) => Ok(()),
+        copied => Ok(copied?),
+    }
 }
 
 /// Pages of one private area.
@@ -640,6 +655,7 @@ fn find_parts(
     look: Look<'_>,
     vmas: &[Vma],
     kept: &[Run],
+    zero_devices: &BTreeSet<PathId>,
     mut each: impl FnMut(Part) -> Result<()>,
 ) -> Result<Vec<Guard>> {
     let (Some(first), Some(last)) = (vmas.first(), vmas.last()) else { return Ok(Vec::new()) };
@@ -649,7 +665,7 @@ fn find_parts(
     // Where pages are protected by the very call that finds them, it tells whether they were written; otherwise what is kept was looked at before.
     let is_told = matches!(look, Look::Protecting(_));
     let found = |from: u64, to: u64, what: Found| {
-        let kept = if is_told && what != (Found::Page { unwritten: true }) { &[][..] } else { kept };
+        let kept = if is_told && what != (Found::Contents { unwritten: true }) { &[][..] } else { kept };
         while areas.next_if(|vma| vma.end.0 <= from).is_some() {}
         // A range can span areas; the last of them is looked at again for the next range.
         let mut at = areas.clone();
@@ -663,7 +679,10 @@ fn find_parts(
                 }
                 continue;
             }
-            if !vma.backing.is_private() || can_be_dropped(vma) {
+            if !vma.backing.is_private()
+                || can_be_dropped(vma)
+                || (what == Found::Zeros && begins_with_zeros(vma, zero_devices))
+            {
                 continue;
             }
             for run in track::part(kept, start, end) {
@@ -683,6 +702,14 @@ fn find_parts(
     failed?;
     parts.into_iter().try_for_each(each)?;
     Ok(guards)
+}
+
+/// Whether pages that nobody has written show zeros.
+fn begins_with_zeros(vma: &Vma, zero_devices: &BTreeSet<PathId>) -> bool {
+    match vma.backing {
+        Backing::PrivateFile(path, _) => zero_devices.contains(&path),
+        _ => true,
+    }
 }
 
 /// Whether the kernel may drop pages at any moment (MAP_DROPPABLE). Restored as zeros. The vDSO's getrandom() keeps its state there; generation 0 never
@@ -802,7 +829,7 @@ fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, F
             for (word, page) in words.chunks_exact(8).zip((at..).step_by(4096)) {
                 let word = u64::from_le_bytes(word.try_into()?);
                 if word & PRESENT_OR_SWAPPED != 0 && word & FILE_OR_SHARED == 0 {
-                    found(page, page + PAGE_SIZE, Found::Page { unwritten: false });
+                    found(page, page + PAGE_SIZE, Found::Contents { unwritten: false });
                 }
             }
             at += pages * PAGE_SIZE;
@@ -814,7 +841,6 @@ fn read_pagemap(pagemap: &File, areas: &[Vma], mut found: impl FnMut(u64, u64, F
 #[cfg(test)]
 mod tests {
     use super::*;
-    use images::memory::Backing;
 
     /// In a stream, the others would wait for its block.
     #[test]
@@ -944,7 +970,7 @@ mod tests {
             parts.push(part);
             Ok(())
         };
-        find_parts(Look::Only(&pagemap), &[area], &[], each).unwrap();
+        find_parts(Look::Only(&pagemap), &[area], &[], &BTreeSet::new(), each).unwrap();
         let spans = |(part, cut): (&Part, &u64)| matches!(part, Part::Own(range) if (range.start + 1..range.end).contains(cut));
         assert!(parts.len() == cuts.len() && parts.iter().zip(&cuts).all(spans));
     }

@@ -15,6 +15,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 /// HUGETLBFS_MAGIC of include/uapi/linux/magic.h.
 const HUGETLBFS: i64 = 0x9584_58f6;
 
+/// The way out where there are too few.
+const RAISE: &str =
+    "raise vm.nr_hugepages or vm.nr_overcommit_hugepages (1 GiB: below /sys/kernel/mm/hugepages)";
+
 /// The one of this size.
 pub(crate) fn of_size(bytes: u64) -> Option<HugePage> {
     HugePage::ALL.into_iter().find(|page| page.size() == bytes)
@@ -73,7 +77,33 @@ pub(crate) fn preflight(memory: &Memory, files: &Files, refusals: &mut Refusals)
                 task: None,
                 object: format!("{wanted} huge pages of {}", crate::progress::bytes(page.size())),
                 reason: format!("there are {free} that are free"),
-                hint: Some("raise vm.nr_hugepages or vm.nr_overcommit_hugepages (1 GiB: below /sys/kernel/mm/hugepages)".into()),
+                hint: Some(RAISE.to_owned()),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a tree that takes more huge pages to be restored than this machine can have: those that tasks share since a fork come back as copies.
+///
+/// # Errors
+/// If the kernel does not tell how many there are.
+pub(crate) fn check(memory: &Memory, files: &Files, refusals: &mut Refusals) -> Result<()> {
+    // Only these are shared since a fork.
+    if !memory.spaces.iter().flat_map(|space| &space.vmas).any(|vma| vma.huge().is_some()) {
+        return Ok(());
+    }
+    for (page, wanted) in wanted(memory, files, &HashSet::new()) {
+        let pool = Pool::read(page)?;
+        let most = pool.all + pool.may_come;
+        if wanted > most {
+            refusals.push(Refusal {
+                task: None,
+                object: format!("huge pages of {}", crate::progress::bytes(page.size())),
+                reason: format!(
+                    "a restore takes {wanted}, since tasks that share some since a fork come back with copies, and there can be {most}"
+                ),
+                hint: Some(RAISE.to_owned()),
             });
         }
     }
@@ -158,6 +188,8 @@ impl Ranges {
 
 /// What there is of huge pages of one size.
 struct Pool {
+    /// There are, in use or not.
+    all: u64,
     free: u64,
     /// Of the free ones, those that somebody has mapped and not touched.
     reserved: u64,
@@ -178,6 +210,7 @@ impl Pool {
         };
         let surplus = number("surplus_hugepages")?;
         Ok(Self {
+            all: number("nr_hugepages")?,
             free: number("free_hugepages")?,
             reserved: number("resv_hugepages")?,
             may_come: number("nr_overcommit_hugepages")?.saturating_sub(surplus),

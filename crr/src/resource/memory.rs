@@ -6,6 +6,7 @@ use super::file::kinds;
 use super::hugetlb;
 use super::path::{Lost, Paths, UNMAP, file_type, link_of};
 use super::sysv;
+use super::there::Bars;
 use super::view::Use;
 use crate::kernel;
 use crate::lazy;
@@ -18,13 +19,13 @@ use crate::sys::userfaultfd;
 use crate::track::instance;
 use crate::track::keeper::Keeper;
 use anyhow::{Context, Result};
+use images::file::Path;
 use images::memory::{AreaName, Backing, Memory, Space, Vma, vm};
 use images::sysv::Object;
 use images::{Addr, PathId, Pid, SharedId, VdsoId};
-use nix::sys::stat::{FileStat, SFlag, major, minor};
+use nix::sys::stat::{SFlag, major, minor};
 use std::cell::OnceCell;
-use std::collections::HashMap;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
@@ -48,7 +49,7 @@ type Shown = (Vec<u8>, u64, Vec<u8>);
 /// What the areas of a tree refer to, collected over all tasks.
 #[derive(Debug, Default)]
 pub(crate) struct Backings {
-    /// Mapped files by what smaps shows of them, so that ten thousand areas of one library cost one stat.
+    /// Mapped files by what smaps shows of them, so that ten thousand areas of one library cost one stat, with what keeps them from being mapped again.
     files: HashMap<Shown, Result<Mapped, Lost>>,
     shared_ids: HashMap<(u64, u64), SharedId>,
     segments: sysv::Kind,
@@ -65,7 +66,7 @@ pub(crate) struct Backings {
 /// What a mapped file is.
 #[derive(Clone, Copy, Debug)]
 enum Mapped {
-    File(PathId),
+    File(PathId, Bars),
     Shared(SharedId),
 }
 
@@ -149,7 +150,11 @@ fn flags(codes: &[u8], special: bool, mut refused: impl FnMut(&'static str, [u8;
 
 /// Whether an area is made of huge pages.
 fn is_huge(codes: &[u8]) -> bool {
-    codes.split(|&b| b == b' ').any(|code| code == b"ht")
+    has_code(codes, b"ht")
+}
+
+fn has_code(codes: &[u8], wanted: &[u8; 2]) -> bool {
+    codes.split(|&b| b == b' ').any(|code| code == wanted)
 }
 
 /// The areas of one task that the kernel provides.
@@ -343,9 +348,16 @@ impl Backings {
                 mapped
             }
         };
+        if let Ok(Mapped::File(_, bars)) = mapped {
+            const PROT_EXEC: u32 = 4;
+            let writes = area.shared && has_code(area.flags, b"mw");
+            if let Some(lost) = bars.mapping(writes, area.prot & PROT_EXEC != 0) {
+                return Ok(Err((lost.to_string(), lost.unmap())));
+            }
+        }
         Ok(match mapped {
-            Ok(Mapped::File(path)) if area.shared => Ok(Backing::SharedFile(path, area.offset)),
-            Ok(Mapped::File(path)) => Ok(Backing::PrivateFile(path, area.offset)),
+            Ok(Mapped::File(path, _)) if area.shared => Ok(Backing::SharedFile(path, area.offset)),
+            Ok(Mapped::File(path, _)) => Ok(Backing::PrivateFile(path, area.offset)),
             Ok(Mapped::Shared(id)) if area.shared => {
                 self.shared[id.0 as usize].areas += 1;
                 Ok(Backing::Shared(id, area.offset))
@@ -374,10 +386,11 @@ impl Backings {
         }
         let name = link_of(dir, &link).with_context(|| format!("read {link}"))?;
         let reopen = || dir.open(&link);
-        if file_type(open.st_mode) != SFlag::S_IFREG && !is_zero_device(&open) {
+        if file_type(open.st_mode) != SFlag::S_IFREG && !is_zero_device((open.st_mode, open.st_rdev)) {
             return Ok(Err(Lost::Unreachable));
         }
-        Ok(paths.resolve(&name, &open, Use::Mapped, reopen).map(Mapped::File))
+        let found = paths.resolve(&name, &open, Use::Mapped, reopen);
+        Ok(found.map(|path| Mapped::File(path, paths.bars(path))))
     }
 }
 
@@ -409,8 +422,14 @@ impl Backings {
 
 /// Whether a file is /dev/zero. A private mapping of it is anonymous memory that shows the name (mmap_zero() of
 /// drivers/char/mem.c); a shared one does not show it.
-fn is_zero_device(open: &FileStat) -> bool {
-    file_type(open.st_mode) == SFlag::S_IFCHR && (major(open.st_rdev), minor(open.st_rdev)) == (1, 5)
+fn is_zero_device((mode, rdev): (u32, u64)) -> bool {
+    file_type(mode) == SFlag::S_IFCHR && (major(rdev), minor(rdev)) == (1, 5)
+}
+
+/// Which paths are /dev/zero.
+pub(crate) fn zero_devices(paths: &[Path]) -> BTreeSet<PathId> {
+    let all = (0..).map(PathId).zip(paths);
+    all.filter(|(_, path)| is_zero_device((path.mode, path.rdev))).map(|(id, _)| id).collect()
 }
 
 /// Whether a maps file shows an object of anonymous shared memory.

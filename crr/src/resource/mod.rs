@@ -48,6 +48,7 @@ pub(crate) mod sysv;
 pub mod task;
 pub(crate) mod task_file;
 pub mod terminal;
+pub(crate) mod there;
 pub mod thread;
 pub mod timer;
 pub mod tracees;

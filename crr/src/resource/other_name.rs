@@ -81,7 +81,7 @@ impl Table {
     }
 
     /// Another name in the same directory. Each directory is read once.
-    fn beside(&mut self, old: &Path, open: &FileStat) -> Option<PathBuf> {
+    pub(crate) fn beside(&mut self, old: &Path, open: &FileStat) -> Option<PathBuf> {
         let dir = old.parent()?;
         if !self.directories.contains_key(dir) {
             let mut names = Names::new();

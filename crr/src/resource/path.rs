@@ -4,6 +4,7 @@ use super::Refuse;
 use super::deleted;
 use super::file::O_PATH;
 use super::other_name::{self, Helpers};
+use super::there::{Bars, There};
 use super::view::{FileSystem, Use};
 use crate::proc::Dir;
 use anyhow::Context;
@@ -11,7 +12,8 @@ use images::PathId;
 use images::file::Path;
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, SFlag, lstat};
-use nix::sys::statfs::statfs;
+use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
+use nix::sys::statvfs::FsFlags;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
@@ -34,6 +36,16 @@ pub(crate) enum Lost {
     },
     /// No link is left, and crr cannot read it.
     Unreadable,
+    /// No link is left, and none can be made for a moment in the directory where it was.
+    NoHome,
+    /// Open or mapped for writing, which the file allows nobody any more (`chattr +i`).
+    Immutable,
+    /// The same without O_APPEND (`chattr +a`).
+    AppendOnly,
+    /// The same, which its mount does not allow any more.
+    ReadOnly,
+    /// Mapped as code, which its mount does not allow any more.
+    NoExec,
     /// The name is gone, and what it led to is no file.
     Renamed,
     /// The name is gone, others are elsewhere.
@@ -58,6 +70,8 @@ impl Lost {
             Self::Large { .. } => RAISE,
             Self::OtherNames => LINK_REMAP,
             Self::Hidden => UNCOVER,
+            Self::Immutable | Self::AppendOnly => CHATTR,
+            Self::NoHome | Self::ReadOnly | Self::NoExec => REMOUNT,
             Self::Renamed | Self::NoPlace => {
                 "have the program close it, or open the present file, before the dump"
             }
@@ -71,6 +85,8 @@ impl Lost {
             Self::Large { .. } => RAISE,
             Self::OtherNames => LINK_REMAP,
             Self::Hidden => UNCOVER,
+            Self::Immutable | Self::AppendOnly => CHATTR,
+            Self::NoHome | Self::ReadOnly | Self::NoExec => REMOUNT,
             Self::Deleted | Self::Renamed | Self::NoPlace => {
                 "have the program unmap it, or start it again with the present file"
             }
@@ -84,6 +100,10 @@ const RAISE: &str = "raise --ghost-limit, or have the program close it before th
 const LINK_REMAP: &str = "use --link-remap, which makes a name for it there until the restore";
 /// The way out for a file below a mount.
 const UNCOVER: &str = "unmount what lies over it, or have the program let go of it, before the dump";
+/// The way out for a file with an attribute that forbids what the tree has.
+const CHATTR: &str = "take that attribute off (chattr), or have the program let go of it, before the dump";
+/// The way out for a mount that forbids it.
+const REMOUNT: &str = "mount it in a way that allows that, or have the program let go of it, before the dump";
 /// The way out for descriptors of any kind that is not supported.
 pub(crate) const CLOSE: &str = "have the program close it before the dump";
 /// The way out for mappings of any kind that is not supported.
@@ -106,6 +126,13 @@ impl fmt::Display for Lost {
                 );
             }
             Self::Unreadable => "the file has been deleted, and crr cannot read it",
+            Self::NoHome => {
+                "the file has been deleted, and nothing can be made where it was: that is read-only"
+            }
+            Self::Immutable => "is there for writing, and immutable by now",
+            Self::AppendOnly => "is there for writing, and append-only by now",
+            Self::ReadOnly => "is there for writing, and its mount is read-only by now",
+            Self::NoExec => "is mapped as code, and its mount is noexec by now",
             Self::Renamed => "this name of it is gone",
             Self::OtherNames => "this name of the file is gone, and its others are not in the same directory",
             Self::NoPlace => "this name of the file is gone, and no other can be made there",
@@ -132,6 +159,10 @@ pub(crate) struct Paths {
     others: other_name::Table,
     by_name: HashMap<Vec<u8>, Found>,
     file_systems: HashMap<u64, Option<FileSystem>>,
+    /// By the numbers of mounts.
+    mounts: HashMap<u64, FsFlags>,
+    /// Of those that have any.
+    bars: HashMap<PathId, Bars>,
 }
 
 impl Paths {
@@ -143,6 +174,8 @@ impl Paths {
             others: other_name::Table::new(link_remap),
             by_name: HashMap::new(),
             file_systems: HashMap::new(),
+            mounts: HashMap::new(),
+            bars: HashMap::new(),
         }
     }
 
@@ -173,13 +206,24 @@ impl Paths {
         };
         match found {
             Found::Known { dev, ino, id, of } if (dev, ino) == (open.st_dev, open.st_ino) => {
-                match of.and_then(|of| of.obstacle(name, dev, what)) {
-                    Some(reason) => Err(Lost::Kernel(reason)),
-                    None => Ok(id),
+                if let Some(reason) = of.and_then(|of| of.obstacle(name, dev, what)) {
+                    return Err(Lost::Kernel(reason));
                 }
+                let barred = match what {
+                    Use::Open(flags) if file_type(open.st_mode) == SFlag::S_IFREG => {
+                        self.bars(id).opening(flags)
+                    }
+                    Use::Open(_) | Use::Directory | Use::Mapped => None,
+                };
+                barred.map_or(Ok(id), Err)
             }
             Found::Known { .. } | Found::Nothing => self.under_another_name(name, open, reopen),
         }
+    }
+
+    /// What keeps a file from being opened or mapped as it is in the tree.
+    pub(crate) fn bars(&self, id: PathId) -> Bars {
+        self.bars.get(&id).copied().unwrap_or_default()
     }
 
     fn under_another_name(
@@ -191,10 +235,29 @@ impl Paths {
         if let Some(id) = self.others.known(link, open) {
             return Ok(id);
         }
+        let is_gone =
+            |this: &mut Self| this.deleted.known(open).is_some() || this.has_lost_its_only_name(link, open);
+        if open.st_nlink == 1 && is_gone(self) {
+            return self.without_name(link, open, reopen);
+        }
         let id = PathId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
         let (name, other) = self.others.add(link, open, id, || reopen().map(File::from))?;
-        self.list.push(Path { other_name: Some(Box::new(other)), ..record(&name, open) });
+        self.list.push(Path { other_name: Some(Box::new(other)), ..record(&name, &There::from(open)) });
         Ok(id)
+    }
+
+    /// Whether a file with one link has none any more: overlayfs goes on to show that of the file in its lower layer, which it cannot take away (`ovl_drop_nlink()`,
+    /// fs/overlayfs/dir.c).
+    fn has_lost_its_only_name(&mut self, link: &[u8], open: &FileStat) -> bool {
+        let Some(name) = link.strip_suffix(deleted::MARK) else { return false };
+        let name = std::path::Path::new(std::ffi::OsStr::from_bytes(name));
+        let leads_to_it = |there: There| (there.dev, there.ino) == (open.st_dev, open.st_ino);
+        if There::look(name.as_os_str()).is_ok_and(leads_to_it) {
+            return false;
+        }
+        let home = name.ancestors().skip(1).find_map(|dir| statfs(dir).ok());
+        home.is_some_and(|home| home.filesystem_type() == OVERLAYFS_SUPER_MAGIC)
+            && self.others.beside(name, open).is_none()
     }
 
     fn without_name(
@@ -210,8 +273,9 @@ impl Paths {
             return Err(Lost::Kernel("an entry of the kernel that is gone"));
         }
         let id = PathId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
-        let (name, deleted) = self.deleted.add(link, open, id, || reopen().map(File::from))?;
-        self.list.push(Path { deleted: Some(Box::new(deleted)), ..record(&name, open) });
+        let (name, deleted, bars) = self.deleted.add(link, open, id, || reopen().map(File::from))?;
+        self.list.push(Path { deleted: Some(Box::new(deleted)), ..record(&name, &There::from(open)) });
+        self.note_bars(id, bars);
         Ok(id)
     }
 
@@ -225,7 +289,7 @@ impl Paths {
             return Err(Lost::Kernel("watched files of procfs, sysfs and their like are not supported"));
         }
         let id = PathId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
-        self.list.push(record(name, there));
+        self.list.push(record(name, &There::from(there)));
         if !is_link {
             let known = Found::Known { dev: there.st_dev, ino: there.st_ino, id, of: None };
             self.by_name.insert(name.to_vec(), known);
@@ -251,19 +315,21 @@ impl Paths {
 
     fn look_up(&mut self, name: &[u8]) -> Found {
         // Its link shows no symbolic links on the way; one at the end is what is open itself (O_PATH).
-        lstat(std::ffi::OsStr::from_bytes(name)).map_or(Found::Nothing, |there| self.found(name, &there))
+        There::look(std::ffi::OsStr::from_bytes(name))
+            .map_or(Found::Nothing, |there| self.found(name, &there))
     }
 
     /// Takes what lies under a name that is about to be resolved, which somebody has looked at just now.
-    pub(crate) fn note(&mut self, name: &[u8], there: &FileStat) {
+    pub(crate) fn note(&mut self, name: &[u8], there: &There) {
         if !self.by_name.contains_key(name) {
             let found = self.found(name, there);
             self.by_name.insert(name.to_vec(), found);
         }
     }
 
-    fn found(&mut self, name: &[u8], there: &FileStat) -> Found {
-        let of = self.kernel_file_system(name, there.st_dev);
+    fn found(&mut self, name: &[u8], there: &There) -> Found {
+        let mount = self.mount_of(name, there);
+        let of = self.kernel_file_system(name, there.dev);
         let id = PathId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
         let found = record(name, there);
         self.list.push(if of.is_some() {
@@ -271,7 +337,30 @@ impl Paths {
         } else {
             found
         });
-        Found::Known { dev: there.st_dev, ino: there.st_ino, id, of }
+        self.note_bars(id, there.bars(mount));
+        Found::Known { dev: there.dev, ino: there.ino, id, of }
+    }
+
+    fn note_bars(&mut self, id: PathId, bars: Bars) {
+        if bars != Bars::default() {
+            self.bars.insert(id, bars);
+        }
+    }
+
+    /// What the mount of a name forbids, asked once per mount; before Linux 5.8 nothing is known of that. What is asked tells of the file system, too.
+    fn mount_of(&mut self, name: &[u8], there: &There) -> FsFlags {
+        let Some(mount) = there.mount else { return FsFlags::empty() };
+        if let Some(&flags) = self.mounts.get(&mount) {
+            return flags;
+        }
+        let name = std::path::Path::new(std::ffi::OsStr::from_bytes(name));
+        // statfs(2) would follow a symbolic link. Those lie on the mount of their directories.
+        let is_link = file_type(there.mode) == SFlag::S_IFLNK;
+        let asked = if is_link { name.parent().unwrap_or(name) } else { name };
+        let Ok(found) = statfs(asked) else { return FsFlags::empty() };
+        self.file_systems.entry(there.dev).or_insert_with(|| FileSystem::of(found.filesystem_type().0));
+        self.mounts.insert(mount, found.flags());
+        found.flags()
     }
 
     /// The file system when it is one whose files say something about processes or the running kernel. Asked once per device.
@@ -295,7 +384,7 @@ impl Paths {
             return *id;
         }
         let id = PathId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
-        self.list.push(Path { size: 0, mtime: (0, 0), ..record(name, open) });
+        self.list.push(Path { size: 0, mtime: (0, 0), ..record(name, &There::from(open)) });
         self.by_name.insert(name.to_vec(), Found::Known { dev: open.st_dev, ino: open.st_ino, id, of: None });
         id
     }
@@ -309,15 +398,15 @@ impl Paths {
     }
 }
 
-fn record(name: &[u8], found: &FileStat) -> Path {
+fn record(name: &[u8], found: &There) -> Path {
     Path {
         path: name.to_vec(),
-        mode: found.st_mode,
-        size: u64::try_from(found.st_size).unwrap_or(0),
-        mtime: (found.st_mtime, u32::try_from(found.st_mtime_nsec).unwrap_or(0)),
-        dev: found.st_dev,
-        ino: found.st_ino,
-        rdev: found.st_rdev,
+        mode: found.mode,
+        size: found.size,
+        mtime: found.mtime,
+        dev: found.dev,
+        ino: found.ino,
+        rdev: found.rdev,
         deleted: None,
         view: false,
         other_name: None,
@@ -352,7 +441,13 @@ pub(crate) fn dump_link(
     let link = link_of(dir, name).with_context(|| format!("read {name}"))?;
     let stat = dir.stat(name).with_context(|| format!("stat {name}"))?;
     let what = if name == "exe" { Use::Mapped } else { Use::Directory };
-    Ok(match paths.resolve(&link, &stat, what, || dir.open(name)) {
+    let found = paths.resolve(&link, &stat, what, || dir.open(name));
+    let executes = |path| name == "exe" && paths.bars(path).mapping(false, true).is_some();
+    Ok(match found {
+        Ok(path) if executes(path) => {
+            refuse.with_hint("exe", Lost::NoExec.to_string(), REMOUNT);
+            path
+        }
         Ok(path) => path,
         Err(lost) => {
             let object = format!("{name} ({})", String::from_utf8_lossy(&link));

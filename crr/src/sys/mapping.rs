@@ -28,7 +28,7 @@ impl SharedMapping {
     pub fn anonymous(len: u64, huge: Option<HugePage>) -> nix::Result<Self> {
         let huge =
             huge.map_or(0, |page| libc::MAP_HUGETLB | (page.shift() << libc::MAP_HUGE_SHIFT).cast_signed());
-        Self::map(len, libc::MAP_ANONYMOUS | huge, -1)
+        Self::map(len, libc::MAP_ANONYMOUS | huge, -1, 0)
     }
 
     /// Maps `len` bytes at an address that an ia32 task could have.
@@ -36,7 +36,7 @@ impl SharedMapping {
     /// # Errors
     /// As mmap(2).
     pub fn anonymous_low(len: u64) -> nix::Result<Self> {
-        Self::map(len, libc::MAP_ANONYMOUS | libc::MAP_32BIT, -1)
+        Self::map(len, libc::MAP_ANONYMOUS | libc::MAP_32BIT, -1, 0)
     }
 
     /// Maps the first `len` bytes of a file.
@@ -44,15 +44,24 @@ impl SharedMapping {
     /// # Errors
     /// As mmap(2).
     pub fn of_file(file: &File, len: u64) -> nix::Result<Self> {
-        Self::map(len, 0, file.as_raw_fd())
+        Self::of_part(file, 0, len)
     }
 
-    fn map(len: u64, flags: i32, fd: i32) -> nix::Result<Self> {
+    /// Maps `len` bytes of a file from a page-aligned offset on.
+    ///
+    /// # Errors
+    /// As mmap(2).
+    pub fn of_part(file: &File, offset: u64, len: u64) -> nix::Result<Self> {
+        Self::map(len, 0, file.as_raw_fd(), offset)
+    }
+
+    fn map(len: u64, flags: i32, fd: i32, offset: u64) -> nix::Result<Self> {
+        let offset = i64::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
         let len = usize::try_from(len).map_err(|_| Errno::ENOMEM)?;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let flags = flags | libc::MAP_SHARED | libc::MAP_NORESERVE;
         // SAFETY: a new mapping where the kernel likes.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, fd, 0) };
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, fd, offset) };
         if at == libc::MAP_FAILED {
             return Err(Errno::last());
         }

@@ -66,6 +66,31 @@ const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 /// PM_SCAN_WP_MATCHING: write-protects what it finds; areas that are not tracked are passed over.
 const WP_MATCHING: u64 = 1 << 0;
 
+/// What a range of pages was found to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Pages of their own.
+    Contents {
+        /// They are tracked, and were not written since they were protected.
+        unwritten: bool,
+    },
+    /// The shared page of zeros, which says nothing where there is no file behind it. In a private mapping of a file it stands for zeros that were written there: KSM
+    /// puts it in the place of such pages (`use_zero_pages`), and userfaultfd does by UFFDIO_ZEROPAGE.
+    Zeros,
+    /// Guard pages, which there can be in areas of any kind.
+    Guard,
+}
+
+impl Found {
+    fn of(categories: u64, wanted: Wanted) -> Self {
+        match categories {
+            guard if guard & page::GUARD != 0 => Self::Guard,
+            zeros if zeros & page::PFNZERO != 0 => Self::Zeros,
+            _ => Self::Contents { unwritten: wanted.told & !categories & page::WRITTEN != 0 },
+        }
+    }
+}
+
 /// What a scan finds.
 #[derive(Clone, Copy)]
 struct Wanted {
@@ -89,21 +114,8 @@ const PRIVATE: Wanted = Wanted {
     told: 0,
 };
 
-/// What a page was when it was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// One with contents.
-    Page {
-        /// It was tracked, and not written since it was protected.
-        unwritten: bool,
-    },
-    /// A guard page, which there can be in areas of any kind.
-    Guard,
-}
-
-/// Calls `found` for every range of pages in `start..end` whose contents differ from what the backing file
-/// or fresh anonymous memory would show: present or swapped, not of a file, not the zero page. Nothing is said of
-/// whether they were written.
+/// Calls `found` for every range of pages in `start..end` that are present or swapped, and not of a file: contents that differ from what the backing file
+/// or fresh anonymous memory would show, the page of zeros, guard pages. Nothing is said of whether they were written.
 ///
 /// # Errors
 /// ENOTTY on kernels before 6.7.
@@ -113,13 +125,14 @@ pub fn scan_private(
     end: u64,
     mut found: impl FnMut(u64, u64, Found),
 ) -> nix::Result<()> {
-    scan(pagemap, start, end, PRIVATE, |start, end, categories| {
-        let guard = categories & page::GUARD != 0;
-        found(start, end, if guard { Found::Guard } else { Found::Page { unwritten: false } });
+    // One walk finds both; whose zeros count is for the caller to say, who knows the areas.
+    let wanted = Wanted { all: page::FILE, inverted: page::FILE, told: page::PFNZERO, ..PRIVATE };
+    scan(pagemap, start, end, wanted, |start, end, categories| {
+        found(start, end, Found::of(categories, wanted));
     })
 }
 
-/// As [`scan_private`], in areas that are tracked by [`super::userfaultfd`]; from here on it tells which of these pages are written.
+/// As [`scan_private`] but for the page of zeros, in areas that are tracked by [`super::userfaultfd`]; from here on it tells which of these pages are written.
 ///
 /// Whether a page was written until now is found, and it is protected, in one step under the lock of its page table (pagemap_scan_pmd_entry() of
 /// fs/proc/task_mmu.c). So nobody writes in between, those included who do not stand still with the task.
@@ -134,9 +147,7 @@ pub fn scan_and_protect(
 ) -> nix::Result<()> {
     let wanted = Wanted { flags: WP_MATCHING, told: page::WRITTEN, ..PRIVATE };
     scan(pagemap, start, end, wanted, |start, end, categories| {
-        let guard = categories & page::GUARD != 0;
-        let unwritten = categories & page::WRITTEN == 0;
-        found(start, end, if guard { Found::Guard } else { Found::Page { unwritten } });
+        found(start, end, Found::of(categories, wanted));
     })
 }
 
@@ -167,7 +178,7 @@ pub fn scan_tracked(
     Ok(())
 }
 
-/// As [`scan_private`], those pages that have not been written since they were protected.
+/// As [`scan_and_protect`], those pages that have not been written since they were protected.
 ///
 /// # Errors
 /// ENOTTY on kernels before 6.7.

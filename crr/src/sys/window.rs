@@ -5,6 +5,8 @@
 //! is brought into memory first, by a call that fails then.
 #![allow(unsafe_code)]
 
+use super::vm;
+use images::Addr;
 use nix::errno::Errno;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
@@ -30,6 +32,17 @@ impl Window {
             Err(Errno::EINVAL) => Err(Errno::EOPNOTSUPP),
             Err(errno) => Err(errno),
         }
+    }
+
+    /// Copies what a mapping shows from a page-aligned offset on, behind the end of the file, too, as far as its last page goes. The kernel is asked to copy, by a call
+    /// that fails where touching the page would end crr.
+    ///
+    /// # Errors
+    /// As mmap(2) and process_vm_readv(2).
+    pub fn copy(file: &impl AsRawFd, offset: u64, bytes: &mut [u8]) -> nix::Result<()> {
+        let window = Self::map_unseen(file, offset, bytes.len())?;
+        let own = nix::unistd::getpid().as_raw();
+        vm::read_exact(own, Addr(window.base.as_ptr().expose_provenance() as u64), bytes)
     }
 
     fn map_unseen(file: &impl AsRawFd, offset: u64, len: usize) -> nix::Result<Self> {

@@ -32,6 +32,21 @@ impl Drop for Overcommit {
     }
 }
 
+/// Those that tasks share since a fork come back as copies: refused by the dump where there cannot be as many.
+fn forked(dir: &std::path::Path, abi: Abi, huge_pages: &Overcommit) -> Result {
+    let mut running = Workload::new("hugetlb", "forked").start(dir, abi)?;
+    let before = running.snapshot()?;
+    huge_pages.set(0)?;
+    running.dump(&[])?.code(1)?.says_with_hint("huge pages of 2.0 MiB: a restore takes 6")?;
+    running.looks_like(&before)?;
+    huge_pages.set(64)?;
+    running.dump(&[])?.success()?;
+    nothing_left()?;
+    running.restore(&["-d"])?.success()?;
+    running.looks_like(&before)?;
+    running.verify()
+}
+
 /// Private, shared, of files; dumped, also while it runs on, and restored. Where there are too few huge pages a restore says so.
 #[test]
 fn all() {
@@ -39,6 +54,8 @@ fn all() {
     require_ia32!();
     isolated_for_both(&here!(), |dir, abi| {
         let huge_pages = Overcommit::raise(64)?;
+        // First, while nobody else has any: other cases leave files on a hugetlbfs.
+        forked(&dir.join("forked"), abi, &huge_pages).context("forked")?;
         for case in ["private", "shared", "files", "segments", "deleted"] {
             survives(&dir.join(case), abi, case, &huge_pages).context(case)?;
         }

@@ -19,6 +19,8 @@ tests::survives! {
     renamed => names("renamed");
     odd => names("odd");
     mounts => names("mounts");
+    permitted => names("permitted");
+    overlaid => names("overlaid");
     program => names("program");
     program_elsewhere => names("program_elsewhere");
 }
@@ -127,6 +129,14 @@ fn lost() {
     require_root!();
     require_ia32!();
     refused(&here!(), "lost");
+}
+
+/// What mounts and attributes forbid by now: a restore could not have it again.
+#[test]
+fn forbidden() {
+    require_root!();
+    require_ia32!();
+    refused(&here!(), "forbidden");
 }
 
 #[test]

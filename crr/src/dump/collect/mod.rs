@@ -31,7 +31,9 @@ use crate::resource::pipe::{Holders, Object};
 use crate::resource::sysv::undo;
 use crate::resource::tree::{self, Standing, Strangers};
 use crate::resource::vdso::Interrupted;
-use crate::resource::{Refuse, deleted, memory, mempolicy, pkey, program, seccomp, sharing, sysv, zombie};
+use crate::resource::{
+    Refuse, deleted, hugetlb, memory, mempolicy, pkey, program, seccomp, sharing, sysv, zombie,
+};
 use crate::restore::numbers;
 use crate::stats::{self, Stage};
 use crate::store::Destination;
@@ -282,6 +284,7 @@ pub(super) fn collect(
             record.embedded = Some(Box::new(copy));
         }
     }
+    contents.zero_devices = memory::zero_devices(&paths);
     let found = find_private(frozen, &tasks, &mut spaces, &base, Some(Frames::default()), &mut contents)?;
     if !found {
         log::warn!("the kernel moved pages that tasks share: what they share is not kept");
@@ -320,6 +323,7 @@ pub(super) fn collect(
     let files = tables.files.into_files(paths);
     let mut too_many = Refusals::default();
     numbers::check(&mut too_many, &tree, &files, &memory);
+    hugetlb::check(&memory, &files, &mut too_many)?;
     too_many.finish("dump")?;
     Ok(Collected { tree, files, memory, contents, silenced, helpers, undo, base })
 }

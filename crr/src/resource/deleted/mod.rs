@@ -5,6 +5,7 @@ pub(crate) mod recreate;
 
 use super::hugetlb;
 use super::path::Lost;
+use super::there::Bars;
 use crate::proc::Dir;
 use crate::proc::tasks::outside;
 use crate::progress;
@@ -13,10 +14,12 @@ use anyhow::Result;
 use images::file::Deleted;
 use images::memory::HugePage;
 use images::{PathId, Pid};
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{FileStat, SFlag, stat};
 use nix::sys::statfs::{Statfs, fstatfs, statfs};
-use nix::unistd::AccessFlags;
+use nix::sys::statvfs::FsFlags;
+use nix::unistd::{AccessFlags, access};
 use std::collections::BTreeMap;
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -60,7 +63,8 @@ impl Table {
         self.by_key.get(&(open.st_dev, open.st_ino)).copied()
     }
 
-    /// Takes up one whose link in `/proc` is `link`; its record is to get the number `path`. Its name comes with what is special about it.
+    /// Takes up one whose link in `/proc` is `link`; its record is to get the number `path`. Its name comes with what is special about it, and with what will keep
+    /// it from being mapped where it is made again.
     /// A file or a directory is opened anew by `reopen`, a FIFO is not: it gives the description that the tree has.
     pub(crate) fn add(
         &mut self,
@@ -68,7 +72,7 @@ impl Table {
         open: &FileStat,
         path: PathId,
         reopen: impl FnOnce() -> std::io::Result<File>,
-    ) -> Result<(Vec<u8>, Deleted), Lost> {
+    ) -> Result<(Vec<u8>, Deleted, Bars), Lost> {
         let kind = SFlag::from_bits_truncate(open.st_mode) & SFlag::S_IFMT;
         let name = link.strip_suffix(MARK).filter(|name| !name.is_empty()).ok_or(Lost::Deleted)?;
         if ![SFlag::S_IFREG, SFlag::S_IFDIR, SFlag::S_IFIFO].contains(&kind) {
@@ -81,18 +85,15 @@ impl Table {
         }
         let home = fstatfs(&file).map_err(|_| Lost::Unreadable)?;
         let huge = hugetlb::of_file(&file).map_err(|_| Lost::Unreadable)?;
-        let seals = if name.starts_with(MEMFD) {
+        let (seals, bars) = if name.starts_with(MEMFD) {
             if std::str::from_utf8(name).is_err() {
                 return Err(Lost::Deleted);
             }
             // Anything else there may be under such a name is no tmpfs file, and has no seals.
             let seals = fcntl(&file, FcntlArg::F_GET_SEALS).map_err(|_| Lost::Deleted)?;
-            Some(seals.cast_unsigned())
+            (Some(seals.cast_unsigned()), Bars::default())
         } else {
-            if !is_at_home(name, &home) {
-                return Err(Lost::Deleted);
-            }
-            None
+            (None, Bars::of_mount(place_for(name, &home)?))
         };
         let data = u64::try_from(open.st_blocks).unwrap_or(0) * 512;
         if kind == SFlag::S_IFREG && data > self.limit {
@@ -113,7 +114,7 @@ impl Table {
         if kind != SFlag::S_IFIFO {
             self.found.push(Found { path, file, key, name: name.to_vec() });
         }
-        Ok((name.to_vec(), deleted))
+        Ok((name.to_vec(), deleted, bars))
     }
 
     /// Refuses what tasks outside of the tree have open or mapped too: it would be another file for them.
@@ -160,12 +161,25 @@ impl Table {
     }
 }
 
-/// Whether a file can be made again where it was: what is left of the path leads to its file system.
-fn is_at_home(name: &[u8], home: &Statfs) -> bool {
-    let above = Path::new(OsStr::from_bytes(name)).ancestors().skip(1);
-    let nearest = above.into_iter().find(|dir| stat(*dir).is_ok());
+/// The mount on which a file can be made again where it was: what is left of the path leads to its file system, and is not read-only (a mount, or a directory with
+/// `chattr +i`). Rights are another matter: the restore may have others.
+fn place_for(name: &[u8], home: &Statfs) -> Result<FsFlags, Lost> {
     let identity = |at: &Statfs| (at.filesystem_type().0, at.filesystem_id());
-    nearest.is_some_and(|dir| statfs(dir).is_ok_and(|at| identity(&at) == identity(home)))
+    for dir in Path::new(OsStr::from_bytes(name)).ancestors().skip(1) {
+        let fixed = match access(dir, AccessFlags::W_OK | AccessFlags::X_OK) {
+            Ok(()) => false,
+            Err(Errno::EROFS | Errno::EPERM) => true,
+            Err(Errno::EACCES) if stat(dir).is_ok() => false,
+            Err(_) => continue,
+        };
+        return match statfs(dir) {
+            Ok(at) if identity(&at) != identity(home) => Err(Lost::Deleted),
+            Ok(_) if fixed => Err(Lost::NoHome),
+            Ok(at) => Ok(at.flags()),
+            Err(_) => Err(Lost::Deleted),
+        };
+    }
+    Err(Lost::Deleted)
 }
 
 /// Refuses a restore that has no place to make one in.
@@ -177,7 +191,7 @@ pub(crate) fn preflight(path: &images::file::Path, refusals: &mut Refusals) {
         _ if in_memory => return,
         None => "there is no directory to make it in".to_owned(),
         Some(dir) if !dir.is_dir() => format!("{} is no directory any more", dir.display()),
-        Some(dir) => match nix::unistd::access(dir, AccessFlags::W_OK | AccessFlags::X_OK) {
+        Some(dir) => match access(dir, AccessFlags::W_OK | AccessFlags::X_OK) {
             Ok(()) => match other_pages(dir, path.deleted.as_ref().and_then(|deleted| deleted.huge)) {
                 Some(wrong) => wrong,
                 None => return,

@@ -310,25 +310,46 @@ fn fill(file: &File, path: &Path, deleted: &Deleted, pages: &Pages) -> Result<()
             shared_memory::fill_huge(&mut mapping, &deleted.runs, pages)?;
         }
     } else {
+        let mut behind = Vec::new();
         for run in &deleted.runs {
-            copy(file, run, path.size, pages).context("contents")?;
+            copy(file, run, path.size, pages, &mut behind).context("contents")?;
         }
         file.set_len(path.size).context("size")?;
+        write_behind(file, path.size, &behind).context("what lies behind the end")?;
     }
     own(file, path, deleted)
 }
 
-/// Copies a run of pages, the last of which may reach beyond the end of the file.
-fn copy(file: &File, run: &Run, size: u64, pages: &Pages) -> Result<()> {
+/// Writes what lies between the end of a file and that of its last page, as only a mapping can.
+fn write_behind(file: &File, size: u64, bytes: &[u8]) -> Result<()> {
+    if bytes.iter().all(|&byte| byte == 0) {
+        return Ok(());
+    }
+    let start = size / PAGE_SIZE * PAGE_SIZE;
+    let mut mapping = SharedMapping::of_part(file, start, PAGE_SIZE).context("map its last page")?;
+    mapping.populate(0, PAGE_SIZE).context("take its last page")?;
+    let place = mapping.slice(size - start, bytes.len() as u64).context("more than a page")?;
+    place.copy_from_slice(bytes);
+    Ok(())
+}
+
+/// Copies a run of pages. What the last one of the file has behind the end goes to `behind`: set_len() would make zeros of it.
+fn copy(file: &File, run: &Run, size: u64, pages: &Pages, behind: &mut Vec<u8>) -> Result<()> {
     const STEP: u64 = 1 << 20;
     let mut buffer = Aligned::new(usize::try_from(STEP)?);
-    let (start, end) = (run.start.0, (run.start.0 + run.pages * PAGE_SIZE).min(size));
+    let (start, end) = (run.start.0, run.start.0 + run.pages * PAGE_SIZE);
     let mut at = start;
     while at < end {
         let part = &mut buffer.bytes()[..usize::try_from(STEP.min(end - at))?];
         pages.take(part, run.first_page * PAGE_SIZE + (at - start))?;
-        file.write_all_at(part, at)?;
-        at += part.len() as u64;
+        let step = part.len() as u64;
+        let (inside, beyond) = part.split_at(usize::try_from(size.saturating_sub(at).min(step))?);
+        file.write_all_at(inside, at)?;
+        if !inside.is_empty() {
+            beyond.clone_into(behind);
+            behind.truncate(usize::try_from(size.next_multiple_of(PAGE_SIZE) - size)?);
+        }
+        at += step;
     }
     Ok(())
 }

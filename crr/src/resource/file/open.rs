@@ -5,10 +5,11 @@ use super::links::Link;
 use crate::proc::{Dir, fdinfo};
 use crate::resource::deleted::MARK;
 use crate::resource::path::link_of;
+use crate::resource::there::There;
 use crate::resource::unix_socket::Holder;
 use crate::resource::{Refuse, pidfd};
 use anyhow::{Context, Result};
-use nix::sys::stat::{FileStat, fstat, lstat};
+use nix::sys::stat::{FileStat, fstat};
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -27,7 +28,7 @@ pub(super) struct Open {
     /// crr's own descriptor of it, by which it is asked: each way through /proc is a walk along a path with a check of rights.
     pub(super) copy: Arc<OwnedFd>,
     /// What lies under the name that its link shows, if that is it.
-    pub(super) there: Option<FileStat>,
+    pub(super) there: Option<There>,
 }
 
 impl Open {
@@ -63,9 +64,9 @@ impl Open {
         if !self.link.starts_with(b"/") || self.link.ends_with(MARK) {
             return Ok(false);
         }
-        let id = |stat: &FileStat| (stat.st_dev, stat.st_ino);
-        let there = lstat(OsStr::from_bytes(&self.link)).ok();
-        self.there = there.filter(|there| self.stat.st_nlink > 0 && id(there) == id(&self.stat));
+        let is_it = |there: &There| (there.dev, there.ino) == (self.stat.st_dev, self.stat.st_ino);
+        let there = There::look(OsStr::from_bytes(&self.link)).ok();
+        self.there = there.filter(|there| self.stat.st_nlink > 0 && is_it(there));
         if self.there.is_some() {
             return Ok(false);
         }
@@ -107,7 +108,7 @@ mod tests {
         let look = || Open::look(&link, &info_dir, &Copies::Own).unwrap();
         let mut open = look();
         assert!(!open.follow().unwrap());
-        assert_eq!(open.there.unwrap().st_ino, open.stat.st_ino);
+        assert_eq!(open.there.unwrap().ino, open.stat.st_ino);
 
         let follow = |open: &mut Open, to: &[u8]| {
             assert!(open.follow().unwrap());
