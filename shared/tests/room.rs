@@ -67,6 +67,7 @@ fn room(task: Task, space: Space, filters: Vec<Filter>) -> (u64, u64) {
         creds: Creds { cap_bounding: u64::MAX, ..creds(0) },
         rlimits: vec![(0, 0); 16],
         timer_slack_ns: 0,
+        rules: Default::default(),
     };
     let tree = Tree { tasks: vec![task], filters, ..Tree::default() };
     let spaces = [space];
