@@ -222,6 +222,7 @@ fn machine() -> Machine {
         creds: records::creds(0),
         rlimits: Vec::new(),
         timer_slack_ns: 0,
+        rules: Default::default(),
     }
 }
 

@@ -26,6 +26,7 @@ fn ops(late: &[u32]) -> Vec<u8> {
         creds: creds(0),
         rlimits: Vec::new(),
         timer_slack_ns: 0,
+        rules: Default::default(),
     };
     let space = Space::default();
     let entry = |fd, description, close_on_exec| FdEntry {

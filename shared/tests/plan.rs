@@ -8,6 +8,7 @@ use images::thread::Creds;
 use images::{Addr, PathId, SharedId};
 use proptest::prelude::*;
 use shared::op::{self, Op};
+use shared::plan::memory::Rules;
 use shared::plan::{Need, Slots, creds, hole, memory};
 use shared::proto::{SLOT_FILES, SpecialArea, Vdso};
 use std::collections::BTreeMap;
@@ -103,9 +104,10 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn every_page_comes_back_as_it_was(space in space()) {
+    fn every_page_comes_back_as_it_was(space in space(), pages_at_once in 1u64..10) {
         let (mut list, mut slots) = (Vec::new(), Slots::default());
-        memory::ops(&mut list, &mut slots, PathId(4), &space, &[]);
+        let rules = Rules { at_once: pages_at_once * PAGE_SIZE, always_huge: true };
+        memory::ops(&mut list, &mut slots, PathId(4), &space, &[], rules, 0);
         let needs = slots.into_needs();
         let mut pages = follow(&list, &needs);
         for vma in &space.vmas {
@@ -138,7 +140,7 @@ proptest! {
     #[test]
     fn the_layout_comes_last_and_names_the_executable(space in space()) {
         let (mut list, mut slots) = (Vec::new(), Slots::default());
-        memory::ops(&mut list, &mut slots, PathId(4), &space, &[]);
+        memory::ops(&mut list, &mut slots, PathId(4), &space, &[], Rules::default(), 0);
         let needs = slots.into_needs();
         let mut rest: &[u8] = &list;
         let mut last = None;

@@ -67,6 +67,7 @@ fn machine() -> Machine {
         creds: Creds { cap_bounding: u64::MAX, ..creds(0) },
         rlimits: vec![(0, 0); 16],
         timer_slack_ns: 0,
+        rules: Default::default(),
     }
 }
 

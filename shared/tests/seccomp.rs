@@ -25,6 +25,7 @@ fn ops(threads: Vec<Thread>, filters: &[Filter]) -> Vec<u8> {
         creds: creds(0),
         rlimits: Vec::new(),
         timer_slack_ns: 0,
+        rules: Default::default(),
     };
     let space = Space::default();
     let tree = Tree { tasks: vec![task(threads)], filters: filters.to_vec(), ..Tree::default() };

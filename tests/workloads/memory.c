@@ -1,7 +1,12 @@
 /* Private memory: contents, protections, holes, heap, stacks, advice, locks, extremes of the address space. */
 #include "workload.h"
 #include <setjmp.h>
+#include <sys/ipc.h>
+#include <sys/personality.h>
+#include <sys/resource.h>
 #include <sys/rseq.h>
+#include <sys/shm.h>
+#include <sys/sysinfo.h>
 
 CASE(anonymous)
 {
@@ -505,6 +510,128 @@ CASE(huge_pages)
 	memset(other, 1, 2 * HUGE);
 	CHECK(kib_of(memory, huge) >= before || kib_of(other, huge) < before, "%ld KiB in huge pages, not %ld", kib_of(memory, huge),
 	      before);
+}
+
+/* Of each huge page all was given back but one page, or was never there. */
+CASE(huge_pages_sparse)
+{
+	enum { COUNT = 64 };
+	static const char anonymous[] = "Anonymous:";
+	char *memory = map_huge(COUNT), *later = map_huge(COUNT);
+	MUST(madvise(later, COUNT * HUGE, MADV_NOHUGEPAGE));
+	for (size_t i = 0; i < COUNT; i++) {
+		char *page = memory + i * HUGE + 5 * PAGE;
+		fill(page, PAGE, (uint32_t)i);
+		MUST(madvise(memory + i * HUGE, 5 * PAGE, MADV_DONTNEED));
+		MUST(madvise(page + PAGE, HUGE - 6 * PAGE, MADV_DONTNEED));
+		fill(later + i * HUGE, PAGE, (uint32_t)i);
+	}
+	MUST(madvise(later, COUNT * HUGE, MADV_HUGEPAGE));
+	/* One that cannot be written. */
+	MUST(mprotect(later, COUNT / 2 * HUGE, PROT_READ));
+	checkpoint();
+	/* The kernel may have joined some by itself. */
+	const char *const all[] = { memory, later, later + COUNT / 2 * HUGE };
+	for (size_t i = 0; i < LENGTH(all); i++)
+		CHECK(kib_of(all[i], anonymous) < 20 * 1024, "%ld KiB at %p", kib_of(all[i], anonymous), (const void *)all[i]);
+	for (size_t i = 0; i < COUNT; i++) {
+		CHECK_FILL(memory + i * HUGE + 5 * PAGE, PAGE, (uint32_t)i);
+		CHECK_FILL(later + i * HUGE, PAGE, (uint32_t)i);
+	}
+}
+
+#ifdef __x86_64__
+static size_t half_of_machine(void)
+{
+	struct sysinfo machine;
+	MUST(sysinfo(&machine));
+	return (machine.totalram + machine.totalswap) * machine.mem_unit / (2 * PAGE) * PAGE;
+}
+
+/* Addresses for an area that has no neighbour like it. */
+static char *reserve_apart(size_t length)
+{
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+	return MUST((char *)mmap(NULL, length + 2 * PAGE, PROT_NONE, flags, -1, 0)) + PAGE;
+}
+
+/* Areas that are larger than memory and swap, made piece by piece. */
+CASE(beyond_machine)
+{
+	enum { COUNT = 3 };
+	const size_t half = half_of_machine();
+	char *areas[3];
+	int file = MUST(open("sparse", O_RDWR | O_CREAT, 0600));
+	MUST(ftruncate(file, (off_t)(COUNT * half)));
+	for (size_t i = 0; i < LENGTH(areas); i++) {
+		areas[i] = reserve_apart(COUNT * half);
+		for (size_t k = 0; k < COUNT; k++) {
+			bool anonymous = i < 2;
+			int flags = MAP_PRIVATE | MAP_FIXED | (anonymous ? MAP_ANONYMOUS : 0);
+			char *piece = MUST((char *)mmap(areas[i] + k * half, half, PROT_READ | PROT_WRITE, flags,
+							anonymous ? -1 : file, anonymous ? 0 : (off_t)(k * half)));
+			fill(piece + 5 * PAGE, PAGE, (uint32_t)(i + k));
+			if (i == 1 && k == 1)
+				MUST(mprotect(piece, half, PROT_READ));
+		}
+	}
+	close(file);
+	int segment = MUST(shmget(IPC_PRIVATE, 4 * half, IPC_CREAT | 0600 | SHM_NORESERVE));
+	char *attached = MUST((char *)shmat(segment, NULL, 0));
+	MUST(shmctl(segment, IPC_RMID, NULL));
+	fill(attached + 3 * half, PAGE, 9);
+	checkpoint();
+	for (size_t i = 0; i < LENGTH(areas); i++)
+		for (size_t k = 0; k < COUNT; k++)
+			CHECK_FILL(areas[i] + k * half + 5 * PAGE, PAGE, (uint32_t)(i + k));
+	CHECK_FILL(attached + 3 * half, PAGE, 9);
+}
+
+static void hold(void *memory)
+{
+	prepared();
+	wait_for_go();
+	CHECK_FILL(memory, PAGE, 3);
+}
+
+/* Grown so large after a fork that no fork could copy it now. */
+CASE(beyond_machine_forked)
+{
+	const size_t half = half_of_machine();
+	char *memory = reserve_apart(half), *grown = reserve_apart(3 * half);
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+	MUST(mmap(memory, half, PROT_READ | PROT_WRITE, flags, -1, 0));
+	fill(memory, PAGE, 3);
+	pid_t child = spawn(hold, memory);
+	for (size_t k = 0; k < 3; k++)
+		MUST(mmap(grown + k * half, half, PROT_READ | PROT_WRITE, flags, -1, 0));
+	checkpoint();
+	CHECK_FILL(memory, PAGE, 3);
+	grown[2 * half] = 1;
+	finish(child);
+}
+#endif
+
+/* The kernel left room for a stack of a quarter of a gigabyte when the program was executed. */
+CASE(stack_room)
+{
+	const rlim_t limit = 256 * MIB;
+	struct rlimit stack;
+	MUST(getrlimit(RLIMIT_STACK, &stack));
+	if (stack.rlim_cur != limit) {
+		stack.rlim_cur = limit;
+		MUST(setrlimit(RLIMIT_STACK, &stack));
+		MUST(personality((unsigned)MUST(personality(0xffffffff)) | ADDR_NO_RANDOMIZE));
+		MUST(execl("/proc/self/exe", case_argv[0], "stack_room", (char *)NULL));
+	}
+	checkpoint();
+	for (size_t size = PAGE; size <= 64 * MIB; size *= 4) {
+		char *memory = MUST((char *)mmap(NULL, size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+		uintptr_t top = (uintptr_t)&memory, end = (uintptr_t)memory + size;
+		CHECK(end > top || top - end >= limit, "%p is in the way of the stack at %p", (void *)memory, (void *)&memory);
+	}
+	MUST(getrlimit(RLIMIT_STACK, &stack));
+	CHECK(stack.rlim_cur == limit, "the limit is %llu", (unsigned long long)stack.rlim_cur);
 }
 
 #ifndef MADV_PAGEOUT

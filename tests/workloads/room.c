@@ -6,6 +6,7 @@
 #include <linux/seccomp.h>
 #include <poll.h>
 #include <sys/resource.h>
+#include <ucontext.h>
 
 enum { SET_MDWE = 65, GET_MDWE, REFUSE_EXEC_GAIN = 1, NO_INHERIT = 2 };
 /* Bytes that crr maps to have a task make calls. */
@@ -437,6 +438,50 @@ CASE(full_shared)
 	check_touched();
 	finish(mate);
 	CHECK(mate_went_on, "the other one is in other memory");
+}
+
+/* A stack pointer right above the lower end of its area, below which there is nothing: there crr is likely to map its own. */
+static char *low_stack;
+static ucontext_t low_context, usual_context;
+
+static void wait_at_the_end(void)
+{
+	sigset_t signals;
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGUSR1);
+	char *volatile room = __builtin_alloca((size_t)((char *)__builtin_frame_address(0) - low_stack) - 480);
+	room[0] = 1;
+	long result;
+	do {
+#ifdef __x86_64__
+		register long size __asm__("r10") = 8;
+		__asm__ volatile("syscall"
+				 : "=a"(result)
+				 : "a"(SYS_rt_sigtimedwait), "D"(&signals), "S"(0), "d"(0), "r"(size)
+				 : "rcx", "r11", "memory");
+#else
+		__asm__ volatile("int $0x80"
+				 : "=a"(result)
+				 : "a"(SYS_rt_sigtimedwait), "b"(&signals), "c"(0), "d"(0), "S"(8)
+				 : "memory");
+#endif
+	} while (result != SIGUSR1);
+	CHECK(room[0] == 1, "the end of the stack");
+}
+
+CASE(low_stack)
+{
+	enum { PAGES = 64, KEPT = 16 };
+	char *memory = map_anonymous(PAGES * PAGE);
+	low_stack = memory + (PAGES - KEPT) * PAGE;
+	MUST(munmap(memory, (PAGES - KEPT) * PAGE));
+	MUST0(getcontext(&low_context));
+	low_context.uc_stack.ss_sp = low_stack;
+	low_context.uc_stack.ss_size = KEPT * PAGE;
+	low_context.uc_link = &usual_context;
+	makecontext(&low_context, wait_at_the_end, 0);
+	MUST(write(STDOUT_FILENO, "READY\n", 6));
+	MUST0(swapcontext(&usual_context, &low_context));
 }
 
 /* Of code, which cannot be left out for a while: there is no room for what restores it. */

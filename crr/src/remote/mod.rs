@@ -382,7 +382,11 @@ impl Executor {
     ) -> Result<nix::Result<u64>> {
         let patience = &patience.for_an_answer();
         let saved = Saved::of(thread)?;
-        let frame = self.place_frame(thread, &saved)?;
+        let frame = match call {
+            // What it takes away holds no frame.
+            Call::Munmap => self.place_frame(thread, &saved, Addr(args[0]).offset(args[1]))?,
+            _ => self.place_frame(thread, &saved, Addr(0))?,
+        };
         // Left alone now, it would be lost; and no such call takes long, once the thread gets its turn.
         let endless = Patience::endless();
         let patience = if frame.is_some() { patience } else { &endless };
@@ -414,11 +418,13 @@ impl Executor {
     }
 
     /// With a frame below its stack, a thread comes back by itself from a call at an instruction of its own when nobody traces it any
-    /// more; the frame is there before the registers lead to it.
-    fn place_frame(&self, thread: &Stopped, saved: &Saved) -> Result<Option<Frame>> {
+    /// more; the frame is there before the registers lead to it. None of it lies below `end`, if that is below the stack pointer: an area of ours can
+    /// lie right below a stack.
+    fn place_frame(&self, thread: &Stopped, saved: &Saved, end: Addr) -> Result<Option<Frame>> {
         let Target { deputy, abi, gadget, .. } = &self.target;
+        let lowest = if end <= regs::sp(&saved.regs) { end } else { Addr(0) };
         match &gadget.escape {
-            Some(escape) => Frame::place(*deputy, *abi, thread, saved, escape, Addr(0)),
+            Some(escape) => Frame::place(*deputy, *abi, thread, saved, escape, lowest),
             None => Ok(None),
         }
     }

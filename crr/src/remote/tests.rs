@@ -343,7 +343,7 @@ fn a_task_let_go_before_its_first_call_goes_on() {
         let executor = Executor { target: target(&echo, quick), ..unopened(&echo) };
         let saved = Saved::of(&thread).unwrap();
         let args = [0, layout::SIZE, 7, 0x21, u64::MAX, 0];
-        let frame = executor.place_frame(&thread, &saved).unwrap();
+        let frame = executor.place_frame(&thread, &saved, Addr(0)).unwrap();
         executor.lead_to_call(&thread, &saved, frame.as_ref(), Call::Mmap, args).unwrap();
         assert!(frame.is_some(), "{abi}: room below the stack");
         thread.detach(0).unwrap();
@@ -415,7 +415,7 @@ fn a_thread_in_32_bit_code_let_go_before_its_first_call_goes_on() {
     let executor = unopened(&echo);
     let saved = Saved::of(&thread).unwrap();
     let args = [0, layout::SIZE, 7, 0x21, u64::MAX, 0];
-    let frame = executor.place_frame(&thread, &saved).unwrap();
+    let frame = executor.place_frame(&thread, &saved, Addr(0)).unwrap();
     executor.lead_to_call(&thread, &saved, frame.as_ref(), Call::Mmap, args).unwrap();
     assert!(frame.is_some(), "room below the stack");
     thread.detach(0).unwrap();

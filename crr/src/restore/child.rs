@@ -15,6 +15,7 @@ use images::task::Zombie;
 use interprocess::local_socket::prelude::*;
 use interprocess::local_socket::{GenericNamespaced, Stream};
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, setrlimit};
 use shared::plan::tree::{Role, of_task};
 use shared::proto::{Report, Stage};
 use std::collections::BTreeMap;
@@ -58,13 +59,15 @@ pub(super) enum Step {
     Files,
     /// Change root or current directory.
     Directory,
+    /// Limit its stack.
+    Stack,
     /// Exec the program that restores it.
     Exec,
 }
 
 impl Step {
     /// All of them, in the order of their numbers.
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 18] = [
         Self::Adoption,
         Self::Tie,
         Self::Reaper,
@@ -81,6 +84,7 @@ impl Step {
         Self::Personality,
         Self::Files,
         Self::Directory,
+        Self::Stack,
         Self::Exec,
     ];
 
@@ -104,6 +108,7 @@ impl Step {
             Some(Self::Personality) => "set its personality",
             Some(Self::Files) => "put a file in its place, fd",
             Some(Self::Directory) => "change its root or current directory",
+            Some(Self::Stack) => "set the limit of its stack",
             Some(Self::Exec) => "exec the program that restores it",
             None => "unknown step",
         }
@@ -204,6 +209,7 @@ fn steps(restore: &Restore<'_>, index: usize, origin: &Origin<'_>, socket: &Owne
     attributes(restore, index)?;
     files(restore, index)?;
     directories(restore, index)?;
+    stack_limit(restore, index)?;
     let Some(program) = &restore.preparation.tasks[index].program else {
         return Err((Step::Exec, Errno::ENOEXEC, 0));
     };
@@ -299,6 +305,16 @@ struct Place {
     left: u32,
     /// It is where the task is to have it.
     settled: bool,
+}
+
+/// Last, since it counts for this program, too.
+fn stack_limit(restore: &Restore<'_>, index: usize) -> Outcome {
+    let own = restore.preparation.stack_limit;
+    let (soft, hard) = shared::plan::stack_limit_at_exec(own, &restore.checkpoint.tree.tasks[index]);
+    if (soft, hard) == own {
+        return Ok(());
+    }
+    setrlimit(Resource::RLIMIT_STACK, soft, hard).map_err(|errno| (Step::Stack, errno, soft))
 }
 
 fn directories(restore: &Restore<'_>, index: usize) -> Outcome {

@@ -7,7 +7,6 @@
 use super::Restore;
 use super::prepare::Preparation;
 use crate::fault::{self, Point};
-use crate::kernel;
 use crate::parallel::in_parallel;
 use crate::progress::Progress;
 use crate::ptrace::check_interrupted;
@@ -31,10 +30,15 @@ pub(super) struct HugePages {
 }
 
 impl HugePages {
-    /// Whether pages can be put in place from here, and what the kernel makes huge.
-    pub(super) fn here() -> Option<Self> {
+    /// Those of this kernel.
+    pub(super) fn here() -> Self {
         let mode = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
-        kernel::can_put_pages().then(|| Self { always: mode.contains("[always]") })
+        Self { always: mode.contains("[always]") }
+    }
+
+    /// Whether the kernel makes them of all memory that is not to have none.
+    pub(super) const fn always(self) -> bool {
+        self.always
     }
 
     /// Whether an area may come to have huge pages.

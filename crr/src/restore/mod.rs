@@ -297,12 +297,14 @@ fn try_to_restore(options: &Options, known: &Known, given: Given) -> Result<(ima
     let Known { checkpoint, lives, written, environment, descent, starter, last_pid, deadline } = known;
     stats::enter(Stage::Plan);
     let stand_in = needs_stand_in(&checkpoint.tree, options);
-    let memory = match (options.lazy_pages, HugePages::here()) {
-        (true, _) => Contents::Late,
-        (false, Some(huge_pages)) => Contents::Put(huge_pages),
-        (false, None) => Contents::Read,
+    let huge_pages = HugePages::here();
+    let memory = match options.lazy_pages {
+        true => Contents::Late,
+        false if kernel::can_put_pages() => Contents::Put(huge_pages),
+        false => Contents::Read,
     };
-    let wishes = prepare::Wishes { stand_in, memory, last_pid: *last_pid };
+    let always_huge = huge_pages.always();
+    let wishes = prepare::Wishes { stand_in, memory, always_huge, last_pid: *last_pid };
     let prepare = |descent| prepare::prepare(checkpoint, descent, lives, written, environment, wishes);
     // What stands in for the vDSO of another kernel is written into each task by itself.
     let sharing = if written.iter().all(Vec::is_empty) {

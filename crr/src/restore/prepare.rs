@@ -18,11 +18,12 @@ use crate::sys::shared_page::ControlPage;
 use crate::sys::userfaultfd;
 use anyhow::{Context, Result, bail, ensure};
 use images::id::PAGE_SIZE;
-use images::memory::{Space, Vma};
+use images::memory::{HugePage, Space, Vma};
 use images::task::Tree;
 use images::{Abi, Pid};
 use shared::plan::family::{self, Making};
 use shared::plan::lazy::{Lazy, Wanted};
+use shared::plan::memory::Rules;
 use shared::plan::tree::{Place, Role, Schedule};
 use shared::plan::{self, Forest, Machine, Need, ProgramPlan, Written, hole, kin, loan};
 use shared::proto::{FILLERS_FROM, Gathering, MAX_FILLERS, SLOT_FILES, Start};
@@ -84,6 +85,8 @@ pub(crate) struct Preparation {
     pub lazy: Vec<Lazy>,
     /// They come when the tasks run.
     pub run_first: bool,
+    /// Soft and hard limit of this process's stack.
+    pub stack_limit: (u64, u64),
 }
 
 impl Preparation {
@@ -159,6 +162,8 @@ pub(super) struct Wishes {
     pub(super) stand_in: bool,
     /// How memory gets its contents, as far as there is a choice.
     pub(super) memory: Contents,
+    /// The kernel makes huge pages of all memory that is not to have none.
+    pub(super) always_huge: bool,
     /// Ids are chosen by what the kernel gave last.
     pub(super) last_pid: bool,
 }
@@ -184,9 +189,11 @@ pub(super) fn prepare(
     lives: &Lives,
     written: &[Vec<Written>],
     environment: &Environment,
-    Wishes { stand_in, memory, last_pid }: Wishes,
+    Wishes { stand_in, memory, always_huge, last_pid }: Wishes,
 ) -> Result<Preparation> {
     let rlimits = own_limits()?;
+    let stack_limit = rlimits[plan::RLIMIT_STACK];
+    let counted_at_once = counted_at_once()?;
     let timer_slack_ns = process::timer_slack_ns();
     let mut machines = BTreeMap::new();
     let mut blobs = BTreeMap::new();
@@ -199,6 +206,7 @@ pub(super) fn prepare(
             timer_slack_ns,
             task_attributes: environment.attributes.task,
             thread_attributes: environment.attributes.thread.clone(),
+            rules: Rules { at_once: piece_of(counted_at_once), always_huge },
         };
         machines.insert(abi, machine);
         blobs.insert(abi, Blob::of(abi)?);
@@ -223,6 +231,10 @@ pub(super) fn prepare(
         .with_lazy(&lazy, lazy_flags);
     let too_many = || Ok::<_, anyhow::Error>(forest.most_areas() as u64 + hole::AREAS > max_map_count()?);
     ensure!(!forest.shares_pages() || !too_many()?, "more areas at once than vm.max_map_count");
+    ensure!(
+        !forest.shares_pages() || forest.largest_counted() <= counted_at_once,
+        "an area is larger than the memory of this machine"
+    );
     let plan = |forest: &Forest<'_>, index: usize| {
         let mut plan = plan::program(&machines[&tree.tasks[index].abi], forest, index);
         plan.needs.extend(last_pid.then_some(Need::LastPid));
@@ -320,6 +332,7 @@ pub(super) fn prepare(
         control,
         lazy,
         run_first,
+        stack_limit,
     })
 }
 
@@ -494,6 +507,19 @@ fn control_page(tree: &File) -> Result<ControlPage> {
         control.fail_at(op.family, op.count, op.errno);
     }
     Ok(control)
+}
+
+/// The most that one call may count against the commit limit, unless that is strict or there is none: all memory and swap
+/// (OVERCOMMIT_GUESS of __vm_enough_memory(), mm/util.c).
+fn counted_at_once() -> Result<u64> {
+    let machine = nix::sys::sysinfo::sysinfo().context("sysinfo")?;
+    Ok(machine.ram_total() + machine.swap_total())
+}
+
+/// Bytes of a large area that are mapped by one call. Well below what is allowed: before Linux 5.2 that was what is free by then.
+fn piece_of(counted_at_once: u64) -> u64 {
+    let size = HugePage::Mib2.size();
+    (counted_at_once / 4 / size).max(1) * size
 }
 
 /// This process's limits, which forked children have too.

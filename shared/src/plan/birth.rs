@@ -57,6 +57,10 @@ impl Planner<'_> {
         if exec {
             let program = self.slots.slot(Need::Program(index));
             let socket = self.slots.slot(Need::Socket(index));
+            let (soft, hard) = self.stack_limit(task);
+            if (soft, hard) != self.stack_limit(&self.forest.tasks[self.members[0]]) {
+                op::push(&mut own, &Op::Limit { resource: super::STACK, soft, hard });
+            }
             push(&mut own, &Birth::Exec { program, socket });
         } else {
             self.members.push(index);

@@ -10,7 +10,7 @@
 use super::birth::Stacks;
 use super::extents::Extents;
 use super::family::Making;
-use super::{Machine, Planner, memory};
+use super::{Machine, Planner, huge, memory};
 use crate::op::{self, Op};
 use crate::range::Range;
 use alloc::vec;
@@ -35,6 +35,7 @@ pub(super) struct Base {
     pages: Extents,
     pub(super) attributes: TaskAttributes,
     pub(super) policy: MemoryPolicy,
+    rules: memory::Rules,
 }
 
 impl Base {
@@ -43,6 +44,7 @@ impl Base {
         Self {
             attributes: machine.task_attributes,
             policy: machine.thread_attributes.policy.clone(),
+            rules: machine.rules,
             ..Self::default()
         }
     }
@@ -53,10 +55,8 @@ impl Base {
 
     /// Adds what pages are not there yet.
     fn fill(&mut self, ops: &mut Vec<u8>, pages: &Extents) {
-        for run in pages.missing_in(&self.pages).runs() {
-            let (len, offset) = (run.pages * PAGE_SIZE, run.first_page * PAGE_SIZE);
-            op::push(ops, &Op::Fill { addr: run.start.0, len, offset });
-        }
+        let missing = pages.missing_in(&self.pages);
+        huge::fill(ops, missing.runs(), &self.areas, self.rules.makes(self.attributes.thp_disable));
         self.pages = self.pages.under(pages);
     }
 
@@ -160,7 +160,7 @@ impl Planner<'_> {
             let group = &new[group];
             let has_contents = group.iter().any(|area| filled.meets(range_of(area)));
             let prot = memory::open_prot(group, has_contents);
-            memory::map(ops, &mut self.slots, group, prot, has_contents);
+            memory::map(ops, &mut self.slots, group, prot, has_contents, self.machine.rules);
             base.areas.extend(group.iter().map(|area| Vma { prot, ..area.clone() }));
         }
         base.areas.sort_by_key(|area| area.start);

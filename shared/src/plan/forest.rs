@@ -3,14 +3,14 @@
 use super::extents::Extents;
 use super::family::{Making, holder_of, host};
 use super::lazy::Lazy;
-use super::{cow, inherited};
+use super::{cow, inherited, memory};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use alloc::vec::Vec;
 use images::DescriptionId;
 use images::Pid;
 use images::file::FdEntry;
-use images::memory::{Shared, Space, Vma};
+use images::memory::{Shared, Space, Vma, vm};
 use images::seccomp::Filter;
 use images::sharing::Object;
 use images::task::{ShellJob, Task, Tree};
@@ -183,6 +183,17 @@ impl<'a> Forest<'a> {
     #[must_use]
     pub fn most_areas(&self) -> usize {
         self.areas.iter().map(Vec::len).max().unwrap_or(0)
+    }
+
+    /// Bytes of the largest area that counts against the commit limit and is there while a task clones others: a clone that copies the
+    /// address space counts each as a whole (dup_mmap(), mm/mmap.c).
+    #[must_use]
+    pub fn largest_counted(&self) -> u64 {
+        let counted = |vma: &Vma| vma.backing.is_private() && vma.flags & vm::ACCOUNTED != 0;
+        let bytes = |group: &[Vma]| group[group.len() - 1].end.0 - group[0].start.0;
+        let areas = self.areas.iter();
+        let groups = areas.flat_map(|areas| memory::groups(areas).map(|group| &areas[group]));
+        groups.filter(|group| counted(&group[0])).map(bytes).max().unwrap_or(0)
     }
 
     /// The areas that a task is to have while it clones others.

@@ -1,6 +1,7 @@
 //! An address space as ops: all mappings, then all contents in the order of the page file (so that they become few
 //! large reads), then what has to wait for the contents, then the kernel's own areas and the layout.
 
+use super::huge::{self, Makes};
 use super::pkey::Keys;
 use super::{Need, Slots, attribute, segment};
 use crate::op::{self, Op, Special};
@@ -36,8 +37,40 @@ const ADVICE_AFTER: [(u32, u32); 6] = [
     (vm::WIPE_ON_FORK, 18),
 ];
 
-/// Appends the ops of a space.
-pub fn ops(list: &mut Vec<u8>, slots: &mut Slots, exe: PathId, space: &Space, shared: &[Shared]) {
+/// What the machine has to say about memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Bytes that are mapped by one call, if they count against the commit limit: an area can have grown, call by call, to more
+    /// than the kernel allows for one (OVERCOMMIT_GUESS of __vm_enough_memory(), mm/util.c).
+    pub at_once: u64,
+    /// Huge pages are made of all memory, unless it is not to have any; else only of what is advised to.
+    pub always_huge: bool,
+}
+
+impl Default for Rules {
+    /// Of a machine that allows everything, and makes nothing huge by itself.
+    fn default() -> Self {
+        Self { at_once: u64::MAX, always_huge: false }
+    }
+}
+
+impl Rules {
+    /// What becomes huge in a task that has this of PR_GET_THP_DISABLE.
+    pub(super) const fn makes(self, disabled: u32) -> Makes {
+        Makes { disabled, always: self.always_huge }
+    }
+}
+
+/// Appends the ops of a space, of a task that has this of PR_GET_THP_DISABLE.
+pub fn ops(
+    list: &mut Vec<u8>,
+    slots: &mut Slots,
+    exe: PathId,
+    space: &Space,
+    shared: &[Shared],
+    rules: Rules,
+    thp_disable: u32,
+) {
     let keys = Keys::of(space);
     if let Some(keys) = keys {
         keys.allocate(list);
@@ -53,7 +86,7 @@ pub fn ops(list: &mut Vec<u8>, slots: &mut Slots, exe: PathId, space: &Space, sh
         }
         let has_contents = filled[group.clone()].contains(&true);
         let prot = open_prot(&space.vmas[group.clone()], has_contents);
-        map(list, slots, &space.vmas[group.clone()], prot, has_contents);
+        map(list, slots, &space.vmas[group.clone()], prot, has_contents, rules);
         opened.extend(group.map(|_| prot));
     }
     segment::attach(list, &space.vmas, shared);
@@ -61,12 +94,7 @@ pub fn ops(list: &mut Vec<u8>, slots: &mut Slots, exe: PathId, space: &Space, sh
         advise_before(list, vma.start.0, length(vma), vma.flags);
     }
     attribute::area_policies(list, space);
-    let mut runs: Vec<&Run> = space.runs.iter().collect();
-    runs.sort_unstable_by_key(|run| run.first_page);
-    for run in runs {
-        let (len, offset) = (run.pages * PAGE_SIZE, run.first_page * PAGE_SIZE);
-        op::push(list, &Op::Fill { addr: run.start.0, len, offset });
-    }
+    huge::fill(list, &space.runs, &space.vmas, rules.makes(thp_disable));
     for guard in &space.guards {
         let (addr, len) = (guard.start.0, guard.end.0 - guard.start.0);
         op::push(list, &Op::Advise { addr, len, advice: MADV_GUARD_INSTALL });
@@ -139,8 +167,15 @@ pub(super) fn open_prot(group: &[Vma], has_contents: bool) -> u32 {
     }
 }
 
-/// Maps a group of areas (mostly one) by one call.
-pub(super) fn map(list: &mut Vec<u8>, slots: &mut Slots, group: &[Vma], prot: u32, has_contents: bool) {
+/// Maps a group of areas (mostly one) by one call, or by several whose areas the kernel joins.
+pub(super) fn map(
+    list: &mut Vec<u8>,
+    slots: &mut Slots,
+    group: &[Vma],
+    prot: u32,
+    has_contents: bool,
+    rules: Rules,
+) {
     let vma = &group[0];
     let has = |bit: u32| vma.flags & bit != 0;
     let mut path =
@@ -162,8 +197,17 @@ pub(super) fn map(list: &mut Vec<u8>, slots: &mut Slots, group: &[Vma], prot: u3
         flags |= MAP_NORESERVE;
     }
     let (addr, len) = (vma.start.0, group[group.len() - 1].end.0 - vma.start.0);
-    op::push(list, &Op::Map { addr, len, prot, flags, fd, offset });
     let is_writable = prot & PROT_WRITE != 0;
+    // accountable_mapping(), mm/vma.c
+    let counts = is_writable && flags & (MAP_PRIVATE | MAP_NORESERVE | MAP_HUGETLB) == MAP_PRIVATE;
+    let at_once = if counts { rules.at_once } else { len };
+    let mut done = 0;
+    while done < len {
+        let piece = at_once.min(len - done);
+        let offset = if fd.is_some() { offset + done } else { offset };
+        op::push(list, &Op::Map { addr: addr + done, len: piece, prot, flags, fd, offset });
+        done += piece;
+    }
     if is_writable && !has_contents && vma.huge().is_none() && group.iter().any(|vma| vma.prot != prot) {
         // mprotect takes the accounting back from an area that never had a page (mprotect_fixup, mm/mprotect.c).
         op::push(list, &Op::Populate { addr, len: PAGE_SIZE });

@@ -12,6 +12,7 @@ mod extents;
 pub mod family;
 mod forest;
 pub mod hole;
+mod huge;
 mod inherited;
 pub mod kin;
 pub mod lazy;
@@ -72,6 +73,8 @@ pub struct Machine {
     pub task_attributes: TaskAttributes,
     /// Those of its thread.
     pub thread_attributes: ThreadAttributes,
+    /// What it has to say about memory.
+    pub rules: memory::Rules,
 }
 
 /// A file that ops refer to by slot.
@@ -227,7 +230,7 @@ impl Planner<'_> {
         if task.shares.memory.is_none() {
             attribute::before_limits(ops, task);
         }
-        limits(ops, machine, task, Moment::Privileged);
+        self.limits(ops, task, Moment::Privileged);
         late_personality(ops, task, leader);
         programs.install(ops, task, leader);
         creds::ops(ops, &machine.creds, &leader.creds);
@@ -236,7 +239,7 @@ impl Planner<'_> {
         if stacks.next > first_stack {
             op::push(ops, &Op::Join);
         }
-        limits(ops, machine, task, Moment::SignalsQueued);
+        self.limits(ops, task, Moment::SignalsQueued);
         if task.shares.memory.is_none() {
             op::push(ops, &Op::Prctl { option: PR_SET_DUMPABLE, args: [u64::from(task.dumpable), 0, 0] });
         }
@@ -264,7 +267,9 @@ impl Planner<'_> {
             let makes_none = self.forest.clones_with(index, true).next().is_none();
             if makes_none && (base.is_empty() || !kin::is_plain(space, self.forest.shared)) {
                 base.clone().clear(ops);
-                memory::ops(ops, &mut self.slots, task.exe, space, self.forest.shared);
+                let disabled = task.attributes.thp_disable;
+                let (shared, rules) = (self.forest.shared, self.machine.rules);
+                memory::ops(ops, &mut self.slots, task.exe, space, shared, rules, disabled);
             } else {
                 self.related_memory(ops, index, stacks, base.clone());
             }
@@ -317,13 +322,39 @@ enum Moment {
     SignalsQueued,
 }
 
-fn limits(ops: &mut Vec<u8>, machine: &Machine, task: &Task, moment: Moment) {
-    const RLIMIT_SIGPENDING: u32 = 11;
-    for (resource, (&now, &(soft, hard))) in (0u32..).zip(machine.rlimits.iter().zip(&task.rlimits)) {
-        // Lowering needs no privilege.
-        let late = resource == RLIMIT_SIGPENDING && hard <= now.1;
-        if now != (soft, hard) && late == (moment == Moment::SignalsQueued) {
-            op::push(ops, &Op::Limit { resource, soft, hard });
+const STACK: u32 = 3;
+/// The place of RLIMIT_STACK among limits.
+pub const RLIMIT_STACK: usize = STACK as usize;
+
+/// The limits of the stack with which a program is executed, from those of who executes it. How much room the kernel leaves below the stack for
+/// the whole life of an address space is decided by the soft one of that moment (mmap_base(), arch/x86/mm/mmap.c), so it is that of the
+/// task; or the usual one if that is larger, which any program can start with. The hard one is raised only where it comes to be as high anyway.
+#[must_use]
+pub fn stack_limit_at_exec((soft, hard): (u64, u64), task: &Task) -> (u64, u64) {
+    /// _STK_LIM, include/uapi/linux/resource.h
+    const USUAL: u64 = 8 << 20;
+    let wanted = task.rlimits.get(RLIMIT_STACK).map_or(soft, |limit| limit.0.max(USUAL.min(hard)));
+    (wanted, hard.max(wanted))
+}
+
+impl Planner<'_> {
+    /// The limits of its stack with which a task execs a program.
+    fn stack_limit(&self, task: &Task) -> (u64, u64) {
+        let own = self.machine.rlimits.get(RLIMIT_STACK).copied().unwrap_or_default();
+        stack_limit_at_exec(own, task)
+    }
+
+    fn limits(&self, ops: &mut Vec<u8>, task: &Task, moment: Moment) {
+        const RLIMIT_SIGPENDING: u32 = 11;
+        let inherited = self.machine.rlimits.iter().zip(&task.rlimits);
+        let leader = &self.forest.tasks[self.members[0]];
+        for (resource, (&now, &(soft, hard))) in (0u32..).zip(inherited) {
+            let now = if resource == STACK { self.stack_limit(leader) } else { now };
+            // Lowering needs no privilege.
+            let late = resource == RLIMIT_SIGPENDING && hard <= now.1;
+            if now != (soft, hard) && late == (moment == Moment::SignalsQueued) {
+                op::push(ops, &Op::Limit { resource, soft, hard });
+            }
         }
     }
 }

@@ -33,6 +33,8 @@ tests::survives! {
     locked => memory("locked");
     locked_whole => memory("locked_whole");
     huge_pages => memory("huge_pages");
+    huge_pages_sparse => memory("huge_pages_sparse");
+    stack_room => memory("stack_room");
     zero_page => memory("zero_page");
     /// No dynamic loader, and in ia32 another place for everything.
     statically_linked => Workload::new("memory-static", "heap");
@@ -135,6 +137,24 @@ fn swapped() {
             memory("swapped").start(&dir.join("control"), abi)?.verify()?;
             modes::left_running(&dir.join("left_running"), &memory("swapped"), abi)?;
             modes::restored(&dir.join("restored"), &memory("swapped"), abi)?;
+        }
+        Ok(())
+    });
+}
+
+/// Areas that are larger than memory and swap come back, whoever brings their contents; so does a task that forked before it had one.
+#[test]
+fn areas_larger_than_the_machine() {
+    require_root!();
+    isolated(&here!(), |dir| {
+        for case in ["beyond_machine", "beyond_machine_forked"] {
+            modes::control(&dir.join(format!("{case}-control")), &memory(case), Abi::X86_64)?;
+            modes::restored(&dir.join(format!("{case}-restored")), &memory(case), Abi::X86_64)?;
+            let mut running = memory(case).start(&dir.join(format!("{case}-late")), Abi::X86_64)?;
+            running.dump(&[])?.success()?;
+            nothing_left()?;
+            running.restore(&["-d", "--lazy-pages"])?.success()?;
+            running.verify()?;
         }
         Ok(())
     });

@@ -33,6 +33,7 @@ tests::survives! {
     full_locked => room("full_locked");
     full_stopped => room("full_stopped");
     full_shared => room("full_shared");
+    low_stack => room("low_stack");
 }
 
 /// Must be refused, with what the workload names and a way out, and goes on untouched.

@@ -165,6 +165,7 @@ const KIND: Kind = Kind {
 };
 
 /// include/uapi/linux/shm.h
+const SHM_NORESERVE: u32 = 0o10000;
 const SHM_HUGETLB: u32 = 0o4000;
 const SHM_HUGE_SHIFT: u32 = 26;
 
@@ -172,7 +173,14 @@ const SHM_HUGE_SHIFT: u32 = 26;
 fn make(shared: &Shared, segment: &Object) -> Result<()> {
     let creator = (segment.creator_uid, segment.creator_gid);
     let huge = shared.huge.map_or(0, |page| SHM_HUGETLB | page.shift() << SHM_HUGE_SHIFT);
-    let make = |key| sys::make_segment(key, shared.size, segment.mode & PERMISSIONS | huge, creator);
+    let make = |key| {
+        let make = |flags| sys::make_segment(key, shared.size, segment.mode & PERMISSIONS | flags, creator);
+        match make(huge) {
+            // Larger than all memory, so it was made like this, which nothing shows.
+            Err(Errno::ENOMEM) if shared.huge.is_none() => make(SHM_NORESERVE),
+            made => made,
+        }
+    };
     let make = || match make(segment.key) {
         // Its own key is but a part of the name that it shows.
         Err(Errno::EEXIST) if segment.mode & Object::REMOVED != 0 => make(libc::IPC_PRIVATE),
