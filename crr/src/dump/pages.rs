@@ -213,7 +213,9 @@ impl Contents {
     ) -> Result<(Vec<Run>, Vec<Guard>)> {
         let mut frames = frames;
         let mut runs = Vec::new();
-        let guards = find_parts(look, vmas, kept, &self.zero_devices, |part| {
+        // For the moment: pieces are added meanwhile.
+        let zero_devices = std::mem::take(&mut self.zero_devices);
+        let guards = find_parts(look, vmas, kept, &zero_devices, |part| {
             let range = match part {
                 Part::Kept(run) => {
                     runs.push(run);
@@ -232,8 +234,9 @@ impl Contents {
                     None => self.push(source, start, start + pages * PAGE_SIZE, range.forced),
                 });
             })
-        })?;
-        Ok((runs, guards))
+        });
+        self.zero_devices = zero_devices;
+        Ok((runs, guards?))
     }
 
     /// The touched pages of a shared memory object.
