@@ -48,6 +48,8 @@ pub(crate) struct FrozenTask {
     pub(crate) target: Option<Target>,
     /// Twins that killed dumps have left for it to wait for ([`super::twins`]).
     pub(crate) dead_twins: Vec<Pid>,
+    /// Its private areas with pages that are others' too, by their addresses, rising.
+    pub(crate) common: Vec<u64>,
 }
 
 impl FrozenTask {
@@ -62,6 +64,7 @@ impl FrozenTask {
             waits: Waits::default(),
             target: None,
             dead_twins: Vec::new(),
+            common: Vec::new(),
         }
     }
 

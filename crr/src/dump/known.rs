@@ -78,6 +78,7 @@ impl Known<'_> {
             vmas: space.vmas.clone(),
             names: Vec::new(),
             leftovers: leftovers.unwrap_or_default(),
+            common: Vec::new(),
             with_policies: None,
         })
     }

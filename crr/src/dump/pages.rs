@@ -45,7 +45,8 @@ enum Source {
 struct Piece {
     source: usize,
     run: Run,
-    /// The area is not readable: process_vm_readv would refuse.
+    /// Not by process_vm_readv: it would refuse, where the area is not readable, or give the task a copy of its own of each page that it has in common with
+    /// others (FAULT_FLAG_UNSHARE of Linux 5.19, gup_must_unshare() of mm/internal.h).
     forced: bool,
 }
 
@@ -207,7 +208,7 @@ impl Contents {
         &mut self,
         source: usize,
         look: Look<'_>,
-        vmas: &[Vma],
+        (vmas, common): (&[Vma], &[u64]),
         kept: &[Run],
         frames: Option<&mut Frames>,
     ) -> Result<(Vec<Run>, Vec<Guard>)> {
@@ -215,7 +216,7 @@ impl Contents {
         let mut runs = Vec::new();
         // For the moment: pieces are added meanwhile.
         let zero_devices = std::mem::take(&mut self.zero_devices);
-        let guards = find_parts(look, vmas, kept, &zero_devices, |part| {
+        let guards = find_parts(look, (vmas, common), kept, &zero_devices, |part| {
             let range = match part {
                 Part::Kept(run) => {
                     runs.push(run);
@@ -533,7 +534,7 @@ impl fmt::Display for Source {
 impl Source {
     fn read(&self, forced: bool, gather: &[Remote], buffer: &mut [u8]) -> Result<()> {
         match self {
-            Self::Task(pid, _) | Self::Twin(pid, _) if !forced => {
+            Self::Task(pid, _) if !forced => {
                 let n = vm::read(*pid, buffer, gather).unwrap_or(0);
                 if n == buffer.len() {
                     return Ok(());
@@ -541,6 +542,7 @@ impl Source {
                 let (at, _) = locate(gather, n);
                 bail!("{self}: cannot read memory at {at} ({n} of {} bytes)", buffer.len())
             }
+            // All that a twin has is its task's, too.
             Self::Task(_, file) | Self::Twin(_, file) => read_each(file, gather, buffer)
                 .map_err(|(at, e)| anyhow!(e).context(format!("{self}: read memory at {at}"))),
             Self::File(file, _) => read_each(file, gather, buffer)
@@ -656,7 +658,7 @@ enum Part {
 /// pages of all areas.
 fn find_parts(
     look: Look<'_>,
-    vmas: &[Vma],
+    (vmas, common): (&[Vma], &[u64]),
     kept: &[Run],
     zero_devices: &BTreeSet<PathId>,
     mut each: impl FnMut(Part) -> Result<()>,
@@ -688,12 +690,13 @@ fn find_parts(
             {
                 continue;
             }
+            let forced = vma.prot & PROT_READ == 0 || common.binary_search(&vma.start.0).is_ok();
             for run in track::part(kept, start, end) {
-                add_own(&mut parts, vma, start, run.start.0);
+                add_own(&mut parts, vma, forced, start, run.start.0);
                 start = run.end();
                 parts.push(Part::Kept(run));
             }
-            add_own(&mut parts, vma, start, end);
+            add_own(&mut parts, vma, forced, start, end);
         }
         // The last one may grow.
         let whole = parts.len().saturating_sub(1);
@@ -722,12 +725,12 @@ fn can_be_dropped(vma: &Vma) -> bool {
 }
 
 /// Adds what lies between two addresses of an area, unless that is nothing.
-fn add_own(parts: &mut Vec<Part>, vma: &Vma, start: u64, end: u64) {
+fn add_own(parts: &mut Vec<Part>, vma: &Vma, forced: bool, start: u64, end: u64) {
     match parts.last_mut() {
         _ if start == end => {}
         // Present and swapped pages of one area come as separate ranges, as do those of two stretches.
         Some(Part::Own(range)) if range.end == start && start > vma.start.0 => range.end = end,
-        _ => parts.push(Part::Own(PageRange { start, end, forced: vma.prot & PROT_READ == 0 })),
+        _ => parts.push(Part::Own(PageRange { start, end, forced })),
     }
 }
 
@@ -973,7 +976,7 @@ mod tests {
             parts.push(part);
             Ok(())
         };
-        find_parts(Look::Only(&pagemap), &[area], &[], &BTreeSet::new(), each).unwrap();
+        find_parts(Look::Only(&pagemap), (&[area], &[]), &[], &BTreeSet::new(), each).unwrap();
         let spans = |(part, cut): (&Part, &u64)| matches!(part, Part::Own(range) if (range.start + 1..range.end).contains(cut));
         assert!(parts.len() == cuts.len() && parts.iter().zip(&cuts).all(spans));
     }

@@ -240,8 +240,6 @@ enum Marks {
 /// A stopped task that is tracked.
 struct Looked {
     task: Instance,
-    /// The thread that it is looked at by.
-    deputy: Pid,
     marks: Marks,
     /// Its anonymous memory.
     areas: Vec<Vma>,
@@ -255,16 +253,12 @@ impl Looked {
     /// Protects its pages, and gives those a place that are not known yet. Guard pages are for the last dump to tell.
     fn protect(&self, contents: &mut Contents) -> Result<Vec<Run>> {
         let memory = self.memory.try_clone().context("dup")?;
-        let source = if self.deputy == self.task.pid {
-            contents.add_task(self.deputy, memory)
-        } else {
-            contents.add_memory(self.task.pid, memory)
-        };
+        let source = contents.add_memory(self.task.pid, memory);
         let look = match self.marks {
             Marks::Protection(_) => Look::Protecting(&self.pagemap),
             Marks::SoftDirty(_) => Look::Only(&self.pagemap),
         };
-        let (runs, _) = contents.find_private(source, look, &self.areas, &self.kept, None)?;
+        let (runs, _) = contents.find_private(source, look, (&self.areas, &[]), &self.kept, None)?;
         if let Marks::SoftDirty(bits) = &self.marks {
             bits.clear()?;
         }
@@ -287,7 +281,7 @@ impl Looker<'_> {
         patience: &Patience,
     ) -> Result<Option<Looked>> {
         let Trackable { areas, caller } = trackable;
-        let (deputy, task) = (frozen.deputy(), instance(frozen.pid)?);
+        let task = instance(frozen.pid)?;
         let pagemap = File::from(frozen.dir.open("pagemap").context("open pagemap")?);
         let (marks, kept) = match self.way {
             Way::Protection => {
@@ -307,7 +301,7 @@ impl Looker<'_> {
         };
         let kept = kept.unwrap_or_default();
         let memory = File::from(frozen.dir.open("mem").context("open mem")?);
-        Ok(Some(Looked { task, deputy, marks, areas: areas.anonymous, pagemap, memory, kept }))
+        Ok(Some(Looked { task, marks, areas: areas.anonymous, pagemap, memory, kept }))
     }
 
     /// What its areas are under from now on, and whether that is the descriptor of the last round.

@@ -32,6 +32,8 @@ pub struct Area<'a> {
     pub pkey: u32,
     /// Bytes of a page that the kernel would use here.
     pub page_size: u64,
+    /// Some of its pages, anonymous ones perhaps, are others' too: by fork, or by KSM.
+    pub has_common_pages: bool,
 }
 
 /// Calls `each` for every area of a file while that is read: of a task with as many areas as it may have, the whole text would take 50 MiB.
@@ -90,21 +92,9 @@ impl Kept {
 
     /// Adds one behind all others.
     pub fn push(&mut self, area: &Area<'_>) {
-        let &Area { start, end, prot, shared, offset, dev, ino, name, flags, pkey, page_size } = area;
+        let &Area { dev, name, flags, .. } = area;
         let (none, texts) = (&b""[..], [dev, name, flags]);
-        let bare = Area {
-            start,
-            end,
-            prot,
-            shared,
-            offset,
-            dev: none,
-            ino,
-            name: none,
-            flags: none,
-            pkey,
-            page_size,
-        };
+        let bare = Area { dev: none, name: none, flags: none, ..*area };
         self.areas.push((bare, texts.map(<[u8]>::len)));
         texts.iter().for_each(|text| self.texts.extend_from_slice(text));
     }
@@ -142,6 +132,7 @@ pub fn parse<'a, E: From<Malformed>>(
     text: &'a [u8],
     mut each: impl FnMut(Area<'a>) -> Result<(), E>,
 ) -> Result<(), E> {
+    const NONE: &[u8] = b" 0 kB";
     let mut area: Option<Area<'a>> = None;
     for line in lines(text) {
         match line.first() {
@@ -155,10 +146,26 @@ pub fn parse<'a, E: From<Malformed>>(
                     area.flags = flags.trim_ascii();
                 }
             }
+            Some(b'K') if line.starts_with(b"KSM:") && !line.ends_with(NONE) => {
+                if let Some(area) = &mut area {
+                    area.has_common_pages = true;
+                }
+            }
             Some(b'K') => {
                 if let (Some(size), Some(area)) = (line.strip_prefix(b"KernelPageSize:"), &mut area) {
                     let size = size.strip_suffix(b" kB").and_then(super::decimal::<u64>);
                     area.page_size = size.ok_or(bad("KernelPageSize"))? << 10;
+                }
+            }
+            // Counts of pages; most are none.
+            Some(b'S') if line.starts_with(b"Shared_") && !line.ends_with(NONE) => {
+                if let Some(area) = &mut area {
+                    area.has_common_pages = true;
+                }
+            }
+            Some(b'A') if line.starts_with(b"Anonymous:") && line.ends_with(NONE) => {
+                if let Some(area) = &mut area {
+                    area.has_common_pages = false;
                 }
             }
             Some(b'P') => {
@@ -232,6 +239,7 @@ fn header(line: &[u8]) -> Result<Area<'_>, Malformed> {
         flags: b"",
         pkey: 0,
         page_size: 4096,
+        has_common_pages: false,
     })
 }
 

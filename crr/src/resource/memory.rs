@@ -523,6 +523,7 @@ mod tests {
             flags: b"rd",
             pkey: 0,
             page_size: 4096,
+            has_common_pages: false,
         };
         let name = |area: &Area<'_>| dump_name(area).map(|name| name.name);
         let private = area(b"[anon:Go: heap]", false, 0);

@@ -3,7 +3,7 @@
 use anyhow::ensure;
 use std::path::Path;
 use tests::abi::Abi;
-use tests::case::{Workload, images_size};
+use tests::case::{Running, Workload, images_size};
 use tests::isolate::isolated_for_both;
 use tests::{frames, here, require_ia32, require_root};
 
@@ -62,6 +62,34 @@ macro_rules! shared {
 }
 
 shared! { prefork parent_changes siblings grandchildren over_a_generation orphans between_abis threads areas growing apart }
+
+/// Pages that a task may get for itself when it is dumped: those of its stack that a signal frame stands in for a moment.
+const ASKED: usize = 8;
+
+/// To be looked at leaves pages shared: process_vm_readv(2) gives a task copies of what it shares.
+#[test]
+fn dumps_leave_it_shared() {
+    require_root!();
+    require_ia32!();
+    isolated_for_both(&here!(), |dir, abi| {
+        let mut running = cow("prefork").start(dir, abi)?;
+        let before = frames::shared(running.root.as_raw())?;
+        ensure!(before.values().any(|&pages| pages > 100), "nothing to share: {before:?}");
+        let unchanged = |running: &Running, what: &str| {
+            let after = frames::shared(running.root.as_raw())?;
+            let kept = |(pair, &pages): (_, &usize)| after.get(pair).is_some_and(|now| now + ASKED >= pages);
+            ensure!(before.iter().all(kept), "{what}: shared pages before: {before:?}, after: {after:?}");
+            Ok(())
+        };
+        running.dump(&["-R"])?.success()?;
+        unchanged(&running, "dump -R")?;
+        running.dump(&["-R", "--snapshot", "--fault", "twins-always"])?.success()?;
+        unchanged(&running, "dump --snapshot")?;
+        running.pre_dump(&[])?.success()?;
+        unchanged(&running, "pre-dump")?;
+        running.verify()
+    });
+}
 
 /// A hundred workers need no more memory than before, and little more than one in the images.
 #[test]

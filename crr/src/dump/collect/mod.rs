@@ -454,7 +454,7 @@ fn find_private(
             for areas in groups {
                 let (look, kept) = (Look::Only(&pagemap), base.kept(task.pid));
                 let (runs, guards) = contents
-                    .find_private(source, look, &areas, kept, frames.as_deref_mut())
+                    .find_private(source, look, (&areas, &task.common), kept, frames.as_deref_mut())
                     .with_context(|| format!("task {}: look for pages", task.pid))?;
                 space.runs.extend(runs);
                 space.guards.extend(guards);

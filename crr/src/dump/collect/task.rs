@@ -40,7 +40,8 @@ pub(super) fn collect_task(
 ) -> Result<Option<(Task, Space)>> {
     let shares = known.shares;
     let (deputy, leader_ended) = (task.deputy(), task.leader_ended());
-    let FrozenTask { pid, name, dir, threads, stopped_by, waits, target: ask_again, dead_twins } = task;
+    let FrozenTask { pid, name, dir, threads, stopped_by, waits, target: ask_again, dead_twins, common } =
+        task;
     let (pid, dir) = (*pid, &*dir);
     // Who sends its files counts on a number that is free. Somebody who is refused, or does not stop, may have the same table.
     let nothing_in_the_way = refusals.is_empty() && !tables.late;
@@ -52,11 +53,12 @@ pub(super) fn collect_task(
         namespace::refuse_odd(tid, name, refuse);
     }
     let areas = areas.or_else(|| known.areas(&tables.mates));
-    let Areas { abi, vmas, names, leftovers, with_policies } = match areas {
+    let Areas { abi, vmas, names, leftovers, common: found, with_policies } = match areas {
         Some(areas) => areas,
         // The task that it shares them with is refused.
         None => dump_areas(deputy, dir, None, tables, refuse)?,
     };
+    *common = found;
     let sends_files = tables.send_files && shares.files.is_none() && nothing_in_the_way;
     let copies =
         if tables.send_files || shares.files.is_some() { None } else { Copies::open(deputy, refuse)? };
@@ -250,6 +252,8 @@ pub(in crate::dump) struct Areas {
     pub(in crate::dump) names: Vec<AreaName>,
     /// Where those lie that dumps have left in it that were killed.
     pub(in crate::dump) leftovers: Vec<Addr>,
+    /// Private areas with pages that are others' too, by their addresses.
+    pub(in crate::dump) common: Vec<u64>,
     /// The areas that have memory policies, if that is known.
     pub(in crate::dump) with_policies: Option<Vec<u64>>,
 }
@@ -274,6 +278,9 @@ pub(super) fn dump_areas(
             if is_leftover(pid, &area) {
                 areas.leftovers.push(Addr(area.start));
             } else {
+                if area.has_common_pages && !area.shared {
+                    areas.common.push(area.start);
+                }
                 areas.vmas.extend(backings.dump_area(&area, dir, paths, refuse)?);
                 areas.names.extend(memory::dump_name(&area));
             }
