@@ -419,6 +419,7 @@ enum { COMMON = 16384 };
 static char *common;
 static pid_t tree;
 static volatile pid_t outsider;
+static volatile bool round_is_over;
 
 static bool is_traced(pid_t pid)
 {
@@ -437,8 +438,9 @@ static int write_from_outside(void *unused)
 	(void)unused;
 	/* The end of a group and of a session that others are in would be seen. */
 	setsid();
-	while (!is_traced(tree))
-		sched_yield();
+	/* Where the processors are busy, it can miss the moment: then there is nothing to be tried. */
+	while (!is_traced(tree) && !round_is_over)
+		;
 	for (size_t page = 0; page < COMMON; page++) {
 		fill(common + page * PAGE, PAGE, 100000 + (uint32_t)page);
 		for (volatile int i = 0; i < 2000; i++)
@@ -455,6 +457,7 @@ static void share(int number)
 		MUST(clone(write_from_outside, stack + sizeof(stack),
 			   CLONE_VM | CLONE_PARENT | CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID, NULL, &outsider, NULL, &outsider));
 	} else {
+		round_is_over = true;
 		while (outsider != 0)
 			sched_yield();
 	}

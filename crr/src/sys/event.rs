@@ -247,6 +247,7 @@ pub fn under_number<T, E: From<Errno>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::limits::{open_files, raise_open_files};
     use std::os::fd::AsFd;
 
     #[test]
@@ -255,15 +256,17 @@ mod tests {
         let add = |number| {
             under_number(event.as_fd(), number, || watch(epoll.as_fd(), number, libc::EPOLLOUT as u32, 7))
         };
-        // A number that nobody has, and that of another file, which is back afterwards.
+        // A number that nobody has, other tests of this process included, and that of another file, which is back afterwards.
+        raise_open_files().unwrap();
+        let free = RawFd::try_from(open_files()).unwrap() - 1;
         let other = nix::unistd::pipe().unwrap();
         nix::unistd::write(&other.1, b"a").unwrap();
-        add(700).unwrap();
+        add(free).unwrap();
         add(other.0.as_raw_fd()).unwrap();
-        assert_eq!(add(700), Err(Errno::EEXIST));
+        assert_eq!(add(free), Err(Errno::EEXIST));
         assert_eq!(nix::unistd::read(&other.0, &mut [0; 2]), Ok(1));
         // SAFETY: no pointers.
-        assert_eq!(unsafe { libc::fcntl(700, libc::F_GETFD) }, -1);
+        assert_eq!(unsafe { libc::fcntl(free, libc::F_GETFD) }, -1);
         let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", epoll.as_raw_fd())).unwrap();
         assert_eq!(text.lines().filter(|line| line.starts_with("tfd:")).count(), 2);
     }

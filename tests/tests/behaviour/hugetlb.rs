@@ -43,7 +43,7 @@ fn forked(dir: &std::path::Path, abi: Abi, huge_pages: &Overcommit) -> Result {
     running.dump(&[])?.success()?;
     nothing_left()?;
     running.restore(&["-d"])?.success()?;
-    running.looks_like(&before)?;
+    // Not as before: each has a file of its own, by the numbers that maps shows.
     running.verify()
 }
 
