@@ -4,7 +4,7 @@ use anyhow::Context;
 use std::fs;
 use tests::abi::Abi;
 use tests::case::{Workload, nothing_left};
-use tests::isolate::isolated_for_both;
+use tests::isolate::isolated;
 use tests::{Result, here, require_ia32, require_root};
 
 /// How many huge pages the kernel makes on demand; as before when dropped. It is the same for the whole machine, so one test at a time.
@@ -52,12 +52,19 @@ fn forked(dir: &std::path::Path, abi: Abi, huge_pages: &Overcommit) -> Result {
 fn all() {
     require_root!();
     require_ia32!();
-    isolated_for_both(&here!(), |dir, abi| {
+    isolated(&here!(), |dir| {
         let huge_pages = Overcommit::raise(64)?;
         // First, while nobody else has any: other cases leave files on a hugetlbfs.
-        forked(&dir.join("forked"), abi, &huge_pages).context("forked")?;
-        for case in ["private", "shared", "files", "segments", "deleted"] {
-            survives(&dir.join(case), abi, case, &huge_pages).context(case)?;
+        for abi in Abi::ALL {
+            let dir = dir.join(abi.name());
+            forked(&dir.join("forked"), abi, &huge_pages)
+                .with_context(|| format!("{}: forked", abi.name()))?;
+        }
+        for abi in Abi::ALL {
+            for case in ["private", "shared", "files", "segments", "deleted"] {
+                survives(&dir.join(abi.name()).join(case), abi, case, &huge_pages)
+                    .with_context(|| format!("{}: {case}", abi.name()))?;
+            }
         }
         Ok(())
     });
