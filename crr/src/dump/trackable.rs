@@ -42,8 +42,7 @@ pub(super) fn find(
         let refuse = &mut Refuse::new(&mut refusals, pid, &name);
         let of_task = || format!("task {pid}");
         for tid in task.threads.iter().map(Stopped::tid) {
-            let mut links = links.of(tid).iter();
-            links.try_for_each(|link| pins::refuse_link(tid, link, refuse)).with_context(of_task)?;
+            links.of(tid).iter().for_each(|link| pins::refuse_link(link, refuse));
         }
         let status = outline::read_status(task, &mut buffer).with_context(of_task)?;
         pins::refuse_pinned(&status, refuse);

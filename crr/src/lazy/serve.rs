@@ -126,7 +126,9 @@ impl Server<'_> {
 
     /// Gets another guard.
     fn replace_guard(&mut self) -> Result<()> {
-        self.epoll.delete(&self.guard).context("epoll")?;
+        if let Err(errno) = self.epoll.delete(&self.guard) {
+            log::warn!("lazy-pages: epoll: {}", errno.desc());
+        }
         // One that has taken the place of the first is a child.
         let _ = waitpid(None, Some(WaitPidFlag::WNOHANG));
         if self.source.fetch.is_some() {
@@ -137,8 +139,19 @@ impl Server<'_> {
             return Ok(());
         }
         log::warn!("lazy-pages: crr-lazy-guard was ended: another one takes its place");
-        self.guard = self.watch.renew()?;
-        self.listen_to_guard()
+        match self.watch.renew() {
+            Ok(guard) => {
+                self.guard = guard;
+                self.listen_to_guard()
+            }
+            // To end for want of a guard would be what it is there against.
+            Err(e) => {
+                log::warn!(
+                    "lazy-pages: there is no other guard: if crr-lazy-pages is ended, too, tasks go on with memory missing: {e:#}"
+                );
+                Ok(())
+            }
+        }
     }
 
     fn add(&mut self, fd: OwnedFd, pending: Pending) -> Result<()> {

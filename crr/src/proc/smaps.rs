@@ -134,6 +134,7 @@ pub fn parse<'a, E: From<Malformed>>(
 ) -> Result<(), E> {
     const NONE: &[u8] = b" 0 kB";
     let mut area: Option<Area<'a>> = None;
+    let mut swap: &[u8] = b"";
     for line in lines(text) {
         match line.first() {
             Some(b'0'..=b'9' | b'a'..=b'f') => {
@@ -159,6 +160,13 @@ pub fn parse<'a, E: From<Malformed>>(
             }
             // Counts of pages; most are none.
             Some(b'S') if line.starts_with(b"Shared_") && !line.ends_with(NONE) => {
+                if let Some(area) = &mut area {
+                    area.has_common_pages = true;
+                }
+            }
+            Some(b'S') if line.starts_with(b"Swap:") => swap = line[5..].trim_ascii_start(),
+            // Shared out among all who have a page there: less than the whole, if others do.
+            Some(b'S') if line.starts_with(b"SwapPss:") && line[8..].trim_ascii_start() != swap => {
                 if let Some(area) = &mut area {
                     area.has_common_pages = true;
                 }
@@ -283,6 +291,22 @@ VmFlags: rd wr mr mw me gd ac
         assert_eq!(areas[2].name, b"[vdso]");
         assert!(areas[3].shared && !areas[2].shared);
         assert_eq!(areas[3].name, b"/dev/zero (deleted)");
+    }
+
+    #[test]
+    fn pages_that_others_have_too() {
+        let has = |shared: &str, anonymous: &str, ksm: &str, swap: &str, swap_pss: &str| {
+            let text = format!(
+                "10000-20000 rw-p 0 00:00 0 \nShared_Clean:          0 kB\nShared_Dirty:{shared:>11} kB\n\
+                 Anonymous:{anonymous:>14} kB\nKSM:{ksm:>20} kB\nSwap:{swap:>19} kB\nSwapPss:{swap_pss:>16} kB\nVmFlags: rd wr\n"
+            );
+            all(text.as_bytes()).unwrap()[0].has_common_pages
+        };
+        assert!(!has("0", "40", "0", "0", "0") && has("4", "40", "0", "0", "0"));
+        // A file's alone.
+        assert!(!has("4", "0", "0", "0", "0"));
+        assert!(has("0", "40", "4", "0", "0"));
+        assert!(!has("0", "40", "0", "8", "8") && has("0", "0", "0", "8", "4"));
     }
 
     /// A file that gives a few bytes at a time.

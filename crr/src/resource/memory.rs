@@ -17,7 +17,7 @@ use crate::refusal::{Refusal, Refusals};
 use crate::remote::CodeArea;
 use crate::sys::userfaultfd;
 use crate::track::instance;
-use crate::track::keeper::Keeper;
+use crate::track::keeper::{self, Keeper};
 use anyhow::{Context, Result};
 use images::file::Path;
 use images::memory::{AreaName, Backing, Memory, Space, Vma, vm};
@@ -300,12 +300,26 @@ impl Backings {
         for keeper in &self.keepers {
             descriptors.extend(keeper.descriptors_for_memory(task)?);
         }
-        for Range { start, end } in self.tracked.drain(..) {
+        let mut looked_for_others = false;
+        for Range { start, end } in std::mem::take(&mut self.tracked) {
             // Nothing changes where an area is under the descriptor already (userfaultfd_register() of fs/userfaultfd.c), and each is under one. If that is
             // another one: EBUSY, or no address space to be found any more, where the task has run another program.
             let is_its = |descriptor: &OwnedFd| userfaultfd::track(descriptor.as_fd(), start, end).is_ok();
             if descriptors.iter().any(is_its) {
                 continue;
+            }
+            // That of a series that was begun later, of this task alone, say.
+            if !looked_for_others {
+                looked_for_others = true;
+                for other in keeper::of_tasks(&HashSet::from([task.pid]))? {
+                    if self.keepers.iter().all(|known| known.pid() != other.pid()) {
+                        descriptors.extend(other.descriptors_for_memory(task)?);
+                        self.keepers.push(other);
+                    }
+                }
+                if descriptors.iter().any(is_its) {
+                    continue;
+                }
             }
             let reason = format!("{WATCHED_BY_OTHERS} (smaps flag uw)");
             let hint =

@@ -512,6 +512,10 @@ fn control_page(tree: &File) -> Result<ControlPage> {
 /// The most that one call may count against the commit limit, unless that is strict or there is none: all memory and swap
 /// (OVERCOMMIT_GUESS of __vm_enough_memory(), mm/util.c).
 fn counted_at_once() -> Result<u64> {
+    let mode = std::fs::read_to_string("/proc/sys/vm/overcommit_memory").unwrap_or_default();
+    if mode.trim() != "0" {
+        return Ok(u64::MAX);
+    }
     let machine = nix::sys::sysinfo::sysinfo().context("sysinfo")?;
     Ok(machine.ram_total() + machine.swap_total())
 }

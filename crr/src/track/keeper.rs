@@ -113,6 +113,11 @@ impl Keeper {
         of_others.filter_map(|other| self.descriptor(other.task).transpose()).collect()
     }
 
+    /// Its process.
+    pub(crate) const fn pid(&self) -> Pid {
+        self.pid
+    }
+
     /// Whether it still is. Asked of a tree that stands still: a round that came in between would have ended it, before it protected anything.
     pub(crate) fn is_alive(&self) -> Result<bool> {
         let mut ended = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
