@@ -90,11 +90,14 @@ pub(crate) fn refuse_other_ids<'a>(
     tasks: impl Iterator<Item = (Pid, &'a str, &'a Dir)>,
     refusals: &mut Refusals,
 ) -> Result<()> {
-    let own = Namespaces::of(&Dir::task(nix::unistd::getpid().as_raw())?)?;
+    // The others are read only where this one says that it comes to a refusal: the tree stands still.
+    let of_ids = |dir: &Dir| dir.link("ns/pid").ok();
+    let own_dir = Dir::task(nix::unistd::getpid().as_raw())?;
+    let own_ids = of_ids(&own_dir);
     for (pid, name, dir) in tasks {
-        let theirs = Namespaces::of(dir).with_context(|| format!("task {pid}"))?;
-        if !theirs.has_ids_of(&own) {
-            theirs.refuse_others(&own, &mut Refuse::new(refusals, pid, name));
+        if of_ids(dir) != own_ids {
+            let theirs = Namespaces::of(dir).with_context(|| format!("task {pid}"))?;
+            theirs.refuse_others(&Namespaces::of(&own_dir)?, &mut Refuse::new(refusals, pid, name));
         }
     }
     Ok(())
